@@ -33,6 +33,7 @@ from meterkit.decisions.subscription_periods import (
     is_provisional,
     renewals_of,
     subscription_bounds,
+    with_former_start,
 )
 from meterkit.errors import MeterkitError
 
@@ -248,6 +249,7 @@ def subscriptions(draw: st.DrawFn) -> SubscriptionState:
         trial_end_ms=anchor_ms if is_trial else None,
         trial_end_action=draw(st.sampled_from(("continue", "cancel", "pause"))),
         cancel_at_ms=ends,
+        former_start_ms=draw(st.sampled_from((0, 0, start_ms - 10 * DAY_MS, start_ms - 50 * DAY_MS))),
     )
 
 
@@ -264,6 +266,36 @@ def test_periods_follow_each_other_without_gap_or_overlap(
         after = subscription_bounds(found, counting, bounds.end_ms)
         assert (bounds.end_ms, bounds.next_end_ms) == (after.start_ms, after.end_ms)
         bounds = after
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "expected"),
+    [
+        # A person gives a trial until 30 June, which cuts the period of 5 June short.
+        (("06-05", "07-05", "01-05"), ("06-17", "06-30", "06-30"), "06-05"),
+        # It ends: a month before is 30 May, and the trial began on the 17th.
+        (("06-17", "06-30", "06-30"), ("06-30", "07-30", "06-30"), "06-17"),
+        # A renewal, which the anchor tells of; one that was not heard of; one that goes on at once.
+        (("06-05", "07-05", "01-05"), ("07-05", "08-05", "01-05"), None),
+        (("06-05", "07-05", "01-05"), ("08-17", "09-17", "08-17"), None),
+        (("06-05", "07-05", "01-05"), ("06-05T00:01", "07-05T00:01", "06-05T00:01"), None),
+    ],
+)
+def test_where_the_period_before_began(
+    known: tuple[str, str, str], new: tuple[str, str, str], expected: str | None
+) -> None:
+    before, after = (
+        subscription(f"2031-{start}", f"2031-{end}", anchor=f"2031-{anchor}")
+        for start, end, anchor in (known, new)
+    )
+    made_ms = ms("2031-01-05")
+    after = replace(after, created_ms=made_ms, trial_end_ms=ms("2031-06-30"))
+    after = replace(after, status="trialing" if after.end_ms == after.trial_end_ms else "active")
+    found = with_former_start(after, replace(before, created_ms=made_ms))
+    assert found.former_start_ms == (0 if expected is None else ms(f"2031-{expected}"))
+    if expected is not None:
+        earlier = subscription_bounds(found, CountingCycle(per="month"), found.start_ms - 1)
+        assert (earlier.start_ms, earlier.end_ms) == (ms(f"2031-{expected}"), found.start_ms)
 
 
 def test_a_period_beyond_the_longest_is_cut_at_the_anchor() -> None:

@@ -22,7 +22,12 @@ from meterkit.decisions.item_prices import (
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.subscription import ENDED, NEVER_MS, Status, SubscriptionState
-from meterkit.decisions.subscription_periods import CountingCycle, Interval, subscription_bounds
+from meterkit.decisions.subscription_periods import (
+    CountingCycle,
+    Interval,
+    subscription_bounds,
+    with_former_start,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -384,7 +389,7 @@ def with_subscription(
     known = state.subscription
     is_same = known is not None and subscription is not None and known.id == subscription.id
     if is_same and known is not None and subscription is not None:
-        subscription = subscription.with_known_failures(known)
+        subscription = with_former_start(subscription.with_known_failures(known), known)
         if plans is not None:
             subscription = subscription.with_known_plan(known, plans, addons)
     currency = "" if subscription is None else subscription.currency

@@ -13,6 +13,8 @@ HOLD_SLOT_MS: Final = 300_000
 """Length of one of the two slots of holds."""
 
 HOUR_MS: Final = 3_600_000
+SHORTEST_MS: Final = 120_000
+"""A period that another one follows sooner goes on in it: counts stay (``close_period.lua``), grants too."""
 
 _MONTHS = {"month": 1, "year": 12}
 _MONTH_DIGITS: Final = len("2026-10")

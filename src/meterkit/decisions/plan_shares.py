@@ -33,6 +33,7 @@ from meterkit.decisions.customer_state import (
     plan_named,
 )
 from meterkit.decisions.grants import MICRO, grant_lines, sort_by_burn_order
+from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.rollover import (
     AT_ONCE_MS,
     PlanHistory,
@@ -42,7 +43,6 @@ from meterkit.decisions.rollover import (
     living_lines,
     mark_rolled,
 )
-from meterkit.decisions.stored_grants import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.allowance import PeriodGrants
 from meterkit.decisions.grants import grant_name, sold_grants, target_of
+from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 _PLANS: Final = ("p ", "o ")
 _KINDS: Final = frozenset({"a ", *_PLANS})
 _DEBT: Final = "d "
-SHORTEST_MS: Final = 120_000
-"""A period that another one follows sooner goes on in it: counts stay (``close_period.lua``), grants too."""
 
 
 @dataclass(frozen=True, slots=True)

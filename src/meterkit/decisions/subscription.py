@@ -66,6 +66,8 @@ class SubscriptionState:
         seats: in all, those that the plan and add-ons cover included; 0: it has no seat price.
         addons: add-ons that its items sell, whether or not the plan allows them.
         start_ms, end_ms: its current period; the end is the first instant after it.
+        former_start_ms: first instant of the period before, where a person has moved the anchor since; 0:
+            the anchor says it.
         usage_start_ms, usage_end_ms: the current period of its metered prices, where that is another one; 0:
             it is not.
         anchor_ms: its ``billing_cycle_anchor``.
@@ -123,6 +125,7 @@ class SubscriptionState:
     failed_at_ms: int = 0
     ended_at_ms: int | None = None
     created_ms: int = 0
+    former_start_ms: int = 0
     usage_start_ms: int = 0
     usage_end_ms: int = 0
     never_began: bool = False

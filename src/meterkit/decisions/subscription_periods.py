@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.item_prices import interval_of
-from meterkit.decisions.periods import Bounds, bounds_at
+from meterkit.decisions.periods import SHORTEST_MS, Bounds, bounds_at
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 
 if TYPE_CHECKING:
@@ -83,10 +83,13 @@ def _cycle_spans(subscription: SubscriptionState, counting: CountingCycle) -> It
     if not is_trial and (not is_whole or grid.end_ms == end_ms):
         # Stripe has a price of another interval begin in mid-period; what was used in it stays used.
         start_ms = max(grid.start_ms, made_ms)
+    former_ms = max(made_ms, min(subscription.former_start_ms or start_ms, start_ms))
+    former_is_whole = start_ms - former_ms <= _LONGEST_MS[counting.per]
     renewal_ms = end_ms if anew_ms is None else max(end_ms, anew_ms)
     cuts = (
         _CycleSpan(-NEVER_MS, made_ms, None),
-        _CycleSpan(made_ms, start_ms, anchor_ms),
+        _CycleSpan(made_ms, former_ms, anchor_ms),
+        _CycleSpan(former_ms, start_ms, anchor_ms, former_is_whole),
         _CycleSpan(start_ms, end_ms, anchor_ms, is_whole),
         _CycleSpan(end_ms, renewal_ms, anchor_ms),
         _CycleSpan(renewal_ms, ends_ms, anchor_ms if anew_ms is None else anew_ms),
@@ -95,6 +98,23 @@ def _cycle_spans(subscription: SubscriptionState, counting: CountingCycle) -> It
     for found in cuts[:-1]:
         yield found._replace(till_ms=min(found.till_ms, ends_ms))
     yield cuts[-1]
+
+
+def with_former_start(new: SubscriptionState, known: SubscriptionState) -> SubscriptionState:
+    """Keep where the period before the current one began, unless the anchor says so.
+
+    Args:
+        new: a subscription as Stripe shows it now.
+        known: the same one, as it was known until now.
+    """
+    if new.start_ms - known.start_ms < SHORTEST_MS:
+        return replace(new, former_start_ms=known.former_start_ms)
+    if new.start_ms > _current_end_ms(known):
+        return new  # A renewal was not heard of.
+    per: Interval = "month" if new.start_ms - known.start_ms <= _LONGEST_MS["month"] else "year"
+    grid = bounds_at(new.start_ms - 1, anchor_ms=new.anchor_ms, interval=per)
+    by_anchor_ms = max(grid.start_ms, new.created_ms)
+    return new if by_anchor_ms == known.start_ms else replace(new, former_start_ms=known.start_ms)
 
 
 OWN_HOUR_MS: Final = 3_600_000
