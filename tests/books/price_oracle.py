@@ -20,14 +20,33 @@ from meterkit.catalog import Catalog, Plan
 _FIRST_MINUTE_S = 60
 _SOLD: Final = "meterkit_line_prices_"
 _LOWERED: Final = "meterkit_less_"
+_ADDON: Final = "price_addon_"
 _RENEWAL: Final = "subscription_cycle"
+
+
+class Sold(NamedTuple):
+    """A plan, and the quantities of add-ons beside it."""
+
+    plan: str
+    addons: tuple[tuple[str, int], ...]
+
+    def included(self, meter: str, catalog: Catalog) -> int | None:
+        """How much of a meter a whole period includes; None: any quantity, or none is said."""
+        plan = catalog.plans[self.plan]
+        own = plan.entitlements[meter].included
+        if not isinstance(own, int):
+            return None
+        added = (
+            n * catalog.addons[key].included.get(meter, 0) for key, n in self.addons if key in plan.addons
+        )
+        return own + sum(added)
 
 
 class _Seen(NamedTuple):
     """What an event said of a subscription."""
 
     at_s: int
-    plan: str | None
+    plan: Sold | None
     start_s: int
     end_s: int
 
@@ -56,7 +75,7 @@ class PlanTimes:
                 self.changes += 1
                 found = event["data"]["object"]
                 start_s, end_s = _period(found)
-                seen = _Seen(event["created"], _plan(found, catalog), start_s, end_s)
+                seen = _Seen(event["created"], _sold(found, catalog), start_s, end_s)
                 known = self._seen.setdefault(found["id"], [])
                 last = known[-1] if known else seen
                 is_shorter = last.start_s == start_s and end_s < last.end_s  # It is paused.
@@ -68,21 +87,13 @@ class PlanTimes:
     def included(
         self, subscription: Mapping[str, Any], meter: str, catalog: Catalog, *, heard_of: datetime
     ) -> int | None:
-        """Included quantity of a meter in a period by now; None: the rule does not cover it.
-
-        ``heard_of``: until when the kit has heard of what happened.
-        """
-        seen = self._seen.get(subscription["id"], [])
+        """Included quantity of a meter in a period by now; None: the rule does not cover it."""
+        sold = self.sold(subscription, catalog, heard_of=heard_of)
+        parts = [one.included(meter, catalog) for _, one in sold]
+        if not parts or catalog.billing.changes.allowance == "whole":
+            return parts[-1] if parts else None
         start_s, end_s = _period(subscription)
-        if not seen or seen[-1].at_s >= int(heard_of.timestamp()):
-            return None
-        plans = _parts(seen, start_s, int(self.world.clock()))
-        if plans[-1][1] != _plan(subscription, catalog) or any(plan is None for _, plan in plans):
-            return None
-        parts = [catalog.plans[str(plan)].entitlements[meter].included for _, plan in plans]
-        if catalog.billing.changes.allowance == "whole":
-            return parts[-1] if isinstance(parts[-1], int) else None
-        bounds = [*(at_s for at_s, _ in plans), end_s]
+        bounds = [*(at_s for at_s, _ in sold), end_s]
         total = Fraction(0)
         for part, begin_s, next_s in zip(parts, bounds, bounds[1:], strict=False):
             if not isinstance(part, int):
@@ -90,10 +101,25 @@ class PlanTimes:
             total += Fraction(part * (next_s - begin_s), end_s - start_s)
         return ceil(total)
 
+    def sold(
+        self, subscription: Mapping[str, Any], catalog: Catalog, *, heard_of: datetime
+    ) -> list[tuple[int, Sold]]:
+        """What the period of a subscription has had until now, by its first second; empty: it is not clear.
 
-def _parts(seen: Sequence[_Seen], start_s: int, now_s: int) -> list[tuple[int, str | None]]:
-    """The plans of a period by their first second; a change in the first minute counts from the start."""
-    found: list[tuple[int, str | None]] = []
+        ``heard_of``: until when the kit has heard of what happened.
+        """
+        seen = self._seen.get(subscription["id"], [])
+        if not seen or seen[-1].at_s >= int(heard_of.timestamp()):
+            return []
+        plans = _parts(seen, _period(subscription)[0], int(self.world.clock()))
+        known = [(at_s, sold) for at_s, sold in plans if sold is not None]
+        is_clear = len(known) == len(plans) and known[-1][1] == _sold(subscription, catalog)
+        return known if is_clear else []
+
+
+def _parts(seen: Sequence[_Seen], start_s: int, now_s: int) -> list[tuple[int, Sold | None]]:
+    """What was sold in a period by its first second; a change in the first minute counts from the start."""
+    found: list[tuple[int, Sold | None]] = []
     for one in seen:
         if one.at_s <= start_s + _FIRST_MINUTE_S:
             found = [(start_s, one.plan)]
@@ -115,6 +141,17 @@ def usage_terms(usage: Mapping[str, Any], subscription: Mapping[str, Any], catal
 def _plan(subscription: Mapping[str, Any], catalog: Catalog) -> str | None:
     bases = {item["price"]["id"] for item in subscription["items"]["data"]}
     return next((plan.key for plan in catalog.plans.values() if plan.price.stripe_price in bases), None)
+
+
+def _sold(subscription: Mapping[str, Any], catalog: Catalog) -> Sold | None:
+    plan = _plan(subscription, catalog)
+    return None if plan is None else Sold(plan, tuple(sorted(_addons(subscription).items())))
+
+
+def _addons(subscription: Mapping[str, Any]) -> dict[str, int]:
+    """How many of each add-on its items sell, by the ids that the shop's prices have."""
+    quantities = {item["price"]["id"]: item.get("quantity") for item in subscription["items"]["data"]}
+    return {price.removeprefix(_ADDON): n for price, n in quantities.items() if price.startswith(_ADDON)}
 
 
 def _period(subscription: Mapping[str, Any]) -> tuple[int, int]:
@@ -189,6 +226,7 @@ class Ledger:
     wrong: list[str] = field(default_factory=list[str])
     plan_times: PlanTimes = field(init=False)
     _names: dict[str, str] = field(default_factory=dict[str, str])
+    _cents: dict[str, Decimal] = field(default_factory=dict[str, Decimal])
     _ends: dict[tuple[str, datetime], datetime] = field(default_factory=dict[tuple[str, datetime], datetime])
     _known: dict[str, _AtStripe | None] = field(default_factory=dict[str, "_AtStripe | None"])
 
@@ -264,7 +302,9 @@ class Ledger:
             if (entry.customer, entry.meter, entry.period) == (customer, meter, period)
         )
         left = max(0, included - paid) if isinstance(included, int) else quantity
-        if usage["meters"][meter]["granted"] == 0 and beyond != max(0, quantity - left):
+        has_credits = any(meter in credit.costs for credit in self.catalog.credits.values())
+        is_plain = usage["meters"][meter]["granted"] == 0 and not has_credits
+        if is_plain and beyond != max(0, quantity - left):
             self.complain(
                 f"of {quantity} {meter} {beyond} are overage, of {included} included {paid} are used"
             )
@@ -307,6 +347,11 @@ class Ledger:
             (plan.key for plan in self.catalog.plans.values() if plan.price.stripe_price in bases), None
         )
 
+    async def addons_at_stripe(self) -> dict[str, int]:
+        """How many of each add-on the subscription has."""
+        found = await self.world.list("/v1/subscriptions")
+        return _addons(found[0]) if found else {}
+
     async def _terms_of(self, subscription: Mapping[str, Any]) -> _AtStripe:
         return _AtStripe(await self._prices_of(subscription), subscription["status"] in _FREE)
 
@@ -319,10 +364,22 @@ class Ledger:
             return self._sold_prices(subscription, _plan(subscription, self.catalog))
         names = await self._meters()
         return {
-            names[price["recurring"]["meter"]]: Decimal(price["unit_amount_decimal"])
+            names[price["recurring"]["meter"]]: await self._cents_of(price)
             for item in subscription["items"]["data"]
             if (price := item["price"])["recurring"]["usage_type"] == "metered"
         }
+
+    async def _cents_of(self, price: Mapping[str, Any]) -> Decimal:
+        """What a price takes for a unit in the customer's currency."""
+        if price["currency"] == self.catalog.currency:
+            return Decimal(price["unit_amount_decimal"])
+        if price["id"] not in self._cents:
+            shown = await self.world.ask(
+                "GET", f"/v1/prices/{price['id']}", **{"expand[0]": "currency_options"}
+            )
+            options = shown["currency_options"][self.catalog.currency]
+            self._cents[price["id"]] = Decimal(options["unit_amount_decimal"])
+        return self._cents[price["id"]]
 
     def _sold_prices(self, subscription: Mapping[str, Any], plan: str | None) -> dict[str, Decimal]:
         """What lines charge for usage on a plan: what the subscription was sold at, else as in the file."""
@@ -375,7 +432,7 @@ class Ledger:
                     price["lookup_key"]: price["id"]
                     for price in prices
                     if price["recurring"]["meter"] == events[meter.stripe.event_name]
-                    and Decimal(price["unit_amount_decimal"]) == cents
+                    and await self._cents_of(price) == cents
                 }
                 found.append(fitting.get(own) or next(iter(fitting.values())))
         return found

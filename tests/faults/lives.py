@@ -1,4 +1,4 @@
-"""What the shop of a life sells: a plans file whose amounts, allowance and currency are a seed's."""
+"""Random lives of a customer: a year in which anything may happen at any time."""
 
 from __future__ import annotations
 
@@ -12,105 +12,14 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from books.correction_oracle import Correction, Corrections
+from books.credit_oracle import Purse
 from books.kept_terms import Terms, read_terms
 from books.price_oracle import Ledger
 from drivers.world import Killed, Refused, World, run
+from faults.life_shop import ADDONS, CURRENCIES, METERS, PLANS, WORK, ShopFile
 from faults.operator_acts import ACTS, Desk, Nothing
 from meterkit import Corrected
-from meterkit.catalog import Catalog, loads
 from meterkit.errors import MeterkitError, QuantityError
-
-PLANS: Final = ("basic", "pro", "tried", "max")
-METERS: Final = ("tokens", "pages", "calls")
-_AMOUNTS: Final[Mapping[str, int]] = {
-    "basic_tokens": 5,
-    "basic_calls": 2,
-    "pro_tokens": 3,
-    "pro_pages": 7,
-    "pro_calls": 2,
-    "tried_tokens": 4,
-    "tried_pages": 6,
-    "max_pages": 7,
-    "max_calls": 1,
-}
-_FILE: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters:
-  tokens: {{unit: token, stripe: {{event_name: ai_tokens}}}}
-  pages:  {{unit: page, stripe: {{event_name: pdf_pages}}}}
-  calls:  {{unit: call, stripe: {{event_name: api_calls}}}}
-  seats:  {{unit: seat, kind: gauge}}
-routes: [{{match: "*", exempt: true}}]
-billing: {{usage: {usage}, changes: {{allowance: {allowance}, downgrade: {downgrade}}}}}
-plans:
-  free:
-    price: {{amount_cents: 0, interval: month}}
-    meters:
-      tokens: {{included: 5, overage: deny}}
-      pages:  {{included: 5, overage: deny}}
-      calls:  {{included: 5, overage: deny}}
-  basic:
-    rank: 1
-    price: {{amount_cents: 1500, interval: month, stripe_price: price_basic}}
-    seat_price: {{amount_cents: 300, stripe_price: price_basic_seat}}
-    meters:
-      tokens: {{included: 10, overage: {{bill: {{per: 1, amount_cents: {basic_tokens}}}}}}}
-      pages:  {{included: 10, overage: deny}}
-      calls:  {{included: 20, overage: {{bill: {{per: 1, amount_cents: {basic_calls}}}}}}}
-      seats:  {{included: 1, overage: deny}}
-  pro:
-    rank: 2
-    price: {{amount_cents: 2900, interval: month, stripe_price: price_pro}}
-    seat_price: {{amount_cents: 200, stripe_price: price_pro_seat}}
-    meters:
-      tokens: {{included: 20, overage: {{bill: {{per: 1, amount_cents: {pro_tokens}}}}}}}
-      pages:  {{included: 10, overage: {{bill: {{per: 1, amount_cents: {pro_pages}}}}}}}
-      calls:  {{included: 20, overage: {{bill: {{per: 1, amount_cents: {pro_calls}}}}}}}
-      seats:  {{included: 3, overage: deny}}
-  tried:
-    rank: 3
-    price: {{amount_cents: 3300, interval: month, stripe_price: price_tried}}
-    trial: 14d
-    meters:
-      tokens: {{included: 0, overage: {{bill: {{per: 1, amount_cents: {tried_tokens}}}}}}}
-      pages:  {{included: 0, overage: {{bill: {{per: 1, amount_cents: {tried_pages}}}}}}}
-      calls:  {{included: unlimited}}
-  max:
-    rank: 4
-    price: {{amount_cents: 9900, interval: month, stripe_price: price_max}}
-    seat_price: {{amount_cents: 100, stripe_price: price_max_seat}}
-    meters:
-      tokens: {{included: unlimited}}
-      pages:  {{included: 30, overage: {{bill: {{per: 1, amount_cents: {max_pages}}}}}}}
-      calls:  {{included: 50, overage: {{bill: {{per: 1, amount_cents: {max_calls}}}}}}}
-      seats:  {{included: 5, overage: deny}}
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShopFile:
-    """A plans file; ``amounts`` are cents for a unit beyond what is included, by plan and meter."""
-
-    allowance: str = "prorated"
-    downgrade: str = "period_end"
-    usage: str = "meters"
-    amounts: Mapping[str, int] = field(default_factory=lambda: _AMOUNTS)
-
-    @property
-    def catalog(self) -> Catalog:
-        words = {"allowance": self.allowance, "downgrade": self.downgrade, "usage": self.usage}
-        return loads(_FILE.format(**words, **self.amounts))
-
-    def with_prices(self, plan: str, more: int) -> ShopFile:
-        """The file after the seller has changed all usage prices of a plan."""
-        changed = {
-            name: (cents + more) % 9 + 1 if name.startswith(f"{plan}_") else cents
-            for name, cents in self.amounts.items()
-        }
-        return replace(self, amounts=changed)
-
 
 _T = TypeVar("_T")
 
@@ -141,6 +50,8 @@ KINDS: Final = {
     "new_prices": 4,
     "correct": 8,
 }
+# They come between the others, drawn on their own.
+_BESIDE: Final = {"set_addons": 30, "use": 70}
 _CHOICES: Final = {"use": METERS, "correct": METERS, "by_hand": ACTS}
 ALLOWANCES: Final = ("prorated", "whole")
 DOWNGRADES: Final = ("period_end", "now")
@@ -161,9 +72,21 @@ class Event:
 
 
 def drawn(seed: int) -> list[Event]:
+    """The events of a seed's life: any at any time, and use of add-ons and credits between them."""
+    events = _drawn_of_all(seed)
+    random = Random(f"{seed} beside")  # noqa: S311 - a story, not a secret
+    at = timedelta()
+    while (at := at + timedelta(minutes=random.choice((4, 90, 6_000, 12_000)), seconds=30)) < YEAR:
+        (kind,) = random.choices([*_BESIDE], [*_BESIDE.values()])
+        what = random.choice(ADDONS) if kind == "set_addons" else WORK
+        events.append(Event(at=at, kind=kind, what=what, number=random.randint(1, 60)))
+    return sorted(events, key=lambda event: event.at)
+
+
+def _drawn_of_all(seed: int) -> list[Event]:
     random = Random(seed)  # noqa: S311 - a story, not a secret
     events = [
-        Event(at=timedelta(), kind="open_shop", what=ALLOWANCES[seed % 2], number=seed // 2 % 2),
+        Event(at=timedelta(), kind="open_shop", what=ALLOWANCES[seed % 2], number=seed // 2 % 6),
         Event(at=timedelta(), kind="subscribe", what=random.choice(PLANS), number=random.randint(1, 6)),
     ]
     at = timedelta()
@@ -185,6 +108,7 @@ class Life:
     world: World
     ledger: Ledger
     corrections: Corrections
+    purse: Purse
     told: list[str] = field(default_factory=list[str])
     _file: ShopFile = field(default_factory=ShopFile)
     _later: Terms | None = None
@@ -194,6 +118,7 @@ class Life:
     _acted_at: datetime = START
     _ends: list[datetime] = field(default_factory=list[datetime])
     _changes: int = 0
+    _currency: str = CURRENCIES[0]
 
     async def live(self, events: Sequence[Event]) -> None:
         """Live a year, and on in peace until its last invoice is final."""
@@ -233,12 +158,14 @@ class Life:
         return "" if came is None else str(came)
 
     async def _open_shop(self, event: Event) -> None:
-        self._file = replace(self._file, allowance=event.what, downgrade=DOWNGRADES[event.number])
+        downgrade = DOWNGRADES[event.number % len(DOWNGRADES)]
+        self._file = replace(self._file, allowance=event.what, downgrade=downgrade)
+        self._currency = CURRENCIES[event.number // len(DOWNGRADES)]
         await self._deploy()
 
     async def _deploy(self, *, beside: bool = False) -> None:
-        self.ledger.catalog = self._file.catalog
-        await self.world.deploy(self.ledger.catalog, beside=beside)
+        self.ledger.catalog = self._file.in_currency(self._currency)
+        await self.world.deploy(self._file.catalog, beside=beside)
 
     async def _new_prices(self, event: Event) -> str:
         """The seller changes the usage prices of a plan: for present customers nothing changes."""
@@ -270,7 +197,10 @@ class Life:
         process = self.world.process
         # Whether usage was recorded is known here: what becomes of it as a process dies has tests of its own.
         dies_in, process.dies_at = process.dies_at - process.steps, 0
-        await self.ledger.record(CUSTOMER, event.what, event.number)
+        if event.what == WORK:
+            await self.purse.use(event.number // 4 + 1)
+        else:
+            await self.ledger.record(CUSTOMER, event.what, event.number)
         process.dies_at = process.steps + dies_in if dies_in > 0 else 0
 
     async def _correct(self, event: Event) -> str:
@@ -301,7 +231,9 @@ class Life:
     async def _subscribe(self, event: Event) -> str:
         plan = self.ledger.catalog.plans[event.what]
         seats = event.number % 4 + 1 if plan.seat_price is not None else 1
-        made = await self.world.do(self.world.kit.subscriptions.create(CUSTOMER, plan.key, seats))
+        addons = dict.fromkeys(plan.addons, event.number % 3)
+        create = self.world.kit.subscriptions.create
+        made = await self.world.do(create(CUSTOMER, plan.key, seats, addons=addons, currency=self._currency))
         await self.ledger.expect_sold(made.subscription.id, plan.key)
         if made.client_secret is not None and made.subscription.status == "incomplete":
             with suppress(ValueError):  # The payment fails.
@@ -309,7 +241,7 @@ class Life:
         return made.subscription.status
 
     async def _change_plan(self, event: Event) -> str:
-        before = await self.ledger.plan_at_stripe()
+        before, bought = await self.ledger.plan_at_stripe(), await self.ledger.addons_at_stripe()
         made = await self._keeping_terms(
             self.world.kit.subscriptions.change_plan(CUSTOMER, event.what), f"to {event.what}"
         )
@@ -318,10 +250,25 @@ class Life:
             self._later = later if later is not None and later.is_lasting else None
         if made.confirmed and made.subscription.pending_change is None and before != event.what:
             await self.ledger.expect_sold(made.subscription.id, event.what)
+            listed = self.ledger.catalog.plans[event.what].addons
+            await self._expect_addons({key: n for key, n in bought.items() if key in listed})
         return f"{made.subscription.plan}, later {made.subscription.pending_change}"
 
     async def _set_seats(self, event: Event) -> None:
         await self._keeping(self.world.kit.subscriptions.set_seats(CUSTOMER, event.number % 6 + 1), "seats")
+
+    async def _set_addons(self, event: Event) -> str:
+        bought = await self.ledger.addons_at_stripe()
+        addons = {event.what: event.number % 6}
+        made = await self._keeping(self.world.kit.subscriptions.set_addons(CUSTOMER, addons), "add-ons")
+        if made.client_secret is None and made.subscription.pending_change is None:
+            await self._expect_addons({key: n for key, n in (bought | addons).items() if n})
+        return f"{made.subscription.addons}, later {made.subscription.pending_change}"
+
+    async def _expect_addons(self, wanted: Mapping[str, int]) -> None:
+        found = await self.ledger.addons_at_stripe()
+        if found != wanted:
+            self.ledger.complain(f"Stripe has the add-ons {found}, not {wanted}")
 
     async def _cancel(self, _: Event) -> None:
         before = await read_terms(self.world, STRIPE_CUSTOMER)
@@ -335,12 +282,12 @@ class Life:
     async def _resume(self, _: Event) -> None:
         await self._keeping(self.world.kit.subscriptions.resume(CUSTOMER), "resume")
 
-    async def _keeping(self, work: Coroutine[Any, Any, object], name: str) -> None:
+    async def _keeping(self, work: Coroutine[Any, Any, _T], name: str) -> _T:
         """Have the kit do something that changes no price of usage."""
         self.world.emulator.advance()
         before = await self.ledger.charged()
         try:
-            await self._keeping_terms(work, name)
+            return await self._keeping_terms(work, name)
         finally:
             self.ledger.expect_charged(before, await self.ledger.charged(), name)
 
@@ -502,9 +449,11 @@ def lived(
     async def story(world: World) -> tuple[list[str], list[str]]:
         ledger = Ledger(world=world, catalog=file.catalog)
         corrections = Corrections(ledger=ledger, customer=CUSTOMER)
-        life = Life(world=world, ledger=ledger, corrections=corrections, _file=file)
+        purse = Purse(ledger=ledger, customer=CUSTOMER)
+        life = Life(world=world, ledger=ledger, corrections=corrections, purse=purse, _file=file)
         await life.live(events)
-        await life.corrections.audit()
+        await corrections.audit()
+        await purse.audit()
         return await life.ledger.audit(), life.told
 
     return run(patched, story, catalog=file.catalog, start=START)

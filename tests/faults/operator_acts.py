@@ -73,7 +73,8 @@ class Desk(Dashboard):
         await self.update(**await self._coupon(percent_off=str(self.number % 50 + 1), duration="forever"))
 
     async def amount_off_once(self) -> None:
-        await self.update(**await self._coupon(amount_off="300", currency="usd", duration="once"))
+        currency = (await self.subscription())["currency"]
+        await self.update(**await self._coupon(amount_off="300", currency=currency, duration="once"))
 
     async def no_discount(self) -> None:
         await self.update(discounts="")
@@ -100,7 +101,7 @@ class Desk(Dashboard):
     async def own_price(self) -> None:
         """Give the customer a price of its own for a meter: dearer or cheaper."""
         item = await self.item(metered=True)
-        terms = {name: item["price"][name] for name in ("currency", "product")}
+        terms = {"currency": (await self.subscription())["currency"], "product": item["price"]["product"]}
         recurring = {f"recurring[{name}]": item["price"]["recurring"][name] for name in ("interval", "meter")}
         recurring["recurring[usage_type]"] = "metered"
         made = await self.world.ask(
@@ -166,7 +167,7 @@ class Desk(Dashboard):
     async def line_on_draft(self) -> None:
         draft = await self.invoice("draft")
         product = (await self.item(metered=False))["price"]["product"]
-        price = {"currency": "usd", "product": product, "unit_amount": "500"}
+        price = {"currency": draft["currency"], "product": product, "unit_amount": "500"}
         params = {f"price_data[{name}]": value for name, value in price.items()}
         await self.world.ask(
             "POST", "/v1/invoiceitems", customer=self.customer, invoice=draft["id"], **params
