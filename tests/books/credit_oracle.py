@@ -77,7 +77,7 @@ class Purse:
             self.ledger.complain(f"the period of {start:%m-%d} gave {dict(given)}, not {wanted}")
 
     async def _sold(self, start: datetime) -> list[tuple[int, tuple[str, tuple[tuple[str, int], ...]]]]:
-        """What was sold in the period that began then; empty: the kit and Stripe may differ."""
+        """The plans and add-ons of the period that began then; empty: the kit and Stripe may differ."""
         ledger = self.ledger
         found = await ledger.subscription(self.customer)
         if found is None or found["items"]["data"][0]["current_period_start"] != start.timestamp():

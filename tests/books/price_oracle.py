@@ -31,7 +31,7 @@ class Sold(NamedTuple):
     addons: tuple[tuple[str, int], ...]
 
     def included(self, meter: str, catalog: Catalog) -> int | None:
-        """How much of a meter a whole period includes; None: any quantity, or none is said."""
+        """How much of a meter a whole period includes; None: any quantity."""
         plan = catalog.plans[self.plan]
         own = plan.entitlements[meter].included
         if not isinstance(own, int):
@@ -118,7 +118,7 @@ class PlanTimes:
 
 
 def _parts(seen: Sequence[_Seen], start_s: int, now_s: int) -> list[tuple[int, Sold | None]]:
-    """What was sold in a period by its first second; a change in the first minute counts from the start."""
+    """Plans and add-ons of a period by their first second; the first minute counts as the start."""
     found: list[tuple[int, Sold | None]] = []
     for one in seen:
         if one.at_s <= start_s + _FIRST_MINUTE_S:
