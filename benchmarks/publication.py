@@ -33,8 +33,8 @@ class Section:
         before, found, rest = text.partition(f"{self.heading}\n")
         if not found or self.end not in rest:
             raise SystemExit(f"{self.page}: found no {self.heading!r} before {self.end or 'the end'!r}")
-        lines = [self.heading, "", "`make bench` writes this section.", ""]
-        lines += [f"- {line}" for line in report.format_machine(result)]
+        when = result["machine"]["when"]
+        lines = [self.heading, "", f"By `make bench`, of [this run](benchmarks.md#the-run): {when}."]
         for title, head, rows in self.tables(result):
             lines += ["", *([f"{title}:", ""] if title else []), *format_markdown(head, rows)]
         after = ["", rest[rest.index(self.end) :]] if self.end else [""]
