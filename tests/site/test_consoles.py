@@ -215,10 +215,11 @@ def with_the_rest(typist: Typist) -> None:
 
 
 def write_the_tutorials_files(typist: Typist) -> None:
-    """Its plans file, and each file that begins with its name."""
+    """Its plans files, and each file that begins with its name."""
     files = {text.split()[1]: text for text in of(TUTORIAL, "py")}
     assert {"app.py", "main.py", "month.py"} == set(files)
-    for name, text in (files | {"plans.yaml": of(TUTORIAL, "yaml")[0]}).items():
+    plans = dict(zip(("plans.yaml", "more.yaml"), of(TUTORIAL, "yaml"), strict=True))
+    for name, text in (files | plans).items():
         (typist.directory / name).write_text(typist.adapted(text))
 
 
