@@ -15,7 +15,7 @@ from drivers.health_findings import findings
 from drivers.plans import plans_text
 from drivers.served_traffic import Call, simulated
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from meterkit import Drift
+from meterkit import Drift, UnknownAddonError
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
 from subscriptions.looks import known
@@ -94,6 +94,24 @@ async def test_one_that_the_plan_lacks_is_removed_and_credited(at: Shop) -> None
     amounts = sorted(line["amount"] for line in (await at.invoices())[-1]["lines"]["data"] if line["amount"])
     # Half of June's 6 and 2 x 30 dollars is credited; July's plan and call pack are charged.
     assert amounts == [-3000, -300, 500, 1500]
+
+
+async def test_one_that_the_plan_lacks_can_be_given_up(at: Shop) -> None:
+    subscription = await by_hand(at, ("call_pack", 1), ("exports", 2))
+    at.clock.set(HALF)
+    assert (await at.kit.subscriptions.preview("acme", addons={"exports": 0})).proration.charge_cents <= 0
+    with pytest.raises(UnknownAddonError):
+        await at.kit.subscriptions.set_addons("acme", {"exports": 1})
+    await at.kit.subscriptions.set_addons("acme", {"exports": 0})
+    assert await at.items(subscription) == {
+        "price_team": 1,
+        "price_team_tokens": None,
+        "price_addon_call_pack": 1,
+    }
+    assert (await known(at)).addons == {"call_pack": 1}
+    # Half of June's 2 x 6 dollars is credited at once.
+    lines = (await at.invoices())[-1]["lines"]["data"]
+    assert [line["amount"] for line in lines if line["amount"]] == [-600]
 
 
 async def test_an_older_price_is_still_the_addon(at: Shop, store_url: str) -> None:

@@ -32,8 +32,14 @@ class RequestedAddons(NamedTuple):
         return any(present.get(addon, 0) != quantity for addon, quantity in self.given.items())
 
 
-def check_addons(given: object, plan: Plan, catalog: Catalog) -> dict[str, int]:
+def check_addons(given: object, plan: Plan, catalog: Catalog, held: Bought = ()) -> dict[str, int]:
     """Check requested quantities of add-ons beside a plan; return them by key.
+
+    Args:
+        given: requested quantities by key.
+        plan: of the catalog, with its present add-ons or without.
+        catalog: the plans file.
+        held: add-ons of the subscription; it may give up one that the plan does not list any more.
 
     Raises:
         UnknownAddonError: the plan does not list one of them.
@@ -52,6 +58,8 @@ def check_addons(given: object, plan: Plan, catalog: Catalog) -> dict[str, int]:
     present = dict(plan.bought)
     for addon, quantity in cast("Mapping[object, object]", given).items():
         if not isinstance(addon, str) or addon not in plan.addons:
+            if addon in dict(held) and quantity == 0:
+                continue
             raise UnknownAddonError.of(addon, plan.key, plan.addons)
         limit = catalog.addons[addon].max_quantity or MAX_QUANTITY
         is_present = type(quantity) is int and quantity == present.get(addon)
@@ -113,6 +121,11 @@ def scheduled_addons(known: SubscriptionState, present: Bought, catalog: Catalog
         return present
     then = dict(known.pending_addons)
     return merge_addons(present, {addon: then.get(addon, 0) for addon in plan.addons})
+
+
+def gives_up_unlisted(given: Mapping[str, int], plan: Plan, held: Bought) -> bool:
+    """Whether a request names an add-on of the subscription that the plan does not list any more."""
+    return any(addon in given and addon not in plan.addons for addon, _ in held)
 
 
 def ended_addons(present: Bought, plan: Plan, catalog: Catalog) -> dict[str, int]:

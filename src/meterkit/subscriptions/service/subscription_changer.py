@@ -18,6 +18,7 @@ from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionEr
 from meterkit.subscriptions.addon_rules import (
     check_addons,
     ended_addons,
+    gives_up_unlisted,
     merge_addons,
     scheduled_addons,
     split_addons,
@@ -170,12 +171,15 @@ class SubscriptionChanger:
         changed then.
         """
         costs: list[Proration] = []
+        had: dict[str, int] = {}
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
 
         async def attempt(again: int) -> str | None:
             live, known, current = await self.fetch_payable(customer, again)
             writer = await self._terms_writer_for(customer)
-            checked = check_addons(given, current, self._catalog)
+            held = known.addons_at(self.store.now_ms())
+            had.update(held)  # An attempt that was not answered may have taken one off.
+            checked = check_addons(given, current, self._catalog, tuple(had.items()))
             present = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
             change, has_waiting = self._addon_change(live, known, present, checked, in_use)
             costs.append(await self._pricer.price(live, writer, known, change))
@@ -183,7 +187,8 @@ class SubscriptionChanger:
             if has_waiting:
                 refuse_ending(live)
             target = change.target
-            if change.when == "now" and target.addons != current.bought:
+            is_changed = target.addons != current.bought or gives_up_unlisted(given, current, held)
+            if change.when == "now" and is_changed:
                 await check_paid(customer, live, _OWING)
                 async with self._cut_if_metered(customer, live, target, current):
                     secret = await writer.apply_if_paid(live, target)
@@ -267,7 +272,8 @@ class SubscriptionChanger:
         levels = await self._read_gauge_levels(customer)
         in_use = self._seats_in_use(levels)
         wanted = current if plan is None else check_sold(plan, self._catalog)
-        given = check_addons(addons, wanted, self._catalog)
+        held = known.addons_at(self.store.now_ms())
+        given = check_addons(addons, wanted, self._catalog, held)
         if plan is None:
             change = self._quantity_change(live, known, current, seats, given, in_use)
         else:

@@ -285,7 +285,8 @@ class Subscriptions:
         More take effect as an upgrade does: now, invoiced at once; if the payment fails, nothing changes. If
         the customer must authenticate the card (3-D Secure), the result has the client secret of a
         SetupIntent, as of :meth:`change_plan`. Fewer take effect as a downgrade does, when the period ends:
-        until then they are the ``pending_change``, and the present quantity takes it back.
+        until then they are the ``pending_change``, and the present quantity takes it back. One that the plan
+        does not list any more can be given up, which is credited at once.
 
         Args:
             customer: the customer's id.
