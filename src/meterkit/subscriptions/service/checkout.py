@@ -75,17 +75,11 @@ class SubscriptionStarter:
     ) -> str | None:
         """Create a subscription; return the client secret that pays for it or saves its card, or None."""
         api = self._api()
-        shown = await self._stripe_customers.fetch_or_create(customer)
-        linked = str(shown["id"])
-        offer = await self._choose_offer(customer, shown, currency)
-        items = new_items(await self._read_prices(customer, offer, plan), paid_seats, plan.bought)
+        linked, offer, items, listed_first = await self._prepare(customer, plan, paid_seats, currency)
         had_trial = await has_used_trial(self._store, customer)
-        listed_first: list[dict[str, Any]] | None = None
 
         async def attempt(again: int) -> dict[str, Any]:
-            nonlocal listed_first
-            found = await self._list_subscriptions(customer, linked)
-            listed_first = found if listed_first is None else listed_first
+            found = await self._list_subscriptions(customer, linked) if again else listed_first
             params = _subscription_params(linked, plan, items, listed_first, had_trial=had_trial)
             params |= self._currency_params(offer)
             mark = SIGN_UP if plan.payment_method == "required" else "create"
@@ -125,11 +119,7 @@ class SubscriptionStarter:
     ) -> Checkout:
         """Open a page where the customer subscribes, or find the open one for the same request."""
         api = self._api()
-        shown = await self._stripe_customers.fetch_or_create(customer)
-        linked = str(shown["id"])
-        offer = await self._choose_offer(customer, shown, currency)
-        items = new_items(await self._read_prices(customer, offer, plan), paid_seats, plan.bought)
-        found = await self._list_subscriptions(customer, linked)
+        linked, offer, items, found = await self._prepare(customer, plan, paid_seats, currency)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
         await self._refuse_repeated_tiers(customer, plan)
@@ -160,23 +150,33 @@ class SubscriptionStarter:
             raise name_requested(error, customer, offer.currency) from error
         return Checkout(id=made["id"], url=made["url"])
 
-    async def _choose_offer(self, customer: str, shown: Mapping[str, Any], requested: str | None) -> Catalog:
-        """The plans file in the currency of a new subscription.
+    async def _prepare(
+        self, customer: str, plan: Plan, paid_seats: int, requested: str | None
+    ) -> tuple[str, Catalog, list[dict[str, Any]], list[dict[str, Any]]]:
+        """Prepare a new subscription; make the Stripe customer if there is none.
 
         Args:
             customer: the customer's id.
-            shown: its Stripe customer.
+            plan: its plan.
+            paid_seats: beyond those of the plan.
             requested: the currency that was requested; None: none was.
+
+        Returns:
+            The Stripe customer, the plans file in the currency, the items to sell, and the subscriptions of
+            the Stripe customer.
 
         Raises:
             CurrencyError: the customer is billed in another one.
         """
-        catalog = self._store.catalog
-        if len(catalog.currencies) == 1 and requested is None:
-            return catalog
-        found = await self._list_subscriptions(customer, str(shown["id"]))
-        billed = await read_billed_currency(self._api(), catalog, found, shown)
-        return catalog.in_currency(choose_currency(customer, billed, requested, catalog))
+        shown, catalog = await self._stripe_customers.fetch_or_create(customer), self._store.catalog
+        linked = str(shown["id"])
+        found = await self._list_subscriptions(customer, linked)
+        offer = catalog
+        if len(catalog.currencies) > 1 or requested is not None:
+            billed = await read_billed_currency(self._api(), catalog, found, shown)
+            offer = catalog.in_currency(choose_currency(customer, billed, requested, catalog))
+        items = new_items(await self._read_prices(customer, offer, plan), paid_seats, plan.bought)
+        return linked, offer, items, found
 
     def _currency_params(self, offer: Catalog) -> dict[str, Parameter]:
         """Parameter that chooses among the currencies of a price."""
