@@ -200,7 +200,8 @@ class BillingEndpoint:
         return self.method != "GET"
 
 
-_PLAN_PROBLEMS: Final = ("subscription-conflict", "currency-fixed", "plan-unknown")
+_CHANGE_PROBLEMS: Final = ("subscription-conflict", "currency-fixed")
+_PLAN_PROBLEMS: Final = (*_CHANGE_PROBLEMS, "plan-unknown")
 _ADDON_PROBLEMS: Final = ("addon-unknown", "addon-limit")
 _PAYMENT_PROBLEMS: Final = ("billing-payment-required", "payment-method-missing", "invoice-open")
 ENDPOINTS: Final[list[BillingEndpoint]] = []
@@ -342,13 +343,7 @@ async def _change_plan(kit: BillingKit, request: BillingRequest) -> Subscription
     "Have other seats",
     body_type=SeatsBody,
     response_type=SubscriptionChange,
-    problems=(
-        "no-subscription",
-        "seats-in-use",
-        "subscription-conflict",
-        "currency-fixed",
-        *_PAYMENT_PROBLEMS,
-    ),
+    problems=("no-subscription", "seats-in-use", *_CHANGE_PROBLEMS, *_PAYMENT_PROBLEMS),
     optional=("ended_addons",),
 )
 async def _set_seats(kit: BillingKit, request: BillingRequest) -> SubscriptionChange:
@@ -361,13 +356,7 @@ async def _set_seats(kit: BillingKit, request: BillingRequest) -> SubscriptionCh
     "Have other quantities of add-ons",
     body_type=AddonsBody,
     response_type=SubscriptionChange,
-    problems=(
-        "no-subscription",
-        *_ADDON_PROBLEMS,
-        "subscription-conflict",
-        "currency-fixed",
-        *_PAYMENT_PROBLEMS,
-    ),
+    problems=("no-subscription", *_ADDON_PROBLEMS, *_CHANGE_PROBLEMS, *_PAYMENT_PROBLEMS),
     optional=("ended_addons",),
 )
 async def _set_addons(kit: BillingKit, request: BillingRequest) -> SubscriptionChange:
