@@ -16,6 +16,7 @@ from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.outbox.invoice_ends import RENEWAL, read_invoice_end
 from meterkit.outbox.late_usage_terms import format_overage_price
 from meterkit.outbox.line_metadata import metadata_of
+from meterkit.stripe.prices import OPTIONS, PRICES, shown_in, with_option_tiers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -223,23 +224,12 @@ class InvoiceReader:
         currency = str(line.get("currency") or "")
         name = f"{price} {currency}"
         if name not in self._prices:
-            found = await self._api.get(f"/v1/prices/{price}", {"expand": ["tiers"]})
-            if found.get("currency") not in {None, currency}:
-                found = await self._in_currency(price, found, currency)
-            self._prices[name] = read_price_terms({**found, "id": price})
+            found = await self._api.get(f"{PRICES}/{price}", {"expand": ["tiers", OPTIONS]})
+            shown = shown_in(found, currency)
+            if shown is None:  # Its tiers may have to be expanded.
+                shown = shown_in(await with_option_tiers(self._api, found), currency) or found
+            self._prices[name] = read_price_terms({**shown, "id": price})
         return self._prices[name]
-
-    async def _in_currency(self, price: str, found: dict[str, Any], currency: str) -> dict[str, Any]:
-        """A price with its amounts in another currency than it is shown in, if it has any."""
-        path, tiers = f"/v1/prices/{price}", f"currency_options.{currency}.tiers"
-        shown = await self._api.get(path, {"expand": ["currency_options"]})
-        options: dict[str, dict[str, Any]] = shown.get("currency_options") or {}
-        if currency not in options:
-            return found
-        if found.get("billing_scheme") == "tiered":
-            options = (await self._api.get(path, {"expand": [tiers]}))["currency_options"]
-        amounts = ("unit_amount", "unit_amount_decimal", "tiers")
-        return {**found, "currency": currency, **{name: options[currency].get(name) for name in amounts}}
 
 
 class _MeteredLine(NamedTuple):

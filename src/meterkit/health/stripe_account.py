@@ -19,8 +19,8 @@ from meterkit.outbox.invoice_line_terms import line_products
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.meter_differences import meter_differences
+from meterkit.stripe.prices import OPTIONS, currencies_of, fetch_price
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
-from meterkit.subscriptions.price_currencies import OPTIONS, currencies_of, fetch_price
 from meterkit.subscriptions.stripe_objects import pack_key
 from meterkit.subscriptions.wanted_prices import wanted_addons, wanted_plans
 

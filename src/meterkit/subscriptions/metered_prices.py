@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.item_prices import ItemPrice, exact_label, unknown_label
 from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.stripe.prices import PRICES, fetch_price
 from meterkit.stripe.request import KEY_REFUSALS
-from meterkit.subscriptions.price_currencies import (
-    as_charged,
-    fetch_price,
-    prices_in_other_currencies,
-)
+from meterkit.subscriptions.price_currencies import as_charged, prices_in_other_currencies
 from meterkit.subscriptions.stripe_objects import items_in, key_in, meter_in, part_of, text_in
 
 if TYPE_CHECKING:
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 
 
 _METERS: Final = "/v1/billing/meters"
-_PRICES: Final = "/v1/prices"
 _TIERED: Final = "tiered"
 _LOGGED_MAX: Final = 100
 _CURRENCIES_AGE_S: Final = 3_600.0
@@ -88,7 +84,7 @@ class PriceFactsReader:
             for price in prices:
                 name = text_in(price, "id")
                 if price.get("billing_scheme") == _TIERED and name not in self._tiered:
-                    self._tiered[name] = await self._api().get(f"{_PRICES}/{name}", {"expand": ["tiers"]})
+                    self._tiered[name] = await self._api().get(f"{PRICES}/{name}", {"expand": ["tiers"]})
             for name in prices_in_other_currencies(found):
                 await self._fetch_charged(name)
         except StripeUnavailableError:

@@ -12,6 +12,7 @@ from meterkit.catalog import override
 from meterkit.catalog.meters import billed_as, billed_meters, is_sold, meters_billed_by_tiers
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, SubscriptionError, UnknownPlanError
+from meterkit.stripe.prices import PRICES
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import PlanPrices, metered_among
 from meterkit.subscriptions.stripe_objects import (
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     Given = Mapping[str, Mapping[str, object]]
 
 
-PRICES: Final = "/v1/prices"
 LOOKUP_KEYS_MAX: Final = 10
 """Most lookup keys in one list of prices (https://docs.stripe.com/api/prices/list#list_prices-lookup_keys)."""
 METERS: Final = "/v1/billing/meters"

@@ -9,8 +9,8 @@ from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
 from meterkit.outbox.invoice_line_terms import line_products
 from meterkit.stripe.meter_differences import meter_differences
-from meterkit.subscriptions.plan_prices import PRICES, prices_by_key
-from meterkit.subscriptions.price_currencies import OPTIONS, currencies_of, fetch_price, with_option_tiers
+from meterkit.stripe.prices import OPTIONS, PRICES, currencies_of, fetch_price, with_option_tiers
+from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
     option_params,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.amount_wording import exact_money
 from meterkit.catalog.meters import billed_as, billed_meters, is_sold
 from meterkit.decisions.customer_state import seat_meter
+from meterkit.stripe.prices import shown_in
 from meterkit.subscriptions.change_rules import sells_seats
-from meterkit.subscriptions.price_currencies import shown_in
 from meterkit.subscriptions.stripe_objects import (
     LOOKUP_MARK,
     addon_key,
