@@ -13,6 +13,7 @@ from meterkit import CustomerUsage
 from meterkit.customers.grant_ledger import LedgerEntry
 
 WORK: Final = "work"
+"""A meter that credits pay for."""
 CREDIT: Final = "ai"
 _MICRO: Final = 1_000_000
 # Credits of a period by plan, and of each boost; what each comes to at most with what rolls over into it.

@@ -11,8 +11,6 @@ from meterkit.catalog import Catalog, loads
 
 PLANS: Final = ("basic", "pro", "tried", "max")
 METERS: Final = ("tokens", "pages", "calls")
-WORK: Final = "work"
-"""A meter that credits pay for."""
 ADDONS: Final = ("pack", "boost")
 # How much more an amount is, in minor units: a customer's price is one of its own currency, or is wrong.
 _MORE: Final = {"usd": 0, "eur": 10, "jpy": 20}
@@ -75,14 +73,7 @@ plans:
       calls:  {{included: 20, overage: {{bill: {{per: 1, amount_cents: {basic_calls}}}}}}}
       seats:  {{included: 1, overage: deny}}
       work:   {{included: 0, overage: deny}}
-    grants:
-      - credit: ai
-        quantity: 30
-        every: period
-        priority: 10
-        id: monthly
-        rollover: {{at_most: 45, for: 2 periods}}
-      - {{credit: ai, quantity: 10, every: once, priority: 30, id: welcome}}
+    grants: {grants_of_30}
   pro:
     rank: 2
     price: {{amount_cents: 2900, interval: month, stripe_price: price_pro}}
@@ -94,14 +85,7 @@ plans:
       calls:  {{included: 20, overage: {{bill: {{per: 1, amount_cents: {pro_calls}}}}}}}
       seats:  {{included: 3, overage: deny}}
       work:   {{included: 0, overage: deny}}
-    grants:
-      - credit: ai
-        quantity: 40
-        every: period
-        priority: 10
-        id: monthly
-        rollover: {{at_most: 45, for: 2 periods}}
-      - {{credit: ai, quantity: 10, every: once, priority: 30, id: welcome}}
+    grants: {grants_of_40}
   tried:
     rank: 3
     price: {{amount_cents: 3300, interval: month, stripe_price: price_tried}}
@@ -112,14 +96,7 @@ plans:
       pages:  {{included: 0, overage: {{bill: {{per: 1, amount_cents: {tried_pages}}}}}}}
       calls:  {{included: unlimited}}
       work:   {{included: 0, overage: deny}}
-    grants:
-      - credit: ai
-        quantity: 30
-        every: period
-        priority: 10
-        id: monthly
-        rollover: {{at_most: 45, for: 2 periods}}
-      - {{credit: ai, quantity: 10, every: once, priority: 30, id: welcome}}
+    grants: {grants_of_30}
   max:
     rank: 4
     price: {{amount_cents: 9900, interval: month, stripe_price: price_max}}
@@ -133,6 +110,14 @@ plans:
       work:   {{included: 0, overage: deny}}
 """
 
+_GRANTS: Final = """
+      - credit: ai
+        quantity: {}
+        every: period
+        priority: 10
+        id: monthly
+        rollover: {{at_most: 45, for: 2 periods}}
+      - {{credit: ai, quantity: 10, every: once, priority: 30, id: welcome}}"""
 _AMOUNT: Final = re.compile(r"(?<=amount_cents: )\d+")
 
 
@@ -165,7 +150,8 @@ class ShopFile:
     @property
     def _text(self) -> str:
         words = {"allowance": self.allowance, "downgrade": self.downgrade, "usage": self.usage}
-        return _FILE.format(**words, **self.amounts)
+        grants = {f"grants_of_{monthly}": _GRANTS.format(monthly) for monthly in (30, 40)}
+        return _FILE.format(**words, **grants, **self.amounts)
 
     def with_prices(self, plan: str, more: int) -> ShopFile:
         """The file after the seller has changed all usage prices of a plan."""

@@ -12,11 +12,11 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from books.correction_oracle import Correction, Corrections
-from books.credit_oracle import Purse
+from books.credit_oracle import WORK, Purse
 from books.kept_terms import Terms, read_terms
 from books.price_oracle import Ledger
 from drivers.world import Killed, Refused, World, run
-from faults.life_shop import ADDONS, CURRENCIES, METERS, PLANS, WORK, ShopFile
+from faults.life_shop import ADDONS, CURRENCIES, METERS, PLANS, ShopFile
 from faults.operator_acts import ACTS, Desk, Nothing
 from meterkit import Corrected
 from meterkit.errors import MeterkitError, QuantityError
