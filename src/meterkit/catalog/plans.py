@@ -264,6 +264,10 @@ def build_plans(
             check_item_count(plan, declared.meters, values.node.place, problems, by_lines=by_lines)
     if (values := read.get(DEFAULT_PLAN_WORD)) is not None:
         problems.refuse(values.node.place, "'default_plan' stands for the default plan; choose another key")
+    same_keys = {"base", "seats"} & set(declared.addons)
+    if same_keys and (values := read.get("addon")) is not None:
+        reason = f"its prices would have the lookup keys of the add-on {min(same_keys)} at Stripe"
+        problems.refuse(values.node.place, f"{reason}; choose another key for one of them")
     _refuse_prices_used_twice(read)
     return plans
 
