@@ -10,7 +10,7 @@ import pytest
 
 from faults.lives import Event, drawn, lived
 
-# One of each mode; with METERKIT_LIVES=500 so many, from 0 on: each currency, each rule of allowances and downgrades.
+# One of each mode; with METERKIT_LIVES=500 so many, from 0 on: in each currency, by each rule of changes.
 LIVES: Final = range(int(os.environ.get("METERKIT_LIVES", "0"))) or (5,)
 
 
