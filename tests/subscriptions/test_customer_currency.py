@@ -227,3 +227,38 @@ async def test_a_plans_file_of_one_currency_leaves_it_to_stripe(store_url: str) 
         with pytest.raises(CurrencyError, match=r"EUR.*USD was requested"):
             await at.kit.subscriptions.create("acme", "team", currency="usd")
         assert (await at.subscribed()).plan == "team"
+
+
+async def test_amounts_of_overrides_end_with_their_currency(
+    at: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    await pays(at)
+    own = {"included": 7, "overage": {"bill": {"per": 1, "amount_cents": 9, "cap": 50}}}
+    await at.kit.customers.override("acme", {"words": own})
+    await at.kit.customers.spend_limit("acme", 300)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.stripe_delete(f"/v1/customers/{await linked_of(at)}")
+    await pays(at, currency="eur")
+    found = await at.kit.customers.get("acme")
+    assert found.overrides == {"words": {"included": 7, "overage": {"bill": {"cap": 50}}}}
+    words = (await at.kit.usage("acme"))["meters"]["words"]
+    assert (words["included"], words["price"]["amount_cents"], words["price"]["currency"]) == (7, 11, "eur")
+    assert "in EUR now; its overrides had amounts in USD" in caplog.text
+    assert await at.kit.subscriptions.check() == {}
+    # Those that are given in it stay.
+    await at.kit.customers.spend_limit("acme", 200)
+    await at.kit.subscriptions.sync("acme")
+    again = await at.kit.customers.get("acme")
+    assert again.overrides["spend"] == {"period": 200}
+
+
+async def test_prices_of_a_plan_by_hand_are_those_of_its_currency(store_url: str) -> None:
+    async with selling(store_url, f"{PLANS}billing: {{usage: lines}}\n") as at:
+        await at.kit.customers.set_plan("acme", "pro")
+        await at.kit.record("acme", "words", 126)
+        assert (await at.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 26 * 12
+        await billed_in(at, "acme", "eur")
+        await at.kit.subscriptions.sync("acme")
+        words = (await at.kit.usage("acme"))["meters"]["words"]
+        assert (words["price"]["amount_cents"], words["price"]["currency"]) == (11, "eur")
+        assert words["overage_cents"] == 26 * 11

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from contextlib import aclosing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from meterkit.customers.period_carryover import with_unlimited_use
+from meterkit.decisions.customer_overrides import without_amounts
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -24,6 +26,7 @@ from meterkit.decisions.customer_state import (
     with_learned_prices,
 )
 from meterkit.decisions.gauges import GaugeLimit
+from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.plan_shares import with_plan_changes
 from meterkit.decisions.price_segments import billed_labels, ended_labels
@@ -38,7 +41,7 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.billed_usage_terms import is_billed_by_lines, line_switches
+from meterkit.outbox.billed_usage_terms import is_billed_by_lines, line_prices, line_switches
 from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 
+_logger = logging.getLogger("meterkit.store")
 _TRIES: Final = 32
 
 
@@ -129,7 +133,8 @@ class CustomerStates:
         check_customer(customer)
         for _ in range(_TRIES):
             found = await self.find(customer)
-            changed = with_former_prices(found.state, change(found.state), self._store.now_ms())
+            after = in_its_currency(found.state, change(found.state), self._store.catalog)
+            changed = with_former_prices(found.state, after, self._store.now_ms())
             if changed != found.state:
                 changed = await self._with_plan_changes(customer, found.state, changed, changed_ms)
             if (
@@ -140,6 +145,7 @@ class CustomerStates:
                 return found.state
             if await self._store_if_unchanged(customer, found, changed, cause):
                 drop_allotments(self._store, customer)
+                _log_lost_amounts(customer, found.state, changed, self._store.catalog)
                 return changed
         raise StoreError(
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
@@ -223,6 +229,32 @@ class CustomerStates:
         return bool(reply[0] == 0)
 
 
+def in_its_currency(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
+    """A state without amounts of the currency that the customer had before.
+
+    Amounts of overrides are gone: what they are in another currency is not known. The prices of a plan set by
+    hand are those of the plans file.
+    """
+    own = catalog.in_currency(after.currency)
+    if catalog.in_currency(before.currency) is own:
+        return after
+    plan = own.plans.get(after.plan or "")
+    prices = NO_PRICES if plan is None or not after.plan_prices else line_prices(plan, own)
+    return replace(after, overrides=without_amounts(after.overrides), plan_prices=prices)
+
+
+def _log_lost_amounts(customer: str, before: CustomerState, after: CustomerState, catalog: Catalog) -> None:
+    was, own = (catalog.in_currency(state.currency).currency for state in (before, after))
+    if was != own and without_amounts(before.overrides) != before.overrides:
+        _logger.warning(
+            "customer %r is billed in %s now; its overrides had amounts in %s, which are gone: set them anew;"
+            " `meterkit customers history` shows them",
+            customer,
+            own.upper(),
+            was.upper(),
+        )
+
+
 def drop_allotments(store: Store, customer: str) -> None:
     """Drop this process's allotments of a customer: the next request asks the store.
 
@@ -247,15 +279,17 @@ def _ended_prices(
 ) -> dict[str, object]:
     """Labels of the prices that end with this change, and when (ms).
 
-    A scheduled change ended them at its own instant: usage since then has the new prices already.
+    A scheduled change ended them at its own instant: usage since then has the new prices already. In another
+    currency none ends: the open period has the new prices.
     """
     old, new = states
     plan, labels, at_ms = catalog.plans.get(before.plan), dict[str, str](), after.at_ms
     is_free = _loses_free_usage(old, new, catalog, at_ms)
+    has_same_currency = catalog.in_currency(old.currency) is catalog.in_currency(new.currency)
     scheduled_ms = None if old.subscription is None else old.subscription.pending_at_ms
     if scheduled_ms is not None and before.at_ms < scheduled_ms <= after.at_ms:
         at_ms = scheduled_ms
-    if plan is not None:
+    if plan is not None and (is_free or has_same_currency):
         given = entitlements_on(plan, with_learned_prices(old, new), catalog, before.at_ms)
         then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
         labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)

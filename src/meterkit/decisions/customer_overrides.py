@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from meterkit.catalog.models import SPEND
+from meterkit.catalog.subjects import BUDGET
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError
 
@@ -168,6 +170,37 @@ def with_subject_override(
             " which is the most; take one back with {}, or give all subjects of a kind more in the plan"
         )
     return {**found, _SUBJECTS: left} if left else found
+
+
+def without_amounts(stored: Stored) -> dict[str, dict[str, object]]:
+    """Stored mapping without amounts of money: those were of another currency.
+
+    What they are beside stays, such as the cap of overage.
+    """
+    kept = {name: _without_price(entry) for name, entry in stored.items() if name not in {SPEND, _SUBJECTS}}
+    subjects = cast("Mapping[str, Mapping[str, object]]", stored.get(_SUBJECTS, {}))
+    left = {
+        member: {key: value for key, value in entry.items() if key != BUDGET}
+        for member, entry in subjects.items()
+    }
+    return {name: entry for name, entry in {**kept, _SUBJECTS: _with_limits(left)}.items() if entry}
+
+
+def _without_price(entry: Mapping[str, object]) -> dict[str, object]:
+    """Entry of a meter without the price of its overage; empty if nothing else is left."""
+    kept = {key: value for key, value in entry.items() if key not in {_OVERAGE, _OVERAGE_UNTIL}}
+    overage = cast("Mapping[str, Any] | str | None", kept.get("overage"))
+    bill: Mapping[str, object] = (overage.get("bill") or {}) if isinstance(overage, Mapping) else {}
+    if "amount_cents" in bill:
+        rest = {key: value for key, value in bill.items() if key not in {"per", "amount_cents"}}
+        kept["overage"] = {"bill": rest}
+        if not rest:
+            del kept["overage"]
+    return kept if kept.keys() - {_UNTIL} else {}
+
+
+def _with_limits(subjects: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    return {member: entry for member, entry in subjects.items() if entry.keys() - {_UNTIL}}
 
 
 def _live_entries(stored: Stored, kind: str, now_ms: int) -> dict[str, Mapping[str, object]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.meters import is_sold
 from meterkit.catalog.value_parsers import DAY_MS
-from meterkit.customers.states import CustomerStates
+from meterkit.customers.states import CustomerStates, in_its_currency
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
@@ -185,6 +186,7 @@ class SubscriptionStarter:
     async def _read_prices(self, customer: str, offer: Catalog, plan: Plan) -> PlanPrices:
         """Read the prices of a plan in a currency, with those of the customer's overrides."""
         _, state = await self._states.read(customer)
+        state = in_its_currency(state, replace(state, currency=offer.currency), self._store.catalog)
         given = overrides_at(state.overrides, self._store.now_ms()).meters
         return await customer_prices(self._api(), offer, offer.plans[plan.key], given)
 
