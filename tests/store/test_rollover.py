@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from math import ceil
 from typing import Any, Final
 
 import pytest
@@ -301,6 +303,19 @@ async def test_grants_of_addons_roll_with_their_number(kit: MeterKit, clock: Clo
     assert await standing_of(kit) == (2040, 10)
     clock.set(RENEWALS[1])
     assert await standing_of(kit) == (2030 + 2000 + 15, 2000 + 15)
+
+
+async def test_many_purchases_take_nothing_away(kit: MeterKit, clock: Clock) -> None:
+    """From the 64th purchase on, what had lived on was gone, and each one took a part of the plan's grant."""
+    await fetched(kit, subscription(**SUBSCRIBED, plan="large"))
+    await use(kit, 500)
+    july, given = {"start_ms": RENEWALS[0], "end_ms": RENEWALS[1]}, Fraction(0)
+    for bought in range(1, 68):
+        clock.set(RENEWALS[0] + timedelta(hours=8) * bought)
+        addons = (("boost", bought),)
+        await fetched(kit, subscription(**SUBSCRIBED | july, plan="large", addons=addons), cause=f"e{bought}")
+        given += 10 * Fraction((RENEWALS[1] - clock.now()) // timedelta(hours=8), 31 * 3)
+    assert await standing_of(kit) == (1500 + 2000 + ceil(given), 1500)
 
 
 async def test_a_yearly_plan_rolls_by_the_month(kit: MeterKit, clock: Clock) -> None:

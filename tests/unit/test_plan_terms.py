@@ -51,10 +51,14 @@ default_plan: free
 meters:
   calls: {unit: call}
 credits: {ai: {costs: {calls: 1 per 1}}}
+addons:
+  pack: {price: {amount_cents: 10, interval: month}, meters: {calls: {included: 10}}}
+  odd: {price: {amount_cents: 10, interval: month}, meters: {calls: {included: 1}}}
 plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {calls: {included: 10, overage: deny}}}
   a:
     rank: 1
+    addons: [pack, odd]
     price: {amount_cents: 100, interval: month}
     meters: {calls: {included: 100, overage: deny}}
     grants:
@@ -62,6 +66,7 @@ plans:
       - {meter: calls, quantity: 3, every: period, priority: 1}
   b:
     rank: 2
+    addons: [pack, odd]
     price: {amount_cents: 200, interval: month}
     meters: {calls: {included: 1_000, overage: deny}}
     grants: [{credit: ai, quantity: 70, every: period, priority: 9}]
@@ -116,13 +121,20 @@ def test_a_plan_by_the_year_is_prorated_within_a_month() -> None:
     assert calls_of(changed, END - DAY) == 1_000
 
 
-def test_changes_that_are_forgotten_give_nothing() -> None:
-    state = paid("a")
-    for hour in range(1, 101):
-        state = moved(state, "ab"[hour % 2], START + timedelta(hours=hour))
-    assert len(state.plan_changes) == 64
-    # The time before the 64 latest changes counts for nothing: 651 hours of a and 32 of b are known.
-    assert calls_of(state, END - DAY) == -(-(651 * 100 + 32 * 1_000) // 720)
+def test_each_of_many_changes_counts_for_its_time() -> None:
+    """From the 64th change on, the oldest ones gave nothing: each purchase of an add-on took units away."""
+    state, share = paid("a"), Fraction(0)
+    changes = [(START + timedelta(hours=4 * place), "aab"[place % 3], place) for place in range(1, 151)]
+    for (at, plan, bought), until in zip(changes, [at for at, _, _ in changes[1:]] + [END], strict=True):
+        state = moved(state, plan, at, addons=(("odd", bought % 7), ("pack", bought)))
+        included = {"a": 100, "b": 1_000}[plan] + 10 * bought + bought % 7
+        share += included * Fraction((until - at) // timedelta(hours=1), 720)
+        # Until the next change, as if this were the last one.
+        rest = included * Fraction((END - until) // timedelta(hours=1), 720)
+        first = Fraction(100 * 4, 720)
+        assert calls_of(state, at) == -(-(first + share + rest) // 1), bought
+    assert len(state.plan_changes) <= 64
+    assert calls_of(CustomerState.parse(state.dump()), END - DAY) == calls_of(state, END - DAY)
 
 
 def test_grants_are_whole_credits_within_the_rounded_sum() -> None:

@@ -16,7 +16,6 @@ from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.addons import with_addons
-from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.allowance import (
     INCLUDED,
     Allowance,
@@ -43,6 +42,7 @@ from meterkit.decisions.rollover import (
     living_lines,
     mark_rolled,
 )
+from meterkit.decisions.stored_plan_changes import UNKNOWN_PLAN, compact_plan_changes
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
 
@@ -54,11 +54,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.allowance import GrantLine, OnceGrant, Rolls
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.subscription import SubscriptionState
-
-_KEPT_MS: Final = 400 * DAY_MS
-_KEPT_MAX: Final = 64
-UNKNOWN_PLAN: Final = ""
-"""Plan before the oldest stored change: it gives nothing."""
 
 
 class PlanSpan(NamedTuple):
@@ -138,11 +133,9 @@ def with_plan_changes(
         # Changes that are not earlier give way to this one, with what they were.
         is_priced = is_priced and all(span.is_priced for span in known[len(spans) :])
         changes.append(PlanChange(last.plan, at_ms, is_priced, bought=last.bought))
-    kept = [change for change in changes if change.until_ms > at_ms - _KEPT_MS]
-    if len(kept) > _KEPT_MAX:
-        kept = kept[-_KEPT_MAX:]
-        kept[0] = kept[0]._replace(plan=UNKNOWN_PLAN, bought=())
-    return replace(after, plan_changes=tuple(kept))
+    counting = effective_plan(before, catalog, at_ms - 1).counting
+    kept = compact_plan_changes(changes, at_ms, lambda ms: bounds_of(before, counting, ms).start_ms)
+    return replace(after, plan_changes=kept)
 
 
 def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:
