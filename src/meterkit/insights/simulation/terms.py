@@ -114,8 +114,8 @@ def plan_cost(
 
     Args:
         catalog: has the prices, where those of the items are not known.
-        plan: which.
-        seats: that are paid for, those that the plan includes included.
+        plan: which, with or without its add-ons.
+        seats: in all, those that the plan and its add-ons include too.
         own: the prices of the customer's own items.
         bought: add-ons; without prices of items only those that the plan lists count.
     """
@@ -125,7 +125,8 @@ def plan_cost(
     if seat is None and plan.seat_price is not None:
         seat = FixedPrice(Fraction(plan.seat_price.amount_cents), currency, file.interval)
     meter = seat_meter(catalog.meters)
-    included = 0 if meter is None else plan.entitlements[meter].included or 0
+    composed = with_addons(catalog.plans[plan.key], bought, catalog)
+    included = 0 if meter is None else composed.entitlements[meter].included or 0
     addons = tuple(_addon_costs(catalog, plan, own, bought))
     return PlanCost(base, seat, 0 if meter is None else max(0, seats - included), addons)
 

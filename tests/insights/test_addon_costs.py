@@ -1,0 +1,73 @@
+"""The price of a period with add-ons: on the usage page, in a keyless statement, and in a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivers.audit_database import drain_all
+from drivers.audited_kit import sqlite_in
+from drivers.delivery import kit_for
+from drivers.plans import plans_text
+from drivers.served_traffic import Call, simulated
+from drivers.shop import HALF, START, Shop, shop
+from drivers.usage_figures import JSON, page_of
+from meterkit.catalog import loads
+from meterkit.testing import StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+PLANS = plans_text("addon_shop")
+
+
+@asynccontextmanager
+async def addon_shop(store_url: str, url: str) -> AsyncGenerator[Shop]:
+    catalog = loads(PLANS)
+    async with shop(store_url, catalog=catalog, selling=StripeEmulator.add_plans, audit_url=url) as at:
+        yield at
+
+
+async def subscribe(at: Shop, customer: str, plan: str, **how: Any) -> None:
+    made = await at.kit.subscriptions.create(customer, plan, **how)
+    assert made.client_secret is not None
+    at.emulator.confirm_payment(made.client_secret)
+    await at.kit.subscriptions.sync(customer)
+
+
+async def simulate_period(at: Shop, url: str, when: datetime = HALF) -> dict[str, Any]:
+    found = await simulated(at.kit, url, PLANS, [Call(when, "acme", "", (0, 0))])
+    assert found.disagreeing == []
+    return {one.customer: one for one in found.customers}
+
+
+async def cents_by_line(at: Shop, store_url: str, url: str, period: datetime) -> dict[str, int]:
+    """The lines of acme's statement where no Stripe key is set."""
+    async with kit_for(
+        store_url, at.url, clock=at.clock, catalog=at.kit.catalog, audit_url=url, stripe_api_key=None
+    ) as kit:
+        statement = await kit.statement("acme", period=period)
+    return {line.id: line.amount_cents for line in statement.lines}
+
+
+async def test_seats_of_an_addon_are_not_charged(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with addon_shop(store_url, url) as at:
+        await subscribe(at, "acme", "pro", addons={"seat_pack": 1})
+        await at.kit.record("acme", "tokens", 5)
+        await drain_all(at.kit, url)
+        async with page_of(at.kit) as client:
+            cost = (await client.get("/", headers=JSON)).json()["cost"]
+        assert (cost["plan_cents"], cost["seats_cents"], cost["addons"][0]["cents"]) == (2900, 0, 3000)
+        lines = await cents_by_line(at, store_url, url, START)
+        assert lines == {"plan": 2900, "addon/seat_pack": 3000, "usage/tokens": 0}
+        found = (await simulate_period(at, url, START))["acme"]
+        assert (found.now_cents, found.then_cents, found.estimates) == (5900, 5900, ())
+        assert [invoice["total"] for invoice in await at.invoices()] == [5900]
+        await at.kit.subscriptions.set_seats("acme", 17)  # The pack has 5 of them, the plan 10.
+        async with page_of(at.kit) as client:
+            assert (await client.get("/", headers=JSON)).json()["cost"]["seats_cents"] == 2 * 900
