@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from drivers.audited_kit import sqlite_in
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.served_traffic import Call, simulated
-from drivers.shop import HALF, START, Shop, shop
+from drivers.shop import END, HALF, START, Shop, shop
 from drivers.usage_figures import JSON, page_of
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
@@ -46,12 +46,12 @@ async def simulate_period(at: Shop, url: str, when: datetime = HALF) -> dict[str
 
 
 async def cents_by_line(at: Shop, store_url: str, url: str, period: datetime) -> dict[str, int]:
-    """The lines of acme's statement where no Stripe key is set."""
+    """What the lines of acme's statement cost where no Stripe key is set."""
     async with kit_for(
         store_url, at.url, clock=at.clock, catalog=at.kit.catalog, audit_url=url, stripe_api_key=None
     ) as kit:
         statement = await kit.statement("acme", period=period)
-    return {line.id: line.amount_cents for line in statement.lines}
+    return {line.id: line.amount_cents for line in statement.lines if line.amount_cents}
 
 
 async def test_seats_of_an_addon_are_not_charged(store_url: str, tmp_path: Path) -> None:
@@ -64,10 +64,39 @@ async def test_seats_of_an_addon_are_not_charged(store_url: str, tmp_path: Path)
             cost = (await client.get("/", headers=JSON)).json()["cost"]
         assert (cost["plan_cents"], cost["seats_cents"], cost["addons"][0]["cents"]) == (2900, 0, 3000)
         lines = await cents_by_line(at, store_url, url, START)
-        assert lines == {"plan": 2900, "addon/seat_pack": 3000, "usage/tokens": 0}
+        assert lines == {"plan": 2900, "addon/seat_pack": 3000}
         found = (await simulate_period(at, url, START))["acme"]
         assert (found.now_cents, found.then_cents, found.estimates) == (5900, 5900, ())
         assert [invoice["total"] for invoice in await at.invoices()] == [5900]
         await at.kit.subscriptions.set_seats("acme", 17)  # The pack has 5 of them, the plan 10.
         async with page_of(at.kit) as client:
             assert (await client.get("/", headers=JSON)).json()["cost"]["seats_cents"] == 2 * 900
+
+
+async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path) -> None:
+    url, after = sqlite_in(tmp_path), END + timedelta(days=3)
+    async with addon_shop(store_url, url) as at:
+        await subscribe(at, "acme", "team", seats=6, addons={"storage_pack": 1})
+        await at.kit.record("acme", "requests", 80)
+        await at.kit.record("acme", "tokens", 120)
+        await drain_all(at.kit, url)
+        at.go(END - timedelta(minutes=30))
+        await at.kit.flush(everything=True)
+        at.go(after)
+        await at.kit.subscriptions.sync("acme")
+
+        async def assert_june() -> None:
+            found = (await simulate_period(at, url))["acme"]
+            expected = 1500 + 700 + 1000 + 20 * 2
+            assert (found.now_cents, found.then_cents, found.refused) == (expected, expected, {})
+            assert found.estimates == ()
+            lines = await cents_by_line(at, store_url, url, HALF)
+            assert lines == {"plan": 1500, "seats": 700, "addon/storage_pack": 1000, "usage/tokens": 40}
+
+        await assert_june()
+        await at.kit.subscriptions.set_addons("acme", {"storage_pack": 3, "call_pack": 1})
+        await at.kit.subscriptions.set_seats("acme", 8)
+        await at.kit.customers.override("acme", {"tokens": {"included": 5}})
+        await assert_june()
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        await assert_june()

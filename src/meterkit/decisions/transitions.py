@@ -329,6 +329,12 @@ def addons_text(bought: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{quantity} {name}" for name, quantity in bought)
 
 
+def parse_addons(text: str) -> Bought:
+    """Inverse of :func:`addons_text`."""
+    parts = (part.partition(" ") for part in text.split(", ") if part)
+    return tuple((name, int(quantity)) for quantity, _, name in parts)
+
+
 def _instant(at_ms: int | None) -> str:
     return "" if at_ms is None else iso(from_ms(at_ms))
 

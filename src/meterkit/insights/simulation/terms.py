@@ -27,13 +27,15 @@ from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
 from meterkit.decisions.spending import budgets_of
+from meterkit.decisions.transitions import parse_addons
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.catalog.models import Bought, Rate, SubjectPlan
     from meterkit.customers.history import HistoryEntry
+    from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
@@ -329,8 +331,7 @@ class PlanTenure:
         is_changed: whether another one was before that, in the same period.
         is_granted: whether the app ever granted the customer something.
         is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.
-        seats: that the subscription paid for.
-        addons: that it paid for.
+        seats, addons: that the subscription paid for, likewise.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: ``KIND:ID`` to limits of that subject, likewise.
         currency: that Stripe bills the customer in; empty: none yet, or not known.
@@ -420,7 +421,7 @@ async def read_tenures(
 
 def _build_tenure(
     state: CustomerState,
-    ledger: Collection[HistoryEntry],
+    ledger: Sequence[HistoryEntry],
     catalog: Catalog,
     at_ms: int,
     started_ms: int | None,
@@ -434,23 +435,32 @@ def _build_tenure(
     elif started_ms is None:
         start_ms = bounds.start_ms
     last_ms = min(bounds.end_ms - 1, now_ms)
-    own = overrides_at(state.overrides, last_ms)
-    given = effective_plan(state, catalog, last_ms)
-    changes = [entry for entry in ledger if entry.kind == "plan"]
-    later = next((entry.before for entry in changes if to_ms(entry.at) > last_ms), None)
-    plan = later or given.missing_plan or given.plan.key
+    given, subscription = effective_plan(state, catalog, last_ms), state.subscription
+    was = _replaced_since(ledger, last_ms)
+    plan = was.get("plan") or given.missing_plan or given.plan.key
+    own = overrides_at(_overrides_of(state, was), last_ms)
     return PlanTenure(
         start_ms=start_ms,
         end_ms=bounds.end_ms,
         plan=plan,
-        is_changed=any(start_ms < to_ms(entry.at) <= last_ms for entry in changes),
+        is_changed=any(entry.kind == "plan" and start_ms < to_ms(entry.at) <= last_ms for entry in ledger),
         is_granted=state.granted,
-        is_unpaid=state.subscription is not None and state.subscription.is_usage_free_of(start_ms),
-        seats=given.seats,
+        is_unpaid=subscription is not None and subscription.is_usage_free_of(start_ms),
+        seats=int(was["seats"] or 0) if "seats" in was else given.seats,
         overrides=own.meters,
         subject_overrides=own.subjects,
         currency=state.currency,
-        prices=NO_PRICES if state.subscription is None else state.subscription.prices_at(last_ms),
-        fixed=fixed_prices_at(state.subscription, plan, last_ms),
-        addons=paid_addons_at(state.subscription, last_ms),
+        prices=NO_PRICES if subscription is None else subscription.prices_at(last_ms),
+        fixed=fixed_prices_at(subscription, plan, last_ms),
+        addons=parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms),
     )
+
+
+def _replaced_since(ledger: Sequence[HistoryEntry], at_ms: int) -> Mapping[str, str]:
+    """Values that the ledger says were replaced after an instant, by its kinds; the others still hold."""
+    return {entry.kind: entry.before or "" for entry in reversed(ledger) if to_ms(entry.at) > at_ms}
+
+
+def _overrides_of(state: CustomerState, was: Mapping[str, str]) -> Stored:
+    found: Stored = json.loads(was["overrides"] or "{}") if "overrides" in was else state.overrides
+    return found

@@ -452,11 +452,9 @@ class _StatementBuilder:
     async def _fixed_lines(self) -> list[StatementLine]:
         """Prices of plan, seats and add-ons, by the subscription's items, otherwise by the plans file."""
         customer, catalog = self._usage["customer"], self._store.catalog.in_currency(self._usage["currency"])
-        plan = catalog.plans.get(self._usage["plan"])
-        if plan is None:
-            return []
         had = await read_tenures(self._store, self._start_ms, {customer: self._start_ms}, customer=customer)
         tenure = had[customer]
+        plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
         cost = plan_cost(catalog, plan, tenure.seats, tenure.fixed, tenure.addons)
         priced = [("plan", f"{plan.name}, per {cost.base.interval}", cost.base, 1)]
         if cost.seat is not None:
