@@ -8,9 +8,10 @@ from typing import Final
 import pytest
 
 from drivers.delivery import Caplog
+from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
-from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from drivers.usage_lines import flushed, usage_lines
+from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
+from drivers.usage_lines import flushed, shop_of_lines, usage_lines
 from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
@@ -110,3 +111,40 @@ async def test_an_invoice_of_its_own_in_a_pause(store_url: str, behavior: str, c
             assert (await at.invoices())[-1]["status"] == "draft"
         else:
             assert (await usage_lines(at), counts["late"], said) == ([], 26, 1)
+
+
+@pytest.mark.parametrize(
+    ("end", "anchor"), [("resume", "now"), ("resume", "unchanged"), ("cancel", ""), ("late resume", "now")]
+)
+async def test_usage_of_a_pause_stays_free_when_it_is_over(store_url: str, end: str, anchor: str) -> None:
+    """Someone serves the paused customer, by a status set by hand."""
+    async with shop_of_lines(store_url) as at:
+        (found,) = await at.stripe_list("/v1/subscriptions")
+        path = f"/v1/subscriptions/{found['id']}"
+        at.go(START + timedelta(days=1))
+        await at.kit.record("acme", "words", 102)
+        await at.post(f"{path}/pause", {"type": "subscription"})
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.customers.set_status("acme", "active")
+        at.go(HALF)
+        await at.kit.record("acme", "words", 500)
+        await flushed(at)
+        assert (await at.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 0
+        at.go(timedelta(days=45 if end == "late resume" else 3))
+        if end == "cancel":
+            await at.stripe_delete(path)
+            await at.kit.subscriptions.sync("acme")
+        else:
+            await at.post(f"{path}/resume", {"billing_cycle_anchor": anchor})
+            await at.kit.subscriptions.sync("acme")
+            await at.kit.record("acme", "words", 103)
+        for _ in range(5):
+            at.go(timedelta(days=16))
+            await at.kit.subscriptions.sync("acme")
+            await flushed(at)
+            await look_at_closes(at.kit)
+        before = [("Words", "2", "4", 8)]  # The pause.
+        assert await usage_lines(at) == before + [("Words", "3", "4", 12)] * (end != "cancel")
+        counts = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
+        assert (counts["recorded"], counts["delivered"], counts["late"]) == (500, 496, 0)
+        assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]

@@ -13,6 +13,7 @@ from meterkit.decisions.item_prices import (
     interval_of,
     parse_item_prices,
 )
+from meterkit.decisions.periods import SHORTEST_MS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -39,6 +40,7 @@ _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _PRICES: Final = frozenset({"prices", "pending_prices"})
 _ADDONS: Final = frozenset({"addons", "pending_addons"})
+_SPANS: Final = frozenset({"free_spans", "paused_spans"})
 NEVER_MS: Final = 9_000_000_000_000_000
 _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "continue": "active",
@@ -97,6 +99,8 @@ class SubscriptionState:
             of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
         free_spans: its trial and those of earlier subscriptions: first instant, and the first one after it;
             only where invoice lines bill usage.
+        paused_spans: its pauses and those of earlier subscriptions, likewise; one that lasts ends with
+            :data:`NEVER_MS`.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
             known, or there is none.
         addon_prices: of one of each add-on, likewise, by its key.
@@ -138,6 +142,7 @@ class SubscriptionState:
     former_prices: tuple[tuple[int, ItemPrices], ...] = ()
     line_switches: tuple[int, ...] = ()
     free_spans: tuple[tuple[int, int], ...] = ()
+    paused_spans: tuple[tuple[int, int], ...] = ()
     base_price: str = ""
     seat_price: str = ""
     addon_prices: tuple[tuple[str, str], ...] = ()
@@ -173,8 +178,8 @@ class SubscriptionState:
             found["addon_prices"] = tuple((key, price) for key, price in found["addon_prices"])
         if "line_switches" in found:
             found["line_switches"] = tuple(found["line_switches"])
-        if "free_spans" in found:
-            found["free_spans"] = tuple((from_ms, till_ms) for from_ms, till_ms in found["free_spans"])
+        for name in found.keys() & _SPANS:
+            found[name] = tuple((from_ms, till_ms) for from_ms, till_ms in found[name])
         if "former_prices" in found:
             found["former_prices"] = tuple(
                 (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
@@ -315,16 +320,21 @@ class SubscriptionState:
         return self.void_until_ms is None or now_ms < self.void_until_ms
 
     def is_usage_free_of(self, start_ms: int, invoiced_ms: int | None = None) -> bool:
-        """Whether no invoice bills the usage of the period that begins then: a trial, or a voiding pause.
+        """Whether no invoice bills the usage of the period that begins then: a trial, or a pause.
 
         https://docs.stripe.com/billing/subscriptions/trials/free-trials
 
         Args:
             start_ms: the period's first instant.
-            invoiced_ms: when its invoice is made: a pause then voids it; None: not yet.
+            invoiced_ms: when its invoice is made: collection that is paused then voids it; None: not yet.
         """
         is_trial = any(from_ms <= start_ms < till_ms for from_ms, till_ms in self.trials())
-        return is_trial or self.is_unpaid_at(start_ms if invoiced_ms is None else invoiced_ms)
+        at_ms = start_ms if invoiced_ms is None else invoiced_ms
+        return is_trial or self.is_paused_from(start_ms) or self.is_unpaid_at(at_ms)
+
+    def is_paused_from(self, start_ms: int) -> bool:
+        """Whether the period that begins then is one of a pause, which may begin a little later than that."""
+        return any(from_ms - SHORTEST_MS < start_ms < till_ms for from_ms, till_ms in self.paused_spans)
 
     def trials(self) -> tuple[tuple[int, int], ...]:
         """Its trials, and known ones of earlier subscriptions: first instant, and the first one after it."""

@@ -80,7 +80,8 @@ def _cycle_spans(subscription: SubscriptionState, counting: CountingCycle) -> It
     is_whole = is_trial or end_ms - start_ms <= _LONGEST_MS[counting.per]
     anchor_ms, anew_ms = subscription.anchor_ms, counting.anew_ms
     grid = bounds_at(start_ms, anchor_ms=anchor_ms, interval=counting.per)
-    if not is_trial and (not is_whole or grid.end_ms == end_ms):
+    is_resumed = any(start_ms == till_ms for _, till_ms in subscription.paused_spans)
+    if not (is_trial or is_resumed) and (not is_whole or grid.end_ms == end_ms):
         # Stripe has a price of another interval begin in mid-period; what was used in it stays used.
         start_ms = max(grid.start_ms, made_ms)
     former_ms = max(made_ms, min(subscription.former_start_ms or start_ms, start_ms))

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.meters import billed_as, billed_meters
 from meterkit.decisions.item_prices import ItemPrice
+from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NEVER_MS
+from meterkit.decisions.subscription_periods import stops_billing_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
 
 
-_TRIALS_MOST: Final = 4
+_SPANS_MOST: Final = 4
 _NOTHING: Final = MappingProxyType[str, str]({})
 
 
@@ -91,7 +93,7 @@ def keep_line_terms(
     catalog: Catalog,
     shown: ShownLineTerms,
 ) -> SubscriptionState:
-    """Give a fetched subscription the terms of usage without metered prices.
+    """Give a fetched subscription its known pauses, and the terms of usage without metered prices.
 
     Args:
         subscription: as fetched.
@@ -101,7 +103,8 @@ def keep_line_terms(
     """
     switches = _next_switches(subscription, known, catalog, shown.planned_ms)
     free_spans = _next_free_spans(subscription, known, shown.trial_ms) if switches else ()
-    changed = replace(subscription, line_switches=switches, free_spans=free_spans)
+    paused_spans = _next_paused_spans(subscription, known)
+    changed = replace(subscription, line_switches=switches, free_spans=free_spans, paused_spans=paused_spans)
     is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
     return _keep_line_prices(changed, known, catalog, shown.prices) if is_now_by_lines else changed
 
@@ -119,7 +122,29 @@ def _next_free_spans(
         spans = {from_ms: min(till_ms, until_ms) for from_ms, till_ms in spans.items()}
     if trial_ms is not None:  # Its end may have moved.
         spans[trial_ms[0]] = min(trial_ms[1], subscription.ends_ms())
-    return tuple(sorted(spans.items())[-_TRIALS_MOST:])
+    return tuple(sorted(spans.items())[-_SPANS_MOST:])
+
+
+def _next_paused_spans(
+    subscription: SubscriptionState, known: SubscriptionState | None
+) -> tuple[tuple[int, int], ...]:
+    """Keep known pauses: usage of one may be billed after it.
+
+    A pause ends the period, and its end begins another one unless that follows too soon: then it frees no
+    usage. It is over when its subscription ends, and no later than when another one begins.
+    """
+    if known is not None and known.id != subscription.id:
+        over_ms = min(known.ends_ms(), subscription.created_ms or subscription.start_ms)
+    elif subscription.status == "paused":
+        over_ms = NEVER_MS
+    else:
+        over_ms = subscription.ends_ms() if subscription.status in ENDED else subscription.usage_period[0]
+    kept = () if known is None else known.paused_spans
+    ended = ((from_ms, over_ms if till_ms == NEVER_MS else till_ms) for from_ms, till_ms in kept)
+    spans = {from_ms: till_ms for from_ms, till_ms in ended if till_ms - from_ms >= SHORTEST_MS}
+    if subscription.status == "paused":
+        spans[stops_billing_ms(subscription)] = NEVER_MS
+    return tuple(sorted(spans.items())[-_SPANS_MOST:])
 
 
 def _next_switches(

@@ -9,7 +9,6 @@ from meterkit.decisions.customer_state import bounds_of, effective_plan, entitle
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
-from meterkit.decisions.subscription_periods import stops_billing_ms
 from meterkit.outbox.billed_usage_terms import has_metered_periods, line_switches
 from meterkit.outbox.late_usage_terms import UNKNOWN, invoice_terms
 
@@ -104,7 +103,9 @@ def _period_terms(
             "meters": _price_labels(given, prices, reported, catalog),
         }
     given = entitlements_of(effective_plan(state, catalog, at_ms), catalog)
-    is_free = subscription is not None and _is_of_trial(subscription, period.begins_ms)
+    is_free = subscription is not None and (
+        _is_of_trial(subscription, period.begins_ms) or subscription.is_paused_from(period.begins_ms)
+    )
     return {"subscription": "", "free": is_free, "meters": _price_labels(given, prices, reported, catalog)}
 
 
@@ -114,10 +115,8 @@ def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:
 
 
 def _is_free(subscription: SubscriptionState, begins_ms: int, ends_ms: int) -> bool:
-    """Whether usage of a period costs nothing: it began in a trial or a pause, or its invoice is voided."""
-    is_paused = subscription.status == "paused" and begins_ms >= stops_billing_ms(subscription)
-    is_trial = _is_of_trial(subscription, begins_ms)
-    return is_paused or is_trial or subscription.is_usage_free_of(begins_ms, ends_ms)
+    """Whether usage of a period costs nothing: of a trial or a pause, or its invoice is voided."""
+    return _is_of_trial(subscription, begins_ms) or subscription.is_usage_free_of(begins_ms, ends_ms)
 
 
 def _is_of_trial(subscription: SubscriptionState, begins_ms: int) -> bool:
