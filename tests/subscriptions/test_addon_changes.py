@@ -247,6 +247,35 @@ async def test_fewer_stay_scheduled_through_changes_of_plan(at: Shop) -> None:
     assert await addon_items(at, subscription) == {"storage_pack": 2}
 
 
+async def test_a_downgrade_taken_back_leaves_fewer_addons(at: Shop) -> None:
+    """The active plan dropped them, so July cost USD 20.00 more than was agreed."""
+    subscription = await begun(at, "pro", {"exports": 1, "storage_pack": 3}, seats=12)
+    fewer = await bought(at, storage_pack=1)
+    assert waiting(fewer) == ("pro", {"exports": 1, "storage_pack": 1}, END)
+    changes = len(at.changes())
+    await taken_back(at, fewer)  # Nothing but add-ons is scheduled.
+    assert len(at.changes()) == changes
+    for _ in range(2):
+        down = await at.kit.subscriptions.change_plan("acme", "team")
+        assert waiting(down.subscription) == ("team", {"storage_pack": 1}, END)
+        await taken_back(at, fewer)
+    at.go(END)
+    assert await addon_items(at, subscription) == {"exports": 1, "storage_pack": 1}
+    assert (await synced(at)).seats == 12
+    assert await totals(at) == [8300, 6300]
+
+
+async def taken_back(at: Shop, fewer: Subscription) -> None:
+    """Ask for the active plan; its preview, its response and the subscription name what stays scheduled."""
+    preview = (await at.kit.subscriptions.preview("acme", plan="pro")).proration
+    assert preview.description == (
+        "No change: nothing is due for this period. When the period ends: 3 to 1 Extra storage."
+        " From the next period on it costs USD 63.00 a month, before usage."
+    )
+    back = await at.kit.subscriptions.change_plan("acme", "pro")
+    assert (back.proration, back.subscription) == (preview, fewer)
+
+
 async def test_seats_and_addons_do_not_change_each_other(at: Shop) -> None:
     subscription = await begun(at, "pro", {"storage_pack": 2}, seats=12)
     packed = await at.kit.subscriptions.set_addons("acme", {"seat_pack": 1})

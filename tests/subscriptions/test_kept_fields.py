@@ -206,6 +206,8 @@ async def test_an_operators_phases_have_other_addons(store_url: str) -> None:
             assert {**phase, "items": []} == {**was, "items": []}
         for phase in (cut, *later):
             assert [item["quantity"] for item in phase["items"] if item["price"] == "price_extra"] == [1]
+        await taken_back(at)
+        assert (await at.schedule())["phases"] == after["phases"]
         await at.kit.subscriptions.set_addons("acme", {"extra": 3})
         assert (await at.schedule())["status"] == "active"
         extra = [item for phase in (await at.schedule())["phases"] for item in phase["items"]]
@@ -316,6 +318,21 @@ async def test_i13_an_operators_usage_price_stays_with_its_plan(at: Rich, change
     lines = [line for one in await at.invoices() for line in one["lines"]["data"]]
     of_usage = [line for line in lines if line["pricing"]["price_details"]["price"] == "price_agreed"]
     assert [(line["quantity"], line["amount"]) for line in of_usage if line["quantity"]] == [(10, 90)]
+
+
+async def test_i13_an_operators_usage_price_stays_as_addons_wait(store_url: str) -> None:
+    async with rich(store_url, addons=3) as at:
+        await use_operators_price(at)
+        await at.kit.subscriptions.set_addons("acme", {"extra": 1})
+        for change in (taken_back, PLAN_STAYS["seats"]):
+            await change(at)
+            items = [item for phase in (await at.schedule())["phases"] for item in phase["items"]]
+            metered = [item["price"] for item in items if "quantity" not in item]
+            assert metered == ["price_agreed", "price_agreed"]
+        before = await at.item_terms()
+        at.clock.set(END + DAY)
+        assert await at.item_terms() == before
+        assert (await at.items(at.subscription))["price_extra"] == 1
 
 
 async def resumed(at: Rich) -> None:

@@ -85,7 +85,7 @@ async def preview(
 async def change(session: Session, customer: CustomerArgument, plan: PlanArgument = None) -> None:
     """Change the plan of a subscription.
 
-    An upgrade takes effect now, a downgrade when the period ends. To cancel a scheduled change, give the
+    An upgrade takes effect now, a downgrade when the period ends. To cancel a scheduled plan, give the
     current plan.
     """
     if plan is None:

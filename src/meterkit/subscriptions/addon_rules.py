@@ -109,8 +109,6 @@ def split_addons(
 def scheduled_addons(known: SubscriptionState, present: Bought, catalog: Catalog) -> Bought:
     """Add-ons after the scheduled changes of their quantities, whatever plan comes with them.
 
-    An add-on that a scheduled plan does not list ends with that change of plan alone.
-
     Args:
         known: the stored subscription.
         present: its add-ons now.
@@ -119,7 +117,20 @@ def scheduled_addons(known: SubscriptionState, present: Bought, catalog: Catalog
     plan = catalog.plans.get(known.pending_plan or "")
     if known.pending_addons is None or plan is None:
         return present
-    then = dict(known.pending_addons)
+    return kept_addons(present, known.pending_addons, plan)
+
+
+def kept_addons(present: Bought, later: Bought, plan: Plan) -> Bought:
+    """Add-ons after scheduled ones, without the scheduled plan that comes with them.
+
+    An add-on that this plan does not list ends with it alone.
+
+    Args:
+        present: add-ons now.
+        later: those that are scheduled.
+        plan: the scheduled plan.
+    """
+    then = dict(later)
     return merge_addons(present, {addon: then.get(addon, 0) for addon in plan.addons})
 
 

@@ -203,9 +203,14 @@ def cost_of(
         currency=currency,
         effective_at=from_ms(at_ms),
         description=_describe_cost(
-            _describe_change(before, after, catalog), when, credit_cents, charge_cents, currency, end_ms
+            ", ".join(_list_changes(before, after, catalog)) or "No change",
+            when,
+            credit_cents,
+            charge_cents,
+            currency,
+            end_ms,
         )
-        + _describe_later_addons(after, next_period, when, catalog)
+        + _describe_later_change(after, next_period, when, catalog)
         + _describe_next_period(next_period, period_cents, currency),
     )
 
@@ -245,13 +250,11 @@ def _describe_next_period(terms: PlanTerms | None, period_cents: int | None, cur
     return f" From the next period on it costs {money(period_cents, currency)} a {interval}, before usage."
 
 
-def _describe_later_addons(
+def _describe_later_change(
     terms: PlanTerms, later: PlanTerms | None, when: Literal["now", "period_end"], catalog: Catalog
 ) -> str:
-    """Quantities of add-ons that change when the period ends, as a sentence; empty if none does."""
-    if when == "period_end" or later is None or later.plan.key != terms.plan.key:
-        return ""
-    parts = _list_changed_addons(terms, later, catalog)
+    """Further changes when the period ends, as a sentence; empty if there are none."""
+    parts = [] if when == "period_end" or later is None else _list_changes(terms, later, catalog)
     return f" When the period ends: {', '.join(parts)}." if parts else ""
 
 
@@ -264,13 +267,13 @@ def _list_changed_addons(before: PlanTerms, after: PlanTerms, catalog: Catalog) 
     ]
 
 
-def _describe_change(before: PlanTerms, after: PlanTerms, catalog: Catalog) -> str:
+def _list_changes(before: PlanTerms, after: PlanTerms, catalog: Catalog) -> list[str]:
     parts: list[str] = []
     if before.plan.key != after.plan.key:
         parts.append(f"{before.plan.name} to {after.plan.name}")
     if before.seats != after.seats:
         parts.append(f"{before.seats} to {after.seats} seats")
-    return ", ".join(parts + _list_changed_addons(before, after, catalog)) or "No change"
+    return parts + _list_changed_addons(before, after, catalog)
 
 
 def _describe_cost(

@@ -19,6 +19,7 @@ from meterkit.subscriptions.addon_rules import (
     check_addons,
     ended_addons,
     gives_up_unlisted,
+    kept_addons,
     merge_addons,
     scheduled_addons,
     split_addons,
@@ -108,10 +109,8 @@ class SubscriptionChanger:
             live, known, current = await self.fetch_payable(customer, again)
             writer = await self._terms_writer_for(customer)
             had = await self._plans_of_period(customer, known, current)
-            when = self._time_of_change(known, current, wanted, had)
-            target = self._terms_on(known, current, wanted, in_use, is_later=when == "period_end")
-            later = self._later_addons(known, current, target)
-            change = RequestedChange(current, target, when, later)
+            change = self._plan_change(known, current, wanted, had, in_use)
+            target, later = change.target, change.later
             cost = await self._pricer.price(live, writer, known, change)
             priced.append(PricedChange(cost, self._ended_by(known, wanted)))
             await self._refuse_unpaid_credit(live, cost)
@@ -119,7 +118,7 @@ class SubscriptionChanger:
             course = self._course_of_change(known, current, wanted, pending, had)
             if wanted.key == current.key:
                 if course == "unschedule":
-                    await writer.cancel_scheduled(live, target)
+                    await writer.restore_plan(live, target, lambda terms: self._with_plan_of(target, terms))
                 # Items that others changed at Stripe become those of the plan again.
                 started.set()
                 async with self._cut_if_metered(customer, live, target, current):
@@ -278,12 +277,12 @@ class SubscriptionChanger:
             change = self._quantity_change(live, known, current, seats, given, in_use)
         else:
             had = await self._plans_of_period(customer, known, current)
-            when = self._time_of_change(known, current, wanted, had)
-            target = self._terms_on(known, current, wanted, in_use, is_later=when == "period_end")
+            asked = self._plan_change(known, current, wanted, had, in_use)
+            target = asked.target
             if seats is not None:
                 target = self._with_seats(target.plan, seats)
             target = self._with_addons(target, merge_addons(target.addons, given))
-            change = RequestedChange(current, target, when, self._later_addons(known, current, target))
+            change = asked._replace(target=target)
         last = change.target if change.later is None or change.when == "period_end" else change.later
         shown = last if last.plan.key == change.target.plan.key else change.target
         writer = await self._terms_writer_for(customer)
@@ -300,9 +299,7 @@ class SubscriptionChanger:
         current = self._require_plan(customer, known)
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
         had = await self._plans_of_period(customer, known, current)
-        when = self._time_of_change(known, current, wanted, had)
-        target = self._terms_on(known, current, wanted, in_use, is_later=when == "period_end")
-        cost = self._pricer.estimate(known, RequestedChange(current, target, when))
+        cost = self._pricer.estimate(known, self._plan_change(known, current, wanted, had, in_use))
         return PricedChange(cost, self._ended_by(known, wanted))
 
     async def fetch_payable(
@@ -367,6 +364,15 @@ class SubscriptionChanger:
         """The level of the seat gauge; 0 without one."""
         return 0 if self._seat_meter is None else levels[self._seat_meter]
 
+    def _plan_change(
+        self, known: SubscriptionState, current: Plan, wanted: Plan, had: Iterable[Plan], in_use: int
+    ) -> RequestedChange:
+        """A change of plan, and the scheduled changes of add-ons that stay after it."""
+        when = self._time_of_change(known, current, wanted, had)
+        target = self._terms_on(known, current, wanted, in_use, is_later=when == "period_end")
+        later = None if when == "period_end" else self._left_terms(known, current, target, in_use)
+        return RequestedChange(current, target, when, None if later == target else later)
+
     def _terms_on(
         self, known: SubscriptionState, current: Plan, wanted: Plan, in_use: int, *, is_later: bool
     ) -> PlanTerms:
@@ -389,13 +395,25 @@ class SubscriptionChanger:
             return PlanTerms(plan=plan, seats=known.pending_seats)
         return PlanTerms(plan=plan, seats=self._seats_on(plan, before, in_use))
 
-    def _later_addons(self, known: SubscriptionState, current: Plan, target: PlanTerms) -> PlanTerms | None:
-        """Terms of a new plan after the scheduled changes of add-ons; None if there are no such changes."""
+    def _left_terms(
+        self, known: SubscriptionState, current: Plan, target: PlanTerms, in_use: int
+    ) -> PlanTerms | None:
+        """Scheduled terms that are left after an immediate change of plan; None if there are none.
+
+        The active plan cancels a scheduled plan alone: what is scheduled beside it stays.
+        """
+        if target.plan.key == current.key:
+            then = self._pending_terms(known, target, in_use)
+            return None if then is None else self._with_plan_of(target, then)
         present = known.addons_at(self.store.now_ms())
-        if target.plan.key == current.key or target.addons != self._compose_plan(target.plan, present).bought:
-            return None
-        later = self._with_addons(target, scheduled_addons(known, present, self._catalog))
-        return None if later.addons == target.addons else later
+        return self._with_addons(target, scheduled_addons(known, present, self._catalog))
+
+    def _with_plan_of(self, target: PlanTerms, later: PlanTerms) -> PlanTerms:
+        """Scheduled terms without a change of plan: the add-ons stay, and seats of the same plan."""
+        if later.plan.key == target.plan.key:
+            return later
+        plan = self._catalog.plans[later.plan.key]
+        return self._with_addons(target, kept_addons(target.addons, later.addons, plan))
 
     def _quantity_change(
         self,

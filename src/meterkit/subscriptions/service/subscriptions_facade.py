@@ -241,7 +241,8 @@ class Subscriptions:
         client secret of a SetupIntent: confirm it in the customer's browser, then ask again. A downgrade
         takes effect when the period ends. ``rank`` decides which it is, and ``billing.changes`` of the plans
         file when each takes effect. Two plans that bill one meter with ``report: usage`` change when the
-        period ends: the tiers of a price would begin again. The current plan cancels a scheduled change.
+        period ends: the tiers of a price would begin again. The current plan cancels a scheduled one;
+        add-ons that are scheduled stay so.
 
         Add-ons that the new plan lists stay. The others end with the change: ``ended_addons``.
 

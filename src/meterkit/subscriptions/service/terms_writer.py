@@ -123,9 +123,7 @@ class TermsWriter:
         If the plan stays, so do the metered prices that an operator has given the customer.
         """
         prices, paid, addons = await self._read_prices(live, target)
-        current = plan_in(live.items, self._catalog)
-        if current is not None and current.key == prices.plan:
-            prices = with_metered(prices, await self._find_operator_prices(live, prices))
+        prices = await self._with_operator_prices(live, prices)
         return updates(live.items, self._catalog, prices, paid, addons)
 
     async def cancel_scheduled(self, live: LiveSubscription, target: PlanTerms) -> None:
@@ -139,6 +137,38 @@ class TermsWriter:
             await self.update_phases(live, live.schedule, lambda _: target, current=target)
         else:
             await live.release()
+
+    async def restore_plan(
+        self, live: LiveSubscription, target: PlanTerms, change: Callable[[PlanTerms], PlanTerms]
+    ) -> None:
+        """Give the phases of other plans the current one; cancel a schedule that then changes nothing.
+
+        Phases of the current plan stay: they change add-ons or seats.
+
+        Args:
+            live: the subscription.
+            target: its present terms.
+            change: returns the terms of a phase with the current plan.
+        """
+        if live.schedule is None:
+            return
+        current, *later = drafts = present_phases(live.schedule, live.found)
+        plans = [plan_in(draft.items, self._catalog) for draft in later]
+        ours = [
+            terms_in(draft.items, plan, self._catalog)
+            for draft, plan in zip(later, plans, strict=True)
+            if plan is not None
+        ]
+        if all(terms.plan.key == target.plan.key for terms in ours):
+            return
+        if all(change(terms) == target for terms in ours):
+            await self.cancel_scheduled(live, target)
+            return
+        phases = [current.lines()]
+        for draft, plan in zip(later, plans, strict=True):
+            is_left = plan is None or plan.key == target.plan.key
+            phases.append(draft.lines() if is_left else await self._change_lines(live, draft, change))
+        await self._send_if_different(live, live.schedule, drafts, phases)
 
     async def plan_scheduled_changes(
         self, live: LiveSubscription, later: PlanTerms
@@ -325,7 +355,16 @@ class TermsWriter:
         prices, paid, addons = await self._read_prices(live, target, max(at_ms, begins_ms))
         if keeps_prices:
             prices = _keep_metered_prices(draft.items, prices)
+        else:
+            prices = await self._with_operator_prices(live, prices)
         return next_items(draft.items, catalog, prices, paid, addons, draft.settings)
+
+    async def _with_operator_prices(self, live: LiveSubscription, prices: PlanPrices) -> PlanPrices:
+        """Prices with the metered ones that an operator has given the customer, if the plan stays."""
+        current = plan_in(live.items, self._catalog)
+        if current is None or current.key != prices.plan:
+            return prices
+        return with_metered(prices, await self._find_operator_prices(live, prices))
 
     async def _find_operator_prices(self, live: LiveSubscription, prices: PlanPrices) -> dict[str, str]:
         """Find metered items with a price that an operator made by hand: meter to price."""
