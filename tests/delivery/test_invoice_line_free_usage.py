@@ -148,3 +148,24 @@ async def test_usage_of_a_pause_stays_free_when_it_is_over(store_url: str, end: 
         counts = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
         assert (counts["recorded"], counts["delivered"], counts["late"]) == (500, 496, 0)
         assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_reconcile_expects_no_line_for_events_of_a_pause(store_url: str) -> None:
+    catalog = loads(PLANS.replace("{usage: lines}", "{usage: meters}"))
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        made = await at.subscribed(plan="pro")
+        at.go(START + timedelta(days=1))
+        await at.post(f"/v1/subscriptions/{made.id}/pause", {"type": "subscription"})
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.customers.set_status("acme", "active")
+        at.go(HALF)
+        await at.kit.record("acme", "words", 500)
+        await flushed(at)
+        at.go(timedelta(days=3))
+        await at.post(f"/v1/subscriptions/{made.id}/resume", {})
+        await at.kit.subscriptions.sync("acme")
+        at.go(timedelta(days=32))
+        await at.kit.subscriptions.sync("acme")
+        (words,) = await at.kit.reconcile("acme", at=HALF)
+        assert (words.delivered, words.confirmed, words.advice) == (400, 400, "")

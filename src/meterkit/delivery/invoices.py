@@ -369,7 +369,7 @@ class PeriodBilling(NamedTuple):
 async def read_period_billing(
     store: Store, api: StripeApi, usage: CustomerUsage, state: CustomerState
 ) -> PeriodBilling | None:
-    """Find how a period is billed; None: it costs nothing, as in a trial, or it has no invoice yet.
+    """Find how a period is billed; None: it costs nothing, as in a trial or a pause, or has no invoice yet.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -377,12 +377,12 @@ async def read_period_billing(
     """
     start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
     subscription, now_ms = state.subscription, store.now_ms()
-    if subscription is None or start_ms >= (subscription.created_ms or subscription.start_ms):
+    if subscription is None or subscription.is_paused_from(start_ms):
+        return None
+    if start_ms >= (subscription.created_ms or subscription.start_ms):
         renewals = renewals_of(subscription, now_ms)
         # By its start: the last period of an ended subscription may end some minutes later.
         made_ms = None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
-        if subscription is None:
-            return None
         if made_ms is None:
             # Before a trial of a paid subscription, say.
             made_ms = (await read_invoice_end(store, usage["customer"], start_ms)).final_ms
