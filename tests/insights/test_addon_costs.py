@@ -100,3 +100,18 @@ async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path)
         await assert_june()
         await at.kit.subscriptions.cancel("acme", immediately=True)
         await assert_june()
+
+
+async def test_purchases_within_a_period_make_estimates(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with addon_shop(store_url, url) as at:
+        for customer in ("acme", "buyer", "seated"):
+            await subscribe(at, customer, "team")
+            await at.kit.record(customer, "tokens", 5)
+        await drain_all(at.kit, url)
+        at.clock.set(HALF)
+        await at.kit.subscriptions.set_addons("buyer", {"storage_pack": 1})
+        await at.kit.subscriptions.set_seats("seated", 7)
+        why = ("plan, seats or add-ons changed within the period",)
+        found = {who: one.estimates for who, one in (await simulate_period(at, url)).items()}
+        assert found == {"acme": (), "buyer": why, "seated": why}

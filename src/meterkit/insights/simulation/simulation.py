@@ -390,7 +390,7 @@ def _cost(units: Mapping[str, int], costs: Mapping[str, Fraction]) -> Fraction:
 
 
 def _explain_estimates(case: _CustomerCase) -> list[str]:
-    found = ["the plan changed within the period"] if case.tenure.is_changed else []
+    found = ["plan, seats or add-ons changed within the period"] if case.tenure.is_changed else []
     if case.sums is None:
         return found
     if case.sums.is_summed:

@@ -319,6 +319,8 @@ def _fixed_cents(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bou
 
 
 _PAGE: Final = 500
+_PRICED_KINDS: Final = frozenset({"plan", "seats", "addons"})
+"""Kinds of ledger entries that change the price of a period."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +330,7 @@ class PlanTenure:
     Attributes:
         start_ms, end_ms: the period's first instant, and the first after it.
         plan: the key of the plan that was active when the period ended, or is by now.
-        is_changed: whether another one was before that, in the same period.
+        is_changed: whether plan, seats or add-ons were others before that, in the same period.
         is_granted: whether the app ever granted the customer something.
         is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.
         seats, addons: that the subscription paid for, likewise.
@@ -443,7 +445,9 @@ def _build_tenure(
         start_ms=start_ms,
         end_ms=bounds.end_ms,
         plan=plan,
-        is_changed=any(entry.kind == "plan" and start_ms < to_ms(entry.at) <= last_ms for entry in ledger),
+        is_changed=any(
+            entry.kind in _PRICED_KINDS and start_ms < to_ms(entry.at) <= last_ms for entry in ledger
+        ),
         is_granted=state.granted,
         is_unpaid=subscription is not None and subscription.is_usage_free_of(start_ms),
         seats=int(was["seats"] or 0) if "seats" in was else given.seats,
