@@ -19,7 +19,7 @@ import pytest
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.plans import plans_text
-from drivers.shop import CATALOG, START, shop
+from drivers.shop import CATALOG, START, Shop, shop
 from drivers.usage_figures import JSON, ORIGINS, Tables, numbers_of, page_of
 from faults.refusals import eventually
 from meterkit import Contact, MeterKit, MeterkitError
@@ -407,17 +407,25 @@ async def test_a_day_before_the_period_is_not_in_the_forecast(store_url: str, tm
     assert figures["forecast"]["meters"]["tokens"][0] == 420 + round(20 * left)
 
 
-async def test_addons_have_their_names_and_prices(store_url: str) -> None:
-    catalog = loads(plans_text("addon_shop"))
-    async with (
-        shop(store_url, catalog=catalog, selling=StripeEmulator.add_plans) as at,
-        page_of(at.kit) as client,
-    ):
-        addons = {"call_pack": 2, "storage_pack": 1}
-        made = await at.kit.subscriptions.create("acme", "team", addons=addons)
+ADDONS = plans_text("addon_shop")
+
+
+@asynccontextmanager
+async def buying(
+    store_url: str, plan: str, addons: dict[str, int], plans: str = ADDONS
+) -> AsyncGenerator[Shop]:
+    """A shop in which acme has subscribed to a plan with add-ons."""
+    async with shop(store_url, catalog=loads(plans), selling=StripeEmulator.add_plans) as at:
+        made = await at.kit.subscriptions.create("acme", plan, addons=addons)
         assert made.client_secret is not None
         at.emulator.confirm_payment(made.client_secret)
         await at.kit.subscriptions.sync("acme")
+        yield at
+
+
+async def test_addons_have_their_names_and_prices(store_url: str) -> None:
+    addons = {"call_pack": 2, "storage_pack": 1}
+    async with buying(store_url, "team", addons) as at, page_of(at.kit) as client:
         figures = (await client.get("/", headers=JSON)).json()
         assert figures["cost"]["addons"] == [
             {"addon": "call_pack", "name": "call_pack", "quantity": 2, "cents": 1000},
@@ -427,3 +435,23 @@ async def test_addons_have_their_names_and_prices(store_url: str) -> None:
         assert "Extra storage, per month" in text
         assert Tables(text).numbers == numbers_of(figures)
         assert "35.00" in text  # The plan and its add-ons.
+
+
+async def test_other_plans_have_the_addons_that_they_list(store_url: str) -> None:
+    grant = "storage: {included: 100MB}}, max: 5"
+    assert grant in ADDONS
+    credited = f"{grant}, grants: [{{credit: ai, quantity: 30, every: period}}]"
+    plans = ADDONS.replace(grant, credited) + "credits: {ai: {costs: {tokens: 1}}}\n"
+    bought = {"storage_pack": 2, "seat_pack": 1}
+    async with buying(store_url, "pro", bought, plans) as at, page_of(at.kit) as client:
+        await at.kit.gauges.set("acme", "storage", 240_000_000)
+        await at.kit.record("acme", "tokens", 150)
+        found = (await client.get("/", headers=JSON)).json()["other_plans"]
+        (team,) = [other for other in found if other["plan"] == "team"]
+        # 250 MB; of the tokens the plan has 100, and the credits of two add-ons pay the rest.
+        assert (team["cost_cents"], team["refused"]) == (1500 + 2 * 1000, [])
+        await at.kit.gauges.set("acme", "storage", 250_000_001)
+        await at.kit.record("acme", "tokens", 11)
+        found = (await client.get("/", headers=JSON)).json()["other_plans"]
+        (team,) = [other for other in found if other["plan"] == "team"]
+        assert (team["cost_cents"], team["refused"]) == (3500 + 2, ["storage"])

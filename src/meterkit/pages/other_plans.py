@@ -34,7 +34,7 @@ def price_on_plans(
 
     Args:
         catalog: has the plans.
-        offers: the plans, with their terms for the seats in use.
+        offers: the plans with the customer's add-ons, and their terms for the seats in use.
         used: meter to its units, or its level, so far.
     """
     found: list[OtherPlan] = []

@@ -11,6 +11,7 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
+from meterkit.catalog.addons import with_addons
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import seat_meter
@@ -298,7 +299,9 @@ def _price_other_plans(
     # Another plan needs the seats in use, not all that are paid for.
     needs, offers = replace(tenure, seats=0 if seats is None else seats["used"]), PlanOffers(catalog)
     others = [
-        (plan, offers.to(needs.on(plan.key))) for plan in catalog.plans.values() if plan.key != usage["plan"]
+        (with_addons(plan, needs.addons, catalog), offers.to(needs.on(plan.key)))
+        for plan in catalog.plans.values()
+        if plan.key != usage["plan"]
     ]
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
     return price_on_plans(catalog, others, used)
