@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from asyncio import gather
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -455,3 +456,39 @@ async def test_other_plans_have_the_addons_that_they_list(store_url: str) -> Non
         found = (await client.get("/", headers=JSON)).json()["other_plans"]
         (team,) = [other for other in found if other["plan"] == "team"]
         assert (team["cost_cents"], team["refused"]) == (3500 + 2, ["storage"])
+
+
+async def test_changes_name_plans_and_addons(store_url: str) -> None:
+    named = ADDONS.replace("rank: 10", "name: Pro\n    rank: 10").replace(
+        "rank: 5", "name: Team plan\n    rank: 5"
+    )
+    async with buying(store_url, "pro", {"storage_pack": 1}, named) as at, page_of(at.kit) as client:
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2, "exports": 1})
+        await at.kit.subscriptions.set_addons("acme", {"storage_pack": 0, "exports": 0})
+        await at.kit.subscriptions.set_addons("acme", {"storage_pack": 1})
+        await at.kit.subscriptions.change_plan("acme", "team")
+        text = (await client.get("/")).text
+        rows = re.findall(r"<tr.*?</tr>", text[text.index('id="changes"') :])
+        found = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+        last = " from 2031-07-01 00:00"
+        assert found[1:5] == [
+            [
+                "Planned change",
+                f"Pro with 10 seats and 1 Extra storage{last}",
+                f"Team plan with 5 seats and 1 Extra storage{last}",
+            ],
+            [
+                "Planned change",
+                f"Pro with 10 seats and no add-ons{last}",
+                f"Pro with 10 seats and 1 Extra storage{last}",
+            ],
+            ["Planned change", "none", f"Pro with 10 seats and no add-ons{last}"],
+            ["Add-ons", "1 Extra storage", "1 Exports, 2 Extra storage"],
+        ]
+        (bought, *_) = [
+            entry
+            for entry in (await client.get("/", headers=JSON)).json()["history"]
+            if entry["kind"] == "addons"
+        ]
+        assert bought["after"] == "1 exports, 2 storage_pack"  # By key, as the ledger has them.

@@ -25,6 +25,8 @@ BY_CLOCK: Final = "clock"
 """The cause of a change that the clock alone makes."""
 BY_PLANS_FILE: Final = "plans_file"
 """Cause of a change by another plans file."""
+NO_ADDONS: Final = "no add-ons"
+"""Words of the ledger for a planned change that leaves none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +320,7 @@ def _scheduled(found: TermsInForce) -> str:
         return ""
     seats, addons = None if found.pending_seats is None else f"{found.pending_seats} seats", None
     if found.changed_addons is not None:
-        addons = addons_text(found.changed_addons) or "no add-ons"
+        addons = addons_text(found.changed_addons) or NO_ADDONS
     extras = " and ".join(filter(None, (seats, addons)))
     what = " with ".join(filter(None, (found.pending_plan, extras)))
     return f"{what} from {_instant(found.pending_at_ms)}"

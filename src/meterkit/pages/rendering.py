@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 from meterkit.catalog.amount_wording import exact_money, is_money, micro_money, minor_units, money, size_text
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
+from meterkit.decisions.transitions import NO_ADDONS, addons_text, parse_addons
 from meterkit.errors import MeterkitError
 from meterkit.pages.brand import brand_css
 from meterkit.problem_types import ProblemDocument, ProblemType
@@ -174,9 +175,33 @@ def _title_in(name: str, titles: Mapping[str, str]) -> str:
     return titles.get(name, name)
 
 
-def _history_value(entry: Mapping[str, Any], when: str, plans: Mapping[str, str]) -> str:
-    """Format the value before or after a change: plans by name, instants readable."""
-    text: str = entry[when] or "none"
-    if entry["kind"] == "plan":
+def _history_value(
+    entry: Mapping[str, Any], when: str, plans: Mapping[str, str], addons: Mapping[str, str]
+) -> str:
+    """Format the value before or after a change: plans and add-ons by name, instants readable."""
+    text: str = entry[when]
+    if not text:
+        return "none"
+    kind = entry["kind"]
+    if kind == "plan":
         return plans.get(text, text)
-    return text.replace("_", " ") if entry["kind"] == "status" else _INSTANT.sub(r"\1 \2", text)
+    if kind == "addons":
+        return _name_addons(text, addons)
+    if kind == "scheduled":
+        text = _name_scheduled(text, plans, addons)
+    return text.replace("_", " ") if kind == "status" else _INSTANT.sub(r"\1 \2", text)
+
+
+def _name_addons(text: str, names: Mapping[str, str]) -> str:
+    return addons_text((names.get(key, key), quantity) for key, quantity in parse_addons(text))
+
+
+def _name_scheduled(text: str, plans: Mapping[str, str], addons: Mapping[str, str]) -> str:
+    """Replace the keys in ``team with 5 seats and 1 words from 2026-12-01T00:00:00Z``, or in a part of it."""
+    what, _, at = text.rpartition(" from ")
+    plan, _, extras = what.rpartition(" with ") if " " in what else (what, "", "")
+    parts = filter(None, extras.split(" and "))
+    named = " and ".join(
+        part if part.endswith((" seats", NO_ADDONS)) else _name_addons(part, addons) for part in parts
+    )
+    return f"{' with '.join(filter(None, (plans.get(plan, plan), named)))} from {at}"

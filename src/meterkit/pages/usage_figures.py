@@ -60,7 +60,9 @@ _DATABASE_SLOTS: Final = Semaphore(8)
 """Connections of pages to the audit log's database: few, so that draining the log always gets one."""
 _DAY_MS: Final = 86_400_000
 _SHOWN_GRANTS: Final = frozenset({"pending", "active"})
-_SHOWN_CHANGES: Final = frozenset({"plan", "status", "access", "seats", "cancellation", "scheduled"})
+_SHOWN_CHANGES: Final = frozenset(
+    {"plan", "status", "access", "seats", "addons", "cancellation", "scheduled"}
+)
 _HISTORY_MAX: Final = 20
 
 

@@ -145,6 +145,7 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         "money_credits": {name: MICRO_USD for name, credit in catalog.credits.items() if credit.is_money},
         "balance_currency": BALANCE_CURRENCY,
         "plan_names": {key: plan.name for key, plan in catalog.plans.items()},
+        "addon_names": {key: addon.name for key, addon in catalog.addons.items()},
         "gauges": gauges,
         "beyond": {
             name: beyond_included(counts) if name in gauges else counts["overage"]
