@@ -1,16 +1,21 @@
-"""Prices of usage lines in the metadata of a subscription: a new store takes the prices that were sold."""
+"""Prices of usage lines: usage keeps the one at which it was recorded, whatever becomes of the plans file.
+
+A new store takes the prices that were sold from the metadata of the subscription.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator
 from datetime import timedelta
+from typing import Final
 
 import pytest
 
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from drivers.usage_lines import shop_of_lines, usage_lines
+from drivers.usage_lines import flushed, shop_of_lines, usage_lines
 from meterkit.catalog import Catalog, loads
 
 pytestmark = pytest.mark.anyio
@@ -171,3 +176,164 @@ async def test_a_plan_set_anew_has_the_price_of_then(at: Shop) -> None:
     await at.kit.flush(everything=True)
     lines = [(units, price) for _, units, price, _ in await usage_lines(at)]
     assert sorted(lines) == [("3", "4"), ("5", "9")]
+
+
+OF_PRO: Final = "{included: 100, overage: {bill: {per: 1, amount_cents: 4}}}"
+RENAMED: Final = PLANS.replace("words: {unit", "texts: {unit").replace("words: {included", "texts: {included")
+GONE: Final = re.sub(r"\n +words: .*", "", PLANS)
+DENIED: Final = PLANS.replace("{bill: {per: 1, amount_cents: 4}}", "deny")
+NO_EVENT: Final = DENIED.replace(", stripe: {event_name: words}}", "}").replace(
+    "{bill: {per: 1, amount_cents: 7}}", "deny"
+)
+NOT_SENT: Final = PLANS.replace("event_name: words}", "event_name: words, report: none}")
+RECORDED: Final = ("Words", "26", "4", 104)
+
+
+async def used(at: Shop, customer: str = "acme") -> None:
+    """Use 26 words more than are included, and go to mid-period."""
+    await at.kit.record(customer, "words", 126)
+    await flushed(at)
+    at.go(HALF)
+
+
+async def deployed(at: Shop, text: str) -> None:
+    at.kit.store.use(loads(text))
+    await at.kit.subscriptions.sync("acme")
+
+
+async def passed_end(at: Shop) -> list[tuple[str, str, str, int]]:
+    """Have the period end; its lines."""
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await flushed(at)
+    return await usage_lines(at)
+
+
+@pytest.mark.parametrize("is_synced", [True, False], ids=["synced", "not synced"])
+@pytest.mark.parametrize(
+    "text", [GONE, DENIED, NO_EVENT, NOT_SENT, RENAMED], ids=["gone", "denied", "no event", "none", "renamed"]
+)
+async def test_i13_what_leaves_the_plans_file_is_billed_as_recorded(
+    at: Shop, text: str, *, is_synced: bool
+) -> None:
+    await used(at)
+    if is_synced:
+        await deployed(at, text)
+    else:
+        at.kit.store.use(loads(text))
+    assert await passed_end(at) == [RECORDED]
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["here", "at Stripe"])
+@pytest.mark.parametrize(
+    "text", [GONE, DENIED, NO_EVENT, NOT_SENT, RENAMED], ids=["gone", "denied", "no event", "none", "renamed"]
+)
+async def test_i13_a_dearer_plan_follows_what_left_the_plans_file(
+    at: Shop, text: str, *, is_here: bool
+) -> None:
+    await used(at)
+    at.kit.store.use(loads(text))
+    if is_here:
+        await at.kit.subscriptions.change_plan("acme", "team")
+    else:
+        (found,) = await at.stripe_list("/v1/subscriptions")
+        (item,) = found["items"]["data"]
+        (price,) = await at.stripe_list("/v1/prices", **{"lookup_keys[0]": "meterkit:team:base"})
+        more = {"items[0][id]": item["id"], "items[0][price]": price["id"]}
+        await at.stripe_change(f"/v1/subscriptions/{found['id']}", **more)
+        await at.kit.subscriptions.sync("acme")
+    assert (await at.kit.usage("acme"))["plan"] == "team"
+    assert await passed_end(at) == [RECORDED]
+
+
+@pytest.mark.parametrize("text", [GONE, RENAMED], ids=["gone", "renamed"])
+@pytest.mark.parametrize("plan", ["pro", "team"])
+async def test_i13_so_is_usage_on_a_plan_set_by_hand(at: Shop, text: str, plan: str) -> None:
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    await used(at, "bob")
+    at.kit.store.use(loads(text))
+    await at.kit.customers.set_plan("bob", plan)
+    lines = await passed_end(at)
+    assert [line[1:] for line in lines] == [RECORDED[1:]]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [DENIED, PLANS.replace("amount_cents: 4}", "amount_cents: 9}")],
+        [GONE, PLANS.replace("amount_cents: 4}", "amount_cents: 9}")],
+        [
+            PLANS.replace("event_name: words}", "event_name: w2}").replace(
+                "amount_cents: 4}", "amount_cents: 9}"
+            )
+        ],
+    ],
+    ids=["denied for a day", "gone for a day", "another event name"],
+)
+async def test_i13_a_price_that_comes_back_is_the_customers_own(at: Shop, texts: list[str]) -> None:
+    await used(at)
+    for text in texts:
+        at.clock.advance(timedelta(days=1))
+        await deployed(at, text)
+        words = (await at.kit.usage("acme"))["meters"].get("words")
+        assert words is None or words["overage_cents"] == 104
+    await at.kit.record("acme", "words", 10)
+    assert await passed_end(at) == [("Words", "36", "4", 144)]
+    (price, *_) = json.loads((await sold(at))[PRICES]).values()
+    assert price == "1/4"
+
+
+async def test_usage_without_a_known_price_waits_for_its_meter(
+    at: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default plan bills it, and no price of it is the customer's own."""
+    billing = PLANS.replace("words: {included: 100, overage: deny}", f"words: {OF_PRO}")
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    at.kit.store.use(loads(billing))
+    await used(at, "bob")
+    at.kit.store.use(loads(re.sub(r"\n +words: .*", "", billing)))
+    assert await passed_end(at) == []
+    assert (
+        "its meter is not in the plans file, and how it was billed is not known: put it back" in caplog.text
+    )
+    (found,) = await at.kit.reconcile("bob", at=HALF)
+    assert found.waiting == 26
+    assert found.advice == (
+        "26 units wait for a line, and words is not in the plans file: if the next flush writes none, no"
+        " price of them is known; put the meter back"
+    )
+    at.kit.store.use(loads(billing))
+    await flushed(at)
+    assert await usage_lines(at) == [RECORDED]
+
+
+BY_MODEL: Final = plans_text("prices_by_model").replace(
+    "default_plan: free\n", "default_plan: free\nbilling: {usage: lines}\n"
+)
+
+
+def priced(table: str) -> str:
+    """A plans file with these prices by model."""
+    return BY_MODEL.replace("TABLE", f"{{default: 3 per 1000, models: {{{table}}}}}")
+
+
+def answer(model: str, tokens: int) -> dict[str, object]:
+    usage = {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
+    return {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+
+
+@pytest.mark.parametrize("plan", ["pro", "flat"])
+async def test_i13_a_pattern_that_leaves_the_file_is_billed(store_url: str, plan: str) -> None:
+    before = loads(priced('"large-*": 400 per 1000'))
+    async with shop(store_url, catalog=before, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record_usage("acme", answer("large-1", 3000))  # 1,000 are included.
+        await flushed(at)
+        at.go(HALF)
+        await deployed(at, priced('"small-*": 1 per 1000'))
+        await at.kit.subscriptions.change_plan("acme", plan)
+        assert await passed_end(at) == [("Output tokens: large-*", "2000", "0.4", 800)]

@@ -41,7 +41,12 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.billed_usage_terms import is_billed_by_lines, line_prices, line_switches
+from meterkit.outbox.billed_usage_terms import (
+    end_dropped_prices,
+    is_billed_by_lines,
+    line_prices,
+    line_switches,
+)
 from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
@@ -293,6 +298,8 @@ def _ended_prices(
         given = entitlements_on(plan, with_learned_prices(old, new), catalog, before.at_ms)
         then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
         labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
+    if is_free or has_same_currency:
+        labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
     switches = line_switches(old, catalog)
     return {"at": str(at_ms), "labels": labels, "switches": switches, "is_free": is_free}
 

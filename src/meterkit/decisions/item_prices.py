@@ -28,12 +28,15 @@ class ItemPrice(NamedTuple):
         event_name: of its meter at Stripe.
         label: ``PER/AMOUNT_CENTS``, exact; or ``?`` and the reason why no unit price applies.
         free: units of a first tier that costs nothing.
+        is_dropped: whether the plans file bills it no more. Where invoice lines bill usage, it is kept: usage
+            recorded at it may wait for its line, and the plans file may bill it again.
     """
 
     meter: str
     event_name: str
     label: str
     free: int = 0
+    is_dropped: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -72,8 +75,8 @@ def _shared(kept: tuple[tuple[Any, ...], ...]) -> ItemPrices:
 
 
 def dump_item_prices(prices: Iterable[ItemPrice]) -> list[list[str | int]]:
-    """The inverse of :func:`parse_item_prices`, without a first tier where there is none."""
-    return [[*one] if one.free else [*one[:-1]] for one in prices]
+    """The inverse of :func:`parse_item_prices`, without defaults at the end."""
+    return [[*one] if one.is_dropped else [*one[:4]] if one.free else [*one[:3]] for one in prices]
 
 
 def exact_label(unit_amount: Decimal) -> str:

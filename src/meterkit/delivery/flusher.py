@@ -112,7 +112,7 @@ class FlushPass:
                 customer=nameless.customer,
                 meter=nameless.meter_token,
                 quantity=nameless.quantity,
-                why="its meter is not in the plans file, and the store knows no event name of it",
+                why="its meter is not in the plans file, and how it was billed is not known: put it back",
             )
             for nameless in seal_result.without_event_name
         ]

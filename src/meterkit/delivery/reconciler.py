@@ -309,11 +309,22 @@ class Reconciler:
                 invoice=book.state,
                 invoiced_cents=book.cents,
                 mispriced=0,
-                advice=book.advise(usage["currency"]),
+                advice=book.advise(usage["currency"]) or self._advise_on_gone(usage, name),
                 **_recorded_side(usage, name),
             )
             for name, book in books.items()
         ]
+
+    def _advise_on_gone(self, usage: CustomerUsage, meter: str) -> str:
+        """Advise on units of a meter without a line, whose price left the plans file with it."""
+        is_closed = to_ms(usage["period"]["end"]) <= self._store.now_ms()
+        units = usage["meters"][meter]["pending"]
+        if not (is_closed and units) or meter in self._store.catalog.meters:
+            return ""
+        return (
+            f"{units} units wait for a line, and {meter} is not in the plans file: if the next flush writes"
+            " none, no price of them is known; put the meter back"
+        )
 
     async def _advise_on_event(self, usage: CustomerUsage, side: EventBooks) -> str:
         """Advise the operator; empty: the books agree."""

@@ -6,12 +6,13 @@ The plans file decides for new subscriptions. Present ones keep their way until 
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.meters import billed_as, billed_meters
-from meterkit.decisions.item_prices import ItemPrice
+from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, prices_by_meter
+from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import SHORTEST_MS
+from meterkit.decisions.price_segments import NOT_BILLED
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import stops_billing_ms
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.decisions.transitions import TermsInForce
 
 
 _SPANS_MOST: Final = 4
-_NOTHING: Final = MappingProxyType[str, str]({})
+_PRICES_MOST: Final = 200
 
 
 def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
@@ -202,28 +204,74 @@ def _keep_line_prices(
     former = known if known is not None and known.id == subscription.id else None
     if plan is None:  # It may have left the file, or this process has an older one.
         return subscription if former is None else replace(subscription, prices=former.prices)
-    kept = dict(shown) if former is None else dict[str, str]()
-    if former is not None and former.plan == subscription.plan:
-        kept = {one.event_name: one.label for one in former.prices if one.is_exact}
-    return replace(subscription, prices=line_prices(plan, catalog, kept))
+    own = NO_PRICES
+    if former is None:
+        own = tuple(ItemPrice("", event_name, label) for event_name, label in shown.items())
+    elif former.plan == subscription.plan:
+        own = tuple(one for one in former.prices if one.is_exact)
+    return replace(subscription, prices=line_prices(plan, catalog, own))
 
 
-def line_prices(plan: Plan, catalog: Catalog, kept: Mapping[str, str] = _NOTHING) -> ItemPrices:
-    """List the prices at which lines bill a plan's usage: kept ones, else those of the plans file.
+def line_prices(plan: Plan, catalog: Catalog, own: ItemPrices = NO_PRICES) -> ItemPrices:
+    """List the prices at which lines bill a plan's usage: the customer's own, else those of the plans file.
+
+    A price that the plans file does not bill any more is kept: usage recorded at it may wait for its line,
+    and the plans file may bill it again.
 
     Args:
         plan: the plan.
         catalog: the plans file.
-        kept: event name to label of prices that the customer keeps.
+        own: prices that the customer had on the plan until now, each of one unit price.
     """
-    found: list[ItemPrice] = []
+    known, found = prices_by_meter(own, catalog), list[ItemPrice]()
+    rest = dict.fromkeys(own)
     for meter in billed_meters(catalog.meters, plan):
         given = billed_as(plan, meter)
         if given is not None and meter.stripe is not None and given.overage.amount_cents is not None:
-            of_file = f"{given.overage.per or 1}/{given.overage.amount_cents}"
-            label = kept.get(meter.stripe.event_name, of_file)
+            label = f"{given.overage.per or 1}/{given.overage.amount_cents}"
+            if meter.name in known:
+                label = known[meter.name].label
+                rest.pop(known[meter.name], None)
             found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
-    return tuple(found)
+    return (*found, *(one._replace(is_dropped=True) for one in rest))[:_PRICES_MOST]
+
+
+def end_dropped_prices(
+    labels: Mapping[str, str],
+    before: tuple[CustomerState, TermsInForce],
+    after: tuple[CustomerState, TermsInForce],
+    catalog: Catalog,
+) -> dict[str, str]:
+    """Add the prices at which lines billed usage until now, and that the plans file at hand does not bill.
+
+    Args:
+        labels: of prices that end by the plans file, by token; see :func:`ended_labels`.
+        before: the customer's state and terms until now.
+        after: those from now on.
+        catalog: the plans file.
+    """
+    (old, then), (new, now) = before, after
+    if not is_billed_by_lines(old, catalog, now.at_ms):
+        return {**labels}
+    ended = _labels_in_force(old.prices_on(then.plan, then.at_ms), old)
+    following = _labels_in_force(new.prices_on(now.plan, now.at_ms), new)
+    named = old.plan if old.subscription is None else old.subscription.plan_at(then.at_ms)
+    is_own = named == then.plan  # Else the plan in force may deny what the subscription's bills.
+    lost = {
+        token: label
+        for token, label in ended.items()
+        if (is_own and labels.get(token) == NOT_BILLED) or (token not in following and token not in labels)
+    }
+    return {**labels, **lost}
+
+
+def _labels_in_force(prices: ItemPrices, state: CustomerState) -> dict[str, str]:
+    """Labels of the prices that the plans file billed when they were written, and no override replaces."""
+    return {
+        meter_token(one.meter): one.label
+        for one in prices
+        if one.is_exact and not one.is_dropped and "overage" not in state.overrides.get(one.meter, ())
+    }
 
 
 def has_metered_periods(state: CustomerState, catalog: Catalog) -> bool:

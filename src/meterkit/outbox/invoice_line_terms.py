@@ -102,11 +102,12 @@ def _period_terms(
             "free": _is_free(subscription, period.begins_ms, ends_ms),
             "meters": _price_labels(given, prices, reported, catalog),
         }
-    given = entitlements_of(effective_plan(state, catalog, at_ms), catalog)
+    effective = effective_plan(state, catalog, at_ms)
     is_free = subscription is not None and (
         _is_of_trial(subscription, period.begins_ms) or subscription.is_paused_from(period.begins_ms)
     )
-    return {"subscription": "", "free": is_free, "meters": _price_labels(given, prices, reported, catalog)}
+    labels = _price_labels(entitlements_of(effective, catalog), effective.prices, reported, catalog)
+    return {"subscription": "", "free": is_free, "meters": labels}
 
 
 def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:
@@ -130,9 +131,9 @@ def _price_labels(
     reported: Mapping[str, ReportedMeter],
     catalog: Catalog,
 ) -> dict[str, tuple[str, str]]:
-    """Name and label of the price by token.
+    """Name and label of the price by token; an empty label: its ended prices alone may be known.
 
-    Where a plan, or its overage, has left the plans file, the subscription's own prices still hold.
+    Where a plan, its overage or a meter has left the plans file, the subscription's own prices still hold.
     """
     own, found = prices_by_meter(prices, catalog), dict[str, tuple[str, str]]()
     for name, meter in catalog.meters.items():
@@ -144,8 +145,15 @@ def _price_labels(
         elif given and priced == name and given[name].overage.mode != "bill":
             label = NOT_BILLED
         found[meter_token(name)] = name, label or UNKNOWN
-    by_event = {one.event_name: one.label for one in prices if one.is_exact}
+    # A meter that has another name by now has the price of its event name.
+    known_labels = ((meter.stripe, found.get(meter_token(name))) for name, meter in catalog.meters.items())
+    by_event = {
+        stripe.event_name: terms[1]
+        for stripe, terms in known_labels
+        if stripe is not None and terms is not None and unit_cents(terms[1]) is not None
+    }
+    by_event |= {one.event_name: one.label for one in prices if one.is_exact}
     for token, known in reported.items():
-        if token not in found and known.event_name in by_event:
-            found[token] = known.meter, by_event[known.event_name]
+        if token not in found:
+            found[token] = known.meter, by_event.get(known.event_name, "")
     return found
