@@ -342,6 +342,62 @@ async def test_what_a_free_plan_left_lives_on(store_url: str, clock: Clock) -> N
         assert await standing_of(kit) == (1000, 500)
 
 
+def _next(begun: datetime, **changed: Any) -> dict[str, Any]:
+    """Another subscription that begins at an instant."""
+    ends = begun + timedelta(days=30)
+    return {
+        "id": "sub_2",
+        "start_ms": begun,
+        "anchor_ms": begun,
+        "created_ms": begun,
+        "end_ms": ends,
+        **changed,
+    }
+
+
+@pytest.mark.parametrize("days", [1, 20, 26])
+async def test_what_lapsed_with_a_subscription_stays_lapsed(kit: MeterKit, clock: Clock, days: int) -> None:
+    """It came back with the next subscription, even with an unpaid sign-up, if the month was the same."""
+    await fetched(kit, subscription(**SUBSCRIBED))
+    await use(kit, 100)
+    clock.set(RENEWALS[0] + timedelta(hours=1))
+    await fetched(kit, subscription(**SUBSCRIBED, status="canceled", ended_at_ms=RENEWALS[0]))
+    assert await standing_of(kit) == (0, 0)
+    clock.set(RENEWALS[0] + timedelta(days=days))
+    await fetched(kit, subscription(**_next(clock.now(), status="incomplete")))
+    assert await standing_of(kit) == (0, 0)
+    await fetched(kit, subscription(**_next(clock.now())))
+    assert await standing_of(kit) == (500, 0)
+    clock.advance(timedelta(days=30))
+    assert await standing_of(kit) == (1000, 500)
+
+
+async def test_what_lapsed_with_a_trial_stays_lapsed(kit: MeterKit, clock: Clock) -> None:
+    trial = {**SUBSCRIBED, "status": "trialing", "end_ms": JULY + timedelta(days=8)}
+    await fetched(kit, subscription(**trial, trial_end_ms=trial["end_ms"], trial_end_action="cancel"))
+    await use(kit, 100)
+    clock.set(JULY + timedelta(days=9))
+    assert await standing_of(kit) == (0, 0)
+    await fetched(kit, subscription(**_next(clock.now())))
+    assert await standing_of(kit) == (500, 0)
+
+
+async def test_what_lives_on_after_a_subscription_counts_its_periods(store_url: str, clock: Clock) -> None:
+    """What is left of June lives on at its end, and again where the next subscription begins."""
+    async with kit_of(store_url, clock, PLANS.replace("default_plan: none", "default_plan: small")) as kit:
+        await fetched(kit, subscription(**SUBSCRIBED))
+        await use(kit, 480)
+        clock.set(RENEWALS[0] + timedelta(hours=1))
+        await fetched(kit, subscription(**SUBSCRIBED, status="canceled", ended_at_ms=RENEWALS[0]))
+        assert await standing_of(kit) == (120, 20)
+        await kit.record("acme", "pages", 1)
+        clock.advance(timedelta(days=9))
+        await fetched(kit, subscription(**_next(clock.now())))
+        assert await standing_of(kit) == (620, 120)
+        moves = [line for line in await kit.grants.ledger("acme") if line.entry == "rollover"]
+        assert {line.period_start for line in moves} == {NOW, RENEWALS[0], clock.now()}
+
+
 async def test_in_restricted_access_it_lives_on(kit: MeterKit, clock: Clock) -> None:
     await kit.customers.set_plan("acme", "pro")
     await use(kit, 100)

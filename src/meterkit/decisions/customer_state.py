@@ -23,8 +23,10 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.subscription import ENDED, NEVER_MS, Status, SubscriptionState
 from meterkit.decisions.subscription_periods import (
+    FORMER_STARTS_MAX,
     CountingCycle,
     Interval,
+    former_bounds,
     subscription_bounds,
     with_former_start,
 )
@@ -92,6 +94,8 @@ class CustomerState:
         overdraft: of the latest period that was cut short and whose rest was not paid; None: there is none.
         spent: use without a subscription in a month in which one has begun, and when the counters of the last
             of it began (``cut_ms``); None: none has begun.
+        former_starts_ms: first instants of periods until another subscription was known, the oldest first;
+            see :mod:`meterkit.decisions.subscription_periods`.
         currency: of the linked Stripe customer or its subscription, in lower case, also after that has ended;
             empty: not known, so it is the first of the plans file.
     """
@@ -110,6 +114,7 @@ class CustomerState:
     plan_changes: tuple[PlanChange, ...] = ()
     overdraft: Overdraft | None = None
     spent: Overdraft | None = None
+    former_starts_ms: tuple[int, ...] = ()
     currency: str = ""
     subscription: SubscriptionState | None = None
 
@@ -134,8 +139,8 @@ class CustomerState:
         subscription = known.pop("subscription", None)
         # Ignores fields of a newer release.
         given = {name: value for name, value in known.items() if name in _FIELDS}
-        if "minutes_taken_ms" in given:
-            given["minutes_taken_ms"] = tuple(given["minutes_taken_ms"])
+        for name in given.keys() & {"minutes_taken_ms", "former_starts_ms"}:
+            given[name] = tuple(given[name])
         if "plan_prices" in given:
             given["plan_prices"] = parse_item_prices(given["plan_prices"])
         if "plan_changes" in given:
@@ -439,12 +444,37 @@ def bounds_of(state: CustomerState, counting: CountingCycle, at_ms: int) -> Boun
     # An unpaid subscription begins no period: else requesting one would renew the included quantities.
     subscription = state.subscription
     if subscription is not None and subscription.has_begun_at(at_ms):
-        return subscription_bounds(subscription, counting, at_ms)
+        bounds, made_ms = subscription_bounds(subscription, counting, at_ms), subscription.made_ms
+        return former_bounds(bounds, state.former_starts_ms, at_ms) if at_ms < made_ms else bounds
     bounds = bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)
     trial_end_ms = subscription.trial_end_ms if subscription is not None else None
     if trial_end_ms is not None and bounds.start_ms < trial_end_ms <= at_ms:
         return replace(bounds, start_ms=trial_end_ms)  # A trial is over, and what it requires has not come.
-    return bounds
+    return former_bounds(bounds, state.former_starts_ms, at_ms)
+
+
+def with_former_starts(
+    before: CustomerState, after: CustomerState, counting: CountingCycle, at_ms: int
+) -> CustomerState:
+    """State that keeps where its periods began, as far as its former subscription said so.
+
+    Otherwise, calendar months would replace them, and what ended with the former subscription would not.
+
+    Args:
+        before: the state until now.
+        after: the state from now on, perhaps with another subscription or none.
+        counting: cycle of included quantities until now.
+        at_ms: now.
+    """
+    old, new = before.subscription, after.subscription
+    is_same = old is None or (new is not None and new.id == old.id)
+    if old is None or is_same or not (old.has_begun or old.trial_end_ms):
+        return after
+    starts = [bounds_of(before, counting, at_ms).start_ms]
+    while starts[0] > old.made_ms and len(starts) < FORMER_STARTS_MAX:
+        starts.insert(0, bounds_of(before, counting, starts[0] - 1).start_ms)
+    known = (start_ms for start_ms in before.former_starts_ms if start_ms < starts[0])
+    return replace(after, former_starts_ms=(*known, *starts)[-FORMER_STARTS_MAX:])
 
 
 _FORMER_MAX: Final = 24

@@ -30,6 +30,7 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     has_paid_terms,
     plan_named,
+    with_former_starts,
 )
 from meterkit.decisions.grants import MICRO, grant_lines, sort_by_burn_order
 from meterkit.decisions.periods import SHORTEST_MS
@@ -135,7 +136,7 @@ def with_plan_changes(
         changes.append(PlanChange(last.plan, at_ms, is_priced, bought=last.bought))
     counting = effective_plan(before, catalog, at_ms - 1).counting
     kept = compact_plan_changes(changes, at_ms, lambda ms: bounds_of(before, counting, ms).start_ms)
-    return replace(after, plan_changes=kept)
+    return with_former_starts(before, replace(after, plan_changes=kept), counting, at_ms)
 
 
 def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:
@@ -413,7 +414,7 @@ def _earlier_periods(
     subscription, first_ms = state.subscription, 0
     certain_ms = free_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
     if subscription is not None and subscription.has_begun_at(now_ms):
-        first_ms = min(subscription.created_ms or subscription.start_ms, subscription.start_ms)
+        first_ms = subscription.made_ms
         certain_ms = min(certain_ms, first_ms)
     end_ms = bounds_of(state, counting, now_ms).start_ms
     for _ in range(max(_PERIODS_MAX, 0 if rolls is None else len(rolls.starts))):
@@ -534,7 +535,7 @@ def _overdraft_at(
         return {}
     # The counts of a period go on where another one begins within two minutes.
     left: dict[str, int] = dict(cut.before if start_ms < cut.start_ms + SHORTEST_MS else cut.units)
-    first_ms = max(cut.cut_ms, min(subscription.created_ms or subscription.start_ms, subscription.start_ms))
+    first_ms = max(cut.cut_ms, subscription.made_ms)
     for _ in range(_PERIODS_MAX):
         if start_ms <= first_ms or not left:
             return left

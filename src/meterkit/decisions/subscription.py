@@ -281,6 +281,11 @@ class SubscriptionState:
             return None
         return base_interval(self.base_price) or interval_of(self.start_ms, self.end_ms)
 
+    @property
+    def made_ms(self) -> int:
+        """Instant since which it has periods."""
+        return min(self.created_ms or self.start_ms, self.start_ms)
+
     def ends_ms(self) -> int:
         """Instant of its end, past or scheduled; :data:`NEVER_MS`: no end is known."""
         trial_end_ms = self.trial_end_ms if self.status == "trialing" else None

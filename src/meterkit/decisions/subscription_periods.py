@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from meterkit.decisions.periods import SHORTEST_MS, Bounds, bounds_at
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from meterkit.decisions.subscription import SubscriptionState
 
@@ -118,6 +119,29 @@ def with_former_start(new: SubscriptionState, known: SubscriptionState) -> Subsc
     return new if by_anchor_ms == known.start_ms else replace(new, former_start_ms=known.start_ms)
 
 
+FORMER_STARTS_MAX: Final = 25
+"""Most periods that a state keeps of former subscriptions: grants look back 24, from the one that follows."""
+
+
+def former_bounds(found: Bounds, starts: Sequence[int], at_ms: int) -> Bounds:
+    """The period of an instant before the present subscription, or without one.
+
+    Args:
+        found: the calendar month (or year) of the instant, up to the present subscription.
+        starts: first instants of the periods until another subscription was known, the oldest first.
+        at_ms: the instant.
+    """
+    place = bisect_right(starts, at_ms)
+    start_ms, end_ms = found.start_ms, found.end_ms
+    if place < len(starts):
+        end_ms = starts[place] if place else min(end_ms, starts[0])
+    if place:
+        start_ms = starts[place - 1] if place < len(starts) else max(start_ms, starts[-1])
+    if (start_ms, end_ms) == (found.start_ms, found.end_ms):
+        return found
+    return Bounds(start_ms=start_ms, end_ms=end_ms, next_end_ms=max(found.next_end_ms, end_ms))
+
+
 OWN_HOUR_MS: Final = 3_600_000
 """Stripe's own delay before it finalizes a draft."""
 MARGIN_MS: Final = 300_000
@@ -160,8 +184,7 @@ def renewals_of(subscription: SubscriptionState | None, now_ms: int) -> Renewals
         return None
     ends_ms = subscription.ends_ms()
     subscription, counting = _usage_cycle(subscription)
-    made_ms = min(subscription.created_ms or subscription.start_ms, subscription.start_ms)
-    since_ms = max(made_ms, subscription.trial_end_ms or 0)
+    since_ms = max(subscription.made_ms, subscription.trial_end_ms or 0)
     if now_ms >= ends_ms or subscription.status_at(now_ms) in ENDED:
         latest_ms = ends_ms
     else:

@@ -307,7 +307,7 @@ class CompiledCatalog:
             return effective_terms(state, self.catalog, now_ms)
         changes = state.plan_changes if self._grants_live_on else ()
         by_hand = (state.plan, state.plan_prices, state.status, state.status_since_ms)
-        key = (*by_hand, state.anchor_ms, changes, state.currency)
+        key = (*by_hand, state.anchor_ms, changes, state.former_starts_ms, state.currency)
         known = self._effective.get(key)
         if known is None or not _is_valid_at(known, now_ms):
             if len(self._effective) >= _SHARED_MAX:
