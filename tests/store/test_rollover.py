@@ -469,6 +469,25 @@ async def test_once_is_not_given_again_after_a_return(giving: MeterKit, clock: C
     assert await standing_of(kit) == (0, 0)
 
 
+async def test_once_outlives_its_plan_even_without_usage(giving: MeterKit, clock: Clock) -> None:
+    kit = giving
+    await fetched(kit, subscription(**SUBSCRIBED, plan="start"))
+    await kit.customers.set_plan("zeta", "start")
+    await kit.customers.set_plan("zeta", "none")  # In the same period, and nothing was used.
+    clock.set(RENEWALS[0] + timedelta(hours=1))
+    ended = subscription(**SUBSCRIBED, plan="start", status="canceled", ended_at_ms=RENEWALS[0])
+    await fetched(kit, ended)
+    for customer, found in (("acme", 70), ("zeta", 0)):
+        assert await standing_of(kit, customer) == (found, 0)
+    clock.advance(timedelta(days=9))
+    await fetched(kit, subscription(**_next(clock.now(), plan="plain")))
+    assert await standing_of(kit) == (370, 0)
+    clock.set(NOW + timedelta(days=90))
+    assert await standing_of(kit) == (300, 0)
+    await fetched(kit, subscription(**_next(clock.now() - timedelta(days=5), plan="other")))
+    assert await standing_of(kit) == (50, 0)  # The part of `plain`; `other` does not give it again.
+
+
 async def test_once_without_a_life_ends_with_its_period(giving: MeterKit, clock: Clock) -> None:
     kit = giving
     await kit.customers.set_plan("acme", "short")

@@ -234,7 +234,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     once: tuple[OnceGrant, ...] | None = None
     if history is not None and reach.has_once:
         plans = tuple(share.plan for share in shares if share.plan is not None) or (effective.plan,)
-        once = find_once(history, plans, effective.bounds.start_ms) if is_open else ()
+        once = find_once(history, plans, effective.bounds.start_ms, now_ms) if is_open else ()
     allowance = Allowance(earlier=earlier, rolls=rolls, once=once)
     lives_on = any(grant.expires_ms or grant.every == "once" for grant in effective.plan.grants)
     lives_on = lives_on or reach.periods > 0  # The view must not outlive the period: another one rolls.
@@ -263,7 +263,8 @@ def _plan_history(
     plans = [
         (_share_of(span, Fraction(1), counting, catalog).plan, span.from_ms, span.is_priced) for span in spans
     ]
-    return PlanHistory(plans, partial(bounds_of, state, counting))
+    is_prorated = catalog.billing.changes.allowance != "whole"
+    return PlanHistory(plans, partial(bounds_of, state, counting), is_prorated)
 
 
 def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool:

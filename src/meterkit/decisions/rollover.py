@@ -70,10 +70,12 @@ class PlanHistory(NamedTuple):
         plans: each with its first instant (-NEVER_MS: not known), and whether Stripe charged the change to it
             by the second; None: a plan that is not known.
         bounds_at: the period of an instant.
+        is_prorated: whether each plan of a period gives its part; else the last one gives all.
     """
 
     plans: Sequence[tuple[Plan | None, int, bool]]
     bounds_at: Callable[[int], Bounds]
+    is_prorated: bool
 
     def plan_at(self, start_ms: int) -> Plan | None:
         """The plan in force when a period begins."""
@@ -81,6 +83,14 @@ class PlanHistory(NamedTuple):
             plan
             for plan, from_ms, is_priced in reversed(self.plans)
             if from_ms <= start_ms + is_priced * AT_ONCE_MS
+        )
+
+    def is_of_period(self, place: int, bounds: Bounds) -> bool:
+        """Whether a plan, by its place, gives something in the period in which it begins."""
+        return all(
+            self.is_prorated and is_priced and from_ms > bounds.start_ms + AT_ONCE_MS
+            for _, from_ms, is_priced in self.plans[place + 1 :]
+            if from_ms < bounds.end_ms
         )
 
 
@@ -99,23 +109,30 @@ def find_rolls(history: PlanHistory, now_ms: int) -> Rolls | None:
     return Rolls((*starts, bounds.end_ms), tuple(by_name), keeps_ms)
 
 
-def find_once(history: PlanHistory, plans: Sequence[Plan], start_ms: int) -> tuple[OnceGrant, ...] | None:
+def find_once(
+    history: PlanHistory, plans: Sequence[Plan], start_ms: int, now_ms: int
+) -> tuple[OnceGrant, ...] | None:
     """List the grants that are given once in a customer's life; None: those of the plan, in this period.
 
-    Each plan of the period gives the whole. The first period on a plan with such a grant may be over.
+    Each plan of a period gives the whole. If the first period on a plan with such a grant is over, or the
+    time on the plan is, the grant has the rest of its life.
 
     Args:
         history: of the customer.
         plans: of this period, the one in force last.
         start_ms: first instant of the period.
+        now_ms: now.
     """
     found = {line[0]: OnceGrant(line) for plan in reversed(plans) for line in once_lines(plan)}
-    for plan, from_ms, _ in reversed(history.plans if found else ()):
+    first: dict[str, OnceGrant] = {}
+    for place, (plan, from_ms, _) in reversed(tuple(enumerate(history.plans))):
         lines = () if plan is None or not -NEVER_MS < from_ms < start_ms else once_lines(plan)
-        first = history.bounds_at(from_ms) if lines else None
-        for line in lines:
-            if line[0] in found and first is not None and first.start_ms < start_ms:
-                found[line[0]] = OnceGrant(line, first.start_ms, first.end_ms)
+        bounds = history.bounds_at(from_ms) if lines else None
+        if bounds is not None and bounds.start_ms < start_ms and history.is_of_period(place, bounds):
+            first |= {line[0]: OnceGrant(line, bounds.start_ms, bounds.end_ms) for line in lines}
+    for name, once in first.items():
+        if name in found or (once.start_ms or 0) + once.line[4] > now_ms:
+            found[name] = once
     given = tuple(found.values())
     return None if given == tuple(map(OnceGrant, once_lines(plans[-1]))) else given
 
