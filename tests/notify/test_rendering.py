@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drivers.messages import PLANS
+from drivers.plans import plans_text
 from meterkit.catalog import loads
 from meterkit.catalog.notify_values import MESSAGE_EVENTS
 from meterkit.notify.courier import make_message
@@ -65,6 +67,65 @@ def test_what_is_spent_is_written_as_money() -> None:
     assert "you have spent USD 25.1234 of your budget of USD 50.00 until" in half
     summary = told("period.summary", meters={"spend": {"used": 1_500_000, "overage": 0, "before": 0}})
     assert "- USD 1.50 (spend); USD 0.00 in the period before" in summary
+
+
+SOLD: dict[str, Any] = {"plan": "pro", "plan_before": "pro", "seats": 10, "seats_before": 10}
+TWO: dict[str, Any] = {"addons": {"storage_pack": 2}, "addons_before": {"storage_pack": 2}}
+NEXT: dict[str, Any] = {
+    "pending_at": datetime(2026, 12, 1, tzinfo=UTC),
+    "pending_plan": "pro",
+    "pending_seats": 10,
+}
+HAS = "your plan is Pro. It has 10 seats and these add-ons: 2 Extra storage."
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (
+            {"plan_before": "free", "seats": 1, "addons": {"exports": 1}},
+            ["your plan is Pro from 21 Nov 2026 on. It has 1 seat and these add-ons: 1 Exports."],
+        ),
+        (
+            {"seats": 0, "addons": {"exports": 1, "call_pack": 2}},
+            ["your plan is Pro. From 21 Nov 2026 on it has these add-ons: 1 Exports, 2 call_pack."],
+        ),
+        (
+            {"addons_before": {"exports": 1}},
+            ["your plan is Pro. From 21 Nov 2026 on it has 10 seats and no add-ons."],
+        ),
+        (
+            {**TWO, **NEXT, "pending_addons": {"storage_pack": 1}},
+            [HAS, "From 1 Dec 2026 on it has these add-ons: 1 Extra storage."],
+        ),
+        (
+            {**TWO, **NEXT, "pending_addons": {}, "pending_seats": 5},
+            [HAS, "From 1 Dec 2026 on it has 5 seats and no add-ons."],
+        ),
+        (
+            {**TWO, **NEXT, "pending_plan": "team", "cancel_at": NEXT["pending_at"]},
+            [HAS, "On 1 Dec 2026 it changes to Team plan.", "Your subscription ends on 1 Dec 2026."],
+        ),
+        (
+            {**NEXT, "pending_plan": "team", "pending_seats": 5, "status": "past_due"},
+            ["your plan is Pro. It has 10 seats.", "On 1 Dec 2026 it changes to Team plan with 5 seats."],
+        ),
+        (
+            {"seats": 0, "seats_before": 0, **NEXT, "pending_seats": None},
+            ["your plan is Pro.", "On 1 Dec 2026 it changes."],
+        ),
+    ],
+)
+def test_a_changed_subscription_names_what_changes(changed: dict[str, Any], expected: list[str]) -> None:
+    plans = plans_text("addon_shop").replace("rank: 10", "name: Pro\n    rank: 10")
+    catalog = loads(plans.replace("rank: 5", "name: Team plan\n    rank: 5"))
+    sample: Any = make_sample("subscription.changed", catalog)
+    assert sample.addons == {"exports": 1}
+    event = replace(sample, **{**SOLD, "addons": {}, **changed})
+    message = make_message("email", "subscription.changed", event)
+    found = Renderer(lambda: catalog, None).render(message, locale=None, name=None)
+    assert found.text.rstrip().split("\n\n")[1:] == expected
+    assert all(f"<p>{paragraph}</p>" in found.html for paragraph in expected)
 
 
 @pytest.mark.parametrize(

@@ -92,11 +92,13 @@ def make_sample(event: str, catalog: Catalog) -> CustomerEvent:
     """Make a sample of an event, with names of the plans file. Pure."""
     meters = catalog.meters.values()
     counter = next((meter.name for meter in meters if meter.kind != "gauge"), "requests")
+    plan = list(catalog.plans.values())[-1]
     values: dict[str, Any] = {
         **_VALUES,
         "meter": next(iter(catalog.meters)),
         "meters": {counter: {"used": 12_000, "overage": 2_000, "before": 9_500}},
-        "plan": list(catalog.plans)[-1],
+        "plan": plan.key,
+        "addons": dict.fromkeys(plan.addons[:1], 1),
         "plan_before": catalog.default_plan,
         "currency": catalog.currency,
         **_VALUES_OF_EVENT.get(event, {}),
