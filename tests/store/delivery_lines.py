@@ -39,6 +39,7 @@ from store.script_world import weighed
 PRICES: Final = ("1/5", "1/7", "1000/12", "1/9*", "-")
 QUANTITIES: Final = (1, 1, 2, 3, 7, 700, 10**15)
 LIFE: Final = 60
+WITHOUT_PRICE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Lines:
                 closed[f"{period}|{token}t"] += units
                 told = [f"{period} {units} of {meter}", "not billed: it has no price", "clock"]
                 shard.histories[name].append(["late", str(now), *told])
-                queued.late.append([period.encode(), token.encode(), b"%d" % units, 0])
+                queued.late.append([period.encode(), token.encode(), b"%d" % units, WITHOUT_PRICE])
         return {(period, token): found} if found else {}
 
     def _queue_line(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import pytest
@@ -23,6 +23,13 @@ pytestmark = pytest.mark.anyio
 PLANS = plans_text("invoice_lines")
 DEARER = loads(PLANS.replace("amount_cents: 4}", "amount_cents: 9}"))
 PLAN, PRICES = "meterkit_line_plan", "meterkit_line_prices_1"
+BASIC = """\
+  basic:
+    price: {amount_cents: 900, interval: month}
+    meters:
+      words: {included: 100, overage: deny}
+      pages: {included: 10, overage: {bill: {per: 1000, amount_cents: 15}}}
+"""
 SOLD = '{"words":"1/4","pages":"1000/15"}'
 
 
@@ -337,3 +344,51 @@ async def test_i13_a_pattern_that_leaves_the_file_is_billed(store_url: str, plan
         await deployed(at, priced('"small-*": 1 per 1000'))
         await at.kit.subscriptions.change_plan("acme", plan)
         assert await passed_end(at) == [("Output tokens: large-*", "2000", "0.4", 800)]
+
+
+BY_HAND: dict[str, tuple[list[str | int | datetime], list[tuple[str, str]]]] = {
+    "until the end": (["team", 126, END], [("26", "7")]),
+    "taken back": (["team", 126, "", END], [("26", "7")]),
+    "taken back after the end": (["team", 126, END, ""], [("26", "7")]),
+    "set after the end": (["team", 126, "pro", 5, END, "team"], [("26", "7"), ("5", "4")]),
+    "two plans": (["pro", 126, "team", 10, "", END], [("10", "7"), ("26", "4")]),
+    "edited meanwhile": (["team", 126, "dearer", 10, END], [("36", "7")]),
+    "canceled": (["team", 126, "cancel", END], [("26", "7")]),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+async def test_a_plan_by_hand_bills_what_the_sold_plan_does_not(store_url: str, name: str) -> None:
+    """Each step is a plan set by hand (empty: taken back), words that are recorded, or another event."""
+    steps, lines = BY_HAND[name]
+    async with shop(store_url, catalog=loads(PLANS + BASIC), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        for step in steps:
+            at.clock.advance(timedelta(minutes=3))
+            if isinstance(step, int):
+                await at.kit.record("acme", "words", step)
+            elif step == "dearer":
+                at.kit.store.use(loads((PLANS + BASIC).replace("amount_cents: 7}", "amount_cents: 9}")))
+            elif step == "cancel":
+                await at.kit.subscriptions.cancel("acme", immediately=True)
+            elif isinstance(step, datetime):
+                at.go(step)
+            else:
+                await at.kit.customers.set_plan("acme", step or None)
+        at.go(timedelta(minutes=15))
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.flush(everything=True)
+        assert sorted((units, price) for _, units, price, _ in await usage_lines(at)) == lines
+
+
+async def test_usage_without_a_price_is_not_called_late(at: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    at.kit.store.use(loads(PLANS.replace("{bill: {per: 1, amount_cents: 4}}", "bill")))
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    assert await charged(at, "bob") == []
+    (said,) = [one.getMessage() for one in caplog.records if "'bob'" in one.getMessage()]
+    assert said.startswith("usage of customer 'bob' in the period from 2031-06-01T00:00:00Z has no price")
+    assert said.endswith("; 26 of words: no invoice bills it")

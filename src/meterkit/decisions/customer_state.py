@@ -119,9 +119,12 @@ class CustomerState:
     subscription: SubscriptionState | None = None
 
     def prices_on(self, plan: str, at_ms: int) -> ItemPrices:
-        """Prices of usage on a plan: those of the subscription, else of a plan set by hand."""
+        """Prices of usage on a plan: those of the subscription, and of a plan set by hand what it lacks."""
         found = NO_PRICES if self.subscription is None else self.subscription.prices_at(at_ms)
-        return found or (self.plan_prices if plan == self.plan else NO_PRICES)
+        if plan != self.plan or not self.plan_prices:
+            return found
+        events = {one.event_name for one in found}
+        return (*found, *(one for one in self.plan_prices if one.event_name not in events))
 
     def dump(self) -> str:
         """The state as JSON, defaults left out."""

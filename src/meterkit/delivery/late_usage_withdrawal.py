@@ -25,15 +25,23 @@ _logger = logging.getLogger("meterkit.delivery")
 _CAUSE: Final = "clock"
 _WHY: Final = "the invoice of its period is final: it is compared with Stripe's summary of its minute"
 
+_LATE: Final = (
+    "late usage of customer %r: the invoice of its period from %s was final before it was delivered; %s"
+    " (billing.late_usage)"
+)
+_UNPRICED: Final = (
+    "usage of customer %r in the period from %s has no price on the customer's plan at the period's end; %s"
+)
+
 
 def report_late(late: Iterable[LateUnits], meters: Mapping[str, ReportedMeter]) -> None:
-    """Log late usage, and add it to the report of the running flush.
+    """Log late usage and usage without a price, and add both to the report of the running flush.
 
     Args:
         late: units that a seal has counted as late: each once.
         meters: the meters that are or were delivered, by token.
     """
-    groups: dict[tuple[str, int], list[LateUsage]] = {}
+    groups: dict[tuple[str, int, bool], list[LateUsage]] = {}
     for one in late:
         counted = meters.get(one.meter_token)
         usage = LateUsage(
@@ -44,17 +52,11 @@ def report_late(late: Iterable[LateUnits], meters: Mapping[str, ReportedMeter]) 
             is_billed=one.is_billed,
             by_item=one.by_item,
         )
-        groups.setdefault((one.customer, one.period_ms), []).append(usage)
-    for (customer, _), found in groups.items():
+        groups.setdefault((one.customer, one.period_ms, one.has_price), []).append(usage)
+    for (customer, _, has_price), found in groups.items():
         mark = add_late_usage(found)
-        _logger.error(
-            "late usage of customer %r: the invoice of its period from %s was final before it was delivered;"
-            " %s (billing.late_usage)",
-            customer,
-            found[0].period,
-            format_late_usage(found),
-            extra=mark,
-        )
+        text = _LATE if has_price else _UNPRICED
+        _logger.error(text, customer, found[0].period, format_late_usage(found), extra=mark)
 
 
 def format_late_usage(found: list[LateUsage]) -> str:

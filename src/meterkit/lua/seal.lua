@@ -39,7 +39,7 @@
 --
 -- Reply {OK, now, number of intents or lines, number of meters that wait, late, token, pending...}
 --           late: usage that was too late for its invoice: {period, token, quantity, outcome} each; outcome: NOT_BILLED,
---           BILLED_IN_PERIOD or BILLED_BY_ITEM
+--           BILLED_IN_PERIOD or BILLED_BY_ITEM; or usage that no invoice line can bill: WITHOUT_PRICE
 --           token, pending: of each meter without an event name
 --       {STALE, now, rev, state}
 --       {CLOCK, now}

@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.customer_state import bounds_of, effective_plan, entitlements_of, entitlements_on
-from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
+from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
+from meterkit.decisions.subscription import ENDED
 from meterkit.outbox.billed_usage_terms import has_metered_periods, line_switches
 from meterkit.outbox.late_usage_terms import UNKNOWN, invoice_terms
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.event_names import ReportedMeter
@@ -91,16 +93,14 @@ def _period_terms(
     ends_ms = open_ms if is_cut else period.ends_ms
     at_ms = max(period.begins_ms, ends_ms - 1)
     subscription = state.subscription
-    prices = NO_PRICES if subscription is None else subscription.prices_at(at_ms)
-    given: Mapping[str, Entitlement] = {}
     if subscription is not None and _is_of(subscription, period.begins_ms):
-        plan = catalog.plans.get(subscription.plan_at(at_ms) or "")
-        if plan is not None:
-            given = entitlements_on(plan, state, catalog, at_ms)
+        named = _billed_plan(state, subscription, at_ms)
+        plan = catalog.plans.get(named)
+        given = {} if plan is None else entitlements_on(plan, state, catalog, at_ms)
         return {
             "subscription": subscription.id,
             "free": _is_free(subscription, period.begins_ms, ends_ms),
-            "meters": _price_labels(given, prices, reported, catalog),
+            "meters": _price_labels(given, state.prices_on(named, at_ms), reported, catalog),
         }
     effective = effective_plan(state, catalog, at_ms)
     is_free = subscription is not None and (
@@ -108,6 +108,15 @@ def _period_terms(
     )
     labels = _price_labels(entitlements_of(effective, catalog), effective.prices, reported, catalog)
     return {"subscription": "", "free": is_free, "meters": labels}
+
+
+def _billed_plan(state: CustomerState, subscription: SubscriptionState, at_ms: int) -> str:
+    """Key of the plan whose prices bill usage of an instant; empty: none is known.
+
+    A plan set by hand wins. It ends with the subscription: one set since then bills no usage before.
+    """
+    by_hand = None if subscription.status in ENDED else state.plan
+    return by_hand or subscription.plan_at(at_ms) or ""
 
 
 def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:

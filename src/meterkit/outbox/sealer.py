@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 _MOVED: Final = "moved"
 _TRIES: Final = 5
+_NOT_BILLED: Final = 0
 _BY_ITEM: Final = 2
+_WITHOUT_PRICE: Final = 4
 _PAGE: Final = 50
 _ASIDE_MS: Final = 600_000
 REPORTED: Final = {"is_reported": True}
@@ -65,6 +67,7 @@ class LateUnits:
         meter_token: of its meter.
         is_billed: whether the next invoice bills it.
         by_item: whether an invoice item does, at the price at which it was recorded.
+        has_price: False: it is not too late, but an invoice line needs a price.
     """
 
     customer: str
@@ -73,6 +76,7 @@ class LateUnits:
     quantity: int
     is_billed: bool
     by_item: bool = False
+    has_price: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +311,8 @@ def _late_units(customer: str, found: Sequence[Any]) -> Iterator[LateUnits]:
             period_ms=int(period),
             meter_token=token.decode(),
             quantity=int(quantity),
-            is_billed=bool(outcome),
+            is_billed=outcome not in {_NOT_BILLED, _WITHOUT_PRICE},
+            has_price=outcome != _WITHOUT_PRICE,
             by_item=outcome == _BY_ITEM,
         )
 

@@ -29,7 +29,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
       redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 't', units)
       append_history(keys.history, {{'late', text('%.0f', now), period .. ' ' .. units .. ' of ' .. name,
         'not billed: it has no price', 'clock'}})
-      unpriced[#unpriced + 1] = {period, token, units, NOT_BILLED}
+      unpriced[#unpriced + 1] = {period, token, units, WITHOUT_PRICE}
     end
   end
   for _, field in ipairs(sorted_keys(totals)) do

@@ -89,6 +89,7 @@ local NOT_BILLED = 0 -- Of usage that is too late for its own invoice:
 local BILLED_IN_PERIOD = 1 -- by the invoice of the open period,
 local BILLED_BY_ITEM = 2 -- by an invoice item.
 local CORRECTION_UNDONE = 3 -- A correction of it is undone.
+local WITHOUT_PRICE = 4 -- It is not late, but an invoice line needs a price.
 local CONSUMER = 'meterkit' -- Of notices: all processes are one, whoever asks.
 local NOTICES_MOST = 1000 -- That a shard keeps.
 local HINTS_MOST = 200 -- Notes that wait with one Stripe customer.
