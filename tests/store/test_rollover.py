@@ -488,6 +488,24 @@ async def test_once_outlives_its_plan_even_without_usage(giving: MeterKit, clock
     assert await standing_of(kit) == (50, 0)  # The part of `plain`; `other` does not give it again.
 
 
+@pytest.mark.parametrize(("default", "found"), [("none", 70), ("plain", 77)])
+async def test_once_added_later_counts_from_the_first_known_period(
+    store_url: str, clock: Clock, default: str, found: int
+) -> None:
+    """What the file said earlier is not known, nor since when a customer is on the default plan."""
+    before = PLANS.replace("default_plan: none", f"default_plan: {default}")
+    once = "{credit: ai, quantity: 7, every: once}, {credit: ai, quantity: 70, every: once, expires: 90d}"
+    after = before.replace("{credit: ai, quantity: 300, every: period, id: monthly}", once)
+    async with kit_of(store_url, clock, before) as kit:
+        await kit.customers.set_plan("acme", "plain")
+        await kit.record("acme", "pages", 1)
+    clock.set(JULY + timedelta(days=1))
+    async with kit_of(store_url, clock, after) as kit:
+        await kit.customers.set_plan("newcomer", "plain")
+        assert await standing_of(kit) == (found, 0)
+        assert await standing_of(kit, "newcomer") == (77, 0)
+
+
 async def test_once_without_a_life_ends_with_its_period(giving: MeterKit, clock: Clock) -> None:
     kit = giving
     await kit.customers.set_plan("acme", "short")
