@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from datetime import timedelta
+from itertools import product
 from typing import Any, Final
 
 import pytest
 
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
-from drivers.sampled import some
+from drivers.sampled import some, whole
 from drivers.shop import END, HALF, START, Shop, shop
 from meterkit import (
     AddonLimitError,
@@ -36,6 +37,8 @@ PLANS: Final = plans_text("addon_shop")
 AT_ONCE: Final = PLANS + "billing: {changes: {downgrade: now}}\n"
 LATER: Final = PLANS + "billing: {changes: {upgrade: period_end}}\n"
 BY_LINES: Final = PLANS + "billing: {usage: lines}\n"
+CHANGES: Final = {"as usual": PLANS, "at once": AT_ONCE, "later": LATER}
+PLAN_CHANGES: Final = {"same": ("pro", None), "up": ("team", "pro"), "down": ("pro", "team")}
 DAY: Final = timedelta(days=1)
 PAGE: Final = "https://app.example"
 
@@ -297,6 +300,68 @@ async def test_seats_and_addons_do_not_change_each_other(at: Shop) -> None:
     at.go(END)
     found = await synced(at)
     assert (found.seats, found.addons, await included(at, "seats")) == (11, {"storage_pack": 1}, 11)
+
+
+SAMPLED: Final = {
+    ("as usual", "same", 1, 14),  # Nothing was due for the seats.
+    ("as usual", "up", 1, None),  # The add-ons were credited at once.
+    ("as usual", "down", 4, 14),  # Neither add-ons nor seats were charged.
+    ("at once", "down", 1, 6),
+    ("later", "up", 4, 14),
+}
+COMBINED: Final = [
+    one if one in SAMPLED else whole(*one)
+    for one in product(CHANGES, PLAN_CHANGES, (None, 4, 1), (None, 14, 6))
+]
+
+
+@pytest.mark.parametrize(("when", "plan", "storage", "seats"), COMBINED)
+async def test_a_preview_of_several_changes_is_what_they_cost(
+    store_url: str, when: str, plan: str, storage: int | None, seats: int | None
+) -> None:
+    start, wanted = PLAN_CHANGES[plan]
+    asked: dict[str, Any] = {"plan": wanted, "seats": seats}
+    asked["addons"] = None if storage is None else {"storage_pack": storage}
+    async with opened(store_url, CHANGES[when]) as at:
+        await begun(at, start, {"storage_pack": 3}, seats=12)
+        service = at.kit.subscriptions
+        preview = (await service.preview("acme", **asked)).proration
+        costs: list[Proration] = []
+        if wanted is not None:
+            costs.append((await service.change_plan("acme", wanted)).proration)
+        if seats is not None:
+            costs.append((await service.set_seats("acme", seats)).proration)
+        if storage is not None:
+            costs.append((await service.set_addons("acme", asked["addons"])).proration)
+        assert preview.net_cents == sum(cost.net_cents for cost in costs)
+        left = (await service.preview("acme")).proration.description
+        _, then, price = left.partition(" From the next period on it costs USD ")
+        assert preview.description.endswith(then + price)
+        at.go(END)
+        assert sum((await totals(at))[1:]) == preview.net_cents + round(100 * float(price.split()[0]))
+
+
+async def test_a_preview_names_what_comes_with_a_waiting_plan(at: Shop) -> None:
+    await begun(at, "pro")
+    await at.kit.gauges.set("acme", "storage", 160_000_000)
+    asked = {"call_pack": 2, "storage_pack": 1}  # The present plan sells no call packs.
+    preview = await at.kit.subscriptions.preview("acme", plan="team", addons=asked)
+    assert preview.proration.description == (
+        "0 to 1 Extra storage now, prorated to 2031-07-01 00:00 UTC: USD 5.00 charged, USD 0.00 credited."
+        " When the period ends: pro to team, 10 to 5 seats, 0 to 2 call_pack."
+        " From the next period on it costs USD 35.00 a month, before usage."
+    )
+    assert [(one.meter, one.limit) for one in preview.over_limit] == [("storage", 150_000_000)]
+
+
+async def test_seats_that_only_the_next_plan_sells_come_with_it(store_url: str) -> None:
+    async with opened(store_url, LATER) as at:
+        await begun(at, "tried")
+        preview = (await at.kit.subscriptions.preview("acme", plan="pro", seats=12)).proration
+        assert preview.description.startswith("tried to pro, 0 to 12 seats when the period ends")
+        assert "it costs USD 47.00 a month" in preview.description
+        with pytest.raises(SubscriptionError, match="sells no seats"):
+            await at.kit.subscriptions.set_seats("acme", 12)
 
 
 async def test_a_new_subscription_begins_with_addons(at: Shop) -> None:

@@ -187,11 +187,16 @@ def check_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> None:
     Raises:
         SubscriptionError: there are more than the plan includes, and it sells none.
     """
-    if sells_seats(plan, seat_meter) or covers_all_seats(plan, seat_meter):
+    if are_seats_sold(plan, seat_meter, seats):
         return
     covered = max(1, included_seats(plan, seat_meter))
-    if seats > covered:
-        raise SubscriptionError(
-            f"seats: found {seats}; the plan {plan.key!r} sells no seats beyond the {covered} that it"
-            " includes: it has no `seat_price` in the plans file"
-        )
+    raise SubscriptionError(
+        f"seats: found {seats}; the plan {plan.key!r} sells no seats beyond the {covered} that it"
+        " includes: it has no `seat_price` in the plans file"
+    )
+
+
+def are_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> bool:
+    """Whether a plan includes or sells a number of seats."""
+    is_any = sells_seats(plan, seat_meter) or covers_all_seats(plan, seat_meter)
+    return is_any or seats <= max(1, included_seats(plan, seat_meter))

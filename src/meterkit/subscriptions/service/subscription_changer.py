@@ -19,28 +19,20 @@ from meterkit.subscriptions.addon_rules import (
     check_addons,
     ended_addons,
     gives_up_unlisted,
-    kept_addons,
     merge_addons,
-    scheduled_addons,
-    split_addons,
 )
 from meterkit.subscriptions.change_rules import (
-    check_seats,
-    check_seats_sold,
     check_sold,
     course_of,
-    is_by_year,
     over_limit,
-    paid_seats,
     repeats_tiers,
-    seats_on,
-    total_seats,
 )
 from meterkit.subscriptions.invoice_payments import explain_unpaid_period
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, hold_back
 from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
-from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChange, RequestedChange
+from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChange
+from meterkit.subscriptions.service.change_terms import TermsPlanner
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending
@@ -52,7 +44,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.catalog.models import Bought
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -109,7 +100,9 @@ class SubscriptionChanger:
             live, known, current = await self.fetch_payable(customer, again)
             writer = await self._terms_writer_for(customer)
             had = await self._plans_of_period(customer, known, current)
-            change = self._plan_change(known, current, wanted, had, in_use)
+            planner = self._planner_for(known, current, in_use)
+            when = self._time_of_change(known, current, wanted, had)
+            change = planner.to_change(planner.change_plan(wanted, when))
             target, later = change.target, change.later
             cost = await self._pricer.price(live, writer, known, change)
             priced.append(PricedChange(cost, self._ended_by(known, wanted)))
@@ -118,7 +111,7 @@ class SubscriptionChanger:
             course = self._course_of_change(known, current, wanted, pending, had)
             if wanted.key == current.key:
                 if course == "unschedule":
-                    await writer.restore_plan(live, target, lambda terms: self._with_plan_of(target, terms))
+                    await writer.restore_plan(live, target, planner.with_present_plan)
                 # Items that others changed at Stripe become those of the plan again.
                 started.set()
                 async with self._cut_if_metered(customer, live, target, current):
@@ -179,8 +172,9 @@ class SubscriptionChanger:
             held = known.addons_at(self.store.now_ms())
             had.update(held)  # An attempt that was not answered may have taken one off.
             checked = check_addons(given, current, self._catalog, tuple(had.items()))
-            present = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
-            change, has_waiting = self._addon_change(live, known, present, checked, in_use)
+            planner = self._planner_for(known, current, in_use)
+            planned = planner.change_addons(planner.keep(), checked)
+            change, has_waiting = planner.to_change(planned), planned.is_waiting
             costs.append(await self._pricer.price(live, writer, known, change))
             await self._refuse_unpaid_credit(live, costs[-1])
             if has_waiting:
@@ -196,7 +190,7 @@ class SubscriptionChanger:
                 live, known = await self._fetch_live(customer, again)
 
             def with_given(terms: PlanTerms) -> PlanTerms:
-                return self._with_addons(terms, merge_addons(terms.addons, checked))
+                return planner.with_addons(terms, merge_addons(terms.addons, checked))
 
             if has_waiting:
                 await writer.schedule_addons(live, known, with_given)
@@ -218,9 +212,9 @@ class SubscriptionChanger:
             live, known, current = await self.fetch_payable(customer, again)
             writer = await self._terms_writer_for(customer)
             await check_paid(customer, live, _OWING)
-            target = self._with_seats(current, seats)
-            later = None if live.schedule is None else self._pending_terms(known, target, in_use)
-            change = RequestedChange(current, target, "now", later)
+            planner = self._planner_for(known, current, in_use)
+            change = planner.to_change(planner.change_seats(planner.keep(), current, seats))
+            target = change.target
             costs.append(await self._pricer.price(live, writer, known, change))
             await self._refuse_unpaid_credit(live, costs[-1])
             if live.schedule is None:
@@ -230,7 +224,7 @@ class SubscriptionChanger:
             await writer.update_phases(
                 live,
                 live.schedule,
-                lambda terms: self._carry_seats(terms.plan, target, in_use),
+                lambda terms: planner.carry_seats(terms.plan, target),
                 current=target,
             )
 
@@ -273,18 +267,16 @@ class SubscriptionChanger:
         wanted = current if plan is None else check_sold(plan, self._catalog)
         held = known.addons_at(self.store.now_ms())
         given = check_addons(addons, wanted, self._catalog, held)
-        if plan is None:
-            change = self._quantity_change(live, known, current, seats, given, in_use)
-        else:
+        planner = self._planner_for(known, current, in_use)
+        planned = planner.keep()
+        if plan is not None:
             had = await self._plans_of_period(customer, known, current)
-            asked = self._plan_change(known, current, wanted, had, in_use)
-            target = asked.target
-            if seats is not None:
-                target = self._with_seats(target.plan, seats)
-            target = self._with_addons(target, merge_addons(target.addons, given))
-            change = asked._replace(target=target)
-        last = change.target if change.later is None or change.when == "period_end" else change.later
-        shown = last if last.plan.key == change.target.plan.key else change.target
+            planned = planner.change_plan(wanted, self._time_of_change(known, current, wanted, had))
+        if seats is not None:
+            planned = planner.change_seats(planned, wanted, seats)
+        change = planner.to_change(planner.change_addons(planned, given))
+        last = change.later or change.target
+        shown = last if last.plan.key == wanted.key else change.target
         writer = await self._terms_writer_for(customer)
         return Preview(
             proration=await self._pricer.price(live, writer, known, change),
@@ -299,7 +291,9 @@ class SubscriptionChanger:
         current = self._require_plan(customer, known)
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
         had = await self._plans_of_period(customer, known, current)
-        cost = self._pricer.estimate(known, self._plan_change(known, current, wanted, had, in_use))
+        planner = self._planner_for(known, current, in_use)
+        when = self._time_of_change(known, current, wanted, had)
+        cost = self._pricer.estimate(known, planner.to_change(planner.change_plan(wanted, when)))
         return PricedChange(cost, self._ended_by(known, wanted))
 
     async def fetch_payable(
@@ -364,147 +358,18 @@ class SubscriptionChanger:
         """The level of the seat gauge; 0 without one."""
         return 0 if self._seat_meter is None else levels[self._seat_meter]
 
-    def _plan_change(
-        self, known: SubscriptionState, current: Plan, wanted: Plan, had: Iterable[Plan], in_use: int
-    ) -> RequestedChange:
-        """A change of plan, and the scheduled changes of add-ons that stay after it."""
-        when = self._time_of_change(known, current, wanted, had)
-        target = self._terms_on(known, current, wanted, in_use, is_later=when == "period_end")
-        later = None if when == "period_end" else self._left_terms(known, current, target, in_use)
-        return RequestedChange(current, target, when, None if later == target else later)
-
-    def _terms_on(
-        self, known: SubscriptionState, current: Plan, wanted: Plan, in_use: int, *, is_later: bool
-    ) -> PlanTerms:
-        """Terms after a change of plan: with the seats that were bought or are in use, and the kept add-ons.
-
-        Args:
-            known: the stored subscription.
-            current: the present plan, with its add-ons.
-            wanted: the requested plan.
-            in_use: seats in use.
-            is_later: whether it takes effect when the period ends: with the add-ons that are left then.
-        """
-        before = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
-        if wanted.key == current.key:
-            return before
-        present = known.addons_at(self.store.now_ms())
-        bought = scheduled_addons(known, present, self._catalog) if is_later else present
-        plan = self._compose_plan(wanted, bought)
-        if wanted.key == known.pending_plan and known.pending_seats is not None:
-            return PlanTerms(plan=plan, seats=known.pending_seats)
-        return PlanTerms(plan=plan, seats=self._seats_on(plan, before, in_use))
-
-    def _left_terms(
-        self, known: SubscriptionState, current: Plan, target: PlanTerms, in_use: int
-    ) -> PlanTerms | None:
-        """Scheduled terms that are left after an immediate change of plan; None if there are none.
-
-        The active plan cancels a scheduled plan alone: what is scheduled beside it stays.
-        """
-        if target.plan.key == current.key:
-            then = self._pending_terms(known, target, in_use)
-            return None if then is None else self._with_plan_of(target, then)
-        present = known.addons_at(self.store.now_ms())
-        return self._with_addons(target, scheduled_addons(known, present, self._catalog))
-
-    def _with_plan_of(self, target: PlanTerms, later: PlanTerms) -> PlanTerms:
-        """Scheduled terms without a change of plan: the add-ons stay, and seats of the same plan."""
-        if later.plan.key == target.plan.key:
-            return later
-        plan = self._catalog.plans[later.plan.key]
-        return self._with_addons(target, kept_addons(target.addons, later.addons, plan))
-
-    def _quantity_change(
-        self,
-        live: LiveSubscription,
-        known: SubscriptionState,
-        current: Plan,
-        seats: int | None,
-        given: Mapping[str, int],
-        in_use: int,
-    ) -> RequestedChange:
-        """A change of seats and add-ons of the present plan."""
-        present = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
-        if seats is not None:
-            present = self._with_seats(current, seats)
-        if given:
-            return self._addon_change(live, known, present, given, in_use)[0]
-        return RequestedChange(current, present, "now", self._pending_terms(known, present, in_use))
-
-    def _addon_change(
-        self,
-        live: LiveSubscription,
-        known: SubscriptionState,
-        present: PlanTerms,
-        given: Mapping[str, int],
-        in_use: int,
-    ) -> tuple[RequestedChange, bool]:
-        """A change of add-ons, and whether a part of it waits until the period ends.
-
-        Args:
-            live: the subscription.
-            known: as it is stored.
-            present: its terms, or those with other seats.
-            given: requested quantities by key.
-            in_use: seats in use.
-        """
-        asked = split_addons(
-            present.addons,
-            given,
-            self._catalog.billing.changes,
-            fewer_wait=is_by_year(present.plan, known.interval_at(self.store.now_ms())),
+    def _planner_for(self, known: SubscriptionState, current: Plan, in_use: int) -> TermsPlanner:
+        return TermsPlanner(
+            catalog=self._catalog.in_currency(known.currency),
+            known=known,
+            current=current,
+            in_use=in_use,
+            now_ms=self.store.now_ms(),
         )
-        now = self._with_addons(present, asked.now)
-        scheduled = None if live.schedule is None else self._pending_terms(known, now, in_use)
-        then = scheduled or now
-        then = self._with_addons(then, merge_addons(then.addons, given))
-        if asked.has_waiting and now == present:
-            return RequestedChange(present.plan, then, "period_end"), True
-        later = None if then == now else then
-        return RequestedChange(present.plan, now, "now", later), asked.has_waiting
-
-    def _with_seats(self, plan: Plan, seats: int) -> PlanTerms:
-        """A plan with a requested number of seats."""
-        check_seats_sold(plan, self._seat_meter, check_seats(seats))
-        return PlanTerms(plan=plan, seats=self._seats_on(plan, PlanTerms(plan=plan, seats=seats), 0))
-
-    def _with_addons(self, terms: PlanTerms, bought: Bought) -> PlanTerms:
-        """Terms with other add-ons; seats that cost the seat price stay bought."""
-        if terms.addons == bought:
-            return terms
-        plan = self._compose_plan(terms.plan, bought)
-        paid = paid_seats(terms.plan, self._seat_meter, terms.seats)
-        return PlanTerms(plan=plan, seats=total_seats(plan, self._seat_meter, paid))
-
-    def _compose_plan(self, plan: Plan, bought: Bought) -> Plan:
-        return with_addons(self._catalog.plans[plan.key], bought, self._catalog)
 
     def _ended_by(self, known: SubscriptionState, wanted: Plan) -> dict[str, int]:
         """Add-ons that end with a change to a plan, with their quantities."""
         return ended_addons(known.addons_at(self.store.now_ms()), wanted, self._catalog)
-
-    def _pending_terms(self, known: SubscriptionState, target: PlanTerms, in_use: int) -> PlanTerms | None:
-        """Scheduled terms after a change of seats or add-ons; None if nothing is scheduled."""
-        later = self._catalog.plans.get(known.pending_plan or "")
-        if later is None:
-            return None
-        bought = target.addons if known.pending_addons is None else known.pending_addons
-        later = self._compose_plan(later, bought)
-        if known.seats == target.seats and known.pending_seats is not None:
-            return PlanTerms(plan=later, seats=known.pending_seats)
-        return self._carry_seats(later, target, in_use)
-
-    def _carry_seats(self, plan: Plan, target: PlanTerms, in_use: int) -> PlanTerms:
-        """Terms of a later phase after a change of seats now."""
-        if plan.key != target.plan.key:
-            return PlanTerms(plan=plan, seats=self._seats_on(plan, target, in_use))
-        paid = paid_seats(target.plan, self._seat_meter, target.seats)
-        return PlanTerms(plan=plan, seats=total_seats(plan, self._seat_meter, paid))
-
-    def _seats_on(self, plan: Plan, before: PlanTerms, in_use: int) -> int:
-        paid = paid_seats(before.plan, self._seat_meter, before.seats)
-        return seats_on(plan, self._seat_meter, paid=paid, seats=before.seats, in_use=in_use)
 
     async def _plans_of_period(self, customer: str, known: SubscriptionState, current: Plan) -> list[Plan]:
         """Plans that were subscribed to in this period until now, the current one included."""

@@ -222,8 +222,10 @@ class Subscriptions:
     ) -> Preview:
         """Preview the cost of another plan, other seats or add-ons, and the gauges above their limits.
 
-        Changes nothing. Stripe previews it by the customer's own items, discounts and taxes. If Stripe
-        refuses, the description says that the cost is estimated by the prices of the plans file.
+        Changes nothing. Each of several changes takes effect at its own time, as if it were requested by
+        itself: the plan, then the seats, then the add-ons. Stripe previews it by the customer's own items,
+        discounts and taxes. If Stripe refuses, the description says that the cost is estimated by the prices
+        of the plans file.
 
         Raises:
             NoSubscriptionError: no subscription is active.
