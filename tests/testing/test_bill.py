@@ -10,6 +10,7 @@ import pytest
 
 from drivers.emulated_account import account
 from drivers.plans import plans_text
+from drivers.shop import shop
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator, check_bill
@@ -145,3 +146,25 @@ async def test_a_bill_without_meters_has_what_lines_will_have(store_url: str, cl
             assert (await kit.flush(everything=True)).is_complete
             words, pages = await check_bill(kit, emulator, {"ada": {"words": 126}})
     assert (words.due, words.billed, words.is_right, pages.is_right) == (26, 26, True, True)
+
+
+@pytest.mark.anyio
+async def test_units_that_addons_include_are_not_due(store_url: str) -> None:
+    unsent, sent = (
+        "call_pack:    {price: {amount_cents: 500, interval: month}, meters: {",
+        "tokens: {included: 50}, ",
+    )
+    plans = plans_text("addon_shop").replace(unsent, unsent + sent)
+    async with shop(store_url, catalog=loads(plans), selling=StripeEmulator.add_plans) as at:
+        made = await at.kit.subscriptions.create("ada", "team", addons={"call_pack": 1})
+        at.emulator.confirm_payment(made.client_secret or "")
+        await at.kit.subscriptions.sync("ada")
+        at.go(timedelta(days=30))  # In June the plan began, which is a change.
+        await at.kit.subscriptions.sync("ada")
+        await at.kit.record("ada", "tokens", 153)
+        await deliver(at.kit)
+        assert await tokens_of(at.kit, at.emulator, 153) == (3, 3, True)
+        await at.kit.subscriptions.set_addons("ada", {"call_pack": 2})
+        await at.kit.record("ada", "tokens", 40)
+        await deliver(at.kit)
+        assert await tokens_of(at.kit, at.emulator, 193) == (3, 3, True)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog import override
+from meterkit.catalog import override, with_addons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from meterkit.kit import MeterKit
     from meterkit.testing.emulator import StripeEmulator
 
-_CHANGES: Final = frozenset({"plan", "overrides"})
+_CHANGES: Final = frozenset({"plan", "addons", "overrides"})
 _PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered")
 """Of units that Stripe has or is to get for this period: late and dead ones are neither."""
 
@@ -62,10 +62,10 @@ async def check_bill(
     """Compare what customers were served with what was recorded and, after a flush, what Stripe has.
 
     There is a line for each customer and each meter with a Stripe event, without derived meters
-    (``from:``) and those that they are derived from. What is due follows from the plan and the overrides of
-    now. If they changed in the period and Stripe has another quantity, the units that the store has sent or
-    will send are due: each was classified by the plan at its time. The ledger of grants tells what credits
-    have paid; of meters whose cost depends on the model, what the store has as overage.
+    (``from:``) and those that they are derived from. What is due follows from the plan, add-ons and
+    overrides of now. If they changed in the period and Stripe has another quantity, the units that the store
+    has sent or will send are due: each was classified by the plan at its time. The ledger of grants tells
+    what credits have paid; of meters whose cost depends on the model, what the store has as overage.
 
     Args:
         kit: whose plans file and store.
@@ -78,7 +78,8 @@ async def check_bill(
     lines: list[BillLine] = []
     for customer_id, quantities in served.items():
         customer, usage = await kit.customers.get(customer_id), await kit.usage(customer_id)
-        entitlements = override(kit.catalog, kit.catalog.plans[customer.plan], customer.overrides)
+        plan = with_addons(kit.catalog.plans[customer.plan], tuple(usage["addons"].items()), kit.catalog)
+        entitlements = override(kit.catalog, plan, customer.overrides)
         begin, end = usage["period"]["start"], usage["period"]["end"]
         has_changed = any(
             entry.kind in _CHANGES and begin <= entry.at < end
