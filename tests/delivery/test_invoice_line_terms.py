@@ -84,6 +84,21 @@ async def test_a_dead_letter_gets_no_invoice_of_its_own(at: Shop) -> None:
     assert await fates(at, "bob") == (0, 26, 5)
 
 
+async def test_a_month_without_a_renewal_is_no_dead_letter(store_url: str) -> None:
+    """The eleventh month of a yearly plan: the renewal is near, but this usage is not late."""
+    price, yearly = "amount_cents: 2900, interval: month", "amount_cents: 2900, interval: year"
+    text = PLANS.replace(price, f"{yearly}, included_per: month")
+    catalog = loads(text.replace("usage: lines", "usage: lines, late_usage: dead_letter"))
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(START + timedelta(days=320))
+        await at.kit.record("acme", "words", 126)
+        at.go(START + timedelta(days=335, minutes=3))
+        report = await at.kit.flush(everything=True)
+        assert (await usage_lines(at), report.late) == ([("Words", "26", "4", 104)], [])
+
+
 async def test_a_dead_letter_after_the_last_invoice_gets_none(at: Shop) -> None:
     at.kit.store.use(DEAD_LETTER)
     await at.kit.record("acme", "words", 126)

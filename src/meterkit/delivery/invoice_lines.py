@@ -51,12 +51,7 @@ _LATE_REASONS: Final = MappingProxyType(
         _NO_RENEWAL: "its period ended without one",
     }
 )
-_DROPPED_AS: Final = MappingProxyType(
-    {
-        _FINAL: "the invoice of its period is final (billing.late_usage: dead_letter)",
-        _NO_RENEWAL: "its period ended without an invoice (billing.late_usage: dead_letter)",
-    }
-)
+_DROPPED: Final = "the invoice of its period is final (billing.late_usage: dead_letter)"
 PRICE_KEY: Final = "meterkit_price"
 """Key in the metadata of a line for its price; see ``price_each``."""
 LABEL_KEY: Final = "meterkit_price_label"
@@ -174,7 +169,7 @@ class LineWriter:
                 why = "" if not all(map(_is_late, lines)) else _late_reason(lines[0])
                 return await self._settle_line(items, item, why)
             if place.late and self._drops_late:
-                return await self._refuse_line(items, item, _DROPPED_AS[place.late])
+                return await self._refuse_line(items, item, _DROPPED)
             same = next((one for one in lines if one.get("invoice") == place.invoice), None)
             if same is None:
                 line = await self._post_line(item, place, units, attempt)
@@ -240,7 +235,8 @@ class LineWriter:
         _, renews_s = _current_period_s(subscription)
         has_renewal = subscription.get("status") not in ENDED
         is_soon = has_renewal and 1000 * renews_s < self._store.now_ms() + _RENEWS_SOON_MS
-        if is_soon or (found and self._drops_late):
+        # Usage that is not late is billed, even if the next renewal may have no late usage.
+        if found if self._drops_late else is_soon:
             return _Place(None, lines, age_s, late=_FINAL if found else _NO_RENEWAL)
         own = await self._find_separate_invoice(item, age_s, attempt, subscription)
         return own._replace(items=lines, late=own.late or _FINAL * bool(found))
