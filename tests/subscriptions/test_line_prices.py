@@ -383,6 +383,15 @@ async def test_a_plan_by_hand_bills_what_the_sold_plan_does_not(store_url: str, 
         assert sorted((units, price) for _, units, price, _ in await usage_lines(at)) == lines
 
 
+async def test_a_plan_by_hand_bills_what_left_the_sold_plan(at: Shop) -> None:
+    await used(at)
+    await deployed(at, DENIED)
+    await at.kit.customers.set_plan("acme", "team")
+    await at.kit.record("acme", "words", 10)
+    lines = await passed_end(at)
+    assert sorted((units, price) for _, units, price, _ in lines) == [("10", "7"), ("26", "4")]
+
+
 async def test_usage_without_a_price_is_not_called_late(at: Shop, caplog: pytest.LogCaptureFixture) -> None:
     at.kit.store.use(loads(PLANS.replace("{bill: {per: 1, amount_cents: 4}}", "bill")))
     at.emulator.add_customer("cus_bob")
@@ -392,3 +401,28 @@ async def test_usage_without_a_price_is_not_called_late(at: Shop, caplog: pytest
     (said,) = [one.getMessage() for one in caplog.records if "'bob'" in one.getMessage()]
     assert said.startswith("usage of customer 'bob' in the period from 2031-06-01T00:00:00Z has no price")
     assert said.endswith("; 26 of words: no invoice bills it")
+
+
+async def test_i13_a_new_pattern_costs_the_default_until_a_repair(store_url: str) -> None:
+    before, after = (priced(f'"small-*": 1 per 1000{more}') for more in ("", ', "large-*": 400 per 1000'))
+    async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record_usage("acme", answer("small-1", 1000))  # They are included.
+        await flushed(at)
+        at.go(HALF)
+        await deployed(at, after)
+        await at.kit.record_usage("acme", answer("large-1", 10_000))
+        (drift,) = (await at.kit.subscriptions.check())["acme"]
+        assert drift.kind == "new_models"
+        assert drift.message == (
+            "output_tokens:large-* cost it the default price: their own prices are newer than it"
+        )
+        assert (await at.kit.subscriptions.repair("acme")).mended == (drift,)
+        await deployed(at, after)
+        assert await at.kit.subscriptions.check() == {}
+        await at.kit.record_usage("acme", answer("large-1", 1000))
+        assert sorted(await passed_end(at)) == [
+            ("Output tokens", "10000", "0.003", 30),
+            ("Output tokens: large-*", "1000", "0.4", 400),
+        ]

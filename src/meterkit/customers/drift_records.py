@@ -33,6 +33,7 @@ DriftKind = Literal[
     "draft_invoice",
     "ledger",
     "usage",
+    "new_models",
 ]
 _FOR_PEOPLE: Final[frozenset[DriftKind]] = frozenset(
     {

@@ -123,7 +123,7 @@ class CustomerState:
         found = NO_PRICES if self.subscription is None else self.subscription.prices_at(at_ms)
         if plan != self.plan or not self.plan_prices:
             return found
-        events = {one.event_name for one in found}
+        events = {one.event_name for one in found if not one.is_dropped}
         return (*found, *(one for one in self.plan_prices if one.event_name not in events))
 
     def dump(self) -> str:

@@ -212,7 +212,29 @@ def _keep_line_prices(
     return replace(subscription, prices=line_prices(plan, catalog, own))
 
 
-def line_prices(plan: Plan, catalog: Catalog, own: ItemPrices = NO_PRICES) -> ItemPrices:
+def with_new_models(state: CustomerState, catalog: Catalog) -> CustomerState:
+    """Give a subscription that lines bill the prices by model that are newer than it, as a repair does.
+
+    Returns:
+        The same state if there are none.
+    """
+    subscription = state.subscription
+    if subscription is None or subscription.status in ENDED:
+        return state
+    own = catalog.in_currency(subscription.currency)
+    plan = own.plans.get(subscription.plan or "")
+    if plan is None or not subscription.is_by_lines_at(subscription.start_ms):
+        return state
+    known = tuple(one for one in subscription.prices if one.is_exact)
+    prices = line_prices(plan, own, known, has_new_models=True)
+    if prices == line_prices(plan, own, known):
+        return state
+    return replace(state, subscription=replace(subscription, prices=prices))
+
+
+def line_prices(
+    plan: Plan, catalog: Catalog, own: ItemPrices = NO_PRICES, *, has_new_models: bool = False
+) -> ItemPrices:
     """List the prices at which lines bill a plan's usage: the customer's own, else those of the plans file.
 
     A price that the plans file does not bill any more is kept: usage recorded at it may wait for its line,
@@ -222,6 +244,7 @@ def line_prices(plan: Plan, catalog: Catalog, own: ItemPrices = NO_PRICES) -> It
         plan: the plan.
         catalog: the plans file.
         own: prices that the customer had on the plan until now, each of one unit price.
+        has_new_models: whether models whose price is newer than the default one of the customer have it.
     """
     known, found = prices_by_meter(own, catalog), list[ItemPrice]()
     rest = dict.fromkeys(own)
@@ -232,6 +255,8 @@ def line_prices(plan: Plan, catalog: Catalog, own: ItemPrices = NO_PRICES) -> It
             if meter.name in known:
                 label = known[meter.name].label
                 rest.pop(known[meter.name], None)
+            elif meter.is_row and meter.source in known and not has_new_models:
+                continue
             found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
     return (*found, *(one._replace(is_dropped=True) for one in rest))[:_PRICES_MOST]
 

@@ -13,7 +13,12 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError
-from meterkit.outbox.billed_usage_terms import is_billed_by_lines, must_move, with_usage_billed
+from meterkit.outbox.billed_usage_terms import (
+    is_billed_by_lines,
+    must_move,
+    with_new_models,
+    with_usage_billed,
+)
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import (
     addons_in,
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Bought
     from meterkit.customers.drift_records import DriftKind
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
@@ -131,7 +137,7 @@ def compare_customer(
 def compare_usage(
     found: Mapping[str, Any] | None, state: CustomerState, catalog: Catalog
 ) -> tuple[Drift, ...]:
-    """Compare how a customer's usage gets onto invoices with the plans file.
+    """Compare how a customer's usage gets onto invoices, and its prices by model there, with the plans file.
 
     Args:
         found: its live subscription; None: there is none.
@@ -139,12 +145,25 @@ def compare_usage(
         catalog: the plans file.
     """
     known = state.subscription
-    if found is None or known is None or known.id != found["id"] or not must_move(state, catalog):
+    if found is None or known is None or known.id != found["id"]:
         return ()
-    ways = {"lines": "metered prices", "meters": "invoice lines"}
-    usage = catalog.billing.usage
-    message = f"its usage is billed by {ways[usage]}, and the plans file has `usage: {usage}`"
-    return (Drift(subscription=known.id, kind="usage", message=message),)
+    return tuple(
+        Drift(subscription=known.id, kind=kind, message=message)
+        for kind, message in _find_usage_differences(known, state, catalog)
+    )
+
+
+def _find_usage_differences(
+    known: SubscriptionState, state: CustomerState, catalog: Catalog
+) -> Iterator[Difference]:
+    if must_move(state, catalog):
+        ways, usage = {"lines": "metered prices", "meters": "invoice lines"}, catalog.billing.usage
+        yield "usage", f"its usage is billed by {ways[usage]}, and the plans file has `usage: {usage}`"
+    changed = with_new_models(state, catalog).subscription
+    new = {one.meter for one in changed.prices} - {one.meter for one in known.prices} if changed else ()
+    if new:
+        names = ", ".join(sorted(new))
+        yield "new_models", f"{names} cost it the default price: their own prices are newer than it"
 
 
 def catalog_of_customer(state: CustomerState, catalog: Catalog, now_ms: int) -> Catalog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
+from meterkit.outbox.billed_usage_terms import with_new_models
 from meterkit.subscriptions.drift_comparison import (
     LIVE,
     allowed_addons_in,
@@ -192,6 +194,8 @@ def _has_ended(found: Sequence[Mapping[str, Any]]) -> bool:
 
 _PAID: Final = frozenset({"active", "trialing"})
 _USAGE: Final = "usage"
+_NEW_MODELS: Final = "new_models"
+_OF_USAGE: Final = frozenset({_USAGE, _NEW_MODELS})
 _UNDECIDED: Final[frozenset[DriftKind]] = frozenset(
     {"two_subscriptions", "unknown_price", "currency", "interval"}
 )
@@ -255,8 +259,12 @@ class SubscriptionRepairer:
             await self.fetch(customer)
             before = await self._compare_customer(customer)
             _refuse_undecided(customer, before)
-            if any(drift.can_repair and drift.kind != _USAGE for drift in before.drifts):
+            if any(drift.can_repair and drift.kind not in _OF_USAGE for drift in before.drifts):
                 await persistently(lambda again: self._change_items(customer, before, again))
+                await self.fetch(customer)
+            if any(drift.kind == _NEW_MODELS for drift in before.drifts):
+                add_models = partial(with_new_models, catalog=self.store.catalog)
+                await CustomerStates(self.store).change(customer, add_models)
                 await self.fetch(customer)
             if any(drift.kind == _USAGE for drift in before.drifts):
                 await self.mover.move_leased(customer)
