@@ -150,11 +150,7 @@ async def test_a_bill_without_meters_has_what_lines_will_have(store_url: str, cl
 
 @pytest.mark.anyio
 async def test_units_that_addons_include_are_not_due(store_url: str) -> None:
-    unsent, sent = (
-        "call_pack:    {price: {amount_cents: 500, interval: month}, meters: {",
-        "tokens: {included: 50}, ",
-    )
-    plans = plans_text("addon_shop").replace(unsent, unsent + sent)
+    plans = plans_text("addon_shop").replace("{requests: {included: 50}}", "{tokens: {included: 50}}")
     async with shop(store_url, catalog=loads(plans), selling=StripeEmulator.add_plans) as at:
         made = await at.kit.subscriptions.create("ada", "team", addons={"call_pack": 1})
         at.emulator.confirm_payment(made.client_secret or "")
