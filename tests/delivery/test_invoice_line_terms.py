@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from drivers.audited_kit import sqlite_in
+from drivers.delivery import Caplog
 from drivers.plans import plans_text
 from drivers.restorable_kit import drained, recover
 from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
@@ -116,14 +117,18 @@ async def test_a_dead_letter_after_the_last_invoice_gets_none(at: Shop) -> None:
     assert await fates(at) == (0, 26, 5)
 
 
-async def test_late_lines_are_in_the_report_once(at: Shop) -> None:
-    await at.kit.record("acme", "words", 126)
+async def test_late_lines_are_reported_once(at: Shop, caplog: Caplog) -> None:
+    await at.kit.record("acme", {"words": 126, "pages": 1_010})
     at.go(END + timedelta(minutes=3))
     at.go(timedelta(hours=3))
     await at.kit.subscriptions.sync("acme")
     report = await at.kit.flush(everything=True)
-    assert [(one.quantity, one.is_billed) for one in report.late] == [(26, True)]
+    assert sorted((one.quantity, one.is_billed) for one in report.late) == [(26, True), (1_000, True)]
     assert (await at.kit.flush(everything=True)).late == []
+    (error,) = [one for one in caplog.records if "'acme'" in one.getMessage()]
+    assert error.levelname == "ERROR"
+    for units in ("26 of words", "1000 of pages"):
+        assert units in error.getMessage()
 
 
 async def test_an_invoice_without_a_subscription_is_taxed_as_checkout(at: Shop) -> None:

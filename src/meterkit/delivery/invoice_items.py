@@ -182,6 +182,14 @@ class InvoiceItemMaker:
         """Make due items of a customer, one by one."""
         lines = LineWriter(self._store, self._api, self._refusals)
         await run.items.mark_tried(lease.shard, [item for item in due if item.by_line])
+        try:
+            await self._make_in_order(run, lease, lines, due)
+        finally:
+            lines.late.log()
+
+    async def _make_in_order(
+        self, run: _MakingRun, lease: ShardLease, lines: LineWriter, due: Sequence[InvoiceItemEntry]
+    ) -> None:
         for item in due:
             if run.is_over() or not await lease.outlives(_WRITTEN_WITHIN_S):
                 return

@@ -21,6 +21,7 @@ from meterkit.delivery.invoices import (
     units_of,
     written_units,
 )
+from meterkit.delivery.late_lines import LateLineReport
 from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.usage_invoice_terms import explain_no_invoice
 from meterkit.delivery.usage_invoices import AFTER_THE_END_MS, EndedUsage, find_usage_invoice
@@ -28,7 +29,6 @@ from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
 from meterkit.outbox.line_metadata import LINE_KEY, METER_KEY, USAGE_KEY, item_of, metadata_of
-from meterkit.outbox.sealer import LateUsage, add_late_usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,6 +103,9 @@ class LineWriter:
         store: has the queue.
         api: the way to Stripe.
         refusals: how often Stripe has refused a line, by its identifier; updated here.
+
+    Attributes:
+        late: lines of this pass that missed the invoice of their period; the caller logs them.
     """
 
     def __init__(self, store: Store, api: StripeApi, refusals: dict[str, int]) -> None:
@@ -111,6 +114,7 @@ class LineWriter:
         self._refusals = refusals
         self._places: dict[tuple[str, str, int, int], _Place | None] = {}
         self._summed = set[tuple[str, int]]()
+        self.late = LateLineReport()
 
     async def write(self, items: InvoiceItemQueue, item: InvoiceItemEntry) -> bool:
         """Write a line unless Stripe has it; False: it must wait, no invoice bills it, or it is settled.
@@ -184,17 +188,12 @@ class LineWriter:
         if not why:
             return await items.settle(item, "d", after="")
         if is_settled := await items.settle(item, "f", after=f"billed by the next invoice: {why}"):
-            period = iso(from_ms(item.period_ms))
-            text = "late usage of customer %r: the next invoice bills %s of the period from %s: %s"
-            mark = _report_late(item, is_billed=True)
-            _logger.warning(text, item.customer, item.in_words(), period, why, extra=mark)
+            self.late.add(item, why, is_billed=True)
         return is_settled
 
     async def _refuse_line(self, items: InvoiceItemQueue, item: InvoiceItemEntry, why: str) -> bool:
         if await items.settle(item, "t", after=f"not billed: {why}"):
-            text = "usage of customer %r: no invoice bills %s: %s"
-            mark = _report_late(item, is_billed=False)
-            _logger.error(text, item.customer, item.in_words(), why, extra=mark)
+            self.late.add(item, why, is_billed=False)
         return False
 
     async def _place_of(self, item: InvoiceItemEntry, attempt: int) -> _Place | None:
@@ -444,15 +443,6 @@ def _explain_unbilled(
     if "void" in statuses or ("uncollectible" in statuses and subscription.get("pause_collection")):
         return "the invoice of its period is void or not to be collected"
     return ""
-
-
-def _report_late(item: InvoiceItemEntry, *, is_billed: bool) -> dict[str, bool] | None:
-    """Add a late line to the report of the running flush; return the mark for its log line."""
-    period = iso(from_ms(item.period_ms))
-    usage = LateUsage(
-        customer=item.customer, meter=item.meter, quantity=item.units, period=period, is_billed=is_billed
-    )
-    return add_late_usage([usage])
 
 
 def _is_late(line: Mapping[str, Any]) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 _QUEUE: Final = "items"
-_PAGE: Final = 100
+_PAGE: Final = 250  # All lines of a period, as a rule, so that late ones are logged together.
 _TRIED: Final = 0.5
 """Taken off the score (ms) of an item that Stripe may have."""
 _GONE: Final = (
