@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from stripe_emulator.behaviour import Behaviour
+from stripe_emulator.currency_amounts import money_text
 from stripe_emulator.page_sessions import CheckoutSession, PortalSession, line_items_to_json
 from stripe_emulator.page_visits import PageVisitor, PageVisits, Payment, PortalAction
 from stripe_emulator.protocol import ApiError, JsonObject
@@ -172,7 +173,7 @@ class PageControls(Behaviour):
         for item in items:
             quantity, amount = item["quantity"], cast("int", item["amount_total"])
             count = "" if quantity in {None, 1} else f", {quantity} of it"
-            cost = "by usage" if quantity is None else _money_text(amount, session.currency)
+            cost = "by usage" if quantity is None else money_text(amount, session.currency)
             what = f"{item['description']}{count}"
             offered += f"<li><span>{escape(what)}</span><span>{escape(cost)}</span></li>"
         email, total = session.customer_email or session.customer, session.totals.total
@@ -183,7 +184,7 @@ class PageControls(Behaviour):
         )
         if session.allow_promotion_codes:
             ask += '<label>Promotion code <input name="promotion_code"></label>'
-        due = escape(_money_text(total, session.currency))
+        due = escape(money_text(total, session.currency))
         title, pay = ("Pay", "Pay") if session.mode == "payment" else ("Subscribe", "Pay and subscribe")
         return page_html(
             title,
@@ -247,7 +248,3 @@ async def read_form(request: Request) -> dict[str, str]:
 def _error_page(text: str) -> Response:
     body = [f'<p class="problem" role="alert">{escape(text)}</p>']
     return HTMLResponse(page_html("Something went wrong", body), status_code=HTTPStatus.BAD_REQUEST)
-
-
-def _money_text(cents: int, currency: str) -> str:
-    return f"{cents / 100:,.2f} {currency.upper()}"

@@ -6,10 +6,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stripe_emulator.call_table import PAGING, CallTable
+from stripe_emulator.currency_amounts import decimal_text
 from stripe_emulator.invoice_drafts import apply_tax_rates, one_time_line, refreshed_invoice_json
 from stripe_emulator.invoices import INVOICE_ITEMS_MAX
 from stripe_emulator.price_calls import resolve_price
-from stripe_emulator.prices import Price, PriceScheme, Product, decimal_text, price_quantity, to_cents
+from stripe_emulator.prices import Price, PriceScheme, Product, price_quantity, to_cents
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id, not_found
 from stripe_emulator.subscriptions import ENDED
 

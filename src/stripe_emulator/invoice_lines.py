@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.billing_cycle import period_at
 from stripe_emulator.coupons import Discount, subtract_discounts
+from stripe_emulator.currency_amounts import decimal_text, price_text
 from stripe_emulator.invoices import ChargedUsage, InvoiceLine
 from stripe_emulator.meter_events import aggregate_events
-from stripe_emulator.prices import Price, charges_by_tier, decimal_text, price_quantity, to_cents
+from stripe_emulator.prices import Price, charges_by_tier, price_quantity, to_cents
 from stripe_emulator.protocol import new_id
 from stripe_emulator.subscriptions import ItemDebit, Subscription, SubscriptionItem
 
@@ -168,7 +169,7 @@ def usage_lines(account: Account, subscription: Subscription, usage: ChargedUsag
         where = (
             rate
             if charge.tier is None
-            else f"(Tier {charge.tier} at {_money_text(usage.price, charge.unit_amount)})"
+            else f"(Tier {charge.tier} at {price_text(charge.unit_amount, usage.price.currency)})"
         )
         made = new_id("il_1", length=LINE_LENGTH), new_id("ii_1", length=LINE_LENGTH)
         line_id, item_id = usage.ids.setdefault(place, made)
@@ -237,11 +238,7 @@ def _rate_text(price: Price) -> str:
         return "(tiered)"
     count = recurring.interval_count
     every = recurring.interval if count == 1 else f"{count} {recurring.interval}s"
-    return f"(at {_money_text(price, price.pricing.unit_amount)} / {every})"
-
-
-def _money_text(price: Price, amount: Decimal) -> str:
-    return f"{decimal_text(amount / 100)} {price.currency.upper()}"
+    return f"(at {price_text(price.pricing.unit_amount, price.currency)} / {every})"
 
 
 def _day_text(at: int) -> str:

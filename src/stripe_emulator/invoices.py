@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
+from stripe_emulator.currency_amounts import decimal_text
 from stripe_emulator.invoice_totals import (
     AppliedRate,
     InvoiceTotals,
@@ -14,7 +15,6 @@ from stripe_emulator.invoice_totals import (
     compute_totals,
     discounts_to_json,
 )
-from stripe_emulator.prices import Price, decimal_text
 from stripe_emulator.protocol import JsonObject, list_to_json, not_found, null_fields, shown_fields
 from stripe_emulator.registry import ObjectRegistry
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from stripe_emulator.coupons import Discount
+    from stripe_emulator.prices import Price
     from stripe_emulator.subscriptions import Subscription
 
 

@@ -7,6 +7,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
+from stripe_emulator.currency_amounts import decimal_text
 from stripe_emulator.protocol import ApiError, JsonObject, shown_fields
 from stripe_emulator.registry import ObjectRegistry
 
@@ -335,12 +336,6 @@ class Prices(ObjectRegistry[Price]):
             if not transfer:
                 raise ApiError(f"A price (`{other.id}`) already uses that lookup key.", param="lookup_key")
             other.lookup_key = None
-
-
-def decimal_text(amount: Decimal) -> str:
-    """Return a decimal as Stripe writes it: ``0.12``, ``2900``."""
-    text = f"{amount:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _unit_amount_to_json(pricing: PriceScheme) -> JsonObject:

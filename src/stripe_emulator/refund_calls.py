@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.call_table import PAGING, CallTable, list_newest
+from stripe_emulator.currency_amounts import refund_text
 from stripe_emulator.expand import invoice_payments_to_json, payment_intent_to_json
 from stripe_emulator.invoices import Invoice, Refund
 from stripe_emulator.protocol import (
@@ -68,8 +69,8 @@ def refund_invoice(
     if amount > left:
         # https://github.com/reactioncommerce/reaction/issues/3704 has Stripe's words.
         message = (
-            f"Refund amount (${amount / 100:.2f}) is greater than unrefunded amount on charge "
-            f"(${left / 100:.2f})"
+            f"Refund amount ({refund_text(amount, invoice.currency)}) is greater than unrefunded amount on"
+            f" charge ({refund_text(left, invoice.currency)})"
         )
         raise ApiError(message, param="amount")
     made = Refund(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 
-from drivers.emulated_account import account
+from drivers.emulated_account import account, tls
 from drivers.emulated_shop import (
     amounts,
     invoice_of,
@@ -99,6 +101,33 @@ async def test_a_subscription_is_charged_in_the_currency_asked_for() -> None:
         await refused(
             client.subscriptions.update(made.id, items=[{"price": "price_10"}]), "only supports `usd`"
         )
+
+
+@pytest.mark.parametrize(
+    ("currency", "amount", "price", "page", "refund"),
+    [
+        ("eur", 290_050, "2900.5 EUR", "2,900.50 EUR", "2,900.51 EUR"),
+        ("jpy", 4_000, "4000 JPY", "4,000 JPY", "4,001 JPY"),
+        ("kwd", 9_500, "9.5 KWD", "9.500 KWD", "9.501 KWD"),
+    ],
+)
+async def test_words_have_the_decimals_of_a_currency(
+    currency: str, amount: int, price: str, page: str, refund: str
+) -> None:
+    """https://docs.stripe.com/currencies#zero-decimal."""
+    emulator, _ = shop()
+    emulator.add_price(amount, price_id="price_own", product="prod_pro", currency=currency)
+    async with account(emulator) as client:
+        items: Any = [{"price": "price_own", "quantity": 1}]
+        session = await client.checkout.sessions.create(**offer(line_items=items))
+        async with httpx.AsyncClient(verify=tls()) as browser:
+            assert f">{page}<" in (await browser.get(session.url)).text
+        made = await subscribe(client, "price_own")
+        (line,) = (await newest_invoice(client)).lines.data
+        assert (line.description, line.amount) == (f"1 × Pro (at {price} / month)", amount)  # noqa: RUF001
+        (payment,) = (await client.invoice_payments.list(invoice=invoice_of(made).id)).data
+        asked = client.refunds.create(payment_intent=payment.payment.payment_intent, amount=amount + 1)
+        await refused(asked, re.escape(f"({refund}) is greater than"))
 
 
 async def test_a_live_customer_keeps_its_currency_and_others_do_not() -> None:
