@@ -12,6 +12,7 @@ from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import flushed, usage_lines
 from meterkit.catalog import loads
+from meterkit.errors import NoSubscriptionError
 
 pytestmark = pytest.mark.anyio
 
@@ -68,3 +69,13 @@ async def test_seats_and_lines_are_on_one_invoice(at: Shop) -> None:
     for_half = 2 * 700 // 2
     assert (await at.invoices())[-1]["total"] == 2900 + 3 * 700 + for_half + 104
     assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_an_override_of_a_price_needs_a_subscription(at: Shop) -> None:
+    """Not that no invoice would bill it: lines have one of their own."""
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.customers.set_plan("bob", "pro")
+    price = {"words": {"overage": {"bill": {"per": 1, "amount_cents": 2}}}}
+    with pytest.raises(NoSubscriptionError, match="has no active subscription, and a price of its own needs"):
+        await at.kit.customers.override("bob", price)

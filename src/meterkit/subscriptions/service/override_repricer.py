@@ -324,8 +324,8 @@ class OverrideRepricer:
         if not is_subscribed:
             raise NoSubscriptionError(
                 customer,
-                f"override of {name}: customer {customer!r} has no active subscription, so no invoice bills"
-                " a price of its own: begin a subscription first, or override limits without `per` and"
+                f"override of {name}: customer {customer!r} has no active subscription, and a price of its"
+                " own needs one: begin a subscription first, or override limits without `per` and"
                 " `amount_cents`",
             )
 
