@@ -227,6 +227,9 @@ class Delivery(Checks):
         self.wall = begins + self.random.choice((0, 1, 29_999, self.random.randrange(MINUTE_MS)))
         self.plant_usage(name)
 
+    def choose_cut(self, _name: str) -> str:
+        return self.random.choice(self.cuts)
+
     # Deeds.
 
     def seal(self, name: str) -> bool:
@@ -239,7 +242,7 @@ class Delivery(Checks):
         ends = [end for field, end in customer.closed.items() if field[-1] == "e"]
         beside = [at // MINUTE_MS * MINUTE_MS + MINUTE_MS * n for at in (this, *ends) for n in range(-3, 4)]
         taken = self.random.sample(beside, self.random.choice((0, 0, 0, 1, 3, 6)))
-        cutting = self.random.choice(self.cuts)
+        cutting = self.choose_cut(name)
         if cutting == "moved":  # By a little, or too little to be another period.
             start, end = view.period
             more = self.random.choice((0, 2 * MINUTE_MS - 1, 2 * MINUTE_MS, 5 * MINUTE_MS))

@@ -182,6 +182,12 @@ class Lining(Overtaking):
         self.switches = random.choice((*[(0,)] * 6, *switches))
         self.store(f"s:{NAME}")
 
+    def choose_cut(self, name: str) -> str:
+        """End no period before a price that has ended in it: later usage had another one than its end."""
+        cutting, period = super().choose_cut(name), self.shard.customers[name].period
+        has_ended = period is not None and any(at_ms > period[0] for at_ms, _ in self.ended)
+        return "" if has_ended else cutting
+
     # Recording.
 
     def record(self, name: str) -> None:
