@@ -96,7 +96,9 @@ def _period_terms(
     if subscription is not None and _is_of(subscription, period.begins_ms):
         named = _billed_plan(state, subscription, at_ms)
         plan = catalog.plans.get(named)
-        given = {} if plan is None else entitlements_on(plan, state, catalog, at_ms)
+        given: Mapping[str, Entitlement] = {}
+        if plan is not None:
+            given = entitlements_on(plan, state, catalog, at_ms)
         return {
             "subscription": subscription.id,
             "free": _is_free(subscription, period.begins_ms, ends_ms),
