@@ -292,6 +292,18 @@ async def test_i13_a_price_that_comes_back_is_the_customers_own(at: Shop, texts:
     assert price == "1/4"
 
 
+async def test_i13_a_renamed_meter_of_the_default_plan_keeps_its_price(at: Shop) -> None:
+    billing = PLANS.replace("words: {included: 100, overage: deny}", f"words: {OF_PRO}")
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    at.kit.store.use(loads(billing))
+    await used(at, "bob")
+    texts = billing.replace("words: {unit", "texts: {unit").replace("words: {included", "texts: {included")
+    at.kit.store.use(loads(texts))
+    await at.kit.customers.set_plan("bob", "team")
+    assert [line[1:] for line in await passed_end(at)] == [RECORDED[1:]]
+
+
 async def test_usage_without_a_known_price_waits_for_its_meter(
     at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:

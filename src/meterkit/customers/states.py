@@ -47,6 +47,7 @@ from meterkit.outbox.billed_usage_terms import (
     line_prices,
     line_switches,
 )
+from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
@@ -204,7 +205,9 @@ class CustomerStates:
             ]
         effective = effective_plan(changed, store.catalog, now_ms)
         admin = await store.admin()
-        shard = keys.shard
+        shard, remembered = keys.shard, dict[str, ReportedMeter]()
+        if changed != found.state and line_switches(found.state, store.catalog):
+            remembered.update(await read_meters(admin, store.keys, store.catalog))
         reply = await admin.run(
             store.scripts["amend_state"],
             [
@@ -225,7 +228,7 @@ class CustomerStates:
                 entries,
                 notices,
                 _gauge_limits(effective, store.catalog),
-                _ended_prices(before, force, (found.state, changed), store.catalog),
+                _ended_prices(before, force, (found.state, changed), store.catalog, remembered),
                 effective.bounds,
             ),
         )
@@ -280,7 +283,11 @@ def _gauge_limits(effective: EffectivePlan, catalog: Catalog) -> list[tuple[str,
 
 
 def _ended_prices(
-    before: TermsInForce, after: TermsInForce, states: tuple[CustomerState, CustomerState], catalog: Catalog
+    before: TermsInForce,
+    after: TermsInForce,
+    states: tuple[CustomerState, CustomerState],
+    catalog: Catalog,
+    remembered: Mapping[str, ReportedMeter],
 ) -> dict[str, object]:
     """Labels of the prices that end with this change, and when (ms).
 
@@ -300,6 +307,7 @@ def _ended_prices(
         labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
+    labels = with_former_names(labels, remembered, catalog)
     switches = line_switches(old, catalog)
     return {"at": str(at_ms), "labels": labels, "switches": switches, "is_free": is_free}
 

@@ -86,6 +86,26 @@ def find_renamed_meters(
     ]
 
 
+def with_former_names(
+    labels: Mapping[str, str], remembered: Mapping[str, ReportedMeter], catalog: Catalog
+) -> dict[str, str]:
+    """Labels of prices that end, also by the former names of their meters: usage may wait under these. Pure.
+
+    Args:
+        labels: by token.
+        remembered: meters of earlier plans files, by token.
+        catalog: the plans file.
+    """
+    own = list_reported_meters(catalog)
+    by_event = {one.event_name: labels[token] for token, one in own.items() if token in labels}
+    former = {
+        token: by_event[one.event_name]
+        for token, one in remembered.items()
+        if token not in own and one.event_name in by_event
+    }
+    return {**former, **labels}
+
+
 def read_subscribed_meters(state: CustomerState, catalog: Catalog, now_ms: int) -> dict[str, ReportedMeter]:
     """Meters with the event names of the customer's subscription items, by token.
 
