@@ -13,11 +13,12 @@ from drivers.delivery import Caplog
 from drivers.period_ends import checking_closes, look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from drivers.usage_lines import ITEMS, ended, flushed, shop_of_lines, usage_lines
+from drivers.usage_lines import CATALOG, ITEMS, ended, flushed, shop_of_lines, usage_lines
 from meterkit.catalog import loads
 
 # Internals: the emulator has no connected accounts, whose terms an invoice takes over.
 from meterkit.delivery.usage_invoice_terms import copy_terms, explain_no_invoice
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -62,6 +63,21 @@ async def test_an_archived_product_is_active_again(at: Shop, caplog: Caplog) -> 
     assert (await flushed(at)).left == 0
     assert await usage_lines(at) == ONE_LINE
     assert caplog.text.count("product meterkit_meter_words was archived at Stripe") == 1
+
+
+async def test_lines_of_several_customers_share_a_new_product(store_url: str, caplog: Caplog) -> None:
+    """Each line made the product; those that came second were refused, and could be billed late."""
+    customers = ("acme", "bob", "cy")
+    async with shop(store_url, catalog=CATALOG, selling=StripeEmulator.add_plans) as at:
+        for customer in customers:
+            await at.subscribed(customer, plan="pro")
+            await at.kit.record(customer, "words", 126)
+        at.go(END + timedelta(minutes=3))
+        for customer in customers:
+            await at.kit.subscriptions.sync(customer)
+        assert (await flushed(at)).left == 0
+        assert await usage_lines(at) == ONE_LINE * 3
+    assert "tried again" not in caplog.text
 
 
 async def test_an_invoice_of_its_own_without_a_payment_method_is_sent(at: Shop) -> None:

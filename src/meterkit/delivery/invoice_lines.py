@@ -366,20 +366,30 @@ class LineWriter:
             return await self._api.post(_ITEMS, params, idempotency_key=key)
         except StripeError as error:
             is_named = product_id in str(error) or (error.param or "").startswith("price_data")
-            if not (is_named and error.status in _MISSING and await self._mend_product(product)):
+            if not (is_named and error.status in _MISSING and await self._mend_product(product, error)):
                 raise
         return await self._api.post(_ITEMS, params, idempotency_key=f"{key}-again")
 
-    async def _mend_product(self, product: Mapping[str, str]) -> bool:
-        """Make the product of a line, or activate it; False: nothing is wrong with it."""
+    async def _mend_product(self, product: Mapping[str, str], refused: StripeError) -> bool:
+        """Make the product of a line, or activate it; False: nothing was wrong with it.
+
+        Lines of other customers may do so at the same time.
+        """
         path = f"/v1/products/{product['id']}"
         found = await self._api.find(path)
         if found is None:
-            await self._api.post("/v1/products", {**product})
+            await self._make_product(product)
         elif found.get("active") is False:
             await self._api.post(path, {"active": True})
             _logger.warning("product %s was archived at Stripe; usage needs it: active again", product["id"])
-        return found is None or found.get("active") is False
+        return found is None or found.get("active") is False or product["id"] in str(refused)
+
+    async def _make_product(self, product: Mapping[str, str]) -> None:
+        try:
+            await self._api.post("/v1/products", {**product})
+        except StripeError as error:
+            if error.code != "resource_already_exists":
+                raise
 
     def _log_sums(self, item: InvoiceItemEntry) -> None:
         """Log once for a customer and period that lines sum the prices of a meter; see group_lines.lua."""
