@@ -255,8 +255,7 @@ def _log_lost_amounts(customer: str, before: CustomerState, after: CustomerState
     was, own = (catalog.in_currency(state.currency).currency for state in (before, after))
     if was != own and without_amounts(before.overrides) != before.overrides:
         _logger.warning(
-            "customer %r is billed in %s now; its overrides had amounts in %s, which are gone: set them anew;"
-            " `meterkit customers history` shows them",
+            "customer %r is billed in %s now; its overrides had amounts in %s, which are gone: set them anew",
             customer,
             own.upper(),
             was.upper(),
