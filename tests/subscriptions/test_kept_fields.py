@@ -195,6 +195,20 @@ async def test_more_and_fewer_addons_keep_every_field(store_url: str) -> None:
         assert (await at.items(at.subscription))["price_extra"] == 1
 
 
+async def test_a_discount_given_while_addons_wait_goes_on(store_url: str) -> None:
+    async with rich(store_url, addons=3) as at:
+        await at.kit.subscriptions.set_addons("acme", {"extra": 1})
+        await at.client.v1.coupons.create_async({"id": "FIFTH", "percent_off": 20, "duration": "forever"})
+        await at.stripe_change(f"/v1/subscriptions/{at.subscription}", **{"discounts[0][coupon]": "FIFTH"})
+        given = (await at.shown())["discounts"]
+        await at.kit.subscriptions.change_plan("acme", "team")
+        at.clock.set(END + DAY)
+        assert ((await at.shown())["discounts"], (await at.items(at.subscription))["price_extra"]) == (
+            given,
+            1,
+        )
+
+
 async def test_an_operators_phases_have_other_addons(store_url: str) -> None:
     async with rich(store_url, addons=3) as at:
         before = await by_operator(at)

@@ -202,7 +202,9 @@ def _draft_of(
     if phase["start_date"] != _present(schedule)[0]["start_date"]:
         items = tuple(_phase_item(item, str(place)) for place, item in enumerate(phase["items"]))
         settings = {item.id: _settings(shown) for item, shown in zip(items, phase["items"], strict=True)}
-        return PhaseDraft(params=params, items=items, settings=settings)
+        draft = PhaseDraft(params=params, items=items, settings=settings)
+        is_made_here = MADE_MARK in part_of(schedule, "metadata")
+        return _with_present_discounts(draft, subscription) if is_made_here else draft
     live: Sequence[Mapping[str, Any]] = subscription["items"]["data"]
     by_price = {id_in(item, "price"): item for item in phase["items"]}
     present = _params_of(_present_terms(_terms_of(subscription, phase), phase, _OF_PHASE), ())
@@ -215,6 +217,25 @@ def _draft_of(
             )
             for item in live
         },
+    )
+
+
+def _with_present_discounts(draft: PhaseDraft, subscription: Mapping[str, Any]) -> PhaseDraft:
+    """A future phase with the discounts that the subscription and its items have now.
+
+    One that a person has given since meterkit made the phase would end with the current phase.
+    """
+    live = {id_in(item, "price"): item for item in subscription["items"]["data"]}
+    settings = {
+        item.id: _continued_settings(draft.settings[item.id], live[item.price])
+        if item.price in live
+        else draft.settings[item.id]
+        for item in draft.items
+    }
+    params = {name: value for name, value in draft.params.items() if name != "discounts"}
+    discounts = _discounts(subscription.get("discounts"))
+    return replace(
+        draft, params={**params, "discounts": discounts} if discounts else params, settings=settings
     )
 
 
