@@ -568,9 +568,10 @@ class Delivery(Checks):
         linked = 0 if chance >= 0.6 else 1 if chance < 0.3 else 2
         force, period = self.shard.forces.get(name, ""), self.shard.customers[name].period
         begins = self.wall if period is None else period[0]
+        read, number = self._rev(name), self.random.randrange(10**6)
         asked = Amend(
-            read=self._rev(name),
-            rev=f"{FORMAT}:{self.random.randrange(10**6)}",
+            read=read,
+            rev=f"{FORMAT}:{number}",
             data=f'{{"plan":"{self.random.randrange(99)}"}}',
             read_force=self.random.choice((force, force, force, force, "", "other")),
             force=f'{{"plan":"{self.random.randrange(99)}"}}',
@@ -579,13 +580,20 @@ class Delivery(Checks):
             notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
             ended_ms=self._ended_ms(begins),
             labels=self._labels() if self.random.random() < 0.6 else {},
-            switches=self.switches,
+            is_free=not self.by_lines and number % 5 == 0,
+            # Those ahead make usage that waits due, and change nothing else.
+            switches=self.switches or (NEVER_MS,) * (number % 3 == 0),
             period=self._period_of_state(period),
         )
         shared = ("customers", "dirty", "unlinked", "turns")
         keys = (*own_keys(name, "cs"), *shared, f"h:{name}", "notices", *own_keys(name, "vt"), "over")
         changed = {"entries": asked.entries, "notices": asked.notices, "gauges": []}
-        ended = {"at": str(asked.ended_ms), "labels": asked.labels, "switches": asked.switches}
+        ended: dict[str, Any] = {
+            "at": str(asked.ended_ms),
+            "labels": asked.labels,
+            "switches": asked.switches,
+        }
+        ended |= {"is_free": True} if asked.is_free else {}
         changes = json.dumps({**changed, "ended": ended, "period": asked.period})
         argv = (asked.read, asked.rev, asked.data, name, linked, seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)

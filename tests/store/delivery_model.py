@@ -120,6 +120,7 @@ class Amend:
     notices: list[list[str]]
     ended_ms: int
     labels: Mapping[str, str]
+    is_free: bool
     switches: Sequence[int]
     period: tuple[int, int]
 
@@ -486,7 +487,8 @@ class Shard:
             self.keep(f"t:{name}", TOTALS_MS)
         is_of_it = period is not None and period < asked.ended_ms
         if period is not None and is_of_it and customer.closed.get(f"{period}|w", 0) <= now:
-            mark_prices(customer, period, asked.labels, by_lines=is_by_lines(asked.switches, period))
+            labels = free_prices(customer, period, asked.labels) if asked.is_free else asked.labels
+            mark_prices(customer, period, labels, by_lines=is_by_lines(asked.switches, period))
             if asked.labels:
                 self.keep(f"t:{name}", TOTALS_MS)
         customer.rev, customer.data, self.forces[name] = rev, asked.data, asked.force
@@ -595,6 +597,14 @@ def free_minute(
     while minute in taken:
         minute += MINUTE_MS
     return minute, (ends // MINUTE_MS - 1 - len(_sharing(events, token))) * MINUTE_MS
+
+
+def free_prices(customer: Customer, period: int, labels: Mapping[str, str]) -> dict[str, str]:
+    """Forget the prices of some meters, of a period that costs nothing; return the one that they have now."""
+    begin_prices(customer, period, labels)
+    for token in labels:
+        customer.closed.pop(f"{period}|{token}s", None)
+    return dict.fromkeys(labels, "1/0")
 
 
 def mark_prices(

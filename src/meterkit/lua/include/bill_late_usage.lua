@@ -76,5 +76,5 @@ local function bill_late_usage(keys, head, meters, totals, events, asked, own, n
       totals[name] = nil
     end
   end
-  return head, late, 0
+  return head, late
 end
