@@ -383,7 +383,7 @@ async def test_what_lapsed_with_a_trial_stays_lapsed(kit: MeterKit, clock: Clock
 
 
 async def test_what_lives_on_after_a_subscription_counts_its_periods(store_url: str, clock: Clock) -> None:
-    """What is left of June lives on at its end, and again where the next subscription begins."""
+    """The rest of June lives on at its end, and again where the next subscription begins."""
     async with kit_of(store_url, clock, PLANS.replace("default_plan: none", "default_plan: small")) as kit:
         await fetched(kit, subscription(**SUBSCRIBED))
         await use(kit, 480)

@@ -224,7 +224,7 @@ PARTS: Final = [(name, share) for name in ROOMS for share in range(SHARES.get(na
 
 
 @pytest.mark.dear("each mutant has lives of its own")
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(10_800)
 @pytest.mark.parametrize(("name", "share"), PARTS)
 def test_every_mutant_is_caught(valkey: Server, name: str, share: int) -> None:
     room = ROOMS[name]
