@@ -209,6 +209,17 @@ async def test_a_discount_given_while_addons_wait_goes_on(store_url: str) -> Non
         )
 
 
+async def test_an_addon_back_on_a_scheduled_plan_keeps_its_terms(store_url: str) -> None:
+    async with rich(store_url, addons=3) as at:
+        terms = (await at.item_terms())["price_extra"]
+        await at.kit.subscriptions.set_addons("acme", {"extra": 0})
+        await at.kit.subscriptions.change_plan("acme", "team")
+        await at.kit.subscriptions.set_addons("acme", {"extra": 2})
+        at.clock.set(END + DAY)
+        assert (await at.items(at.subscription))["price_extra"] == 2
+        assert (await at.item_terms())["price_extra"] == terms
+
+
 async def test_an_operators_phases_have_other_addons(store_url: str) -> None:
     async with rich(store_url, addons=3) as at:
         before = await by_operator(at)

@@ -231,12 +231,15 @@ def next_items(
     """Build the items of a subscription with another plan; what the plans file does not sell stays.
 
     ``settings`` has the other parameters of present items by their ids, such as tax rates. An item that
-    becomes one of the new plan keeps them.
+    becomes one of the new plan keeps them. An item that is added has those of its price.
     """
     found = _match_items(current, catalog, prices, paid_seats, addons)
     kept = settings or {}
     return [
-        *({**({} if item is None else kept.get(item.id, {})), **wanted} for wanted, item in found.wanted),
+        *(
+            {**kept.get(str(wanted["price"]) if item is None else item.id, {}), **wanted}
+            for wanted, item in found.wanted
+        ),
         *({**kept.get(item.id, {}), **as_new(item)} for item in found.others),
     ]
 

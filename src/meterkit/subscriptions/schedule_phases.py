@@ -72,7 +72,8 @@ class PhaseDraft:
     Attributes:
         params: all but the items.
         items: their prices and quantities.
-        settings: the other parameters of each item, by its id in ``items``.
+        settings: the other parameters of each item, by its id in ``items``; in a phase ahead also those of
+            present items, by their prices.
         is_later: whether the phase begins when the change takes effect, or after that.
     """
 
@@ -223,20 +224,21 @@ def _draft_of(
 def _with_present_discounts(draft: PhaseDraft, subscription: Mapping[str, Any]) -> PhaseDraft:
     """A future phase with the discounts that the subscription and its items have now.
 
-    One that a person has given since meterkit made the phase would end with the current phase.
+    One that a person has given since meterkit made the phase would end with the current phase. Settings of
+    present items that the phase lacks are by their prices.
     """
     live = {id_in(item, "price"): item for item in subscription["items"]["data"]}
     settings = {
-        item.id: _continued_settings(draft.settings[item.id], live[item.price])
-        if item.price in live
-        else draft.settings[item.id]
-        for item in draft.items
+        price: _continued_settings(_settings(_present_terms(item, {}, _ITEM_SETTINGS)), item)
+        for price, item in live.items()
     }
+    for item in draft.items:
+        kept, known = draft.settings[item.id], live.get(item.price)
+        settings[item.id] = kept if known is None else _continued_settings(kept, known)
     params = {name: value for name, value in draft.params.items() if name != "discounts"}
     discounts = _discounts(subscription.get("discounts"))
-    return replace(
-        draft, params={**params, "discounts": discounts} if discounts else params, settings=settings
-    )
+    params |= {"discounts": discounts} if discounts else {}
+    return replace(draft, params=params, settings=settings)
 
 
 def _continue_phase(
