@@ -235,8 +235,10 @@ ITEMS_KEPT = 32
 
 def items_in(value: Any) -> int:
     """How many items the arrays of a value have."""
-    inner = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    return len(inner) * isinstance(value, list) + sum(map(items_in, inner))
+    if isinstance(value, dict):
+        return sum(map(items_in, cast("dict[str, Any]", value).values()))
+    items = rows(cast("object", value))
+    return len(items) + sum(map(items_in, items))
 
 
 def kept(value: Any, place: ValuePlace = ROOT) -> Any:
