@@ -11,7 +11,7 @@ import logging
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, replace
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.customers.period_carryover import with_unlimited_use
 from meterkit.decisions.customer_overrides import without_amounts
@@ -47,7 +47,7 @@ from meterkit.outbox.billed_usage_terms import (
     line_prices,
     line_switches,
 )
-from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
+from meterkit.store.event_names import read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
@@ -205,9 +205,10 @@ class CustomerStates:
             ]
         effective = effective_plan(changed, store.catalog, now_ms)
         admin = await store.admin()
-        shard, remembered = keys.shard, dict[str, ReportedMeter]()
-        if changed != found.state and line_switches(found.state, store.catalog):
-            remembered.update(await read_meters(admin, store.keys, store.catalog))
+        shard, ended = keys.shard, _ended_prices(before, force, (found.state, changed), store.catalog)
+        if ended.labels and changed != found.state and ended.switches:
+            remembered = await read_meters(admin, store.keys, store.catalog)
+            ended = ended._replace(labels=with_former_names(ended.labels, remembered, store.catalog))
         reply = await admin.run(
             store.scripts["amend_state"],
             [
@@ -228,7 +229,7 @@ class CustomerStates:
                 entries,
                 notices,
                 _gauge_limits(effective, store.catalog),
-                _ended_prices(before, force, (found.state, changed), store.catalog, remembered),
+                ended,
                 effective.bounds,
             ),
         )
@@ -281,13 +282,18 @@ def _gauge_limits(effective: EffectivePlan, catalog: Catalog) -> list[tuple[str,
     return [(name, -1 if limit is None else limit.included) for name, limit in limits.items()]
 
 
+class _EndedPrices(NamedTuple):
+    """Prices that end with a change: when (ms), and their labels by token; see ``amend_state.lua``."""
+
+    at: str
+    labels: Mapping[str, str]
+    switches: tuple[int, ...]
+    is_free: bool
+
+
 def _ended_prices(
-    before: TermsInForce,
-    after: TermsInForce,
-    states: tuple[CustomerState, CustomerState],
-    catalog: Catalog,
-    remembered: Mapping[str, ReportedMeter],
-) -> dict[str, object]:
+    before: TermsInForce, after: TermsInForce, states: tuple[CustomerState, CustomerState], catalog: Catalog
+) -> _EndedPrices:
     """Labels of the prices that end with this change, and when (ms).
 
     A scheduled change ended them at its own instant: usage since then has the new prices already. In another
@@ -306,9 +312,7 @@ def _ended_prices(
         labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
-    labels = with_former_names(labels, remembered, catalog)
-    switches = line_switches(old, catalog)
-    return {"at": str(at_ms), "labels": labels, "switches": switches, "is_free": is_free}
+    return _EndedPrices(str(at_ms), labels, line_switches(old, catalog), is_free)
 
 
 def _loses_free_usage(old: CustomerState, new: CustomerState, catalog: Catalog, now_ms: int) -> bool:
@@ -324,12 +328,12 @@ def _serialize_changes(
     entries: Sequence[TransitionEntry],
     notices: Sequence[StateNotice],
     gauges: Sequence[tuple[str, int]],
-    ended: Mapping[str, object],
+    ended: _EndedPrices,
     period: Bounds,
 ) -> str:
     return json.dumps(
         {
-            "ended": ended,
+            "ended": ended._asdict(),
             "entries": [[*map(str, astuple(entry))] for entry in entries],
             "gauges": gauges,
             "notices": [(notice.kind, json.dumps(dict(notice.data), sort_keys=True)) for notice in notices],
