@@ -22,6 +22,7 @@ from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue, price_each, usage_key_of
 from meterkit.stripe.concurrent_calls import run_together
+from meterkit.stripe.prices import PRICES
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -311,7 +312,7 @@ class InvoiceItemMaker:
             if price is None:
                 return None
             if price not in self._products:
-                found = await self._api.get(f"/v1/prices/{price}")
+                found = await self._api.get(f"{PRICES}/{price}")
                 product: object = found.get("product")
                 self._products[price] = product if isinstance(product, str) else None
         except StripeUnavailableError:

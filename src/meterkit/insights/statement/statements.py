@@ -34,6 +34,7 @@ from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
+from meterkit.stripe.prices import PRICES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -108,7 +109,7 @@ class PeriodInvoices:
 
     async def _read_price(self, price: str) -> _PriceUse:
         if price not in self._prices:
-            found = await self._api.get(f"/v1/prices/{price}")
+            found = await self._api.get(f"{PRICES}/{price}")
             recurring: Mapping[str, Any] = found.get("recurring") or {}
             meter = recurring.get("meter")
             event_name = "" if meter is None else await self._event_name(str(meter))
