@@ -113,22 +113,26 @@ async def test_an_invoice_of_its_own_in_a_pause(store_url: str, behavior: str, c
             assert (await usage_lines(at), counts["late"], said) == ([], 26, 1)
 
 
+async def used_in_pause(at: Shop, path: str) -> None:
+    """Pause a subscription, serve its customer by a status set by hand, and use 500 words in mid-month."""
+    await at.post(f"{path}/pause", {"type": "subscription"})
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.customers.set_status("acme", "active")
+    at.go(HALF)
+    await at.kit.record("acme", "words", 500)
+    await flushed(at)
+
+
 @pytest.mark.parametrize(
     ("end", "anchor"), [("resume", "now"), ("resume", "unchanged"), ("cancel", ""), ("late resume", "now")]
 )
 async def test_usage_of_a_pause_stays_free_when_it_is_over(store_url: str, end: str, anchor: str) -> None:
-    """Someone serves the paused customer, by a status set by hand."""
     async with shop_of_lines(store_url) as at:
         (found,) = await at.stripe_list("/v1/subscriptions")
         path = f"/v1/subscriptions/{found['id']}"
         at.go(START + timedelta(days=1))
         await at.kit.record("acme", "words", 102)
-        await at.post(f"{path}/pause", {"type": "subscription"})
-        await at.kit.subscriptions.sync("acme")
-        await at.kit.customers.set_status("acme", "active")
-        at.go(HALF)
-        await at.kit.record("acme", "words", 500)
-        await flushed(at)
+        await used_in_pause(at, path)
         assert (await at.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 0
         at.go(timedelta(days=45 if end == "late resume" else 3))
         if end == "cancel":
@@ -156,12 +160,7 @@ async def test_reconcile_expects_no_line_for_events_of_a_pause(store_url: str) -
         await at.kit.stripe.sync()
         made = await at.subscribed(plan="pro")
         at.go(START + timedelta(days=1))
-        await at.post(f"/v1/subscriptions/{made.id}/pause", {"type": "subscription"})
-        await at.kit.subscriptions.sync("acme")
-        await at.kit.customers.set_status("acme", "active")
-        at.go(HALF)
-        await at.kit.record("acme", "words", 500)
-        await flushed(at)
+        await used_in_pause(at, f"/v1/subscriptions/{made.id}")
         at.go(timedelta(days=3))
         await at.post(f"/v1/subscriptions/{made.id}/resume", {})
         await at.kit.subscriptions.sync("acme")

@@ -216,10 +216,13 @@ async def passed_end(at: Shop) -> list[tuple[str, str, str, int]]:
     return await usage_lines(at)
 
 
-@pytest.mark.parametrize("is_synced", [True, False], ids=["synced", "not synced"])
-@pytest.mark.parametrize(
+each_edit = pytest.mark.parametrize(
     "text", [GONE, DENIED, NO_EVENT, NOT_SENT, RENAMED], ids=["gone", "denied", "no event", "none", "renamed"]
 )
+
+
+@pytest.mark.parametrize("is_synced", [True, False], ids=["synced", "not synced"])
+@each_edit
 async def test_i13_what_leaves_the_plans_file_is_billed_as_recorded(
     at: Shop, text: str, *, is_synced: bool
 ) -> None:
@@ -232,9 +235,7 @@ async def test_i13_what_leaves_the_plans_file_is_billed_as_recorded(
 
 
 @pytest.mark.parametrize("is_here", [True, False], ids=["here", "at Stripe"])
-@pytest.mark.parametrize(
-    "text", [GONE, DENIED, NO_EVENT, NOT_SENT, RENAMED], ids=["gone", "denied", "no event", "none", "renamed"]
-)
+@each_edit
 async def test_i13_a_dearer_plan_follows_what_left_the_plans_file(
     at: Shop, text: str, *, is_here: bool
 ) -> None:
