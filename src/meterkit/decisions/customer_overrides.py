@@ -179,11 +179,12 @@ def without_amounts(stored: Stored) -> dict[str, dict[str, object]]:
     """
     kept = {name: _without_price(entry) for name, entry in stored.items() if name not in {SPEND, _SUBJECTS}}
     subjects = cast("Mapping[str, Mapping[str, object]]", stored.get(_SUBJECTS, {}))
-    left = {
-        member: {key: value for key, value in entry.items() if key != BUDGET}
+    left: dict[str, object] = {
+        member: limits
         for member, entry in subjects.items()
+        if (limits := {key: value for key, value in entry.items() if key != BUDGET}).keys() - {_UNTIL}
     }
-    return {name: entry for name, entry in {**kept, _SUBJECTS: _with_limits(left)}.items() if entry}
+    return {name: entry for name, entry in {**kept, _SUBJECTS: left}.items() if entry}
 
 
 def _without_price(entry: Mapping[str, object]) -> dict[str, object]:
@@ -197,10 +198,6 @@ def _without_price(entry: Mapping[str, object]) -> dict[str, object]:
         if not rest:
             del kept["overage"]
     return kept if kept.keys() - {_UNTIL} else {}
-
-
-def _with_limits(subjects: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
-    return {member: entry for member, entry in subjects.items() if entry.keys() - {_UNTIL}}
 
 
 def _live_entries(stored: Stored, kind: str, now_ms: int) -> dict[str, Mapping[str, object]]:

@@ -470,8 +470,7 @@ def with_former_starts(
         at_ms: now.
     """
     old, new = before.subscription, after.subscription
-    is_same = old is None or (new is not None and new.id == old.id)
-    if old is None or is_same or not (old.has_begun or old.trial_end_ms):
+    if old is None or (new is not None and new.id == old.id) or not (old.has_begun or old.trial_end_ms):
         return after
     starts = [bounds_of(before, counting, at_ms).start_ms]
     while starts[0] > old.made_ms and len(starts) < FORMER_STARTS_MAX:

@@ -379,10 +379,12 @@ class LineWriter:
         found = await self._api.find(path)
         if found is None:
             await self._make_product(product)
-        elif found.get("active") is False:
+            return True
+        if found.get("active") is False:
             await self._api.post(path, {"active": True})
             _logger.warning("product %s was archived at Stripe; usage needs it: active again", product["id"])
-        return found is None or found.get("active") is False or product["id"] in str(refused)
+            return True
+        return product["id"] in str(refused)
 
     async def _make_product(self, product: Mapping[str, str]) -> None:
         try:

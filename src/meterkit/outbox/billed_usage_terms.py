@@ -116,11 +116,11 @@ def _next_free_spans(
 ) -> tuple[tuple[int, int], ...]:
     """Keep known trials: usage of one may be billed after another subscription has begun.
 
-    A trial is over when its subscription ends, and no later than when another one begins.
+    A trial is over when its subscription is.
     """
     spans = dict(() if known is None else known.trials())
     if known is not None and known.id != subscription.id:
-        until_ms = min(known.ends_ms(), subscription.created_ms or subscription.start_ms)
+        until_ms = _followed_ms(known, subscription)
         spans = {from_ms: min(till_ms, until_ms) for from_ms, till_ms in spans.items()}
     if trial_ms is not None:  # Its end may have moved.
         spans[trial_ms[0]] = min(trial_ms[1], subscription.ends_ms())
@@ -133,10 +133,10 @@ def _next_paused_spans(
     """Keep known pauses: usage of one may be billed after it.
 
     A pause ends the period, and its end begins another one unless that follows too soon: then it frees no
-    usage. It is over when its subscription ends, and no later than when another one begins.
+    usage. It is over when its subscription is.
     """
     if known is not None and known.id != subscription.id:
-        over_ms = min(known.ends_ms(), subscription.created_ms or subscription.start_ms)
+        over_ms = _followed_ms(known, subscription)
     elif subscription.status == "paused":
         over_ms = NEVER_MS
     else:
@@ -147,6 +147,11 @@ def _next_paused_spans(
     if subscription.status == "paused":
         spans[stops_billing_ms(subscription)] = NEVER_MS
     return tuple(sorted(spans.items())[-_SPANS_MOST:])
+
+
+def _followed_ms(known: SubscriptionState, subscription: SubscriptionState) -> int:
+    """Instant at which a subscription is over: when it ends, and no later than when another one begins."""
+    return min(known.ends_ms(), subscription.created_ms or subscription.start_ms)
 
 
 def _next_switches(

@@ -147,6 +147,7 @@ def _price_labels(
     Where a plan, its overage or a meter has left the plans file, the subscription's own prices still hold.
     """
     own, found = prices_by_meter(prices, catalog), dict[str, tuple[str, str]]()
+    by_event: dict[str, str] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is None or meter.kind != "counter":
             continue
@@ -156,13 +157,9 @@ def _price_labels(
         elif given and priced == name and given[name].overage.mode != "bill":
             label = NOT_BILLED
         found[meter_token(name)] = name, label or UNKNOWN
+        if unit_cents(label) is not None:
+            by_event[meter.stripe.event_name] = label
     # A meter that has another name by now has the price of its event name.
-    known_labels = ((meter.stripe, found.get(meter_token(name))) for name, meter in catalog.meters.items())
-    by_event = {
-        stripe.event_name: terms[1]
-        for stripe, terms in known_labels
-        if stripe is not None and terms is not None and unit_cents(terms[1]) is not None
-    }
     by_event |= {one.event_name: one.label for one in prices if one.is_exact}
     for token, known in reported.items():
         if token not in found:

@@ -76,7 +76,7 @@ class SubscriptionStarter:
     ) -> str | None:
         """Create a subscription; return the client secret that pays for it or saves its card, or None."""
         api = self._api()
-        linked, offer, items, listed_first = await self._prepare(customer, plan, paid_seats, currency)
+        linked, offer, items, listed_first = await self._prepare_sign_up(customer, plan, paid_seats, currency)
         had_trial = await has_used_trial(self._store, customer)
 
         async def attempt(again: int) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class SubscriptionStarter:
     ) -> Checkout:
         """Open a page where the customer subscribes, or find the open one for the same request."""
         api = self._api()
-        linked, offer, items, found = await self._prepare(customer, plan, paid_seats, currency)
+        linked, offer, items, found = await self._prepare_sign_up(customer, plan, paid_seats, currency)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
         await self._refuse_repeated_tiers(customer, plan)
@@ -151,7 +151,7 @@ class SubscriptionStarter:
             raise name_requested(error, customer, offer.currency) from error
         return Checkout(id=made["id"], url=made["url"])
 
-    async def _prepare(
+    async def _prepare_sign_up(
         self, customer: str, plan: Plan, paid_seats: int, requested: str | None
     ) -> tuple[str, Catalog, list[dict[str, Any]], list[dict[str, Any]]]:
         """Prepare a new subscription; make the Stripe customer if there is none.
