@@ -17,6 +17,7 @@ from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.drift_records import Drift, DriftKind
+from meterkit.decisions.allowance import Allowance, EarlierPeriod, PeriodGrants
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import (
@@ -280,6 +281,20 @@ def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
         found = {one.name: one.quantity for one in given(*on_file, prepaid=prepaid)}
         found.pop(f"p m:pages other {START_MS}", None)
         assert found == expected
+
+
+def test_of_an_earlier_period_all_grants_count_in_any_order() -> None:
+    """The store has two of one name where a billing cycle began anew within that period."""
+    line, start = ("p m:pages start", "m:pages", 25, 9, 40 * DAY_MS), START_MS - 30 * DAY_MS
+    older = replace(holding(f"p m:pages start {start}", "m:pages", 25), effective_ms=start)
+    younger_start = start + DAY_MS
+    younger = replace(holding(f"p m:pages start {younger_start}", "m:pages", 10), effective_ms=younger_start)
+    for limits, expected in (((), 35), ((("m:pages", 40),), 40), ((("m:pages", 30),), 30)):
+        earlier = EarlierPeriod(start, START_MS, PeriodGrants((line,), limits), is_certain=True)
+        prepaid = replace(Prepaid.of(BALANCE_PRO, BALANCE_CATALOG), allowance=Allowance(earlier=(earlier,)))
+        for on_file in ((older, younger), (younger, older)):
+            found = given(*on_file, prepaid=prepaid)
+            assert sum(one.quantity for one in found if "start" in one.name) == expected, limits
 
 
 def test_grants_of_other_periods_or_the_app_lessen_none() -> None:

@@ -188,8 +188,6 @@ class _GrantFile:
             if one.prefix in rules and one.effective_ms > rolls.starts[0] - SHORTEST_MS:
                 del self._ended[name]
                 self._known[name] = replace(one, until_ms=rolls.starts[-1])
-        # Of several grants of a period that was another one then, the youngest stands for all.
-        self._known = dict(sorted(self._known.items(), key=lambda named: named[1].effective_ms))
 
     def _roll_over(self, rolls: Rolls) -> None:
         """Let what is left live on, less what is beyond the cap; see ``include/roll_over.lua``."""
@@ -229,25 +227,27 @@ class _GrantFile:
     def _add_due(self, grants: PeriodGrants, start_ms: int, end_ms: int, *, is_over: bool) -> None:
         """Add a period's recurring grants that are not on file; see ``include/add_recurring_grants.lua``."""
         known, now_ms = self._known, self._now_ms
-        own = {
-            holding.prefix: holding
+        of_period = [
+            holding
             for holding in known.values()
             if holding.name.startswith("p ")
             and (
                 (is_over and start_ms <= holding.effective_ms < end_ms)
                 or holding.name.endswith(f" {start_ms}")
             )
-        }
+        ]
+        own = {one.prefix: one for one in sorted(of_period, key=lambda found: found.effective_ms)}
         whole: Counter[str] = Counter()
+        given: Counter[str] = Counter()
+        for holding in of_period:
+            given[holding.target] += holding.quantity
         for _, target, quantity, _, _ in grants.lines:
             whole[target] += quantity
         for target, limit in grants.limits:
             whole[target] = limit
-            for holding in _cut_grants(own.values(), target, limit):
+            for holding in _cut_grants(own.values(), target, given[target] - limit):
+                given[target] -= own[holding.prefix].quantity - holding.quantity
                 known[holding.name] = own[holding.prefix] = holding
-        given: Counter[str] = Counter()
-        for holding in own.values():
-            given[holding.target] += holding.quantity
         for prefix, target, quantity, priority, life_ms in grants.lines:
             expires_ms = start_ms + life_ms if life_ms > 0 else end_ms
             before = own.get(prefix)
@@ -279,10 +279,9 @@ def _burn_order(holding: StoredGrant) -> tuple[int, int, int, str]:
     return holding.priority, holding.expires_ms, holding.created_ms, holding.name
 
 
-def _cut_grants(holdings: Iterable[StoredGrant], target: str, limit: int) -> Iterator[StoredGrant]:
-    """The grants of a target that lose unused units beyond a limit, those that pay last first."""
+def _cut_grants(holdings: Iterable[StoredGrant], target: str, excess: int) -> Iterator[StoredGrant]:
+    """The grants of a target that lose unused units in excess, those that pay last first."""
     able = sorted((found for found in holdings if found.target == target), key=_burn_order)
-    excess = sum(found.quantity for found in able) - limit
     for found in reversed(able):
         cut = min(found.left, excess)
         if cut > 0:

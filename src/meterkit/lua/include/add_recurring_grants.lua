@@ -5,7 +5,7 @@
 -- Per period a target gets no more than the most generous plan of the period grants: this plan adds only the difference to
 -- what was granted before. With limits, the target gets those, and unused units beyond them are trimmed. `raised` of a
 -- grant: units that are not stored yet; below 0: units that were trimmed. In an earlier period, a grant of the same name
--- that began anywhere in the period is the same grant: the period may have moved since.
+-- that began anywhere in the period is the same grant, as the period may have moved since: of several, the youngest.
 --include trim_grants
 local function add_recurring_grants(file, recurring, start_ms, end_ms, now, limits, is_over)
   local known, granted, targets_total, suffix = {}, {}, {}, string.format(' %.0f', start_ms)
@@ -13,7 +13,10 @@ local function add_recurring_grants(file, recurring, start_ms, end_ms, now, limi
     local of_plan = string.sub(grant.name, 1, 1) == 'p'
     local is_inside = is_over and grant.effective >= start_ms and grant.effective < end_ms
     if of_plan and (is_inside or string.sub(grant.name, -#suffix) == suffix) then
-      known[string.match(grant.name, '^(.*) %d+$')] = grant
+      local name = string.match(grant.name, '^(.*) %d+$')
+      if not known[name] or known[name].effective < grant.effective then
+        known[name] = grant
+      end
       granted[grant.target] = (granted[grant.target] or 0) + grant.quantity
       if grant.until_ms < end_ms then
         grant.until_ms, grant.changed, file.due = end_ms, true, true

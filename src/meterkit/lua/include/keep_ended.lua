@@ -27,6 +27,4 @@ local function keep_ended(file, rolls)
     end
   end
   file.ended = ended
-  -- Of several grants of a period that was another one then, the youngest stands for all.
-  table.sort(file.list, function(a, b) return a.effective < b.effective end)
 end
