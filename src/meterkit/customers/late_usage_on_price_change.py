@@ -294,7 +294,7 @@ async def _list_undelivered_corrections(
 async def _park_intent(
     store: Store, kept: StoredIntent, price: str, item: Mapping[str, str] | None, cause: str
 ) -> None:
-    wait_ms = max(1, compare_in_ms(kept.first_ms, store.now_ms()))
+    wait_ms = compare_in_ms(kept.first_ms, store.now_ms())
     more = {"why": _WHY, MISSED: price, _ITEM: "" if item is None else json.dumps(item)}
     await change_state(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, fields=more)
 

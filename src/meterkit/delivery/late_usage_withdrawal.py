@@ -147,7 +147,7 @@ class LateIntents:
         return bool(await find_too_late(self._store, intent.shard, [sealed]))
 
     async def _park(self, intent: StoredIntent) -> bool:
-        wait_ms = max(1, compare_in_ms(intent.first_ms, self._store.now_ms()))
+        wait_ms = compare_in_ms(intent.first_ms, self._store.now_ms())
         return await change_state(
             self._store, intent, "parked", cause=_CAUSE, compare_in_ms=wait_ms, fields={"why": _WHY}
         )
