@@ -196,7 +196,9 @@ async def test_a_balance_without_token_meters_is_charged(store_url: str) -> None
     async with metered(answering(), store_url, plans=MONEY_ALONE) as at:
         await give(at, 10)
         assert await capture(at, FIGURES, model="gpt-4o") == floor(price_of("gpt-4o", left=500, entered=1000))
-        assert (await at.kit.record_usage("acme", SAID)) is not None
+        found = await at.kit.record_usage("acme", SAID)
+        assert found is not None
+        assert found.charged_micros == price_of("gpt-4o-mini", left=100, entered=1000)
         row = (await at.kit.usage("acme"))["meters"]
         assert row["usd_charged"]["recorded"] == floor(price_of("gpt-4o", left=500, entered=1000) + 273)
         with pytest.raises(UnknownMeterError, match="tokns"):

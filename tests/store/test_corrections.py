@@ -153,6 +153,7 @@ async def test_a_repeat_grants_what_an_error_kept(store_url: str, monkeypatch: p
         at.clock.set(JULY + timedelta(minutes=1))
         again = await correct(at.kit, 100)
         assert (again.granted_next, again.never_billed, again.is_repeated) == (100, 0, True)
+        assert (again.by_hand, again.by_hand_cents) == (0, None)  # The plans file gives no price.
         (grant,) = await at.kit.grants.list("acme")
         assert (grant.quantity, grant.effective_at) == (100, JULY)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 import meterkit
+from drivers.delivery import kit_for
 from drivers.period_ends import MAY, Ending, paying
 from drivers.plans import plans_text
 from drivers.priced_shop import metered_lines, renewed, usage_lines
@@ -89,7 +91,7 @@ async def test_a_downgrade_at_once_takes_back_unused_credit_only(store_url: str)
 
 async def test_usage_without_a_limit_counts_as_included(store_url: str) -> None:
     async with shop(store_url, catalog=AT_ONCE) as at:
-        await at.subscribed(plan="endless")
+        begun = await at.subscribed(plan="endless")
         await at.kit.record("acme", "requests", 7_000)
         assert (await given(at))[:2] == ("unlimited", 4_000)
         await change(at, "pro", HALF)
@@ -97,6 +99,12 @@ async def test_usage_without_a_limit_counts_as_included(store_url: str) -> None:
         assert (await at.kit.usage("acme"))["meters"]["requests"]["remaining"] == 500 + 90
         await change(at, "endless", HALF + HOUR)
         assert (await given(at))[0] == "unlimited"
+        # Its plan is removed from the plans file: nothing says any more what that has included.
+        without = loads(PLANS.partition("  endless:")[0])
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=without) as kit:
+            await at.switch(await at.stripe_subscription(begun.id), "pro", "_ai_tokens")
+            await kit.subscriptions.sync("acme")
+            assert await given(replace(at, kit=kit)) == (5 + 500, 0 + 500, 90)
 
 
 async def test_a_portal_switch_counts_from_stripes_second(store_url: str) -> None:

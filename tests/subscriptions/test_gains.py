@@ -159,6 +159,12 @@ async def test_the_default_plan_is_included_once_a_month(gains: Shop) -> None:
     assert given == [3, 2, 1]
     gains.clock.set(END)
     assert await left(gains) == 10
+    # Where nothing is used meanwhile, the counters go on.
+    assert (await gains.kit.consume("acme", "requests", 7)).allowed
+    begun = await gains.subscribed(plan="payg")
+    await gains.stripe_delete(f"/v1/subscriptions/{begun.id}")
+    await gains.kit.subscriptions.sync("acme")
+    assert await left(gains) == 3
 
 
 @pytest.mark.parametrize(("collected", "given"), [("false", 1 + 1), ("true", 1_210)])

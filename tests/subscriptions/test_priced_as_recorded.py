@@ -268,7 +268,9 @@ async def test_i13_usage_sealed_after_the_change_has_the_new_price(used: Shop) -
 
 
 @pytest.mark.parametrize("stripe_has_it", [True, False])
-async def test_i13_usage_in_doubt_is_late_once_its_summary_lacks_it(used: Shop, stripe_has_it: bool) -> None:
+async def test_i13_usage_in_doubt_is_late_once_its_summary_lacks_it(
+    used: Shop, stripe_has_it: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     await used.kit.record("acme", "tokens", 50)
     used.clock.advance(GATHERED)
     used.emulator.fail_next("drop", when="after" if stripe_has_it else "before", times=1)
@@ -282,6 +284,7 @@ async def test_i13_usage_in_doubt_is_late_once_its_summary_lacks_it(used: Shop, 
         used.clock.advance(timedelta(hours=26))
         await used.kit.flush(everything=True)
     assert await late(used) == (0 if stripe_has_it else 50, 0)
+    assert ("50 units of tokens that customer 'acme' used" in caplog.text) is not stripe_has_it
     await renewed(used)
     assert await metered_lines(used) == [("price_basic_tokens", 550 if stripe_has_it else 500, 5)]
     assert await billed_late(used) == ([] if stripe_has_it else [(50, 250)])

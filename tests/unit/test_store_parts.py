@@ -13,13 +13,14 @@ import re
 import socket
 import ssl
 import stat
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import time
-from typing import Any, Final
-from unittest.mock import Mock
+from typing import Any, Final, cast
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -38,6 +39,7 @@ from meterkit.outbox.close_queue import PeriodClose, ends_to_close
 from meterkit.outbox.intents import RESTORED, StoredIntent
 from meterkit.outbox.operator_commands import _shown_intent
 from meterkit.redis import discovery, scripts
+from meterkit.redis.cluster_lane import ClusterConnection
 from meterkit.redis.connection import OnEnd, ReplyError
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.redis.embedded import EmbeddedServer
@@ -45,9 +47,10 @@ from meterkit.redis.lane import HoldRenewal, Lane
 from meterkit.redis.local_files import FileLock, check_peer, make_directory
 from meterkit.redis.reconnector import AnyConnection, Reconnector
 from meterkit.redis.server import eviction_warning, refuse_past_clock
-from meterkit.redis.settlement_queue import resolve
+from meterkit.redis.settlement_queue import SettlementQueue, resolve
 from meterkit.redis.url import Address, HostPort, Tls
 from meterkit.store.allotment import next_size
+from meterkit.store.call_amounts import amounts_of
 from meterkit.store.compiled_catalog import CatalogAlarms
 from meterkit.store.customer_usage import read_usage_reply
 from meterkit.store.fallback_decider import Fallback
@@ -63,6 +66,7 @@ from meterkit.store.settlement_parts import (
     pack_thresholds,
 )
 from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
+from meterkit.tokens.call_usage import CallUsage
 from servers.stores import free_port
 
 pytestmark = pytest.mark.anyio
@@ -177,9 +181,9 @@ def test_an_intent_says_who_parked_it_and_if_it_is_restored() -> None:
 
 
 def test_what_was_delivered_is_priced_where_its_prices_are_known() -> None:
-    def priced(marks: str, overage: int) -> Any:
+    def priced(marks: str, overage: int, *, stranded: int = 0, items: str = "") -> Any:
         counts: Any = {"delivered": 10, "overage": overage}
-        recorded = _RecordedAt(marks, label="1/2", sent_label="1/2", stranded=0)
+        recorded = _RecordedAt(marks, label="1/2", sent_label="1/2", stranded=stranded, items=items)
         return _price_meter(counts, recorded, late=0, has_parts=False)
 
     # One price: all that is delivered costs that, whatever was recorded.
@@ -187,6 +191,16 @@ def test_what_was_delivered_is_priced_where_its_prices_are_known() -> None:
     # Two: which of them what is missing had is not known.
     assert priced("1/3 4 4\n", 10) == {3: 4, 2: 6}
     assert priced("1/3 4 4\n", 12) is None
+    # What is late was recorded twice, or never sealed: sealed units have the price that they were sealed at.
+    assert priced("1/3 4 4\n", 12, stranded=2) == priced("1/3 4 4\n", 12, items="1/3 2") == {3: 4, 2: 6}
+
+
+def test_a_call_that_no_meter_counts_is_told_unless_figures_are(caplog: pytest.LogCaptureFixture) -> None:
+    call, known = CallUsage(input_tokens=3, output_tokens=1, source="reported"), Known().customers
+    assert amounts_of([call], known, has_figures=True) == {}  # Nor are its units, without an audit log.
+    assert caplog.messages == []
+    assert amounts_of([call], known) == {}
+    assert "no meter counts the usage of a model call" in caplog.text
 
 
 def test_of_anonymous_callers_no_threshold_is_sent() -> None:
@@ -416,6 +430,66 @@ async def test_settings_that_do_not_fit_the_store_are_refused() -> None:
     with pytest.raises(SettingsError, match="it is another's"):
         await reconnector.reach(5)
     await reconnector.stop()
+
+
+async def test_a_call_that_waited_for_a_connection_waits_no_longer() -> None:
+    line, is_there = Mock(close=AsyncMock()), asyncio.Event()
+
+    async def connect(_: OnEnd) -> AnyConnection:
+        await is_there.wait()
+        return cast("AnyConnection", line)
+
+    reconnector = Reconnector(connect, timeout_s=0.05, on_change=lambda _: None)
+    reconnector.begin()
+    reply = reconnector.call(Mock())
+    is_there.set()
+    with pytest.raises(StoreError, match="did not answer within") as caught:
+        await asyncio.wait_for(reply, 5)
+    assert (len(line.call.mock_calls), caught.value.executed) == (1, None)
+    await reconnector.stop()
+
+
+async def test_slots_are_fetched_once_at_a_time_while_it_is_open() -> None:
+    fetched = list[object]()
+
+    async def find(known: object) -> discovery.Slots:
+        fetched.append(known)
+        return discovery.Slots(())
+
+    cluster = ClusterConnection(
+        discovery.Slots(()), connect_to=AsyncMock(), find=find, keys=Keys("mk", 1), timeout_s=1
+    )
+    for _ in range(3):
+        cluster.refresh_slots()
+        await asyncio.sleep(0)
+    await cluster.close()
+    cluster.refresh_slots()
+    await asyncio.sleep(0)
+    assert len(fetched) == 1
+
+
+async def test_what_is_spooled_is_no_longer_recovered() -> None:
+    fenced, tasks = asyncio.Event(), list[asyncio.Task[None]]()
+
+    async def fence(_: str) -> int:
+        await fenced.wait()
+        return 0
+
+    def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        tasks.append(asyncio.create_task(work))
+        return tasks[-1]
+
+    lane = Mock(stopping=False, fence=fence, spawn=spawn)
+    queue = SettlementQueue(lane, Keys("mk", 1), 0)
+    first, second = (Mock(slot=0, pack=lambda: (b"", b"")) for _ in range(2))
+    queue.settle(first)
+    queue.disconnected()  # Its recovery waits.
+    await asyncio.sleep(0)
+    queue.spill()
+    queue.settle(second)
+    fenced.set()
+    await asyncio.wait(tasks)
+    assert (len(lane.spool.keep.mock_calls), [*queue.producer.inflight]) == (1, [second])
 
 
 def test_an_allotment_grows_and_shrinks_with_what_is_used() -> None:
