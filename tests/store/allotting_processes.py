@@ -559,7 +559,7 @@ class Processes(ScriptWorld):
         closed = fields_of(self.wire(pack("HGETALL", self.own.totals)))
         token = meter_field("requests")[:4]
         of_meter = {name: int(units) for name, units in closed.items() if name.split("|")[1][:4] == token}
-        return kept + sum(units for name, units in of_meter.items() if name[-1] in "iogc")
+        return kept + sum(units for name, units in of_meter.items() if name[-1] in "iogcj")
 
     # What they are made of.
 

@@ -68,7 +68,6 @@ class PaidProcesses(Processes):
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
-        self.slot = 0
         self.plan = random.choice(("prepaid", "bounded"))
         self.put(CustomerState(plan=self.plan, granted=True))
         self.amend(self.processes[0])
@@ -85,8 +84,7 @@ class PaidProcesses(Processes):
     def tick(self, process: Process) -> None:
         """Time passes, but holds do not vanish before their requests have ended."""
         slot = max(self.seen, self.wall) // HOLD_SLOT_MS
-        if slot != self.slot:
-            self.slot = slot
+        if any(at < slot for _, at in self._holds):
             self.drain()
         super().tick(process)
 
