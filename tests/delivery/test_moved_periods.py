@@ -82,12 +82,24 @@ async def cheaper(at: Ending) -> None:
     await changed(items=items, **ANEW)(at)
 
 
-async def stamped_ahead(at: Ending) -> None:
-    """Deliveries within one minute are stamped with minutes ahead, which are of the new cycle at Stripe."""
+async def stamp_ahead(at: Ending) -> None:
+    """Deliveries within one minute are stamped with minutes ahead, which are of the next period at Stripe."""
     for _ in range(6):
         await at.flush()
         await at.kit.record("acme", "requests", 1)
+
+
+async def stamped_ahead(at: Ending) -> None:
+    await stamp_ahead(at)
     await changed(**ANEW)(at)
+
+
+async def replaced(at: Ending) -> None:
+    """Another subscription takes its place; its last invoice stays a draft for an hour."""
+    await stamp_ahead(at)
+    subscriptions, found = at.found.client.v1.subscriptions, (await shown(at))["id"]
+    await subscriptions.cancel_async(found, {"invoice_now": True, "prorate": True})
+    await at.found.subscribe(items=[{"price": price} for price in PRICES])
 
 
 async def finalized(at: Ending) -> None:
@@ -137,6 +149,7 @@ CASES: Final[Mapping[str, Case]] = {
     "begun anew": Case(act=changed(**ANEW), billed=[20, 53], late=7, said=1),
     "begun anew at other prices": Case(act=cheaper, billed=[20, 46], late=7, by_item=7, said=1),
     "begun anew with stamps ahead": Case(act=stamped_ahead, billed=[27, 52], late=2, said=1),
+    "replaced with stamps ahead": Case(act=replaced, billed=[27, 52]),
     "canceled, begun again": Case(act=canceled, billed=[47], late=27, lost=20, said=2),
     "paused": Case(act=paused(), billed=[], waiting=20, late=7, lost=7, said=1, used=5),
     "paused and resumed": Case(act=paused(resumed="now"), billed=[20, 40], late=7, lost=7, said=1),

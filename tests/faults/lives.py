@@ -112,6 +112,7 @@ class Life:
     told: list[str] = field(default_factory=list[str])
     _file: ShopFile = field(default_factory=ShopFile)
     _later: Terms | None = None
+    _waiting: tuple[str | None, datetime] | None = None
     _released: Terms | None = None
     _back_at: dict[str, datetime] = field(default_factory=dict[str, datetime])
     _turned_at: datetime = START
@@ -245,9 +246,12 @@ class Life:
         made = await self._keeping_terms(
             self.world.kit.subscriptions.change_plan(CUSTOMER, event.what), f"to {event.what}"
         )
-        if made.subscription.pending_change is not None:
+        pending = made.subscription.pending_change
+        waiting = (pending.plan, pending.effective_at) if pending is not None else None
+        if waiting not in {None, self._waiting}:  # What waits already is kept as it is.
             later = await read_terms(self.world, STRIPE_CUSTOMER)
             self._later = later if later is not None and later.is_lasting else None
+        self._waiting = waiting
         if made.confirmed and made.subscription.pending_change is None and before != event.what:
             await self.ledger.expect_sold(made.subscription.id, event.what)
             listed = self.ledger.catalog.plans[event.what].addons

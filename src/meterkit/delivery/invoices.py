@@ -13,7 +13,7 @@ from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
-from meterkit.outbox.invoice_ends import RENEWAL, read_invoice_end
+from meterkit.outbox.invoice_ends import RENEWAL, STAMPED_AHEAD_MS, read_invoice_end
 from meterkit.outbox.late_usage_terms import format_overage_price
 from meterkit.outbox.line_metadata import metadata_of
 from meterkit.stripe.prices import OPTIONS, PRICES, shown_in, with_option_tiers
@@ -200,6 +200,25 @@ class InvoiceReader:
             status = _PENDING if invoice is None else str(invoice.get("status"))
             found.append(_MeteredLine(str((invoice or line)["id"]), status, price, line))
         return _sum_lines(found, currency)
+
+    async def edges(
+        self, stripe_customer: str, meters: Iterable[str], start_s: int, end_s: int
+    ) -> tuple[int, int]:
+        """Read the start and the end at Stripe of a period of ours, by its usage lines (Unix seconds).
+
+        A shortened period ends, in our books, after the timestamps of all its events.
+        """
+        wanted, known = set(meters), set[int]()
+        for _, line in await self.lines(stripe_customer, start_s):
+            price = await self._price_of(line)
+            if price is not None and price.meter in wanted:
+                known.update(line["period"].values())
+
+        def edge(ours_s: int) -> int:
+            near = (at_s for at_s in known if ours_s - STAMPED_AHEAD_MS // 1000 < at_s <= ours_s)
+            return max(near, default=ours_s)
+
+        return edge(start_s), edge(end_s)
 
     async def usage_meters(self, stripe_customer: str, start_s: int, end_s: int) -> set[str]:
         """List the meters with units on invoice lines of a period (Unix seconds)."""

@@ -17,7 +17,6 @@ from meterkit.decisions.subscription_periods import stops_billing_ms
 from meterkit.delivery.invoice_items import late_units_at_stripe
 from meterkit.delivery.invoices import units_of
 from meterkit.errors import StripeError
-from meterkit.outbox.invoice_ends import read_stripe_edges
 from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.store.event_names import find_former_events
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
@@ -103,10 +102,11 @@ class StripeBooks:
         subscription's last period, no invoice has them.
         """
         names, start_ms, end_ms = self._names(event_name), self._start_ms, self._end_ms
-        edges = await read_stripe_edges(self._store, self._customer, start_ms, end_ms)
         meters = [meter for name in names for meter in self._summaries.meter_ids(name)]
-        span_s = start_ms // 1000, edges.end_ms // 1000
-        found = await invoices.invoiced(linked, meters, *span_s, counted=counted, currency=self._currency)
+        first_s, last_s = await invoices.edges(linked, meters, *self._span_s)
+        found = await invoices.invoiced(
+            linked, meters, start_ms // 1000, last_s, counted=counted, currency=self._currency
+        )
         if found.state in {"none", "unknown"}:
             return found
 
@@ -120,8 +120,8 @@ class StripeBooks:
         subscription, stops_ms = self._state.subscription, NEVER_MS
         if subscription is not None and subscription.created_ms <= start_ms:
             stops_ms = stops_billing_ms(subscription)
-        on_next = await units(edges.end_ms, end_ms) if edges.end_ms < stops_ms else 0
-        of_former = await units(edges.start_ms, start_ms)
+        on_next = await units(1000 * last_s, end_ms) if 1000 * last_s < stops_ms else 0
+        of_former = await units(1000 * first_s, start_ms)
         return replace(found, quantity=found.quantity + on_next - of_former)
 
     async def sent_by_others(self, events: set[str], used: set[str], *, is_closing: bool) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.subscription_periods import is_final, renewals_of
@@ -68,39 +68,6 @@ async def read_invoice_end(store: Store, customer: str, period_ms: int) -> Invoi
     found = await admin.ask(admin.client.hmget(totals, [f"{period_ms}|h", f"{period_ms}|f"]))
     held_ms, final_ms = map(_parse_int, found)
     return InvoiceEnd(held_ms=held_ms, final_ms=final_ms)
-
-
-class StripeEdges(NamedTuple):
-    """Start and end of a period of ours at Stripe.
-
-    A shortened period ends, in our books, after the timestamps of all its events. At Stripe, the minutes
-    between belong to the next period.
-    """
-
-    start_ms: int
-    end_ms: int
-
-
-async def read_stripe_edges(store: Store, customer: str, start_ms: int, end_ms: int) -> StripeEdges:
-    """Read the start and the end at Stripe of a period of ours.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    totals, admin = store.keys.customer(customer).totals, (await store.admin()).for_delivery()
-    kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(totals))
-    before = next(
-        (name[:-2] for name, value in kept.items() if name[-2:] == b"|e" and int(value) == start_ms), b""
-    )
-    edges = [
-        _cut_ms(_parse_int(kept.get(period + b"|f")), edge_ms)
-        for period, edge_ms in ((before, start_ms), (b"%d" % start_ms, end_ms))
-    ]
-    return StripeEdges(*edges)
-
-
-def _cut_ms(final_ms: int, edge_ms: int) -> int:
-    return final_ms if edge_ms - STAMPED_AHEAD_MS < final_ms < edge_ms else edge_ms
 
 
 async def find_too_late(store: Store, shard: int, asked: Iterable[SealedIntent]) -> set[str]:
