@@ -254,11 +254,14 @@ class Ledger:
         shown = None if found is None else await self._terms_of(found)
         self._known[customer] = shown
         prices: set[Decimal | None] = {self._price(plan, meter)}
-        if found is not None and shown is not None:
-            own = {None if at is None else at.prices.get(meter) for at in (known, shown)} - {None}
-            if self.has_lines:  # They have the price that the kit decided by, and said.
-                own = {self._sold_prices(found, plan.key).get(meter)} - {None}
+        own = {None if at is None else at.prices.get(meter) for at in (known, shown)} - {None}
+        sold = found or next(iter(await self._all(customer)), None)
+        if self.has_lines and sold is not None:  # They have the price that the kit decided by, and said.
+            own = {self._sold_prices(sold, plan.key).get(meter)} - {None}
+        if shown is not None:
             prices = set() if shown.is_free else own or prices
+        elif self.has_lines:  # The kit may not know yet that the subscription has ended.
+            prices = own or prices
         self.log.append(
             Recorded(
                 customer=customer,
@@ -311,8 +314,12 @@ class Ledger:
 
     async def subscription(self, customer: str) -> dict[str, Any] | None:
         """The newest subscription that has not ended."""
-        found = await self.world.list("/v1/subscriptions", customer=f"cus_{customer}", status="all")
+        found = await self._all(customer)
         return next((each for each in found if each["status"] not in _ENDED), None)
+
+    async def _all(self, customer: str) -> list[dict[str, Any]]:
+        """All subscriptions, the newest first."""
+        return await self.world.list("/v1/subscriptions", customer=f"cus_{customer}", status="all")
 
     async def charged(self) -> dict[str, Mapping[str, Decimal]]:
         found = await self.world.list("/v1/subscriptions")
