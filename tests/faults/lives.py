@@ -18,7 +18,7 @@ from books.price_oracle import Ledger
 from drivers.world import Killed, Refused, World, run
 from faults.life_shop import ADDONS, CURRENCIES, METERS, PLANS, ShopFile
 from faults.operator_acts import ACTS, Desk, Nothing
-from meterkit import Corrected
+from meterkit import Corrected, PendingChange
 from meterkit.errors import MeterkitError, QuantityError
 
 _T = TypeVar("_T")
@@ -246,12 +246,9 @@ class Life:
         made = await self._keeping_terms(
             self.world.kit.subscriptions.change_plan(CUSTOMER, event.what), f"to {event.what}"
         )
-        pending = made.subscription.pending_change
-        waiting = (pending.plan, pending.effective_at) if pending is not None else None
-        if waiting not in {None, self._waiting}:  # What waits already is kept as it is.
+        if self._waits_since_now(made.subscription.pending_change):
             later = await read_terms(self.world, STRIPE_CUSTOMER)
             self._later = later if later is not None and later.is_lasting else None
-        self._waiting = waiting
         if made.confirmed and made.subscription.pending_change is None and before != event.what:
             await self.ledger.expect_sold(made.subscription.id, event.what)
             listed = self.ledger.catalog.plans[event.what].addons
@@ -265,9 +262,16 @@ class Life:
         bought = await self.ledger.addons_at_stripe()
         addons = {event.what: event.number % 6}
         made = await self._keeping(self.world.kit.subscriptions.set_addons(CUSTOMER, addons), "add-ons")
+        self._waits_since_now(made.subscription.pending_change)
         if made.client_secret is None and made.subscription.pending_change is None:
             await self._expect_addons({key: n for key, n in (bought | addons).items() if n})
         return f"{made.subscription.addons}, later {made.subscription.pending_change}"
+
+    def _waits_since_now(self, change: PendingChange | None) -> bool:
+        """Whether a call has scheduled another change: what waits already is kept as it is."""
+        before = self._waiting
+        self._waiting = None if change is None else (change.plan, change.effective_at)
+        return self._waiting not in {None, before}
 
     async def _expect_addons(self, wanted: Mapping[str, int]) -> None:
         found = await self.ledger.addons_at_stripe()
