@@ -91,7 +91,8 @@ UNSETTLED: Final = 40
 """What the process that dies serves last."""
 STEPS: Final = int(os.environ.get("METERKIT_ALLOTMENT_STEPS", "4000"))
 """In all; a million before a release."""
-SEEDS: Final = 4
+SEEDS: Final = (0, 2, 3, 4)
+"""Each meets within a thousand steps all that a run comes to."""
 LIFE_US: Final = 300 * 86_400_000_000
 """Then another customer's life begins: after 400 days the store forgets what was recorded."""
 
@@ -99,16 +100,16 @@ LIFE_US: Final = 300 * 86_400_000_000
 @pytest.mark.dear("a thousand steps, each compared with the store")
 @pytest.mark.timeout(36_000)
 @pytest.mark.parametrize("of", [Processes, PaidProcesses])
-@pytest.mark.parametrize("seed", some(range(SEEDS), {0}))
+@pytest.mark.parametrize("seed", some(SEEDS, {0}))
 def test_i3_the_store_counts_at_least_what_allotments_admit(
     valkey: Server, of: type[Processes], seed: int
 ) -> None:
     done, said = 0, set[str]()
     with server_wire(valkey) as wire:
-        while done < STEPS // SEEDS:
-            world = of(wire, load_texts(), life(seed + SEEDS * done))
+        while done < STEPS // len(SEEDS):
+            world = of(wire, load_texts(), life(seed + len(SEEDS) * done))
             ends_us = world.wall_us + LIFE_US
-            while done < STEPS // SEEDS and world.wall_us < ends_us:
+            while done < STEPS // len(SEEDS) and world.wall_us < ends_us:
                 world.step()
                 done += 1
             world.settle_all()
