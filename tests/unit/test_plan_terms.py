@@ -17,7 +17,7 @@ from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.drift_records import Drift, DriftKind
-from meterkit.decisions.allowance import Allowance, EarlierPeriod, PeriodGrants
+from meterkit.decisions.allowance import Allowance, EarlierPeriod, PeriodGrants, PlanChange
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import (
@@ -225,6 +225,15 @@ def test_overage_costs_what_its_segments_cost() -> None:
     )
     for segments, expected in cases:
         assert overage_cents([PriceSegment(*one) for one in segments]) == expected, segments
+
+
+def test_a_clock_behind_a_plan_set_by_hand_reads_its_terms() -> None:
+    """A server's clock may go back over the instant at which plan and cycle began."""
+    catalog, at_ms = loads(PLANS), to_ms(HALF)
+    changes = PlanChange("a", at_ms - 9 * DAY_MS, True), PlanChange("free", at_ms, False)
+    state = CustomerState(plan="a", anchor_ms=at_ms, plan_changes=changes)
+    for now_ms in (at_ms - 300_000, at_ms - 1, at_ms, at_ms + 1):
+        assert effective_terms(state, catalog, now_ms).plan.key == "a"
 
 
 DAY_MS: Final = 86_400_000

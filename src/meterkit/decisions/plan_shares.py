@@ -251,10 +251,13 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
 
 
 def _since_set_by_hand(spans: Sequence[PlanSpan]) -> list[PlanSpan]:
-    """The latest spans that differ in add-ons alone: Stripe charges no plan that is set by hand."""
+    """The latest spans that differ in add-ons alone: Stripe charges no plan that is set by hand.
+
+    The first one holds from ever: it is in force, even for a clock that is behind the change.
+    """
     same = list(takewhile(lambda span: span.plan == spans[-1].plan, reversed(spans)))
     first = same.pop()
-    return [first._replace(is_priced=False), *reversed(same)]
+    return [first._replace(from_ms=-NEVER_MS, is_priced=False), *reversed(same)]
 
 
 def _plan_history(
