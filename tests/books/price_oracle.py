@@ -253,15 +253,14 @@ class Ledger:
         known = self._known.get(customer)
         shown = None if found is None else await self._terms_of(found)
         self._known[customer] = shown
-        prices: set[Decimal | None] = {self._price(plan, meter)}
-        own = {None if at is None else at.prices.get(meter) for at in (known, shown)} - {None}
-        sold = found or next(iter(await self._all(customer)), None)
-        if self.has_lines and sold is not None:  # They have the price that the kit decided by, and said.
-            own = {self._sold_prices(sold, plan.key).get(meter)} - {None}
-        if shown is not None:
-            prices = set() if shown.is_free else own or prices
-        elif self.has_lines:  # The kit may not know yet that the subscription has ended.
-            prices = own or prices
+        own: set[Decimal | None] = set()
+        if self.has_lines:  # The price that the kit decided by, and said; it may not know of an end yet.
+            sold = found or next(iter(await self._all(customer)), None)
+            own = set() if sold is None else {self._sold_prices(sold, plan.key).get(meter)}
+        elif shown is not None:
+            own = {None if at is None else at.prices.get(meter) for at in (known, shown)}
+        is_free = shown is not None and shown.is_free
+        prices: set[Decimal | None] = set() if is_free else own - {None} or {self._price(plan, meter)}
         self.log.append(
             Recorded(
                 customer=customer,

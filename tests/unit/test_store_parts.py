@@ -191,7 +191,7 @@ def test_what_was_delivered_is_priced_where_its_prices_are_known() -> None:
     # Two: which of them what is missing had is not known.
     assert priced("1/3 4 4\n", 10) == {3: 4, 2: 6}
     assert priced("1/3 4 4\n", 12) is None
-    # What is late was recorded twice, or never sealed: sealed units have the price that they were sealed at.
+    # Late units were recorded twice, or never sealed: sealed units have the price of their seal.
     assert priced("1/3 4 4\n", 12, stranded=2) == priced("1/3 4 4\n", 12, items="1/3 2") == {3: 4, 2: 6}
 
 

@@ -188,10 +188,10 @@ class InvoiceReader:
     async def _sum_units(
         self, lines: Iterable[ListedLine], meters: Iterable[str], start_s: int, end_s: int, *, currency: str
     ) -> InvoicedUnits:
-        wanted, found = set(meters), list[_MeteredLine]()
-        for invoice, line in lines:
-            price, place = await self._price_of(line), _place_in_period(line, start_s, end_s)
-            if price is None or price.meter not in wanted or place == "outside":
+        found = list[_MeteredLine]()
+        for (invoice, line), price in await self._metered(lines, meters):
+            place = _place_in_period(line, start_s, end_s)
+            if place == "outside":
                 continue
             if place == "beyond":
                 return InvoicedUnits(state="unknown", why="one invoice line is of several of these periods")
@@ -201,6 +201,14 @@ class InvoiceReader:
             found.append(_MeteredLine(str((invoice or line)["id"]), status, price, line))
         return _sum_lines(found, currency)
 
+    async def _metered(
+        self, lines: Iterable[ListedLine], meters: Iterable[str]
+    ) -> list[tuple[ListedLine, PriceTerms]]:
+        """The lines that bill some meters, with their prices."""
+        wanted = set(meters)
+        priced = [(one, await self._price_of(one.line)) for one in lines]
+        return [(one, price) for one, price in priced if price is not None and price.meter in wanted]
+
     async def edges(
         self, stripe_customer: str, meters: Iterable[str], start_s: int, end_s: int
     ) -> tuple[int, int]:
@@ -208,11 +216,9 @@ class InvoiceReader:
 
         A shortened period ends, in our books, after the timestamps of all its events.
         """
-        wanted, known = set(meters), set[int]()
-        for _, line in await self.lines(stripe_customer, start_s):
-            price = await self._price_of(line)
-            if price is not None and price.meter in wanted:
-                known.update(line["period"].values())
+        known = set[int]()
+        for (_, line), _ in await self._metered(await self.lines(stripe_customer, start_s), meters):
+            known.update(line["period"].values())
 
         def edge(ours_s: int) -> int:
             near = (at_s for at_s in known if ours_s - STAMPED_AHEAD_MS // 1000 < at_s <= ours_s)

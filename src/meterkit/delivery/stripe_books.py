@@ -10,7 +10,7 @@ from meterkit.catalog.amount_wording import money
 from meterkit.customers.billed_usage import read_totals
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import stamped_span_s, to_ms
+from meterkit.decisions.periods import first_minute_s, stamped_span_s, to_ms
 from meterkit.decisions.price_segments import item_segments, unit_amount_decimal
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import stops_billing_ms
@@ -111,7 +111,7 @@ class StripeBooks:
             return found
 
         async def units(from_ms: int, until_ms: int) -> int:
-            first_s, end_s = -(-from_ms // _MINUTE_MS) * 60, until_ms // _MINUTE_MS * 60
+            first_s, end_s = first_minute_s(from_ms), until_ms // _MINUTE_MS * 60
             if first_s >= end_s:
                 return 0
             found = [await self._summaries.counted(name, linked, first_s, end_s) for name in names]
