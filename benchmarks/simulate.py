@@ -20,8 +20,8 @@ from tables import show
 
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
+from meterkit.insights.simulation.plan_costs import PlanOffers, PlanTenure
 from meterkit.insights.simulation.plan_replay import UsageReplay
-from meterkit.insights.simulation.terms import PlanOffers, PlanTenure
 from meterkit.insights.simulation.usage_log import LoggedEvent, UsageLog
 
 if TYPE_CHECKING:

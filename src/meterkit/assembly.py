@@ -368,7 +368,7 @@ class Parts:
         from meterkit.customers.states import CustomerStates
         from meterkit.delivery.summaries import wait_until_counted
         from meterkit.delivery.usage_cutter import count_undelivered_units, deliver_customer
-        from meterkit.outbox.billed_usage_terms import is_billed_by_lines
+        from meterkit.outbox.meters_or_lines import is_billed_by_lines
 
         left = 0
         _, state = await CustomerStates(self.store).read(customer)

@@ -16,7 +16,7 @@ from meterkit.decisions.decision import ProblemCode
 from meterkit.errors import MeterkitError
 from meterkit.problem_types import PROBLEM_JSON, PROBLEM_TYPES
 from meterkit.starlette import check_customer_of, respond, webhook_route
-from meterkit.subscriptions.billing_answers import BillingResponder
+from meterkit.subscriptions.billing_requests import BillingResponder
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 
 try:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from meterkit.allowed_origins import SendingPage
 from meterkit.errors import MeterkitError
 from meterkit.storage.endpoint import StorageEndpoint
-from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, BillingResponder
+from meterkit.subscriptions.billing_requests import BODY_BYTES_MAX, BillingResponder
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookEndpoint
 

@@ -28,7 +28,8 @@ from meterkit.csv_text import csv_cell
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.keys import FORMAT
-from meterkit.health import backlogs, deliveries, store_servers, store_topology
+from meterkit.health import deliveries, store_servers, store_topology
+from meterkit.health import worker_queues as queues
 from meterkit.health.spools import find_full_disk, find_growing_spools
 from meterkit.safe_text import escape_invisible
 from meterkit.store.spool_states import SpoolInfo
@@ -225,21 +226,21 @@ def test_a_long_queue_and_a_short_interval_are_named() -> None:
 
 
 def test_syncs_that_no_worker_makes_are_named_after_a_while() -> None:
-    assert backlogs.find_overdue_syncs(0, 0) == backlogs.find_overdue_syncs(3, backlogs.SYNC_OVERDUE_MS) == []
+    assert queues.find_overdue_syncs(0, 0) == queues.find_overdue_syncs(3, queues.SYNC_OVERDUE_MS) == []
     for count, oldest_ms, said in (
-        (1, backlogs.SYNC_OVERDUE_MS + 1, "1 Stripe customer has waited for a sync for up to 5 min"),
+        (1, queues.SYNC_OVERDUE_MS + 1, "1 Stripe customer has waited for a sync for up to 5 min"),
         (1_200, 7_200_000, "1,200 Stripe customers have waited for a sync for up to 2 h"),
     ):
-        (finding,) = backlogs.find_overdue_syncs(count, oldest_ms)
+        (finding,) = queues.find_overdue_syncs(count, oldest_ms)
         assert finding.problem.startswith(f"{said}:")
 
 
 def test_long_failing_syncs_are_named_with_a_reason() -> None:
-    now_ms = 10 * backlogs.FAILING_MS
-    young = backlogs.FailedSync("cus_young", "timeout", now_ms - backlogs.FAILING_MS)
-    assert backlogs.find_failing_syncs([], now_ms) == backlogs.find_failing_syncs([young], now_ms) == []
-    old = [backlogs.FailedSync(f"cus_{nth}", f"reason {nth}", nth) for nth in range(7)]
-    (found,) = backlogs.find_failing_syncs([young, *old], now_ms)
+    now_ms = 10 * queues.FAILING_MS
+    young = queues.FailedSync("cus_young", "timeout", now_ms - queues.FAILING_MS)
+    assert queues.find_failing_syncs([], now_ms) == queues.find_failing_syncs([young], now_ms) == []
+    old = [queues.FailedSync(f"cus_{nth}", f"reason {nth}", nth) for nth in range(7)]
+    (found,) = queues.find_failing_syncs([young, *old], now_ms)
     names = "cus_0, cus_1, cus_2, cus_3, cus_4 and 2 more"
     assert found.problem == f"syncs of {names} have failed for up to 10 h: reason 0"
     assert "within the hour" in found.cure

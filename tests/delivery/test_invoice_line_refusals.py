@@ -17,7 +17,7 @@ from drivers.usage_lines import CATALOG, ITEMS, ended, flushed, shop_of_lines, u
 from meterkit.catalog import loads
 
 # Internals: the emulator has no connected accounts, whose terms an invoice takes over.
-from meterkit.delivery.usage_invoice_terms import copy_terms, explain_no_invoice
+from meterkit.delivery.usage_invoices import copy_terms, explain_no_invoice
 from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio

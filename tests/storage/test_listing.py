@@ -21,7 +21,7 @@ from meterkit import MeterKit, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.health.backlogs import check_stored_objects
+from meterkit.health.worker_queues import check_stored_objects
 from meterkit.storage import aws
 from meterkit.storage.aws import ListingPage, Version
 from meterkit.storage.object_records import ObjectRecord

@@ -22,7 +22,7 @@ from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.policies import CONCURRENCY, SPENT, Demand
 from meterkit.redis.connection import pack, pack_each, pack_numbers
 from meterkit.store.allotment import return_units
-from meterkit.store.script_terms import pack_head
+from meterkit.store.script_arguments import pack_head
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from meterkit.store.views import CustomerView, PreparedDecision

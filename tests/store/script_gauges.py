@@ -13,7 +13,7 @@ from drivers.counters import pack_field
 from meterkit.catalog import Catalog, loads
 from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.event_marks import read_gauge_mark
+from meterkit.decisions.event_idempotency import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import concurrency_field, meter_field, meter_token
 from meterkit.decisions.packed import MeterCounts
@@ -22,7 +22,8 @@ from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.verdicts import refused_decision
 from meterkit.redis.connection import pack, pack_each
-from meterkit.store.prepared_decisions import MarkedDecision, prepare_asking, prepare_renewing
+from meterkit.store.prepared_decisions import prepare_asking, prepare_renewing
+from meterkit.store.request_idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RepeatMark, UsedQuantities
 from meterkit.store.views import CustomerView, PreparedDecision

@@ -22,7 +22,7 @@ from drivers.plans import plans_text
 from faults.refusals import PLANS, kit_at, used
 from meterkit import MeterKit
 from meterkit.catalog import Catalog, loads
-from meterkit.decisions.event_marks import EventMark
+from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import Keys, meter_field
 from meterkit.redis.local_files import FileLock
 from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord

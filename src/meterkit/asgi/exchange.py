@@ -17,7 +17,7 @@ from meterkit.asgi.request_outcome import is_stopped, is_usage_due, outcome_of
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.call_amounts import join_used, price_tokens
-from meterkit.store.prepared_decisions import repeat_digest
+from meterkit.store.request_idempotency import repeat_digest
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import RepeatMark, UsedQuantities, add_quantities, find_used_meters
 

@@ -17,7 +17,8 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
-from meterkit.store.prepared_decisions import mark_requests, prepare_reserving, repeat_digest
+from meterkit.store.prepared_decisions import prepare_reserving
+from meterkit.store.request_idempotency import mark_requests, repeat_digest
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,

@@ -17,14 +17,14 @@ from meterkit.catalog.argument_checks import check_quantities
 from meterkit.catalog.models import SPEND
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
-from meterkit.decisions.audit_terms import paid_price
+from meterkit.decisions.audit_prices import paid_price
 from meterkit.decisions.compiled_decision import sends_included
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import label_of
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.billed_usage_terms import is_billed_by_lines
+from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.store import replies
 from meterkit.store.customer_usage import price_cents

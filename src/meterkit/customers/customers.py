@@ -21,7 +21,7 @@ from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import find_transitions
 from meterkit.errors import MeterkitError, UnknownPlanError
-from meterkit.outbox.billed_usage_terms import line_prices
+from meterkit.outbox.meters_or_lines import line_prices
 from meterkit.store.input_checks import (
     check_customer,
     check_end_ms,

@@ -17,7 +17,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
 from meterkit.outbox.intents import StoredIntent, read_intents_in
-from meterkit.outbox.late_usage_terms import (
+from meterkit.outbox.late_usage_prices import (
     deciding_meter,
     format_overage_price,
     is_billed_at,

@@ -41,7 +41,7 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.billed_usage_terms import (
+from meterkit.outbox.meters_or_lines import (
     end_dropped_prices,
     is_billed_by_lines,
     line_prices,

@@ -37,8 +37,8 @@ from meterkit.delivery.line_corrections import (
 )
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
-from meterkit.outbox.billed_usage_terms import has_metered_periods
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
+from meterkit.outbox.meters_or_lines import has_metered_periods
 from meterkit.store.event_names import list_reported_meters, read_meters
 
 if TYPE_CHECKING:

@@ -23,11 +23,15 @@ from meterkit.delivery.invoices import (
 )
 from meterkit.delivery.late_lines import LateLineReport
 from meterkit.delivery.sender import stopwatch
-from meterkit.delivery.usage_invoice_terms import explain_no_invoice
-from meterkit.delivery.usage_invoices import AFTER_THE_END_MS, EndedUsage, find_usage_invoice
+from meterkit.delivery.usage_invoices import (
+    AFTER_THE_END_MS,
+    EndedUsage,
+    explain_no_invoice,
+    find_usage_invoice,
+)
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
-from meterkit.outbox.invoice_line_terms import LINES_MOST, line_product
+from meterkit.outbox.invoice_line_prices import LINES_MOST, line_product
 from meterkit.outbox.line_metadata import LINE_KEY, METER_KEY, USAGE_KEY, item_of, metadata_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.outbox.invoice_ends import RENEWAL, STAMPED_AHEAD_MS, read_invoice_end
-from meterkit.outbox.late_usage_terms import format_overage_price
+from meterkit.outbox.late_usage_prices import format_overage_price
 from meterkit.outbox.line_metadata import metadata_of
 from meterkit.stripe.prices import OPTIONS, PRICES, shown_in, with_option_tiers
 

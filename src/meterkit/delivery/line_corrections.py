@@ -13,9 +13,9 @@ from meterkit.delivery.invoice_lines import name_line_state, queued_ids_of
 from meterkit.delivery.invoices import LOWERED_KEY, units_of
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.errors import StripeError
-from meterkit.outbox.billed_usage_terms import line_switches
 from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.outbox.line_metadata import USAGE_KEY, is_usage_line, item_of, metadata_of
+from meterkit.outbox.meters_or_lines import line_switches
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:

@@ -10,8 +10,12 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.delivery.invoices import subscription_of
 from meterkit.delivery.line_books import linked_since
 from meterkit.delivery.stripe_books import none_if_gone
-from meterkit.delivery.usage_invoice_terms import explain_no_invoice
-from meterkit.delivery.usage_invoices import AFTER_THE_END_MS, EndedUsage, find_usage_invoice
+from meterkit.delivery.usage_invoices import (
+    AFTER_THE_END_MS,
+    EndedUsage,
+    explain_no_invoice,
+    find_usage_invoice,
+)
 from meterkit.outbox.line_metadata import is_usage_line
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from meterkit.customers.states import CustomerStates
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.summaries import wait_until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.billed_usage_terms import is_billed_by_lines
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
+from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import PriceCut

@@ -1,4 +1,4 @@
-"""Invoices that meterkit makes for usage alone: each is made once, and found again by its mark."""
+"""Invoices for usage alone: each is made once, on the terms of the subscription or of its customer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.delivery.usage_invoice_terms import read_usage_invoice_terms
 from meterkit.outbox.line_metadata import USAGE_KEY, metadata_of
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 AFTER_THE_END_MS: Final = 10 * 60_000
 """Time that Stripe has to make the last invoice of a subscription that has ended."""
 _INVOICES: Final = "/v1/invoices"
+_DAYS_UNTIL_DUE: Final = 30
+_KEPT: Final = "keep_as_draft"
 
 
 class EndedUsage(NamedTuple):
@@ -65,7 +66,7 @@ async def find_usage_invoice(
         api: the way to Stripe.
         usage: what it bills.
         subscription: whose usage that is; None: there is none.
-        checkout: options of all Checkout pages; see :func:`read_usage_invoice_terms`.
+        checkout: options of all Checkout pages: without a subscription, their ``automatic_tax`` is taken.
         suffix: of the idempotency key: Stripe may have stored a refusal under the former one.
         is_once: whether no second invoice is made once the first one is final.
 
@@ -88,10 +89,103 @@ async def find_usage_invoice(
         "currency": usage.currency,
         "auto_advance": True,
         "metadata": {USAGE_KEY: mark},
-        **await read_usage_invoice_terms(api, usage.stripe_customer, subscription, checkout),
+        **await _read_terms(api, usage.stripe_customer, subscription, checkout),
     }
     # Stripe refuses a key with other parameters, and the terms may change between two tries.
     digest = blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=16).hexdigest()
     key = f"meterkit-invoice-{digest}-{len(formers)}{suffix}"
     made = await api.post(_INVOICES, params, idempotency_key=key)
     return UsageInvoice(str(made["id"]), len(formers), is_new=True)
+
+
+def explain_no_invoice(subscription: Mapping[str, Any]) -> str:
+    """Explain why usage of a subscription gets no invoice of its own; empty: it gets one.
+
+    An invoice takes an amount where these fields of a subscription are percentages
+    (https://docs.stripe.com/api/invoices/create).
+    """
+    transfer: Mapping[str, Any] = subscription.get("transfer_data") or {}
+    if subscription.get("application_fee_percent"):
+        return "its subscription has an application fee in percent, which an invoice of its own cannot have"
+    if transfer.get("amount_percent"):
+        return "its subscription transfers a percentage, which an invoice of its own cannot do"
+    if _paused_behavior(subscription) not in {"", _KEPT}:
+        return "collection of its subscription is paused, so it is not to be paid"
+    return ""
+
+
+def _paused_behavior(subscription: Mapping[str, Any]) -> str:
+    """Read what becomes of invoices while collection is paused; empty: it is not.
+
+    https://docs.stripe.com/billing/subscriptions/pause-payment
+    """
+    paused: Mapping[str, Any] = subscription.get("pause_collection") or {}
+    return str(paused.get("behavior") or "")
+
+
+def copy_terms(subscription: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Copy payment method, taxes, connected accounts and way of collection of a subscription."""
+    found: dict[str, Parameter] = {}
+    for name in ("default_payment_method", "default_source"):
+        if isinstance(method := subscription.get(name), str):
+            found[name] = method
+    automatic_tax: Mapping[str, Any] = subscription.get("automatic_tax") or {}
+    if automatic_tax.get("enabled"):
+        found["automatic_tax"] = {"enabled": True}
+    if rates := subscription.get("default_tax_rates"):
+        found["default_tax_rates"] = [str(rate["id"]) for rate in rates]
+    settings: Mapping[str, Any] = subscription.get("invoice_settings") or {}
+    if tax_ids := settings.get("account_tax_ids"):
+        found["account_tax_ids"] = [one if isinstance(one, str) else str(one["id"]) for one in tax_ids]
+    if isinstance(account := subscription.get("on_behalf_of"), str):
+        found["on_behalf_of"] = account
+    transfer: Mapping[str, Any] = subscription.get("transfer_data") or {}
+    if isinstance(account := transfer.get("destination"), str):
+        found["transfer_data"] = {"destination": account}
+    if _paused_behavior(subscription) == _KEPT:
+        found["auto_advance"] = False
+    if subscription.get("collection_method") == "send_invoice":
+        found["collection_method"] = "send_invoice"
+        found["days_until_due"] = int(subscription.get("days_until_due") or _DAYS_UNTIL_DUE)
+    return found
+
+
+async def _read_terms(
+    api: StripeApi,
+    stripe_customer: str,
+    subscription: Mapping[str, Any] | None,
+    checkout: Mapping[str, Any],
+) -> dict[str, Parameter]:
+    """Read the terms of an invoice of its own. Stripe sends it by e-mail if there is nothing to charge.
+
+    Args:
+        api: the way to Stripe.
+        stripe_customer: the customer at Stripe.
+        subscription: whose usage it bills; None: there is none.
+        checkout: options of all Checkout pages: without a subscription, their ``automatic_tax`` is taken.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+    terms: dict[str, Parameter]
+    if subscription is None:
+        terms = {name: checkout[name] for name in ("automatic_tax",) if name in checkout}
+    else:
+        terms = copy_terms(subscription)
+    if subscription is not None and subscription.get("discounts"):
+        asked: dict[str, Parameter] = {"expand": ["discounts"]}
+        expanded = await api.get(f"/v1/subscriptions/{subscription['id']}", asked)
+        if coupons := [coupon for one in expanded["discounts"] if (coupon := _coupon_of(one))]:
+            terms["discounts"] = [{"coupon": coupon} for coupon in coupons]
+    if not terms.keys() & {"default_payment_method", "default_source", "collection_method"}:
+        customer = await api.get(f"/v1/customers/{stripe_customer}")
+        settings: Mapping[str, Any] = customer.get("invoice_settings") or {}
+        if not (settings.get("default_payment_method") or customer.get("default_source")):
+            terms |= {"collection_method": "send_invoice", "days_until_due": _DAYS_UNTIL_DUE}
+    return terms
+
+
+def _coupon_of(discount: Mapping[str, Any]) -> str:
+    source: Mapping[str, Any] = discount.get("source") or discount
+    coupon: Any = source.get("coupon") or ""
+    return coupon if isinstance(coupon, str) else str(coupon["id"])

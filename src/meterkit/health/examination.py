@@ -10,7 +10,6 @@ from meterkit.catalog.route_notes import CHECK as LIMITS
 from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.health.audit_log import check_audit_database, check_audit_log, check_revenue, check_roots
-from meterkit.health.backlogs import check_messages, check_stored_objects, check_webhooks
 from meterkit.health.deliveries import (
     check_closes,
     check_intents,
@@ -46,6 +45,7 @@ from meterkit.health.store_servers import (
 )
 from meterkit.health.store_topology import TOPOLOGY_CHECKS, check_breaker, check_shards
 from meterkit.health.stripe_account import check_meters, check_subscriptions
+from meterkit.health.worker_queues import check_messages, check_stored_objects, check_webhooks
 from meterkit.insights.health_report import Health
 from meterkit.outbox.outbox import Outbox
 

@@ -20,11 +20,11 @@ from meterkit.decisions.keys import HEAD_FIELD
 from meterkit.decisions.packed import CounterHead
 from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
-from meterkit.outbox.billed_usage_terms import line_switches
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
-from meterkit.outbox.invoice_line_terms import EndedPeriod, line_terms
-from meterkit.outbox.late_usage_terms import invoice_terms
+from meterkit.outbox.invoice_line_prices import EndedPeriod, line_terms
+from meterkit.outbox.late_usage_prices import invoice_terms
+from meterkit.outbox.meters_or_lines import line_switches
 from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies
 from meterkit.store.event_names import read_subscribed_meters

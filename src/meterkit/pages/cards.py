@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import rounded_cents
-from meterkit.insights.simulation.terms import period_share
+from meterkit.insights.simulation.plan_costs import period_share
 from meterkit.pages.usage_bar import UsageBar
 from meterkit.pages.usage_figures import beyond_included
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.insights.simulation.terms import TrialTerms
+    from meterkit.insights.simulation.plan_costs import TrialTerms
     from meterkit.store.customer_usage import MeterUsage
 
 _LAST_DAYS: Final = 14

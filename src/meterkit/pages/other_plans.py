@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.insights.simulation.terms import TrialTerms
+    from meterkit.insights.simulation.plan_costs import TrialTerms
 
 
 class OtherPlan(TypedDict):

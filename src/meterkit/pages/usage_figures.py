@@ -18,7 +18,7 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
-from meterkit.insights.simulation.terms import PlanOffers, plan_cost, read_tenures
+from meterkit.insights.simulation.plan_costs import PlanOffers, plan_cost, read_tenures
 from meterkit.pages.forecast import forecast_usage
 from meterkit.pages.other_plans import price_on_plans
 from meterkit.pages.subject_figures import read_subjects
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.reconciler import Reconciler
     from meterkit.insights.audit.database import DaySums
     from meterkit.insights.health_report import Health
-    from meterkit.insights.simulation.terms import PlanCost, PlanTenure, TrialTerms
+    from meterkit.insights.simulation.plan_costs import PlanCost, PlanTenure, TrialTerms
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents

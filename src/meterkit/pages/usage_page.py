@@ -26,8 +26,8 @@ from meterkit.pages.usage_figures import beyond_included, usage_figures
 from meterkit.problem_types import ProblemDocumentError
 from meterkit.starlette import check_customer_of
 from meterkit.store.customer_usage import hide_delivery_states
-from meterkit.subscriptions.billing_answers import customer_in
 from meterkit.subscriptions.billing_problems import problem_of
+from meterkit.subscriptions.billing_requests import customer_in
 from meterkit.subscriptions.billing_routes import period_in
 
 if TYPE_CHECKING:

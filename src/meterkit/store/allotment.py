@@ -19,7 +19,7 @@ from meterkit.decisions.policies import CEILING, CONCURRENCY, FIXED_WINDOW, SLID
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
 from meterkit.store.replies import ALLOWED, STALE
-from meterkit.store.script_terms import pack_head
+from meterkit.store.script_arguments import pack_head
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, UsedQuantities
 from meterkit.store.views import PreparedDecision

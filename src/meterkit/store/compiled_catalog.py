@@ -21,7 +21,7 @@ from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.rollover import grant_reach
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.replies import LIVE_SUBJECTS_MOST
-from meterkit.store.script_terms import pack_tail
+from meterkit.store.script_arguments import pack_tail
 from meterkit.tokens.call_prices import ModelCharges, UnpricedLog, make_call_costs
 from meterkit.tokens.charge_remainders import ChargeRemainders
 
@@ -341,7 +341,7 @@ class CompiledCatalog:
         return id(entitlements) in self._shared
 
     def pack_tail(self, program: Program, mode: str, rev: str) -> tuple[bytes, bytes]:
-        """See :func:`meterkit.store.script_terms.pack_tail`; cached for programs of plans."""
+        """See :func:`meterkit.store.script_arguments.pack_tail`; cached for programs of plans."""
         key = program, mode, rev == NO_STATE
         found = self._tails.get(key)
         if found is None:

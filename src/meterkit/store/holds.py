@@ -11,7 +11,8 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.prepared_decisions import MarkedDecision, prepare_holding, prepare_renewing, read_decision
+from meterkit.store.prepared_decisions import prepare_holding, prepare_renewing, read_decision
+from meterkit.store.request_idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import (
     NOTHING_USED,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
-from meterkit.decisions.audit_terms import earned_micros, price_line
+from meterkit.decisions.audit_prices import earned_micros, price_line
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
-    from meterkit.decisions.event_marks import EventMark
+    from meterkit.decisions.event_idempotency import EventMark
     from meterkit.store.request_subjects import PackedSubjects, Subjects
     from meterkit.store.views import CustomerView, PreparedDecision
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from meterkit.decisions.event_marks import EventMark
+from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import shard_of
 from meterkit.errors import StoreError
 from meterkit.redis import settlement_queue as replies

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from meterkit.catalog.argument_checks import check_feature
 from meterkit.decisions.customer_state import refusal_for_feature
-from meterkit.decisions.event_marks import EventMark
+from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
@@ -27,8 +27,9 @@ from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.daily_counts import DegradedMinutes, UnpricedCalls
 from meterkit.store.event_names import read_former_meters
 from meterkit.store.fallback_decider import Fallback
-from meterkit.store.prepared_decisions import MarkedDecision, Prepare, prepare_asking, read_decision
+from meterkit.store.prepared_decisions import Prepare, prepare_asking, read_decision
 from meterkit.store.rate_usage import read_rates
+from meterkit.store.request_idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement, undo_decision
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities, mark_used_in_slot
 from meterkit.store.settlement_spool import NO_SPOOLS, EventLoopSpool, OrphanedSpools

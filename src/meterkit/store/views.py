@@ -22,7 +22,7 @@ from meterkit.redis.connection import ReplyError
 from meterkit.store.compiled_catalog import CompiledCatalog
 from meterkit.store.replies import HELD
 from meterkit.store.request_subjects import NOTHING_PACKED, Subjects, collect_holds
-from meterkit.store.script_terms import pack_customer_terms, pack_head, pack_terms
+from meterkit.store.script_arguments import pack_customer_terms, pack_head, pack_terms
 from meterkit.store.view_lru import ViewLru
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ class CustomerView:
         return NOTHING_PACKED if self.subjects is None else self.subjects.pack(asked)
 
     def terms(self, *numbers: int) -> bytes:
-        """Numbers for a script; see :func:`meterkit.store.script_terms.pack_terms`."""
+        """Numbers for a script; see :func:`meterkit.store.script_arguments.pack_terms`."""
         return pack_terms(self.effective, self.rev, numbers)
 
     def next_limit(self, meter: str, at_ms: int) -> int:

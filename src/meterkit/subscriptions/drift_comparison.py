@@ -13,7 +13,7 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError
-from meterkit.outbox.billed_usage_terms import (
+from meterkit.outbox.meters_or_lines import (
     is_billed_by_lines,
     must_move,
     with_new_models,

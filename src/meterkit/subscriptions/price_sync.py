@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
-from meterkit.outbox.invoice_line_terms import line_products
+from meterkit.outbox.invoice_line_prices import line_products
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.prices import OPTIONS, PRICES, currencies_of, fetch_price, with_option_tiers
 from meterkit.subscriptions.plan_prices import prices_by_key

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import ENDED, Status, SubscriptionState, TrialEndAction
-from meterkit.outbox.billed_usage_terms import ShownLineTerms, keep_line_terms
+from meterkit.outbox.meters_or_lines import ShownLineTerms, keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
-from meterkit.subscriptions.line_prices import read_line_prices
+from meterkit.subscriptions.line_price_metadata import read_line_prices
 from meterkit.subscriptions.metered_prices import NO_FACTS, item_prices
 from meterkit.subscriptions.monthly_amount import is_free, monthly_amount_of
 from meterkit.subscriptions.price_currencies import as_charged

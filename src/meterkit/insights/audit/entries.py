@@ -6,7 +6,7 @@ import json
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.decisions.audit_terms import MeterTerms, PaidPrice, read_price_line
+from meterkit.decisions.audit_prices import MeterTerms, PaidPrice, read_price_line
 from meterkit.decisions.packed import unpack_field
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, from_ms, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import RECORDED
-from meterkit.outbox.billed_usage_terms import is_billed_by_lines
+from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_key_error

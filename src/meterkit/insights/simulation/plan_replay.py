@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit.catalog import Catalog
-    from meterkit.insights.simulation.terms import PlanTenure, TrialTerms
+    from meterkit.insights.simulation.plan_costs import PlanTenure, TrialTerms
     from meterkit.insights.simulation.usage_log import LoggedEvent
 
 

@@ -18,8 +18,8 @@ from meterkit.catalog.meters import CHARGED
 from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
+from meterkit.insights.simulation.plan_costs import PlanOffers, read_tenures
 from meterkit.insights.simulation.plan_replay import TrialResult, UsageReplay, refuse_beyond
-from meterkit.insights.simulation.terms import PlanOffers, read_tenures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.insights.audit.database import Database
-    from meterkit.insights.simulation.terms import PlanTenure, TrialTerms
+    from meterkit.insights.simulation.plan_costs import PlanTenure, TrialTerms
     from meterkit.insights.simulation.usage_log import LoggedEvent, UsageLog, UsageSums
     from meterkit.store.store import Store
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Meter
     from meterkit.insights.audit.database import Database
-    from meterkit.insights.simulation.terms import TrialTerms
+    from meterkit.insights.simulation.plan_costs import TrialTerms
 
 _LONGEST_MS: Final = 367 * 86_400_000
 _COUNTED: Final = ("recorded", "summed", "corrected")

@@ -15,7 +15,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import period_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import open_database
-from meterkit.insights.simulation.terms import plan_cost, read_tenures
+from meterkit.insights.simulation.plan_costs import plan_cost, read_tenures
 from meterkit.insights.statement.lines import (
     BalanceEntry,
     EventSelection,
@@ -29,8 +29,8 @@ from meterkit.insights.statement.lines import (
     select_events,
     without_amount,
 )
-from meterkit.outbox.billed_usage_terms import is_billed_by_lines
 from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_line
+from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer

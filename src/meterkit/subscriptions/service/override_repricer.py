@@ -29,7 +29,7 @@ from meterkit.errors import (
     SubscriptionBusyError,
     SubscriptionError,
 )
-from meterkit.outbox.billed_usage_terms import is_billed_by_lines
+from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.plan_prices import (
     METERS,

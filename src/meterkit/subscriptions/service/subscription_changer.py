@@ -32,7 +32,7 @@ from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, hold_back
 from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
 from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChange
-from meterkit.subscriptions.service.change_terms import TermsPlanner
+from meterkit.subscriptions.service.change_timing import TermsPlanner
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending

@@ -17,7 +17,7 @@ from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
-from meterkit.outbox.billed_usage_terms import with_new_models
+from meterkit.outbox.meters_or_lines import with_new_models
 from meterkit.subscriptions.drift_comparison import (
     LIVE,
     allowed_addons_in,

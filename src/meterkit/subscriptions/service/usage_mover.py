@@ -9,7 +9,7 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError
-from meterkit.outbox.billed_usage_terms import must_move
+from meterkit.outbox.meters_or_lines import must_move
 from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import persistently

@@ -10,8 +10,8 @@ from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
 from meterkit.decisions.subscription import ENDED
-from meterkit.outbox.billed_usage_terms import has_metered_periods, line_switches
-from meterkit.outbox.late_usage_terms import UNKNOWN, invoice_terms
+from meterkit.outbox.late_usage_prices import UNKNOWN, invoice_terms
+from meterkit.outbox.meters_or_lines import has_metered_periods, line_switches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
