@@ -13,7 +13,7 @@ from meterkit.starlette import billing_routes
 ORIGIN: Final = "https://app.example"
 
 
-def browser(kit: MeterKit) -> httpx.AsyncClient:
-    """Ask as customer ``acme``."""
-    routes = billing_routes(kit, customer=lambda _: "acme", origins=[ORIGIN])
+def browser(kit: MeterKit, customer: str = "acme") -> httpx.AsyncClient:
+    """Ask as a customer."""
+    routes = billing_routes(kit, customer=lambda _: customer, origins=[ORIGIN])
     return httpx.AsyncClient(transport=httpx.ASGITransport(Starlette(routes=routes)), base_url=ORIGIN)

@@ -50,6 +50,22 @@ async def bought(at: Hooked, amount_cents: int = 1000, **how: Any) -> TopUp:
     return await at.kit.credits.buy("acme", amount_cents, **how)
 
 
+async def invoiced(at: Hooked, customer: str, what: str) -> str:
+    """An invoice over ten dollars that is marked as a top-up of a customer."""
+    price = (await at.client.v1.prices.list_async({"lookup_keys": ["meterkit-top-up:usd:1000"]})).data[0].id
+    marked: Any = {"meterkit_customer": customer, "meterkit_top_up": what}
+    invoice = str((await at.client.v1.invoices.create_async({"customer": "cus_acme", "metadata": marked})).id)
+    await at.client.v1.invoice_items.create_async(
+        {"customer": "cus_acme", "invoice": invoice, "pricing": {"price": price}}
+    )
+    return invoice
+
+
+async def entries(at: Hooked) -> list[tuple[str, int]]:
+    """The ledger, in dollars."""
+    return sorted((line.entry, line.quantity // DOLLAR) for line in await at.kit.grants.ledger("acme"))
+
+
 async def refund(at: Hooked, invoice: str = "", cents: int = 1000) -> None:
     """Give back a purchase: by default what was bought first."""
     if not invoice:

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.subscriptions.webhooks import stripe_signature
-from meterkit.subscriptions.webhooks.stripe_events import ALARMS, DISPUTED, REFUNDED, TYPES, SyncHint, hint_of
+from meterkit.subscriptions.webhooks.stripe_events import (
+    ALARMS,
+    CREDITED,
+    DISPUTED,
+    PAYMENTS,
+    REFUNDED,
+    TYPES,
+    SyncHint,
+    hint_of,
+)
 from meterkit.subscriptions.webhooks.stripe_signature import TOLERANCE_S, ForgedEvent, verify_signature
 
 NOW = 1_795_000_000
@@ -140,10 +149,18 @@ def test_whatever_comes_is_refused_without_an_error(header: bytes, body: bytes) 
 LOOK = SyncHint(event="evt_1", stripe_customer="cus_1")
 
 
-@pytest.mark.parametrize("kind", sorted({*TYPES} - {DISPUTED, REFUNDED, "customer.updated"}))
+@pytest.mark.parametrize("kind", sorted({*TYPES} - {CREDITED, DISPUTED, REFUNDED, "customer.updated"}))
 def test_each_type_names_the_stripe_customer_to_look_at(kind: str) -> None:
     for customer in ("cus_1", {"id": "cus_1", "object": "customer"}):
         assert hint_of(event(kind, {"id": "x_1", "customer": customer})) == LOOK
+
+
+def test_a_top_up_and_a_credit_note_name_the_invoice() -> None:
+    marked = {**INVOICE, "metadata": {"meterkit_top_up": "usd 1000"}}
+    hints = [hint_of(event(kind, marked)) for kind in sorted(PAYMENTS)]
+    hints.append(hint_of(event(CREDITED, {"id": "cn_1", "customer": "cus_1", "invoice": "in_1"})))
+    assert [hint and hint.stripe_customer for hint in hints] == ["in_1"] * 4
+    assert len(TYPES) <= 20  # As many as Stripe lists at once.
 
 
 def test_of_a_customer_only_another_payment_method_matters() -> None:

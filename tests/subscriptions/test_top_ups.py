@@ -21,6 +21,8 @@ from drivers.top_ups import (
     bought,
     cut_off,
     dying,
+    entries,
+    invoiced,
     night,
     opened,
     refund,
@@ -85,22 +87,6 @@ async def bring_refund(at: Hooked) -> None:
     (back,) = [one for one in at.emulator.webhook_events if one.type == "charge.refunded"]
     assert await at.bring(back) == [200]
     await at.kit.webhooks.work_off()
-
-
-async def invoiced(at: Hooked, customer: str, what: str) -> str:
-    """An invoice over ten dollars that is marked as a top-up of a customer."""
-    price = (await at.client.v1.prices.list_async({"lookup_keys": ["meterkit-top-up:usd:1000"]})).data[0].id
-    marked: Any = {"meterkit_customer": customer, "meterkit_top_up": what}
-    invoice = str((await at.client.v1.invoices.create_async({"customer": "cus_acme", "metadata": marked})).id)
-    await at.client.v1.invoice_items.create_async(
-        {"customer": "cus_acme", "invoice": invoice, "pricing": {"price": price}}
-    )
-    return invoice
-
-
-async def entries(at: Hooked) -> list[tuple[str, int]]:
-    """The ledger, in dollars."""
-    return sorted((line.entry, line.quantity // DOLLAR) for line in await at.kit.grants.ledger("acme"))
 
 
 @pytest.fixture

@@ -90,10 +90,21 @@ async def add_grant(
         )
 
 
-async def has_grant(store: Store, customer: str, grant_id: str) -> bool:
-    """Check whether a customer ever had a grant with this id. Raises StoreError."""
+async def read_granted(store: Store, customer: str, target: str, grant_id: str) -> int:
+    """Read the quantity that a grant of the app's was added with; 0: there was never such a grant.
+
+    Args:
+        store: where the customer is.
+        customer: the customer's id.
+        target: of the grant, as the store writes it.
+        grant_id: the name of the grant.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
     admin, keys = await store.admin(), store.keys.customer(customer)
-    return await admin.ask(admin.client.hget(keys.ledger, f"id {grant_id}")) is not None
+    line: bytes | None = await admin.ask(admin.client.hget(keys.ledger, f"grant a {target} {grant_id}"))
+    return int((line or b"0").split()[0])
 
 
 async def move_grants(store: Store, customer: str, before: Bounds, after: Bounds) -> None:

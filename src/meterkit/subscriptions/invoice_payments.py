@@ -53,6 +53,11 @@ def _period_start_s(found: Mapping[str, Any]) -> int:
     return min(starts, default=0)
 
 
+def is_unpaid(invoice: Mapping[str, Any]) -> bool:
+    """Whether a final invoice has not been paid, and still can be."""
+    return invoice["status"] in {"open", "uncollectible"}
+
+
 async def refunded_cents(api: StripeApi, invoice: str) -> int:
     """Sum the refunded or disputed payments of an invoice, in minor units of its currency.
 
@@ -68,6 +73,26 @@ async def refunded_cents(api: StripeApi, invoice: str) -> int:
             charge = await api.get(f"/v1/charges/{name}")
             refunded += charge["amount"] if charge["disputed"] else charge["amount_refunded"]
     return refunded
+
+
+async def returned_cents(api: StripeApi, invoice: Mapping[str, Any]) -> int:
+    """Sum what went back after the payment of an invoice: refunds, disputes, and credit notes.
+
+    A credit note may itself refund a part of what it credits: that part is among the refunds of the charge.
+
+    Args:
+        api: the Stripe client.
+        invoice: as Stripe shows it.
+    """
+    name = str(invoice["id"])
+    returned = await refunded_cents(api, name)
+    if invoice.get("post_payment_credit_notes_amount"):
+        for note in await api.list("/v1/credit_notes", {"invoice": name}):
+            if note["status"] != "void":
+                refunds: list[dict[str, Any]] = note.get("refunds") or []
+                refunded = sum(int(one["amount_refunded"]) for one in refunds if id_in(one, "refund"))
+                returned += int(note["post_payment_amount"]) - refunded
+    return returned
 
 
 async def is_rest_paid(

@@ -1,24 +1,26 @@
-"""Grant paid top-ups once, and reclaim what was refunded or disputed.
+"""Grant paid top-ups once, and reclaim what was refunded, disputed or credited.
 
 The invoice's id is the grant's id. So it does not matter how often, in which order, or by which of its events
-a payment is reported.
+a payment is reported. The invoice's metadata names the customer: a refund is reclaimed from the grant that it
+paid, whichever customer its Stripe customer is linked to by then.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.customers.grants import add_grant, has_grant, reclaim_grant
+from meterkit.customers.grants import add_grant, read_granted, reclaim_grant
+from meterkit.customers.links import StripeLinker
 from meterkit.decisions.grants import MICRO, target_of
-from meterkit.errors import CustomerError, MeterkitError
+from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store import replies
 from meterkit.store.message_queue import publish_notice
-from meterkit.subscriptions.invoice_payments import PAYMENTS, refunded_cents
+from meterkit.subscriptions.invoice_payments import PAYMENTS, returned_cents
 from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -66,9 +68,48 @@ def top_up_metadata(customer: str, credit: str, amount_cents: int, event: str = 
     return {CUSTOMER: customer, TOP_UP: f"{credit} {amount_cents} {event}".rstrip()}
 
 
-def refunded_share(granted_micros: int, refunded_cents: int, total_cents: int) -> int:
-    """Part of a grant that a refund reclaims: its share of the invoice's total, rounded down."""
-    return granted_micros * min(refunded_cents, total_cents) // total_cents
+class TopUpInvoice(NamedTuple):
+    """The top-up that an invoice is for.
+
+    Attributes:
+        invoice: its id.
+        linked: its Stripe customer.
+        customer: the customer who bought it.
+        credit: the credit that it adds to.
+        amount: in cents, as its metadata has it.
+        event: the event that started it, if it is an automatic one; empty: the customer bought it.
+        paid_cents: the invoice's total, less what was credited before the payment.
+    """
+
+    invoice: str
+    linked: str
+    customer: str
+    credit: str
+    amount: str
+    event: str
+    paid_cents: int
+
+
+def read_top_up(found: Mapping[str, Any]) -> TopUpInvoice | None:
+    """Read the top-up of an invoice as Stripe shows it; None if it is for none."""
+    metadata = part_of(found, "metadata")
+    credit, amount, event = f"{text_in(metadata, TOP_UP)}  ".split(" ", 2)
+    if not credit:
+        return None
+    return TopUpInvoice(
+        invoice=str(found["id"]),
+        linked=id_in(found, "customer"),
+        customer=text_in(metadata, CUSTOMER),
+        credit=credit,
+        amount=amount,
+        event=event.strip(),
+        paid_cents=int(found["total"]) - int(found.get("pre_payment_credit_notes_amount") or 0),
+    )
+
+
+def returned_share(granted_micros: int, returned_cents: int, paid_cents: int) -> int:
+    """Part of a grant that is reclaimed: the returned share of what was paid, rounded down."""
+    return granted_micros * returned_cents // paid_cents
 
 
 class TopUpPayments:
@@ -86,72 +127,102 @@ class TopUpPayments:
         self._store = store
         self._api = api
 
-    async def settle(self, customer: str, invoice: str, *, is_paid: bool = False) -> Mapping[str, Any]:
-        """Grant the top-up of a paid invoice, and reclaim what was refunded of it; return the invoice.
+    async def fetch_invoice(self, invoice: str) -> dict[str, Any]:
+        """Fetch an invoice."""
+        return await self._api().get(f"{_INVOICES}/{invoice}")
 
-        Args:
-            customer: the customer of the invoice's Stripe customer.
-            invoice: its id.
-            is_paid: whether an event reports it as paid; if Stripe shows otherwise, that is an error.
+    async def list_invoices(self, intent: str) -> list[str]:
+        """List the ids of the invoices that a payment intent paid."""
+        asked: dict[str, Any] = {"payment": {"type": "payment_intent", "payment_intent": intent}}
+        return [id_in(payment, "invoice") for payment in await self._api().list(PAYMENTS, asked)]
+
+    async def settle(self, customer: str, invoice: str) -> Mapping[str, Any]:
+        """Settle the invoice of a top-up that a customer was charged for; return the invoice.
 
         Raises:
             CustomerError: it is another customer's top-up.
             MeterkitError: it cannot be granted; the error says why.
         """
-        found = await self._api().get(f"{_INVOICES}/{invoice}")
-        metadata = part_of(found, "metadata")
-        credit, amount, event = f"{text_in(metadata, TOP_UP)}  ".split(" ", 2)
-        if credit and is_paid and found["status"] != "paid":
-            raise MeterkitError(
-                f"an event says that invoice {invoice} is paid, and Stripe shows it as {found['status']}:"
-                " nothing was granted yet"
-            )
-        if not credit or found["status"] != "paid":
-            return found
-        named = text_in(metadata, CUSTOMER)
-        if named != customer:
-            linked = id_in(found, "customer")
-            raise CustomerError(
-                f"invoice {invoice} is a top-up of customer {named!r:.80}, and its Stripe customer {linked}"
-                f" is linked to {customer!r:.80}: nothing was granted. Refund it at Stripe, or link the"
-                " customer that it is of"
-            )
-        if credit not in self._store.catalog.credits or not amount.isdecimal():
-            raise MeterkitError(
-                f"invoice {invoice} is a top-up of {amount!r:.20} cents of {credit!r:.80}, which is no credit"
-                " of the plans file: nothing was granted. Refund it at Stripe, or declare that credit"
-            )
-        # A discount given at Stripe does not enlarge the balance.
-        total = int(found["total"])
-        granted, target = min(int(amount), total) * _CENT, target_of("credit", credit)
-        if granted <= 0:
-            return found
-        refunded = await refunded_cents(self._api(), invoice)
-        # Before the grant: a process that dies in between repeats this. After it, this would start nothing.
-        if not refunded and not await has_grant(self._store, customer, invoice):
-            await move_auto_top_up(self._store, customer, credit, "bought", event=event.strip())
-        await add_grant(self._store, customer, [(target, granted)], grant_id=invoice)
-        if event.strip():
-            await move_auto_top_up(self._store, customer, credit, "paid", event=event.strip())
-        if refunded:
-            back = refunded_share(granted, refunded, total)
-            await self._reclaim_grant(customer, credit, invoice, back, is_all=back == granted)
+        found = await self.fetch_invoice(invoice)
+        await self.settle_invoice(found, customer)
         return found
 
-    async def reclaim_payment(self, intent: str, find_owner: Callable[[str], Awaitable[str | None]]) -> None:
-        """Reclaim what was refunded or is disputed of a top-up's payment; ignore other payments.
+    async def settle_invoice(
+        self, found: Mapping[str, Any], owner: str | None, *, is_reported: bool = False
+    ) -> str | None:
+        """Grant the top-up of a paid invoice, and reclaim what was returned of the payment.
 
         Args:
-            intent: its payment intent.
-            find_owner: returns the customer that a Stripe customer is linked to.
+            found: the invoice as Stripe shows it.
+            owner: the customer that its Stripe customer is linked to; None: to none.
+            is_reported: whether an event reports it as paid; if Stripe shows otherwise, that is an error.
+
+        Returns:
+            The customer of the top-up; None if nothing was granted to a customer here.
+
+        Raises:
+            CustomerError: it is the top-up of another customer, or of one who is not linked.
+            MeterkitError: it cannot be granted; the error says why.
         """
-        asked: dict[str, Any] = {"payment": {"type": "payment_intent", "payment_intent": intent}}
-        for payment in await self._api().list(PAYMENTS, asked):
-            found = await self._api().get(f"{_INVOICES}/{id_in(payment, 'invoice')}")
-            if TOP_UP in part_of(found, "metadata"):
-                customer = await find_owner(id_in(found, "customer"))
-                if customer is not None:
-                    await self.settle(customer, str(found["id"]))
+        bought = read_top_up(found)
+        if bought is None:
+            return None
+        if is_reported and found["status"] != "paid":
+            raise MeterkitError(
+                f"an event says that invoice {bought.invoice} is paid, and Stripe shows it as"
+                f" {found['status']}: nothing was granted yet"
+            )
+        if found["status"] != "paid" or bought.paid_cents <= 0:
+            return bought.customer if bought.customer == owner else None
+        target = target_of("credit", bought.credit)
+        granted = await read_granted(self._store, bought.customer, target, bought.invoice)
+        returned = min(bought.paid_cents, await returned_cents(self._api(), found))
+        is_all = returned == bought.paid_cents
+        if not granted:
+            try:
+                granted = await self._grant(bought, owner, is_reported=is_reported, is_returned=returned > 0)
+            except StoreError:
+                raise
+            except MeterkitError:
+                if not is_all:
+                    raise
+        if not granted:
+            return None
+        if bought.event:
+            await move_auto_top_up(self._store, bought.customer, bought.credit, "paid", event=bought.event)
+        if returned:
+            back = returned_share(granted, returned, bought.paid_cents)
+            await self._reclaim_grant(bought.customer, bought.credit, bought.invoice, back, is_all=is_all)
+        return bought.customer
+
+    async def _grant(
+        self, bought: TopUpInvoice, owner: str | None, *, is_reported: bool, is_returned: bool
+    ) -> int:
+        """Grant a top-up and return its micro-credits; 0: it was erased with its customer."""
+        invoice, customer, credit = bought.invoice, bought.customer, bought.credit
+        if customer != owner:
+            is_orphan = owner is None and not is_reported
+            if is_orphan and await StripeLinker(self._store).is_retired(bought.linked):
+                return 0
+            whom = "no customer" if owner is None else f"{owner!r:.80}"
+            raise CustomerError(
+                f"invoice {invoice} is a top-up of customer {customer!r:.80}, and its Stripe customer"
+                f" {bought.linked} is linked to {whom}: nothing was granted. Refund it at Stripe, link"
+                " that customer, or set `meterkit_customer` in the invoice's metadata at Stripe"
+            )
+        if credit not in self._store.catalog.credits or not bought.amount.isdecimal():
+            raise MeterkitError(
+                f"invoice {invoice} is a top-up of {bought.amount!r:.20} cents of {credit!r:.80}, which is no"
+                " credit of the plans file: nothing was granted. Refund it at Stripe, or declare that credit"
+            )
+        # A discount or a credit given at Stripe does not enlarge the balance.
+        granted = min(int(bought.amount), bought.paid_cents) * _CENT
+        # Before the grant: a process that dies in between repeats this. After it, this would start nothing.
+        if granted and not is_returned:
+            await move_auto_top_up(self._store, customer, credit, "bought", event=bought.event)
+        if granted:
+            await add_grant(self._store, customer, [(target_of("credit", credit), granted)], grant_id=invoice)
+        return granted
 
     async def _reclaim_grant(
         self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool

@@ -1,4 +1,7 @@
-"""Sync one Stripe customer: find its customer, fetch its subscriptions, store its state, log drift."""
+"""Sync one Stripe customer: find its customer, fetch its subscriptions, store its state, log drift.
+
+API calls wait for such a sync. Payments of top-ups are entries of their own, see ``top_up_sync.py``.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from meterkit.outbox.close_queue import note_renewal
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
 from meterkit.subscriptions.drift_comparison import DriftLog
+from meterkit.subscriptions.invoice_payments import is_unpaid
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
@@ -26,8 +30,8 @@ from meterkit.subscriptions.unknown_customers import (
     unknown_customer_error,
 )
 from meterkit.subscriptions.webhooks.customer_linker import CustomerLinker
-from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
+from meterkit.subscriptions.webhooks.top_up_sync import INVOICE, PAYMENT, TopUpSyncer
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.top_up_payments import TopUpPayments
+    from meterkit.subscriptions.webhooks.stripe_events import EventNote
     from meterkit.subscriptions.webhooks.subscription_writer import EndUsage
     from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 
@@ -44,7 +49,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.subscriptions")
 _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
 _EVENT: Final = "evt_"
-_PAYMENT: Final = "pi_"
 NIGHTLY: Final = "reconcile"
 """The cause of a sync by the nightly check."""
 LINK: Final = "link"
@@ -81,6 +85,7 @@ class CustomerSyncer:
         self._states = CustomerStates(self.store)
         self._drift_log = DriftLog(self.store, self.api)
         self._linker = CustomerLinker(self.store, self.api)
+        self._top_up_syncer = TopUpSyncer(self.store, self.queue, self.top_ups, self._linker)
         self._gate = PaymentGate(self.api)
         self._lacking = Throttle(HOUR_S)
         self._facts = PriceFactsReader(self.api)
@@ -100,15 +105,15 @@ class CustomerSyncer:
         if linked.startswith(_EVENT):
             await self.take_refusals(linked)
             return
-        if linked.startswith(_PAYMENT):
-            await self.top_ups.reclaim_payment(linked, self._linker.find_owner)
+        if linked.startswith((INVOICE, PAYMENT)):
+            await self._top_up_syncer.sync(entry)
             return
         customer = await self._linker.find_owner(linked)
         if customer is None and await self._linker.is_retired(linked):
             return  # Its customer was deleted here.
-        found = await self._list_subscriptions(linked, customer)
+        listed = await self._list_subscriptions(linked, customer)
         known = await self._read_known(customer)
-        found, can_pay = await self._gate.apply(linked, found, catalog, known)
+        found, can_pay = await self._gate.apply(linked, listed, catalog, known)
         found = await self._gate.end_abandoned(found, self.store.now_ms() / 1000)
         chosen = choose_subscription(found, catalog, None if known is None else known.id)
         if customer is None:
@@ -130,11 +135,18 @@ class CustomerSyncer:
         if entry.cause == NIGHTLY:
             await self.top_up_if_low(customer)
         for note in entry.notes:
-            if note.data.get(TOPS_UP):
-                is_paid = note.kind == "payment.succeeded"
-                await self.top_ups.settle(customer, note.data["invoice"], is_paid=is_paid)
-            if note.kind != LINK:
+            if note.kind != LINK and await self._is_current(note, listed):
                 await publish_notice(self.store, customer, note.kind, {**note.data, "id": note.name})
+
+    async def _is_current(self, note: EventNote, found: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether an event still holds at Stripe: it may be delivered hours after what it reports."""
+        if note.kind == "payment.failed":
+            invoice = await self.api().find(f"/v1/invoices/{note.data['invoice']}")
+            return invoice is not None and is_unpaid(invoice)
+        if note.kind == "trial.ending":
+            trial = (note.data["subscription"], "trialing", note.data["trial_end_ms"] // 1000)
+            return trial in [(one["id"], one["status"], one.get("trial_end")) for one in found]
+        return True
 
     async def _store_shown(
         self,

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
 _INTEGER_MAX: Final = 10**15
-TOPS_UP: Final = "tops_up"
-"""Key in the data of a note: its invoice is a top-up."""
 _CHECKOUT: Final = "checkout.session.completed"
 _CUSTOMER: Final = "customer.updated"
 _METHOD_FIELDS: Final = frozenset({"invoice_settings", "default_source"})
@@ -38,6 +36,9 @@ _INVOICES: Final = (
     "marked_uncollectible",
 )
 _SUBSCRIPTIONS: Final = ("created", "updated", "deleted", "paused", "resumed", "trial_will_end")
+PAYMENTS: Final = frozenset({"invoice.paid", "invoice.payment_succeeded", "invoice.payment_failed"})
+"""Of an invoice of a top-up, these settle it."""
+CREDITED: Final = "credit_note.created"
 REFUNDED: Final = "charge.refunded"
 DISPUTED: Final = "charge.dispute.created"
 """A customer's bank reverses a payment: an operator must respond, and Stripe keeps the subscription
@@ -50,7 +51,7 @@ TYPES: Final = (
     "setup_intent.succeeded",
     *(f"customer.subscription.{change}" for change in _SUBSCRIPTIONS),
     *(f"invoice.{change}" for change in _INVOICES),
-    "entitlements.active_entitlement_summary.updated",
+    CREDITED,
     REFUNDED,
     DISPUTED,
 )
@@ -93,7 +94,7 @@ class SyncHint:
     Attributes:
         event: the event's id; a repeat has the same.
         stripe_customer: ``cus_…``; of an alarm the event to fetch, ``evt_…``; of a refund or a dispute the
-            payment, ``pi_…``.
+            payment, ``pi_…``; of the payment of a top-up, or of a credit note, the invoice, ``in_…``.
         note: a further action.
         alarm: text for an operator.
     """
@@ -117,7 +118,10 @@ def hint_of(event: Event) -> SyncHint | None:
     if kind in {DISPUTED, REFUNDED}:
         alarm = _dispute_text(shown) if kind == DISPUTED else None
         return SyncHint(event=name, stripe_customer=_id_of(shown.get("payment_intent")), alarm=alarm)
-    customer = _id_of(shown if kind == _CUSTOMER else shown.get("customer"))
+    if kind == CREDITED:
+        return SyncHint(event=name, stripe_customer=_id_of(shown.get("invoice")))
+    is_top_up = kind in PAYMENTS and TOP_UP in _as_object(shown.get("metadata"))
+    customer = _id_of(shown if kind == _CUSTOMER or is_top_up else shown.get("customer"))
     changed = _as_object(data.get("previous_attributes")).keys()
     if customer is None or (kind == _CUSTOMER and not changed & _METHOD_FIELDS):
         return None
@@ -192,8 +196,6 @@ def _payment_note(
         **more,
         **_created_at(event),
     }
-    if TOP_UP in _as_object(shown.get("metadata")):
-        data[TOPS_UP] = True
     return EventNote(name=f"{kind}/{invoice}/{attempt}", kind=kind, data=data)
 
 

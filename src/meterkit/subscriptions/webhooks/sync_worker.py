@@ -155,7 +155,7 @@ class SyncWorker:
         if decision.step == "dead":
             await self._queue.give_up(entry, why)
             _logger.error(
-                "Stripe customer %s is given up: %s; once that is fixed: meterkit webhooks redrive %s",
+                "the sync of %s is given up: %s; once that is fixed: meterkit webhooks redrive %s",
                 entry.stripe_customer,
                 why,
                 entry.stripe_customer,
@@ -166,7 +166,7 @@ class SyncWorker:
         await self._queue.retry(entry, why, delay_ms=delay_ms, counts=decision.counts)
         if decision.scope == "entry":
             _logger.warning(
-                "Stripe customer %s is synced again later: %s",
+                "the sync of %s is tried again later: %s",
                 entry.stripe_customer,
                 why,
                 exc_info=unexpected,

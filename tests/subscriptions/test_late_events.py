@@ -1,0 +1,75 @@
+"""Events of Stripe that are delivered late: what no longer holds is not sent to handlers (CONTRACT §9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from drivers.top_ups import bought, opened, sold, with_card
+from drivers.webhooks import DAY, NOW, Hooked, hooked
+from meterkit import PaymentSucceeded
+
+pytestmark = pytest.mark.anyio
+
+
+async def bring_late(at: Hooked, kind: str) -> None:
+    """Have Stripe deliver what waits, the events of one type last; work each off, and call handlers."""
+    events = at.emulator.webhook_events
+    late = [event for event in events if event.type == kind]
+    assert late
+    for group in ([event for event in events if event not in late], late):
+        assert set(await at.bring(*group)) == {200}
+        await at.kit.webhooks.work_off()
+    await at.kit.stop()
+    await at.kit.start()
+
+
+async def test_a_failed_payment_is_sent_while_it_is_unpaid(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        told: list[Any] = []
+        for kind in ("payment.failed", "payment.succeeded"):
+            at.kit.on(kind)(told.append)
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        at.emulator.fail_payments("cus_acme")
+        at.clock.advance(31 * DAY)
+        at.emulator.advance()
+        (invoice,) = (await at.client.v1.invoices.list_async({"status": "open"})).data
+        at.emulator.mend_payments("cus_acme")
+        await at.client.v1.invoices.pay_async(str(invoice.id))
+        await bring_late(at, "invoice.payment_failed")
+        assert [type(event) for event in told] == [PaymentSucceeded] * 2
+
+
+async def test_the_failed_payment_of_a_top_up_is_no_exception(store_url: str) -> None:
+    async with sold(store_url) as at:
+        told: list[Any] = []
+        at.kit.on("payment.failed")(told.append)
+        await opened(at)
+        await with_card(at, "pm_card_chargeCustomerFail")
+        first, second = [str((await bought(at)).invoice) for _ in range(2)]
+        at.emulator.confirm_payment(first)
+        await bring_late(at, "invoice.payment_failed")
+        assert [event.invoice for event in told] == [second]
+
+
+@pytest.mark.parametrize("change", ["canceled", "another end", "none"])
+async def test_a_trials_end_is_sent_while_it_is_ahead(store_url: str, change: str) -> None:
+    async with hooked(store_url) as at:
+        told: list[Any] = []
+        at.kit.on("trial.ending")(told.append)
+        at.customer()
+        trial: Any = {"trial_end": int((NOW + 10 * DAY).timestamp())}
+        subscription = await at.subscribe(**trial)
+        await at.settle()
+        at.clock.advance(8 * DAY)
+        at.emulator.advance()
+        if change == "canceled":
+            await at.client.v1.subscriptions.cancel_async(subscription)
+        elif change == "another end":
+            later: Any = {"trial_end": int((NOW + 20 * DAY).timestamp())}
+            await at.client.v1.subscriptions.update_async(subscription, later)
+        await bring_late(at, "customer.subscription.trial_will_end")
+        assert len(told) == (change == "none")

@@ -1,0 +1,208 @@
+"""Payments of top-ups by webhooks: each waits alone, and is of the customer whom its invoice names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from drivers.billing_browser import browser
+from drivers.top_ups import (
+    BACK,
+    DOLLAR,
+    PLANS,
+    balance,
+    bought,
+    entries,
+    invoiced,
+    opened,
+    refund,
+    with_card,
+)
+from drivers.webhooks import Hooked, hooked
+from meterkit.catalog import loads
+
+pytestmark = pytest.mark.anyio
+
+CATALOG = loads(f"{PLANS}  pro: {{rank: 10, price: {{amount_cents: 2000, interval: month}}}}\n")
+
+
+@pytest.fixture
+async def at(store_url: str) -> AsyncGenerator[Hooked]:
+    async with hooked(store_url, catalog=CATALOG) as shop:
+        await opened(shop)
+        await with_card(shop)
+        yield shop
+
+
+async def page_of(at: Hooked, customer: str = "acme") -> str:
+    """Open a page; the session."""
+    await at.kit.credits.buy(customer, 1000, **BACK)
+    return str((await at.client.v1.checkout.sessions.list_async()).data[0].id)
+
+
+async def paid_page(at: Hooked, session: str) -> str:
+    """The customer pays on a page; the invoice."""
+    invoice = str(at.emulator.complete_checkout(session)["invoice"])
+    await at.settle()
+    return invoice
+
+
+async def dead(at: Hooked) -> list[str]:
+    return [one.stripe_customer for one in await at.kit.webhooks.dead()]
+
+
+async def redriven(at: Hooked) -> list[str]:
+    """Retry what is dead; what is dead then."""
+    await at.kit.webhooks.redrive()
+    await at.settle()
+    return await dead(at)
+
+
+async def credited(at: Hooked, invoice: str, cents: int, **shares: int) -> None:
+    asked: Any = {"invoice": invoice, "amount": cents, **shares}
+    await at.client.v1.credit_notes.create_async(asked)
+    await at.settle()
+
+
+async def test_a_top_up_of_another_customer_delays_nothing(at: Hooked) -> None:
+    """Each request of the customer was refused, and a subscription to cancel went on charging."""
+    session = await page_of(at)
+    await at.kit.customers.unlink("acme")
+    await at.kit.customers.link("eve", "cus_acme")
+    made = await at.kit.subscriptions.create("eve", "pro")
+    at.emulator.confirm_payment(str(made.client_secret))
+    invoice = await paid_page(at, session)
+    (given_up,) = await at.kit.webhooks.dead()
+    assert given_up.stripe_customer == invoice
+    assert "top-up of customer 'acme', and its Stripe customer cus_acme is linked to 'eve'" in given_up.why
+    async with browser(at.kit, "eve") as client:
+        canceled = await client.post("/subscription/cancel", json={"immediately": True})
+    assert (canceled.status_code, canceled.json()["subscription"]["status"]) == (200, "canceled")
+    await paid_page(at, await page_of(at, "eve"))
+    # The cure that the reason names.
+    await refund(at, invoice)
+    await at.settle()
+    assert (await dead(at), await balance(at), await balance(at, "eve")) == ([], 0, 10 * DOLLAR)
+
+
+async def test_a_top_up_of_no_credit_delays_no_other(at: Hooked) -> None:
+    told: list[Any] = []
+    at.kit.on("payment.succeeded")(told.append)
+    bad = await invoiced(at, "acme", "eur 1000")
+    await at.client.v1.invoices.pay_async(bad)
+    good = [await paid_page(at, await page_of(at)) for _ in range(4)]
+    assert await balance(at) == 40 * DOLLAR
+    for _ in range(12):
+        at.clock.advance(timedelta(hours=1))
+        await at.settle()
+    assert await dead(at) == [bad]
+    await at.kit.stop()
+    await at.kit.start()
+    assert sorted(event.invoice for event in told) == sorted(good)
+
+
+@pytest.mark.parametrize("how", ["deleted at Stripe", "another customer's"])
+async def test_a_refund_is_of_whom_the_invoice_names(at: Hooked, how: str) -> None:
+    invoice = str((await bought(at)).invoice)
+    await at.settle()
+    if how == "deleted at Stripe":
+        await at.client.v1.customers.delete_async("cus_acme")
+        await at.settle()
+        await bought(at, **BACK)
+        assert (await at.kit.customers.get("acme")).stripe_customer != "cus_acme"
+    else:
+        await at.kit.customers.unlink("acme")
+        await at.kit.customers.link("eve", "cus_acme")
+    await refund(at, invoice, 400)
+    await at.settle()
+    assert (await balance(at), await dead(at)) == (6 * DOLLAR, [])
+    await refund(at, invoice, 600)
+    await at.settle()
+    assert (await balance(at), await dead(at)) == (0, [])
+
+
+async def test_a_page_paid_without_a_link_waits_for_one(at: Hooked) -> None:
+    session = await page_of(at)
+    await at.kit.customers.unlink("acme")
+    invoice = await paid_page(at, session)
+    assert await dead(at) == [invoice] == await redriven(at)
+    await at.kit.customers.link("acme", "cus_acme")
+    assert (await redriven(at), await balance(at)) == ([], 10 * DOLLAR)
+
+
+async def test_the_invoice_can_be_given_to_another_customer(at: Hooked) -> None:
+    """The third cure that the reason names; a refund is then of that customer."""
+    session = await page_of(at)
+    await at.kit.customers.unlink("acme")
+    await at.kit.customers.link("eve", "cus_acme")
+    invoice = await paid_page(at, session)
+    assert await dead(at) == [invoice]
+    await at.client.v1.invoices.update_async(invoice, {"metadata": {"meterkit_customer": "eve"}})
+    assert (await redriven(at), await balance(at, "eve")) == ([], 10 * DOLLAR)
+    await at.kit.customers.unlink("eve")
+    await refund(at, invoice)
+    await at.settle()
+    assert (await balance(at, "eve"), await dead(at)) == (0, [])
+
+
+async def test_a_page_paid_after_a_deletion_is_reported(at: Hooked) -> None:
+    before = str((await bought(at)).invoice)
+    await at.settle()
+    session = await page_of(at)
+    await at.kit.customers.delete("acme")
+    invoice = await paid_page(at, session)
+    await refund(at, before, 400)  # Of a grant that was erased with its customer: nothing to report.
+    await at.settle()
+    assert await dead(at) == [invoice]
+    await at.kit.grants.add("acme", {"usd": 10}, grant_id=invoice)
+    assert (await redriven(at), await entries(at)) == ([], [("grant", 10)])
+
+
+async def test_a_refund_takes_its_share_of_a_restored_grant(at: Hooked) -> None:
+    """The store was lost, and what was left of the grant is added again, as docs/audit.md says."""
+    invoice = await invoiced(at, "acme", "usd 1000")
+    await at.client.v1.invoices.pay_async(invoice)
+    await at.kit.grants.add("acme", {"usd": 4}, grant_id=invoice)
+    for cents, left in ((500, 2), (500, 0)):
+        await refund(at, invoice, cents)
+        await at.settle()
+        assert (await balance(at), await dead(at)) == (left * DOLLAR, [])
+
+
+@pytest.mark.parametrize(("credit", "dollars"), [(900, 1), (1000, 0)])
+async def test_a_credit_before_the_payment_is_not_granted(at: Hooked, credit: int, dollars: int) -> None:
+    at.emulator.fail_payments("cus_acme")
+    invoice = str((await bought(at)).invoice)
+    await credited(at, invoice, credit)
+    if credit < 1000:
+        at.emulator.mend_payments("cus_acme")
+        at.emulator.confirm_payment(invoice)
+    await at.settle()
+    assert (await at.client.v1.invoices.retrieve_async(invoice)).status == "paid"
+    assert await balance(at) == dollars * DOLLAR
+    if credit < 1000:
+        await refund(at, invoice, 100)
+        await at.settle()
+    assert (await balance(at), await dead(at)) == (0, [])
+
+
+async def test_a_credit_after_the_payment_is_taken_back_once(at: Hooked) -> None:
+    """A credit note that makes a refund is also a refund of the charge."""
+    invoice = str((await bought(at)).invoice)
+    await at.settle()
+    for shares, left in (
+        ({"credit_amount": 300}, 7),
+        ({"credit_amount": 200, "refund_amount": 100}, 4),
+        ({"out_of_band_amount": 100}, 3),
+    ):
+        await credited(at, invoice, sum(shares.values()), **shares)
+        for event in at.emulator.webhook_events:
+            await at.bring(event)
+        await at.settle()
+        assert (await balance(at), await dead(at)) == (left * DOLLAR, [])
+    await refund(at, invoice, 300)
+    await at.settle()
+    assert await balance(at) == 0
