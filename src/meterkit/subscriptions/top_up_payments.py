@@ -172,8 +172,10 @@ class TopUpPayments:
                 f"an event says that invoice {bought.invoice} is paid, and Stripe shows it as"
                 f" {found['status']}: nothing was granted yet"
             )
-        if found["status"] != "paid" or bought.paid_cents <= 0:
+        if found["status"] != "paid":
             return bought.customer if bought.customer == owner else None
+        if bought.paid_cents <= 0:
+            return None
         target = target_of("credit", bought.credit)
         granted = await read_granted(self._store, bought.customer, target, bought.invoice)
         returned = min(bought.paid_cents, await returned_cents(self._api(), found))
