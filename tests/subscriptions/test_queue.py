@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from drivers import top_ups
 from drivers.delivery import CATALOG
 from drivers.webhooks import DAY, NOW, hooked, hooked_kit
 from meterkit import CustomerError, MeterKit, StoreError, StripeError, StripeUnavailableError
@@ -275,6 +276,18 @@ async def test_an_undelivered_event_is_found_and_processed(store_url: str) -> No
         await at.kit.webhooks.work_off()
         assert (await at.kit.customers.get("acme")).plan == "pro"
         assert await at.kit.webhooks.sweep() == 0
+
+
+async def test_a_paid_page_is_found_where_only_top_ups_are_sold(store_url: str) -> None:
+    """Without a plan at Stripe no event was looked for: a payment whose webhook was lost granted nothing."""
+    async with top_ups.sold(store_url) as at:
+        await top_ups.opened(at)
+        await top_ups.bought(at, **top_ups.BACK)
+        (session,) = (await at.client.v1.checkout.sessions.list_async()).data
+        at.emulator.complete_checkout(session.id)
+        await sweeper(at.kit).run_once()
+        await at.kit.webhooks.work_off()
+        assert await top_ups.balance(at) == 10 * top_ups.DOLLAR
 
 
 async def test_the_sweep_goes_on_where_it_was_with_an_overlap(store_url: str) -> None:

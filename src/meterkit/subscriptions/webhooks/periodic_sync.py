@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import read_states
 from meterkit.errors import MeterkitError, StoreError, StripeError
@@ -116,7 +117,7 @@ class EventSweeper:
     async def run_once(self) -> None:
         """Sweep if it is due, unless another process does. Raises nothing but cancellation."""
         try:
-            if await self._has_sold_plans():
+            if await self._has_sales():
                 async with self._lease.held() as is_held:
                     if is_held:
                         await self._sweep_if_due()
@@ -184,13 +185,15 @@ class EventSweeper:
                     delay_ms = _random.randrange(span_ms)
                     await self._queue.request(state.stripe_customer, NIGHTLY, delay_ms=delay_ms)
 
-    async def _has_sold_plans(self) -> bool:
-        """Whether Stripe has a price of a plan: otherwise it has no subscriptions to find.
+    async def _has_sales(self) -> bool:
+        """Whether top-ups are sold, or Stripe has a price of a plan: otherwise there are no payments to find.
 
         For a plans file without price ids, Stripe is asked once an hour. A key that may not read prices sells
         nothing.
         """
         plans = self._store.catalog.plans.values()
+        if find_top_ups(self._store.catalog.credits) is not None:
+            return True
         if any(plan.price.stripe_price is not None for plan in plans):
             return True
         sold, now_ms = [base_key(plan.key) for plan in plans if is_sold(plan)], self._store.now_ms()
