@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
 from meterkit.customers.states import CustomerStates
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 _INVOICES: Final = "/v1/invoices"
 _SESSIONS: Final = "/v1/checkout/sessions"
-_KEYS_KEPT_S: Final = 2 * 86_400
+_DAY_S: Final = 86_400
+_KEYS_KEPT_S: Final = 2 * _DAY_S
 """Stripe keeps idempotency keys for at least a day."""
 _PURCHASE: Final = "meterkit_purchase"
 """Metadata key of a top-up's invoice or page: its idempotency key and amount."""
@@ -51,7 +53,7 @@ class TopUp:
     Attributes:
         amount_cents: added to the balance, in US cents.
         status: ``paid``: the balance has it; ``open``: it waits for the payment.
-        url: page where the customer pays; None: it is paid.
+        url: page where the customer pays; None: it is paid, or a bank transfer from the page is on its way.
         invoice: its id at Stripe, also the id of the grant; None: a page was opened, and its invoice is made
             when it is paid.
         declined: Stripe's decline code of the saved card; None: it was not declined.
@@ -62,6 +64,14 @@ class TopUp:
     url: str | None
     invoice: str | None = None
     declined: str | None = None
+
+
+class _Purchase(NamedTuple):
+    """A purchase at Stripe: its kind by the path, and the invoice or page."""
+
+    path: str
+    amount_cents: int
+    shown: Mapping[str, Any]
 
 
 class Credits:
@@ -116,7 +126,7 @@ class Credits:
             QuantityError: the amount is not sold.
             PaymentMethodMissingError: there is no saved card; open a page.
             MeterkitError: the plans file sells no top-ups, Stripe has no price of them yet, or
-                ``idempotency_key`` was used for another purchase.
+                ``idempotency_key`` was used for another purchase, or for a page that has expired.
             SettingsError: no Stripe key is set.
             StripeError: Stripe refuses, or does not answer; ask again with the same ``idempotency_key``.
             StoreError: the store does not answer.
@@ -132,22 +142,37 @@ class Credits:
         price = await self._find_price(credit, amount_cents)
         mark: dict[str, Parameter] = {**top_up_metadata(customer, credit, amount_cents)}
         urls = {"success_url": success_url, "cancel_url": cancel_url}
-        return await self._open_page(linked, price, amount_cents, mark, urls, key_of("top-up", customer, key))
+        page = await self._open_page(linked, price, amount_cents, mark, urls, key_of("top-up", customer, key))
+        if invoice := id_in(page, "invoice"):
+            return _top_up_of(await self._payments.settle(customer, invoice), amount_cents)
+        return TopUp(amount_cents=amount_cents, status="open", url=text_in(page, "url") or None)
 
-    async def charge(self, customer: str, amount_cents: int, key: str, *, event: str = "") -> TopUp:
+    async def charge(
+        self, customer: str, amount_cents: int, key: str, *, event: str = "", since_s: int = 0
+    ) -> TopUp:
         """Charge the saved card for a top-up; raises as :meth:`buy` does.
+
+        An automatic top-up that has begun goes on with its invoice, however long ago that was made, and
+        whatever amount the plans file has now.
 
         Args:
             customer: the customer's id.
             amount_cents: one of the amounts that are sold.
             key: names the purchase.
             event: the event that started an automatic top-up; empty: the customer buys it.
+            since_s: when an automatic top-up began at the earliest (Unix seconds).
         """
         credit = self._credit_sold_at(amount_cents)
         linked = await self._stripe_customers.find_or_create(customer)
+        key = key_of("top-up", customer, key)
+        earlier = await self._find_purchase(linked, key, since_s) if event else None
+        if earlier is not None:
+            amount_cents = earlier.amount_cents
         price = await self._find_price(credit, amount_cents)
         card = await self._find_card(customer, linked)
-        if card is None:
+        if card is None and earlier is None:
+            earlier = await self._find_purchase(linked, key)
+        if card is None and (earlier is None or earlier.shown["status"] != "paid"):
             message = f"customer {customer!r} has no saved card; open a page with success_url and cancel_url"
             raise PaymentMethodMissingError(message, url=None)
         asked: dict[str, Parameter] = {
@@ -156,12 +181,14 @@ class Credits:
             "auto_advance": False,
             "pending_invoice_items_behavior": "exclude",
             "discounts": "",  # Otherwise those of the customer.
-            "default_payment_method": card,
             "metadata": top_up_metadata(customer, credit, amount_cents, event),
             **self._tax_params(),
         }
-        key = key_of("top-up", customer, key)
-        return await self._charge_invoice(customer, asked, price, amount_cents, key)
+        if earlier is None:
+            made = await self._create_once(_INVOICES, asked, amount_cents, key)
+        else:
+            made = _same_purchase(earlier, _INVOICES, amount_cents)
+        return await self._charge_invoice(customer, made, price, card, amount_cents, key)
 
     async def set_auto(self, customer: str, enabled: bool) -> None:
         """Turn automatic top-ups of a customer on or off; on, also after a declined card.
@@ -190,7 +217,8 @@ class Credits:
         metadata: dict[str, Parameter],
         urls: Mapping[str, str | None],
         key: str,
-    ) -> TopUp:
+    ) -> dict[str, Any]:
+        """Open a page, or fetch the one that the key has opened, as it is now."""
         common = self._store.catalog.billing.checkout
         options = {name: value for name, value in common.items() if name not in _NOT_OF_TOP_UPS}
         made = await self._create_once(
@@ -206,69 +234,81 @@ class Credits:
                 "metadata": {},
             },
             amount_cents,
-            f"{key}-invoice",
+            key,
         )
-        return TopUp(amount_cents=amount_cents, status="open", url=text_in(made, "url") or None)
+        # A repeated key is answered as the first time: the page may be paid since.
+        page = await self._api().get(f"{_SESSIONS}/{made['id']}")
+        if page["status"] == "expired":
+            raise MeterkitError("idempotency_key: found that of an expired page; use another key")
+        return page
 
     async def _charge_invoice(
-        self, customer: str, asked: Mapping[str, Parameter], price: str, amount_cents: int, key: str
+        self,
+        customer: str,
+        made: Mapping[str, Any],
+        price: str,
+        card: str | None,
+        amount_cents: int,
+        key: str,
     ) -> TopUp:
-        """Make an invoice and charge the card; each move_auto_top_up again is the same move_auto_top_up."""
-        api, declined = self._api(), None
-        made = await self._create_once(_INVOICES, asked, amount_cents, f"{key}-invoice")
-        invoice = str(made["id"])
-        item: dict[str, Parameter] = {
-            "customer": asked["customer"],
-            "invoice": invoice,
-            "pricing": {"price": price},
-        }
-        await api.post("/v1/invoiceitems", item, idempotency_key=f"{key}-item")
-        finalize = {"auto_advance": False}
-        await api.post(f"{_INVOICES}/{invoice}/finalize", finalize, idempotency_key=f"{key}-finalize")
-        try:
-            await api.post(f"{_INVOICES}/{invoice}/pay", {"off_session": True}, idempotency_key=f"{key}-pay")
-        except StripeError as error:
-            if error.status != HTTPStatus.PAYMENT_REQUIRED:
-                raise
-            declined = error.code or "card_declined"
-        found = await self._payments.settle(customer, invoice)
-        is_paid = found["status"] == "paid"
-        return TopUp(
-            amount_cents=amount_cents,
-            status="paid" if is_paid else "open",
-            url=None if is_paid else text_in(found, "hosted_invoice_url") or None,
-            invoice=invoice,
-            declined=None if is_paid else declined,
-        )
+        """Do what is left of an invoice's way to its payment, and grant it once it is paid.
+
+        The invoice says how far it is: keys expire, and a person or the customer's balance may have paid it.
+        """
+        api, path, refusal = self._api(), f"{_INVOICES}/{made['id']}", None
+        found: Mapping[str, Any] = await api.get(path)
+        if found["status"] == "draft":
+            if not part_of(found, "lines")["data"]:
+                item = {
+                    "customer": id_in(found, "customer"),
+                    "invoice": made["id"],
+                    "pricing": {"price": price},
+                }
+                await api.post("/v1/invoiceitems", item, idempotency_key=f"{key}-item")
+            finalize = {"auto_advance": False}
+            found = await api.post(f"{path}/finalize", finalize, idempotency_key=f"{key}-finalize")
+        if found["status"] != "paid":
+            pay: dict[str, Parameter] = {"off_session": True, "payment_method": card}
+            try:
+                await api.post(f"{path}/pay", pay, idempotency_key=f"{key}-pay-{card}")
+            except StripeError as error:
+                refusal = error
+        found = await self._payments.settle(customer, str(made["id"]))
+        if refusal is None or found["status"] == "paid":
+            return _top_up_of(found, amount_cents)
+        if refusal.status != HTTPStatus.PAYMENT_REQUIRED:
+            raise refusal
+        return _top_up_of(found, amount_cents, declined=refusal.code or "card_declined")
 
     async def _create_once(
         self, path: str, asked: Mapping[str, Parameter], amount_cents: int, key: str
-    ) -> dict[str, Any]:
-        """Create an invoice or a page; refuse a key that was used for another amount or kind."""
-        metadata = {**part_of(asked, "metadata"), _PURCHASE: f"{key} {amount_cents}"}
+    ) -> Mapping[str, Any]:
+        """Create an invoice or a page, or find that of the key; refuse one of another amount or kind.
+
+        What else is asked may differ from the first time, such as taxes or the URLs.
+        """
+        name = _name_of(key)
+        metadata = {**part_of(asked, "metadata"), _PURCHASE: f"{name} {amount_cents}"}
         try:
-            return await self._api().post(path, {**asked, "metadata": metadata}, idempotency_key=key)
+            return await self._api().post(path, {**asked, "metadata": metadata}, idempotency_key=name)
         except StripeError as error:
             if error.type != "idempotency_error":
                 raise
             earlier = await self._find_purchase(str(asked["customer"]), key)
-            if earlier is None or earlier == (path, amount_cents):
+            if earlier is None:
                 raise
-            kind = "on a page" if earlier[0] == _SESSIONS else "with the saved card"
-            raise MeterkitError(
-                f"idempotency_key: found with {amount_cents} cents; it names a purchase of {earlier[1]} cents"
-                f" {kind}. Use another key for another purchase, or repeat it as it was"
-            ) from error
+        return _same_purchase(earlier, path, amount_cents)
 
-    async def _find_purchase(self, linked: str, key: str) -> tuple[str, int] | None:
-        """Path and cents of the purchase that used a key; None if it is not found."""
-        since_s = self._store.now_ms() // 1000 - _KEYS_KEPT_S
+    async def _find_purchase(self, linked: str, key: str, since_s: int | None = None) -> _Purchase | None:
+        """The purchase that used a key, unless its invoice was voided; None if it is not found."""
+        if since_s is None:
+            since_s = self._store.now_ms() // 1000 - _KEYS_KEPT_S
         asked: dict[str, Parameter] = {"customer": linked, "created": {"gte": since_s}}
         for path in (_INVOICES, _SESSIONS):
             for one in await self._api().list(path, asked):
                 name, _, cents = text_in(part_of(one, "metadata"), _PURCHASE).partition(" ")
-                if name == key:
-                    return path, int(cents)
+                if name == _name_of(key) and one["status"] != "void":
+                    return _Purchase(path, int(cents), one)
         return None
 
     def _credit_sold_at(self, amount_cents: int) -> str:
@@ -315,6 +355,33 @@ class Credits:
         """Parameter that taxes invoices if pages are taxed."""
         taxes = self._store.catalog.billing.checkout.get("automatic_tax")
         return {} if taxes is None else {"automatic_tax": taxes}
+
+
+def _name_of(key: str) -> str:
+    """The idempotency key and the mark of a purchase: one for invoices and pages."""
+    return f"{key}-invoice"
+
+
+def _same_purchase(earlier: _Purchase, path: str, amount_cents: int) -> Mapping[str, Any]:
+    """The invoice or page of an earlier purchase; raises if it is of another amount or kind."""
+    if (earlier.path, earlier.amount_cents) == (path, amount_cents):
+        return earlier.shown
+    kind = "on a page" if earlier.path == _SESSIONS else "with the saved card"
+    raise MeterkitError(
+        f"idempotency_key: found with {amount_cents} cents; it names a purchase of {earlier.amount_cents}"
+        f" cents {kind}. Use another key for another purchase, or repeat it as it was"
+    )
+
+
+def _top_up_of(invoice: Mapping[str, Any], amount_cents: int, *, declined: str | None = None) -> TopUp:
+    is_paid = invoice["status"] == "paid"
+    return TopUp(
+        amount_cents=amount_cents,
+        status="paid" if is_paid else "open",
+        url=None if is_paid else text_in(invoice, "hosted_invoice_url") or None,
+        invoice=str(invoice["id"]),
+        declined=None if is_paid else declined,
+    )
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -373,11 +440,15 @@ class AutoTopUps:
         if started is None:
             return
         event = started[1]
+        began = datetime.fromisoformat(f"{started[0]}-01").replace(tzinfo=UTC)
+        since_s = int(began.timestamp()) - _DAY_S  # Clocks differ.
         # The same purchase, however often it is started.
         key = f"auto {credit} {' '.join(started)}"
         outcome: AutoTopUpStep = "none"
         try:
-            bought = await self._credits.charge(customer, auto.amount_cents, key, event=event)
+            bought = await self._credits.charge(
+                customer, auto.amount_cents, key, event=event, since_s=since_s
+            )
         except PaymentMethodMissingError:
             if self._throttle.is_due((customer, "no card")):
                 _logger.warning("customer %r has no saved card for an automatic top-up", customer)

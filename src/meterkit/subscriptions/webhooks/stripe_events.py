@@ -173,10 +173,11 @@ def _failed_payment_note(shown: Mapping[str, Any], event: Event) -> EventNote | 
 
 
 def _paid_note(shown: Mapping[str, Any], event: Event) -> EventNote | None:
-    # An invoice of nothing, such as that of a trial, is paid without a payment.
+    # An invoice of nothing, such as that of a trial, is paid without a payment; a top-up, by the customer's
+    # balance at Stripe.
     return (
         _payment_note("payment.succeeded", shown, event, shown.get("amount_paid"), {})
-        if shown.get("amount_paid")
+        if shown.get("amount_paid") or TOP_UP in _as_object(shown.get("metadata"))
         else None
     )
 
