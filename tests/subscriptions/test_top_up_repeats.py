@@ -130,7 +130,7 @@ async def test_a_voided_automatic_top_up_is_made_anew(store_url: str) -> None:
             await tops_up.on_low("acme", "usd", "1")
         (begun, _) = (await at.client.v1.invoices.list_async({"customer": "cus_acme"})).data
         await at.client.v1.invoices.void_invoice_async(str(begun.id))
-        with pytest.raises(StripeError, match="Voided invoices cannot be paid"):
+        with pytest.raises(MeterkitError, match="was voided; buy it with another key"):
             await tops_up.on_low("acme", "usd", "1")
         at.clock.advance(25 * HOUR)
         await tops_up.on_low("acme", "usd", "1")
@@ -163,9 +163,26 @@ async def test_a_declined_purchase_is_paid_with_the_next_card(at: Hooked) -> Non
     declined = await bought(at, idempotency_key="order 1")
     assert (declined.status, declined.declined) == ("open", "card_declined")
     at.emulator.add_payment_method("cus_acme", "pm_card_mastercard")
+    at.emulator.fail_next("error", status=400, path=f"/v1/invoices/{declined.invoice}/pay")
+    with pytest.raises(StripeError, match="HTTP 400"):
+        await bought(at, idempotency_key="order 1")
     paid = await bought(at, idempotency_key="order 1")
     assert (paid.status, paid.declined, paid.invoice) == ("paid", None, declined.invoice)
     assert (await balance(at), await invoices(at)) == (10 * DOLLAR, [("paid", 1000)])
+
+
+async def test_the_key_of_a_voided_purchase_names_no_other(at: Hooked) -> None:
+    at.emulator.add_payment_method("cus_acme", "pm_card_chargeCustomerFail")
+    at.emulator.fail_next("error", status=400, path="/v1/invoices")
+    with pytest.raises(StripeError, match="HTTP 400"):
+        await bought(at, idempotency_key="order 1")
+    declined = await bought(at, idempotency_key="order 1")
+    await at.client.v1.invoices.void_invoice_async(str(declined.invoice))
+    with pytest.raises(MeterkitError, match="was voided; buy it with another key"):
+        await bought(at, idempotency_key="order 1")
+    with pytest.raises(StripeError, match="idempotency_error"):
+        await bought(at, 5000, idempotency_key="order 1")
+    assert await invoices(at) == [("void", 1000)]
 
 
 async def test_a_page_asked_for_again_is_shown_as_it_is(at: Hooked) -> None:

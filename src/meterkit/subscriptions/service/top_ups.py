@@ -126,7 +126,8 @@ class Credits:
             QuantityError: the amount is not sold.
             PaymentMethodMissingError: there is no saved card; open a page.
             MeterkitError: the plans file sells no top-ups, Stripe has no price of them yet, or
-                ``idempotency_key`` was used for another purchase, or for a page that has expired.
+                ``idempotency_key`` was used for another purchase, for a page that has expired, or an invoice
+                that was voided.
             SettingsError: no Stripe key is set.
             StripeError: Stripe refuses, or does not answer; ask again with the same ``idempotency_key``.
             StoreError: the store does not answer.
@@ -257,6 +258,8 @@ class Credits:
         """
         api, path, refusal = self._api(), f"{_INVOICES}/{made['id']}", None
         found: Mapping[str, Any] = await api.get(path)
+        if found["status"] == "void":
+            raise MeterkitError(f"invoice {made['id']} of this top-up was voided; buy it with another key")
         if found["status"] == "draft":
             if not part_of(found, "lines")["data"]:
                 item = {
