@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from meterkit import CallUsage, usage_of
 from meterkit.tokens.batch_lines import read_batch_line
 from meterkit.tokens.call_usage import Source, fill_estimates, sum_calls
-from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
+from meterkit.tokens.joined_reports import deduplicate_calls, join_reports, join_response
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.plain_values import MEMBERS_MAX, body_of, table_of
 from meterkit.tokens.reported_calls import CALLS_MAX
@@ -351,10 +351,10 @@ def test_a_report_of_input_without_its_cache_is_the_same_call() -> None:
     """An app may put Anthropic's `input_tokens`, which are without the cache, into an answer of its own."""
     cached = replace(PLAIN, input_tokens=1_000, cached_input_tokens=600, cache_write_tokens=300)
     for own in (replace(PLAIN, response_id="b"), replace(PLAIN, response_id=None)):
-        assert len(join_reports([cached], [own], renamed=True)) == 1
-        assert len(join_reports([own], [cached], renamed=True)) == 1
-    for other in (replace(PLAIN, input_tokens=400), replace(PLAIN, output_tokens=51)):
-        assert len(join_reports([cached], [replace(other, response_id="b")], renamed=True)) == 2
+        assert len(join_response([cached], [own])) == 1
+        assert len(join_response([own], [cached])) == 1
+    for other in (replace(PLAIN, input_tokens=500), replace(PLAIN, output_tokens=51)):
+        assert len(join_response([cached], [replace(other, response_id="b")])) == 2
 
 
 def test_a_sum_is_no_call_though_some_calls_were_seen() -> None:

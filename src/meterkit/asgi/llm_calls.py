@@ -17,7 +17,7 @@ from meterkit.store.call_amounts import (
 )
 from meterkit.tokens.batch_lines import call_event_id
 from meterkit.tokens.call_usage import CallUsage, fill_estimates
-from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
+from meterkit.tokens.joined_reports import deduplicate_calls, join_reports, join_response
 from meterkit.tokens.objects import UsageReports
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ class LlmCalls:
             compiled: knows the meters.
             name: gives each call its model and provider, as the route and the request have them.
         """
-        calls = name([call for call in self._joined_calls() if call_event_id(call) is None])
+        joined = [call for call in self._joined_calls() if call_event_id(call) is None]
+        calls = self._name_unpriced(name(joined), joined, compiled)
         more = amounts_of(calls, compiled, has_figures=bool(self._fields))
         figures = call_of_figures(self._fields, compiled) if compiled.charges else None
         if figures is not None:  # Its tokens are counted below, as they stand.
@@ -124,12 +125,32 @@ class LlmCalls:
         named = {call_event_id(call): call for call in (name(outliving) if outliving else ())}
         return {name: call for name, call in named.items() if name is not None}
 
+    def _name_unpriced(
+        self, calls: Sequence[CallUsage], joined: Sequence[CallUsage], compiled: CompiledCatalog
+    ) -> Sequence[CallUsage]:
+        """Name the model of the app's calls by its response where neither the app nor the request names it.
+
+        A client may have chosen that name: it counts only where nothing would be charged otherwise.
+        """
+        if not compiled.charges or all(call.model is not None for call in calls):
+            return calls
+        alone = set(map(id, joined))
+        taken = (call for call in self._body if id(call) not in alone and call_event_id(call) is None)
+        names = [call.model for call in taken if call.model is not None]
+        at = from_ms(compiled.now_ms())
+        return [
+            replace(call, model=dearest_name(call, names, compiled))
+            if call.model is None and any(one.amount(call, at) is None for one in compiled.charges.values())
+            else call
+            for call in calls
+        ]
+
     def _joined_calls(self) -> Sequence[CallUsage]:
-        calls: Sequence[CallUsage] = self._body
+        read = deduplicate_calls(self._body) if len(self._body) > 1 else self._body
         reported = self.reports.usages()
-        if reported or self._taps:
-            calls = join_reports(join_reports(reported, self._taps), calls, renamed=True)
-        return deduplicate_calls(calls) if len(calls) > 1 else calls
+        if not (reported or self._taps):
+            return read
+        return join_response(deduplicate_calls(join_reports(reported, self._taps)), read)
 
 
 def name_calls(

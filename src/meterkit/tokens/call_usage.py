@@ -65,6 +65,8 @@ class CallUsage:
         revenue_micros: likewise what the customer pays for it: overage at its price, and what the balance
             has paid, in micro-units of the currency; None: not known, as where the store was down or had
             counted it before. Not compared.
+        unproven: parts of the input or output, by unit, that only the app's response names, and that may be
+            what a customer made the model write: they are counted, and do not lower the price.
         snapshot: of an estimate that goes beyond a provider's last report, that report. It is billed in
             place of the estimate where ``billing.sources`` leaves out ``estimated``.
     """
@@ -88,6 +90,7 @@ class CallUsage:
     cost_micros: Fraction | None = field(default=None, repr=False, compare=False)
     charged_micros: Fraction | None = field(default=None, repr=False, compare=False)
     revenue_micros: Fraction | None = field(default=None, repr=False, compare=False)
+    unproven: frozenset[str] = field(default=frozenset(), repr=False)
     snapshot: CallUsage | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -140,6 +143,8 @@ class CallUsage:
 def billed_units(call: CallUsage) -> dict[str, int]:
     """The counters that a provider charges for: its own measure of tokens where it has one."""
     units = call.units
+    for unit in call.unproven:
+        units.pop(unit, None)
     for unit, billed in (
         ("input_tokens", call.billed_input_tokens),
         ("output_tokens", call.billed_output_tokens),

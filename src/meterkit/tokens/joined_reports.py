@@ -1,10 +1,18 @@
-"""Join the reports of two sides about the same calls: each call counts once."""
+"""Join the reports of two sides about the same calls: each call counts once.
+
+Who gains if a report lies? What the app hands over itself, by ``record_usage`` or a tap, comes from its
+provider: two such reports are equals, and the better one counts. What the app responds may be what a customer
+made the model write: it can raise the figures that the app reports, never lower them, and it lowers no price.
+Only under the provider's id of a call, which nobody knows before the call is made, it also tells what the
+app's report leaves open: the model, what it costs, as what it was processed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.genai_prices_table import UNIT_OF, WHOLE_OF
 from meterkit.tokens.call_usage import COUNTED, RANKS, CallUsage, sum_calls
 
 if TYPE_CHECKING:
@@ -15,12 +23,12 @@ _ROUGH: Final = ("partial", "estimated")
 _SEVERAL: Final = 2
 # An estimate of a text may be so many times its tokens: docs/design/decisions/0031.
 _ESTIMATE_MAX: Final = 3
+_WHOLES: Final = frozenset({"input_tokens", "output_tokens"})
+_BILLED: Final = {"billed_input_tokens": "input_tokens", "billed_output_tokens": "output_tokens"}
 
 
-def join_reports(
-    known: Sequence[CallUsage], more: Sequence[CallUsage], *, renamed: bool = False
-) -> list[CallUsage]:
-    """The calls that two sides report, each once. In doubt, two reports are of one call.
+def join_reports(known: Sequence[CallUsage], more: Sequence[CallUsage]) -> list[CallUsage]:
+    """The calls that two sides of the app report, each once. In doubt, two reports are of one call.
 
     Reports of one call: they name the same id; or one of them names none, and the figures are the same as far
     as both know them, or both are rough. A report without an id that comes to the same as all calls of the
@@ -29,9 +37,6 @@ def join_reports(
     Args:
         known: what one side says; the first among equals.
         more: what the other side says.
-        renamed: whether the other side may have given the calls ids of its own, as apps do that pass on a
-            provider's answer as theirs. Its estimates are of calls that are known, too, unless they are of
-            far more output than those came to.
     """
     if not known or not more:
         return [*known, *more]
@@ -39,23 +44,50 @@ def join_reports(
     pairs: list[CallUsage] = []
     alone: list[CallUsage] = []
     for call in more:
-        at = next((at for at, other in enumerate(left) if _may_be_one(call, other, renamed=renamed)), None)
+        at = next((at for at, other in enumerate(left) if _may_be_one(call, other)), None)
         if at is None:
             alone.append(call)
         else:
             pairs.append(_merge_reports(left.pop(at), call))
-    alone = _without_sum(alone, known, renamed=renamed)
-    left = _without_sum(left, more, renamed=False)
-    if renamed:
-        alone = _without_estimates(alone, known)
-    return left + pairs + alone
+    alone = _without_sum(alone, known)
+    return _without_sum(left, more) + pairs + alone
+
+
+def join_response(own: Sequence[CallUsage], read: Sequence[CallUsage]) -> list[CallUsage]:
+    """The calls that the app reports, and those that its response adds to them.
+
+    A call in the response is one of the app's if it has the same id; or, whatever their ids, if the figures
+    are the same or both are rough: apps pass on a provider's answer as their own. A call that comes to the
+    same as all calls of the other side together is their sum. Estimates of the response are of the app's
+    calls, unless they are of far more output than those came to.
+
+    Args:
+        own: what the app reports.
+        read: off its response.
+    """
+    pairs: dict[int, CallUsage] = {}
+    alone = list(read)
+    for is_one in (_have_same_id, _may_be_passed_on):
+        unpaired: list[CallUsage] = []
+        for call in alone:
+            places = (at for at, known in enumerate(own) if at not in pairs and is_one(known, call))
+            at = next(places, None)
+            if at is None:
+                unpaired.append(call)
+            else:
+                pairs[at] = call
+        alone = unpaired
+    whole = _find_sum([call if at not in pairs else None for at, call in enumerate(own)], read)
+    if whole is not None:
+        pairs[whole], alone = sum_calls(read), []
+    joined = [call if at not in pairs else _add_read(call, pairs[at]) for at, call in enumerate(own)]
+    return joined + _without_estimates(_without_sum(alone, own, may_be_named=True), own)
 
 
 def deduplicate_calls(calls: Iterable[CallUsage]) -> list[CallUsage]:
-    """The calls that several sides report under providers' ids, each once; those without an id are all kept.
+    """The calls that are reported under providers' ids, each once; those without an id are all kept.
 
-    Of a call that a tap and the response's body both report, the better report stays, the first among equals,
-    with what only the other one knows.
+    Of two reports of a call the better one stays, the first among equals, with what only the other one knows.
     """
     named: dict[str, CallUsage] = {}
     nameless: list[CallUsage] = []
@@ -93,34 +125,104 @@ def _merge_reports(first: CallUsage, second: CallUsage) -> CallUsage:
     return replace(best, **more) if more else best
 
 
-def _may_be_one(call: CallUsage, other: CallUsage, *, renamed: bool) -> bool:
-    both_named = bool(call.response_id and other.response_id)
-    if both_named and call.response_id == other.response_id:
-        return True
-    if both_named and not renamed:
-        return False
+def _add_read(own: CallUsage, read: CallUsage) -> CallUsage:
+    """The app's call with what its response adds to it."""
+    is_named = _have_same_id(own, read)
+    better = RANKS[read.source] - RANKS[own.source]
+    more = _raise_figures(own, read, is_named=is_named) if better >= 0 else {}
+    if not is_named:
+        return replace(own, **more)
+    names = ["model", "provider"]
+    if own.reported_cost_micros is None and read.reported_cost_micros is not None:
+        more["reported_cost_micros"] = read.reported_cost_micros
+        more["provider"] = read.provider or own.provider  # Whose amount it is.
+    more |= {name: getattr(read, name) for name in names if getattr(own, name) is None}
+    more["context"] = tuple(sorted({**dict(read.context), **dict(own.context)}.items()))
+    more["outlives"] = own.outlives or read.outlives
+    if better > 0 and own.source == "estimated" and _figures_of(own).items() - _figures_of(read).items():
+        more["snapshot"] = read
+    elif better > 0:
+        more |= {"source": read.source, "notes": read.notes, "snapshot": None}
+    return replace(own, **more)
+
+
+def _raise_figures(own: CallUsage, read: CallUsage, *, is_named: bool) -> dict[str, Any]:
+    """The figures of the app's call, larger where its response has larger ones, with those that only it has.
+
+    Parts of the input or output may be cheaper than the rest, such as what a cache has read. Without the
+    call's id they do not count for its price, unless they are of input that the app has left out.
+    """
+    known, found = _figures_of(own), _figures_of(read)
+    raised = found.get("input_tokens", 0) - known.get("input_tokens", 0)
+    adds_cache = raised == sum(found.get(name, 0) for name in ("cached_input_tokens", "cache_write_tokens"))
+    unproven: set[str] = set()
+    for name, count in found.items():
+        is_unproven = not is_named and name in WHOLE_OF
+        if name in _BILLED:
+            known[name] = max(count, known.get(name, known.get(_BILLED[name], 0)))
+        elif name not in known:
+            known[name] = count
+            if is_unproven and not (adds_cache and "cache" in name):
+                unproven.add(UNIT_OF.get(name, name))
+        elif not is_unproven:
+            known[name] = max(count, known[name])
+    fields: dict[str, Any] = {name: known.pop(name) for name in COUNTED if name in known}
+    return {**fields, "details": known, "unproven": frozenset(unproven)}
+
+
+def _figures_of(call: CallUsage) -> dict[str, int]:
+    """All figures that a call has, by the names of its fields and further units."""
+    fields = ((name, getattr(call, name)) for name in COUNTED)
+    return {**{name: count for name, count in fields if count is not None}, **call.details}
+
+
+def _have_same_id(one: CallUsage, other: CallUsage) -> bool:
+    return bool(one.response_id) and one.response_id == other.response_id
+
+
+def _may_be_one(call: CallUsage, other: CallUsage) -> bool:
+    if call.response_id and other.response_id:
+        return call.response_id == other.response_id
     if call.source in _ROUGH and other.source in _ROUGH:
-        return renamed or call.provider == other.provider
+        return call.provider == other.provider
     return call.source == other.source and _have_same_figures(call, other)
+
+
+def _may_be_passed_on(own: CallUsage, read: CallUsage) -> bool:
+    """Whether a call in the response may be one that the app reports, under an id of the app's."""
+    if own.source in _ROUGH and read.source in _ROUGH:
+        return True
+    return own.source == read.source and _have_same_figures(own, read)
 
 
 def _have_same_figures(call: CallUsage, other: CallUsage) -> bool:
     """Whether the figures that both know are the same; some that count must be among them."""
     one, two = _known_figures(call), _known_figures(other)
     shared = one.keys() & two.keys()
-    differing = [name for name in shared if one[name] != two[name]]
-    if differing and (differing != ["input_tokens"] or not _differ_by_cache(one, two)):
+    differing = {name for name in shared if one[name] != two[name]}
+    if differing and (
+        not differing <= _WHOLES or not (_is_other_measure(one, two) or _is_other_measure(two, one))
+    ):
         return False
-    return not shared.isdisjoint(("input_tokens", "output_tokens")) or call.quantities() == other.quantities()
+    return not shared.isdisjoint(_WHOLES) or call.quantities() == other.quantities()
 
 
-def _differ_by_cache(one: Mapping[str, int], two: Mapping[str, int]) -> bool:
-    """Whether the input of one is that of the other without what a cache has read and written."""
-    if "output_tokens" not in one or "output_tokens" not in two:
+def _is_other_measure(more: Mapping[str, int], less: Mapping[str, int]) -> bool:
+    """Whether one report has the other's call in another measure.
+
+    It is what the provider bills; or the input without what a cache has read, or written, or without both.
+    """
+    entered, left = less.get("input_tokens"), less.get("output_tokens")
+    if entered is None or left is None:
         return False
-    less, more = sorted((one, two), key=lambda figures: figures["input_tokens"])
-    cached = more.get("cache_read_tokens", 0) + more.get("cache_write_tokens", 0)
-    return more["input_tokens"] - less["input_tokens"] == cached
+    if (entered, left) == (more.get("billed_input"), more.get("billed_output")):
+        return True
+    read, written = more.get("cache_read_tokens", 0), more.get("cache_write_tokens", 0)
+    return left == more.get("output_tokens") and more["input_tokens"] - entered in (
+        read,
+        written,
+        read + written,
+    )
 
 
 def _known_figures(call: CallUsage) -> dict[str, int]:
@@ -128,16 +230,26 @@ def _known_figures(call: CallUsage) -> dict[str, int]:
     return {**call.units, **{name: count for name, count in billed.items() if count is not None}}
 
 
-def _without_sum(calls: list[CallUsage], parts: Sequence[CallUsage], *, renamed: bool) -> list[CallUsage]:
-    """The calls without the one that has the sum of all parts."""
+def _find_sum(
+    calls: Sequence[CallUsage | None], parts: Sequence[CallUsage], *, may_be_named: bool = False
+) -> int | None:
+    """The place of a call that has the sum of all parts; only one without an id, unless another may be."""
     if len(parts) < _SEVERAL:
-        return calls
+        return None
     total = sum_calls(parts)
     for at, call in enumerate(calls):
-        is_reported = call.source == "reported" == total.source and (renamed or not call.response_id)
-        if is_reported and _have_same_figures(call, total):
-            return [*calls[:at], *calls[at + 1 :]]
-    return calls
+        if call is None or (call.response_id and not may_be_named):
+            continue
+        if call.source == "reported" == total.source and _have_same_figures(call, total):
+            return at
+    return None
+
+
+def _without_sum(
+    calls: list[CallUsage], parts: Sequence[CallUsage], *, may_be_named: bool = False
+) -> list[CallUsage]:
+    at = _find_sum(calls, parts, may_be_named=may_be_named)
+    return calls if at is None else [*calls[:at], *calls[at + 1 :]]
 
 
 def _without_estimates(calls: list[CallUsage], known: Sequence[CallUsage]) -> list[CallUsage]:

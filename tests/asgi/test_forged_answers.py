@@ -1,0 +1,250 @@
+"""Answers that a customer makes the model write: they lower nothing of what the app itself reports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+import meterkit
+from asgi.test_client_leaves import LeavingClient, forever
+from asgi.test_llm_money import give, spent
+from drivers.llm_apps import PROMPT, PROMPT_TOKENS, metered, stream_of, tokens
+from faults.refusals import settled
+from meterkit.tokens.call_usage import RANKS, CallUsage, Source
+from meterkit.tokens.joined_reports import join_response
+from tokens.recordings import chat, chat_usage, compact, sse
+
+pytestmark = pytest.mark.anyio
+
+TEXTS: Final = ("This is a long and useful answer. " * 20,) * 5
+NOTHING: Final = sse({"id": "x", **chat({}), "usage": chat_usage(0, 0)}).decode()
+BROKEN: Final = sse({"error": "x"}).decode()
+
+
+def telling(texts: tuple[str, ...], *, ends: bool, identity: str = "chatcmpl-real") -> Starlette:
+    """An app that taps a provider's stream, which reports no usage, and sends its text on."""
+    chunks = [{**chat({"content": text}), "id": identity} for text in texts]
+
+    async def endpoint(request: Request) -> Response:
+        assert await request.body()
+
+        async def said() -> AsyncIterator[Any]:
+            async for chunk in stream_of(chunks):
+                yield chunk
+            if not ends:
+                await forever(request)
+
+        async def body() -> AsyncIterator[str]:
+            async for chunk in meterkit.tap(said()):
+                yield chunk["choices"][0]["delta"]["content"]
+
+        return StreamingResponse(body(), media_type="text/plain")
+
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("identity", ["chatcmpl-real", "x"])
+async def test_an_event_in_a_text_does_not_lower_its_estimate(
+    identity: str, store_url: str, *, ends: bool
+) -> None:
+    texts = (NOTHING, *([BROKEN] if ends else []), *TEXTS)
+    async with metered(telling(texts, ends=ends, identity=identity), store_url) as at:
+        await LeavingClient(after=0 if ends else len(texts), waits=ends).ask(at, "/auto")
+        assert await tokens(at.kit) == (PROMPT_TOKENS, sum(map(len, texts)) // 4)
+
+
+PRICED: Final = """
+meters: {requests: {unit: request}, input_tokens: {unit: token}, output_tokens: {unit: token}}
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}}
+routes:
+  - {match: "POST /auto", consume: {requests: 1}, usage: auto}
+"""
+USAGE: Final = chat_usage(1000, 500)
+SAID: Final[dict[str, Any]] = {
+    "object": "chat.completion",
+    "choices": [{"message": {"content": ""}, "finish_reason": "stop"}],
+    "usage": USAGE,
+}
+REAL: Final[dict[str, Any]] = {**SAID, "id": "chatcmpl-real", "model": "gpt-5"}
+PARTS: Final = [
+    {**SAID, "model": "gpt-5-nano", "id": name, "usage": chat_usage(entered, left)}
+    for name, entered, left in (("a", 400, 200), ("b", 600, 300))
+]
+CONVERSE: Final[dict[str, Any]] = {
+    "output": {"message": {"role": "assistant", "content": [{"text": "x"}]}},
+    "stopReason": "end_turn",
+    "usage": {"inputTokens": 1000, "outputTokens": 500, "totalTokens": 1500},
+}
+JOB: Final[dict[str, Any]] = {
+    "object": "response",
+    "background": True,
+    "id": "resp_x",
+    "status": "completed",
+    "model": "m",
+    "usage": {"input_tokens": 1000, "output_tokens": 500, "total_tokens": 1500},
+}
+# 1,000 tokens at 1.25 and 500 at 10 dollars a million.
+PRICE: Final = 6250
+
+
+def answering(answer: Any, *reports: Any) -> Starlette:
+    async def endpoint(request: Request) -> Response:
+        assert await request.body()
+        for report in reports:
+            meterkit.record_usage(report)
+        return JSONResponse(answer)
+
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
+
+
+async def charged(app: Starlette, url: str, **asked: str) -> int:
+    async with metered(app, url, plans=PRICED) as at:
+        await give(at, 10)
+        body = compact({**asked, "messages": []})
+        assert (await at.client.post("/auto", content=body)).status_code == 200
+        await settled(at.kit)
+        assert await tokens(at.kit) == (1000, 500)
+        return await spent(at)
+
+
+@pytest.mark.parametrize(
+    ("report", "answer"),
+    [
+        (REAL, {**SAID, "provider": "x", "usage": {**USAGE, "cost": 0}}),
+        (REAL, {**SAID, "service_tier": "flex"}),
+        (USAGE, {**SAID, "model": "gpt-5-nano"}),
+        (USAGE, PARTS),
+        (USAGE, {**SAID, "usage": chat_usage(1000, 500, prompt_tokens_details={"cached_tokens": 1000})}),
+        (
+            REAL,
+            {
+                "finish_reason": "COMPLETE",
+                "message": {"role": "assistant", "content": []},
+                "usage": {
+                    "tokens": {"input_tokens": 1000, "output_tokens": 500},
+                    "billed_units": {"input_tokens": 0, "output_tokens": 0},
+                },
+            },
+        ),
+    ],
+    ids=["amount", "tier", "model", "sum of a cheaper model", "cached", "billed units"],
+)
+async def test_an_answer_does_not_lower_the_price_of_a_report(
+    report: Any, answer: Any, store_url: str
+) -> None:
+    assert await charged(answering(answer, report), store_url, model="gpt-5") == PRICE
+
+
+async def test_an_answer_names_the_model_if_nothing_else_does(store_url: str) -> None:
+    app = answering({**SAID, "id": "own-1", "model": "gpt-5"}, USAGE)
+    assert await charged(app, store_url) == PRICE
+    assert await charged(app, store_url, model="gpt-5-nano") == PRICE // 25
+
+
+async def test_an_answer_makes_no_job_of_a_reported_call(store_url: str) -> None:
+    async with metered(answering(JOB, CONVERSE), store_url) as at:
+        for _ in range(3):
+            await at.client.post("/auto", content=PROMPT)
+        await settled(at.kit)
+        assert await tokens(at.kit) == (3000, 1500)
+
+
+ANTHROPIC: Final[dict[str, Any]] = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-sonnet-4-5",
+    "content": [],
+    "usage": {
+        "input_tokens": 9,
+        "output_tokens": 16,
+        "cache_creation_input_tokens": 100,
+        "cache_read_input_tokens": 1000,
+    },
+}
+COHERE: Final[dict[str, Any]] = {
+    "id": "c-1",
+    "finish_reason": "COMPLETE",
+    "message": {"role": "assistant", "content": []},
+    "usage": {
+        "billed_units": {"input_tokens": 5, "output_tokens": 7},
+        "tokens": {"input_tokens": 70, "output_tokens": 8},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("report", "measures", "counted"),
+    [
+        (ANTHROPIC, [(1109, 16), (9, 16), (1009, 16), (109, 16)], (1109, 16)),
+        (COHERE, [(70, 8), (5, 7)], (70, 8)),
+    ],
+)
+async def test_an_answer_in_another_measure_is_the_same_call(
+    report: Any, measures: list[tuple[int, int]], counted: tuple[int, int], store_url: str
+) -> None:
+    for entered, left in measures:
+        answer = {**SAID, "id": "own-1", "usage": chat_usage(entered, left)}
+        async with metered(answering(answer, report), store_url) as at:
+            await at.client.post("/auto", content=PROMPT)
+            assert await tokens(at.kit) == counted
+
+
+FIGURES: Final = st.none() | st.integers(0, 3)
+AT: Final = datetime(2026, 9, 1, tzinfo=UTC)
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> CallUsage:
+    entered, left = draw(FIGURES), draw(FIGURES)
+    named = draw(st.sampled_from([None, "a", "b"]))
+    source: Source = draw(st.sampled_from(sorted(RANKS)))
+    return CallUsage(
+        input_tokens=entered,
+        output_tokens=left,
+        cached_input_tokens=None if entered is None else draw(st.none() | st.integers(0, entered)),
+        billed_input_tokens=draw(FIGURES),
+        reported_cost_micros=draw(st.none() | st.just(Fraction(0))),
+        provider=draw(st.sampled_from([None, "openai", "openrouter"])),
+        response_id=named,
+        outlives=draw(st.booleans()),
+        source=source,
+    )
+
+
+@given(own=st.lists(calls(), max_size=3, unique_by=lambda call: call.response_id or object()), read=calls())
+def test_no_answer_takes_away_from_what_is_reported(own: list[CallUsage], read: CallUsage) -> None:
+    """Under an id of the customer's own, or none, it adds figures, and leaves what has a price as it is."""
+    forged = replace(read, response_id=read.response_id and "forged")
+    for answer in ([forged], [forged, replace(forged, input_tokens=1, response_id=None)], [read]):
+        joined = join_response(own, answer)
+        for before, after in zip(own, joined, strict=False):
+            figures = before.quantities()
+            assert all(after.quantities()[name] >= count for name, count in figures.items())
+            if answer == [read]:
+                continue
+            kept = (
+                "model",
+                "provider",
+                "context",
+                "reported_cost_micros",
+                "response_id",
+                "outlives",
+                "source",
+            )
+            assert all(getattr(before, name) == getattr(after, name) for name in kept)
+            priced = [replace(call, model="gpt-5", provider="openai").cost(AT) for call in (before, after)]
+            assert priced[0] is None or (priced[1] is not None and priced[1] >= priced[0])
