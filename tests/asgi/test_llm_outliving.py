@@ -60,9 +60,16 @@ def saying(*answers: dict[str, Any]) -> ASGIApp:
     return app
 
 
-@pytest.mark.parametrize("path", ["/auto", "/openai"])
-async def test_a_fetched_job_counts_once(path: str, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    answers = [response(state) for state in ("queued", "in_progress", "completed")]
+# LiteLLM's proxy makes such ids.
+LONG = "resp_" + "bGl0ZWxsbTpjdXN0b21fbGxt" * 40
+
+
+@pytest.mark.parametrize(("path", "name"), [("/auto", "resp_1"), ("/openai", "resp_1"), ("/auto", LONG)])
+async def test_a_fetched_job_counts_once(
+    path: str, name: str, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = [response(state, name) for state in ("queued", "in_progress", "completed")]
+    answers[-1]["instructions"] = "x" * 20_000  # Of a document that is so large only parts are kept.
     async with metered(saying(*answers), store_url) as at:
         await asked(at, path)
         assert (0, 0) == await tokens(at.kit)

@@ -396,6 +396,14 @@ def test_a_call_that_comes_back_by_its_id_is_not_another_call() -> None:
     assert found == [("reported", 10, 5), ("reported", 20, 2)]
 
 
+def test_long_ids_that_begin_alike_are_of_two_calls() -> None:
+    first, second = ("resp_" + "x" * 400 + name for name in "ab")
+    found = stream(completion(first, 10, 1), completion(second, 20, 2), completion(first, 10, 5))
+    assert found == [("reported", 10, 5), ("reported", 20, 2)]
+    named = [call.response_id for call in read(completion(first, 1, 1), kind=SSE_TYPE)]
+    assert [len(name or "") for name in named] == [128 + 1 + 64]
+
+
 def test_chunks_that_each_have_an_id_of_their_own_are_one_call() -> None:
     chunks = [sse({**chat({"content": "x"}, usage=chat_usage(7, at)), "id": f"id-{at}"}) for at in range(5)]
     last = sse({**chat({}, finish="stop", usage=chat_usage(7, 5)), "id": "id-5"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from meterkit.tokens.json_values import dig, load, table, text
+from meterkit.tokens.json_values import dig, load, short_id, table, text
 from meterkit.tokens.plain_values import body_of, table_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def outliving_state(event: Table) -> Literal["pending", "ended"] | None:
     if not (named in _ALWAYS or (named == "response" and work.get("background") is True)):
         work = interaction_of(event) or {}
     state = text(work.get("status"))
-    if state is None or text(work.get("id")) is None:
+    if state is None or short_id(work.get("id")) is None:
         return None
     goes_on = state in _PENDING or (named == _RUN and state == "requires_action")
     return "pending" if goes_on else "ended"

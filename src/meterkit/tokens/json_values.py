@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
@@ -15,6 +16,7 @@ Table: TypeAlias = "Mapping[str, Any]"
 Counts: TypeAlias = "Mapping[str, int]"
 
 _TEXT_CHARS_MAX: Final = 256
+_PREFIX_CHARS: Final = 128
 # A smaller or less nested event is parsed within a millisecond.
 _DENSE_BYTES_MIN: Final = 1 << 10
 _BRACKETS_MAX: Final = 256
@@ -49,8 +51,19 @@ def rows(value: object) -> list[Any]:
 
 
 def text(value: object) -> str | None:
-    """A name or id: a text that is neither empty nor longer than 256 characters."""
+    """A name: a text that is neither empty nor longer than 256 characters."""
     return value if isinstance(value, str) and 0 < len(value) <= _TEXT_CHARS_MAX else None
+
+
+def short_id(value: object) -> str | None:
+    """An id, of which one with more than 256 characters is shortened: its beginning and its hash.
+
+    LiteLLM's proxy makes ids of some 400 to 600 characters, which begin alike.
+    """
+    if not isinstance(value, str) or len(value) <= _TEXT_CHARS_MAX:
+        return text(value)
+    hashed = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{value[:_PREFIX_CHARS]}~{hashed}"
 
 
 def dig(value: object, path: Sequence[str]) -> Any:

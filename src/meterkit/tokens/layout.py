@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.tokens.call_usage import figure
-from meterkit.tokens.json_values import dig, paths, text
+from meterkit.tokens.json_values import dig, paths, short_id, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,8 +90,9 @@ def may_report(data: bytes) -> bool:
 
 def first_text(event: object, alternatives: Sequence[Sequence[str]]) -> str | None:
     """The first name or id that stands at one of some paths."""
+    parse = short_id if alternatives is CALL_ID else text
     for path in alternatives:
-        found = text(dig(event, path))
+        found = parse(dig(event, path))
         if found is not None:
             return found
     return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 from meterkit.tokens.batch_lines import outliving_state
 from meterkit.tokens.call_usage import CallUsage, figure, sum_calls
 from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
-from meterkit.tokens.json_values import dig, load, rows, table, text
+from meterkit.tokens.json_values import dig, load, rows, short_id, table
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
 from meterkit.tokens.observer import read_document
 from meterkit.tokens.plain_values import body_of, kind_of, table_of
@@ -258,7 +258,7 @@ class StreamModels:
             return
         self._names[model] = None
         for path in CALL_ID:
-            if (name := text(dig(piece, path))) is not None:
+            if (name := short_id(dig(piece, path))) is not None:
                 self._by_id[name] = model
 
     def name(self, calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:

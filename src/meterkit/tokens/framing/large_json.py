@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _TOKEN_BYTES_MAX: Final = 256
 """A longer text is kept as an empty one; a longer number makes the value unreadable."""
+_ID_BYTES_MAX: Final = 2_048
+_IDS: Final = frozenset({"id", "item_id", "generation_id", "responseId", "response_id"})
+"""Members that tell the id of a call."""
 _BUDGETS: Final = {
     "items": 32,  # Of arrays; of those that are not kept only the text is measured.
     "figures": 256,  # Members of usage objects.
@@ -176,11 +179,12 @@ class LargeJsonReader(JsonScanner):
 
     def _handle_text(self, outer: _Container) -> Steps:
         """Read a name or a text, of a long one only how long it is where the model wrote it."""
-        found = TEXT.match(self._data, self._at, self._at + _TOKEN_BYTES_MAX)
+        most = _ID_BYTES_MAX if outer.name in _IDS else _TOKEN_BYTES_MAX
+        found = TEXT.match(self._data, self._at, self._at + most)
         if found is not None:
             self._at = found.end()
             self._handle_token(outer, found[0])
-        elif len(self._data) - self._at <= _TOKEN_BYTES_MAX and not self._is_over:
+        elif len(self._data) - self._at <= most and not self._is_over:
             yield True
         else:
             self._at += 1

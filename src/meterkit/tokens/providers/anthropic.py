@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
+from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, short_id, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi, cache_included, context_of
 from meterkit.tokens.reported_calls import EventUsage
 
@@ -163,7 +163,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         settle=_settle,
         provider="anthropic",
         refused=refused or iterations.refused,
-        call_id=None if is_delta else text(holder.get("id")),
+        call_id=None if is_delta else short_id(holder.get("id")),
         model=iterations.model,
         opens=kind == "message_start",
         final=dig(event, ("delta", "stop_reason")) is not None if is_delta else kind != "message_start",

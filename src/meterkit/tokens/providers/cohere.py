@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
+from meterkit.tokens.json_values import Paths, dig, paths, read_counts, short_id, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi
 from meterkit.tokens.reported_calls import EventUsage
 
@@ -92,7 +92,7 @@ def _event_usage(holder: Table, counts: Counts, refused: bool) -> EventUsage:
         settle=_settle,
         provider="cohere",
         refused=refused,
-        call_id=text(holder.get("id")) or text(holder.get("generation_id")),
+        call_id=short_id(holder.get("id")) or short_id(holder.get("generation_id")),
         model=text(holder.get("model")),
         opens=True,
         final=True,

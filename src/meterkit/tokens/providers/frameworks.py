@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.genai_prices_table import UNIT_OF, UNITS
 from meterkit.tokens.call_usage import figure
-from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.json_values import dig, paths, read_counts, rows, short_id, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of, table_of
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
@@ -242,7 +242,7 @@ def _message_usage(event: Table, strict: bool) -> EventUsage | None:
         return None
     # The run's own id, unless the provider's is known: that one is in the response's body, too. All chunks of
     # a message have the id of the message.
-    ids = (text(response.get("id")), text(event.get("id")))
+    ids = (short_id(response.get("id")), short_id(event.get("id")))
     context = {name: _first_text((response, name), (raw, name)) for name in _CONTEXT}
     context["service_tier"] = context["service_tier"] or _tier_of(usage)
     return EventUsage(
@@ -299,7 +299,7 @@ def _response_usage(event: Table, strict: bool) -> EventUsage | None:
         counts={**counts, **{unit: count for unit, count in further.items() if count}},
         provider=provider,
         refused=refused,
-        call_id=text(event.get("provider_response_id")),
+        call_id=short_id(event.get("provider_response_id")),
         model=text(event.get("model_name")),
         # Each response without an id is a call of its own.
         opens=event.get("provider_response_id") is None,
@@ -360,7 +360,7 @@ def _pydantic_ai_responses(obj: object) -> Sequence[Table] | None:
     run_id = text(found.get("run_id"))
     for nth, call in enumerate(calls):
         # Without an id of the provider the run tells its calls from those of others.
-        if run_id is not None and not text(call["provider_response_id"]):
+        if run_id is not None and not short_id(call["provider_response_id"]):
             call["provider_response_id"] = f"{run_id}/{nth}"
     if calls and all(
         sum(_figure(call["usage"], name) for call in calls) == _figure(total, name) for name in _COMPARED

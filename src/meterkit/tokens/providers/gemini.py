@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.batch_lines import interaction_of, outliving_state
-from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.json_values import dig, paths, read_counts, rows, short_id, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi, context_of, sum_rows
 from meterkit.tokens.reported_calls import EventUsage
 
@@ -161,7 +161,7 @@ def _interaction_usage(event: Table) -> EventUsage | None:
         settle=_settle,
         provider="gcp.gemini",
         refused=refused or odd or odd_searches,
-        call_id=text(work.get("id")),
+        call_id=short_id(work.get("id")),
         model=model,
         final=True,
         outlives=outliving_state(event) is not None,
@@ -190,7 +190,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         settle=_settle,
         provider="gcp.gemini",
         refused=refused or odd,
-        call_id=text(event.get("responseId", event.get("response_id"))),
+        call_id=short_id(event.get("responseId", event.get("response_id"))),
         model=model,
         opens=is_live,
         final=is_live

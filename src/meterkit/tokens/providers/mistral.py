@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.json_values import dig, paths, read_counts, rows, short_id, table, text
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.providers.reader_interface import ProviderApi
 from meterkit.tokens.reported_calls import EventUsage
@@ -61,7 +61,7 @@ def _event_usage(event: Table, counts: dict[str, int], *, refused: bool) -> Even
         counts=counts,
         provider=_PROVIDER,
         refused=refused,
-        call_id=text(event.get("id")),
+        call_id=short_id(event.get("id")),
         model=text(event.get("model")),
         opens=True,
         final=True,

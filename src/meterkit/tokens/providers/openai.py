@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.batch_lines import outliving_state
 from meterkit.tokens.call_usage import figure
-from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
+from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, short_id, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 from meterkit.tokens.reported_calls import EventUsage
 
@@ -395,7 +395,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         settle=settle,
         provider=provider,
         refused=refused or has_refused_cost,
-        call_id=text(named.get("item_id" if is_transcribed else "id")),
+        call_id=short_id(named.get("item_id" if is_transcribed else "id")),
         model=text(named.get("model")),
         opens=is_transcribed,
         final=(finished or not choices) and kind != _LIVE[0],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.tokens.json_values import paths, read_counts, table, text
+from meterkit.tokens.json_values import paths, read_counts, short_id, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of
 from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 from meterkit.tokens.reported_calls import EventUsage
@@ -75,7 +75,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         settle=_settle,
         provider=_PROVIDER,
         refused=refused or has_refused_cost,
-        call_id=text(event.get("id")),
+        call_id=short_id(event.get("id")),
         model=text(event.get("model")),
         final=event.get("kind") != _CHUNK,
         cost_micros=cost or None,  # A message of protobuf without an amount has 0.
