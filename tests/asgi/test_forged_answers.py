@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import UTC, datetime
-from fractions import Fraction
 from typing import Any, Final
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -21,8 +16,6 @@ from asgi.test_client_leaves import LeavingClient, forever
 from asgi.test_llm_money import give, spent
 from drivers.llm_apps import PROMPT, PROMPT_TOKENS, metered, stream_of, tokens
 from faults.refusals import settled
-from meterkit.tokens.call_usage import RANKS, CallUsage, Source
-from meterkit.tokens.joined_reports import join_response
 from tokens.recordings import chat, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
@@ -201,50 +194,3 @@ async def test_an_answer_in_another_measure_is_the_same_call(
         async with metered(answering(answer, report), store_url) as at:
             await at.client.post("/auto", content=PROMPT)
             assert await tokens(at.kit) == counted
-
-
-FIGURES: Final = st.none() | st.integers(0, 3)
-AT: Final = datetime(2026, 9, 1, tzinfo=UTC)
-
-
-@st.composite
-def calls(draw: st.DrawFn) -> CallUsage:
-    entered, left = draw(FIGURES), draw(FIGURES)
-    named = draw(st.sampled_from([None, "a", "b"]))
-    source: Source = draw(st.sampled_from(sorted(RANKS)))
-    return CallUsage(
-        input_tokens=entered,
-        output_tokens=left,
-        cached_input_tokens=None if entered is None else draw(st.none() | st.integers(0, entered)),
-        billed_input_tokens=draw(FIGURES),
-        reported_cost_micros=draw(st.none() | st.just(Fraction(0))),
-        provider=draw(st.sampled_from([None, "openai", "openrouter"])),
-        response_id=named,
-        outlives=draw(st.booleans()),
-        source=source,
-    )
-
-
-@given(own=st.lists(calls(), max_size=3, unique_by=lambda call: call.response_id or object()), read=calls())
-def test_no_answer_takes_away_from_what_is_reported(own: list[CallUsage], read: CallUsage) -> None:
-    """Under an id of the customer's own, or none, it adds figures, and leaves what has a price as it is."""
-    forged = replace(read, response_id=read.response_id and "forged")
-    for answer in ([forged], [forged, replace(forged, input_tokens=1, response_id=None)], [read]):
-        joined = join_response(own, answer)
-        for before, after in zip(own, joined, strict=False):
-            figures = before.quantities()
-            assert all(after.quantities()[name] >= count for name, count in figures.items())
-            if answer == [read]:
-                continue
-            kept = (
-                "model",
-                "provider",
-                "context",
-                "reported_cost_micros",
-                "response_id",
-                "outlives",
-                "source",
-            )
-            assert all(getattr(before, name) == getattr(after, name) for name in kept)
-            priced = [replace(call, model="gpt-5", provider="openai").cost(AT) for call in (before, after)]
-            assert priced[0] is None or (priced[1] is not None and priced[1] >= priced[0])

@@ -8,7 +8,7 @@ import gc
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -18,11 +18,13 @@ from typing import Any, Final, NoReturn, cast
 import httpx
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from meterkit import CallUsage, usage_of
 from meterkit.tokens.batch_lines import read_batch_line
-from meterkit.tokens.call_usage import Source, fill_estimates, sum_calls
+from meterkit.tokens.call_usage import RANKS, Source, fill_estimates, sum_calls
 from meterkit.tokens.joined_reports import deduplicate_calls, join_reports, join_response
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.plain_values import MEMBERS_MAX, body_of, table_of
@@ -42,6 +44,7 @@ from tokens.recordings import (
     compact,
     figures,
     frame,
+    gemini_chunk,
     invoked,
     read,
     sse,
@@ -357,6 +360,54 @@ def test_a_report_of_input_without_its_cache_is_the_same_call() -> None:
         assert len(join_response([cached], [replace(other, response_id="b")])) == 2
 
 
+FIGURES: Final = st.none() | st.integers(0, 3)
+
+
+@st.composite
+def reports(draw: st.DrawFn) -> CallUsage:
+    entered, left = draw(FIGURES), draw(FIGURES)
+    named = draw(st.sampled_from([None, "a", "b"]))
+    source: Source = draw(st.sampled_from(sorted(RANKS)))
+    return CallUsage(
+        input_tokens=entered,
+        output_tokens=left,
+        cached_input_tokens=None if entered is None else draw(st.none() | st.integers(0, entered)),
+        billed_input_tokens=draw(FIGURES),
+        reported_cost_micros=draw(st.none() | st.just(Fraction(0))),
+        provider=draw(st.sampled_from([None, "openai", "openrouter"])),
+        response_id=named,
+        outlives=draw(st.booleans()),
+        source=source,
+    )
+
+
+@given(
+    own=st.lists(reports(), max_size=3, unique_by=lambda call: call.response_id or object()), read=reports()
+)
+def test_no_answer_takes_away_from_what_is_reported(own: list[CallUsage], read: CallUsage) -> None:
+    """Under an id of the customer's own, or none, it adds figures, and leaves what has a price as it is."""
+    forged = replace(read, response_id=read.response_id and "forged")
+    for answer in ([forged], [forged, replace(forged, input_tokens=1, response_id=None)], [read]):
+        joined = join_response(own, answer)
+        for before, after in zip(own, joined, strict=False):
+            figures = before.quantities()
+            assert all(after.quantities()[name] >= count for name, count in figures.items())
+            if answer == [read]:
+                continue
+            kept = (
+                "model",
+                "provider",
+                "context",
+                "reported_cost_micros",
+                "response_id",
+                "outlives",
+                "source",
+            )
+            assert all(getattr(before, name) == getattr(after, name) for name in kept)
+            priced = [replace(call, model="gpt-5", provider="openai").cost(AT) for call in (before, after)]
+            assert priced[0] is None or (priced[1] is not None and priced[1] >= priced[0])
+
+
 def test_a_sum_is_no_call_though_some_calls_were_seen() -> None:
     one, two = PLAIN, replace(PLAIN, input_tokens=30, response_id="b", details={"input_audio_tokens": 2})
     total = replace(sum_calls([one, two]), response_id=None)
@@ -402,6 +453,47 @@ def test_long_ids_that_begin_alike_are_of_two_calls() -> None:
     assert found == [("reported", 10, 5), ("reported", 20, 2)]
     named = [call.response_id for call in read(completion(first, 1, 1), kind=SSE_TYPE)]
     assert [len(name or "") for name in named] == [128 + 1 + 64]
+
+
+def embeddings(tokens: int, size: int = 1) -> dict[str, Any]:
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": [{"object": "embedding", "embedding": [0.1] * size}], "usage": usage}
+
+
+def answer(tokens: int) -> dict[str, Any]:
+    choices = [{"message": {"content": ""}, "finish_reason": "stop"}]
+    return {"object": "chat.completion", "choices": choices, "usage": chat_usage(tokens, 0)}
+
+
+def drawing(tokens: int) -> dict[str, Any]:
+    usage = {"input_tokens": tokens, "output_tokens": 0, "total_tokens": tokens}
+    return {"type": "image_generation.completed", "b64_json": "AAAA", "usage": usage}
+
+
+def titan(tokens: int) -> dict[str, Any]:
+    return {"embedding": [0.1], "inputTextTokenCount": tokens}
+
+
+def gemini(tokens: int, left: int = 1) -> dict[str, Any]:
+    usage = {"promptTokenCount": tokens, "candidatesTokenCount": left, "totalTokenCount": tokens + left}
+    return {**gemini_chunk("x" * 8, "STOP"), "responseId": None, "usageMetadata": usage}
+
+
+@pytest.mark.parametrize("document", [embeddings, answer, drawing, titan, gemini])
+def test_answers_without_an_id_are_calls_of_their_own(document: Callable[[int], dict[str, Any]]) -> None:
+    several = [document(10), document(20), document(20)]
+    lines = b"\n".join(map(compact, several))
+    for calls in (stream(*map(sse, several)), read(compact(several)), calls_of(lines)):
+        assert [call[1] if isinstance(call, tuple) else call.input_tokens for call in calls] == [10, 20, 20]
+
+
+def test_large_answers_without_an_id_are_calls_of_their_own() -> None:
+    calls = read(compact([embeddings(10, 5_000), embeddings(20, 5_000)]))
+    assert [call.input_tokens for call in calls] == [10, 20]
+
+
+def test_figures_that_grow_with_each_ended_chunk_are_one_call() -> None:
+    assert stream(*(sse(gemini(10, left)) for left in (1, 2, 3))) == [("reported", 10, 3)]
 
 
 def test_chunks_that_each_have_an_id_of_their_own_are_one_call() -> None:

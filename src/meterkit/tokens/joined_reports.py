@@ -3,7 +3,7 @@
 Who gains if a report lies? What the app hands over itself, by ``record_usage`` or a tap, comes from its
 provider: two such reports are equals, and the better one counts. What the app responds may be what a customer
 made the model write: it can raise the figures that the app reports, never lower them, and it lowers no price.
-Only under the provider's id of a call, which nobody knows before the call is made, it also tells what the
+Only under the provider's id of a call, which no client knows before the call is made, it also tells what the
 app's report leaves open: the model, what it costs, as what it was processed.
 """
 
@@ -210,7 +210,7 @@ def _have_same_figures(call: CallUsage, other: CallUsage) -> bool:
 def _is_other_measure(more: Mapping[str, int], less: Mapping[str, int]) -> bool:
     """Whether one report has the other's call in another measure.
 
-    It is what the provider bills; or the input without what a cache has read, or written, or without both.
+    It has the tokens that the provider bills; or leaves out what a cache has read, or written, or both.
     """
     entered, left = less.get("input_tokens"), less.get("output_tokens")
     if entered is None or left is None:

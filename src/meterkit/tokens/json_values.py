@@ -56,7 +56,7 @@ def text(value: object) -> str | None:
 
 
 def short_id(value: object) -> str | None:
-    """An id, of which one with more than 256 characters is shortened: its beginning and its hash.
+    """An id; of one with more than 256 characters its beginning and a hash.
 
     LiteLLM's proxy makes ids of some 400 to 600 characters, which begin alike.
     """

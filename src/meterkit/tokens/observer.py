@@ -159,9 +159,9 @@ class UsageObserver:
         """
         if self._looked < _EVENTS_TO_RECOGNISE and not (self._looked and self._api):
             self._recognise(event)
-        spoken = self.text_bytes > self._reported_bytes
         if not self.is_foreign:
             self._measure_event(event, measured)
+        spoken = self.text_bytes > self._reported_bytes
         if not reports:
             return False
         for api in self._apis:

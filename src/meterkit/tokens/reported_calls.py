@@ -118,19 +118,27 @@ class _Call:
 
         Args:
             event_usage: the usage that the event reports.
-            spoken: whether text came since this call's figures.
+            spoken: whether text came since this call's figures, or with the event.
         """
         if event_usage.opens or self.ended:
             return False
         if event_usage.adds and None not in (event_usage.call_id, self.call_id):
             return False  # Messages of models that run at once.
-        if event_usage.call_id is None or not self.final:
+        if not self.final:
             return True
+        if event_usage.call_id is None:
+            return self.call_id is not None or not spoken or self._may_have_grown(event_usage)
         if self.call_id is None:
             return False
         # Some servers repeat the finishing chunk's figures, and nothing else, in one with an id of its own.
         repeats = event_usage.alone and not self.alone and not spoken
         return repeats and self.counts == event_usage.counts
+
+    def _may_have_grown(self, event_usage: EventUsage) -> bool:
+        """Whether the figures of an event may be this call's after more text: some servers end each chunk."""
+        before, after = (self.first.settle(counts) for counts in (self.counts, event_usage.counts))
+        is_larger = after.get("output_tokens", 0) > before.get("output_tokens", 0)
+        return is_larger and after.get("input_tokens") == before.get("input_tokens")
 
     def usages(self, *, complete: bool) -> Iterator[CallUsage | None]:
         """Yield the usage of this call, and of those of other models inside it."""
@@ -191,12 +199,12 @@ class ReportedCalls:
     def add(self, event_usage: EventUsage, *, spoken: bool = False) -> None:
         """Merge what an event says into the call that it belongs to.
 
-        A new call opens where the event says so, or where another id follows a call that has its last
-        figures: some servers send every chunk under an id of its own.
+        A new call opens where the event says so, or where another id, or without ids other figures and text,
+        follows a call that has its last figures: some servers send every chunk under an id of its own.
 
         Args:
             event_usage: the usage that the event reports.
-            spoken: whether text came between the figures before it and this event.
+            spoken: whether text came since the figures before it, or with this event.
         """
         call = self._by_id.get(event_usage.call_id) if event_usage.call_id else None
         current = self._current

@@ -98,9 +98,9 @@ def _model_usage(event: Table) -> EventUsage | None:
     counts, refused = read_counts(event, _TITAN_PATHS)
     if "results" in event:
         sums, odd = sum_rows(event["results"], "", "tokenCount", _RESULT)
-        return _event_usage({**counts, **sums}, refused or odd, final=True)
+        return replace(_event_usage({**counts, **sums}, refused or odd, final=True), opens=True)
     if _is_embedding(event):
-        return _event_usage({**counts, "output_tokens": 0}, refused, final=True)
+        return replace(_event_usage({**counts, "output_tokens": 0}, refused, final=True), opens=True)
     is_chunk = "outputText" in event
     return (
         _event_usage(counts, refused, final=event.get("completionReason") is not None) if is_chunk else None

@@ -397,7 +397,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         refused=refused or has_refused_cost,
         call_id=short_id(named.get("item_id" if is_transcribed else "id")),
         model=text(named.get("model")),
-        opens=is_transcribed,
+        opens=is_transcribed or _is_whole(event, holder),
         final=(finished or not choices) and kind != _LIVE[0],
         alone=not choices,
         outlives=state is not None,
@@ -406,6 +406,20 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         cost_micros=cost,
         others=_calls_of_others(holder, provider, cost),
     )
+
+
+def _is_whole(event: Table, holder: Table) -> bool:
+    """Whether it is all of an answer, and no piece of a stream."""
+    kind, choices = event.get("type"), rows(holder.get("choices"))
+    if choices:
+        return not str(holder.get("object")).endswith(".chunk") and all(map(_is_answer, choices))
+    if "choices" in holder or (isinstance(kind, str) and kind not in _MEDIA_EVENTS):
+        return False
+    return _find_response(event) is not None
+
+
+def _is_answer(choice: object) -> bool:
+    return table(dig(choice, ("message",))) is not None and dig(choice, ("delta",)) is None
 
 
 def _calls_of_others(holder: Table, provider: str, cost: Fraction | None) -> tuple[EventUsage, ...]:
