@@ -18,7 +18,7 @@ from drivers.delivery import until
 from drivers.llm_apps import answering as llm_answering
 from drivers.llm_apps import metered, read_all
 from meterkit import identify
-from tokens.recordings import chat, chat_usage, compact, sse
+from tokens.recordings import chat, chat_usage, compact, gemini_chunk, sse
 
 pytestmark = pytest.mark.anyio
 
@@ -96,6 +96,44 @@ async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
         assert await spent(at) == floor(cost) <= MICRO
         row = (await at.kit.usage("acme"))["meters"]["usd_charged"]
         assert (row["overage"], row["held"], row["recorded"]) == (0, 0, floor(cost))
+
+
+NAMED: Final = """
+meters:
+  output_tokens: {unit: token}
+  flash: {unit: token, from: output_tokens, where: {model: "gemini-*"}}
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}, unknown_model: deny}
+routes:
+  - {match: "POST /chat", usage: gemini}
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "models/gemini-2.5-pro",
+        " gemini-2.5-pro\n",
+        "projects/p/locations/l/publishers/google/models/gemini-2.5-pro",
+        "publishers/google/models/gemini-2.5-pro",
+    ],
+)
+async def test_an_answers_model_costs_the_same_in_any_spelling(said: str) -> None:
+    used = {"promptTokenCount": 1000, "candidatesTokenCount": 1000, "totalTokenCount": 2000}
+    answer = {**gemini_chunk("Four.", finish="STOP"), "usageMetadata": used, "modelVersion": said}
+    message = {
+        "type": "ai",
+        "response_metadata": {"model_name": said, "model_provider": "google_genai"},
+        "usage_metadata": {"input_tokens": 1000, "output_tokens": 1000, "total_tokens": 2000},
+    }
+    app = llm_answering([compact(answer)], "application/json")
+    async with metered(app, "memory://", plans=NAMED) as at:
+        await give(at, 10)
+        assert await ask(at, 1, model=said) == 200
+        assert (await spent(at), await at.counted(meter="flash")) == (11_250, (1000, 0))
+        found = await at.kit.record_usage("acme", message)
+        assert found is not None
+        assert (found.model, found.charged_micros) == ("gemini-2.5-pro", 11_250)
 
 
 async def test_a_sum_of_calls_costs_the_price_of_short_input(store_url: str) -> None:

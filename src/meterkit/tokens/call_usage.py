@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.genai_prices_table import UNIT_OF, WHOLE_OF
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.list_prices import list_prices
+from meterkit.tokens.model_names import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ class CallUsage:
             ``("service_tier", "priority")``.
         reported_cost_micros: what the provider says that it charges, in micro-units of US dollars.
         notes: what was odd about the figures, sorted.
-        model: as the response names it; None where it does not.
+        model: as the response names it, without its resource; None where it does not.
         provider: as OpenTelemetry names it (``openai``, ``aws.bedrock``), as far as the response shows it.
         response_id: the provider's id of the call; None where it has none.
         source: ``reported`` by the provider; ``partial``: the last report before the response ended early;
@@ -92,6 +93,10 @@ class CallUsage:
     revenue_micros: Fraction | None = field(default=None, repr=False, compare=False)
     unproven: frozenset[str] = field(default=frozenset(), repr=False)
     snapshot: CallUsage | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "model", plain_name(self.model))
 
     @property
     def total_tokens(self) -> int | None:

@@ -18,6 +18,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from meterkit.tokens.json_values import dig, load, table, text
 from meterkit.tokens.llm_request import MARKS_MAX, READ_BYTES_MAX, may_be_json, read_request, values_read
+from meterkit.tokens.model_names import WRITTEN_CHARS_MAX, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NAME_CHARS_MAX: Final = 256
-
 _MODELS_MAX: Final = 8
-_WRITTEN_CHARS_MAX: Final = 2_048
 _ENCODINGS_MAX: Final = 3
 _PARTS_MAX: Final = 2_048
 _BOUNDARIES_MAX: Final = 4
@@ -42,11 +40,6 @@ _IN_PATH: Final = re.compile(
     r"/(?:models|tunedmodels)/+(?P<gemini>[^/:]+):[a-z]|/(?:deployments|engines)/+(?P<azure>[^/]+)/",
     re.IGNORECASE,
 )
-_RESOURCE: Final = re.compile(
-    r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/(?P<google>[^/]+)"
-    r"|arn:[^/]+:(?:foundation-model|inference-profile)/(?P<aws>.+)"
-)
-"""Names of resources that end in a model's name. Other resources, such as a provisioned model, stay whole."""
 
 
 def _encoded_pattern(word: str) -> str:
@@ -67,16 +60,6 @@ _IN_JSON: Final = re.compile(rb'"' + _MEMBER + rb'"\s*:\s*("(?:[^"\\]|\\.){1,102
 _JSON_EDGE_BYTES: Final = 1_100
 _BOUNDARY: Final = re.compile(rb"boundary\s*=\s*(?:\"([^\"]+)\"|([^;,\s\"]+))", re.IGNORECASE)
 _FIELD: Final = re.compile(rb"\bname\*?\s*=\s*(?:[\w-]*''|[\"'])?(model)(?![\w.-])", re.IGNORECASE)
-
-
-def plain_name(written: str) -> str | None:
-    """A model's name as prices and patterns know it: without blanks around it, and without its resource."""
-    name = written[:_WRITTEN_CHARS_MAX]
-    if not name.isprintable():
-        name = "".join(letter for letter in name if letter.isprintable())
-    found = _RESOURCE.fullmatch(name.strip())
-    name = name.strip() if found is None else (found["google"] or found["aws"])
-    return name[:NAME_CHARS_MAX].strip() or None
 
 
 def names_of(written: Iterable[str]) -> tuple[str, ...]:
@@ -107,7 +90,7 @@ def models_of_path(path: str) -> tuple[str, ...]:
 
 
 def _decode_name(name: str) -> str:
-    name = name[:_WRITTEN_CHARS_MAX]
+    name = name[:WRITTEN_CHARS_MAX]
     for _ in range(_ENCODINGS_MAX):
         if "%" not in name:
             break
@@ -126,7 +109,7 @@ def models_of_query(query: bytes) -> tuple[str, ...]:
 
 
 def _decode_value(encoded: bytes) -> str:
-    plain = encoded[:_WRITTEN_CHARS_MAX].replace(b"+", b" ")
+    plain = encoded[:WRITTEN_CHARS_MAX].replace(b"+", b" ")
     return unquote_to_bytes(plain).decode("utf-8", "replace")
 
 
