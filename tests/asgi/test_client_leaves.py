@@ -26,6 +26,7 @@ from drivers.llm_apps import (
     PROMPT,
     PROMPT_TOKENS,
     RaisingServer,
+    answering,
     listening,
     metered,
     openai_stream,
@@ -36,7 +37,7 @@ from drivers.llm_apps import (
 from faults.refusals import eventually, settled
 from meterkit import current
 from meterkit.llm import stop_on_disconnect
-from tokens.recordings import chat, chat_usage, compact, sse
+from tokens.recordings import chat, chat_usage, compact, gemini_chunk, sse
 
 pytestmark = pytest.mark.anyio
 
@@ -473,6 +474,49 @@ async def test_text_after_the_last_figures_is_estimated_on_top(store_url: str) -
             assert recorded == await tokens(at.kit)
             (rates,) = [rate for rate in await at.kit.rates("acme") if rate["meter"] == "output_tokens"]
             assert 76 == rates["used"]
+
+
+ONLY_INPUT: Final = [gemini_chunk(text, promptTokenCount=9, totalTokenCount=9) for text in TEXTS]
+ZEROS: Final = [chat({"content": text}, usage=chat_usage(0, 0)) for text in TEXTS]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize(
+    ("path", "chunks", "entered"),
+    [
+        ("/gemini", ONLY_INPUT, 9),
+        ("/auto", ONLY_INPUT, 9),
+        ("/openai", ZEROS, PROMPT_TOKENS),
+        ("/auto", ZEROS, PROMPT_TOKENS),
+    ],
+)
+async def test_figures_without_output_do_not_make_text_free(
+    path: str, chunks: list[dict[str, Any]], entered: int, ends: bool
+) -> None:
+    """Gemini names the output in its last chunk, and some servers say zeros until then."""
+
+    async def words() -> AsyncIterator[str]:
+        async for chunk in meterkit.tap(stream_of(chunks)):
+            yield str(chunk)
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return StreamingResponse(words(), media_type="text/plain")
+
+    sent = [sse(chunk) for chunk in chunks]
+    for app in (answering(sent, SSE) if ends else streaming(sent), app_of(endpoint)):
+        async with metered(app, "memory://") as at:
+            await LeavingClient(after=len(TEXTS) + ends).ask(at, path)
+            assert await tokens(at.kit) == (entered, text_tokens(*TEXTS))
+
+
+async def test_zeros_before_the_first_text_do_not_make_the_prompt_free() -> None:
+    """A client that leaves then has had its prompt read."""
+    async with metered(
+        streaming([sse(chat({"role": "assistant"}, usage=chat_usage(0, 0)))]), "memory://"
+    ) as at:
+        await LeavingClient(after=1).ask(at, "/openai")
+        assert await tokens(at.kit) == (PROMPT_TOKENS, 1)
 
 
 WRITTEN: Final = compact({"choices": [{"message": {"content": "x" * 300}}]})

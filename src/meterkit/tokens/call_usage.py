@@ -53,7 +53,8 @@ class CallUsage:
             ``("service_tier", "priority")``.
         reported_cost_micros: what the provider says that it charges, in micro-units of US dollars.
         notes: what was odd about the figures, sorted.
-        model: as the response names it, without its resource; None where it does not.
+        model: as the response names it, without its resource; None where it does not. The empty text is
+            another model than the request's, which nothing names.
         provider: as OpenTelemetry names it (``openai``, ``aws.bedrock``), as far as the response shows it.
         response_id: the provider's id of the call; None where it has none.
         source: ``reported`` by the provider; ``partial``: the last report before the response ended early;
@@ -95,7 +96,7 @@ class CallUsage:
     snapshot: CallUsage | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.model is not None:
+        if self.model:
             object.__setattr__(self, "model", plain_name(self.model))
 
     @property
@@ -216,6 +217,10 @@ def sum_calls(calls: Sequence[CallUsage]) -> CallUsage:
     return replace(calls[0], **figures, **shared, source=worst, notes=notes, snapshot=None)
 
 
+def _has_zeros(call: CallUsage) -> bool:
+    return call.input_tokens == call.output_tokens == 0 and not any(call.details.values())
+
+
 def fill_estimates(
     calls: Sequence[CallUsage], *, input_tokens: Callable[[], int], output_tokens: int, at_least: int = 0
 ) -> tuple[CallUsage, ...]:
@@ -226,21 +231,25 @@ def fill_estimates(
         input_tokens: estimates the request; called only where that is needed.
         output_tokens: estimated of the text that no figures cover.
         at_least: output tokens of a call that was made, whatever its text: 1 where it was cut. With 0, a call
-            without figures and without text stays as it is.
+            without figures, or with zeros before its end, and without text stays as it is.
     """
     if not calls:
         return ()
     *before, last = calls
     if last.outlives and last.source == "missing":
         return tuple(calls)
-    more = max(at_least, output_tokens) if last.source == "missing" else output_tokens
+    # Some servers say zeros in each chunk before the last.
+    is_unknown = last.source == "missing" or (last.source == "partial" and _has_zeros(last))
+    more = max(at_least, output_tokens) if is_unknown else output_tokens
     if not more:
         return tuple(calls)
     if last.source not in ("missing", "partial"):
         # The next call had begun; what went into it is not known.
         before.append(last)
         last = CallUsage(model=last.model, provider=last.provider, input_tokens=0, source="estimated")
-    entered = input_tokens() if last.input_tokens is None else last.input_tokens
+    entered = last.input_tokens
+    if not entered and last.source != "estimated":
+        entered = input_tokens()
     left = min((last.output_tokens or 0) + more, QUANTITY_MAX)
     snapshot = last if last.source == "partial" else None
     return (

@@ -74,8 +74,9 @@ class UsageObserver:
         self._response_id: str | None = None
         self._response_model: str | None = None
         self.text_bytes = 0
-        # Those before the last figures, which cover them.
+        # Those before the last figures that cover text, and the output that the last figures name.
         self._reported_bytes = 0
+        self._named_output: int | None = None
 
     @property
     def is_known(self) -> bool:
@@ -169,7 +170,7 @@ class UsageObserver:
             if event_usage is not None:
                 self._api = self._api or api
                 self._reported.add(event_usage, spoken=spoken)
-                if event_usage.final or event_usage.counts:
+                if event_usage.final or self._has_grown(event_usage):
                     self._reported_bytes = self.text_bytes
                 return True
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
@@ -201,6 +202,15 @@ class UsageObserver:
         if path is not None and not str(event.get("object")).startswith(_STEP):
             self._figures.setdefault(any(api.recognises(event) for api in self._apis), path)
 
+    def _has_grown(self, event_usage: EventUsage) -> bool:
+        """Whether figures that are not the last ones count the text before them.
+
+        Some servers name the input long before the output, or zeros in each chunk.
+        """
+        before, after = self._named_output, event_usage.settle(event_usage.counts).get("output_tokens")
+        self._named_output = after
+        return bool(after) and (event_usage.adds or after != before)
+
     def _measure_event(self, event: Table, measured: int | None) -> None:
         kind = event.get("type")
         if isinstance(kind, str) and kind.endswith(_SOUND):
@@ -227,7 +237,9 @@ class UsageObserver:
         noted: set[Note] = set(notes)
         if self._reported.overflowed:
             noted.add("too_many_calls")
-        calls = self._name_models(self._reported.usages(complete=whole))
+        # Of a call whose text its figures do not count, the last ones never came.
+        has_last = whole and not self.estimated_output_tokens
+        calls = self._name_models(self._reported.usages(complete=has_last))
         if self._outlives is not None and not any(call.outlives for call in calls):
             return (self._outliving(),)
         if calls:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
 
 from meterkit.tokens.call_usage import CallUsage, fill_estimates
 from meterkit.tokens.objects import OBJECT_APIS, events_of
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 
 T = TypeVar("T")
+
+_LACKING: Final = ("missing", "partial")
 
 
 class StreamTap(Generic[T]):
@@ -105,7 +107,7 @@ class StreamTap(Generic[T]):
                 calls = (CallUsage(source="missing"),)  # The call was made: its prompt was read.
             output_tokens = self.estimated_output_tokens
             # After a failure of the provider, unreported tokens are not billed.
-            lacks = complete and output_tokens > 0 and bool(calls) and calls[-1].source == "missing"
+            lacks = complete and output_tokens > 0 and bool(calls) and calls[-1].source in _LACKING
             if (given_up or lacks) and self._input_tokens is not None:
                 calls = fill_estimates(
                     calls,
