@@ -334,6 +334,28 @@ async def test_auto_reads_the_beginning_without_a_content_type(
     assert expected == await counted(answering(chunks, kind), store_url, "/auto")
 
 
+OWN = {"type": "status", "text": "searching the web", "content": "page", "amount": 3}
+BEGIN = {"id": "m", "type": "message", "model": "c", "usage": {"input_tokens": 9, "output_tokens": 1}}
+DELTA = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunks", "expected"),
+    [
+        (SSE_TYPE, openai_stream(TEXT), (PROMPT_TOKENS, TOKENS)),
+        (SSE_TYPE, [sse({"type": "message_start", "message": BEGIN}), sse(DELTA)], (9, 1 + TOKENS)),
+        (JSON_TYPE, [compact([*[OWN] * 20, WHOLE])], (1420, 310)),
+    ],
+    ids=["chat", "anthropic", "array"],
+)
+@pytest.mark.parametrize("ends", [True, False])
+async def test_auto_finds_a_call_behind_the_apps_own_events(
+    kind: str, chunks: list[bytes], expected: tuple[int, int], ends: bool
+) -> None:
+    first = [sse(OWN)] * 20 if kind == SSE_TYPE else []
+    assert expected == await counted(answering([*first, *chunks], kind, ends=ends), "memory://")
+
+
 # Several calls in one stream, and events that are told in passing: F-40.
 
 

@@ -12,21 +12,24 @@ from fractions import Fraction
 from itertools import pairwise
 from random import Random
 from typing import Any, Final
+from unittest.mock import Mock
 
 import pytest
 
 from drivers.sampled import pairs
 from meterkit.asgi.websocket import SocketUsage
 from meterkit.catalog.model_prices import ProviderPrices
+from meterkit.tokens import response
 from meterkit.tokens.call_prices import ModelCharges
 from meterkit.tokens.call_usage import RANKS, CallUsage, fill_estimates
 from meterkit.tokens.estimate import BODY_BYTES_MAX, MEDIA_PART_TOKENS, estimate_input, estimate_request
-from meterkit.tokens.json_values import table
+from meterkit.tokens.json_values import load, table
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.tap import StreamTap
 from tokens.corpus_rows import AT, ROWS, WIRED, Row
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
+    KINDS,
     MISSING,
     NDJSON_TYPE,
     RECORDINGS,
@@ -35,6 +38,7 @@ from tokens.recordings import (
     chat,
     compact,
     cut,
+    encode_events,
     event_frame,
     figures,
     gemini_chunk,
@@ -78,6 +82,21 @@ def test_broken_off_after_an_event_it_amounts_to_that(name: str, how: str) -> No
     for count, expected in enumerate(recording.after, 1):
         (call,) = read(*recording.events[:count], **opened)
         assert figures(call) == expected, count
+
+
+FOREIGN: Final = {"type": "status", "text": "searching", "content": "the web", "count": 2}
+AMONG_OTHERS: Final = [one.name for one in RECORDINGS if one.auto and one.kind in ("sse", "ndjson", "array")]
+
+
+@pytest.mark.parametrize("name", AMONG_OTHERS)
+def test_events_of_the_apps_own_before_it_change_nothing(name: str) -> None:
+    recording = BY_NAME[name]
+    events = encode_events(recording.kind, [*[FOREIGN] * 9, *recording.said], recording.end.encode())
+    for count, expected in enumerate(recording.after, 10):
+        (call,) = read(*events[:count], kind=recording.content_type, complete=False)
+        assert figures(call) == expected, count
+    (whole,) = read(b"".join(events), kind=recording.content_type)
+    assert figures(whole) == recording.after[-1]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -279,6 +298,10 @@ OUTPUT_DELTA = {"type": "response.output_text.delta", "delta": TEXT, "obfuscatio
 COHERE_DELTA = {"type": "content-delta", "delta": {"message": {"content": {"text": TEXT}}}}
 TOOL_CALL = {"tool_calls": [{"index": 0, "function": {"arguments": TEXT}}]}
 CANDIDATES = {"candidates": gemini_chunk(TEXT)["candidates"]}
+COHERE_V1 = [{"event_type": "stream-start"}, {"event_type": "text-generation", "text": TEXT}]
+CONVERSED = [{"type": "conversation.response.started"}, {"type": "message.output.delta", "content": TEXT}]
+TRANSCRIBED = {"type": "transcript.text.delta", "delta": TEXT}
+HEARD = {"type": "transcription.text.delta", "text": TEXT}
 OLLAMA = {"model": "m", "created_at": "t", "done": False}
 OLLAMA_EVENTS = [{**OLLAMA, "message": {"content": TEXT}}, {**OLLAMA, "response": TEXT}]
 ESTIMATE_STREAMS: dict[str, tuple[str, list[bytes]]] = {
@@ -290,6 +313,10 @@ ESTIMATE_STREAMS: dict[str, tuple[str, list[bytes]]] = {
     "bedrock": (EVENTSTREAM_TYPE, [event_frame("contentBlockDelta", {"delta": {"text": TEXT}})] * 2),
     "bedrock invoke": (EVENTSTREAM_TYPE, [invoked(TEXT_DELTA)] * 2),
     "cohere": (SSE_TYPE, [sse(COHERE_DELTA)] * 2),
+    "cohere v1": (NDJSON_TYPE, [*(compact(said) + b"\n" for said in (*COHERE_V1, COHERE_V1[1]))]),
+    "mistral conversations": (SSE_TYPE, [*map(sse, (*CONVERSED, CONVERSED[1]))]),
+    "transcription": (SSE_TYPE, [sse(TRANSCRIBED)] * 2),
+    "transcription of mistral's": (SSE_TYPE, [sse(HEARD)] * 2),
     "ollama": (
         NDJSON_TYPE,
         [
@@ -300,10 +327,13 @@ ESTIMATE_STREAMS: dict[str, tuple[str, list[bytes]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATE_STREAMS)
-def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str) -> None:
+@pytest.mark.parametrize(("name", "foreign"), pairs([*ESTIMATE_STREAMS], [0, 7, 9]))
+def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str, foreign: int) -> None:
     kind, events = ESTIMATE_STREAMS[name]
     reader = open_reader(kind=kind)
+    if kind != EVENTSTREAM_TYPE:
+        for _ in range(foreign):
+            reader.feed(sse(FOREIGN) if kind == SSE_TYPE else compact(FOREIGN) + b"\n")
     for event in events * 10:
         reader.feed(event)
     assert 20 * BYTES == reader.output_bytes_seen
@@ -362,6 +392,14 @@ def test_what_is_lacking_of_a_call_that_was_cut_is_estimated(
 )
 def test_a_request_is_estimated_by_what_is_known_of_it(head: bytes, size: int | None, expected: int) -> None:
     assert expected == estimate_request(head, size=len(head) if size is None else size)
+
+
+@pytest.mark.parametrize("kind", ["sse", "ndjson", "array"])
+def test_events_of_an_app_without_models_are_not_parsed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = Mock(side_effect=load)
+    monkeypatch.setattr(response, "load", parse)
+    assert read(*encode_events(kind, [FOREIGN] * 200), kind=KINDS[kind]) == ()
+    assert parse.call_count == 8
 
 
 def test_the_text_of_a_foreign_stream_is_not_estimated() -> None:

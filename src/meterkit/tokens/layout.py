@@ -88,6 +88,16 @@ def may_report(data: bytes) -> bool:
     )
 
 
+def may_have_usage(data: bytes) -> bool:
+    """Whether JSON may hold usage, or a token figure above 0."""
+    return (
+        may_have_figures(data)
+        or _BILLED in data
+        or _PAGES in data
+        or (_USAGE in data and _USAGE_OBJECT.search(data) is not None)
+    )
+
+
 def first_text(event: object, alternatives: Sequence[Sequence[str]]) -> str | None:
     """The first name or id that stands at one of some paths."""
     parse = short_id if alternatives is CALL_ID else text
@@ -239,6 +249,7 @@ ROOT: Final = ValuePlace(
         **_members("serverContent server_content", _SPOKEN),
         **_members("outputs steps", _OUTPUT),
         "agent": _LEAF,
+        "tool_call_delta": ValuePlace({"parameters": _HANDED}),
         "candidates": ValuePlace(
             {
                 "content": _BLOCK,
@@ -257,6 +268,10 @@ ROOT: Final = ValuePlace(
     }
 )
 """An event, or a whole answer, of any of the APIs."""
+TEXT_ROOT: Final = ValuePlace({**ROOT.names, "text": _TEXT})
+"""An event whose ``text`` is the model's: other events say again there what came before, or are the app's."""
+TEXT_EVENTS: Final = ("text-generation", "tool-calls-chunk", "transcription.text.delta")
+"""Types of such events: Cohere's Chat v1 and Mistral's transcriptions."""
 
 
 _TOKEN: Final = b"oken"

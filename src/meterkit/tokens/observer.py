@@ -10,7 +10,16 @@ from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.json_values import dig, rows, table
 from meterkit.tokens.known_events import FirstEvent
-from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, figure_path, first_text, text_bytes
+from meterkit.tokens.layout import (
+    CALL_ID,
+    CALL_MODEL,
+    ROOT,
+    TEXT_EVENTS,
+    TEXT_ROOT,
+    figure_path,
+    first_text,
+    text_bytes,
+)
 from meterkit.tokens.providers import AUTO
 from meterkit.tokens.reported_calls import EventUsage, ReportedCalls
 
@@ -22,7 +31,8 @@ if TYPE_CHECKING:
     from meterkit.tokens.known_events import EventKey, KnownEvents
     from meterkit.tokens.providers.reader_interface import ProviderApi
 
-_EVENTS_TO_RECOGNISE: Final = 8
+# After so many foreign events others have to look like a language model's to be read.
+_FOREIGN_EVENTS: Final = 8
 # Answers of the endpoints that count tokens: nothing was generated, nothing is billed.
 _COUNTS: Final = {
     "input_tokens": frozenset({"input_tokens", "context_management", "object"}),
@@ -85,8 +95,8 @@ class UsageObserver:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether enough events came, and none of them is a language model's."""
-        return not self.is_known and self._looked >= _EVENTS_TO_RECOGNISE
+        """Whether enough events came, and none of them is a language model's so far."""
+        return not self.is_known and self._looked >= _FOREIGN_EVENTS
 
     @property
     def is_undetermined(self) -> bool:
@@ -158,9 +168,9 @@ class UsageObserver:
             measured: UTF-8 bytes of the model's text in it, where that is known.
             reports: whether there may be usage or an error in it.
         """
-        if self._looked < _EVENTS_TO_RECOGNISE and not (self._looked and self._api):
+        if not (self._looked and self._api):
             self._recognise(event)
-        if not self.is_foreign:
+        if self.is_known:
             self._measure_event(event, measured)
         spoken = self.text_bytes > self._reported_bytes
         if not reports:
@@ -216,7 +226,8 @@ class UsageObserver:
         if isinstance(kind, str) and kind.endswith(_SOUND):
             return
         if measured is None:
-            measured = text_bytes(event, ROOT)
+            has_text = "text" in event and (kind or event.get("event_type")) in TEXT_EVENTS
+            measured = text_bytes(event, TEXT_ROOT if has_text else ROOT)
         if table(event.get("response")) is not None:
             # It says again what its deltas said.
             measured = max(0, measured - self.text_bytes + self._reported_bytes)
@@ -287,9 +298,10 @@ class UsageObserver:
             self._response_id = self._response_id or first_text(event, CALL_ID)
             self._response_model = self._response_model or first_text(event, CALL_MODEL)
             self._outlives = outliving_state(event) or self._outlives
-        self._only_counted = not _COUNTS.keys().isdisjoint(event) and any(
-            name in event and event.keys() <= names for name, names in _COUNTS.items()
-        )
+        if self._looked <= _FOREIGN_EVENTS:
+            self._only_counted = not _COUNTS.keys().isdisjoint(event) and any(
+                name in event and event.keys() <= names for name, names in _COUNTS.items()
+            )
 
 
 def read_document(event: Table) -> tuple[CallUsage, ...]:

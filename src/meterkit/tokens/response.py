@@ -30,7 +30,7 @@ from meterkit.tokens.json_values import dig, is_dense, load, table
 from meterkit.tokens.known_events import KnownEvents, key_of
 from meterkit.tokens.layout import ROOT, FigureWatch, may_have_figures, may_report
 from meterkit.tokens.observer import UsageObserver
-from meterkit.tokens.providers import BY_NAME
+from meterkit.tokens.providers import BY_NAME, may_be_known
 from meterkit.tokens.providers.bedrock import BEDROCK, header_usage
 from meterkit.tokens.repeated_events import RepeatedEvents
 from meterkit.tokens.reported_calls import ReportedCalls
@@ -276,7 +276,7 @@ class ResponseReader:
 
     def _wants(self, data: bytes) -> bool:
         """Whether an event, or something among several events, is read."""
-        return not self._selects or _may_report_tokens(data)
+        return not self._selects or may_be_known(data)
 
     def _open_large(self, name: str | None = None) -> LargeReader:
         """A reader of an event that is too large to be kept, and its name, where that stands beside it."""
@@ -367,12 +367,8 @@ class ResponseReader:
         return None
 
     def _select_events(self) -> None:
-        """Once it is known whose response this is, events that say nothing need not be read."""
-        observer = self._observer
-        if observer.is_foreign:
-            self._selects = True
-            if isinstance(self._framing, JsonReader):
-                self._framing.stopped = True
+        """After some foreign events, only those are read that may be a language model's."""
+        self._selects = self._observer.is_foreign
 
 
 def _may_report_tokens(data: bytes) -> bool:

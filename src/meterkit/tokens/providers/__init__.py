@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
+from meterkit.tokens.layout import may_have_usage
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.providers.cohere import COHERE
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.providers.reader_interface import ProviderApi
 
-__all__ = ["AUTO", "BY_NAME"]
+__all__ = ["AUTO", "BY_NAME", "may_be_known"]
 
 # Most of Mistral's responses have OpenAI's shape and are not told apart from it.
 AUTO: Final[tuple[ProviderApi, ...]] = (MISTRAL_ALONE, OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA)
@@ -26,3 +28,9 @@ BY_NAME: Final[Mapping[str, tuple[ProviderApi, ...]]] = {
     **{api.name: (api,) for api in (*AUTO, MISTRAL)},
 }
 """The APIs by the words of the plans file."""
+_MARK: Final = re.compile(b"|".join(re.escape(mark) for api in AUTO for mark in api.marks))
+
+
+def may_be_known(data: bytes) -> bool:
+    """Whether an event, or one among several, may tell whose response this is, or hold figures."""
+    return may_have_usage(data) or _MARK.search(data) is not None

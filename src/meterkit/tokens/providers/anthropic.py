@@ -179,5 +179,9 @@ def _recognises(event: Table) -> bool:
 
 
 ANTHROPIC: Final = ProviderApi(
-    name="anthropic", provider="anthropic", usage_in=_usage_in, recognises=_recognises
+    name="anthropic",
+    provider="anthropic",
+    usage_in=_usage_in,
+    recognises=_recognises,
+    marks=(b'"message_start"', b'"content_block_'),
 )

@@ -140,4 +140,10 @@ def _recognises(event: Table) -> bool:
     return len(event) == 1 and any(table(event.get(name)) is not None for name in _STREAMED)
 
 
-BEDROCK: Final = ProviderApi(name="bedrock", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
+BEDROCK: Final = ProviderApi(
+    name="bedrock",
+    provider=_PROVIDER,
+    usage_in=_usage_in,
+    recognises=_recognises,
+    marks=(b'"messageStart"', b'"contentBlock', b'"generation"'),
+)

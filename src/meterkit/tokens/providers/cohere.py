@@ -45,6 +45,16 @@ _TYPES: Final = (
     "citation-end",
     "message-end",
 )
+_TYPES_OF_V1: Final = (
+    "stream-start",
+    "search-queries-generation",
+    "search-results",
+    "text-generation",
+    "citation-generation",
+    "tool-calls-chunk",
+    "tool-calls-generation",
+    "stream-end",
+)
 
 
 def _settle(counts: Counts) -> Counts:
@@ -100,9 +110,15 @@ def _event_usage(holder: Table, counts: Counts, refused: bool) -> EventUsage:
 
 
 def _recognises(event: Table) -> bool:
-    if event.get("type") in _TYPES or _metered(event) is not None:
+    if event.get("type") in _TYPES or event.get("event_type") in _TYPES_OF_V1 or _metered(event) is not None:
         return True
     return isinstance(event.get("finish_reason"), str) and dig(event, ("message", "role")) == "assistant"
 
 
-COHERE: Final = ProviderApi(name="cohere", provider="cohere", usage_in=_usage_in, recognises=_recognises)
+COHERE: Final = ProviderApi(
+    name="cohere",
+    provider="cohere",
+    usage_in=_usage_in,
+    recognises=_recognises,
+    marks=(b'"message-start"', b'"content-delta"', b'"tool-', b'"stream-start"', b'"text-generation"'),
+)

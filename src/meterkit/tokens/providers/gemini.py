@@ -292,4 +292,10 @@ def _recognises(event: Table) -> bool:
     return finished or isinstance(dig(candidates[0], ("content", "parts")), list)
 
 
-GEMINI: Final = ProviderApi(name="gemini", provider="gcp.gemini", usage_in=_usage_in, recognises=_recognises)
+GEMINI: Final = ProviderApi(
+    name="gemini",
+    provider="gcp.gemini",
+    usage_in=_usage_in,
+    recognises=_recognises,
+    marks=(b'"candidates"', b'"serverContent"', b'"server_content"', b'"promptFeedback"', b'"interaction'),
+)

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 _PROVIDER: Final = "mistral_ai"
 _PAGES: Final = paths(input_document_pages="usage_info.pages_processed")
 _SECONDS: Final = "prompt_audio_seconds"
+_STREAMED: Final = (
+    "conversation.response.",
+    "message.output.",
+    "transcription.text.",
+    "transcription.language",
+    "transcription.segment",
+)
+"""Beginnings of the types of events."""
 _HEARD: Final = paths(
     input_tokens="prompt_tokens",
     output_tokens="completion_tokens",
@@ -95,11 +103,18 @@ def _recognises(event: Table) -> bool:
 
 
 def _recognises_mistral(event: Table) -> bool:
+    kind = event.get("type")
+    if isinstance(kind, str) and kind.startswith(_STREAMED):
+        return True
     return _is_scan(event) or _is_heard_or_moderated(event)
 
 
 MISTRAL: Final = ProviderApi(name="mistral", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
 MISTRAL_ALONE: Final = ProviderApi(
-    name="mistral", provider=_PROVIDER, usage_in=_mistral_usage_in, recognises=_recognises_mistral
+    name="mistral",
+    provider=_PROVIDER,
+    usage_in=_mistral_usage_in,
+    recognises=_recognises_mistral,
+    marks=(b'"conversation.response.', b'"message.output.'),
 )
 """Those endpoints of Mistral's that no other API has."""

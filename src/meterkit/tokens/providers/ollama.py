@@ -44,4 +44,6 @@ def _recognises(event: Table) -> bool:
     return isinstance(event.get("done"), bool) and "model" in event and "created_at" in event
 
 
-OLLAMA: Final = ProviderApi(name="ollama", provider="ollama", usage_in=_usage_in, recognises=_recognises)
+OLLAMA: Final = ProviderApi(
+    name="ollama", provider="ollama", usage_in=_usage_in, recognises=_recognises, marks=(b'"done"',)
+)

@@ -281,6 +281,15 @@ _WHOLE: Final = ("response", _COMPACTION, "batch", "thread.run", "conversation.r
 _SUMS: Final = ("batch", "thread.run")
 """Objects that have the sum of several calls."""
 _CONVERSED: Final = "conversation.response.done"  # Mistral's; its figures stand in the event.
+_STREAMED: Final = (
+    "response.",
+    "transcript.text.",
+    "transcription.",
+    "speech.audio.",
+    "image_generation.",
+    "image_edit.",
+)
+"""Beginnings of the types of events."""
 _TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
 """The Realtime API's event of another model's call, which transcribes what the user has said."""
 _LIVE: Final = ("session.usage.updated", "session.closed")
@@ -466,7 +475,7 @@ def _find_provider(holder: Table, usage: Table) -> str:
 
 def _recognises(event: Table) -> bool:
     kind = event.get("type")
-    if isinstance(kind, str) and kind.startswith("response."):
+    if isinstance(kind, str) and kind.startswith(_STREAMED):
         return True
     named = event.get("object")
     if isinstance(named, str):
@@ -487,4 +496,10 @@ def _is_choice(choice: Table) -> bool:
     return "finish_reason" in choice and (message is not None or "text" in choice)
 
 
-OPENAI: Final = ProviderApi(name="openai", provider=_OPENAI, usage_in=_usage_in, recognises=_recognises)
+OPENAI: Final = ProviderApi(
+    name="openai",
+    provider=_OPENAI,
+    usage_in=_usage_in,
+    recognises=_recognises,
+    marks=(b'"choices"', b'"thread.run', *(b'"' + kind.encode() for kind in _STREAMED)),
+)

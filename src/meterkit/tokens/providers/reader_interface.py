@@ -38,12 +38,14 @@ class ProviderApi:
         usage_in: what an event or document says about usage, None where it says nothing. With ``strict`` the
             whole of it must have the API's shape; without, a usage object of the right shape suffices.
         recognises: whether an event or document is certainly the API's, with or without usage.
+        marks: the first event of a stream that is recognised has one of these, or token figures.
     """
 
     name: str
     provider: str | None
     usage_in: Callable[[Table, bool], EventUsage | None]
     recognises: Callable[[Table], bool]
+    marks: tuple[bytes, ...] = ()
 
 
 def cache_included(counts: Counts) -> Counts:
