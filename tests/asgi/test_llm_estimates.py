@@ -356,6 +356,23 @@ async def test_auto_finds_a_call_behind_the_apps_own_events(
     assert expected == await counted(answering([*first, *chunks], kind, ends=ends), "memory://")
 
 
+ECHOES = {
+    "metadata": {"usage": {"inputTokens": 0, "outputTokens": 0}},
+    "meta": {"billed_units": {"input_tokens": 0, "output_tokens": 0}},
+}
+
+
+@pytest.mark.parametrize("path", ["/auto", "/openai", "/bedrock"])
+@pytest.mark.parametrize("name", ECHOES)
+async def test_metadata_of_a_client_in_each_event_is_no_usage(name: str, path: str) -> None:
+    echoed = {name: ECHOES[name]}
+    said = sse({**chat({"content": TEXT}), **echoed}) * 1_001
+    total = sse({**chat(None, usage=chat_usage(10, 5000)), **echoed})
+    used = (PROMPT_TOKENS, 1_001 * len(TEXT.encode()) // 4)
+    assert used == await counted(answering([said], SSE_TYPE), "memory://", path)
+    assert (10, 5000) == await counted(answering([said, total], SSE_TYPE), "memory://", path)
+
+
 # Several calls in one stream, and events that are told in passing: F-40.
 
 

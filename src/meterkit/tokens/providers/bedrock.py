@@ -31,6 +31,8 @@ _WRITES: Final = {"5m": "cache_write_5m_tokens", "1h": "cache_write_1h_tokens"}
 # Names that no other API has: the figures of the answer inside go before these.
 _METRICS: Final = "metrics_"
 _METRIC_PATHS: Final = Paths({_METRICS + name: alternatives for name, alternatives in _PATHS.items()})
+_INSIDE: Final = (ANTHROPIC, OPENAI, COHERE)
+"""APIs of the answers that InvokeModel may have inside."""
 _INVOKED: Final = "amazon-bedrock-invocationMetrics"
 _BLOCK_EVENTS: Final = ("contentBlockStart", "contentBlockDelta", "contentBlockStop")
 _STREAMED: Final = ("messageStart", *_BLOCK_EVENTS, "messageStop", "metadata")
@@ -57,14 +59,12 @@ def _settle(counts: Counts) -> Counts:
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
-    metadata = table(event.get("metadata")) or {}
-    holder, usage = metadata, table(metadata.get("usage"))
-    if usage is None and (not strict or _is_document(event)):
-        holder, usage = event, table(event.get("usage"))
-    if usage is not None and "inputTokens" in usage and "outputTokens" in usage:
+    holder = _find_holder(event, strict)
+    usage = None if holder is None else table(holder.get("usage"))
+    if holder is not None and usage is not None and "inputTokens" in usage and "outputTokens" in usage:
         return _converse_usage(usage, holder)
     if not strict:
-        for api in (ANTHROPIC, OPENAI, COHERE):
+        for api in _INSIDE:
             found = api.usage_in(event, True)
             if found is not None:
                 others = [replace(other, provider=_PROVIDER) for other in found.others]
@@ -76,6 +76,21 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         return header_usage(sent.items()) if own is None and sent is not None else own
     found = _event_usage(*read_counts(metrics, _METRIC_PATHS), final=True)
     return found if own is None else replace(found, counts={**own.counts, **found.counts})
+
+
+def _find_holder(event: Table, strict: bool) -> Table | None:
+    """The part of an event that has the usage of Converse: a document, or what is called its metadata.
+
+    Servers repeat what a client calls its metadata, in the events of any API.
+    """
+    if _is_document(event):
+        return event
+    metadata = table(event.get("metadata"))
+    if metadata is not None and "usage" in metadata:
+        is_alone = len(event) == 1
+        if is_alone or not (strict or any(api.recognises(event) for api in _INSIDE)):
+            return metadata
+    return None if strict else event
 
 
 def _converse_usage(usage: Table, holder: Table) -> EventUsage:

@@ -57,6 +57,10 @@ _TYPES_OF_V1: Final = (
 )
 
 
+_OF_OTHERS: Final = frozenset({"choices", "candidates", "object", "type", "done"})
+"""Members that events of other APIs have, and nothing of Cohere's with ``meta``."""
+
+
 def _settle(counts: Counts) -> Counts:
     # Where only the billed units are named, they are the best that is known.
     return {**{name.removeprefix("billed_"): count for name, count in counts.items()}, **counts}
@@ -64,7 +68,7 @@ def _settle(counts: Counts) -> Counts:
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     holder = table(event.get("delta")) if event.get("type") == "message-end" else event
-    metered = _metered(event)
+    metered = _metered(event, strict)
     if metered is not None:
         return metered
     usage = None if holder is None else table(holder.get("usage"))
@@ -80,8 +84,13 @@ def _has_figures(usage: Table) -> bool:
     return any(table(usage.get(name)) is not None for name in ("tokens", "billed_units"))
 
 
-def _metered(event: Table) -> EventUsage | None:
-    """Usage in ``meta``: of embeddings, rankings, classifications, parsed documents and Chat v1."""
+def _metered(event: Table, strict: bool) -> EventUsage | None:
+    """Usage in ``meta``: of embeddings, rankings, classifications, parsed documents and Chat v1.
+
+    Servers repeat what a client calls so, in the events of any API.
+    """
+    if strict and not _OF_OTHERS.isdisjoint(event):
+        return None
     holder = table(event.get("response")) if event.get("event_type") == "stream-end" else event
     meta = None if holder is None else table(holder.get("meta"))
     if holder is None or meta is None or not _has_figures(meta):
@@ -110,7 +119,11 @@ def _event_usage(holder: Table, counts: Counts, refused: bool) -> EventUsage:
 
 
 def _recognises(event: Table) -> bool:
-    if event.get("type") in _TYPES or event.get("event_type") in _TYPES_OF_V1 or _metered(event) is not None:
+    if (
+        event.get("type") in _TYPES
+        or event.get("event_type") in _TYPES_OF_V1
+        or _metered(event, True) is not None
+    ):
         return True
     return isinstance(event.get("finish_reason"), str) and dig(event, ("message", "role")) == "assistant"
 
