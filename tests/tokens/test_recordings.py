@@ -342,6 +342,18 @@ def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str, foreign: in
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
 
 
+@pytest.mark.parametrize("usage", ["auto", "mistral"])
+def test_a_call_that_was_cut_has_the_model_of_a_later_event(usage: str) -> None:
+    said = [*CONVERSED, {**CONVERSED[1], "model": "mistral-large-2611"}]
+    for events in (
+        said,
+        [FOREIGN, *said],
+        [FOREIGN, FOREIGN, chat({"content": TEXT}, model=said[-1]["model"])],
+    ):
+        (call,) = read(*map(sse, events), usage=usage, kind=SSE_TYPE, complete=False)
+        assert call.model == "mistral-large-2611"
+
+
 def test_the_text_of_a_torn_document_is_estimated() -> None:
     reader = open_reader()
     reader.feed(b'{"choices": [{"message": {"content": "abcdef\\"gh i')

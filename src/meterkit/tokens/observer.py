@@ -130,7 +130,8 @@ class UsageObserver:
             UTF-8 bytes of its text; None: it is not known, and must be observed.
         """
         if self._looked:
-            return 0 if self._api is not None and key.rest in known.silent else None
+            is_named = self._response_model is not None or self._looked >= _FOREIGN_EVENTS
+            return 0 if self._api is not None and is_named and key.rest in known.silent else None
         first = known.first.get(key.rest)
         if first is None:
             return None
@@ -170,6 +171,9 @@ class UsageObserver:
         """
         if not (self._looked and self._api):
             self._recognise(event)
+        elif self._response_model is None and self._looked < _FOREIGN_EVENTS:
+            self._looked += 1
+            self._name_call(event)
         if self.is_known:
             self._measure_event(event, measured)
         spoken = self.text_bytes > self._reported_bytes
@@ -290,18 +294,21 @@ class UsageObserver:
 
     def _recognise(self, event: Table) -> None:
         self._looked += 1
-        choices = rows(event.get("choices"))
-        self._asks |= bool(choices) and dig(choices[0], ("delta",)) is not None
         if self._api is None:
             self._api = next((api for api in self._apis if api.recognises(event)), None)
         if self._api is not None:
-            self._response_id = self._response_id or first_text(event, CALL_ID)
-            self._response_model = self._response_model or first_text(event, CALL_MODEL)
+            self._name_call(event)
             self._outlives = outliving_state(event) or self._outlives
         if self._looked <= _FOREIGN_EVENTS:
             self._only_counted = not _COUNTS.keys().isdisjoint(event) and any(
                 name in event and event.keys() <= names for name, names in _COUNTS.items()
             )
+
+    def _name_call(self, event: Table) -> None:
+        choices = rows(event.get("choices"))
+        self._asks |= bool(choices) and dig(choices[0], ("delta",)) is not None
+        self._response_id = self._response_id or first_text(event, CALL_ID)
+        self._response_model = self._response_model or first_text(event, CALL_MODEL)
 
 
 def read_document(event: Table) -> tuple[CallUsage, ...]:
