@@ -18,6 +18,7 @@ from drivers.plans import plans_text
 from meterkit import MeterKit
 from meterkit.catalog import Catalog, loads
 from meterkit.cli.delivery import late_lines, undelivered_lines
+from meterkit.customers.links import StripeLinker
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.flusher import Flusher
@@ -110,10 +111,10 @@ class Desk:
         return await deliver_customer(self.kit.store, self.kit.flusher(), customer, timeout_s=timeout_s)
 
     async def link(self, *customers: str) -> None:
-        """Link customers to Stripe customers of the same name."""
+        """Link customers to Stripe customers of the same name, without a request to Stripe."""
         for customer in customers:
             self.emulator.add_customer(f"cus_{customer}")
-            await self.kit.customers.link(customer, f"cus_{customer}", force=True)
+            await StripeLinker(self.kit.store).make(customer, f"cus_{customer}")
 
     async def use(self, *customers: str, requests: int) -> None:
         """Link customers, and record requests of each."""

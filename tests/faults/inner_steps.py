@@ -20,6 +20,7 @@ Step = Literal[
     "a webhook entry is taken",
     "billed usage is read",
     "credits are kept",
+    "pages are closed",
     "summaries are counted",
     "the store is asked whether to deliver",
 ]
@@ -32,6 +33,7 @@ _PLACES: Final[dict[Step, str]] = {
     "a webhook entry is taken": "meterkit.subscriptions.webhooks.sync_queue.SyncQueue.lease_due",
     "billed usage is read": "meterkit.delivery.correction_credits.read_billed",
     "credits are kept": "meterkit.delivery.correction_credits.CreditIssuer._keep_credits",
+    "pages are closed": "meterkit.subscriptions.service.stripe_customers.close_payments",
     "summaries are counted": "meterkit.delivery.summaries.StripeSummaries.counted",
     "the store is asked whether to deliver": "meterkit.outbox.outbox.Outbox.refusal",
 }

@@ -20,7 +20,8 @@ from drivers.audited_kit import sqlite_in
 from drivers.customer_states import note_findings
 from drivers.messages import SECRET, contact, courier
 from drivers.plans import plans_text
-from drivers.shop import Shop
+from drivers.shop import PLANS as PLANS_OF_SHOP
+from drivers.shop import Shop, sell_nothing, shop
 from drivers.subscribed_customer import erase
 from drivers.webhooks import NOW, Hooked, hooked
 from faults.inner_steps import wrapped
@@ -115,6 +116,55 @@ async def test_the_pages_of_a_deleted_customer_are_closed(at: Shop) -> None:
     await at.kit.customers.delete("acme")
     with pytest.raises(ValueError, match="open"):
         at.emulator.complete_checkout(page.id)
+
+
+@asynccontextmanager
+async def sold_by_key(store_url: str) -> AsyncGenerator[tuple[Shop, str]]:
+    """A shop whose plans name no price, and an open page of a customer there."""
+    catalog = loads(re.sub(r", stripe_price: \w+", "", PLANS_OF_SHOP))
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        page = await at.kit.subscriptions.checkout("acme", "pro", **URLS)
+        yield at, page.id
+
+
+async def test_who_has_paid_for_a_plan_without_an_id_is_not_deleted(store_url: str) -> None:
+    async with sold_by_key(store_url) as (at, page):
+        at.emulator.complete_checkout(page)  # No webhook of it has come.
+        with pytest.raises(CustomerError, match="which is active"):
+            await at.kit.customers.delete("acme")
+        await at.kit.customers.delete("acme", cancel=True)
+        (subscription,) = await at.stripe_list("/v1/subscriptions", status="all")
+        assert subscription["status"] == "canceled"
+
+
+async def test_a_page_for_a_plan_without_an_id_is_closed(store_url: str) -> None:
+    async with sold_by_key(store_url) as (at, page):
+        await at.kit.customers.delete("acme", cancel=True)
+        with pytest.raises(ValueError, match="open"):
+            at.emulator.complete_checkout(page)
+
+
+async def test_a_page_that_is_paid_as_it_is_closed_is_seen(at: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = await at.kit.subscriptions.checkout("acme", "pro", **URLS)
+
+    def paying(close: Any) -> Any:
+        async def close_paid(*asked: Any) -> None:
+            at.emulator.complete_checkout(page.id)
+            await close(*asked)
+
+        return close_paid
+
+    wrapped(monkeypatch, "pages are closed", paying)
+    with pytest.raises(CustomerError, match="which is active"):
+        await at.kit.customers.delete("acme")
+    assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_who_is_deleted_at_stripe_can_be_deleted_here(at: Shop) -> None:
+    await at.kit.subscriptions.checkout("acme", "pro", **URLS)
+    await at.stripe_delete(f"/v1/customers/{await linked_of(at)}")
+    assert (await at.kit.customers.delete("acme")).link == 1
 
 
 async def test_a_customer_deleted_at_stripe_gets_a_new_one(at: Shop) -> None:

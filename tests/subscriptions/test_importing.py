@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from drivers.shop import Shop
+from drivers.shop import PLANS, Shop, sell_nothing, shop
 from drivers.webhooks import Hooked, hooked
 from meterkit import CustomerError, Imported, ImportProgress, MeterkitError, StripeUnavailableError
+from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
 
@@ -148,6 +150,22 @@ async def test_customers_that_do_not_fit_are_named_with_the_reason(hooks: Hooked
     assert await customers(hooks) == {"fine"}
 
 
+async def test_an_import_brings_no_deleted_customer_back(hooks: Hooked) -> None:
+    for customer in ("acme", "beta"):
+        await paying(hooks, customer)
+    await hooks.kit.subscriptions.import_from_stripe()
+    for customer in ("acme", "beta"):
+        await hooks.kit.customers.delete(customer, cancel=True)
+    await hooks.subscribe("acme", metadata={})
+    tried = await hooks.kit.subscriptions.import_from_stripe(dry_run=True)
+    done = await hooks.kit.subscriptions.import_from_stripe()
+    assert counts(tried) == counts(done) == (0, 0, 1, 1)
+    assert (why(done), await customers(hooks)) == ({"cus_acme": "deleted"}, set())
+    # A file says that it should come back.
+    named = await hooks.kit.subscriptions.import_from_stripe(ids={"cus_acme": "acme"})
+    assert (named.linked, await customers(hooks)) == (1, {"acme"})
+
+
 async def subscribed_at_stripe(at: Shop) -> str:
     linked = at.emulator.add_customer(name="Acme")
     at.emulator.add_payment_method(linked)
@@ -173,6 +191,17 @@ async def test_a_stripe_customer_that_does_not_exist_is_not_linked(at: Shop, del
     assert (await at.kit.customers.get("carol")).stripe_customer is None
     at.emulator.add_customer("cus_carol")
     assert (await at.kit.customers.link("carol", "cus_carol")).stripe_customer == "cus_carol"
+
+
+async def test_a_forced_link_reads_plans_that_name_no_price(store_url: str) -> None:
+    catalog = loads(re.sub(r", stripe_price: \w+", "", PLANS))
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        linked = (await at.kit.customers.get((await at.subscribed(plan="pro")).customer)).stripe_customer
+        assert linked is not None
+        await at.kit.customers.unlink("acme")
+        assert (await at.kit.customers.link("bob", linked, force=True)).plan == "pro"
+        assert (await at.kit.customers.link("carol", "cus_typo", force=True)).plan == "free"
 
 
 async def test_in_an_outage_a_forced_link_queues_its_look(at: Shop) -> None:

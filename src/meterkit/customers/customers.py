@@ -372,7 +372,8 @@ class Customers:
     async def delete(self, customer: str, *, cancel: bool = False) -> Deleted:
         """Forget a customer: all that is stored by its id, and usage that was never linked to Stripe.
 
-        No event of Stripe brings the customer back. The Stripe customer stays at Stripe.
+        No event of Stripe, and no import, brings the customer back. The Stripe customer stays at Stripe.
+        Unpaid pages and top-up invoices that meterkit opened for it are closed.
 
         Args:
             customer: the app's own id.

@@ -110,6 +110,8 @@ def is_override_price(price: Mapping[str, Any]) -> bool:
 
 TOP_UP: Final = "meterkit_top_up"
 """Metadata key of a top-up's invoice: the credit and the cents."""
+PURCHASE: Final = "meterkit_purchase"
+"""Metadata key of a top-up's invoice or page: its idempotency key and amount."""
 
 
 def pack_key(credit: str, amount_cents: int) -> str:

@@ -36,6 +36,7 @@ MisfitKind = Literal[
     "id_not_allowed",
     "two_customers",
     "linked_elsewhere",
+    "deleted",
     "no_such_customer",
     "unreadable",
     "too_new",

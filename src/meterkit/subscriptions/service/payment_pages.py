@@ -20,6 +20,8 @@ from meterkit.errors import (
 )
 from meterkit.subscriptions.stripe_objects import (
     CHANGE_MARK,
+    PURCHASE,
+    TOP_UP,
     id_in,
     key_of,
     mark_of,
@@ -86,6 +88,7 @@ def _is_mapping(given: object) -> bool:
 
 
 _PATH: Final = "/v1/checkout/sessions"
+_INVOICES: Final = "/v1/invoices"
 _PORTAL: Final = "/v1/billing_portal/sessions"
 _MINUTE_MS: Final = 60_000
 _OPEN_S_MIN: Final = 3_600
@@ -157,16 +160,43 @@ async def refuse_missing(api: StripeApi, customer: str, linked: str) -> AsyncGen
 
 
 async def close_pages(api: StripeApi, linked: str, *, but: str = "") -> None:
-    """Close all open pages that meterkit made for a Stripe customer. Raises StripeError."""
+    """Close all open sign-up pages that meterkit made for a Stripe customer. Raises StripeError."""
     for page in await _list_open_pages(api, linked):
         if page["id"] != but:
-            try:
-                await api.post(f"{_PATH}/{page['id']}/expire")
-            except StripeUnavailableError:
-                raise
-            except StripeError as error:
-                if error.status != HTTPStatus.BAD_REQUEST:  # It is no longer open.
-                    raise
+            await _end_unless_done(api, f"{_PATH}/{page['id']}/expire")
+
+
+async def close_payments(api: StripeApi, linked: str) -> None:
+    """Close all that meterkit opened for a Stripe customer to pay: pages, and unpaid invoices of top-ups.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+    asked: dict[str, Parameter] = {"customer": linked, "status": "open"}
+    try:
+        pages = await api.list(_PATH, asked)
+        invoices = await api.list(_INVOICES, asked)
+    except StripeError as error:
+        if not is_missing_customer(error):
+            raise
+        return  # Stripe has deleted it: nothing can be paid.
+    for page in pages:
+        if mark_of(page) or text_in(part_of(page, "metadata"), PURCHASE):
+            await _end_unless_done(api, f"{_PATH}/{page['id']}/expire")
+    for invoice in invoices:
+        if text_in(part_of(invoice, "metadata"), TOP_UP):
+            await _end_unless_done(api, f"{_INVOICES}/{invoice['id']}/void")
+
+
+async def _end_unless_done(api: StripeApi, path: str) -> None:
+    """Close a page or void an invoice; a no-op if it is no longer open."""
+    try:
+        await api.post(path)
+    except StripeUnavailableError:
+        raise
+    except StripeError as error:
+        if error.status != HTTPStatus.BAD_REQUEST:  # It is no longer open.
+            raise
 
 
 async def _create_page(
@@ -235,7 +265,7 @@ async def _find_open_invoice(live: LiveSubscription) -> Mapping[str, Any]:
     if latest.get("status") == "open":
         return latest
     asked: dict[str, Parameter] = {"subscription": live.id, "status": "open", "limit": 1}
-    found: list[dict[str, Any]] = (await live.api.get("/v1/invoices", asked))["data"]
+    found: list[dict[str, Any]] = (await live.api.get(_INVOICES, asked))["data"]
     return found[0] if found else {}
 
 

@@ -20,9 +20,13 @@ from meterkit.customers.links import StripeLinker
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, MeterkitError, NoSubscriptionError, StripeError
-from meterkit.subscriptions.service.payment_pages import close_pages
+from meterkit.subscriptions.service.payment_pages import close_payments
 from meterkit.subscriptions.stripe_objects import CUSTOMER, key_of, persistently
-from meterkit.subscriptions.unknown_customers import same_error, unknown_customer_error
+from meterkit.subscriptions.unknown_customers import (
+    is_unknown_at_stripe,
+    same_error,
+    unknown_customer_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -207,14 +211,14 @@ class CustomerHooks:
         )
 
     async def sync_linked_customer(self, customer: str, *, now: bool, is_known: bool) -> None:
-        """Fetch the subscription of a linked customer.
-
-        Where no plan names a price, Stripe is asked only if it has the Stripe customer.
-        """
+        """Fetch the subscription of a linked customer if customers can subscribe to a plan."""
         _, state = await CustomerStates(self.store).read(customer)
-        may_have_one = self._names_prices() or (is_known and self._sells_plans())
-        if self.api is None or state.stripe_customer is None or not may_have_one:
+        if self.api is None or state.stripe_customer is None or not self._sells_plans():
             return
+        if now and not is_known:
+            with suppress(StripeError):  # In an outage the fetch fails, too, and is queued.
+                if await is_unknown_at_stripe(self.api(), state.stripe_customer):
+                    return
         if not now:
             await self.sync_later(state.stripe_customer)
             return
@@ -232,14 +236,26 @@ class CustomerHooks:
     async def prepare_deletion(self, customer: str, *, cancel: bool) -> None:
         """End, or refuse to leave, what Stripe would charge a customer that is being deleted."""
         _, state = await CustomerStates(self.store).read(customer)
-        has_sold = self._names_prices() or state.subscription is not None
-        api = self.api if has_sold and state.stripe_customer is not None else None
-        if api is not None:
-            await self.fetch(customer)
+        if self.api is None or state.stripe_customer is None:
+            await self._end_subscriptions(customer, cancel=cancel)
+        else:
+            await self._fetch_and_end_subscriptions(customer, cancel=cancel)
+            await close_payments(self.api(), state.stripe_customer)
+            # A page may have been paid after the first look, before it was closed.
+            await self._fetch_and_end_subscriptions(customer, cancel=cancel)
+        _, state = await CustomerStates(self.store).read(customer)
+        await remember_trial(self.store, customer, state.subscription)
+
+    async def _fetch_and_end_subscriptions(self, customer: str, *, cancel: bool) -> None:
+        await self.fetch(customer)
+        await self._end_subscriptions(customer, cancel=cancel)
+
+    async def _end_subscriptions(self, customer: str, *, cancel: bool) -> None:
+        """End all active subscriptions of a customer; without ``cancel``, refuse the first."""
         for _ in range(_SUBSCRIPTIONS_MAX):
             known = await self._in_force(customer)
             if known is None:
-                break
+                return
             if not cancel:
                 raise CustomerError(
                     f"customer {customer!r} has subscription {known.id}, which is {known.status}, and Stripe"
@@ -248,10 +264,6 @@ class CustomerHooks:
                 )
             with suppress(NoSubscriptionError):  # It has ended meanwhile.
                 await self.end(customer)
-        if api is not None and state.stripe_customer is not None:
-            await close_pages(api(), state.stripe_customer)  # Otherwise a subscription could start there.
-        _, state = await CustomerStates(self.store).read(customer)
-        await remember_trial(self.store, customer, state.subscription)
 
     async def store_override(
         self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
@@ -263,10 +275,6 @@ class CustomerHooks:
         _, state = await CustomerStates(self.store).read(customer)
         known = state.subscription
         return None if known is None or known.status_at(self.store.now_ms()) in ENDED else known
-
-    def _names_prices(self) -> bool:
-        """Whether a plan names a price at Stripe."""
-        return any(plan.price.stripe_price is not None for plan in self.store.catalog.plans.values())
 
     def _sells_plans(self) -> bool:
         """Whether customers can subscribe to a plan; otherwise there are no subscriptions to fetch."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from meterkit.customers.links import StripeLinker, claim_owner
 from meterkit.customers.states import CustomerStates, read_states
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
+from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
@@ -77,7 +78,8 @@ class Imported:
     Attributes:
         linked: customers that were linked, with their subscriptions; with ``dry_run`` those that would be.
         known: customers that were linked before.
-        skipped: customers at Stripe without a live subscription, and without an id or with a shared one.
+        skipped: customers at Stripe without a live subscription, and without an id, with a shared one, or
+            deleted here.
         misfits: customers that do not match, with the reason.
         customers: linked customers with their plans, sorted by Stripe customer.
         dry_run: whether nothing was changed.
@@ -95,6 +97,7 @@ class Imported:
 class _Tally:
     linked: int = 0
     known: int = 0
+    skipped: int = 0
     misfits: list[Misfit] = field(default_factory=list[Misfit])
     activated: dict[str, str] = field(default_factory=dict[str, str])
     customers: list[ImportedCustomer] = field(default_factory=list[ImportedCustomer])
@@ -142,7 +145,7 @@ class StripeImporter:
         found = match_customers(accounts.values(), self._store.catalog, given=given, owners=owners)
         tally.misfits += [*found.misfits, *_missing_misfits(given, accounts)]
         for number, batch in enumerate(_batches(found.newcomers)):
-            await self._import_batch(batch, tally, dry_run=dry_run)
+            await self._import_batch(batch, tally, given, dry_run=dry_run)
             done = min((number + 1) * _PAGE, len(found.newcomers))
             progress(ImportProgress(step="links", done=done, total=len(found.newcomers)))
         if tally.activated:
@@ -150,7 +153,7 @@ class StripeImporter:
         return Imported(
             linked=tally.linked,
             known=tally.known,
-            skipped=found.skipped,
+            skipped=found.skipped + tally.skipped,
             misfits=tuple(sorted(tally.misfits, key=lambda one: (one.stripe_customer, one.kind))),
             customers=tuple(sorted(tally.customers, key=lambda one: one.stripe_customer)),
             dry_run=dry_run,
@@ -210,16 +213,24 @@ class StripeImporter:
             states |= await read_states(admin, keys, batch)
         return states
 
-    async def _import_batch(self, batch: Sequence[Newcomer], tally: _Tally, *, dry_run: bool) -> None:
+    async def _import_batch(
+        self, batch: Sequence[Newcomer], tally: _Tally, given: Mapping[str, str], *, dry_run: bool
+    ) -> None:
         states = await self._read_states(newcomer.customer for newcomer in batch)
         imports = [
-            partial(self._import_one, newcomer, states[newcomer.customer], tally, dry_run=dry_run)
+            partial(self._import_one, newcomer, states[newcomer.customer], tally, given, dry_run=dry_run)
             for newcomer in batch
         ]
         await run_together(imports, at_once=_AT_ONCE)
 
     async def _import_one(
-        self, newcomer: Newcomer, state: CustomerState, tally: _Tally, *, dry_run: bool
+        self,
+        newcomer: Newcomer,
+        state: CustomerState,
+        tally: _Tally,
+        given: Mapping[str, str],
+        *,
+        dry_run: bool,
     ) -> None:
         customer, linked = newcomer.customer, newcomer.stripe_customer
         is_linked = state.stripe_customer == linked
@@ -228,6 +239,9 @@ class StripeImporter:
                 f"customer {customer!r:.80} is linked to Stripe customer {state.stripe_customer} already"
             )
             tally.misfits.append(_misfit_of(newcomer, "linked_elsewhere", message))
+            return
+        if not is_linked and linked not in given and await self._links.is_retired(linked):
+            _skip_deleted(newcomer, tally)
             return
         if not dry_run:
             try:
@@ -317,6 +331,15 @@ class StripeImporter:
 
 def _batches(found: Sequence[_T]) -> Iterator[Sequence[_T]]:
     return (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
+
+
+def _skip_deleted(newcomer: Newcomer, tally: _Tally) -> None:
+    """Leave out a customer that was deleted here; report one that Stripe still charges."""
+    if newcomer.subscription is None or newcomer.subscription.status in ENDED:
+        tally.skipped += 1
+        return
+    message = "its customer was deleted here: end the subscription, or name the customer in a line of --csv"
+    tally.misfits.append(_misfit_of(newcomer, "deleted", message))
 
 
 def _too_new_misfit(found: Mapping[str, Any]) -> Misfit:

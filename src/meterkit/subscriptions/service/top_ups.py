@@ -18,7 +18,7 @@ from meterkit.store.input_checks import check_customer
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
-from meterkit.subscriptions.stripe_objects import id_in, key_of, pack_key, part_of, text_in
+from meterkit.subscriptions.stripe_objects import PURCHASE, id_in, key_of, pack_key, part_of, text_in
 from meterkit.subscriptions.top_up_payments import move_auto_top_up, top_up_metadata
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -38,8 +38,6 @@ _SESSIONS: Final = "/v1/checkout/sessions"
 _DAY_S: Final = 86_400
 _KEYS_KEPT_S: Final = 2 * _DAY_S
 """Stripe keeps idempotency keys for at least a day."""
-_PURCHASE: Final = "meterkit_purchase"
-"""Metadata key of a top-up's invoice or page: its idempotency key and amount."""
 _NOT_OF_TOP_UPS: Final = frozenset(
     {"allow_promotion_codes", "discounts", "payment_method_collection", "subscription_data"}
 )
@@ -291,7 +289,7 @@ class Credits:
         What else is asked may differ from the first time, such as taxes or the URLs.
         """
         name = _name_of(key)
-        metadata = {**part_of(asked, "metadata"), _PURCHASE: f"{name} {amount_cents}"}
+        metadata = {**part_of(asked, "metadata"), PURCHASE: f"{name} {amount_cents}"}
         try:
             return await self._api().post(path, {**asked, "metadata": metadata}, idempotency_key=name)
         except StripeError as error:
@@ -309,7 +307,7 @@ class Credits:
         asked: dict[str, Parameter] = {"customer": linked, "created": {"gte": since_s}}
         for path in (_INVOICES, _SESSIONS):
             for one in await self._api().list(path, asked):
-                name, _, cents = text_in(part_of(one, "metadata"), _PURCHASE).partition(" ")
+                name, _, cents = text_in(part_of(one, "metadata"), PURCHASE).partition(" ")
                 if name == _name_of(key) and one["status"] != "void":
                     return _Purchase(path, int(cents), one)
         return None
