@@ -335,7 +335,10 @@ class _Work:
                 part = min(most - given, int(ledger[line]), int(fields[2]), rest)
                 if part:
                     fields[2] = str(int(fields[2]) - part)
+                    fields[1] = str(int(fields[1]) - self.give_up(name, part, ledger))
                     grants[name], ledger[line] = " ".join(fields), str(int(ledger[line]) - part)
+                    if fields[1] == fields[2]:
+                        del grants[name]
                     ledger |= {beyond: str(int(ledger[beyond]) - part)} if is_repayment else {}
                     given += part
         if given:
@@ -344,14 +347,25 @@ class _Work:
             self.shard.grants[self.name] = grants
         return given
 
+    def give_up(self, name: str, part: int, ledger: dict[str, str]) -> int:
+        """Of what a grant gets back, take what its refund has not taken yet; how much."""
+        line = f"refund {name}"
+        refunded, taken, *_ = map(int, ledger.get(line, "0 0").split())
+        part = min(part, refunded - taken)
+        if part:
+            ledger[line] = f"{refunded} {taken + part} {self.now}"
+        return part
+
     @staticmethod
     def _away(name: str, ledger: Mapping[str, str]) -> str:
-        """A grant that has left the list, all of it used; empty: there is none, or it was voided."""
-        if f"grant {name}" not in ledger or f"void {name}" in ledger:
+        """An app's grant that has left the list, all of it used; empty: there is none, or it was voided."""
+        is_void = f"void {name}" in ledger
+        if f"grant {name}" not in ledger or is_void or not name.startswith("a "):
             return ""
         quantity, priority, effective, expires, created = ledger[f"grant {name}"].split()
+        used = int(quantity) - int(ledger.get(f"refund {name}", "0 0").split()[1])
         target = name.split(" ")[1]
-        return f"{target} {quantity} {quantity} {priority} {effective} {expires} {created} {expires}"
+        return f"{target} {used} {used} {priority} {effective} {expires} {created} {expires}"
 
     def at_stripe(self, tokens: Sequence[str], most: int) -> int:
         """Take back what is delivered, an event each, while there is a minute for it; how much."""

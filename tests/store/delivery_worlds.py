@@ -373,6 +373,9 @@ class Restoring(Anew):
             grants[name] = f"{name.split()[1]} {quantity} {used} {terms} {expires}"
         if random.random() < 0.2:
             ledger[f"void {name}"] = "1"
+        elif name.startswith("a ") and random.random() < 0.4:
+            refunded = random.choice((1, used, quantity, quantity))
+            ledger[f"refund {name}"] = f"{refunded} {random.choice((0, 0, 1, refunded))} {self.wall - 1}"
         if random.random() < 0.5:
             grants["balance"] = "as it was"
         by = random.choice((meter, meter, meter, "others"))

@@ -404,12 +404,16 @@ class PaidWorld(World):
             return
         purse, keys = self.model.customers[name].purse, self.keys.customer(name)
         live = sorted(grant for grant in purse.grants if grant.startswith("a "))
-        names = [*self.random.sample(live, min(len(live), self.random.choice((1, 1, 2)))), "a m:calls none"]
+        ended = [line.removeprefix("grant ") for line in purse.lines if line.startswith("grant a ")]
+        ended = sorted({*ended, "a m:calls none"} - purse.grants.keys())
+        names = self.random.sample(live, min(len(live), self.random.choice((1, 1, 2))))
+        names += [ended[self.wall % len(ended)]]
         names = names[: self.random.choice((1, 2, 3))]
         reply = self.run("void_grants", (keys.grants, keys.ledger), *names, self.wall)
         expected = purse.void(names, self.wall)
         self.compare(f"void {name} {names}", expected, reply)
         self.seen[f"void {expected > 0}"] += 1
+        self.seen["void used up"] += any(purse.lines.get(f"void {one}") == (0, self.wall) for one in names)
 
     def hoard(self, name: str) -> None:
         """More is paid by a grant than can be counted."""

@@ -423,10 +423,19 @@ class Purse:
 
     def void(self, names: Sequence[str], now: int) -> int:
         self.repay(now)
-        found = [self.grants.pop(name) for name in names if name in self.grants]
-        for grant in found:
-            self.lines[f"void {grant.name}"] = (grant.left, now)
-        return len(found)
+        found = 0
+        for name in names:
+            grant = self.grants.pop(name, None)
+            if grant is not None or self._is_used_up(name, now):
+                self.lines[f"void {name}"] = (0 if grant is None else grant.left, now)
+                found += 1
+        return found
+
+    def _is_used_up(self, name: str, now: int) -> bool:
+        """Whether a grant of the app's has left because it was used up; it may have its payment back."""
+        line = self.lines.get(f"grant {name}")
+        is_left = line is not None and f"void {name}" not in self.lines and name.startswith("a ")
+        return is_left and line is not None and line[3] > now
 
     def repay(self, now: int) -> None:
         means = Means(self, None, (now, FOREVER_MS), now)

@@ -58,6 +58,7 @@ DECIDED: Final = (
 )
 PAID: Final = said(
     "credits.low, balance, owed, repaid, grant 0, grant 1, grant 2, grant 3, void True, void False"
+    ", void used up"
 )
 GAUGED: Final = said(
     "d 0, d 1, c 0, c 1, s 0, s 5, f 0, f 1, level 0, level 1, level 4, level 5, notice, amend, presign"
@@ -99,7 +100,7 @@ LINED: Final = said(
 )
 RESTORED: Final = said(
     "correct_usage 0, correct_usage 1, correct_usage 9, units given back, credits given back, "
-    "units left to credit notes"
+    "units left to credit notes, given up to a refund"
 )
 REBUILT: Final = said(
     "rebuild_counters 0, rebuild_counters 1, rebuild_counters 2, rebuild_counters 5, "

@@ -190,7 +190,7 @@ DELIVERING: Final = Mutated(
         "mark_late_usage.lua": ((Stranding, 6),),
         "withdraw_intent.lua": OVERTAKING,
         "settle_item.lua": (*LINING, *OVERTAKING),
-        **included("return_to_grants read_payer", RESTORING[:1]),
+        **included("return_to_grants return_payment read_payer", RESTORING[:1]),
         **included("close_past_period seal_closed_periods next_free_minute free_past_minute", DELIVERY),
         **included("bill_late_usage", OVERTAKING),
         **included("price_late_usage", (*OVERTAKING, *LINING)),

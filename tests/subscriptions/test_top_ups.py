@@ -242,6 +242,53 @@ async def test_a_refund_takes_the_rest_back_and_reports_what_was_used(at: Hooked
     assert (event.refunded_cents, event.taken_back_cents) == (1000, 700)
 
 
+@pytest.mark.parametrize(
+    ("how", "spent", "back", "left"),
+    [
+        ("refund", 10, 10, 0),
+        ("refund", 6, 10, 0),
+        ("refund", 8, 5, 5),  # Two were left, and three of the five are taken of what is given back.
+        ("dispute", 6, 10, 0),
+        ("void", 10, 0, 0),
+        ("void", 6, 0, 0),
+    ],
+)
+async def test_i4_a_correction_returns_nothing_refunded(
+    at: Hooked, how: str, spent: int, back: int, left: int
+) -> None:
+    invoice = str((await bought(at)).invoice)
+    await spend(at, spent)
+    if how == "refund":
+        await refund(at, invoice, back * 100)
+    elif how == "dispute":
+        at.emulator.dispute_payment(invoice)
+    for _ in range(2 * (how == "void")):
+        await at.kit.grants.void("acme", invoice)
+    await at.settle()
+    for nth, part in enumerate((1, spent - 1)):  # In two parts it is the same.
+        taken = {"usd_charged": part * DOLLAR}
+        await at.kit.correct("acme", taken, reason="counted twice", correction_id=f"c{nth}")
+    await at.settle()
+    await night(at)
+    assert await balance(at) == left * DOLLAR
+    assert sum(quantity for _, quantity in await entries(at)) == left
+    (grant,) = await at.kit.grants.list("acme")
+    assert grant.status == ("active" if left else "void" if how == "void" else "refunded")
+
+
+async def test_deletion_closes_pages_and_invoices_of_top_ups(at: Hooked) -> None:
+    await bought(at, **BACK)
+    (page,) = (await at.client.v1.checkout.sessions.list_async()).data
+    at.emulator.add_payment_method("cus_acme", FAILS)
+    declined = await bought(at)
+    assert declined.status == "open"
+    await at.kit.customers.delete("acme")
+    with pytest.raises(ValueError, match="open"):
+        at.emulator.complete_checkout(page.id)
+    (invoice,) = (await at.client.v1.invoices.list_async({"customer": "cus_acme"})).data
+    assert invoice.status == "void"
+
+
 async def test_a_refund_known_before_the_payment_leaves_nothing(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)

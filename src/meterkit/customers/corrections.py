@@ -217,7 +217,7 @@ class Corrected:
         asked: how many were to be taken back.
         taken_back: how many are not recorded any more: ``over_cap`` + ``overage`` + ``credited`` +
             ``granted`` + ``included``, taken in this order. Credits and grants
-            that paid for them have them back, unless they have expired.
+            that paid for them have them back, unless they have expired, are void or were refunded.
         sent_back: how many of these Stripe has: it is sent a meter event of so many less than nothing, on the
             way to the bill as any other.
         granted_next: how many Stripe was sent already, for which there is a grant from the next period on.

@@ -236,6 +236,8 @@ class Grants:
     async def void(self, customer: str, grant_id: str) -> None:
         """Take back what a grant of the app's has left; what it has paid stays paid. Repeated: a no-op.
 
+        A later correction returns nothing to it.
+
         Raises:
             MeterkitError: there was never such a grant, or it is one of the plan's.
         """
@@ -243,13 +245,14 @@ class Grants:
         _check_id(grant_id)
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         held, ledger, _ = await self._read(customer)
-        named = {found.name: source_and_id(found.name) for found in held}
-        names = [name for name, parts in named.items() if parts == ("app", grant_id)]
+        # A used-up grant is in the ledger only.
+        names = [field.partition(" ")[2] for field in ledger if is_grant_of_app(field, grant_id)]
         if names:
             await admin.run(self._store.scripts["void_grants"], [keys.grants, keys.ledger], *names)
             drop_allotments(self._store, customer)
-        elif not any(is_grant_of_app(field, grant_id) for field in ledger):
-            near = suggestion(grant_id, [own for source, own in named.values() if source == "app"])
+        else:
+            known = (source_and_id(found.name) for found in held)
+            near = suggestion(grant_id, [own for source, own in known if source == "app"])
             raise MeterkitError(
                 f"grant_id: customer {customer!r} has no grant {grant_id!r:.80} that the app added{near}; a"
                 " grant of the plan cannot be voided"

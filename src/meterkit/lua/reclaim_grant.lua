@@ -1,5 +1,6 @@
 #!lua
--- reclaim_grant: reclaims from a grant the units whose payment was refunded. Units already spent stay spent.
+-- reclaim_grant: reclaims from a grant the units whose payment was refunded. Units already spent stay spent: what a
+-- correction returns of them is reclaimed then, see return_payment.
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
 -- ARGV  1 the grant's name    2 total refunded so far, this refund included (units, or micro-credits)

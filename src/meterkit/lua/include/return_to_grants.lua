@@ -1,10 +1,12 @@
 -- return_to_grants: returns what grants or credits have paid for units of a meter in a period, in reverse order of payment.
--- A used-up grant can pay again; an expired or voided one gets nothing. First the debt of the period's usage is reduced,
--- then the grants that repaid a debt get their payment back.
+-- A used-up grant can pay again; an expired or voided one gets nothing, and of a refunded one it is taken back at once. First
+-- the debt of the period's usage is reduced, then the grants that repaid a debt get their payment back.
 --   list, ledger: hashes of the customer's grants and their ledger; kind: 'm' or 'c'; meter: its name; period_start: of the
 --   period, as text; units: of the meter; paid_units: all units that they have paid for
--- The cost of the units is their share of the whole cost, rounded up. Returns the returned amount.
+-- The cost of the units is their share of the whole cost, rounded up. Returns the returned amount, with what is
+-- taken back of refunded grants.
 --include read_payer
+--include return_payment
 --include pays_before
 --include repay_debts
 local function return_to_grants(list, ledger, kind, meter, period_start, units, paid_units, now)
@@ -53,8 +55,8 @@ local function return_to_grants(list, ledger, kind, meter, period_start, units, 
     local grant, room = payment.grant, payment.is_repayment and (beyond and beyond.left or 0) or payment.paid
     local part = math.min(cost - returned, payment.paid, grant.used, room)
     if part > 0 then
-      grant.used, returned = grant.used - part, returned + part
-      call('HSET', list, grant.name, format_grant(grant))
+      returned = returned + part
+      return_payment(list, ledger, grant, part, now)
       lower(payment.line, part)
       if payment.is_repayment then
         beyond.left = beyond.left - part
