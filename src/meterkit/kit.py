@@ -23,7 +23,7 @@ from meterkit.store.call_amounts import price_quantities
 from meterkit.store.holds import Reservation
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.store.recorded_calls import read_captured, record_calls
-from meterkit.tokens.estimate import estimate_input, guard_estimator
+from meterkit.tokens.estimate import guard_estimator
 
 if TYPE_CHECKING:
     import os
@@ -77,7 +77,7 @@ class MeterKit(KitLifecycle, KitParts):
         plans: str | os.PathLike[str] | Catalog | None = None,
         *,
         clock: Callable[[], float] = time,
-        estimate_input: InputEstimator = estimate_input,
+        estimate_input: InputEstimator | None = None,
         contact: ContactSource | None = None,
         **settings: Unpack[SettingsKeywords],
     ) -> None:

@@ -545,7 +545,7 @@ LONG: Final = [{"content": "y. " * 200_000}, {"content": "y. " * 500_000}]
 @pytest.mark.parametrize(
     ("body", "least", "most"),
     [
-        (b"\xff\xfe" * 1000, 85, 85),
+        (b"\xff\xd8\xff\xe0" * 500, 85, 85),
         (compact({"question": "x" * 300}), 75, 75),
         (compact({"messages": LONG}), 340_000, 352_000),
         (compact({"messages": [{"content": "A" * 3_000_000}]}), 85, 700),

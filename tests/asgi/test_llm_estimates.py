@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
+import gzip
+import json
 import logging
 import random
 from typing import Any
@@ -215,12 +218,55 @@ async def test_an_estimator_of_the_apps_own_counts_for_the_bill_too(store_url: s
     assert (77, TOKENS) == await counted(app, store_url, settings={"estimate_input": estimate})
 
 
+QUESTION = "word " * 6_000
+QUESTION_TOKENS = len(QUESTION) // 4
+FORM = '--x\r\ncontent-disposition: form-data; name="{}"\r\n\r\n{}\r\n'.format
+HIDDEN: dict[str, tuple[bytes, str]] = {
+    "beside another prompt": (compact({"question": QUESTION, "prompt": "hi"}), ""),
+    "beside a token": (compact({"question": QUESTION, "input": [1]}), ""),
+    "another spelling": (compact({"Messages": QUESTION, "messages": "a"}), ""),
+    "named twice": (b'{"prompt": "%b", "prompt": "a"}' % QUESTION.encode(), ""),
+    "UTF-16": (json.dumps({"prompt": QUESTION}).encode("utf-16"), ""),
+    "UTF-32": (json.dumps([{"prompt": QUESTION}]).encode("utf-32"), ""),
+    "compressed": (gzip.compress(compact({"prompt": QUESTION}), mtime=0), "gzip"),
+    "compressed otherwise": (NUMBERS.randbytes(10_000), "br"),
+    "tokens": (compact({"prompt": list(range(QUESTION_TOKENS))}), ""),
+    "hyphens": (compact({"prompt": QUESTION.replace(" ", "-") * 2}), ""),
+    "hyphens in a form": (f"prompt={QUESTION.replace(' ', '-')}".encode(), ""),
+    "beside a file": ((FORM("prompt", QUESTION) + FORM("file", "\0\0" * 400) + "--x--").encode(), ""),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+async def test_no_way_to_write_a_request_lowers_its_bill(name: str, store_url: str) -> None:
+    body, coding = HIDDEN[name]
+    headers = {"content-encoding": coding} if coding else {}
+    async with metered(answering([*openai_stream(TEXT), DONE], SSE_TYPE), store_url) as at:
+        await at.client.post("/auto", content=body, headers=headers)
+        (found,) = await tokens(at.kit, "input_tokens")
+    assert 0.75 * QUESTION_TOKENS <= found <= 2.2 * QUESTION_TOKENS
+
+
+async def test_encoded_data_is_billed_as_an_image_wherever_it_stands(store_url: str) -> None:
+    photo = base64.b64encode(NUMBERS.randbytes(300_000)).decode()
+    for body in ({"photo": photo}, {"url": f"data:image/png;base64,{photo}"}, {"image": photo}):
+        async with metered(answering([*openai_stream(TEXT), DONE], SSE_TYPE), store_url) as at:
+            await ask(at, "/auto", body=compact(body))
+            assert 85 <= (await tokens(at.kit))[0] <= 85 + 256
+
+
 # In a coding that is not decoded: F-36.
 
 
 @pytest.mark.parametrize(
     ("path", "body", "expected"),
-    [("/openai", PROMPT, True), ("/auto", PROMPT, True), ("/auto", b'{"name": "ada"}', False)],
+    [
+        ("/openai", PROMPT, True),
+        ("/auto", PROMPT, True),
+        ("/auto", PROMPT.decode().encode("utf-16"), True),
+        ("/auto", PROMPT.replace(b"messages", b"m\\u0065ssages"), True),
+        ("/auto", b'{"name": "ada"}', False),
+    ],
 )
 async def test_an_unreadable_answer_is_estimated_for_a_model(
     path: str, body: bytes, expected: bool, store_url: str, monkeypatch: Any, caplog: Any

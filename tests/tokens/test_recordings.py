@@ -22,8 +22,9 @@ from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens import response
 from meterkit.tokens.call_prices import ModelCharges
 from meterkit.tokens.call_usage import RANKS, CallUsage, fill_estimates
-from meterkit.tokens.estimate import BODY_BYTES_MAX, MEDIA_PART_TOKENS, estimate_input, estimate_request
+from meterkit.tokens.estimate import BILLED_MEDIA_TOKENS, MEDIA_PART_TOKENS, billed_input, held_input
 from meterkit.tokens.json_values import load, table
+from meterkit.tokens.llm_request import read_request
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.tap import StreamTap
 from tokens.corpus_rows import AT, ROWS, WIRED, Row
@@ -261,35 +262,40 @@ WAV = {"inlineData": {"mimeType": "audio/wav", "data": IMAGE}}
 
 
 @pytest.mark.parametrize(
-    ("body", "texts", "tokens"),
+    ("body", "texts", "numbers", "media"),
     [
-        ({"messages": [{"role": "user", "content": TEXT}]}, 1, 0),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": TEXT}]}], "system": TEXT}, 2, 0),
-        ({"prompt": TEXT, "suffix": TEXT}, 2, 0),
-        ({"prompt": [1, 2, 3]}, 0, 3),
-        ({"input": TEXT, "instructions": TEXT}, 2, 0),
-        ({"contents": [{"role": "user", "parts": [{"text": TEXT}]}]}, 1, 0),
-        ({"messages": [{"content": [{"type": "tool_result", "content": TEXT, "tool_use_id": "t"}]}]}, 1, 0),
-        ({"messages": [{"content": [URL]}]}, 0, MEDIA_PART_TOKENS),
-        ({"contents": [{"parts": [WAV, {"text": TEXT}]}]}, 1, MEDIA_PART_TOKENS),
-        ({"messages": [{"content": TEXT, "images": [IMAGE, IMAGE]}]}, 1, 2 * MEDIA_PART_TOKENS),
-        ({"model": TEXT, "user": TEXT, "metadata": {"a": TEXT}}, 0, 0),
-        ({}, 0, 0),
+        ({"messages": [{"role": "user", "content": TEXT}]}, 1, 0, 0),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": TEXT}]}], "system": TEXT},
+            2,
+            0,
+            0,
+        ),
+        ({"prompt": TEXT, "suffix": TEXT}, 2, 0, 0),
+        ({"prompt": [1, 2, 3]}, 0, 3, 0),
+        ({"input": TEXT, "instructions": TEXT}, 2, 0, 0),
+        ({"contents": [{"role": "user", "parts": [{"text": TEXT}]}]}, 1, 0, 0),
+        (
+            {"messages": [{"content": [{"type": "tool_result", "content": TEXT, "tool_use_id": "t"}]}]},
+            1,
+            0,
+            0,
+        ),
+        ({"messages": [{"content": [URL]}]}, 0, 0, 1),
+        ({"contents": [{"parts": [WAV, {"text": TEXT}]}]}, 1, 0, 1),
+        ({"messages": [{"content": TEXT, "images": [IMAGE, IMAGE]}]}, 1, 0, 2),
+        ({"model": TEXT, "user": TEXT, "metadata": {"a": TEXT}}, 1, 0, 0),
+        ({}, 0, 0, 0),
     ],
 )
-def test_input_is_estimated_from_texts_and_parts(body: dict[str, Any], texts: int, tokens: int) -> None:
-    expected = -(-texts * BYTES // 3) + tokens
-    assert expected == estimate_input(body)
-    assert expected == estimate_input(json.dumps(body).encode(), "any-model")
-
-
-@pytest.mark.parametrize("body", [b"", b"[1]", b"\xff", b"[" * 100_000])
-def test_a_body_that_is_no_request_is_estimated_at_nothing(body: bytes) -> None:
-    assert 0 == estimate_input(body)
-
-
-def test_a_body_beyond_the_bound_is_taken_for_media() -> None:
-    assert 9 * MEDIA_PART_TOKENS == estimate_input(b"x" * (BODY_BYTES_MAX + 1))
+def test_hold_and_bill_measure_the_same_texts_and_parts(
+    body: dict[str, Any], texts: int, numbers: int, media: int
+) -> None:
+    for encoding in ("utf-8", "utf-16", "utf-32-be"):
+        sent = json.dumps(body).encode(encoding)
+        held, size = held_input(read_request(sent), sent, len(sent)), texts * BYTES
+        assert -(-size // 3) + numbers + media * MEDIA_PART_TOKENS == held
+        assert size // 4 + numbers + media * BILLED_MEDIA_TOKENS == billed_input(sent, size=len(sent))
 
 
 TEXT_DELTA = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": TEXT}}
@@ -403,7 +409,8 @@ def test_what_is_lacking_of_a_call_that_was_cut_is_estimated(
     ids=["empty", "known", "own shape", "plain", "binary", "long", "long image", "cut character"],
 )
 def test_a_request_is_estimated_by_what_is_known_of_it(head: bytes, size: int | None, expected: int) -> None:
-    assert expected == estimate_request(head, size=len(head) if size is None else size)
+    asked = read_request(head) if size is None else None
+    assert expected == held_input(asked, head, len(head) if size is None else size)
 
 
 @pytest.mark.parametrize("kind", ["sse", "ndjson", "array"])

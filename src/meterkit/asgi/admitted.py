@@ -315,12 +315,12 @@ class AdmittedRequest(HoldOwner):
         is_disconnect = self._gone or isinstance(error, ClientDisconnect)
         self._failed = isinstance(error, Exception) and not is_disconnect
 
-    def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
+    def read_usage(self, body: BufferedBody | None, estimate: InputEstimator | None) -> None:
         """Read the response's token usage as it is sent, where the route says so.
 
         Args:
             body: the request's, where it was read before.
-            estimate: what measures the input where the client does not wait for the usage.
+            estimate: the app's own estimator of the input, for a client that does not wait for the usage.
         """
         self.unfold()
         if body is not None:

@@ -216,6 +216,12 @@ class KeptRequest:
         known = self._buffered
         return (bytes(self._body or b""), self._size) if known is None else (known.head, known.size)
 
+    def content(self) -> tuple[bytes, int]:
+        """Return the decoded beginning of the body, and the size of the whole; see :func:`decode_body`."""
+        head, size = self.head()
+        content, size, _ = decode_body(self._scope, head, size, ended=size <= len(head))
+        return content, size
+
     def models(self) -> tuple[str, ...]:
         """List the models that the request names, each that some app may read.
 

@@ -71,7 +71,7 @@ class Kit(Protocol):
         ...
 
     @property
-    def estimate_input(self) -> InputEstimator:
+    def estimate_input(self) -> InputEstimator | None:
         """Estimator of a request's input, until its usage is known."""
         ...
 

@@ -19,13 +19,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 from meterkit.store.prepared_decisions import prepare_reserving
 from meterkit.store.request_idempotency import mark_requests, repeat_digest
-from meterkit.tokens.estimate import (
-    MEDIA_PART_TOKENS,
-    estimate_input,
-    parse_request_body,
-    tokens_of_bytes,
-    unread_input,
-)
+from meterkit.tokens.estimate import held_input
 from meterkit.tokens.llm_request import LlmRequest, read_request
 from meterkit.tokens.requested_model import RequestHead, models_of_body, requested_models
 
@@ -41,9 +35,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_prices import ModelCharges
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.llm_request import NamedLimit
-
-_OWN_BYTES_MAX: Final = 32 << 10
-"""A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 
 _NO_HEAD: Final = RequestHead()
 _NO_CHARGES: Final[Mapping[str, ModelCharges]] = {}
@@ -108,7 +99,7 @@ async def prepare_reservation(
     route: Route,
     body: BufferedBody,
     *,
-    estimate: InputEstimator,
+    estimate: InputEstimator | None,
 ) -> Prepare:
     """Read what a request asks for, with its body if the route needs it; return its decision's preparer.
 
@@ -184,7 +175,7 @@ def reservation(
     body: bytes,
     size: int,
     counters: Collection[str],
-    estimate: InputEstimator = estimate_input,
+    estimate: InputEstimator | None = None,
     ended: bool = True,
     charges: Mapping[str, ModelCharges] = _NO_CHARGES,
     at: datetime | None = None,
@@ -204,7 +195,7 @@ def reservation(
         body: as much of the request's body as was read.
         size: bytes of the whole of it, as far as that is known.
         counters: the meters that can be counted on.
-        estimate: what measures the input.
+        estimate: the app's own estimator of the input; None: it has none.
         ended: whether the body was read to its end.
         charges: what calls are charged, by the meter that counts it.
         at: when (aware), where calls are charged: prices have dates.
@@ -225,7 +216,7 @@ def reservation(
     wants_input = bool(charges) or "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
     if entered is None:
-        entered = _count_input(asked, body, size, estimate) if wants_input else 0
+        entered = held_input(asked, body, size, estimate) if wants_input else 0
         if "input_tokens" in counters:
             held["input_tokens"] = entered
     if "total_tokens" in counters and "total_tokens" not in held:
@@ -281,23 +272,6 @@ def _held_quantity(reserve: Reserve, asked: LlmRequest | None) -> int:
     if reserve.field is not None:
         quantity = asked.limit(reserve.field, default=reserve.default)
     return min(quantity * (asked.answers() if reserve.meter in _PER_ANSWER else 1), reserve.ceiling)
-
-
-def _count_input(asked: LlmRequest | None, body: bytes, size: int, estimate: InputEstimator) -> int:
-    """Estimate the tokens of the input."""
-    is_own = estimate is not estimate_input
-    if is_own and body and (asked is not None or size == len(body) <= _OWN_BYTES_MAX):
-        found = estimate(parse_request_body(body) or body, None if asked is None else asked.model)
-        if found:
-            return min(found, QUANTITY_MAX)
-    if asked is None:
-        return unread_input(body, size)
-    measured = asked.input_size()
-    if measured is None:
-        # So many values may be tokens, in arrays of them.
-        return unread_input(body, len(body)) + body.count(b",")
-    texts, numbers, media = measured
-    return min(tokens_of_bytes(texts) + numbers + media * MEDIA_PART_TOKENS, QUANTITY_MAX)
 
 
 def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem:

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.logs import CAUSES, ErrorGuard, describe_error
 from meterkit.tokens.call_usage import CallUsage, fill_estimates
-from meterkit.tokens.estimate import (
-    BILLED_BYTES_PER_TOKEN,
-    asks_model,
-    billed_input,
-    estimate_input,
-    estimate_request,
-)
+from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input
 from meterkit.tokens.framing.content_codings import PIECE_BYTES
 from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.usage_fields import FieldsReader
@@ -47,7 +41,7 @@ class ResponseUsage:
         route: says whose usage is read, and at which paths.
         request: what the app receives.
         complain: logs an error of the reader, which the app never sees.
-        estimate: what measures the input where no usage is reported; the default counts less for a bill.
+        estimate: the app's own estimator of the input, for responses without usage; None: it has none.
         is_fetched: whether the response is a stored one, whose figures were counted before.
 
     Attributes:
@@ -83,7 +77,7 @@ class ResponseUsage:
         request: KeptRequest,
         *,
         complain: Callable[[str], None],
-        estimate: InputEstimator = estimate_input,
+        estimate: InputEstimator | None = None,
         is_fetched: bool = False,
     ) -> None:
         self._route = route
@@ -216,14 +210,10 @@ class ResponseUsage:
         """Estimated tokens of the request, at least 1; 0 if the response was over before."""
         request, self._request = self._request, None
         if request is not None:
-            head, size = request.head()
             with self._guard():
                 self._input_tokens = 1
-                if self._estimate is estimate_input:
-                    found = billed_input(head, size=size)
-                else:
-                    found = estimate_request(head, size=size, estimate=self._estimate)
-                self._input_tokens = max(1, found)
+                body, size = request.content()
+                self._input_tokens = max(1, billed_input(body, size=size, estimate=self._estimate))
         return self._input_tokens
 
     def close(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
@@ -296,7 +286,10 @@ class ResponseUsage:
         return text_bytes * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
 
     def _is_asked(self) -> bool:
-        return self._request is not None and asks_model(self._request.head()[0])
+        if self._request is None:
+            return False
+        body, size = self._request.content()
+        return asks_model(body, size=size)
 
     def _guard(self) -> ErrorGuard:
         return ErrorGuard(self._stop_reading)

@@ -32,6 +32,9 @@ _Pairs: TypeAlias = "tuple[tuple[str, Any], ...]"
 _Named: TypeAlias = "tuple[str, Any]"
 """A value with its name in the request; a member of another object has the dotted path."""
 
+MeasureText: TypeAlias = "Callable[[str], tuple[int, int]]"
+"""Finds the bytes of text and the media parts within a text."""
+
 _MEMBERS_MAX: Final = 1_024
 # https://openrouter.ai/docs/guides/routing/model-fallbacks, https://docs.litellm.ai/docs/proxy/reliability
 _FALLBACKS: Final = ("models", "fallbacks")
@@ -108,6 +111,11 @@ _NO_TEXT: Final = frozenset(
         "user",
     }
 )
+
+
+def _measure_text(value: str) -> tuple[int, int]:
+    """Measure a text as nothing but text."""
+    return utf8_bytes(value), 0
 
 
 class NamedLimit(NamedTuple):
@@ -223,10 +231,18 @@ class LlmRequest:
         choices = [read(value) or 1 for name in _ANSWERS for _, value in self._find_values(name)]
         return min(max(1, 1, *choices) * max(1, 1, *prompts), QUANTITY_MAX)
 
-    def input_size(self) -> tuple[int, int, int] | None:
-        """Bytes of text, tokens given as numbers, and media parts; None where there are too many values."""
+    def has_member(self, name: str) -> bool:
+        """Whether there is such a member, in any spelling."""
+        return _fold_name(name) in self._named
+
+    def input_size(self, measure_text: MeasureText = _measure_text) -> tuple[int, int, int] | None:
+        """Bytes of text, tokens given as numbers, and media parts; None where there are too many values.
+
+        Args:
+            measure_text: finds the bytes of text and the media parts within a text.
+        """
         values: list[Any] = [self._root]
-        found = measure(values, values_max=_VALUES_MAX)
+        found = _measure_values(values, measure_text)
         return None if values else found
 
     @property
@@ -366,27 +382,27 @@ def _members(outer: _Named, folded: str) -> list[_Named]:
     return _group_by_name(members, f"{path}.").get(folded, [])
 
 
-def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
+def _measure_values(values: list[Any], measure_text: MeasureText) -> tuple[int, int, int]:
     """Bytes of text, tokens given as numbers, and media parts in values of any depth.
 
     Args:
-        values: parsed JSON, its objects as dicts or as pairs. It keeps the values beyond the bound.
-        values_max: how many values are read.
+        values: parsed JSON, its objects as pairs. It keeps the values beyond the bound.
+        measure_text: finds the bytes of text and the media parts within a text.
     """
     size = numbers = media = 0
-    for _ in range(values_max):
+    for _ in range(_VALUES_MAX):
         if not values:
             break
         value = values.pop()
         if isinstance(value, str):
-            size += utf8_bytes(value)
+            text_bytes, encoded = measure_text(value)
+            size += text_bytes
+            media += encoded
         elif isinstance(value, list):
             items = rows(cast("object", value))
             others = [item for item in items if type(item) not in (int, float) or item % 1]
             numbers += len(items) - len(others)
             values += others
-        elif isinstance(value, dict):
-            media += _count_media(tuple(cast("dict[str, Any]", value).items()), values)
         elif isinstance(value, tuple) and len(cast("_Pairs", value)) > _MEMBERS_MAX:
             values.append(value)
             break
