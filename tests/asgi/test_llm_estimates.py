@@ -419,6 +419,58 @@ async def test_metadata_of_a_client_in_each_event_is_no_usage(name: str, path: s
     assert (10, 5000) == await counted(answering([said, total], SSE_TYPE), "memory://", path)
 
 
+# A content type that does not fit the body: a proxy has a fixed one, and its client chooses `stream`.
+
+STREAMED = [*openai_stream(TEXT), sse(chat(None, usage=DETAILED)), DONE]
+OLLAMA_LINES: list[dict[str, Any]] = [{**OLLAMA, "message": {"content": TEXT}, "done": False}] * 3
+OLLAMA_LINES.append({**OLLAMA, "prompt_eval_count": 1420, "eval_count": 310})
+METADATA = {"usage": BEDROCK_USED, "metrics": {"latencyMs": 1}}
+FRAMES = [event_frame("contentBlockDelta", {"delta": {"text": TEXT}}), event_frame("metadata", METADATA)]
+BODIES: dict[str, tuple[str, list[bytes]]] = {
+    "document": ("openai", [REPORTED]),
+    "document over lines": ("openai", [json.dumps(WHOLE, indent=1).encode()]),
+    "document in a text": ("openai", [b" ", compact(json.dumps({"o": "ü\n\\ud83d\U0001f600", **WHOLE}))]),
+    "stream": ("openai", STREAMED),
+    "stream in a text": ("openai", [compact(b"".join(STREAMED).decode())]),
+    "lines": ("ollama", [compact(line) + b"\n" for line in OLLAMA_LINES]),
+    "lines at once": ("ollama", [b"\n".join(map(compact, OLLAMA_LINES))]),
+    "frames": ("bedrock", FRAMES),
+}
+
+
+@pytest.mark.parametrize("kind", [SSE_TYPE, JSON_TYPE, NDJSON_TYPE, PLAIN, "text/json", BYTES])
+async def test_a_response_is_read_whatever_its_content_type(kind: str, store_url: str) -> None:
+    pieces: list[bytes] = []
+    asked = 0
+    async with metered(answering(pieces, kind), store_url) as at:
+        for name, (word, chunks) in BODIES.items():
+            for path, sent in (f"/{word}", chunks), ("/auto", [bytes([byte]) for byte in b"".join(chunks)]):
+                pieces[:] = sent
+                await ask(at, path)
+                asked += 1
+                assert (asked * 1420, asked * 310) == await tokens(at.kit), (name, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("audio/mpeg", b"ID3\x03\0" * 900),
+        (PLAIN, b"What was said, as a text."),
+        (JSON_TYPE, b'"What was said, as a text."'),
+        (JSON_TYPE, b"{" * 90),
+    ],
+)
+async def test_a_response_of_a_model_that_cannot_be_read_is_not_free(
+    kind: str, body: bytes, store_url: str
+) -> None:
+    async with metered(answering([body], kind), store_url) as at:
+        await ask(at, "/openai", method="GET", body=b"")
+        await ask(at, "/auto")
+        assert (0, 0) == await tokens(at.kit)
+        await ask(at, "/openai")
+        assert (PROMPT_TOKENS, 1) == await tokens(at.kit)
+
+
 # Several calls in one stream, and events that are told in passing: F-40.
 
 

@@ -55,6 +55,9 @@ async def test_a_figure_is_read_off_a_document_and_off_a_stream() -> None:
     assert await counted([b"".join(events)[:-9], b"".join(events)[-9:]], SSE_TYPE) == 4
     lines = [compact(ranking(1)) + b"\n", compact(ranking(5))]
     assert (await counted(lines, NDJSON_TYPE), await counted([compact(ranking(2.9))])) == (5, 2)
+    # Some proxies give each response one content type, or serialize it twice.
+    assert (await counted([body], SSE_TYPE), await counted(events)) == (3, 4)
+    assert await counted([compact(body.decode())]) == 3
 
 
 @pytest.mark.parametrize("figure", ["3", True, 10**15])

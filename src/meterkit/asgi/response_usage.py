@@ -16,7 +16,7 @@ from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.usage_fields import FieldsReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from starlette.types import Message
 
@@ -31,6 +31,7 @@ _PAUSE_EVERY_S: Final = 0.000_5
 _PAUSES_MAX: Final = 1_000
 # How much is read where no task can wait: some milliseconds.
 _LAST_STEPS_MAX: Final = 32
+_UNREAD: Final = frozenset({"unreadable", "corrupt", "too_large"})
 _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
 
@@ -238,8 +239,9 @@ class ResponseUsage:
         if self._broken:
             calls = (_UNREADABLE,) if gone else ()
         if gone or complete:
+            at_least = int(is_cut or self._has_unread_answer(calls))
             calls = fill_estimates(
-                calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
+                calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=at_least
             )
         if not complete:
             self.input_tokens()  # Kept for taps: the generator around one may be closed after the request.
@@ -284,6 +286,11 @@ class ResponseUsage:
             return 0
         text_bytes = reader.output_bytes_seen - before
         return text_bytes * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
+
+    def _has_unread_answer(self, calls: Sequence[CallUsage]) -> bool:
+        """Whether a model answered, and what it wrote could not be read."""
+        is_unread = bool(calls) and not _UNREAD.isdisjoint(calls[-1].notes)
+        return is_unread and self._request is not None and self._request.head()[1] > 0
 
     def _is_asked(self) -> bool:
         if self._request is None:

@@ -14,17 +14,15 @@ from meterkit.tokens.framing.content_codings import (
 )
 from meterkit.tokens.framing.content_types import (
     EVENT_STREAM,
-    PLAIN,
-    SSE,
     content_of,
     has_answer,
-    is_json,
-    is_lines,
+    is_readable,
 )
 from meterkit.tokens.framing.eventstream import EventStreamReader
 from meterkit.tokens.framing.incremental import IncrementalReader, drain, feed_large
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import UNKNOWN, Base64JsonReader, LargeJsonReader
+from meterkit.tokens.framing.sniffed_body import SniffedBody, feed_nothing
 from meterkit.tokens.framing.sse import EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load, table
 from meterkit.tokens.known_events import KnownEvents, key_of
@@ -39,17 +37,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.tokens.call_usage import CallUsage, Note
+    from meterkit.tokens.framing.content_types import Framing
     from meterkit.tokens.framing.incremental import LargeReader, Steps, Work
     from meterkit.tokens.json_values import Table
 
-_SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
-_SSE_NAME_BYTES_MAX: Final = max(map(len, _SSE_NAMES))
 # With br and zstd a token of a text takes 2 bytes, as an event of its own 6 to 20: these are on the safe side
 # of both for the billed customer.
 _CODED_BYTES_PER_TOKEN: Final = 4
 _CODED_EVENT_BYTES_PER_TOKEN: Final = 32
 # It may be no text at all, but vectors or an image.
 _CODED_TOKENS_MAX: Final = 4_096
+_AUDIO: Final = b"audio/"
 _AMAZON: Final = b"x-amzn-"
 _DONE: Final = b"[DONE]"
 _DONE_BYTES_MAX: Final = 16
@@ -96,8 +94,10 @@ class ResponseReader:
         self.is_repeating = False
         self._large_json: LargeJsonReader | None = None
         self._large_figure: str | None = None
-        self._head = b""
-        self._framing = self._framing_of(kind)
+        self._is_audio = kind.startswith(_AUDIO)
+        self._json: JsonReader | None = None
+        self._body: SniffedBody | None = SniffedBody(kind, self._open_reader)
+        self._feed_framing: Callable[[bytes], Work | None] = self._body.feed
         self._calls: tuple[CallUsage, ...] | None = None
         self._from_headers: tuple[CallUsage, ...] = ()
 
@@ -119,7 +119,7 @@ class ResponseReader:
             return None
         sent = tuple(headers)
         kind, coding = content_of(sent)
-        if not _is_readable(kind):
+        if not is_readable(kind, declared=usage != "auto"):
             return None
         reader = cls(usage, kind, coding)
         if usage in _WORDS_OF_BEDROCK:
@@ -189,14 +189,10 @@ class ResponseReader:
         """
         # A truncated event cannot be read; that is expected.
         self._is_cut = not complete
-        if isinstance(self._framing, JsonReader):
-            self._framing.unseen |= self._is_cut
-        if self._head and self._declared:
-            self._framing = self._open_sse()
-            head, self._head = self._head, b""
-            yield from self._framing.feed(head) or ()
-        if self._framing is not None:
-            yield from self._framing.close()
+        if self._json is not None:
+            self._json.unseen |= self._is_cut
+        if self._body is not None:
+            yield from self._body.close()
 
     def close(self, *, complete: bool, asked: Callable[[], bool] = lambda: True) -> tuple[CallUsage, ...]:
         """Usage of the response's calls; none where it is no language model's. Never raises.
@@ -209,7 +205,8 @@ class ResponseReader:
             drain(self.finish(complete=complete))
             self._calls = self._close_calls(complete=complete, asked=asked)
             # These hold this reader: let go of, it is gone without the help of the garbage collector.
-            self._framing = self._decoding = self._sse = self._large_json = None
+            self._body = self._decoding = self._sse = self._json = self._large_json = None
+            self._feed_framing = feed_nothing
         return self._calls
 
     def _close_calls(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
@@ -230,7 +227,8 @@ class ResponseReader:
 
     def _notes(self) -> list[Note]:
         found: list[Note] = []
-        decoding, framing = self._decoding, self._framing
+        decoding = self._decoding
+        framing = None if self._body is None else self._body.reader
         if (decoding is not None and decoding.corrupt) or (framing is not None and framing.corrupt):
             found.append("corrupt")
         if decoding is not None and decoding.too_large:
@@ -239,28 +237,17 @@ class ResponseReader:
             found.append("unreadable")
         return found
 
-    def _feed_framing(self, data: bytes) -> Work | None:
-        if self._framing is None:
-            data, self._head = (self._head + data).lstrip(), b""
-            if data[:1] in (b"{", b"["):
-                self._framing = self._open_json()
-            elif len(data) >= _SSE_NAME_BYTES_MAX or data.startswith(b":"):
-                is_sse = self._declared or data.startswith(_SSE_NAMES)
-                self._framing = self._open_sse() if is_sse else _Foreign()
-            else:
-                self._head = data
-                return None
-        return self._framing.feed(data)
-
-    def _framing_of(self, kind: bytes) -> IncrementalReader | None:
-        """Choose the framing by the content type; None if the first byte has to decide."""
-        if kind == SSE:
+    def _open_reader(self, framing: Framing) -> IncrementalReader:
+        if framing == "sse":
             return self._open_sse()
-        if is_lines(kind):
-            return NdjsonReader(self._callbacks())
-        if kind == EVENT_STREAM:
+        if framing == "frames":
             return EventStreamReader(self._read_frame, self._large_frame)
-        return None if kind in PLAIN else self._open_json()
+        if framing == "lines":
+            return NdjsonReader(self._callbacks())
+        if framing == "json":
+            return self._open_json()
+        self._unreadable = True  # Neither JSON nor events: a text, or speech.
+        return self._open_sse() if self._declared and not self._is_audio else _Foreign()
 
     def _open_sse(self) -> SseReader:
         sse = SseReader(self._callbacks())
@@ -269,7 +256,8 @@ class ResponseReader:
         return sse
 
     def _open_json(self) -> JsonReader:
-        return JsonReader(self._callbacks(), unseen=self._declared)
+        self._json = JsonReader(self._callbacks(), unseen=self._declared or self._is_cut)
+        return self._json
 
     def _callbacks(self) -> EventCallbacks:
         return EventCallbacks(self._handle_event, self._wants, self._open_large, self.skip_repeats)
@@ -374,10 +362,6 @@ class ResponseReader:
 def _may_report_tokens(data: bytes) -> bool:
     """Whether an event may hold usage figures, an error, or token figures that are not read."""
     return may_report(data) or may_have_figures(data)
-
-
-def _is_readable(kind: bytes) -> bool:
-    return kind in (SSE, EVENT_STREAM, *PLAIN) or is_json(kind) or is_lines(kind)
 
 
 _JSON: Final = b"application/json"

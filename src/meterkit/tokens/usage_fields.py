@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from codecs import BOM_UTF8
 from collections import Counter
 from math import floor, isfinite
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.framing.content_codings import IDENTITY, PIECE_BYTES, make_decoder, read_pieces
-from meterkit.tokens.framing.content_types import SSE, content_of, has_answer, is_json, is_lines
+from meterkit.tokens.framing.content_types import content_of, has_answer
 from meterkit.tokens.framing.incremental import drain, feed_large
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import LargeJsonReader
+from meterkit.tokens.framing.sniffed_body import SniffedBody, feed_nothing
 from meterkit.tokens.framing.sse import EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load
 from meterkit.tokens.layout import CALL_ID, ValuePlace, first_text
 from meterkit.tokens.reported_calls import CALLS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from meterkit.tokens.framing.content_types import Framing
     from meterkit.tokens.framing.incremental import IncrementalReader, Work
 
-_BLANK: Final = b" \t\r\n" + BOM_UTF8
 _DONE: Final = b"[DONE]"
 
 
@@ -55,7 +55,8 @@ class FieldsReader:
         self._ended = 0
         self._calls: dict[str | int, dict[str, int]] = {}
         self.overflowed = False
-        self._framing = self._framing_of(kind)
+        self._body: SniffedBody | None = SniffedBody(kind, self._open_reader)
+        self._feed_framing: Callable[[bytes], Work | None] = self._body.feed
 
     @classmethod
     def open(
@@ -74,14 +75,14 @@ class FieldsReader:
 
     def finish(self) -> Work:
         """The work at the body's end, before :meth:`close`, which otherwise does it without a pause."""
-        if self._framing is not None:
-            yield from self._framing.close()
+        if self._body is not None:
+            yield from self._body.close()
 
     def close(self) -> dict[str, int]:
         """Meter to its figures of all calls, rounded down each. Idempotent."""
         drain(self.finish())
         # It holds this reader: let go of, that is gone without the help of the garbage collector.
-        self._framing = None
+        self._body, self._feed_framing = None, feed_nothing
         total = Counter[str]()
         for figures in self._calls.values():
             total.update(figures)
@@ -93,27 +94,15 @@ class FieldsReader:
             meter for meter in self._paths if not any(meter in found for found in self._calls.values())
         )
 
-    def _framing_of(self, kind: bytes) -> IncrementalReader | None:
-        """Choose the framing by the content type; None if the first byte has to decide."""
-        if kind == SSE:
-            return SseReader(self._callbacks())
-        if is_lines(kind):
-            return NdjsonReader(self._callbacks())
-        return JsonReader(self._callbacks(), unseen=True) if is_json(kind) else None
-
     def _callbacks(self) -> EventCallbacks:
         return EventCallbacks(self._read_event, self._wants, self._open_large)
 
-    def _feed_framing(self, data: bytes) -> Work | None:
-        if self._framing is None:
-            data = data.lstrip(_BLANK)
-            if not data:
-                return None
-            is_json_value = data.startswith((b"{", b"["))
-            self._framing = (
-                JsonReader(self._callbacks(), unseen=True) if is_json_value else SseReader(self._callbacks())
-            )
-        return self._framing.feed(data)
+    def _open_reader(self, framing: Framing) -> IncrementalReader:
+        if framing == "lines":
+            return NdjsonReader(self._callbacks())
+        return (
+            JsonReader(self._callbacks(), unseen=True) if framing == "json" else SseReader(self._callbacks())
+        )
 
     def _wants(self, data: bytes) -> bool:
         """Whether an event is read: most have none of the figures."""

@@ -1,12 +1,15 @@
-"""Content types of responses that may report usage, and how they are recognised."""
+"""Content types and framings of responses that may report usage, and how they are recognised."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from meterkit.tokens.framing.eventstream import PRELUDE_BYTES, is_prelude
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 SSE: Final = b"text/event-stream"
 JSON: Final = b"application/json"
@@ -14,7 +17,15 @@ EVENT_STREAM: Final = b"application/vnd.amazon.eventstream"
 PLAIN: Final = (b"", b"text/plain", b"application/octet-stream")
 """Content types that say nothing of the content."""
 
+Framing: TypeAlias = Literal["sse", "lines", "json", "text", "frames", "unknown"]
+"""A body's framing: events, JSON lines, one JSON value or an array, a JSON text, Amazon's frames, or none."""
+
+_SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
+_SSE_NAME_BYTES_MAX: Final = max(map(len, _SSE_NAMES))
+_BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 _NDJSON: Final = re.compile(rb"application/(?:(?:x-)?ndjson|jsonl|(?:x-)?jsonlines|stream\+json)")
+_HTML: Final = b"text/html"
+_JSON_FRAMINGS: Final[Mapping[bytes, Framing]] = {b"{": "json", b"[": "json", b'"': "text"}
 _BODILESS: Final = (204, 205)
 _OK: Final = range(200, 300)
 
@@ -42,5 +53,56 @@ def is_lines(kind: bytes) -> bool:
 
 
 def is_json(kind: bytes) -> bool:
-    """Whether the content type is that of one JSON value."""
-    return kind == JSON or kind.endswith(b"+json")
+    """Whether the content type is one of JSON, such as ``application/json``, ``text/json`` or ``…+json``."""
+    return b"json" in kind and not is_lines(kind)
+
+
+def is_readable(kind: bytes, *, declared: bool) -> bool:
+    """Whether a response of this content type may be a model's.
+
+    Args:
+        kind: the content type.
+        declared: whether its route says so: then it may be any text, or speech.
+    """
+    if kind in (SSE, EVENT_STREAM, *PLAIN) or is_json(kind) or is_lines(kind):
+        return True
+    return declared and kind.startswith((b"text/", b"audio/")) and kind != _HTML
+
+
+def recognise_framing(head: bytes, kind: bytes, *, is_over: bool = False) -> Framing | None:
+    """Recognise the framing of a body by its first bytes; None: more bytes are needed.
+
+    A proxy may give all responses one content type, while its client chooses between streams and documents.
+    So the type decides only where the bytes do not.
+
+    Args:
+        head: the first bytes.
+        kind: the content type.
+        is_over: whether no more bytes come.
+    """
+    data = head.lstrip(_BLANK)
+    first = data[:1]
+    if first in _JSON_FRAMINGS:
+        return _recognise_lines(data, is_over=is_over) if is_lines(kind) else _JSON_FRAMINGS[first]
+    if data.startswith(_SSE_NAMES) or (kind == SSE and first not in (b"", b"\0")):
+        return "sse"
+    needed = PRELUDE_BYTES if first == b"\0" else _SSE_NAME_BYTES_MAX
+    if len(data) < needed and not is_over:
+        return None
+    return "frames" if is_prelude(data) else _framing_of_type(kind)
+
+
+def _recognise_lines(data: bytes, *, is_over: bool) -> Framing | None:
+    """Tell JSON lines from a document over several lines, whose first line does not end an object."""
+    line, end, _ = data.partition(b"\n")
+    if data[:1] != b"{" or (end and not line.rstrip().endswith(b"}")):
+        return _JSON_FRAMINGS[data[:1]]
+    return "lines" if end or is_over or len(data) > EVENT_BYTES_MAX else None
+
+
+def _framing_of_type(kind: bytes) -> Framing:
+    if kind == EVENT_STREAM:
+        return "frames"
+    if is_lines(kind):
+        return "lines"
+    return "json" if is_json(kind) else "unknown"

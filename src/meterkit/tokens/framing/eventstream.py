@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 _PRELUDE: Final = struct.Struct(">III")
 _CRC: Final = struct.Struct(">I")
 _LENGTH: Final = struct.Struct(">H")
+PRELUDE_BYTES: Final = _PRELUDE.size
 _FRAME_BYTES_MIN: Final = _PRELUDE.size + _CRC.size
 _TEXT: Final = 7
 # Widths of the header values that are not text, by their type; 6 (bytes) has a length of its own.
 _WIDTHS: Final = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
 _BYTES: Final = 6
+
+
+def is_prelude(data: bytes) -> bool:
+    """Whether bytes begin with the prelude of a frame, by its checksum."""
+    return len(data) >= _PRELUDE.size and data[8:12] == _CRC.pack(crc32(data[:8]))
 
 
 class EventStreamReader(IncrementalReader):
@@ -51,8 +57,8 @@ class EventStreamReader(IncrementalReader):
 
     def _run(self) -> Steps:
         while (yield from self._has(_PRELUDE.size)):
-            total, headers, crc = _PRELUDE.unpack_from(self._data, self._at)
-            right = crc32(self._data[self._at : self._at + 8]) == crc
+            total, headers, _ = _PRELUDE.unpack_from(self._data, self._at)
+            right = is_prelude(self._data[self._at : self._at + _PRELUDE.size])
             if not right or not _FRAME_BYTES_MIN + headers <= total or headers > EVENT_BYTES_MAX:
                 self.corrupt = True
                 return

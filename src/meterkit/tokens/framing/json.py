@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, run_steps
 from meterkit.tokens.layout import may_answer
 
 if TYPE_CHECKING:
-    from meterkit.tokens.framing.incremental import Emit, Steps
+    from meterkit.tokens.framing.incremental import Emit, Steps, Work
     from meterkit.tokens.framing.sse import EventCallbacks
 
 DEPTH_MAX: Final = 1_000
@@ -219,6 +219,53 @@ class JsonReader(JsonScanner):
             self._at += 1
             yield from self._pass_over(large.feed)
             large.end()
+
+
+_ESCAPES: Final = re.compile(rb"(?:\\u[0-9A-Fa-f]{4})+|\\[^u]", re.DOTALL)
+_ESCAPED: Final = {
+    b"\\" + bytes([name]): bytes([value]) for name, value in zip(b'"\\/bfnrt', b'"\\/\b\f\n\r\t', strict=True)
+}
+
+
+class InnerReader(Protocol):
+    """Reads the body that is in a JSON text."""
+
+    def feed(self, data: bytes) -> Work | None:
+        """Take the next bytes of it; what is left to do with them."""
+        ...
+
+    def close(self) -> Work:
+        """No more bytes come: read what is left."""
+        ...
+
+
+class JsonTextReader(JsonScanner):
+    """A JSON text that is itself a body, as of a response that was serialized twice.
+
+    Args:
+        inner: reads the body in it.
+    """
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: InnerReader) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def _run(self) -> Steps:
+        self._at = span(_BLANK, self._data, self._at) + 1
+        yield from self._read_text(lambda piece: self._inner.feed(_ESCAPES.sub(_unescape, piece)))
+        yield from run_steps(self._inner.close())
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    """Text that an escape, or a run of character codes, stands for; what is no escape stays as it is."""
+    written = match[0]
+    if not written.startswith(b"\\u"):
+        return _ESCAPED.get(written, written)
+    codes = written[2:].split(b"\\u")
+    units = b"".join(bytes.fromhex(code.decode()) for code in codes)
+    return units.decode("utf-16-be", "replace").encode()
 
 
 def _ignore(_: bytes) -> None:
