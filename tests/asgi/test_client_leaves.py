@@ -436,6 +436,49 @@ async def test_a_tap_closed_after_its_request_counts_the_prompt(
         await eventually(is_counted)
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_an_open_tap_counts_as_its_request_ends(goes_on: bool, store_url: str) -> None:
+    """Only the garbage collector ends a generator that is in a cycle; one that goes on adds the rest."""
+    ended = asyncio.Event()
+    held: list[AsyncIterator[bytes]] = []
+    reading: list[asyncio.Task[None]] = []
+
+    async def words(said: list[Any]) -> AsyncIterator[bytes]:
+        async for chunk in meterkit.tap(stream_of(said)):
+            for choice in chunk["choices"]:
+                yield (choice["delta"].get("content") or "").encode()
+
+    async def read_on(stream: AsyncIterator[bytes]) -> None:
+        await ended.wait()
+        async for _ in stream:
+            pass
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        texts = [chat({"content": text}) for text in TEXTS]
+        stream = words([*texts, chat(None, usage=chat_usage(9, 500))])
+        first = [await anext(stream), await anext(stream)]
+        held.append(stream)
+        if goes_on:
+            reading.append(asyncio.create_task(read_on(stream)))
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"".join(first)
+            await anyio.sleep_forever()
+
+        return StreamingResponse(body(), media_type="text/plain")
+
+    async with metered(app_of(endpoint), store_url) as at:
+        await LeavingClient(after=1).ask(at, "/openai")
+        assert (PROMPT_TOKENS, text_tokens(*TEXTS[:2])) == await tokens(at.kit)
+        ended.set()
+        await asyncio.gather(*reading)
+        held.clear()
+        await settled(at.kit)
+        expected = (9, 500) if goes_on else (PROMPT_TOKENS, text_tokens(*TEXTS[:2]))
+        assert expected == await tokens(at.kit)
+
+
 @pytest.mark.skipif(installed("starlette") < (0, 42), reason="it reads a stream to its end")
 async def test_f20e_text_that_could_not_be_sent_any_more_is_estimated(store_url: str) -> None:
     app = StreamingResponse(stream_of(openai_stream("Hello, world.")), media_type=SSE)

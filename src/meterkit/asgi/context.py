@@ -154,21 +154,23 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    request = require_exchange("tap()")
-    return StreamTap(
+    request, key = require_exchange("tap()"), object()
+    found = StreamTap(
         stream,
-        report=partial(_count_tap, request),
+        report=partial(_count_tap, request, key),
         unread=partial(_warn_of_empty_stream, request),
         input_tokens=partial(request.update_calls, LlmCalls.input_tokens),
     )
+    request.open_tap(key, found)
+    return found
 
 
-def _count_tap(request: Exchange, calls: tuple[CallUsage, ...]) -> None:
+def _count_tap(request: Exchange, key: object, calls: tuple[CallUsage, ...]) -> None:
     # Called when a stream ends or is collected: no caller could handle an error there.
     with ErrorGuard(lambda error: request.warn(f"what a tapped stream used could not be counted: {error}")):
         request.warn_of_lost(calls)
         if calls:
-            request.update_calls(lambda seen: seen.add_tap(calls))
+            request.update_calls(lambda seen: seen.add_tap(key, calls))
 
 
 def _warn_of_empty_stream(request: Exchange, kind: str) -> None:

@@ -13,6 +13,7 @@ from meterkit.asgi.admitted import AdmittedRequest
 from meterkit.asgi.fallback_requests import count_in_process, undecided_usage
 from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
+from meterkit.asgi.logs import ErrorGuard
 from meterkit.asgi.request_outcome import is_stopped, is_usage_due, outcome_of
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from meterkit.store.fallback_decider import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
+    from meterkit.tokens.tap import StreamTap
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound="Callable[..., Awaitable[Any]]")
@@ -285,6 +287,9 @@ class Exchange(AdmittedRequest):
             return ()
         is_stopped_early = self._left_early and is_stopped(self._status, outcome)
         is_cut = outcome == "client_gone" or (is_stopped_early and self._llm.has_text)
+        if not self._complete:
+            with recording, ErrorGuard(self._warn_of_broken_tap):
+                self._llm.snapshot_taps()
         calls = self._llm.end(complete=self._complete and not is_cut, gone=is_cut)
         if self._complete:
             self.warn_of_uncounted(calls, self._llm, self._recorded)
@@ -296,6 +301,9 @@ class Exchange(AdmittedRequest):
         if self._reading is not None:
             self._request.release()
         return parts
+
+    def _warn_of_broken_tap(self, error: str) -> None:
+        self.warn(f"what a tapped stream used is counted only once the stream ends: {error}")
 
     def _settle_parts(
         self, lane: Lane, parts: Sequence[UsedQuantities], extra: UsedQuantities, *, billed: bool, due: bool
@@ -379,6 +387,14 @@ class Exchange(AdmittedRequest):
     def _price_tokens(self, used: UsedQuantities, *, due: bool = True) -> UsedQuantities:
         priced = price_tokens(used, self._view.cache, self._name_calls)
         return priced if due else priced._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
+
+    def open_tap(self, key: object, tap: StreamTap[Any]) -> None:
+        """Note the tap of a stream, for a client that leaves before its end."""
+        with recording:
+            if not (self._settled or self._complete):
+                llm = self._llm = self._llm or LlmCalls()
+                self._nothing_to_settle = False
+                llm.open_tap(key, tap)
 
     def update_calls(self, change: Callable[[LlmCalls], T]) -> T:
         """Change the record of model calls; late usage is settled at once.

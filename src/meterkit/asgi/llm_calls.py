@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from weakref import ref
 
 from meterkit.decisions.periods import from_ms
 from meterkit.store.call_amounts import (
@@ -23,13 +24,27 @@ from meterkit.tokens.objects import UsageReports
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from fractions import Fraction
+    from weakref import ReferenceType
 
     from meterkit.asgi.response_usage import ResponseUsage
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.settlement_parts import UsedQuantities
+    from meterkit.tokens.tap import StreamTap
 
 NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
 """Gives calls the model and the provider that they lack; see :func:`meterkit.asgi.llm_calls.name_calls`."""
+
+
+class OpenTap(NamedTuple):
+    """Tap of a stream that is being read.
+
+    Attributes:
+        tap_ref: weak, as a tap reports once it is collected.
+        snapshot: calls of the stream that were added before its end.
+    """
+
+    tap_ref: ReferenceType[StreamTap[Any]]
+    snapshot: tuple[CallUsage, ...] = ()
 
 
 class LlmCalls:
@@ -40,13 +55,14 @@ class LlmCalls:
         is_fetched: whether the response is a stored one: of it only work counts that outlived its request.
     """
 
-    __slots__ = ("_body", "_counted", "_fields", "_is_fetched", "_taps", "reading", "reports")
+    __slots__ = ("_body", "_counted", "_fields", "_is_fetched", "_open_taps", "_taps", "reading", "reports")
 
     def __init__(self, reading: ResponseUsage | None = None, *, is_fetched: bool = False) -> None:
         self.reading = reading
         self._is_fetched = is_fetched
         self.reports = UsageReports()
         self._taps: list[CallUsage] = []
+        self._open_taps: dict[object, OpenTap] = {}
         self._body: tuple[CallUsage, ...] = ()
         self._counted: Amounts = {}
         self._fields: Mapping[str, int] = {}
@@ -67,9 +83,28 @@ class LlmCalls:
             return None
         return self.reading.unread_figure
 
-    def add_tap(self, calls: tuple[CallUsage, ...]) -> None:
+    def open_tap(self, key: object, tap: StreamTap[Any]) -> None:
+        """Note a stream that is being read; see :meth:`snapshot_taps`."""
+        self._open_taps[key] = OpenTap(ref(tap))
+
+    def add_tap(self, key: object, calls: tuple[CallUsage, ...]) -> None:
         """Add the calls of a tapped stream; see :class:`meterkit.tokens.tap.StreamTap`."""
+        known = self._open_taps.pop(key, None)
+        if known is not None and known.snapshot:
+            self._taps = [call for call in self._taps if all(call is not one for one in known.snapshot)]
         self._taps += calls
+
+    def snapshot_taps(self) -> None:
+        """Add the calls of streams that have not ended by what was read of them; their end replaces this.
+
+        The generator around a tap may be in a reference cycle: then only the garbage collector ends it.
+        """
+        for key, (tap_ref, _) in tuple(self._open_taps.items()):
+            tap = tap_ref()
+            if tap is not None:
+                calls = tap.snapshot(self.input_tokens)
+                self._open_taps[key] = OpenTap(tap_ref, calls)
+                self._taps += calls
 
     def estimate_cancelled_call(self) -> None:
         """Estimate the prompt of a call that was cancelled before it answered, unless usage is known."""

@@ -209,6 +209,10 @@ class ResponseReader:
             self._feed_framing = feed_nothing
         return self._calls
 
+    def snapshot(self) -> tuple[CallUsage, ...]:
+        """Usage of the calls by the events so far; the body may go on. Of an event that has begun, none."""
+        return self._observer.close(complete=False, notes=()) if self._calls is None else self._calls
+
     def _close_calls(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         calls = self._read_calls(complete=complete, asked=asked)
         is_unread = self._fed and all(call.source == "missing" for call in calls)
@@ -409,9 +413,16 @@ class BodyReader:
         Args:
             complete: whether the body came to its end.
         """
-        calls = () if self._reader is None else self._reader.close(complete=complete)
-        # A truncated body may be anything, unless an API was recognised in it.
-        return tuple(call for call in calls if call.source != "missing" or call.provider is not None)
+        return () if self._reader is None else _recognised_calls(self._reader.close(complete=complete))
+
+    def snapshot(self) -> tuple[CallUsage, ...]:
+        """Usage of the calls by the events so far; the body may go on."""
+        return () if self._reader is None else _recognised_calls(self._reader.snapshot())
+
+
+def _recognised_calls(calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:
+    """Leave out calls without figures of no API: a truncated body may be anything."""
+    return tuple(call for call in calls if call.source != "missing" or call.provider is not None)
 
 
 def _kind_of(data: bytes) -> bytes:

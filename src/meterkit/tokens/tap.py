@@ -96,6 +96,17 @@ class StreamTap(Generic[T]):
         """Report the usage so far of a stream that is not read to its end, unless that was done already."""
         self._report_once(complete=False, given_up=True)
 
+    def snapshot(self, input_tokens: Callable[[], int]) -> tuple[CallUsage, ...]:
+        """Usage so far, as if the stream were given up now; it may go on. None if it was reported already.
+
+        Args:
+            input_tokens: estimates the input.
+        """
+        if self._report is None:
+            return ()
+        calls = self._observer.close(complete=False, notes=()) + self._body.snapshot()
+        return self._estimate_given_up(calls, input_tokens)
+
     def _report_end(self, error: BaseException, end: type[Exception]) -> None:
         self._report_once(complete=isinstance(error, end), given_up=not isinstance(error, Exception))
 
@@ -103,21 +114,28 @@ class StreamTap(Generic[T]):
         report, self._report = self._report, None
         if report is not None:
             calls = self._observer.close(complete=complete, notes=()) + self._body.close(complete=complete)
-            if given_up and self._iterator is not None and self._kind is None:
-                calls = (CallUsage(source="missing"),)  # The call was made: its prompt was read.
             output_tokens = self.estimated_output_tokens
             # After a failure of the provider, unreported tokens are not billed.
             lacks = complete and output_tokens > 0 and bool(calls) and calls[-1].source in _LACKING
-            if (given_up or lacks) and self._input_tokens is not None:
-                calls = fill_estimates(
-                    calls,
-                    input_tokens=self._input_tokens,
-                    output_tokens=output_tokens,
-                    at_least=int(given_up),
-                )
+            if given_up:
+                calls = self._estimate_given_up(calls, self._input_tokens)
+            elif lacks and self._input_tokens is not None:
+                calls = fill_estimates(calls, input_tokens=self._input_tokens, output_tokens=output_tokens)
             if complete and not calls and self._kind is not None and self._unread is not None:
                 self._unread(self._kind)
             report(calls)
+
+    def _estimate_given_up(
+        self, calls: tuple[CallUsage, ...], input_tokens: Callable[[], int] | None
+    ) -> tuple[CallUsage, ...]:
+        """Estimate what the calls of a stream lack that is not read to its end."""
+        if self._iterator is not None and self._kind is None:
+            calls = (CallUsage(source="missing"),)  # The call was made: its prompt was read.
+        if input_tokens is None:
+            return calls
+        return fill_estimates(
+            calls, input_tokens=input_tokens, output_tokens=self.estimated_output_tokens, at_least=1
+        )
 
     def _observe(self, chunk: T) -> None:
         if self._kind is None:
