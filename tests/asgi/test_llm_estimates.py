@@ -452,23 +452,26 @@ async def test_a_response_is_read_whatever_its_content_type(kind: str, store_url
 
 
 @pytest.mark.parametrize(
-    ("kind", "body"),
+    ("kind", "body", "expected"),
     [
-        ("audio/mpeg", b"ID3\x03\0" * 900),
-        (PLAIN, b"What was said, as a text."),
-        (JSON_TYPE, b'"What was said, as a text."'),
-        (JSON_TYPE, b"{" * 90),
+        (JSON_TYPE, b"{" * 90, (PROMPT_TOKENS, 1)),
+        (JSON_TYPE, b'"{{{{', (PROMPT_TOKENS, 1)),
+        # The app's own text: the app reports the call itself, perhaps later.
+        (JSON_TYPE, b'"Four."', (0, 0)),
+        (JSON_TYPE, b"Four, and no JSON.", (0, 0)),
+        ("text/vtt", b"WEBVTT", (0, 0)),
     ],
 )
-async def test_a_response_of_a_model_that_cannot_be_read_is_not_free(
-    kind: str, body: bytes, store_url: str
+async def test_a_damaged_response_of_a_model_is_not_free(
+    kind: str, body: bytes, expected: tuple[int, int], store_url: str, caplog: Any
 ) -> None:
     async with metered(answering([body], kind), store_url) as at:
         await ask(at, "/openai", method="GET", body=b"")
         await ask(at, "/auto")
         assert (0, 0) == await tokens(at.kit)
         await ask(at, "/openai")
-        assert (PROMPT_TOKENS, 1) == await tokens(at.kit)
+        assert expected == await tokens(at.kit)
+    assert "/openai: token usage of a response is" in caplog.text
 
 
 # Several calls in one stream, and events that are told in passing: F-40.

@@ -16,7 +16,7 @@ from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.usage_fields import FieldsReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from starlette.types import Message
 
@@ -31,7 +31,6 @@ _PAUSE_EVERY_S: Final = 0.000_5
 _PAUSES_MAX: Final = 1_000
 # How much is read where no task can wait: some milliseconds.
 _LAST_STEPS_MAX: Final = 32
-_UNREAD: Final = frozenset({"unreadable", "corrupt", "too_large"})
 _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
 
@@ -231,15 +230,17 @@ class ResponseUsage:
         self._close_fields(complete=complete and not is_cut)
         calls: tuple[CallUsage, ...] = ()
         output_tokens = 0
+        is_damaged = False
         if reader is not None:
             with self._guard():
                 calls = reader.close(complete=complete and not is_cut, asked=self._is_asked)
                 output_tokens = reader.estimated_output_tokens + unread_tokens
                 self.unread_figure = reader.unread_figure
+                is_damaged = reader.is_damaged
         if self._broken:
             calls = (_UNREADABLE,) if gone else ()
         if gone or complete:
-            at_least = int(is_cut or self._has_unread_answer(calls))
+            at_least = int(is_cut or (is_damaged and self._has_request_body()))
             calls = fill_estimates(
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=at_least
             )
@@ -287,10 +288,8 @@ class ResponseUsage:
         text_bytes = reader.output_bytes_seen - before
         return text_bytes * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
 
-    def _has_unread_answer(self, calls: Sequence[CallUsage]) -> bool:
-        """Whether a model answered, and what it wrote could not be read."""
-        is_unread = bool(calls) and not _UNREAD.isdisjoint(calls[-1].notes)
-        return is_unread and self._request is not None and self._request.head()[1] > 0
+    def _has_request_body(self) -> bool:
+        return self._request is not None and self._request.head()[1] > 0
 
     def _is_asked(self) -> bool:
         if self._request is None:

@@ -47,7 +47,6 @@ _CODED_BYTES_PER_TOKEN: Final = 4
 _CODED_EVENT_BYTES_PER_TOKEN: Final = 32
 # It may be no text at all, but vectors or an image.
 _CODED_TOKENS_MAX: Final = 4_096
-_AUDIO: Final = b"audio/"
 _AMAZON: Final = b"x-amzn-"
 _DONE: Final = b"[DONE]"
 _DONE_BYTES_MAX: Final = 16
@@ -71,6 +70,7 @@ class ResponseReader:
     Attributes:
         is_repeating: whether the last chunk was whole events that repeat an earlier one.
         skip_repeats: then tries to take the next chunk in place of :meth:`read`.
+        is_damaged: whether some of the body could not be read, once it is closed; not if it is a mere text.
     """
 
     def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
@@ -90,11 +90,11 @@ class ResponseReader:
             _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
         )
         self._fed = self._is_cut = self._unreadable = self._selects = False
+        self._is_foreign = self.is_damaged = False
         self._sse: SseReader | None = None
         self.is_repeating = False
         self._large_json: LargeJsonReader | None = None
         self._large_figure: str | None = None
-        self._is_audio = kind.startswith(_AUDIO)
         self._json: JsonReader | None = None
         self._body: SniffedBody | None = SniffedBody(kind, self._open_reader)
         self._feed_framing: Callable[[bytes], Work | None] = self._body.feed
@@ -237,7 +237,8 @@ class ResponseReader:
             found.append("corrupt")
         if decoding is not None and decoding.too_large:
             found.append("too_large")
-        if self._unreadable:
+        self.is_damaged = bool(found) or self._unreadable
+        if self._unreadable or self._is_foreign:
             found.append("unreadable")
         return found
 
@@ -250,8 +251,9 @@ class ResponseReader:
             return NdjsonReader(self._callbacks())
         if framing == "json":
             return self._open_json()
-        self._unreadable = True  # Neither JSON nor events: a text, or speech.
-        return self._open_sse() if self._declared and not self._is_audio else _Foreign()
+        # It may be the app's own text, whose call the app reports itself.
+        self._is_foreign = True
+        return self._open_sse() if self._declared else _Foreign()
 
     def _open_sse(self) -> SseReader:
         sse = SseReader(self._callbacks())

@@ -62,11 +62,11 @@ def is_readable(kind: bytes, *, declared: bool) -> bool:
 
     Args:
         kind: the content type.
-        declared: whether its route says so: then it may be any text, or speech.
+        declared: whether its route says so: then it may be any text but a page.
     """
     if kind in (SSE, EVENT_STREAM, *PLAIN) or is_json(kind) or is_lines(kind):
         return True
-    return declared and kind.startswith((b"text/", b"audio/")) and kind != _HTML
+    return declared and kind.startswith(b"text/") and kind != _HTML
 
 
 def recognise_framing(head: bytes, kind: bytes, *, is_over: bool = False) -> Framing | None:
@@ -89,7 +89,7 @@ def recognise_framing(head: bytes, kind: bytes, *, is_over: bool = False) -> Fra
     needed = PRELUDE_BYTES if first == b"\0" else _SSE_NAME_BYTES_MAX
     if len(data) < needed and not is_over:
         return None
-    return "frames" if is_prelude(data) else _framing_of_type(kind)
+    return "frames" if kind == EVENT_STREAM or is_prelude(data) else "unknown"
 
 
 def _recognise_lines(data: bytes, *, is_over: bool) -> Framing | None:
@@ -98,11 +98,3 @@ def _recognise_lines(data: bytes, *, is_over: bool) -> Framing | None:
     if data[:1] != b"{" or (end and not line.rstrip().endswith(b"}")):
         return _JSON_FRAMINGS[data[:1]]
     return "lines" if end or is_over or len(data) > EVENT_BYTES_MAX else None
-
-
-def _framing_of_type(kind: bytes) -> Framing:
-    if kind == EVENT_STREAM:
-        return "frames"
-    if is_lines(kind):
-        return "lines"
-    return "json" if is_json(kind) else "unknown"
