@@ -61,15 +61,21 @@ def test_other_plans_with_what_they_grant() -> None:
     within, beyond = {"calls": 140, "tokens": 40}, {"calls": 141, "tokens": 41}
     assert [
         (one["plan"], one["cost_cents"], one["refused"])
-        for one in price_on_plans(CATALOG, [CAPPED, SMALL], within)
+        for one in price_on_plans(CATALOG, [CAPPED, SMALL], within, SMALL[1], {})
     ] == [("small", 1_020, []), ("capped", 1_248, [])]
-    assert price_on_plans(CATALOG, [CAPPED], beyond) == [
-        {"plan": "capped", "name": "capped", "cost_cents": 1_248, "refused": ["calls", "tokens"]}
+    assert price_on_plans(CATALOG, [CAPPED], beyond, SMALL[1], {}) == [
+        {
+            "plan": "capped",
+            "name": "capped",
+            "cost_cents": 1_248,
+            "refused": ["calls", "tokens"],
+            "unpriced": [],
+        }
     ]
 
 
 def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
-    (small,) = price_on_plans(CATALOG, [CAPPED], {"calls": 5_000})
+    (small,) = price_on_plans(CATALOG, [CAPPED], {"calls": 5_000}, SMALL[1], {})
     assert (small["cost_cents"], small["refused"]) == (1_248, ["calls"])
     usage = {"calls": counts(5_000, included=0, overage=50)}  # Of a plan before with a lower cap.
     assert forecast_usage({"calls": [300, 300]}, usage, 10, CAPPED[1])["cost_cents"] == (1_220, 1_220, 1_220)

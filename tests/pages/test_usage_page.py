@@ -98,7 +98,13 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         used = {"priced": [350], "requests": [4], "tokens": [150]}
         assert figures["days"] == {"days": ["2031-06-01"], "meters": used}
         (other,) = figures["other_plans"]
-        assert other == {"plan": "max", "name": "Max", "cost_cents": 4960, "refused": ["requests"]}
+        assert other == {
+            "plan": "max",
+            "name": "Max",
+            "cost_cents": 4960,
+            "refused": ["requests"],
+            "unpriced": [],
+        }
         assert figures["seats"] == {"meter": "seats", "used": 0, "included": 3, "seat_cents": None}
         assert figures["storage"] == {"meter": "storage", "beyond_included": 0}
         assert figures["forecast"] is None  # No day has passed.

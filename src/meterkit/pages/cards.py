@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.insights.simulation.plan_costs import period_share
+from meterkit.pages.price_wording import price_text
 from meterkit.pages.usage_bar import UsageBar
 from meterkit.pages.usage_figures import beyond_included
 
@@ -37,6 +38,7 @@ class MeterCard:
         is_billed: usage beyond the available quantity is billed.
         expected: the forecast; None: there is none.
         expected_used: the forecast less usage that the available quantity does not pay.
+        price: the price of usage beyond the available quantity, as customers read it; None: unknown.
     """
 
     meter: str
@@ -50,6 +52,7 @@ class MeterCard:
     is_billed: bool
     expected: int | None
     expected_used: int | None = None
+    price: str | None = None
 
     @property
     def is_forecast_beyond(self) -> bool:
@@ -65,16 +68,21 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
     meters that the plans file no longer has.
     """
     plan, forecast = catalog.plans.get(figures["usage"]["plan"]), figures["forecast"]
+    overage = {} if plan is None else {name: of.overage for name, of in plan.entitlements.items()}
+    meters = figures["usage"]["meters"]
     ends = {} if forecast is None else forecast["meters"]
     found = [
-        _make_card(
-            name,
-            counts,
-            expected=ends[name].expected if name in ends else None,
-            is_gauge=meter.kind == "gauge",
-            is_billed=plan is not None and plan.entitlements[name].overage.mode == "bill",
+        replace(
+            _make_card(
+                name,
+                counts,
+                expected=ends[name].expected if name in ends else None,
+                is_gauge=meter.kind == "gauge",
+                is_billed=name in overage and overage[name].mode == "bill",
+            ),
+            price=price_text(name, overage[name].rows if name in overage else None, meters, meter.unit),
         )
-        for name, counts in figures["usage"]["meters"].items()
+        for name, counts in meters.items()
         if (meter := catalog.meters.get(name)) is not None
         and not (meter.is_row or meter.is_spend or meter.charges is not None)
     ]

@@ -6,6 +6,8 @@ from math import ceil, floor, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
+from meterkit.pages.overage_by_model import split_by_model
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -50,18 +52,25 @@ def forecast_usage(
         for name, of in days.items()
         if of and name in usage
     }
-    costs = [
-        round(
-            terms.charge(
-                {
-                    name: _expected_overage(counts, found.get(name), nth, terms.caps.get(name))
-                    for name, counts in usage.items()
-                }
-            )
-        )
-        for nth in range(len(ForecastRange._fields))
-    ]
+    costs = [_expected_cost(usage, found, nth, terms) for nth in range(len(ForecastRange._fields))]
     return {"meters": found, "cost_cents": ForecastRange(*costs)}
+
+
+def _expected_cost(
+    usage: Mapping[str, MeterUsage], ends: Mapping[str, ForecastRange], nth: int, terms: TrialTerms
+) -> int:
+    """Compute the cost at the end of the period; of prices by model by the models of the overage so far."""
+    rows = {row for of in terms.price_rows.values() for row in of.all}
+    expected = {
+        name: _expected_overage(counts, ends.get(name), nth, terms.caps.get(name))
+        for name, counts in usage.items()
+        if name not in rows
+    }
+    split = split_by_model(
+        expected, terms.price_rows, {row: usage[row]["overage"] for row in rows if row in usage}
+    )
+    unknown = {terms.price_rows[name].default: units for name, units in split.unknown.items()}
+    return round(terms.charge({**split.units, **unknown}))
 
 
 def _forecast_meter(

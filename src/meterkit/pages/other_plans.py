@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from meterkit.catalog.entitlements import ceiling
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.grants import MICRO
+from meterkit.pages.overage_by_model import split_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,17 +19,25 @@ if TYPE_CHECKING:
 class OtherPlan(TypedDict):
     """Cost of the period's usage so far on another plan, in minor units.
 
-    ``refused`` names meters whose usage exceeds the plan.
+    ``refused`` names meters whose usage exceeds the plan; ``unpriced`` those whose overage is not in the
+    cost, as only Stripe has its price, or the models are not known. ``estimated``, which is then true: the
+    models of some overage are taken to be those of the overage so far.
     """
 
     plan: str
     name: str
     cost_cents: int
     refused: list[str]
+    unpriced: list[str]
+    estimated: NotRequired[bool]
 
 
 def price_on_plans(
-    catalog: Catalog, offers: Iterable[tuple[Plan, TrialTerms]], used: Mapping[str, int]
+    catalog: Catalog,
+    offers: Iterable[tuple[Plan, TrialTerms]],
+    used: Mapping[str, int],
+    own: TrialTerms,
+    counted: Mapping[str, int],
 ) -> list[OtherPlan]:
     """Compute the cost of usage on some plans, lowest rank first, with the grants of one period.
 
@@ -36,22 +45,33 @@ def price_on_plans(
         catalog: has the plans.
         offers: the plans with the customer's add-ons, and their terms for the seats in use.
         used: meter to its units, or its level, so far.
+        own: terms of the customer's plan.
+        counted: meter to its overage on that plan.
     """
     found: list[OtherPlan] = []
     for plan, terms in sorted(offers, key=lambda offer: (offer[0].rank, offer[0].key)):
         beyond = _not_granted(catalog, plan, terms.beyond(used))
+        overage = terms.within_caps(beyond)
+        # Patterns that differ may divide the same models differently.
+        alike = {
+            row: counted.get(row, 0)
+            for name, rows in terms.price_rows.items()
+            if name in own.price_rows and own.price_rows[name].models == rows.models
+            for row in rows.all
+        }
+        split = split_by_model(overage, terms.price_rows, alike)
         allowed = {name: most - terms.included[name] for name, most in terms.ceilings.items()}
-        found.append(
-            {
-                "plan": plan.key,
-                "name": plan.name,
-                "cost_cents": round(terms.charge(terms.within_caps(beyond))),
-                "refused": [
-                    *(name for name, units in beyond.items() if units > allowed.get(name, units)),
-                    *(name for name, most in _gauges_of(catalog, plan).items() if used.get(name, 0) > most),
-                ],
-            }
-        )
+        offer: OtherPlan = {
+            "plan": plan.key,
+            "name": plan.name,
+            "cost_cents": round(terms.charge(split.units)),
+            "refused": [
+                *(name for name, units in beyond.items() if units > allowed.get(name, units)),
+                *(name for name, most in _gauges_of(catalog, plan).items() if used.get(name, 0) > most),
+            ],
+            "unpriced": sorted(terms.unpriced(split.units) | split.unknown.keys()),
+        }
+        found.append({**offer, "estimated": True} if split.is_estimated else offer)
     return found
 
 

@@ -272,15 +272,15 @@ async def usage_figures(
         kit.grants.list(customer),
         read_subjects(kit.store, catalog, customer, plan if subjects else None),
     )
-    tenure, now = had[customer], PlanOffers(catalog, own_prices=True)
-    own = tenure.seats, tenure.fixed, tenure.addons
+    tenure = had[customer]
+    terms, own = PlanOffers(catalog, own_prices=True).to(tenure), (tenure.seats, tenure.fixed, tenure.addons)
     priced = None if plan is None else plan_cost(catalog, plan, *own)
     seats = seats_of(catalog, usage, priced)
     return {
         **found,
         "cost": cost_of(catalog, usage, priced),
-        "forecast": _make_forecast(days, usage, start_ms, end_ms, now_ms, now.to(tenure)),
-        "other_plans": _price_other_plans(catalog, usage, tenure, seats),
+        "forecast": _make_forecast(days, usage, start_ms, end_ms, now_ms, terms),
+        "other_plans": _price_other_plans(catalog, usage, tenure, seats, terms),
         "seats": seats,
         "storage": stored_of(catalog, usage),
         "subjects": of_subjects,
@@ -296,7 +296,7 @@ def _rate_figures(rate: RateUsage) -> dict[str, object]:
 
 
 def _price_other_plans(
-    catalog: Catalog, usage: CustomerUsage, tenure: PlanTenure, seats: SeatFigures | None
+    catalog: Catalog, usage: CustomerUsage, tenure: PlanTenure, seats: SeatFigures | None, own: TrialTerms
 ) -> list[OtherPlan]:
     # Another plan needs the seats in use, not all that are paid for.
     needs, offers = replace(tenure, seats=0 if seats is None else seats["used"]), PlanOffers(catalog)
@@ -306,7 +306,8 @@ def _price_other_plans(
         if plan.key != usage["plan"]
     ]
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
-    return price_on_plans(catalog, others, used)
+    counted = {name: counts["overage"] for name, counts in usage["meters"].items()}
+    return price_on_plans(catalog, others, used, own, counted)
 
 
 def _newest_changes(history: Sequence[HistoryEntry]) -> list[dict[str, object]]:

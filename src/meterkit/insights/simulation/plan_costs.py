@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
+    from meterkit.catalog.model_prices import PriceRows
     from meterkit.catalog.models import Bought, Rate, SubjectPlan
     from meterkit.customers.history import HistoryEntry
     from meterkit.decisions.customer_overrides import Stored
@@ -182,7 +183,7 @@ class TrialTerms:
             left.
         has_grants: whether the plan grants something with each period.
         has_budget: whether the plan, or an override, bounds what is spent.
-        is_by_model: whether the price of overage depends on the model.
+        price_rows: meter to its prices by model, where the price of its overage depends on the model.
         grants_outlive: whether some of that is left when the period ends.
         sources: meters that others are derived from.
         lines: of ``routes``, what each consumes, and all meters that it asks for, in its order.
@@ -199,7 +200,7 @@ class TrialTerms:
     consumed: frozenset[str]
     has_grants: bool
     has_budget: bool
-    is_by_model: bool
+    price_rows: Mapping[str, PriceRows]
     grants_outlive: bool
     sources: frozenset[str]
     lines: tuple[tuple[Mapping[str, int], tuple[str, ...]], ...]
@@ -301,7 +302,7 @@ def build_terms(
         consumed=frozenset(name for route in catalog.routes for name in route.consume),
         has_grants=bool(plan.grants),
         has_budget=bool(budgets_of(given, catalog)),
-        is_by_model=any(of.overage.rows is not None for of in counters.values()),
+        price_rows={name: prices for name, of in counters.items() if (prices := of.overage.rows) is not None},
         grants_outlive=any(grant.expires_ms or grant.rollover for grant in plan.grants),
         sources=frozenset(
             meter.source for meter in meters.values() if meter.source is not None and not meter.is_row

@@ -265,7 +265,7 @@ class _SimulationTrial:
         self.replayed |= {
             who
             for who, terms in used.items()
-            if (terms.has_grants or terms.has_budget or terms.is_by_model)
+            if (terms.has_grants or terms.has_budget or terms.price_rows)
             and any(terms.beyond(self.cases[who].units).values())
         }
         self.replayed |= await asyncio.to_thread(self._naming, used)
