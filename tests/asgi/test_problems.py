@@ -61,6 +61,7 @@ BOTH = (RATE.name, PERIOD.name)
 DAY = timedelta(days=1)
 PORTAL = "https://example.com/billing"
 SPENT, UNSPENT = SpendLevel(limit_cents=100, spent_cents=90), SpendLevel(limit_cents=100, spent_cents=0)
+EXCEEDED = SpendLevel(limit_cents=100, spent_cents=280)
 UNENTITLED = ProblemContext(feature="full_ai", plan="free", available_in=("pro", "enterprise"))
 WAITING = timedelta(hours=9)
 DECIDED: Mapping[str, tuple[Decision, ProblemContext]] = {
@@ -79,6 +80,10 @@ DECIDED: Mapping[str, tuple[Decision, ProblemContext]] = {
     "a budget": (
         denied("spend", BUDGET.name, remaining=10, retry_after=WAITING, reset_after=WAITING, spend=SPENT),
         ProblemContext(policies=(BUDGET,), currency="usd"),
+    ),
+    "a budget that was exceeded": (
+        denied("spend", "spend-period", spend=EXCEEDED),
+        ProblemContext(currency="jpy"),
     ),
     "more than a budget": (denied("spend", "spend-period", spend=UNSPENT), ProblemContext(currency="jpy")),
     "a feature": (denied("feature"), UNENTITLED),
@@ -130,6 +135,11 @@ a budget:
   More can be spent in 9 hours.
 - [{limit_cents: 100, spent_cents: 90, currency: usd, reset_after_s: 32400},
    {ratelimit: '"spend-1d";r=10;t=32400', x-should-retry: "false"}]
+a budget that was exceeded:
+- 402 spend-limit-reached
+- 'This account may spend JPY 100 per billing period; JPY 280 is spent or reserved
+  by requests in progress. This request may cost more than that: ask for less.'
+- [{limit_cents: 100, spent_cents: 280, currency: jpy}, {x-should-retry: "false"}]
 more than a budget:
 - 402 spend-limit-reached
 - 'This account may spend JPY 100 per billing period; JPY 0 is spent or reserved

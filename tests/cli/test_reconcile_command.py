@@ -55,6 +55,20 @@ async def test_books_are_compared(stored: Shell) -> None:
         assert stored.run("reconcile", "--period", "soon").code == 2
 
 
+async def test_usage_without_a_stripe_customer_is_not_compared(stored: Shell) -> None:
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    with emulator.running() as url:
+        stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}
+        async with stored.kit() as kit:
+            await kit.record("bob", "tokens", 25)
+        done = stored.run("reconcile")
+    assert (done.code, done.out) == (0, "")
+    assert done.err.startswith(
+        "0 of 1 agree with Stripe; 1 cannot be compared, as Stripe has counted nothing"
+    )
+
+
 @asynccontextmanager
 async def restored(stored: Shell) -> AsyncGenerator[MeterKit]:
     """A kit whose store says that a restore has parked 25 tokens of acme's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +15,11 @@ import httpx
 import pytest
 from genai_prices import Usage, calc_price
 
+from drivers.audit_database import drain_all
 from drivers.audited_kit import Audited, audited
 from drivers.delivery import NOW
 from drivers.plans import plans_text
+from drivers.shop import sell_nothing, shop
 from meterkit import MeterkitError, metrics_app
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
@@ -92,6 +95,41 @@ async def test_each_row_has_cost_price_and_version(at: Audited) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
         shown = (await client.get("/")).text
     assert 'meterkit_revenue_micros_total{model="small-1",provider="openai"} 2607.0\n' in shown
+
+
+async def test_overage_of_a_trial_earns_nothing(store_url: str, audit_url: str) -> None:
+    free = "plans:\n  free: {price: {amount_cents: 0, interval: month}}\n"
+    plans = PLANS.replace("plan: pro", "plan: free").replace("plans:\n", free)
+    given = "interval: month}\n    trial: {for: 14d, without_card: invoice}\n"
+    catalog = loads(plans.replace("interval: month}\n", given))
+    async with shop(store_url, catalog=catalog, selling=sell_nothing, audit_url=audit_url) as trial:
+        await trial.kit.stripe.sync()
+        await trial.subscribed(plan="pro")
+        call = await trial.kit.record_usage("acme", answer("small-1", 1, 1_000_100))
+        await trial.kit.correct("acme", {"output_tokens": 20}, reason="twice", correction_id="c")
+        await drain_all(trial.kit, audit_url)
+        found = await trial.kit.usage("acme", by="model")
+        assert call is not None
+        # The balance is charged in a trial, too.
+        assert call.revenue_micros == found["revenue_micros"] == 780_078
+        trial.go(timedelta(days=15))
+        await trial.kit.subscriptions.sync("acme")
+        await trial.kit.record("acme", "output_tokens", 1_000_100)
+        await drain_all(trial.kit, audit_url)
+        assert (await trial.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 700
+        assert (await trial.kit.usage("acme", by="model"))["revenue_micros"] == 7_000_000
+
+
+async def test_an_unknown_cost_is_not_free(at: Audited) -> None:
+    await at.kit.record_usage("ada", answer("small-1", 1000, 400))
+    await at.kit.record_usage("ada", answer("zed-7b", 1000, 400))
+    await at.rows()
+    found = await at.kit.usage("ada", by="model")
+    small, zed = found["models"]["small-1"], found["models"]["zed-7b"]
+    assert (small["cost_micros"], small["margin_micros"]) == (390, 2100 + 507 - 390)
+    for one in (zed, zed["meters"]["output_tokens"], found):
+        assert (one["cost_micros"], one["margin_micros"]) == (None, None)
+    assert found["revenue_micros"] == 2100 + 507 + 400 * 7
 
 
 async def test_usage_of_a_source_that_is_not_billed_has_no_row(store_url: str, audit_url: str) -> None:
@@ -206,7 +244,7 @@ async def test_each_unit_is_costed_on_one_meter(store_url: str, audit_url: str) 
     }
     assert meters == {CLAUDE: claude, SOUND: sound}
     assert found["cost_micros"] == sum(row["cost_micros"] or 0 for row in rows if row["customer"] == "ada")
-    assert charged == found["cost_micros"] * 13 // 10
+    assert charged == (found["cost_micros"] or 0) * 13 // 10
     paid = [one["meters"]["usd_charged"]["recorded"] for one in found["models"].values()]
     assert paid == [sum(cost for _, cost in costs.values()) * 13 // 10 for costs in (claude, sound)]
     # 300 of the sound are billed at 70 micro-dollars each.

@@ -97,6 +97,19 @@ async def test_a_limit_that_cannot_be_is_refused(store_url: str, clock: Clock) -
                 await counting
 
 
+@pytest.mark.parametrize("per", ["period", "day"])
+async def test_an_override_above_the_budget_is_refused(store_url: str, clock: Clock, per: str) -> None:
+    async with kit_on(store_url, clock, f"{{amount_cents: 100, per: {per}}}") as kit:
+        told = f"the plan pro has a budget of USD 1.00 per {per}, and the lower one applies; raise `budget`"
+        with pytest.raises(MeterkitError, match=told):
+            await kit.customers.override("ada", {"spend": {per: 101}})
+        with pytest.raises(PlansError, match="overridden by the limits of `spend`"):
+            await kit.customers.override("ada", {"budget": {"amount_cents": 101}})
+        assert (await kit.customers.get("ada")).overrides == {}
+        for lower in ({per: 100}, {per: 99, "hour": 200}):
+            assert (await kit.customers.override("ada", {"spend": lower})).overrides == {"spend": lower}
+
+
 async def test_a_budget_that_notifies_refuses_nothing(store_url: str, clock: Clock) -> None:
     told: list[UsageThreshold] = []
     async with kit_on(store_url, clock, "{amount_cents: 60, at_limit: notify, warn_at: [50, 100]}") as kit:

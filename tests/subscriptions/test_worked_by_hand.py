@@ -222,7 +222,7 @@ async def check_eve(months: Months) -> None:
     assert (refunded.refunded_cents, refunded.taken_back_cents) == (5000, 3830)
 
 
-async def margins(months: Months, customer: str, month: int) -> dict[str, tuple[int, int, int | None]]:
+async def margins(months: Months, customer: str, month: int) -> dict[str, tuple[int | None, int, int | None]]:
     """Cost, revenue and margin of a month, in micro-dollars: of each model, and of all."""
     found = await months.at.kit.usage(customer, period=on(month, 9), by="model")
     assert found["period"]["start"] == on(month, 1, 0)

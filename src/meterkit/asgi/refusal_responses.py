@@ -145,7 +145,7 @@ def _word_spend(refusal: RefusalFacts) -> _Wording:
     owner = next((kind for kind in _subject_kinds(refusal.decision.violated)), "account")
     why = (
         f"This {owner} may spend {money(limit, currency)} per {span.removeprefix('1 ')};"
-        f" {money(min(spent, limit), currency)} is spent or reserved by requests in progress."
+        f" {money(spent, currency)} is spent or reserved by requests in progress."
     )
     members: dict[str, Member] = {"limit_cents": limit, "spent_cents": spent, "currency": currency}
     if owner != "account":

@@ -50,7 +50,7 @@ class LimitsTable(Table, what="spend limits"):
     hour = Key(Nullable(cents()), "Per hour, in minor units.")
 
 
-_NO_LIMIT: Final = Entitlement(
+NO_LIMIT: Final = Entitlement(
     meter=SPEND, rates=(), concurrency=None, included=None, overage=Overage(mode="deny"), warn_at=()
 )
 
@@ -81,7 +81,7 @@ def build_budgets(
     built: dict[str, Plan | None] = {}
     for key, plan in plans.items():
         values = budgets.get(key)
-        given = _NO_LIMIT if values is None else _build_budget(values, micros)
+        given = NO_LIMIT if values is None else _build_budget(values, micros)
         built[key] = plan and replace(plan, entitlements={**plan.entitlements, SPEND: given})
         if values is not None and plan is not None:
             _note_unpriced(plan, values.node.place, problems)
@@ -124,7 +124,7 @@ def _build_budget(values: BudgetTable, micros: int) -> Entitlement:
             values.refuse(key, f"found `per: {per}`; this key needs `per: period`")
     amount = values.amount_cents
     return replace(
-        _with_spend_limit(_NO_LIMIT, per, None if amount == UNLIMITED else amount or 0, micros),
+        _with_spend_limit(NO_LIMIT, per, None if amount == UNLIMITED else amount or 0, micros),
         overage=Overage(mode="bill" if notifies else "deny"),
         warn_at=tuple(sorted(set(warn_at))) or ((100,) if notifies else ()),
     )
@@ -144,6 +144,22 @@ def apply_spend_limits(given: Entitlement, limits: LimitsTable, currency: str) -
     given = _with_spend_limit(given, "period", limits.period, micros)
     given = _with_spend_limit(given, "day", limits.day, micros)
     return _with_spend_limit(given, "hour", limits.hour, micros)
+
+
+def find_lower_budgets(given: Entitlement, own: Entitlement) -> dict[str, int]:
+    """Budgets of a plan that are lower than a customer's limit of the same span, in micro-units by span.
+
+    Args:
+        given: the plan's entitlement of the meter of spending.
+        own: likewise, by the customer's limits alone.
+    """
+    found = dict[str, int]()
+    if given.included is not None and given.overage.mode == "deny" and own.included is not None:
+        found |= {"period": given.included} if given.included < own.included else {}
+    most = {rate.window_ms: rate.limit for rate in own.rates}
+    spans = {window_ms: span for span, (window_ms, _) in WINDOWS.items()}
+    lower = (rate for rate in given.rates if rate.limit < most.get(rate.window_ms, 0))
+    return found | {spans[rate.window_ms]: rate.limit for rate in lower}
 
 
 def _with_spend_limit(given: Entitlement, per: Per, amount_cents: int | None, micros: int) -> Entitlement:

@@ -10,7 +10,7 @@ from meterkit.catalog.budgets import LimitsTable, apply_spend_limits
 from meterkit.catalog.currencies import AMOUNT
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
-from meterkit.catalog.models import Entitlement, Overage
+from meterkit.catalog.models import SPEND, Entitlement, Overage
 from meterkit.catalog.rates import RatesShape, rate_text
 from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
@@ -276,7 +276,9 @@ def override(
     problems = Problems(_SOURCE)
     for name, given in overrides.items():
         place, found = FilePlace(0, 0, "").child(name), Problems(_SOURCE)
-        if name not in catalog.meters or catalog.meters[name].is_row:
+        if name == "budget" and name not in catalog.meters:
+            found.refuse(place, f"a budget is overridden by the limits of `{SPEND}`: {{period: MINOR_UNITS}}")
+        elif name not in catalog.meters or catalog.meters[name].is_row:
             written = [known for known, meter in catalog.meters.items() if not meter.is_row]
             found.refuse(place, unknown("meter", name, written))
         elif catalog.meters[name].is_spend:

@@ -61,7 +61,7 @@ async def reconcile(
     the differences, or all rows of one CUSTOMER. Exits 1 if there is a difference or parked usage.
     """
     is_complete = show_all or customer is not None
-    differing = compared = 0
+    differing = compared = unknown = 0
     async with session.kit(reads=not repair) as kit, AsyncExitStack() as stack:
         if customer is not None:
             await note_unknown(kit, customer, shown="")
@@ -75,11 +75,12 @@ async def reconcile(
         async for page in await stack.enter_async_context(aclosing(pages)):
             for one in page:
                 compared, differing = compared + 1, differing + (not one.agrees)
+                unknown += one.agrees and one.difference is None
                 if session.json or is_complete or not one.agrees:
                     printed.add(one)
     printed.end()
     if not session.json:
-        print_note(_summary(differing, compared))
+        print_note(_summary(differing, unknown, compared))
     raise typer.Exit(int(bool(differing)))
 
 
@@ -118,12 +119,21 @@ class _RowPrinter:
         self._rows = []
 
 
-def _summary(differing: int, compared: int) -> str:
+def _summary(differing: int, unknown: int, compared: int) -> str:
     if not compared:
         return "no usage of this period goes to Stripe"
     if differing:
-        return f"{differing:,} of {compared:,} do not agree with Stripe"
-    return f"all {compared:,} agree with Stripe"
+        found = f"{differing:,} of {compared:,} do not agree with Stripe"
+    elif unknown:
+        found = f"{compared - unknown:,} of {compared:,} agree with Stripe"
+    else:
+        found = f"all {compared:,} agree with Stripe"
+    if not unknown:
+        return found
+    return (
+        f"{found}; {unknown:,} cannot be compared, as Stripe has counted nothing of them: --all shows which;"
+        " `meterkit customers link` links a customer without a Stripe customer"
+    )
 
 
 def row_of(one: Reconciled) -> dict[str, object]:

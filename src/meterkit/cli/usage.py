@@ -159,6 +159,11 @@ def _print_models(found: ModelUsage, catalog: Catalog) -> None:
         return
     total = {"model": "total", "meter": "", "recorded": "", **_earned(found, currency)}
     print_records([*rows, total], rare=frozenset())
+    if unknown := [model or "(none)" for model, one in found["models"].items() if one["cost_micros"] is None]:
+        print_note(
+            f"what the provider charges for {', '.join(unknown)} is not known: the price table lacks the"
+            " model, or the extra `prices` is not installed; a balance in money can give it under `models`"
+        )
 
 
 def _readable_amount(meter: str, recorded: int, catalog: Catalog) -> object:
@@ -168,9 +173,9 @@ def _readable_amount(meter: str, recorded: int, catalog: Catalog) -> object:
 
 
 def _earned(one: EarnedAmounts, currency: str) -> dict[str, object]:
-    margin = one["margin_micros"]
+    cost, margin = one["cost_micros"], one["margin_micros"]
     return {
-        "cost": micro_money(one["cost_micros"], BALANCE_CURRENCY),
+        "cost": "not known" if cost is None else micro_money(cost, BALANCE_CURRENCY),
         "revenue": micro_money(one["revenue_micros"], currency),
         "margin": "" if margin is None else micro_money(margin, currency),
     }

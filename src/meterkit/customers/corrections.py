@@ -413,7 +413,7 @@ def _serialize_correction(given: CorrectionRequest, view: CustomerView) -> str:
     prices = {
         meter_token(name): price
         for name in catalog.meters
-        if (price := paid_price(name, view.entitlements, catalog)) is not None
+        if (price := paid_price(name, view.entitlements, catalog, is_trial=view.is_trial)) is not None
     }
     return json.dumps({**told, "how": how, "meters": meters, "prices": prices})
 

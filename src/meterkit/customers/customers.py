@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from meterkit.catalog import override as lay_over
+from meterkit.catalog.amount_wording import micro_money
 from meterkit.catalog.argument_checks import check_feature
+from meterkit.catalog.budgets import NO_LIMIT, find_lower_budgets
 from meterkit.catalog.models import SPEND
 from meterkit.customers.deletion import delete_customer
 from meterkit.customers.history import read_history
@@ -15,6 +17,7 @@ from meterkit.customers.links import StripeLinker, check_stripe_customer
 from meterkit.customers.states import CustomerStates, list_customer_pages
 from meterkit.customers.subjects import CustomerSubject
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
+from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.policies import rate_numbers
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from meterkit.customers.links import StripeHooks
     from meterkit.customers.states import StoredState
     from meterkit.decisions.customer_overrides import Stored
-    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.dunning import Access
     from meterkit.store.store import Store
 
@@ -250,6 +253,8 @@ class Customers:
             StripeError: Stripe refuses, or does not answer; ask again.
             UnknownFeatureError: the plans file has no such feature.
             PlansError: an override cannot be read; with all that is wrong.
+
+        A limit of ``spend`` above the budget of the customer's plan is refused: the lower one would apply.
         """
         given, now_ms = check_overrides(overrides), self._store.now_ms()
         switched = check_features(features)
@@ -266,6 +271,8 @@ class Customers:
         }
 
         def change(state: CustomerState) -> CustomerState:
+            if SPEND in kept:
+                _check_budget(catalog, effective_plan(state, catalog, now_ms), kept[SPEND])
             changed = with_overrides(state.overrides, kept, switched, until_ms=until_ms, now_ms=now_ms)
             return replace(state, overrides=changed)
 
@@ -393,3 +400,17 @@ class Customers:
     ) -> Customer:
         await self._states.change(customer, change)
         return await self.get(customer)
+
+
+def _check_budget(catalog: Catalog, effective: EffectivePlan, limits: Mapping[str, object]) -> None:
+    """Raise MeterkitError if a limit is above the budget of the customer's plan."""
+    catalog, key = catalog.in_currency(effective.currency), effective.plan.key
+    plan = catalog.plans[key]
+    without = replace(plan, entitlements={**plan.entitlements, SPEND: NO_LIMIT})
+    own = lay_over(catalog, without, {SPEND: limits})[SPEND]
+    for span, micros in find_lower_budgets(plan.entitlements[SPEND], own).items():
+        budget = micro_money(micros, catalog.meters[SPEND].unit)
+        raise MeterkitError(
+            f"override: the plan {key} has a budget of {budget} per {span}, and the lower one applies; raise"
+            " `budget` in the plans file, or give the customer a plan with a higher one"
+        )

@@ -56,30 +56,36 @@ class MeterTerms(NamedTuple):
         return found
 
 
-def paid_price(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> PaidPrice | None:
+def paid_price(
+    meter: str, entitlements: Mapping[str, Entitlement], catalog: Catalog, *, is_trial: bool
+) -> PaidPrice | None:
     """The price of a meter's units that are paid for; None: included, granted, or billed without a price.
 
-    Units that a table prices by model have their price where they are counted by price.
+    Units that a table prices by model have their price where they are counted by price. No invoice bills the
+    overage of a trial; a credit in money pays in it, too.
     """
     if catalog.meters[meter].charges is not None:
         return PaidPrice("c", 1, 1)
     overage = entitlements[meter].overage
-    if overage.mode != "bill" or not overage.amount_cents or overage.rows is not None:
+    if is_trial or overage.mode != "bill" or not overage.amount_cents or overage.rows is not None:
         return None
     return PaidPrice("o", overage.amount_cents * micros_per_minor_unit(catalog.currency), overage.per or 1)
 
 
-def earned_micros(paid: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Fraction:
+def earned_micros(
+    paid: str, entitlements: Mapping[str, Entitlement], catalog: Catalog, *, is_trial: bool
+) -> Fraction:
     """Revenue of the paid units of a meter, in micro-units of the currency.
 
     Args:
         paid: ``FIELD CREDITED OVERAGE``, as ``settle.lua`` returns it.
         entitlements: those of the settlement.
         catalog: that of the settlement.
+        is_trial: whether its period is one of a trial.
     """
     field, credited, overage = paid.split(" ")
     meter = next(meter for meter in catalog.meters if meter_field(meter) == field)
-    price = paid_price(meter, entitlements, catalog)
+    price = paid_price(meter, entitlements, catalog, is_trial=is_trial)
     if price is None:
         return Fraction(0)
     return Fraction(int(credited if price.paid == "c" else overage) * price.micros, price.per)

@@ -333,9 +333,12 @@ class SubscriptionState:
             start_ms: the period's first instant.
             invoiced_ms: when its invoice is made: collection that is paused then voids it; None: not yet.
         """
-        is_trial = any(from_ms <= start_ms < till_ms for from_ms, till_ms in self.trials())
         at_ms = start_ms if invoiced_ms is None else invoiced_ms
-        return is_trial or self.is_paused_from(start_ms) or self.is_unpaid_at(at_ms)
+        return self.is_trial_of(start_ms) or self.is_paused_from(start_ms) or self.is_unpaid_at(at_ms)
+
+    def is_trial_of(self, start_ms: int) -> bool:
+        """Whether the period that begins then is one of a trial."""
+        return any(from_ms <= start_ms < till_ms for from_ms, till_ms in self.trials())
 
     def is_paused_from(self, start_ms: int) -> bool:
         """Whether the period that begins then is one of a pause, which may begin a little later than that."""

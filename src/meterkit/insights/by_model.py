@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit.async_database import open_database
 
@@ -25,12 +26,13 @@ _COMPARED: Final = BALANCE_CURRENCY
 class EarnedAmounts(TypedDict):
     """Cost and revenue in micro-units (10^-6 of the currency), each rounded once, half to even.
 
-    ``cost_micros`` is the price of the providers, in US dollars. ``revenue_micros`` is overage at its price
-    and what a credit in money was charged. In another currency than US dollars ``margin_micros`` is None, and
-    charges are left out of the revenue: they are in US dollars.
+    ``cost_micros`` is the price of the providers, in US dollars; None: a model has no known price, so that
+    ``margin_micros`` is None, too. ``revenue_micros`` is overage at its price and what a credit in money was
+    charged. In another currency than US dollars ``margin_micros`` is None, and charges are left out of the
+    revenue: they are in US dollars.
     """
 
-    cost_micros: int
+    cost_micros: int | None
     revenue_micros: int
     margin_micros: int | None
 
@@ -65,10 +67,13 @@ class _MeterSum(NamedTuple):
     def plus(self, more: _MeterSum) -> _MeterSum:
         return _MeterSum(self.recorded + more.recorded, self.cost + more.cost, self.revenue + more.revenue)
 
-    def earned(self, currency: str) -> EarnedAmounts:
-        revenue = round(self.revenue)
-        margin = round(self.revenue - self.cost) if currency == _COMPARED else None
-        return {"cost_micros": self.cost, "revenue_micros": revenue, "margin_micros": margin}
+    def earned(self, currency: str, *, is_cost_known: bool) -> EarnedAmounts:
+        has_margin = is_cost_known and currency == _COMPARED
+        return {
+            "cost_micros": self.cost if is_cost_known else None,
+            "revenue_micros": round(self.revenue),
+            "margin_micros": round(self.revenue - self.cost) if has_margin else None,
+        }
 
 
 async def usage_by_model(store: Store, settings: Settings, customer: str, at_ms: int | None) -> ModelUsage:
@@ -103,26 +108,37 @@ def sum_by_model(
     units: Mapping[str, dict[str, int]],
 ) -> ModelUsage:
     """Build the usage by model from the log's sums. Pure."""
-    found: dict[str, dict[str, _MeterSum]] = {}
+    found, costed, used = dict[str, dict[str, _MeterSum]](), set[str](), {*units}
     for one in sums:
+        if one.cost_micros is not None:
+            costed.add(one.model)
+        if one.meter in USAGE_METERS and one.recorded:
+            used.add(one.model)
         revenue = Fraction(one.priced * one.price_micros, one.price_per)
         meters = found.setdefault(one.model, {})
         # What a table prices by model is counted once more by price: the same units.
         meter, _, price = one.meter.partition(":")
         recorded = 0 if price else one.recorded
-        meters[meter] = meters.get(meter, _MeterSum()).plus(_MeterSum(recorded, one.cost_micros, revenue))
+        meters[meter] = meters.get(meter, _MeterSum()).plus(
+            _MeterSum(recorded, one.cost_micros or 0, revenue)
+        )
+    unknown = used - costed  # Other usage, such as requests, costs nothing at a provider.
     of_models = {model: _add_up(meters) for model, meters in found.items()}
     return {
         "customer": customer,
         "period": period,
         "currency": currency,
-        **_add_up(of_models).earned(currency),
+        **_add_up(of_models).earned(currency, is_cost_known=unknown.isdisjoint(found)),
         "models": {
             model: {
-                **of_models[model].earned(currency),
+                **of_models[model].earned(currency, is_cost_known=model not in unknown),
                 "units": units.get(model, {}),
                 "meters": {
-                    meter: {"recorded": one.recorded, **one.earned(currency)} for meter, one in meters.items()
+                    meter: {
+                        "recorded": one.recorded,
+                        **one.earned(currency, is_cost_known=model not in unknown),
+                    }
+                    for meter, one in meters.items()
                 },
             }
             for model, meters in found.items()

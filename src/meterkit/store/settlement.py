@@ -195,7 +195,7 @@ class Settlement:
             elif notice.startswith(_PAID):
                 view = self.view if self._packed is None else self._packed[0]
                 self.revenue = (self.revenue or 0) + earned_micros(
-                    notice.removeprefix(_PAID), view.entitlements, view.catalog
+                    notice.removeprefix(_PAID), view.entitlements, view.catalog, is_trial=view.is_trial
                 )
             elif notice == _NOTICE:
                 cache.on_notice(self.view.shard)
@@ -312,9 +312,9 @@ class Settlement:
     ) -> SettlementShape:
         """Shape for these meters, shared by customers with the same entitlements."""
         given, cache, keys = view.entitlements, view.cache, view.keys
-        own = (id(given), view.effective.plan.key, view.prepaid is None, view.linked, view.anonymous)
+        own = id(given), view.effective.plan.key, view.prepaid is None, view.linked, view.anonymous
         make = partial(self._build_shape, view, derived, costs)
-        shape = cache.cache_shape((own, key), make) if cache.is_shared(given) else make()
+        shape = cache.cache_shape((own, view.is_trial, key), make) if cache.is_shared(given) else make()
         shape = shape._replace(
             audit=pack_each(audit_keys(view)),
             head=self._pack_head(view, shape, events=0),

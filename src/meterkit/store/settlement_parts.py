@@ -360,7 +360,10 @@ def find_paid_prices(view: CustomerView, entries: Iterable[MeterEntry]) -> Mappi
     if audit_script(view) is None:
         return {}
     catalog = view.catalog
-    found = {entry.meter: paid_price(entry.meter, view.entitlements, catalog) for entry in entries}
+    found = {
+        entry.meter: paid_price(entry.meter, view.entitlements, catalog, is_trial=view.is_trial)
+        for entry in entries
+    }
     return {meter: price for meter, price in found.items() if price is not None}
 
 

@@ -240,6 +240,15 @@ class CustomerView:
         """State, parsed at each access: as text it takes a third of the memory."""
         return CustomerState.parse(self._data)
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether this period is one of a trial."""
+        return self.memoize(("is trial",), self._has_trial)
+
+    def _has_trial(self) -> bool:
+        subscription = self.state.subscription
+        return subscription is not None and subscription.is_trial_of(self.effective.bounds.start_ms)
+
     def with_subjects(self, given: GivenSubjects) -> Self:
         """Copy of the view for requests with subjects."""
         view = copy(self)

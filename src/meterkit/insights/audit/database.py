@@ -443,7 +443,7 @@ class ModelSum(NamedTuple):
         price_micros: of ``price_per`` units, in micro-units of the currency; 0: none is paid for by itself.
         recorded: units.
         priced: how many of them are paid for at this price.
-        cost_micros: what providers charge, as far as it is known.
+        cost_micros: what providers charge, as far as it is known; None: no row has a cost.
     """
 
     model: str
@@ -452,7 +452,7 @@ class ModelSum(NamedTuple):
     price_per: int
     recorded: int
     priced: int
-    cost_micros: int
+    cost_micros: int | None
 
 
 def model_sums(database: Database, customer: str, period_start_ms: int) -> list[ModelSum]:
@@ -466,12 +466,17 @@ def model_sums(database: Database, customer: str, period_start_ms: int) -> list[
         *(func.coalesce(table.model, ""), table.meter),
         *(func.coalesce(table.price_micros, 0), func.coalesce(table.price_per, 1)),
     )
-    sums = [func.sum(func.coalesce(one, 0)) for one in (table.quantity, table.priced, table.cost_micros)]
-    asked = select(*of, *sums).where(*_of_period(customer, period_start_ms))
+    sums = [func.sum(func.coalesce(one, 0)) for one in (table.quantity, table.priced)]
+    asked = select(*of, *sums, func.sum(table.cost_micros)).where(*_of_period(customer, period_start_ms))
     # By place: PostgreSQL takes expressions with parameters for different ones.
     places = [text(f"{place}") for place in range(1, len(of) + 1)]
     found = database.read(asked.group_by(*places).order_by(*places))
-    return [ModelSum(str(row[0]), str(row[1]), *map(int, row[2:])) for row in found]
+    return [_model_sum(*row) for row in found]
+
+
+def _model_sum(model: str, meter: str, *counts: object) -> ModelSum:
+    price, per, recorded, priced, cost = (None if of is None else int(str(of)) for of in counts)
+    return ModelSum(model, meter, price or 0, per or 1, recorded or 0, priced or 0, cost)
 
 
 def unit_sums(database: Database, customer: str, period_start_ms: int) -> dict[str, dict[str, int]]:
