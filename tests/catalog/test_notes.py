@@ -224,6 +224,8 @@ def test_a_limit_that_no_route_asks_for_is_named(limit: str, cure: str) -> None:
     meter = limit.partition(":")[0]
     assert note.startswith(f"plans.yaml:16:14 plans.free.meters.{meter}: no route asks for {meter}, so no")
     assert cure in note
+    asks = "the app asks kit.check()" if meter in {"seats", "space"} else "only calls such as kit.consume()"
+    assert f"leave it as it is if {asks}" in note
 
 
 @pytest.mark.parametrize(
@@ -518,3 +520,40 @@ async def test_a_kit_that_starts_logs_its_notes_in_one_line(caplog: pytest.LogCa
         "plans.yaml: billed from the first unit, as nothing is included: plans.free (line 7);"
         " `meterkit check` says more"
     )
+
+
+TRIED: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  words: {unit: word, stripe: {event_name: words}}
+  calls: {unit: call, stripe: {event_name: calls}}
+prices: {out: {default: 4 per 1000, models: {"gpt-*": 2 per 1000}}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {words: {included: 1}, calls: {included: 1}}}
+  pro:
+    price: {amount_cents: 900, interval: month}
+    trial: 14d
+    meters:
+      words: {included: 1, overage: {bill: {price: prices.out}}}
+      calls: {included: 1, overage: bill}
+"""
+
+
+@pytest.mark.parametrize(
+    ("budget", "named"),
+    [
+        ("", "words, calls"),
+        (
+            "    budget: {amount_cents: 5000}\n",
+            "calls",
+        ),  # Its price is only at Stripe: the budget cannot count it.
+        ("    budget: {amount_cents: 5000, at_limit: notify}\n", "words, calls"),
+        ("    budget: {amount_cents: unlimited}\n", "words, calls"),
+    ],
+)
+def test_what_a_trial_gives_without_end_is_named(budget: str, named: str) -> None:
+    notes = loads(TRIED.replace("    trial", f"{budget}    trial")).notes
+    (note,) = [note.message for note in notes if "of a trial" in note.message]
+    assert note.startswith(f"Stripe bills no usage of a trial, so {named} can be used in it without a limit")

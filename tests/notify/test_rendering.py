@@ -66,7 +66,24 @@ def test_what_is_spent_is_written_as_money() -> None:
     half = told("usage.threshold", meter="spend", used=25_123_400, included=50_000_000)
     assert "you have spent USD 25.1234 of your budget of USD 50.00 until" in half
     summary = told("period.summary", meters={"spend": {"used": 1_500_000, "overage": 0, "before": 0}})
-    assert "- USD 1.50 (spend); USD 0.00 in the period before" in summary
+    assert "- Spend: USD 1.50; USD 0.00 in the period before" in summary
+
+
+def test_messages_name_meters_as_invoices_do() -> None:
+    named = PLANS.replace("{{unit", "{{name: Calls made, unit")
+    catalog = loads(named.format(url="http://127.0.0.1/hook"))
+
+    def told(event: str) -> tuple[str, str]:
+        found = make_message("email", event, make_sample(event, CATALOG))
+        rendered = Renderer(lambda: catalog, None).render(found, locale=None, name=None)
+        return rendered.subject, rendered.text
+
+    subject, text = told("usage.threshold")
+    assert subject == "Calls made: 80 % used"
+    assert "Calls made: you have used 8,000 of the 10,000 requests that your plan includes until" in text
+    subject, text = told("usage.spike")
+    assert subject == "Unusual usage: Calls made"
+    assert "Calls made: this hour you have used 12,000 requests." in text
 
 
 SOLD: dict[str, Any] = {"plan": "pro", "plan_before": "pro", "seats": 10, "seats_before": 10}

@@ -115,7 +115,7 @@ async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: Met
     assert mail["Subject"] == "Your usage from 1 Jun 2031 to 30 Jun 2031"
     plain = mail.get_body(("plain",))
     assert plain is not None
-    assert "- 12 requests (request), 2 of them beyond what your plan includes; 8 in the period before" in (
+    assert "- Requests: 12 requests, 2 of them beyond what your plan includes; 8 in the period before" in (
         plain.get_content()
     )
     assert "costs USD 0.24." in plain.get_content()

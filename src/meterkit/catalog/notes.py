@@ -71,7 +71,12 @@ def note_entitlement(
 
 
 def note_trial(
-    entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter], trial: FilePlace, problems: Problems
+    entitlements: Mapping[str, Entitlement],
+    meters: Mapping[str, Meter],
+    trial: FilePlace,
+    problems: Problems,
+    *,
+    has_budget: bool,
 ) -> None:
     """Say so where a plan with a trial bills a meter without end: Stripe bills no usage of a trial.
 
@@ -82,11 +87,16 @@ def note_trial(
         meters: of the file.
         trial: where the plan's trial stands.
         problems: the list to add to.
+        has_budget: whether a budget refuses requests: it counts in a trial, too, what has a price.
     """
     endless = [
         name
         for name, given in entitlements.items()
-        if given.overage.mode == "bill" and given.overage.cap is None and meters[name].stripe is not None
+        if given.overage.mode == "bill"
+        and given.overage.cap is None
+        and meters[name].stripe is not None
+        and not meters[name].is_row
+        and not (has_budget and given.overage.amount_cents is not None)
     ]
     if endless:
         problems.note(

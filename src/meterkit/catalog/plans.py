@@ -22,7 +22,7 @@ from meterkit.catalog.overage_prices import (
     price_by_model,
 )
 from meterkit.catalog.subjects import SubjectShape, build_subjects
-from meterkit.catalog.value_parsers import NAME, duration, integer, quantity, scalar, text
+from meterkit.catalog.value_parsers import NAME, UNLIMITED, duration, integer, quantity, scalar, text
 from meterkit.catalog.value_shapes import (
     AnyForm,
     Key,
@@ -358,7 +358,10 @@ def _build_entitlements(values: PlanTable, declared: DeclaredNames) -> dict[str,
         ):
             built |= price_by_model(built[name], table)
     if values.trial is not None:
-        note_trial(built, drop_refused(declared.meters), values.place("trial"), values.problems)
+        budget = values.budget
+        refuses = budget is not None and budget.at_limit != "notify" and budget.amount_cents != UNLIMITED
+        place, known = values.place("trial"), drop_refused(declared.meters)
+        note_trial(built, known, place, values.problems, has_budget=refuses)
     return built
 
 

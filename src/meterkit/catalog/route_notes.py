@@ -71,10 +71,11 @@ def note_unasked_limits(
             problems.note(credit_places[name.removesuffix(CHARGED)], "never_asked", message)
         elif limiting and not (meter.is_row or meter.is_spend):
             place = place_of(name, written[limiting[0]])
+            is_gauge = meter.kind == "gauge"
+            kept = "the app asks kit.check()" if is_gauge else "only calls such as kit.consume() count it"
             message = (
                 f"no route asks for {name}, so no request is refused by this limit of"
-                f" {', '.join(limiting)}; write {_route_key_hint(meter, meters)}; leave it as it is if"
-                " only calls such as kit.consume() count it"
+                f" {', '.join(limiting)}; write {_route_key_hint(meter, meters)}; leave it as it is if {kept}"
             )
             problems.note(place, "never_asked", message)
 

@@ -105,6 +105,7 @@ class Renderer:
             "name": name,
             "plans": {key: plan.name for key, plan in catalog.plans.items()},
             "addon_names": {key: addon.name for key, addon in catalog.addons.items()},
+            "titles": {key: meter.title for key, meter in catalog.meters.items()},
             "units": {key: meter.unit for key, meter in catalog.meters.items()},
             "portal_url": catalog.billing.portal_url,
             "currency": message.data.get("currency") or catalog.currency,

@@ -278,7 +278,10 @@ class SpikeWatch:
         pace = project_spike(spike, hours, now_ms)
         usage = await self._store.usage(customer)
         meter_usage = usage["meters"].get(meter)
-        price = None if meter_usage is None else meter_usage.get("price")
+        # Where prices go by model, only their own meters have one price.
+        rows = (one.name for one in self._store.catalog.meters.values() if one.is_row and one.source == meter)
+        has_rows = any("price" in usage["meters"].get(row, ()) for row in rows)
+        price = None if meter_usage is None or has_rows else meter_usage.get("price")
 
         found = CustomerSpike(customer, meter, now_ms, spike.span, spike.used, spike.usual)
         await SpikesToday(self._store).add(found)

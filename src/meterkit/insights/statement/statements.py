@@ -448,7 +448,9 @@ class _StatementBuilder:
         )
 
     def _usage_line(self, meter: str) -> StatementLine:
-        return self._plain_line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
+        known = self._store.catalog.meters.get(meter)
+        words = f"Usage of {meter}" if known is None else known.title
+        return self._plain_line(f"usage/{meter}", "usage", words, meter=meter)
 
     async def _fixed_lines(self) -> list[StatementLine]:
         """Prices of plan, seats and add-ons, by the subscription's items, otherwise by the plans file."""
