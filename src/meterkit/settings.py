@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import re
 from base64 import b64decode
 
 # Pydantic reads the annotations of the class below when it is made, so their names are needed then.
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "SettingsKeywords"]
 
+_logger = logging.getLogger("meterkit")
+
 _PREFIX: Final = "METERKIT_"
+_MISSPELLED_RATIO: Final = 0.65
+"""Similarity of names from which a variable counts as misspelled; below it may belong to other software."""
 _USUAL: Final = {
     "redis_url": "REDIS_URL",
     "stripe_api_key": "STRIPE_API_KEY",
@@ -38,6 +44,7 @@ _NOT_SHOWN: Final = frozenset(_USUAL) | {
 }
 _BASE_ALLOWED: Final = "http://host or https://host, with neither a user nor a password"
 _SECRET_BYTES: Final = range(24, 65)
+_WEBHOOK_SECRET: Final = re.compile(r"whsec_.")
 _TEST_KEYS: Final = ("sk_test_", "rk_test_")
 
 
@@ -50,6 +57,12 @@ def _one_word(secret: SecretStr) -> SecretStr:
 
 def _secret_key(secret: SecretStr) -> SecretStr:
     if secret.get_secret_value().startswith("pk_"):
+        raise ValueError
+    return _one_word(secret)
+
+
+def _webhook_secret(secret: SecretStr) -> SecretStr:
+    if not _WEBHOOK_SECRET.match(secret.get_secret_value()):
         raise ValueError
     return _one_word(secret)
 
@@ -190,10 +203,10 @@ class Settings(BaseSettings):
     stripe_api_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED)] = None
     stripe_events_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED)] = None
     stripe_webhook_secret: Annotated[
-        tuple[Annotated[SecretStr, AfterValidator(_one_word)], ...],
+        tuple[Annotated[SecretStr, AfterValidator(_webhook_secret)], ...],
         NoDecode,
         BeforeValidator(_by_comma),
-        Field(description="signing secrets (whsec_…), separated by commas"),
+        Field(description="signing secrets of webhook destinations (whsec_…), separated by commas"),
     ] = ()
     stripe_transport: Annotated[Literal["v1", "v2-stream"], Field(description="v1 or v2-stream")] = "v1"
     flush_interval: Annotated[
@@ -258,10 +271,12 @@ class Settings(BaseSettings):
             if name not in cls.model_fields:
                 raise SettingsError(name, _unknown(name, list(cls.model_fields)))
         try:
-            return cls(**given)
+            settings = cls(**given)
         except ValidationError as error:
             bad = list(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors()))
             raise SettingsError(bad[0], "\n".join(_refusal(name, given) for name in bad)) from None
+        _warn_of_misspelled_variables()
+        return settings
 
     @model_validator(mode="before")
     @classmethod
@@ -318,6 +333,20 @@ def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return f"there is no setting {name}; {hint}"
+
+
+def _warn_of_misspelled_variables() -> None:
+    """Log the ``METERKIT_*`` variables that no setting reads and that resemble one that a setting reads."""
+    known = [name.upper() for name in Settings.model_fields]
+    found: list[str] = []
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(_PREFIX)
+        if name == variable or name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELLED_RATIO)
+        found += [f"{variable} (did you mean {_PREFIX}{meant}?)" for meant in near]
+    if found:
+        _logger.warning("no setting reads %s: correct or remove it", ", ".join(found))
 
 
 def _refusal(name: str, given: dict[str, Any]) -> str:

@@ -19,10 +19,12 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Host, Mount, Route, Router
+from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import HEADERS, PLANS, Served, hello, http_scope, ignore, no_more, served
 from drivers.llm_apps import answering, metered, tokens
+from drivers.plans import routed
 from drivers.sampled import pairs
 from meterkit import MeterKit, MeterMiddleware, identify
 from tokens.recordings import DONE, JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
@@ -156,10 +158,21 @@ async def test_one_kit_counts_a_wrapped_request_once(between: str, caplog: pytes
     assert "wraps this app more than once" in caplog.text
 
 
-async def test_two_kits_both_count() -> None:
+async def test_two_kits_both_count_and_log_it_once(caplog: pytest.LogCaptureFixture) -> None:
     async with served(hello) as inner, served(inner.app) as at:
-        assert await at.statuses("/v1/x") == [200]
-        assert await at.counted() == await inner.counted() == (1, 0)
+        assert await at.statuses("/v1/x", "/v1/x") == [200, 200]
+        assert await at.counted() == await inner.counted() == (2, 0)
+    assert caplog.text.count("MeterMiddleware wraps this app for two kits") == 1
+
+
+def test_two_kits_are_logged_as_the_app_starts(caplog: pytest.LogCaptureFixture) -> None:
+    app = Starlette()
+    for _ in range(2):
+        kit = MeterKit(routed("*"), redis_url="memory://", flush=False)
+        app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+    with TestClient(app):
+        pass
+    assert caplog.text.count("MeterMiddleware wraps this app for two kits") == 1
 
 
 async def test_a_request_that_the_app_makes_of_its_own_counts() -> None:

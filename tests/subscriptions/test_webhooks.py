@@ -17,9 +17,11 @@ import httpx
 import pytest
 
 from drivers.billing_browser import browser
+from drivers.delivery import STRIPE_KEY
 from drivers.health_findings import findings
 from drivers.kit_parts import BackgroundTasks
 from drivers.payment_process import Paying
+from drivers.plans import free_plan
 from drivers.sampled import whole
 from drivers.subscribed_customer import INSTANT
 from drivers.sync_queue import FORGERIES, LEASE_MS
@@ -139,8 +141,29 @@ async def test_without_a_secret_stripe_retries(store_url: str, caplog: pytest.Lo
     async with hooked(store_url, stripe_webhook_secret=()) as at, client_of(at.kit) as client:
         for _ in range(3):
             assert (await client.post("/", **signed(event(1)))).status_code == 503
+        (found,) = await findings(at.kit, "webhooks")
     said = [record.message for record in caplog.records if record.name == "meterkit.subscriptions"]
-    assert said == ["no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET"]
+    at_request = said[-1]
+    assert {*said[:-1]} == {f"the webhook endpoint refuses all events of Stripe: {at_request}"}
+    assert "set METERKIT_STRIPE_WEBHOOK_SECRET to " in at_request
+    assert found.cure.startswith("set METERKIT_STRIPE_WEBHOOK_SECRET")
+
+
+async def test_a_missing_secret_is_found_where_it_is_needed() -> None:
+    top = 'routes: [{match: "POST /webhooks/stripe", exempt: true}]'
+    free = free_plan("{}", top=top)
+    sold = free.replace("amount_cents: 0", "amount_cents: 2900")
+
+    async def is_missed(text: str, **settings: Any) -> bool:
+        given: dict[str, Any] = {"stripe_api_key": STRIPE_KEY, "stripe_api_base": "http://127.0.0.1:1"}
+        kit = MeterKit(loads(text), redis_url="memory://", flush=False, **given | settings)
+        return bool(await findings(kit, "webhooks"))
+
+    assert await is_missed(sold)
+    assert not await is_missed(sold, stripe_webhook_secret=SECRET)
+    assert not await is_missed(sold, stripe_api_key=None)
+    assert not await is_missed(sold.replace("/webhooks/stripe", "/other"))
+    assert not await is_missed(free)
 
 
 async def test_while_the_store_is_away_stripe_is_asked_to_come_again(valkey: Server) -> None:

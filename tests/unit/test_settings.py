@@ -152,6 +152,8 @@ def test_what_may_be_secret_is_not_shown() -> None:
         ("stripe_api_key", "sk live_hidden"),
         ("stripe_api_key", "pk_live_hidden"),
         ("stripe_webhook_secret", "whsec_ok,hid den"),
+        ("stripe_webhook_secret", "whsec_ok,hidden"),
+        ("stripe_webhook_secret", "whsec_"),
         ("stripe_api_base", "ftp://me:hidden@host"),
         # F-69: it was taken, shown by the transport, and nothing was ever delivered.
         ("stripe_api_base", "https://me:hidden@host"),
@@ -220,3 +222,20 @@ def test_no_form_of_the_settings_shows_a_password_or_a_key() -> None:
     assert reveal(settings.redis_url) == f"redis://user:{PASSWORD}@db/1"
     assert reveal(settings.stripe_events_base) == f"https://proxy.example/{PASSWORD}"
     assert reveal(settings.smtp_url) == f"smtp://user:{PASSWORD}@mail.example"
+
+
+def test_a_misspelled_variable_is_logged_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    misspelled = ("METERKIT_ENFORCMENT", "METERKIT_REDIS", "METERKIT_STRIPE_KEY", "METERKIT_WEBHOOK_SECRET")
+    # Of tests, and of Kubernetes for a service of that name.
+    others = ("CHROMIUM", "ALL_MUTANTS", "SPIKE_CUSTOMERS", "SITE", "PORT", "SERVICE_HOST", "SERVICE_PORT")
+    for name in (*misspelled, *(f"METERKIT_{other}" for other in others), "METERKIT_SHARDS"):
+        monkeypatch.setenv(name, "7")
+    assert load(redis_url="memory://").shards == 7
+    (logged,) = [record.message for record in caplog.records if "no setting reads" in record.message]
+    meant = ("ENFORCEMENT", "REDIS_URL", "STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET")
+    hints = [
+        f"{name} (did you mean METERKIT_{known}?)" for name, known in zip(misspelled, meant, strict=True)
+    ]
+    assert logged == f"no setting reads {', '.join(hints)}: correct or remove it"

@@ -86,7 +86,7 @@ class TroubleLog:
         self._identify = LogSampler(1, _SPAN_S, partial(_log_more, "failed in identify"))
         self._others = LogSampler(1, _SPAN_S, partial(_log_more, "met such an error"))
         self._wrong_types: set[type] = set()
-        self._is_inner = False
+        self._is_inner = self._has_second_kit = False
         self._preflights = Throttle(MINUTE_S)
 
     def log_undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
@@ -137,6 +137,15 @@ class TroubleLog:
                 "MeterMiddleware wraps this app more than once for one kit: the outer one decides and counts,"
                 " the inner one passes every request on, and does not use its identify, on_denied and cors;"
                 " remove one of them"
+            )
+
+    def log_second_kit(self) -> None:
+        """Log once that the middleware of another kit is outside of this one."""
+        if not self._has_second_kit:
+            self._has_second_kit = True
+            _logger.warning(
+                "MeterMiddleware wraps this app for two kits, and each decides and counts every request:"
+                " usage counts twice; make one MeterKit and give it to all parts of the app, or remove one"
             )
 
     def log_unmatched(self, source: str, scope: Scope) -> None:

@@ -1,8 +1,8 @@
 """MeterMiddleware: identifies the customer of each request, decides it and counts it.
 
 A middleware that is added twice, or also to a mounted app, counts once: while the app runs, the scope carries
-a mark of the kit. Where no lifespan ran, the first request starts the kit, so that its usage is delivered as
-well.
+a mark of the kit. Two kits both count, which the inner one logs once. Where no lifespan ran, the first
+request starts the kit, so that its usage is delivered as well.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.estimate import InputEstimator
 
 _DECIDED: Final = frozenset({"http", "websocket"})
+_MARK: Final = "meterkit."
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
@@ -124,7 +125,7 @@ class MeterMiddleware:
         self._refuser = Refuser(on_denied, cors, kit.store, self._log)
         self._cors = cors
         self._troubles = TroubleLog()
-        self._mark = f"meterkit.{id(kit):x}"
+        self._mark = f"{_MARK}{id(kit):x}"
         self.paths: Paths | None = paths
         self._has_warned_unmatched = False
         self._plans: ActivePlans | None = None  # Until its first request an app may get more routes.
@@ -142,7 +143,7 @@ class MeterMiddleware:
             return
         plans = self._plans
         if plans is None or plans.cache is not self._kit.store.cache:
-            plans = self._plans = self._compile_plans(self._kit.store.cache)
+            plans = self._plans = self._compile_plans(self._kit.store.cache, scope)
         route = plans.router.match_http(scope) if kind == "http" else plans.router.match_websocket(scope)
         if route is None or not route.is_plain or kind != "http" or scope["method"] == "OPTIONS":
             passed = await self._admit_special(plans, route, scope, receive, send)
@@ -231,6 +232,7 @@ class MeterMiddleware:
         if self._mark in scope:
             self._troubles.log_inner()
         elif scope["type"] == "lifespan":
+            self._warn_of_second_kit(scope)
             await _run_lifespan(self.app, self._kit, self._mark, scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -504,9 +506,15 @@ class MeterMiddleware:
                 passed.limit_fields = plans.policy_fields.get(program) or plans.policies_of(program, route)
         return passed, None
 
-    def _compile_plans(self, cache: CustomerCache) -> ActivePlans:
+    def _compile_plans(self, cache: CustomerCache, scope: Scope) -> ActivePlans:
+        self._warn_of_second_kit(scope)
         self._has_warned_unmatched = not cache.catalog.routes  # The kit has warned of a file without routes.
         return ActivePlans.adopt(cache, self.app, self.paths, self._cors, self._troubles)
+
+    def _warn_of_second_kit(self, scope: Scope) -> None:
+        """Warn if a scope carries the mark of another kit, whose middleware is outside of this one."""
+        if any(key.startswith(_MARK) and key not in {self._mark, EXEMPT} for key in scope):
+            self._troubles.log_second_kit()
 
 
 def _preparer(route: Route) -> Prepare:

@@ -290,8 +290,7 @@ def note_webhook_lines(
         problems: the list to add to.
         anonymous_plan: the plan of requests without a customer; None: they are refused.
     """
-    has_webhook = any(route.exempt and (route.path or "").endswith(_WEBHOOK) for route in routes)
-    can_mount = not has_webhook and any(map(is_sold, plans))
+    can_mount = not has_webhook_route(routes) and any(map(is_sold, plans))
     lines = list(zip(routes, places, strict=True))
     named = set[str]()
     for route in routes[:COMPARED_MAX]:
@@ -305,6 +304,11 @@ def note_webhook_lines(
             mount = path.removesuffix(_WEBHOOK) or "/"
             where = "" if route.path == path else f", if the billing routes are mounted at {mount}"
             problems.note(found[1], "informs", f"this route takes Stripe's webhooks{where}, and {refusal}")
+
+
+def has_webhook_route(routes: Iterable[Route]) -> bool:
+    """Whether a route exempts the endpoint of Stripe's webhooks, at its usual path."""
+    return any(route.exempt and (route.path or "").endswith(_WEBHOOK) for route in routes)
 
 
 def describe_webhook_refusal(taker: Route, path: str, anonymous_plan: str | None) -> str | None:

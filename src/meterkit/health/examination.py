@@ -45,7 +45,12 @@ from meterkit.health.store_servers import (
 )
 from meterkit.health.store_topology import TOPOLOGY_CHECKS, check_breaker, check_shards
 from meterkit.health.stripe_account import check_meters, check_subscriptions
-from meterkit.health.worker_queues import check_messages, check_stored_objects, check_webhooks
+from meterkit.health.worker_queues import (
+    check_messages,
+    check_stored_objects,
+    check_webhooks,
+    find_missing_secret,
+)
 from meterkit.insights.health_report import Health
 from meterkit.outbox.outbox import Outbox
 
@@ -83,6 +88,7 @@ async def examine(parts: Parts, *, scan_keys: bool = True) -> Health:
         await _run_check("revenue", check_revenue, parts, found)
         await _run_check("roots", check_roots, parts, found)
     await _run_check("stripe", check_meters, parts, found)
+    found.findings += find_missing_secret(parts)
     if (allotted := describe_allotments(parts.store.catalog)) is not None:
         units = describe_units([lane.allotments for lane in parts.store.lanes.values() if lane.allotments])
         found.looked_at[ALLOTMENTS] = allotted + units

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import span
+from meterkit.catalog.notes import has_webhook_route
 from meterkit.health.findings import join_names, one_finding
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.message_queue import CHANNELS, MessageQueue
@@ -59,6 +60,20 @@ async def check_webhooks(parts: Parts) -> tuple[str, list[Finding]]:
         *find_failing_syncs(failed, now_ms),
         *find_dead_syncs(dead),
     ]
+
+
+def find_missing_secret(parts: Parts) -> list[Finding]:
+    """Report an endpoint for Stripe's events that refuses them, as no signing secret is set."""
+    has_endpoint = parts.webhooks.has_endpoint or has_webhook_route(parts.store.catalog.routes)
+    if not (has_endpoint and parts.webhooks.lacks_secret):
+        return []
+    return one_finding(
+        check="webhooks",
+        problem="plans are sold, and no signing secret is set here: an app with these settings refuses all"
+        " events of Stripe, so payments and changes are noticed late",
+        cure="set METERKIT_STRIPE_WEBHOOK_SECRET to the signing secret of the webhook destination at Stripe"
+        " (whsec_…), where the app and `meterkit doctor` run",
+    )
 
 
 def find_overdue_syncs(count: int, oldest_ms: int) -> list[Finding]:

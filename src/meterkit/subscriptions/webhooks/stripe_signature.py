@@ -31,8 +31,9 @@ _NAME: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _OBJECTS: Final = ("event", "v2.core.event")
 _FORGERY_TEXTS: Final[Mapping[ForgeryReason, str]] = {
     "missing": "no Stripe-Signature header, or several",
-    "malformed": "the Stripe-Signature header has no single t and no v1",
-    "no_match": "no signature in it was made with one of the signing secrets",
+    "malformed": "the Stripe-Signature header lacks one t (Unix seconds) and a v1 of 64 hexadecimal digits",
+    "no_match": "no signature in it was made with a secret in METERKIT_STRIPE_WEBHOOK_SECRET: add that of"
+    " this destination at Stripe",
     "stale": f"it was signed more than {TOLERANCE_S} s ago",
     "future": f"it was signed more than {TOLERANCE_S} s from now",
     "unreadable": "it is signed, and is no event",

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from weakref import WeakKeyDictionary
 
+from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import CustomerStates
 from meterkit.errors import StoreError
 from meterkit.http_bodies import read_body, send_json, send_problem
@@ -56,6 +57,7 @@ class Webhooks:
 
     Attributes:
         is_worker: whether a task of this process processes events.
+        has_endpoint: whether this process has an endpoint that Stripe may post to.
     """
 
     def __init__(
@@ -77,7 +79,14 @@ class Webhooks:
             store, api, self._queue, take_refusals, top_ups, top_up_if_low, end_usage
         )
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, SyncWorker] = WeakKeyDictionary()
-        self.is_worker = False
+        self.is_worker = self.has_endpoint = False
+
+    @property
+    def lacks_secret(self) -> bool:
+        """Whether plans are sold at Stripe, and no signing secret is set to hear of it."""
+        if self.has_secret or self._settings.stripe_api_key is None:
+            return False
+        return any(map(is_sold, self._store.catalog.plans.values()))
 
     @property
     def has_secret(self) -> bool:
@@ -197,7 +206,10 @@ class Webhooks:
 BODY_BYTES_MAX: Final = 524_288
 """Of a request; a Stripe event has a few kilobytes."""
 _SIGNATURE: Final = b"stripe-signature"
-_NOT_SET_UP: Final = "no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET"
+_NOT_SET_UP: Final = (
+    "no signing secret is set: set METERKIT_STRIPE_WEBHOOK_SECRET to that of the destination at Stripe"
+    " (whsec_…)"
+)
 _RECEIVED: Final = {"received": True}
 _REPEATED: Final = {"received": True, "duplicate": True}
 
@@ -224,6 +236,9 @@ class WebhookEndpoint:
     def __init__(self, webhooks: Webhooks) -> None:
         self._webhooks = webhooks
         self._warned = Throttle(MINUTE_S)
+        webhooks.has_endpoint = True
+        if webhooks.lacks_secret:
+            _logger.warning("the webhook endpoint refuses all events of Stripe: %s", _NOT_SET_UP)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
