@@ -22,7 +22,7 @@ from meterkit.catalog.overage_prices import (
     price_by_model,
 )
 from meterkit.catalog.subjects import SubjectShape, build_subjects
-from meterkit.catalog.value_parsers import NAME, UNLIMITED, duration, integer, quantity, scalar, text
+from meterkit.catalog.value_parsers import NAME, UNLIMITED, duration, integer, quantity, scalar, text, trial_days
 from meterkit.catalog.value_shapes import (
     AnyForm,
     Key,
@@ -151,7 +151,7 @@ _WITHOUT_CARD: Final[WordChoice[WithoutCard]] = WordChoice(("cancel", "pause", "
 class TrialTable(Table, what="a trial", inheritable=True):
     """The map form of ``trial:`` of a plan."""
 
-    for_ms = Key(duration(least=1), "Its length, in whole days.", name="for", required=True)
+    for_ms = Key(trial_days(), "Its length, in whole days, at most 730.", name="for", required=True)
     without_card: Key[WithoutCard] = Key(
         _WITHOUT_CARD,
         "What happens to the subscription at the end of the trial, if there is no payment method: cancel"
@@ -161,8 +161,8 @@ class TrialTable(Table, what="a trial", inheritable=True):
 
 _PAYMENT_METHOD: Final[WordChoice[PaymentMethodTerm]] = WordChoice(("required", "optional"))
 _TRIAL: Final[ValueShape[int | TrialTable]] = AnyForm(
-    "a duration such as 14d, or a map such as {for: 14d, without_card: pause}",
-    scalar=duration(least=1),
+    "whole days such as 14d, or a map such as {for: 14d, without_card: pause}",
+    scalar=trial_days(),
     fields=TrialTable,
 )
 
@@ -191,7 +191,7 @@ class PlanTable(Table, what="a plan", inheritable=True):
     )
     trial: Key[int | TrialTable] = Key(
         Nullable(_TRIAL),
-        "Length of the trial of a customer's first subscription, in whole days; or a map.",
+        "Length of the trial of a customer's first subscription, in whole days, at most 730; or a map.",
     )
     features = Key(FEATURES_SHAPE, "The features that the plan has: a list, or all; default: none.")
     meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives of each meter.")

@@ -50,6 +50,9 @@ _DURATION_UNITS_MS: Final = (7 * DAY_MS, DAY_MS, 3600 * SECOND_MS, 60 * SECOND_M
 _INTEGER_ALLOWED: Final = "a whole number such as 1_000"
 _QUANTITY_ALLOWED: Final = "a whole number such as 1_000, or a size in bytes such as 5MB"
 _DURATION_ALLOWED: Final = "a duration such as 7d, 12h or 1h30m (units w, d, h, m, s, from long to short)"
+_TRIAL_DAYS_MAX: Final = 730
+"""Longest trial that Stripe takes."""
+_TRIAL_ALLOWED: Final = f"whole days such as 14d, from 1d to {_TRIAL_DAYS_MAX}d"
 _NAME_ALLOWED: Final = "1 to 64 letters, digits, `_`, `.` or `-`, starting with a letter"
 
 
@@ -261,6 +264,24 @@ def duration(*, least: int = 0) -> Scalar[int]:
     """The shape of a duration of at least ``least`` milliseconds."""
     pattern = "^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
     return scalar(partial(parse_duration, least=least), _DURATION_ALLOWED, pattern=pattern)
+
+
+def trial_days() -> Scalar[int]:
+    """The shape of a trial: milliseconds of whole days, as Stripe counts them at checkout."""
+    inner = duration(least=1)
+
+    def parse(value: str) -> int:
+        if value.isascii() and value.isdecimal():
+            raise RefusedError(f"allowed: {_TRIAL_ALLOWED}", meant=f"{value}d")
+        try:
+            found_ms = inner.parse(value)
+        except RefusedError as error:
+            raise RefusedError(f"allowed: {_TRIAL_ALLOWED}", meant=error.meant) from None
+        if found_ms % DAY_MS or found_ms > _TRIAL_DAYS_MAX * DAY_MS:
+            raise RefusedError(f"allowed: {_TRIAL_ALLOWED}")
+        return found_ms
+
+    return Scalar(parse, _TRIAL_ALLOWED, inner.schema())
 
 
 def duration_or_0(*, most: int, most_said: str) -> Scalar[int]:

@@ -275,7 +275,7 @@ def _trial_params(plan: Plan, found: Sequence[Mapping[str, Any]], *, had_trial: 
     """Trial parameters of a plan, for a customer's first subscription, in days rounded up."""
     if plan.trial_ms is None or had_trial or any(map(has_begun, found)):
         return {}
-    return {"trial_period_days": -(-plan.trial_ms // DAY_MS), **trial_settings(plan)}
+    return {"trial_period_days": plan.trial_ms // DAY_MS, **trial_settings(plan)}
 
 
 def _subscription_of(invoice: Mapping[str, Any]) -> str:
