@@ -47,7 +47,8 @@ async def _serve_account(emulator: StripeEmulator, *, host: str, port: int, forw
     async with emulator.serve(host=host, port=port) as url:
         print(f"STRIPE_API_BASE={url}", flush=True)  # noqa: T201
         if forward_to is not None:
-            print(f"STRIPE_WEBHOOK_SECRET={emulator.add_endpoint(forward_to)}", flush=True)  # noqa: T201
+            secret = emulator.add_endpoint(forward_to, has_real_time=True)
+            print(f"STRIPE_WEBHOOK_SECRET={secret}", flush=True)  # noqa: T201
         await stop.wait()
 
 

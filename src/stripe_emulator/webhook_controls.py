@@ -147,6 +147,7 @@ class WebhookControls(Behaviour):
         events: Sequence[str] = ("*",),
         thin: bool = False,
         app: ASGIApp | None = None,
+        has_real_time: bool = False,
     ) -> str:
         """Add a webhook endpoint for events from now on. Returns its signing secret.
 
@@ -157,6 +158,8 @@ class WebhookControls(Behaviour):
             thin: whether it gets thin events, and no others.
             app: takes them when :meth:`deliver` says so, in its caller's loop and without a server; ``url``
                 says under which path.
+            has_real_time: whether events are signed by the machine's clock instead of the emulator's: for an
+                app of another process, which refuses them if that is moved.
         """
         endpoint = WebhookEndpoint(
             id=new_id("we_1", length=23),
@@ -166,6 +169,7 @@ class WebhookControls(Behaviour):
             events=tuple(events),
             thin=thin,
             app=app,
+            has_real_time=has_real_time,
         )
         with self._account.lock:
             self._account.endpoints.add(endpoint)

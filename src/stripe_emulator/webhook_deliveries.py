@@ -162,6 +162,7 @@ class WebhookEndpoint:
         secret: what its deliveries are signed with.
         rolled: the secret before, and until when in Unix seconds it signs too.
         app: an ASGI app that takes them in the running loop; None: they go to ``url`` over HTTP.
+        has_real_time: whether they are signed by the machine's clock, as what takes them has no other.
     """
 
     id: str
@@ -173,6 +174,7 @@ class WebhookEndpoint:
     livemode: bool = False
     rolled: tuple[str, float] | None = None
     app: ASGIApp | None = None
+    has_real_time: bool = False
 
     def wants(self, event_type: str, *, thin: bool) -> bool:
         """Return whether the endpoint gets events of a type."""
@@ -186,7 +188,7 @@ class WebhookEndpoint:
     def to_json(self) -> JsonObject:
         """Return the endpoint as Stripe shows it, without its secret."""
         return {
-            **shown_fields(self, "app events rolled secret thin"),
+            **shown_fields(self, "app events has_real_time rolled secret thin"),
             "object": "webhook_endpoint",
             "api_version": API_VERSION,
             "application": None,

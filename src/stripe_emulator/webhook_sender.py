@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import time
 from typing import Final
 
 from stripe_emulator.webhook_deliveries import Delivery, DueDelivery, Forgery, forge_payload
@@ -25,8 +26,9 @@ HEADERS: Final = {
 async def send(due: DueDelivery, *, now: float, how: Forgery | None = None) -> Delivery:
     """Send one event to one endpoint. A failure is a delivery that was not accepted."""
     endpoint, event = due.endpoint, due.event
+    at = time() if endpoint.has_real_time else now
     body = json.dumps(event.notification(), indent=2).encode()
-    body, signature = forge_payload(body, secrets=endpoint.secrets(now=now), at_s=int(now), how=how)
+    body, signature = forge_payload(body, secrets=endpoint.secrets(now=now), at_s=int(at), how=how)
     transport = None if endpoint.app is None else httpx.ASGITransport(endpoint.app)
     status, answer = 0, ""
     # A proxy of the environment is for the world outside, and webhooks of an emulator stay at home.

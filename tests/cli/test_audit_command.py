@@ -221,6 +221,9 @@ async def test_an_invoice_without_a_root_is_named(at: Books) -> None:
     assert f"invoices {second}, {first}\n" in done.err
     (finding,) = await findings(at.at.kit, "roots")
     assert finding.problem == f"these invoices have no root of the audit log: {second}"
+    # Stripe's clock alone was moved: for this log the renewal is to come.
+    at.at.clock.advance(-3 * timedelta(days=1))
+    assert await looked_at(at.at.kit, "roots") == ("renewals in 7 days: 0", [])
 
 
 async def test_without_stripes_answer_nothing_is_called_right(at: Books) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from drivers.audited_kit import rows_in
 from drivers.command_line import TIMEOUT_S, Shell, first_line
+from drivers.plans import plans_text
 from drivers.spools import spool_with
 from meterkit.testing import StripeEmulator
 
@@ -195,6 +196,22 @@ def test_the_emulator_prints_its_settings_and_has_the_meters(shell: Shell) -> No
         assert first_line(process).startswith("export METERKIT_STRIPE_WEBHOOK_SECRET=whsec_")
         answer = httpx.get(f"{url}/v1/billing/meters", headers={"authorization": "Bearer sk_test_emulator"})
         assert ["ai_tokens"] == [meter["event_name"] for meter in answer.json()["data"]]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_the_emulator_of_lines_begins_with_what_sync_makes(directory: Path, shell: Shell) -> None:
+    (directory / "plans.yaml").write_text(plans_text("invoice_lines"))
+    with shell.running("stripe", "emulator", "--port", "0", "--plans", "plans.yaml") as process:
+        shell.environment |= {
+            "METERKIT_STRIPE_API_BASE": first_line(process).partition("=")[2],
+            "METERKIT_STRIPE_API_KEY": "sk_test_1",
+        }
+        planned = shell.run("stripe", "sync", "--dry-run", "--json").json["lines"]
+        assert {(line["what"], line["action"]) for line in planned} == {
+            ("price", "is there"),
+            ("product", "is there"),
+        }
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_S) == 0
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from time import time
 from typing import Any
 
 import anyio
@@ -17,15 +18,17 @@ import httpx
 import pytest
 
 from drivers.billing_browser import browser
-from drivers.delivery import STRIPE_KEY
+from drivers.delivery import STRIPE_KEY, kit_for
+from drivers.emulated_account import reached
 from drivers.health_findings import findings
 from drivers.kit_parts import BackgroundTasks
+from drivers.near_stripe import served
 from drivers.payment_process import Paying
 from drivers.plans import free_plan
 from drivers.sampled import whole
 from drivers.subscribed_customer import INSTANT
 from drivers.sync_queue import FORGERIES, LEASE_MS
-from drivers.webhooks import DAY, HOOK, NOW, PLANS, SECRET, Hooked, hooked, hooked_kit, shop
+from drivers.webhooks import CATALOG, DAY, HOOK, NOW, PLANS, SECRET, Hooked, hooked, hooked_kit, shop
 from drivers.workers import start
 from faults.inner_steps import replaced
 from faults.proxy import TcpProxy
@@ -181,6 +184,31 @@ async def test_while_the_store_is_away_stripe_is_asked_to_come_again(valkey: Ser
         assert set(await at.bring()) == {200}
         await at.kit.webhooks.work_off()
         assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_a_moved_emulator_serves_an_app_in_real_time() -> None:
+    clock = Clock()
+    emulator = shop(clock)
+    async with (
+        served(emulator) as url,
+        kit_for("memory://", url, clock=time, catalog=CATALOG, stripe_webhook_secret=SECRET) as kit,
+        reached(url, key=STRIPE_KEY, timeout_s=300.0) as client,
+    ):
+        emulator.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit), has_real_time=True)
+        emulator.add_endpoint(f"{HOOK}/of-a-test", secret=SECRET, app=stripe_webhook(kit))
+        at = Hooked(kit=kit, emulator=emulator, clock=clock, client=client, url=url)
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        began = (await kit.usage("acme"))["period"]
+        emulator.fail_payments("cus_acme")
+        clock.advance(timedelta(days=32))
+        emulator.advance()
+        statuses = {(delivery.url, delivery.status) for delivery in await emulator.deliver()}
+        await kit.webhooks.work_off()
+        used = await kit.usage("acme")
+    assert statuses == {(HOOK, 200), (f"{HOOK}/of-a-test", 400)}
+    assert (used["status"], used["period"]) == ("past_due", began)
 
 
 async def test_secrets_roll_without_a_gap(store_url: str) -> None:

@@ -17,6 +17,7 @@ from meterkit.cli.options import instant, integer_between
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
 from meterkit.errors import SettingsError
+from meterkit.outbox.invoice_line_prices import line_products
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync import sync as sync_with
@@ -148,7 +149,10 @@ async def emulator(
     for stripe_customer in customer or ():
         stand_in.add_customer(stripe_customer)
     if session.plans is not None:
-        stand_in.add_plans(load(session.plans))
+        catalog = load(session.plans)
+        stand_in.add_plans(catalog)
+        for _, product in line_products(catalog) if catalog.billing.is_by_lines else ():
+            stand_in.add_product(product["name"], product_id=product["id"])
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(stand_in.serve(port=port))
@@ -160,7 +164,7 @@ async def emulator(
         stop = await stack.enter_async_context(stop_signal())
         settings = {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": KEY}
         if forward_to is not None:
-            settings["METERKIT_STRIPE_WEBHOOK_SECRET"] = stand_in.add_endpoint(forward_to)
+            settings["METERKIT_STRIPE_WEBHOOK_SECRET"] = stand_in.add_endpoint(forward_to, has_real_time=True)
         session.show(settings, lambda: _print_settings(settings, has_customers=bool(customer)))
         await stop.wait()
 
