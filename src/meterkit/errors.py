@@ -144,10 +144,12 @@ class UnknownPlanError(MeterkitError, ValueError):
 
     Attributes:
         plan: the key that was given.
+        is_known: whether the plans file has it.
     """
 
-    def __init__(self, plan: str, message: str) -> None:
+    def __init__(self, plan: str, message: str, *, is_known: bool = False) -> None:
         self.plan = plan
+        self.is_known = is_known
         super().__init__(message)
 
     @classmethod

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from random import SystemRandom
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from meterkit.cancellation import complete, start_task
@@ -202,6 +202,15 @@ class KitLifecycle:
         """
         await self._serving.stop()
 
+    def __enter__(self) -> NoReturn:
+        raise TypeError(
+            "a kit needs an event loop: write `async with kit:`, or in code without one"
+            " `with MeterKit(…).sync() as kit:`"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Complete the protocol without which Python does not call ``__enter__``."""
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -223,7 +232,8 @@ class BackgroundTasks:
     """Supervisor of named background tasks, one of each name in an event loop.
 
     A task that fails is restarted after a second, then after twice as long each time, up to a minute. Each
-    kind of error is logged once, and again each hour until the task has run for a minute.
+    kind of error is logged once, and again each hour until the task has run for a minute; errors of the store
+    once for all tasks.
 
     Args:
         failures: counts how often each task has ended by an error.
@@ -231,6 +241,7 @@ class BackgroundTasks:
 
     def __init__(self, failures: Counter[str]) -> None:
         self._failures = failures
+        self._store_throttle = Throttle(HOUR_S)
         self._tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[None]]]
         self._tasks = WeakKeyDictionary()
 
@@ -261,10 +272,12 @@ class BackgroundTasks:
             else:
                 return
             self._failures[name] += 1
+            # A store that is down ends every task: one line of the first, not one of each.
+            throttle = self._store_throttle if isinstance(failed, StoreError) else log_throttle
             if loop.time() - began_s >= _STEADY_S:
-                log_throttle.forget()
+                throttle.forget()
                 pause_s = _AGAIN_FIRST_S
-            if log_throttle.is_due(type(failed)):
+            if throttle.is_due(type(failed)):
                 _log_failure(name, failed)
             await asyncio.sleep(pause_s * _jitter(0.5, 1.0))
             pause_s = min(_AGAIN_MOST_S, 2 * pause_s)

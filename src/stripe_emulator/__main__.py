@@ -55,7 +55,8 @@ async def _serve_account(emulator: StripeEmulator, *, host: str, port: int, forw
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stripe_emulator",
-        description="Serve an emulated Stripe account in memory until Ctrl-C. It accepts any sk_test_… key.",
+        description="Serve an emulated Stripe account in memory until Ctrl-C. It accepts any secret key,"
+        " such as sk_test_1.",
     )
     parser.add_argument("--host", default=LOOPBACK, help=f"the address to listen on; default: {LOOPBACK}")
     parser.add_argument(

@@ -84,6 +84,23 @@ def test_a_report_of_many_problems_is_cut_and_counted(shell: Shell, directory: P
     assert (50, 10) == (len(found["problems"]), found["more"])
 
 
+def test_only_meters_of_the_file_are_counted(shell: Shell, directory: Path) -> None:
+    text = """schema: 1
+currency: usd
+default_plan: pro
+meters: {pages: {unit: page, stripe: {event_name: pages}}}
+prices: {sold: {default: 4, models: {"a-*": 2, "b-*": 3}}}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    budget: {amount_cents: 5000}
+    meters: {pages: {included: 0, overage: {bill: {price: prices.sold}}}}
+"""
+    (directory / "plans.yaml").write_text(text)
+    done = shell.run("check")
+    assert (done.code, done.out.splitlines()[0]) == (0, "plans.yaml: valid (1 meter, 1 plan, 0 routes)")
+
+
 def test_add_ons_and_currencies_are_counted(shell: Shell, directory: Path) -> None:
     text = """schema: 1
 currency: [usd, eur]

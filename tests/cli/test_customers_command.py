@@ -135,5 +135,7 @@ def test_features_and_ends_of_overrides(stored: Shell) -> None:
     assert stored.run("usage", "acme", "--json").json["features"] == ["reports"]
     taken = stored.run("customers", "override", "acme", "--without", "reports", "--json").json
     assert (taken["feature_overrides"], taken["override_ends"]) == ({"reports": False}, {"tokens": until})
-    cleared = stored.run("customers", "override", "acme", "--clear", "--json").json
+    done = stored.run("customers", "override", "acme", "--clear", "--json")
+    cleared = done.json
     assert (cleared["feature_overrides"], cleared["overrides"]) == ({}, {"tokens": {"included": 5000}})
+    assert done.err.endswith("meterkit customers override acme tokens --clear\n")

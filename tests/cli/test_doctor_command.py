@@ -256,4 +256,7 @@ async def test_a_key_that_stripe_refuses(
     assert "the Stripe key may not list meters" in found.not_looked_at["stripe"]
     settings["stripe_api_base"] = "http://127.0.0.1:1"
     finding = await the_finding(directory, sound.url, **settings)
-    assert finding.problem.startswith("the meters at Stripe cannot be read: ")
+    assert finding.problem == (
+        "the meters at Stripe cannot be read: no connection: http://127.0.0.1:1 (ClientConnectorError)"
+        "; check that this host reaches that address (METERKIT_STRIPE_API_BASE)"
+    )

@@ -159,7 +159,7 @@ def test_an_app_that_cannot_be_had_is_told_of_in_a_line(api: Shell, directory: P
         ("shop.api:bare", 1, "the app does not list its routes: found a value of type function"),
         ("broken:app", 1, "broken cannot be imported: ZeroDivisionError: none left ("),
         ("planless:app", 1, "none.yaml: the plans file cannot be read"),
-        ("unset:app", 2, "redis_url: found the scheme 'http'"),
+        ("unset:app", 2, "redis_url (METERKIT_REDIS_URL): found the scheme 'http'"),
     ):
         done = api.run("routes", name)
         assert (code, "") == (done.code, done.out)

@@ -412,6 +412,11 @@ async def test_bodies_are_bounded_and_json(client: httpx.AsyncClient, at: Shop) 
     body = b'{"plan": "prp"' + b" " * 65_000 + b"}"
     fits = await client.post("/subscription", content=body, headers=headers)
     assert (told(fits), at.changes()) == ((422, "plan-unknown"), [])
+    unsold = await client.post("/subscription", json={"plan": "free"})
+    assert [answer.json()["detail"] for answer in (fits, unsold)] == [
+        "There is no such plan; check its spelling.",
+        "This plan cannot be subscribed to: it costs nothing, or is not on sale yet.",
+    ]
 
 
 async def test_what_is_asked_behind_the_path_is_checked(client: httpx.AsyncClient, at: Shop) -> None:

@@ -55,6 +55,23 @@ def run(story: Coroutine[None, None, Any]) -> Any:
         return runner.run(story)
 
 
+def test_a_store_that_is_down_is_logged_once_for_all_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise StoreError("the store is away")
+
+    async def story() -> None:
+        loop, tasks = asyncio.get_running_loop(), BackgroundTasks(Counter())
+        for name in ("webhooks", "own prices", "closes"):
+            tasks.ensure_running(loop, name, fail)
+        await asyncio.sleep(60)
+        await tasks.end(loop)
+
+    run(story())
+    assert caplog.messages == [
+        "the background task 'webhooks' ended by an error and begins anew: the store is away"
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -49,6 +49,12 @@ def kit() -> MeterKit:
     return MeterKit(loads(PLANS), redis_url="memory://", flush=False)
 
 
+def test_a_kit_names_its_blocking_twin_where_it_is_misused(kit: MeterKit) -> None:
+    cure = r"`async with kit:`.* `with MeterKit\(…\)\.sync\(\) as kit:`"
+    with pytest.raises(TypeError, match=cure):
+        kit.__enter__()
+
+
 def pairs(kit: MeterKit) -> dict[str, tuple[object, object]]:
     """Each part of a kit, and its twin."""
     twin = kit.sync()

@@ -86,8 +86,8 @@ def test_reads(redis_url: str, expected: Address) -> None:
 @pytest.mark.parametrize(
     ("redis_url", "found"),
     [
-        ("localhost:6379", "redis_url: found no scheme; allowed are redis://"),
-        ("http://host", "redis_url: found the scheme 'http'; allowed are redis://"),
+        ("localhost:6379", "redis_url (METERKIT_REDIS_URL): found no scheme; allowed are redis://"),
+        ("http://host", "redis_url (METERKIT_REDIS_URL): found the scheme 'http'; allowed are redis://"),
         ("redis://", "it names no host"),
         ("redis://host:0", "no server has port 0"),
         ("redis://host:99999", "host or port cannot be read"),
@@ -195,6 +195,6 @@ def test_no_store_is_refused_with_the_cure() -> None:
         (None, True, only("fakeredis"), "pip install 'meterkit[embedded]'"),
         (None, False, only(), "pip install 'meterkit[memory]'"),
     ):
-        with pytest.raises(SettingsError, match="redis_url: ") as caught:
+        with pytest.raises(SettingsError, match="redis_url ") as caught:
             choose_store(redis_url, live=live, installed=installed)
         assert cure in str(caught.value)

@@ -346,7 +346,7 @@ def check_prices_by_currency(
         of_overage: names of the tables that price overage.
         problems: the list to add to.
     """
-    if len(problems.currencies) == 1:
+    if len(problems.currencies) <= 1:  # None: they are refused themselves.
         return
     costs = (cost for one in drop_refused(credits_).values() for cost in (one.costs or {}).values())
     of_credits = {cost for cost in costs if isinstance(cost, str)}

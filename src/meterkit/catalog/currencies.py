@@ -156,5 +156,6 @@ def by_currency(currencies: tuple[str, ...]) -> str:
     return f"a map with each currency, {{{', '.join(f'{code}: …' for code in currencies)}}}"
 
 
-AMOUNT: Final = PerCurrency(cents())
+AMOUNT: Final = PerCurrency(cents(" (for a smaller price, raise `per`)"))
+"""The price of ``per`` units."""
 CHARGED_AMOUNT: Final = PerCurrency(cents(), is_charged=True)

@@ -226,9 +226,10 @@ def integer(*, least: int = 0, most: int = QUANTITY_MAX, allowed: str = _INTEGER
     return Scalar(parse, f"{allowed}, from {least} to {most:_}", _number_schema(least, most, _INTEGER_JSON))
 
 
-def cents() -> Scalar[int]:
-    """The shape of an amount of money."""
-    return integer(most=AMOUNT_CENTS_MAX, allowed="a whole number of minor units (cents) such as 2900")
+def cents(hint: str = "") -> Scalar[int]:
+    """The shape of an amount of money; ``hint`` says what to do about a smaller one."""
+    allowed = f"a whole number of minor units (cents) such as 2900{hint}"
+    return integer(most=AMOUNT_CENTS_MAX, allowed=allowed)
 
 
 def quantity(*, least: int = 0) -> Scalar[int]:

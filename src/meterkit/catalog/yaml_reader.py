@@ -25,6 +25,7 @@ _FORBIDDEN: Final = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]",
 )
 _LINE_BREAK: Final = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+_GLUED_KEY: Final = re.compile(r" *(?P<key>[A-Za-z][A-Za-z0-9_.-]{0,63}):(?P<value>[^\s:]{1,64}) *")
 _STARRED: Final = re.compile(r"\*[^\s,\]}]*")
 # Escapes and numbers that mean nothing reach PyYAML's own calls of chr() and int().
 _YAML_ERRORS: Final = (yaml.YAMLError, ValueError, OverflowError)
@@ -99,6 +100,8 @@ def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -
         message = "found a tab where YAML wants spaces; indent with spaces"
     elif problem.startswith("mapping values are not allowed"):
         message = "found a second `: ` in one line; quote the text that holds it, or begin a new line"
+        if mark is not None and (glued := _find_glued_key(text, mark.line)) is not None:
+            problems.stop(*glued)
     elif "found unexpected end of stream" in problem:
         mark = context or mark
         message = "the quote that opens here is never closed"
@@ -111,6 +114,16 @@ def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -
         message = f"not readable as YAML: {problem}{opened_at}; {_QUOTE_HINT}"
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     problems.stop(FilePlace(line, column, ""), message)
+
+
+def _find_glued_key(text: str, line: int) -> tuple[FilePlace, str] | None:
+    """Find the key without a space after its colon in the line before, which YAML reads as a text."""
+    before = _LINE_BREAK.split(text)[line - 1] if line else ""
+    glued = _GLUED_KEY.fullmatch(before)
+    if glued is None:
+        return None
+    place = FilePlace(line, glued.start("value") + 1, "")
+    return place, f"found no space after the colon; write `{glued['key']}: {glued['value']}`"
 
 
 def _alias_message(starred: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import aclosing
 from dataclasses import asdict
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 
 import typer
@@ -225,9 +226,7 @@ async def override(
     features = {**dict.fromkeys(feature or (), True), **dict.fromkeys(without or (), False)}
     if subject is not None:
         if features:
-            raise WrongUsageError(
-                "--subject cannot be combined with --feature or --without: users have no features"
-            )
+            raise WrongUsageError("--subject excludes --feature and --without: users have no features")
         change = subject_override(customer, subject, meter, entries or [], until, clear=clear)
         await _change_and_show(session, customer, change)
         return
@@ -238,9 +237,11 @@ async def override(
     overrides = {} if meter is None else {meter: parse_entitlement(entries or [])}
     given = features if features or meter is None else None
     ends = date_or_instant("--until", until)
-    await _change_and_show(
+    changed = await _change_and_show(
         session, customer, lambda customers: customers.override(customer, overrides, given, ends)
     )
+    if clear and meter is None:
+        _note_remaining(changed)
 
 
 @command(commands)
@@ -316,14 +317,24 @@ def _history_row(entry: HistoryEntry) -> dict[str, object]:
 
 async def _change_and_show(
     session: Session, customer: str, change: Callable[[Customers], Awaitable[Customer]]
-) -> None:
-    """Change a customer and show it, with a note if it is new: the id may be misspelled."""
+) -> Customer:
+    """Change a customer, show and return it, with a note if it is new: the id may be misspelled."""
     async with session.kit() as kit:
         hint = await new_customer_note(kit, customer)
         changed = await change(kit.customers)
         if hint:
             print_note(hint)
         _show_customer(session, kit, changed)
+        return changed
+
+
+def _note_remaining(changed: Customer) -> None:
+    """Print that ``--clear`` without METER leaves the overrides of meters."""
+    if not changed.overrides:
+        return
+    names = ", ".join(changed.overrides)
+    command = f"meterkit customers override {quote(changed.customer)} {next(iter(changed.overrides))} --clear"
+    print_note(f"only overrides of features were removed; those of {names} remain, remove each by {command}")
 
 
 def _erased(counts: Mapping[str, int]) -> str:

@@ -53,7 +53,7 @@ def check(
         print_json({"ok": False, "problems": shown, "more": len(error.problems) - len(shown)})
         raise typer.Exit(1) from None
     found: dict[str, list[str]] = {
-        "meters": list(catalog.meters),
+        "meters": [name for name, one in catalog.meters.items() if not (one.is_row or one.is_spend)],
         "plans": list(catalog.plans),
         "routes": [route.match for route in catalog.routes],
     }

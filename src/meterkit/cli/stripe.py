@@ -172,6 +172,6 @@ async def emulator(
 def _print_settings(settings: Mapping[str, str], *, has_customers: bool) -> None:
     for name, value in settings.items():
         echo(f"export {name}={value}")
-    print_note("the Stripe emulator runs until Ctrl-C; it accepts any sk_test_… key")
+    print_note("the Stripe emulator runs until Ctrl-C; it accepts any secret key, such as sk_test_1")
     if not has_customers:
         print_note("it has no customers yet: a checkout creates them, or add some with --customer")

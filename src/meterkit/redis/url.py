@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 # Codes of OpenSSL: the issuer is not known, or the certificate is its own.
+_SETTING: Final = "redis_url (METERKIT_REDIS_URL)"
 _NOT_VOUCHED_FOR: Final = frozenset({2, 18, 19, 20, 21})
 _EXPIRED: Final = 10
 _OTHER_HOST: Final = frozenset({62, 64})
@@ -101,7 +102,7 @@ def _unusable(named: str, error: Exception) -> SettingsError:
         why = os.strerror(error.errno)
     else:
         why = str(error)
-    return SettingsError("redis_url", f"redis_url: {named} cannot be used: {why}")
+    return SettingsError("redis_url", f"{_SETTING}: {named} cannot be used: {why}")
 
 
 _SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
@@ -295,7 +296,7 @@ def choose_store(
 
 def unusable_store(why: str) -> SettingsError:
     """Error for a store that cannot be used."""
-    return SettingsError("redis_url", f"redis_url: {why}")
+    return SettingsError("redis_url", f"{_SETTING}: {why}")
 
 
 def parse_redis_url(redis_url: str) -> Address:
@@ -501,4 +502,4 @@ def _database_number(url: SplitResult, path: str, parameters: Mapping[str, str])
 
 
 def _url_error(scheme: str, found: str) -> SettingsError:
-    return SettingsError("redis_url", f"redis_url ({scheme}://…): {found}; {_ALLOWED}")
+    return SettingsError("redis_url", f"{_SETTING}: {scheme}://…: {found}; {_ALLOWED}")

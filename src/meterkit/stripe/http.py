@@ -39,6 +39,7 @@ class HttpClient:
 
     def __init__(self, base: str, *, timeout_s: float) -> None:
         self._base = base.rstrip("/")
+        self._origin = "/".join(self._base.split("/")[:3])
         is_secure = self._base.startswith("https://")
         self._session = aiohttp.ClientSession(
             # The caller limits the number of requests under way.
@@ -81,7 +82,10 @@ class HttpClient:
         except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as error:
             # aiohttp's own errors, those of sockets and of time, a session that is closed.
             failure: Failure = "no_reply" if request.has_connection else "not_sent"
-            return RequestResult(failure=failure, message=type(error).__name__)
+            kind = type(error).__name__
+            # A path of the address may be a secret of a proxy.
+            message = f"{self._origin} ({kind})" if failure == "not_sent" else kind
+            return RequestResult(failure=failure, message=message)
 
     async def close(self) -> None:
         """Close all connections; what is sent afterwards is not sent."""

@@ -144,6 +144,8 @@ def build_error(result: RequestResult, *, is_replayed: bool) -> StripeError:
     is_unavailable = _is_unavailable(result)
     said = "Stripe cannot be asked" if is_unavailable else "Stripe refuses"
     message = f"{said}: {describe_result(result)}"
+    if result.failure == "not_sent":
+        message += "; check that this host reaches that address (METERKIT_STRIPE_API_BASE)"
     details: dict[str, Any] = {
         "status": result.status,
         "type": result.type,

@@ -59,7 +59,9 @@ def _of_argument(
     error: UnknownPlanError | UnknownAddonError | AddonLimitError | QuantityError,
 ) -> ProblemDocument:
     if isinstance(error, UnknownPlanError):
-        detail = "There is no such plan to subscribe to."
+        detail = "There is no such plan; check its spelling."
+        if error.is_known:
+            detail = "This plan cannot be subscribed to: it costs nothing, or is not on sale yet."
         return ProblemDocument.of("plan-unknown", detail, {"plan": error.plan[:128]})
     if isinstance(error, UnknownAddonError):
         names = ", ".join(error.allowed)

@@ -165,6 +165,7 @@ def check_sold(plan: str, catalog: Catalog) -> Plan:
             f"plan: {plan!r:.80} cannot be subscribed to: it costs nothing; write its price as"
             " `amount_cents:` under `price:` in the plans file, or name a price at Stripe as"
             " `stripe_price:`",
+            is_known=True,
         )
     return found
 
