@@ -22,7 +22,16 @@ from meterkit.catalog.overage_prices import (
     price_by_model,
 )
 from meterkit.catalog.subjects import SubjectShape, build_subjects
-from meterkit.catalog.value_parsers import NAME, UNLIMITED, duration, integer, quantity, scalar, text, trial_days
+from meterkit.catalog.value_parsers import (
+    NAME,
+    UNLIMITED,
+    duration,
+    integer,
+    quantity,
+    scalar,
+    text,
+    trial_days,
+)
 from meterkit.catalog.value_shapes import (
     AnyForm,
     Key,
