@@ -112,6 +112,19 @@ async def test_f121_what_a_restore_has_parked_is_shown_and_settled(stored: Shell
         assert stored.run("recover", "--since", "yesterday").code == 2
 
 
+async def test_a_restarted_embedded_store_is_no_failed_dry_run(directory: Path) -> None:
+    shell = InProcessShell(directory, METERKIT_REDIS_URL=f"embedded://{directory}/store")
+    async with recorded(shell) as (kit, emulator):
+        emulator.add_customer("cus_acme")
+        await kit.flush(everything=True)
+        await kit.record("acme", "tokens", 5)
+        await kit.stop()
+        would = shell.run("recover", "--dry-run")
+        assert (would.code, "1 shards are not compared with Stripe yet" in would.err) == (0, True)
+        assert shell.run("recover").code == 1
+        await kit.start()
+
+
 def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:
     (tmp_path / "plans.yaml").write_text(PLANS)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)

@@ -37,12 +37,14 @@ NEXT = (
 
 
 @asynccontextmanager
-async def logging(server: Server, directory: Path, plans: str) -> AsyncGenerator[MeterKit]:
-    """A kit in June; in the end its audit log has what it has recorded."""
+async def logging(
+    server: Server, directory: Path, plans: str, now: datetime = NOW
+) -> AsyncGenerator[MeterKit]:
+    """A kit, in June by default; in the end its audit log has what it has recorded."""
     (directory / "plans.yaml").write_text(plans)
     url = f"sqlite:///{directory}/audit.db"
     settings: dict[str, Any] = {"redis_url": server.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
-    async with MeterKit(loads(plans), clock=Clock(NOW), flush=False, **settings) as kit:
+    async with MeterKit(loads(plans), clock=Clock(now), flush=False, **settings) as kit:
         yield kit
         await drain_all(kit, url)
 
@@ -96,12 +98,29 @@ async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tm
     assert found["missing_meters"] == {"calls": 20}
     assert found["missing_plans"] == {"year": 2}
     assert (found["unpriced"], found["checked"], found["disagreeing"]) == ([], 2, [])
+    assert found["not_logged"] == {}
     text = shell.run(*given)
     assert "the other plans file lacks the meter 'calls': 20 units are left out" in text.err
     assert "unprofitable then" in text.out
+    assert all(words in text.out for words in ("margin now", "margin then", "USD 5.80", "USD -3.20"))
+    assert "margin" not in shell.run(*given[:-2]).out
     alone = shell.run(*given, "--customer", "bob", "--json").json
     assert [one["customer"] for one in alone["customers"]] == ["bob"]
     assert "there are no customers" in shell.run(*given, "--customer", "typo").err
+
+
+async def test_usage_that_the_log_lacks_is_named(valkey: Server, tmp_path: Path) -> None:
+    today = datetime.now(UTC)  # Commands have no other clock, and show nothing of the future.
+    given = ("simulate", "--plans", "plans.yaml", "--period", f"{today:%Y-%m-%d}")
+    shell = shell_of(valkey, tmp_path)
+    async with logging(valkey, tmp_path, PLANS, today) as kit:
+        await kit.record("ada", "words", 700)
+    async with logging(valkey, tmp_path, PLANS, today) as kit:
+        await kit.record("ada", "words", 30)
+        await kit.record("new", "words", 4)
+        assert shell.run(*given, "--json").json["not_logged"] == {"words": 34}
+        assert "the audit log lacks 34 units of 'words' that the store has recorded" in shell.run(*given).err
+    assert shell.run(*given, "--json").json["not_logged"] == {}
 
 
 async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp_path: Path) -> None:

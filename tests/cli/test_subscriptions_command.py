@@ -67,6 +67,9 @@ async def test_a_subscription_is_shown_changed_and_ended(stored: Shell) -> None:
     }
     gone = stored.run("subscriptions", "cancel", "acme", "--immediately", "--give-back", "--json")
     assert (gone.code, gone.json["status"]) == (0, "canceled")
+    ended = stored.run("subscriptions", "show", "acme")
+    assert {"full", "access"}.isdisjoint(ended.out.split())
+    assert "this subscription has ended; acme is on plan free, access full" in ended.err
     assert stored.run("subscriptions", "resume", "acme").code == 1
 
 

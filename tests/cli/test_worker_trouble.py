@@ -86,7 +86,7 @@ async def test_i9_a_worker_delivers_once_its_killed_store_is_back(
             hear(worker, "this flush failed; the next one continues")
             with spawn_server(*kept, port=port, directory=data) as revived:
                 await record(shell, 8)
-                hear(worker, "was restarted, restored or replaced")
+                hear(worker, "has started since the last delivery")
 
                 def has_delivered() -> bool:
                     pass_two_minutes(revived)  # Each time: it says so once, and notices shard after shard.

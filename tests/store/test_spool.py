@@ -157,7 +157,7 @@ async def test_i11_a_kit_stopped_in_an_outage_leaves_a_spool(
         sums = [(await used(kit, f"customer-{n}", "tokens"))[0] for n in range(3)]
         assert sums == [50] * 3
         assert await used(kit, "acme", "tokens") == (1, 0)
-    assert "31 settlements of a dead process are sent" in caplog.text
+    assert "31 settlements left in a spool are sent" in caplog.text
 
 
 async def test_i11_a_spool_directory_that_is_removed_is_made_again(proxy: TcpProxy, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 _MOST_AFFECTED: Final = 100
+_MARGINS: Final = ("margin now", "margin then")
+"""Columns that --cost fills."""
 _PER: Final = 1000
 _MONTH_MS: Final = 31 * 86_400_000
 
@@ -102,6 +104,7 @@ def _as_json(found: Simulation) -> dict[str, object]:
         "plans": _by_plan(found.customers),
         "missing_meters": found.missing_meters,
         "missing_plans": found.missing_plans,
+        "not_logged": found.not_logged,
         "unpriced": found.unpriced,
         "left_out": found.left_out,
         "checked": found.checked,
@@ -146,16 +149,24 @@ def _print_simulation(found: Simulation) -> None:
     for one in sorted(found.customers, key=lambda one: (one.plan, one.currency)):
         groups.setdefault((one.plan, one.currency), []).append(one)
     rows = [_plan_row(plan, of, currency) for (plan, currency), of in groups.items()]
-    print_records(rows, rare=frozenset({"unprofitable", "estimates"}), empty="there are no customers")
+    print_records(
+        rows, rare=frozenset({"unprofitable", "estimates", *_MARGINS}), empty="there are no customers"
+    )
     affected = sorted(found.customers, key=lambda one: (-abs(one.then_cents - one.now_cents), one.customer))
     shown = [one for one in affected if one.then_cents != one.now_cents or one.refused][:_MOST_AFFECTED]
     if shown:
-        print_records([_row(one) for one in shown], rare=frozenset({"refused", "first", "note"}))
+        print_records([_row(one) for one in shown], rare=frozenset({"refused", "first", "note", *_MARGINS}))
     for meter, quantity in found.missing_meters.items():
         print_note(f"the other plans file lacks the meter {meter!r}: {quantity:,} units are left out")
     for plan, count in found.missing_plans.items():
         print_note(
             f"the other plans file lacks the plan {plan!r} of {count:,} customers: its default plan is used"
+        )
+    for meter, quantity in found.not_logged.items():
+        print_note(
+            f"the audit log lacks {quantity:,} units of {meter!r} that the store has recorded: they are left"
+            " out. Usage waits in the store until the app or `meterkit worker` writes it to the log; the log"
+            " never has usage from before METERKIT_AUDIT_URL was set"
         )
     for meter in found.unpriced:
         print_note(f"{meter!r} has no overage price in one of the plans files: it is left out")
@@ -171,10 +182,19 @@ def _plan_row(plan: str, of: Sequence[SimulatedCustomer], currency: str) -> dict
         "now": money(totals["now_cents"], currency),
         "then": money(totals["then_cents"], currency),
         "difference": money(totals["then_cents"] - totals["now_cents"], currency),
+        **_margins(of, currency),
         "refused": counts["refused"],
         "unprofitable": counts["unprofitable"],
         "estimates": counts["estimates"],
     }
+
+
+def _margins(of: Sequence[SimulatedCustomer], currency: str) -> dict[str, object]:
+    """Sums of the margins; empty without --cost, or in another currency than its costs."""
+    now = [one.now_margin_cents for one in of if one.now_margin_cents is not None]
+    then = [one.then_margin_cents for one in of if one.then_margin_cents is not None]
+    cells = [money(sum(cents), currency) if cents else "" for cents in (now, then)]
+    return dict(zip(_MARGINS, cells, strict=True))
 
 
 def _row(one: SimulatedCustomer) -> dict[str, object]:
@@ -184,6 +204,7 @@ def _row(one: SimulatedCustomer) -> dict[str, object]:
         "plan": one.plan,
         "now": money(one.now_cents, one.currency),
         "then": money(one.then_cents, one.currency),
+        **_margins([one], one.currency),
         "refused": ", ".join(f"{units:,} {meter}" for meter, units in one.refused.items()),
         "first": one.refused_first_at,
         "note": "; ".join(notes),

@@ -13,6 +13,7 @@ from meterkit.cli.known_customers import check_known, note_unknown
 from meterkit.cli.options import CustomerArgument, PlanArgument, WrongUsageError, integer_between
 from meterkit.cli.output import cell_text, echo, print_note, print_records
 from meterkit.cli.session import Session, command
+from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import addons_text
 from meterkit.errors import NoSubscriptionError
 from meterkit.subscriptions.change_rules import SEATS_MAX
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 commands = command_group("subscriptions", "Show and change subscriptions at Stripe.")
 
-_RARE: Final = frozenset({"seats", "trial ends", "ends", "scheduled", "due", "paid", "add-ons"})
+_RARE: Final = frozenset({"access", "seats", "trial ends", "ends", "scheduled", "due", "paid", "add-ons"})
 """Columns that are shown where there is something in them."""
 _Seats: Final = integer_between(1, SEATS_MAX)
 _DIGITS_MAX: Final = 9
@@ -42,9 +43,12 @@ async def show(session: Session, customer: CustomerArgument) -> None:
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
         found = await kit.subscriptions.get(customer)
+        now = await kit.customers.get(customer)
     if found is None:
         raise NoSubscriptionError(customer)
     _show_subscription(session, found)
+    if found.status in ENDED and not session.json:
+        print_note(f"this subscription has ended; {customer} is on plan {now.plan}, access {now.access}")
 
 
 @command(commands)
@@ -288,7 +292,7 @@ def _row(found: Subscription) -> dict[str, object]:
         "subscription": found.id,
         "plan": found.plan or "not in the plans file",
         "status": found.status,
-        "access": found.access,
+        "access": "" if found.status in ENDED else found.access,
         "seats": found.seats or "",
         "add-ons": addons_text(found.addons.items()),
         "period": f"{cell_text(found.current_period_start)} to {cell_text(found.current_period_end)}",

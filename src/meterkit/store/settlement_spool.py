@@ -352,7 +352,7 @@ class EventLoopSpool:
             raise
         finally:
             self.lost += replay.lost
-        _log.warning("%d settlements of a dead process are sent: %s", sent, file.path)
+        _log.warning("%d settlements left in a spool are sent: %s", sent, file.path)
         # A cancelled removal would leave the file locked by this process.
         await asyncio.shield(self._in_thread(file.set_aside if is_damaged else file.remove))
         return sent

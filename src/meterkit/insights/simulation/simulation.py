@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b
@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import CHARGED
 from meterkit.catalog.overage_prices import is_row
-from meterkit.decisions.periods import from_ms
+from meterkit.customers.billed_usage import usage_of_all
+from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.simulation.plan_costs import PlanOffers, read_tenures
 from meterkit.insights.simulation.plan_replay import TrialResult, UsageReplay, refuse_beyond
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.catalog import Catalog
     from meterkit.insights.audit.database import Database
     from meterkit.insights.simulation.plan_costs import PlanTenure, TrialTerms
     from meterkit.insights.simulation.usage_log import LoggedEvent, UsageLog, UsageSums
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
 _AT_ONCE: Final = 200
@@ -76,6 +78,7 @@ class Simulation:
         customers: all, by name.
         missing_meters: meters of the log that the other file lacks, and their units.
         missing_plans: plans that the other file lacks, and how many customers have one.
+        not_logged: meters, and their units of the period that the store has and the audit log lacks.
         unpriced: meters with overage at a price that one of the files does not name.
         left_out: what of the files is not tried, as sentences.
         checked: customers who were gone through twice, by sums and by the scripts.
@@ -85,6 +88,7 @@ class Simulation:
     customers: Sequence[SimulatedCustomer]
     missing_meters: Mapping[str, int] = field(default_factory=dict[str, int])
     missing_plans: Mapping[str, int] = field(default_factory=dict[str, int])
+    not_logged: Mapping[str, int] = field(default_factory=dict[str, int])
     unpriced: Sequence[str] = ()
     left_out: Sequence[str] = ()
     checked: int = 0
@@ -165,6 +169,7 @@ async def simulate(
         customers=found,
         missing_meters=_missing_meters(cases.values(), catalog),
         missing_plans=_missing_plans(cases.values(), catalog),
+        not_logged=await _count_not_logged(store, cases, at_ms, customer),
         unpriced=_unpriced(cases, tried),
         left_out=_describe_left_out(store.catalog, catalog, trial.unnamed),
         checked=len(twice),
@@ -327,6 +332,42 @@ def _missing_meters(cases: Iterable[_CustomerCase], catalog: Catalog) -> dict[st
             }
         )
     return dict(found)
+
+
+async def _count_not_logged(
+    store: Store, cases: Mapping[str, _CustomerCase], at_ms: int, customer: str | None
+) -> dict[str, int]:
+    """Count the units that the store has recorded in the period and the audit log lacks.
+
+    Left out are customers with corrections, which the counters do not have, and derived meters.
+    """
+    found = Counter[str]()
+    meters = [
+        name
+        for name, meter in store.catalog.meters.items()
+        if meter.kind == "counter" and meter.source is None and not meter.is_spend
+    ]
+    async with aclosing(_read_usage(store, at_ms, customer)) as pages:
+        async for usage in pages:
+            case = cases.get(usage["customer"])
+            sums = None if case is None else case.sums
+            is_other = sums is not None and sums.start_ms != to_ms(usage["period"]["start"])
+            if is_other or (sums is not None and sums.is_corrected):
+                continue
+            logged = {} if sums is None else sums.units
+            lacks = {name: usage["meters"][name]["recorded"] - logged.get(name, 0) for name in meters}
+            found.update({name: units for name, units in lacks.items() if units > 0})
+    return dict(found)
+
+
+async def _read_usage(store: Store, at_ms: int, customer: str | None) -> AsyncGenerator[CustomerUsage]:
+    if customer is not None:
+        yield (await store.usage_of_many([customer], at_ms=at_ms))[0]
+        return
+    async with aclosing(usage_of_all(store, at_ms=at_ms)) as pages:
+        async for page in pages:
+            for usage in page:
+                yield usage
 
 
 def _unpriced(cases: Mapping[str, _CustomerCase], tried: Mapping[str, TrialResult]) -> list[str]:
