@@ -134,4 +134,4 @@ def _counted(*numbers: int | str) -> list[int]:
 
 
 def statement_parts(kit: MeterKit, customer: str) -> AsyncIterator[str]:
-    return csv_of(kit.statement, customer)
+    return csv_of(kit.statement, customer, None, kit.catalog)

@@ -81,6 +81,10 @@ async def test_csv_has_all_events_of_the_json(
     lines = {row["line"]: row for row in rows if row["row"] == "line"}
     assert [line["id"] for line in figures["lines"]] == ["plan", "usage/requests", "usage/tokens"]
     assert [*lines] == [line["id"] for line in figures["lines"]]
+    # As on invoices; `meter` has the keys.
+    assert [row["description"] for row in lines.values()] == ["pro, per month", "Requests", "Tokens"]
+    events = {(row["meter"], row["description"]) for row in rows if row["row"] == "event"}
+    assert events == {("requests", "Requests"), ("tokens", "Tokens")}
     assert sum(int(row["amount_cents"]) for row in lines.values()) == figures["total_cents"]
     for line in whole.lines:
         told = [row for row in rows if row["row"] == "event" and row["line"] == line.id]
@@ -188,6 +192,19 @@ async def test_an_event_has_its_price(store_url: str, tmp_path: Path) -> None:
     assert [row[3] for row in tokens[1:]] == ["", "USD 12.00 per 1,000"]
     assert [row[3] for row in images[1:]] == ["USD 30.00 each"]
     assert '<data value="1">1</data> at USD 29.00 each</dd>' in html
+
+
+async def test_a_balance_names_meters_as_invoices_do(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with kit_with(store_url, url, Clock(START), plans_text("simulate_command_sold")) as kit:
+        await kit.grants.add("acme", {"usd": 5}, grant_id="gift")
+        await kit.record("acme", "usd_charged", 1_000_000)
+        await drain_all(kit, url)
+        (name,) = {one.meter for one in (await kit.statement("acme")).balance if one.meter}
+        async with page_of(kit) as client:
+            html = (await client.get("/statement")).text
+    (table,) = re.findall('id="balance-entries">(.*?)</table>', html, re.DOTALL)
+    assert (name in table, f"<td>{kit.catalog.meters[name].title}</td>" in table) == (False, True)
 
 
 async def test_a_line_is_paged(client: httpx.AsyncClient) -> None:

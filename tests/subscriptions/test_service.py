@@ -282,6 +282,8 @@ async def test_checkout_and_portal_are_pages_of_stripe(at: Shop) -> None:
     assert await at.kit.subscriptions.invoices("acme") == []
     page = await at.kit.subscriptions.checkout("acme", "pro", seats=12, **URLS)
     assert "/c/pay/" in page.url
+    (link,) = (one for one in await at.kit.customers.history("acme") if one.kind == "link")
+    assert (link.cause, (link.after or "")[:4]) == ("api", "cus_")
     assert page == await at.kit.subscriptions.checkout("acme", "pro", seats=12, **URLS)
     assert page != await at.kit.subscriptions.checkout("acme", "pro", seats=11, **URLS)
     at.clock.advance(timedelta(hours=23, minutes=30))

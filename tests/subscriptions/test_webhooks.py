@@ -293,6 +293,8 @@ async def test_whom_stripe_names_is_linked(at: Hooked, where: str) -> None:
     await at.settle()
     found = await at.kit.customers.get("acme")
     assert (found.stripe_customer, found.plan) == ("cus_acme", "pro")
+    (cause,) = (one.cause for one in await at.kit.customers.history("acme") if one.kind == "link")
+    assert cause.startswith("evt_")
 
 
 @pytest.mark.parametrize("status", ["active", "canceled"])

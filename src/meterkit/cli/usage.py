@@ -338,7 +338,9 @@ async def statement(
     async with session.kit(customer, reads=True) as kit:
         if as_csv:
             pages: Any = import_module("meterkit.pages.statement")  # Pages take a while to import.
-            async with aclosing(pages.csv_of(kit.statement, customer, period, line_end="\n")) as parts:
+            async with aclosing(
+                pages.csv_of(kit.statement, customer, period, kit.catalog, line_end="\n")
+            ) as parts:
                 async for part in parts:
                     echo(part, nl=False)
             return

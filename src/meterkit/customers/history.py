@@ -36,8 +36,8 @@ class HistoryEntry:
         at: from when on it holds (UTC).
         before, after: in words; None: there was, or is, none.
         cause: the id of an event of Stripe's, ``clock`` (it was scheduled, or a span was over), ``operator``,
-            ``api``, ``reconcile``, ``plans_file`` (that has changed); of an ``intent``, a ``correction``
-            and a ``redrive`` who did it.
+            ``api``, ``import``, ``reconcile``, ``plans_file`` (that has changed); of an ``intent``, a
+            ``correction`` and a ``redrive`` who did it.
     """
 
     kind: str

@@ -183,8 +183,13 @@ class StripeLinker:
         self._store = store
         self._states = CustomerStates(store)
 
-    async def make(self, customer: str, stripe_customer: str) -> None:
+    async def make(self, customer: str, stripe_customer: str, *, cause: str = "operator") -> None:
         """Link a customer to a Stripe customer: from now on its usage is delivered. Repeated: a no-op.
+
+        Args:
+            customer: the customer's id.
+            stripe_customer: ``cus_…``.
+            cause: for the history.
 
         Raises:
             CustomerError: the customer is linked to another Stripe customer, or that one to another customer.
@@ -211,7 +216,7 @@ class StripeLinker:
             if held is None:
                 continue
             try:
-                await self._states.change(customer, change)
+                await self._states.change(customer, change, cause=cause)
             except CustomerError:
                 await self.withdraw(customer, stripe_customer)
                 raise

@@ -20,12 +20,13 @@ from meterkit.subscriptions.billing_problems import invalid
 from meterkit.subscriptions.billing_routes import period_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
     from datetime import datetime
 
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from meterkit.catalog import Catalog
     from meterkit.insights.statement.lines import Statement, StatementEvent, StatementLine
     from meterkit.insights.statement.statements import Statements
     from meterkit.pages.rendering import PageRenderer
@@ -56,6 +57,7 @@ async def answer_statement(
         "previous_period": f"{from_ms(to_ms(found.period_start) - 1):%Y-%m-%d}",
         "is_one": "line" in request.query_params,
         "balance_currency": BALANCE_CURRENCY,
+        "meter_names": _read_titles(kit.catalog),
         "charged": {name for name, meter in kit.catalog.meters.items() if meter.charges is not None},
     }
     return pages.answer(request, "statement.html", lambda: shown, asdict(found))
@@ -82,7 +84,7 @@ async def answer_csv(request: Request, kit: PagesKit, customer: str, *, subjects
     _check_audited(kit)
     at_ms = period_in(request.query_params)
     period = None if at_ms is None else from_ms(at_ms)
-    parts = csv_of(kit.statement, customer, period, subjects=subjects)
+    parts = csv_of(kit.statement, customer, period, kit.catalog, subjects=subjects)
     first = await anext(parts)  # An error of the first part can still be a problem document.
 
     async def stream() -> AsyncGenerator[str]:
@@ -135,18 +137,20 @@ _EMPTY: Final = dict.fromkeys(COLUMNS)
 async def csv_of(
     statement: Statements,
     customer: str,
-    period: datetime | str | None = None,
+    period: datetime | str | None,
+    catalog: Catalog,
     *,
     line_end: str = "\r\n",
     subjects: bool = True,
 ) -> AsyncGenerator[str]:
     """Yield the CSV in parts; the first part follows the complete read of the statement.
 
-    ``subjects``: with those of events.
+    ``catalog``: names the meters of events. ``subjects``: with those of events.
 
     Raises:
         MeterkitError: as ``kit.statement``.
     """
+    names = _read_titles(catalog)
     shown: str | None = None
     async with aclosing(statement.pages(customer, period)) as pages:
         async for page in pages:
@@ -156,7 +160,7 @@ async def csv_of(
                 fields = {name: getattr(line, name) for name in _OF_LINE}
                 price = Decimal(line.unit_amount) if line.unit_amount else None
                 rows.append({**_EMPTY, "row": "line", "line": line.id, **fields, "unit_amount": price})
-            rows += [_event_row(line.id, event) for event in line.events]
+            rows += [_event_row(line.id, event, names) for event in line.events]
             yield csv_text(COLUMNS, rows, head=shown is None, line_end=line_end)
             shown = line.id
     if shown is None:
@@ -167,9 +171,15 @@ def _hide_subjects(line: StatementLine) -> StatementLine:
     return replace(line, events=tuple(replace(event, subjects={}) for event in line.events))
 
 
-def _event_row(line: str, event: StatementEvent) -> dict[str, object]:
+def _event_row(line: str, event: StatementEvent, names: Mapping[str, str]) -> dict[str, object]:
     shown: dict[str, Any] = {name: getattr(event, name) for name in ("kind", "meter", "quantity", *_OF_EVENT)}
     for name in ("recorded_at", "occurred_at"):
         shown[name] = None if shown[name] is None else iso(shown[name])
     shown["subjects"] = " ".join(f"{kind}:{subject}" for kind, subject in event.subjects.items())
-    return {**_EMPTY, "row": "event", "line": line, **shown}
+    description = names.get(event.meter, event.meter)
+    return {**_EMPTY, "row": "event", "line": line, "description": description, **shown}
+
+
+def _read_titles(catalog: Catalog) -> dict[str, str]:
+    """Names of meters as invoices show them."""
+    return {name: meter.title for name, meter in catalog.meters.items()}

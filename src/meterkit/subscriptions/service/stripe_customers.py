@@ -134,7 +134,7 @@ class StripeCustomers:
             await self._customers.unlink(customer)
             await self._links.retire(customer, linked, done=True)
         made = await self._create_customer(customer, ended=linked or "")
-        await self._customers.link(customer, str(made["id"]))
+        await self._links.make(customer, str(made["id"]), cause="api")
         return made
 
     async def _create_customer(self, customer: str, *, ended: str) -> Mapping[str, Any]:

@@ -246,7 +246,7 @@ class StripeImporter:
         if not dry_run:
             try:
                 if not is_linked:
-                    await self._links.make(customer, linked)
+                    await self._links.make(customer, linked, cause=_CAUSE)
             except CustomerError as error:
                 tally.misfits.append(_misfit_of(newcomer, "linked_elsewhere", str(error)))
                 return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.customers import Customers
 from meterkit.customers.links import StripeLinker, claim_owner
 from meterkit.customers.states import CustomerStates
 from meterkit.errors import CustomerError
@@ -33,7 +32,6 @@ class CustomerLinker:
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
         self._states = CustomerStates(store)
-        self._customers = Customers(store)
         self._links = StripeLinker(store)
         self._api = api
 
@@ -57,7 +55,12 @@ class CustomerLinker:
         return await self._links.is_retired(stripe_customer)
 
     async def link(
-        self, stripe_customer: str, found: Sequence[Mapping[str, Any]], sessions: Iterable[str]
+        self,
+        stripe_customer: str,
+        found: Sequence[Mapping[str, Any]],
+        sessions: Iterable[str],
+        *,
+        cause: str,
     ) -> str | None:
         """Link a Stripe customer to the customer that Stripe names; None if Stripe names none.
 
@@ -65,6 +68,7 @@ class CustomerLinker:
             stripe_customer: ``cus_…``, which has no link.
             found: its subscriptions as Stripe shows them, the chosen one first.
             sessions: its checkout sessions.
+            cause: for the history.
 
         Raises:
             CustomerError: the id at Stripe is not allowed, or is linked to another Stripe customer.
@@ -79,7 +83,7 @@ class CustomerLinker:
         if not named:
             return None
         try:
-            await self._customers.link(named, stripe_customer)
+            await self._links.make(named, stripe_customer, cause=cause)
         except CustomerError as error:
             message = f"Stripe says that Stripe customer {stripe_customer} is customer {named!r:.80}: {error}"
             unused = self._describe_unused(found, named, stripe_customer, is_by_payer=not by_key)

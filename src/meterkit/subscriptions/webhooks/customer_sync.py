@@ -119,7 +119,7 @@ class CustomerSyncer:
         if customer is None:
             ordered = [*([] if chosen is None else [chosen]), *found]
             sessions = [note.data["session"] for note in entry.notes if note.kind == LINK]
-            customer = await self._linker.link(linked, ordered, sessions)
+            customer = await self._linker.link(linked, ordered, sessions, cause=entry.cause)
             if customer is None:
                 return
         currency = await self._read_currency(customer, linked, found, chosen)
