@@ -354,7 +354,7 @@ async def _count_not_logged(
             is_other = sums is not None and sums.start_ms != to_ms(usage["period"]["start"])
             if is_other or (sums is not None and sums.is_corrected):
                 continue
-            logged = {} if sums is None else sums.units
+            logged: Mapping[str, int] = {} if sums is None else sums.units
             lacks = {name: usage["meters"][name]["recorded"] - logged.get(name, 0) for name in meters}
             found.update({name: units for name, units in lacks.items() if units > 0})
     return dict(found)
