@@ -25,7 +25,7 @@ from drivers.top_ups import (
     with_card,
 )
 from drivers.webhooks import Hooked, hooked, hooked_kit
-from meterkit import MeterkitError, PaymentMethodMissingError, StripeError
+from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, StripeError
 from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
@@ -137,6 +137,34 @@ async def test_a_voided_automatic_top_up_is_made_anew(store_url: str) -> None:
         await api.close()
         assert await invoices(at) == [("paid", 2000), ("void", 2000), ("paid", 1000)]
         assert await balance(at) == 24 * DOLLAR
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+async def test_no_deleted_customer_is_topped_up(at: Hooked, step: int, monkeypatch: Any) -> None:
+    """Its card was charged, and the grant brought it back under no link."""
+    api, sells, _ = dying(at)
+    post, posts = api.post, 0
+
+    async def post_beside_deletion(*asked: Any, **how: Any) -> Any:
+        """The customer is deleted before one of four requests, or after the payment."""
+        nonlocal posts
+        posts += 1
+        if posts == step:
+            await at.kit.customers.delete("acme")
+        found = await post(*asked, **how)
+        if posts == 4 and step == 5:
+            await at.kit.customers.delete("acme")
+        return found
+
+    monkeypatch.setattr(api, "post", post_beside_deletion)
+    with pytest.raises((CustomerError, StripeError)):
+        await sells.buy("acme", 1000)
+    await api.close()
+    await at.settle()
+    assert not await at.kit.customers.known("acme")
+    reported = [one.stripe_customer[:3] for one in await at.kit.webhooks.dead()]
+    paid = [status for status, _ in await invoices(at)].count("paid")
+    assert (reported, paid) == (["in_"], 1) if step == 5 else ([], 0)
 
 
 @pytest.mark.parametrize("step", range(1, 5))

@@ -183,6 +183,17 @@ class StripeLinker:
         self._store = store
         self._states = CustomerStates(store)
 
+    async def find_owner(self, stripe_customer: str) -> str | None:
+        """Return the customer that a Stripe customer is linked to; None: to none. Raises StoreError."""
+        admin = await self._store.admin()
+        claim = await self._read_claim(admin, self._store.keys.link(stripe_customer))
+        customer = claim_owner(claim)
+        if not customer:
+            return None
+        # A claim without a link has no owner yet.
+        _, state = await self._states.read(customer)
+        return customer if state.stripe_customer == stripe_customer else None
+
     async def make(self, customer: str, stripe_customer: str, *, cause: str = "operator") -> None:
         """Link a customer to a Stripe customer: from now on its usage is delivered. Repeated: a no-op.
 

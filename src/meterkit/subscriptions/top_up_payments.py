@@ -125,6 +125,7 @@ class TopUpPayments:
 
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
+        self._links = StripeLinker(store)
         self._api = api
 
     async def fetch_invoice(self, invoice: str) -> dict[str, Any]:
@@ -136,26 +137,23 @@ class TopUpPayments:
         asked: dict[str, Any] = {"payment": {"type": "payment_intent", "payment_intent": intent}}
         return [id_in(payment, "invoice") for payment in await self._api().list(PAYMENTS, asked)]
 
-    async def settle(self, customer: str, invoice: str) -> Mapping[str, Any]:
+    async def settle(self, invoice: str) -> Mapping[str, Any]:
         """Settle the invoice of a top-up that a customer was charged for; return the invoice.
 
         Raises:
-            CustomerError: it is another customer's top-up.
+            CustomerError: its customer was deleted or linked anew meanwhile.
             MeterkitError: it cannot be granted; the error says why.
         """
         found = await self.fetch_invoice(invoice)
-        await self.settle_invoice(found, customer)
+        await self.settle_invoice(found, is_reported=found["status"] == "paid")
         return found
 
-    async def settle_invoice(
-        self, found: Mapping[str, Any], owner: str | None, *, is_reported: bool = False
-    ) -> str | None:
+    async def settle_invoice(self, found: Mapping[str, Any], *, is_reported: bool = False) -> str | None:
         """Grant the top-up of a paid invoice, and reclaim what was returned of the payment.
 
         Args:
             found: the invoice as Stripe shows it.
-            owner: the customer that its Stripe customer is linked to; None: to none.
-            is_reported: whether an event reports it as paid; if Stripe shows otherwise, that is an error.
+            is_reported: whether its payment is news; if Stripe shows it as unpaid, that is an error.
 
         Returns:
             The customer of the top-up; None if nothing was granted to a customer here.
@@ -167,6 +165,7 @@ class TopUpPayments:
         bought = read_top_up(found)
         if bought is None:
             return None
+        owner = await self._links.find_owner(bought.linked)
         if is_reported and found["status"] != "paid":
             raise MeterkitError(
                 f"an event says that invoice {bought.invoice} is paid, and Stripe shows it as"
@@ -204,7 +203,7 @@ class TopUpPayments:
         invoice, customer, credit = bought.invoice, bought.customer, bought.credit
         if customer != owner:
             is_orphan = owner is None and not is_reported
-            if is_orphan and await StripeLinker(self._store).is_retired(bought.linked):
+            if is_orphan and await self._links.is_retired(bought.linked):
                 return 0
             whom = "no customer" if owner is None else f"{owner!r:.80}"
             raise CustomerError(

@@ -36,7 +36,7 @@ from meterkit.subscriptions.unknown_customers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection
+    from collections.abc import AsyncGenerator, Awaitable, Collection
 
     from meterkit.catalog.checkout_options import CheckoutOptions
     from meterkit.store.store import Store
@@ -163,7 +163,7 @@ async def close_pages(api: StripeApi, linked: str, *, but: str = "") -> None:
     """Close all open sign-up pages that meterkit made for a Stripe customer. Raises StripeError."""
     for page in await _list_open_pages(api, linked):
         if page["id"] != but:
-            await _end_unless_done(api, f"{_PATH}/{page['id']}/expire")
+            await _end_unless_done(api.post(f"{_PATH}/{page['id']}/expire"))
 
 
 async def close_payments(api: StripeApi, linked: str) -> None:
@@ -175,27 +175,33 @@ async def close_payments(api: StripeApi, linked: str) -> None:
     asked: dict[str, Parameter] = {"customer": linked, "status": "open"}
     try:
         pages = await api.list(_PATH, asked)
-        invoices = await api.list(_INVOICES, asked)
+        drafts = await api.list(_INVOICES, {**asked, "status": "draft"})
     except StripeError as error:
         if not is_missing_customer(error):
             raise
         return  # Stripe has deleted it: nothing can be paid.
     for page in pages:
         if mark_of(page) or text_in(part_of(page, "metadata"), PURCHASE):
-            await _end_unless_done(api, f"{_PATH}/{page['id']}/expire")
-    for invoice in invoices:
-        if text_in(part_of(invoice, "metadata"), TOP_UP):
-            await _end_unless_done(api, f"{_INVOICES}/{invoice['id']}/void")
+            await _end_unless_done(api.post(f"{_PATH}/{page['id']}/expire"))
+    # A top-up by card may be under way: a draft that becomes final meanwhile is among the open ones.
+    for draft in filter(_is_of_top_up, drafts):
+        await _end_unless_done(api.delete(f"{_INVOICES}/{draft['id']}"))
+    for invoice in filter(_is_of_top_up, await api.list(_INVOICES, asked)):
+        await _end_unless_done(api.post(f"{_INVOICES}/{invoice['id']}/void"))
 
 
-async def _end_unless_done(api: StripeApi, path: str) -> None:
-    """Close a page or void an invoice; a no-op if it is no longer open."""
+def _is_of_top_up(invoice: Mapping[str, Any]) -> bool:
+    return TOP_UP in part_of(invoice, "metadata")
+
+
+async def _end_unless_done(request: Awaitable[object]) -> None:
+    """End a page or an invoice at Stripe; a no-op if it is no longer open."""
     try:
-        await api.post(path)
+        await request
     except StripeUnavailableError:
         raise
     except StripeError as error:
-        if error.status != HTTPStatus.BAD_REQUEST:  # It is no longer open.
+        if error.status != HTTPStatus.BAD_REQUEST:
             raise
 
 

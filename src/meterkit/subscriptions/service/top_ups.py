@@ -10,10 +10,17 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
+from meterkit.customers.links import StripeLinker
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
-from meterkit.errors import MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
+from meterkit.errors import (
+    CustomerError,
+    MeterkitError,
+    PaymentMethodMissingError,
+    QuantityError,
+    StripeError,
+)
 from meterkit.store.input_checks import check_customer
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.plan_prices import prices_by_key
@@ -93,6 +100,7 @@ class Credits:
         self._api = api
         self._payments = payments
         self._states = CustomerStates(store)
+        self._links = StripeLinker(store)
         self._stripe_customers = StripeCustomers(store, api, contact)
 
     async def buy(
@@ -120,7 +128,7 @@ class Credits:
                 another amount, and with a page after a charge, or the reverse; default: a new one.
 
         Raises:
-            CustomerError: the id is not allowed.
+            CustomerError: the id is not allowed, or the customer is deleted meanwhile.
             QuantityError: the amount is not sold.
             PaymentMethodMissingError: there is no saved card; open a page.
             MeterkitError: the plans file sells no top-ups, Stripe has no price of them yet, or
@@ -143,7 +151,7 @@ class Credits:
         urls = {"success_url": success_url, "cancel_url": cancel_url}
         page = await self._open_page(linked, price, amount_cents, mark, urls, key_of("top-up", customer, key))
         if invoice := id_in(page, "invoice"):
-            return _top_up_of(await self._payments.settle(customer, invoice), amount_cents)
+            return _top_up_of(await self._payments.settle(invoice), amount_cents)
         return TopUp(amount_cents=amount_cents, status="open", url=text_in(page, "url") or None)
 
     async def charge(
@@ -258,13 +266,14 @@ class Credits:
         found: Mapping[str, Any] = await api.get(path)
         if found["status"] == "void":
             raise MeterkitError(f"invoice {made['id']} of this top-up was voided; buy it with another key")
+        linked = id_in(found, "customer")
+        if found["status"] != "paid" and await self._links.find_owner(linked) != customer:
+            raise CustomerError(
+                f"customer {customer!r} was deleted or linked anew meanwhile: nothing is charged"
+            )
         if found["status"] == "draft":
             if not part_of(found, "lines")["data"]:
-                item = {
-                    "customer": id_in(found, "customer"),
-                    "invoice": made["id"],
-                    "pricing": {"price": price},
-                }
+                item = {"customer": linked, "invoice": made["id"], "pricing": {"price": price}}
                 await api.post("/v1/invoiceitems", item, idempotency_key=f"{key}-item")
             finalize = {"auto_advance": False}
             found = await api.post(f"{path}/finalize", finalize, idempotency_key=f"{key}-finalize")
@@ -274,7 +283,7 @@ class Credits:
                 await api.post(f"{path}/pay", pay, idempotency_key=f"{key}-pay-{card}")
             except StripeError as error:
                 refusal = error
-        found = await self._payments.settle(customer, str(made["id"]))
+        found = await self._payments.settle(str(made["id"]))
         if refusal is None or found["status"] == "paid":
             return _top_up_of(found, amount_cents)
         if refusal.status != HTTPStatus.PAYMENT_REQUIRED:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.links import StripeLinker, claim_owner
-from meterkit.customers.states import CustomerStates
+from meterkit.customers.links import StripeLinker
 from meterkit.errors import CustomerError
 from meterkit.subscriptions.drift_comparison import LIVE
 from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
@@ -22,7 +21,7 @@ _PAYER_DOUBT: Final = ", if the customer confirms the payment (on a Payment Link
 
 
 class CustomerLinker:
-    """Finds the customer of a Stripe customer, and links them if they are not linked yet.
+    """Links Stripe customers to the customers that Stripe names.
 
     Args:
         store: of the kit.
@@ -31,28 +30,8 @@ class CustomerLinker:
 
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
-        self._states = CustomerStates(store)
         self._links = StripeLinker(store)
         self._api = api
-
-    async def find_owner(self, stripe_customer: str) -> str | None:
-        """Return the customer that a Stripe customer is linked to; None if to none.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        admin = await self._store.admin()
-        claim: bytes | None = await admin.ask(admin.client.get(self._store.keys.link(stripe_customer)))
-        customer = claim_owner((claim or b"").decode())
-        if not customer:
-            return None
-        # A claim without a link has no owner yet.
-        _, state = await self._states.read(customer)
-        return customer if state.stripe_customer == stripe_customer else None
-
-    async def is_retired(self, stripe_customer: str) -> bool:
-        """Whether its customer was deleted: no event links it again. Raises StoreError."""
-        return await self._links.is_retired(stripe_customer)
 
     async def link(
         self,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.links import StripeLinker
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import StripeError
@@ -84,8 +85,9 @@ class CustomerSyncer:
     def __post_init__(self) -> None:
         self._states = CustomerStates(self.store)
         self._drift_log = DriftLog(self.store, self.api)
+        self._links = StripeLinker(self.store)
         self._linker = CustomerLinker(self.store, self.api)
-        self._top_up_syncer = TopUpSyncer(self.store, self.queue, self.top_ups, self._linker)
+        self._top_up_syncer = TopUpSyncer(self.store, self.queue, self.top_ups)
         self._gate = PaymentGate(self.api)
         self._lacking = Throttle(HOUR_S)
         self._facts = PriceFactsReader(self.api)
@@ -108,8 +110,8 @@ class CustomerSyncer:
         if linked.startswith((INVOICE, PAYMENT)):
             await self._top_up_syncer.sync(entry)
             return
-        customer = await self._linker.find_owner(linked)
-        if customer is None and await self._linker.is_retired(linked):
+        customer = await self._links.find_owner(linked)
+        if customer is None and await self._links.is_retired(linked):
             return  # Its customer was deleted here.
         listed = await self._list_subscriptions(linked, customer)
         known = await self._read_known(customer)

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.invoice_payments import is_unpaid
-from meterkit.subscriptions.stripe_objects import id_in
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.top_up_payments import TopUpPayments
-    from meterkit.subscriptions.webhooks.customer_linker import CustomerLinker
     from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 
 INVOICE: Final = "in_"
@@ -29,16 +27,12 @@ class TopUpSyncer:
         store: of the kit.
         queue: the sync queue.
         top_ups: grants and reclaims top-ups.
-        linker: finds the customer of a Stripe customer.
     """
 
-    def __init__(
-        self, store: Store, queue: SyncQueue, top_ups: TopUpPayments, linker: CustomerLinker
-    ) -> None:
+    def __init__(self, store: Store, queue: SyncQueue, top_ups: TopUpPayments) -> None:
         self._store = store
         self._queue = queue
         self._top_ups = top_ups
-        self._linker = linker
 
     async def sync(self, entry: SyncEntry) -> None:
         """Settle an invoice and send its events; of a payment intent, queue its invoices.
@@ -55,9 +49,8 @@ class TopUpSyncer:
                 await self._queue.request(invoice, entry.cause)
             return
         found = await self._top_ups.fetch_invoice(name)
-        owner = await self._linker.find_owner(id_in(found, "customer"))
         is_reported = any(note.kind == "payment.succeeded" for note in entry.notes)
-        customer = await self._top_ups.settle_invoice(found, owner, is_reported=is_reported)
+        customer = await self._top_ups.settle_invoice(found, is_reported=is_reported)
         if customer is None:
             return
         for note in entry.notes:
