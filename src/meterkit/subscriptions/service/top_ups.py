@@ -79,6 +79,10 @@ class _Purchase(NamedTuple):
     shown: Mapping[str, Any]
 
 
+class _VoidedError(MeterkitError):
+    """The invoice of a purchase was voided at Stripe: nothing more comes of it."""
+
+
 class Credits:
     """Sells balances in money.
 
@@ -265,7 +269,7 @@ class Credits:
         api, path, refusal = self._api(), f"{_INVOICES}/{made['id']}", None
         found: Mapping[str, Any] = await api.get(path)
         if found["status"] == "void":
-            raise MeterkitError(f"invoice {made['id']} of this top-up was voided; buy it with another key")
+            raise _VoidedError(f"invoice {made['id']} of this top-up was voided; buy it with another key")
         linked = id_in(found, "customer")
         if found["status"] != "paid" and await self._links.find_owner(linked) != customer:
             raise CustomerError(
@@ -310,14 +314,14 @@ class Credits:
         return _same_purchase(earlier, path, amount_cents)
 
     async def _find_purchase(self, linked: str, key: str, since_s: int | None = None) -> _Purchase | None:
-        """The purchase that used a key, unless its invoice was voided; None if it is not found."""
+        """The purchase that used a key; None if it is not found."""
         if since_s is None:
             since_s = self._store.now_ms() // 1000 - _KEYS_KEPT_S
         asked: dict[str, Parameter] = {"customer": linked, "created": {"gte": since_s}}
         for path in (_INVOICES, _SESSIONS):
             for one in await self._api().list(path, asked):
                 name, _, cents = text_in(part_of(one, "metadata"), PURCHASE).partition(" ")
-                if name == _name_of(key) and one["status"] != "void":
+                if name == _name_of(key):
                     return _Purchase(path, int(cents), one)
         return None
 
@@ -462,6 +466,8 @@ class AutoTopUps:
         except PaymentMethodMissingError:
             if self._throttle.is_due((customer, "no card")):
                 _logger.warning("customer %r has no saved card for an automatic top-up", customer)
+        except _VoidedError:
+            pass  # Another event may begin another.
         else:
             outcome = "paid" if bought.status == "paid" else "failed"
             if outcome == "failed":
