@@ -24,7 +24,7 @@ from drivers.health_findings import findings
 from drivers.kit_parts import BackgroundTasks
 from drivers.near_stripe import served
 from drivers.payment_process import Paying
-from drivers.plans import free_plan
+from drivers.plans import free_plan, plans_text
 from drivers.sampled import whole
 from drivers.subscribed_customer import INSTANT
 from drivers.sync_queue import FORGERIES, LEASE_MS
@@ -163,6 +163,7 @@ async def test_a_missing_secret_is_found_where_it_is_needed() -> None:
         return bool(await findings(kit, "webhooks"))
 
     assert await is_missed(sold)
+    assert await is_missed(plans_text("top_ups"))
     assert not await is_missed(sold, stripe_webhook_secret=SECRET)
     assert not await is_missed(sold, stripe_api_key=None)
     assert not await is_missed(sold.replace("/webhooks/stripe", "/other"))

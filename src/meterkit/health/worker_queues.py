@@ -69,8 +69,8 @@ def find_missing_secret(parts: Parts) -> list[Finding]:
         return []
     return one_finding(
         check="webhooks",
-        problem="plans are sold, and no signing secret is set here: an app with these settings refuses all"
-        " events of Stripe, so payments and changes are noticed late",
+        problem="plans or top-ups are sold, and no signing secret is set here: an app with these settings"
+        " refuses all events of Stripe, so payments and changes are noticed late",
         cure="set METERKIT_STRIPE_WEBHOOK_SECRET to the signing secret of the webhook destination at Stripe"
         " (whsec_…), where the app and `meterkit doctor` run",
     )

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from weakref import WeakKeyDictionary
 
+from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import CustomerStates
 from meterkit.errors import StoreError
@@ -83,10 +84,11 @@ class Webhooks:
 
     @property
     def lacks_secret(self) -> bool:
-        """Whether plans are sold at Stripe, and no signing secret is set to hear of it."""
+        """Whether plans or top-ups are sold at Stripe, and no signing secret is set to hear of it."""
         if self.has_secret or self._settings.stripe_api_key is None:
             return False
-        return any(map(is_sold, self._store.catalog.plans.values()))
+        catalog = self._store.catalog
+        return find_top_ups(catalog.credits) is not None or any(map(is_sold, catalog.plans.values()))
 
     @property
     def has_secret(self) -> bool:
