@@ -228,8 +228,8 @@ def test_a_long_queue_and_a_short_interval_are_named() -> None:
 def test_syncs_that_no_worker_makes_are_named_after_a_while() -> None:
     assert queues.find_overdue_syncs(0, 0) == queues.find_overdue_syncs(3, queues.SYNC_OVERDUE_MS) == []
     for count, oldest_ms, said in (
-        (1, queues.SYNC_OVERDUE_MS + 1, "1 Stripe customer has waited for a sync for up to 5 min"),
-        (1_200, 7_200_000, "1,200 Stripe customers have waited for a sync for up to 2 h"),
+        (1, queues.SYNC_OVERDUE_MS + 1, "1 sync with Stripe has waited for up to 5 min"),
+        (1_200, 7_200_000, "1,200 syncs with Stripe have waited for up to 2 h"),
     ):
         (finding,) = queues.find_overdue_syncs(count, oldest_ms)
         assert finding.problem.startswith(f"{said}:")

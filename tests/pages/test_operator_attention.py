@@ -65,7 +65,7 @@ async def test_what_needs_attention_has_its_cure_and_its_list(kit: MeterKit, cli
     }
     assert found["1 customer has usage"][2] == "unlinked"
     assert found["1 customer has usage"][1] == "Run meterkit customers link CUSTOMER STRIPE_CUSTOMER."
-    assert found["The sync of 1 Stripe"][2] == "webhooks"
+    assert found["1 sync with Stripe i"][2] == "webhooks"
     assert found["1 message is dead, m"][2] == "messages?of=dead"
     assert found["1 customer is past d"][2] == "past_due"
     assert "Urgent: 1 customer has usage" in found["1 customer has usage"][0]

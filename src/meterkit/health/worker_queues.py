@@ -80,11 +80,10 @@ def find_overdue_syncs(count: int, oldest_ms: int) -> list[Finding]:
     """Report due syncs that no worker makes."""
     if not count or oldest_ms <= SYNC_OVERDUE_MS:
         return []
-    whose = "1 Stripe customer has" if count == 1 else f"{count:,} Stripe customers have"
+    what = "1 sync with Stripe has" if count == 1 else f"{count:,} syncs with Stripe have"
     return one_finding(
         check="webhooks",
-        problem=f"{whose} waited for a sync for up to {span(oldest_ms)}: Stripe's events about"
-        " them have no effect yet",
+        problem=f"{what} waited for up to {span(oldest_ms)}: Stripe's events have no effect yet",
         cure="run `meterkit worker`, or set the Stripe key where the app runs; the log of a"
         " running process says why it does not sync",
     )
@@ -105,17 +104,13 @@ def find_failing_syncs(failed: Sequence[FailedSync], now_ms: int) -> list[Findin
 
 
 def find_dead_syncs(dead: Sequence[FailedSync]) -> list[Finding]:
-    """Report Stripe customers whose sync is dead."""
+    """Report dead syncs: of Stripe customers, and of payments of top-ups."""
     if not dead:
         return []
-    count = (
-        "the sync of 1 Stripe customer is"
-        if len(dead) == 1
-        else f"syncs of {len(dead):,} Stripe customers are"
-    )
+    what = "1 sync with Stripe is" if len(dead) == 1 else f"{len(dead):,} syncs with Stripe are"
     return one_finding(
         check="webhooks",
-        problem=f"{count} dead, {join_names([one.stripe_customer for one in dead])}: {dead[0].why}",
+        problem=f"{what} dead, {join_names([one.stripe_customer for one in dead])}: {dead[0].why}",
         cure="`meterkit webhooks list` shows each reason; remove it, then `meterkit webhooks redrive`",
     )
 

@@ -112,8 +112,8 @@ _RULES: Final = (
     ),
     _Rule(
         ("webhooks", "dead"),
-        "1 Stripe customer is not synced: its webhooks are dead",
-        "{} Stripe customers are not synced: their webhooks are dead",
+        "1 sync with Stripe is dead",
+        "{} syncs with Stripe are dead",
         "open the list for each reason, remove it, then redrive there or with `meterkit webhooks redrive`",
         "webhooks",
         True,
