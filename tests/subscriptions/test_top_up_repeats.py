@@ -27,7 +27,6 @@ from drivers.top_ups import (
 from drivers.webhooks import Hooked, hooked, hooked_kit
 from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, StripeError
 from meterkit.catalog import loads
-from meterkit.subscriptions.webhooks.sync_queue import WebhookBacklog
 
 pytestmark = pytest.mark.anyio
 
@@ -136,7 +135,8 @@ async def test_a_voided_automatic_top_up_is_made_anew(store_url: str, hours: int
         await at.client.v1.invoices.void_invoice_async(str(begun.id))
         at.clock.advance(hours * HOUR)
         await night(at)
-        assert await at.kit.webhooks.backlog() == WebhookBacklog(entries=0, dead=0, alarms={})
+        backlog = await at.kit.webhooks.backlog()
+        assert (backlog.entries, backlog.dead) == (0, 0)
         assert await invoices(at) == [("void", 2000), ("paid", 1000)]
         at.clock.advance(24 * HOUR)
         await night(at)
