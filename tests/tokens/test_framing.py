@@ -385,6 +385,7 @@ ENDLESS: dict[str, list[bytes]] = {
     "number": [b'{"id":', *[b"9" * 10_000] * 30],
     "vectors": [b'{"data":[', *[b'{"embedding":[' + b"0.123," * 1_000 + b"0]},"] * 30],
     "names": [b'{"messages', *[b'":"'] * 1_000],
+    "blanks": [b"\r\n" * 1_000] * 200,
 }
 """Answers that go on for megabytes."""
 

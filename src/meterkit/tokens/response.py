@@ -13,6 +13,7 @@ from meterkit.tokens.framing.content_codings import (
     read_pieces,
 )
 from meterkit.tokens.framing.content_types import (
+    BLANK,
     EVENT_STREAM,
     content_of,
     has_answer,
@@ -373,7 +374,6 @@ def _may_report_tokens(data: bytes) -> bool:
 _JSON: Final = b"application/json"
 _NDJSON: Final = b"application/x-ndjson"
 _SSE: Final = b"text/event-stream"
-_BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 
 
 def read_body(body: bytes) -> tuple[CallUsage, ...]:
@@ -401,7 +401,7 @@ class BodyReader:
         """Take the next bytes, the next text, or the next line without its end."""
         data = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)
         if self._reader is None:
-            if not data.strip(_BLANK):
+            if not data.strip(BLANK):
                 return
             line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
             kind = _kind_of(data + b"\n" if line else data)
@@ -428,7 +428,7 @@ def _recognised_calls(calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:
 
 
 def _kind_of(data: bytes) -> bytes:
-    head = data.lstrip(_BLANK)
+    head = data.lstrip(BLANK)
     if head[:1] not in (b"{", b"["):
         return _SSE
     line, end, _ = head.partition(b"\n")

@@ -22,7 +22,8 @@ Framing: TypeAlias = Literal["sse", "lines", "json", "text", "frames", "unknown"
 
 _SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
 _SSE_NAME_BYTES_MAX: Final = max(map(len, _SSE_NAMES))
-_BLANK: Final = b" \t\r\n\xef\xbb\xbf"
+BLANK: Final = b" \t\r\n\xef\xbb\xbf"
+"""Bytes that say nothing of a body: blanks and the byte order mark."""
 _NDJSON: Final = re.compile(rb"application/(?:(?:x-)?ndjson|jsonl|(?:x-)?jsonlines|stream\+json)")
 _HTML: Final = b"text/html"
 _JSON_FRAMINGS: Final[Mapping[bytes, Framing]] = {b"{": "json", b"[": "json", b'"': "text"}
@@ -76,25 +77,24 @@ def recognise_framing(head: bytes, kind: bytes, *, is_over: bool = False) -> Fra
     So the type decides only where the bytes do not.
 
     Args:
-        head: the first bytes.
+        head: the first bytes, without blanks before them.
         kind: the content type.
         is_over: whether no more bytes come.
     """
-    data = head.lstrip(_BLANK)
-    first = data[:1]
+    first = head[:1]
     if first in _JSON_FRAMINGS:
-        return _recognise_lines(data, is_over=is_over) if is_lines(kind) else _JSON_FRAMINGS[first]
-    if data.startswith(_SSE_NAMES) or (kind == SSE and first not in (b"", b"\0")):
+        return _recognise_lines(head, is_over=is_over) if is_lines(kind) else _JSON_FRAMINGS[first]
+    if head.startswith(_SSE_NAMES) or (kind == SSE and first not in (b"", b"\0")):
         return "sse"
     needed = PRELUDE_BYTES if first == b"\0" else _SSE_NAME_BYTES_MAX
-    if len(data) < needed and not is_over:
+    if len(head) < needed and not is_over:
         return None
-    return "frames" if kind == EVENT_STREAM or is_prelude(data) else "unknown"
+    return "frames" if kind == EVENT_STREAM or is_prelude(head) else "unknown"
 
 
-def _recognise_lines(data: bytes, *, is_over: bool) -> Framing | None:
+def _recognise_lines(head: bytes, *, is_over: bool) -> Framing | None:
     """Tell JSON lines from a document over several lines, whose first line does not end an object."""
-    line, end, _ = data.partition(b"\n")
-    if data[:1] != b"{" or (end and not line.rstrip().endswith(b"}")):
-        return _JSON_FRAMINGS[data[:1]]
-    return "lines" if end or is_over or len(data) > EVENT_BYTES_MAX else None
+    line, end, _ = head.partition(b"\n")
+    if head[:1] != b"{" or (end and not line.rstrip().endswith(b"}")):
+        return _JSON_FRAMINGS[head[:1]]
+    return "lines" if end or is_over or len(head) > EVENT_BYTES_MAX else None

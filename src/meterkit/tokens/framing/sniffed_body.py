@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterkit.tokens.framing.content_types import recognise_framing
+from meterkit.tokens.framing.content_types import BLANK, recognise_framing
 from meterkit.tokens.framing.json import JsonTextReader
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class SniffedBody:
             yield from self.reader.close()
 
     def _begin(self, data: bytes, *, is_over: bool = False) -> Work | None:
-        head = self._head + data
+        # Some servers send blanks for minutes, to keep the connection alive: they are not kept.
+        head = (self._head + data).lstrip(BLANK)
         framing = recognise_framing(head, self._kind, is_over=is_over)
         if framing is None:
             self._head = head
