@@ -99,6 +99,32 @@ async def test_a_stream_that_is_left_counts_when_its_end_is_read(store_url: str)
         assert (600, 400) == await tokens(at.kit)
 
 
+@pytest.mark.parametrize(
+    ("more", "agent", "counted"),
+    [({}, False, (24, 100)), ({"background": True}, False, (100, 50)), ({}, True, (100, 50))],
+)
+async def test_a_cut_stream_of_an_interaction_counts_once(
+    more: dict[str, Any], agent: bool, counted: tuple[int, int], store_url: str
+) -> None:
+    """What was streamed; of a background one, which goes on, what its end says."""
+    work = {"id": "int_1", "object": "interaction", ("agent" if agent else "model"): "gemini-3-flash-preview"}
+    begun = {"event_type": "interaction.created", "interaction": {**work, "status": "in_progress"}}
+    text = {"event_type": "step.delta", "index": 0, "delta": {"type": "text", "text": "x" * 400}}
+    usage = {"total_input_tokens": 100, "total_output_tokens": 50, "total_tokens": 150}
+    ended = {**work, "status": "completed", "usage": usage}
+    body = compact({"model": "gemini-3-flash-preview", "input": "x" * 98, **more})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        cut = answering([sse(begun), sse(text)], SSE_TYPE, ends=False)
+        await (saying(ended) if scope["method"] == "GET" else cut)(scope, receive, send)
+
+    async with metered(app, store_url) as at:
+        await asked(at, "/auto", body=body)
+        for _ in range(2):
+            await polled(at)
+        assert counted == await tokens(at.kit)
+
+
 async def becomes(at: Served, quantity: int) -> None:
 
     async def is_held() -> bool:

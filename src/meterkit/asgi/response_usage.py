@@ -9,14 +9,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.logs import CAUSES, ErrorGuard, describe_error
-from meterkit.tokens.call_usage import CallUsage, fill_estimates
+from meterkit.tokens.call_usage import CallUsage, fill_estimates, is_pending
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input
 from meterkit.tokens.framing.content_codings import PIECE_BYTES
+from meterkit.tokens.llm_request import read_request
 from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.usage_fields import FieldsReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from starlette.types import Message
 
@@ -239,7 +240,7 @@ class ResponseUsage:
                 is_damaged = reader.is_damaged
         if self._broken:
             calls = (_UNREADABLE,) if gone else ()
-        if gone or complete:
+        if (gone or complete) and not self._is_job(calls):
             at_least = int(is_cut or (is_damaged and self._has_request_body()))
             calls = fill_estimates(
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=at_least
@@ -287,6 +288,14 @@ class ResponseUsage:
             return 0
         text_bytes = reader.output_bytes_seen - before
         return text_bytes * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
+
+    def _is_job(self, calls: Sequence[CallUsage]) -> bool:
+        """Whether the last call goes on without its client, as its request says or fetches it."""
+        if not (calls and is_pending(calls[-1])) or self._request is None:
+            return False
+        body, size = self._request.content()
+        asked = read_request(body) if size <= len(body) else None
+        return self._is_fetched or (asked is not None and asked.is_set("background"))
 
     def _has_request_body(self) -> bool:
         return self._request is not None and self._request.head()[1] > 0

@@ -36,6 +36,15 @@ def outliving_state(event: Table) -> Literal["pending", "ended"] | None:
     return "pending" if goes_on else "ended"
 
 
+def is_streamed_interaction(event: Table) -> bool:
+    """Whether an event begins a model's interaction that is streamed; whether it goes on is not in it.
+
+    That of an agent always does; that of a model only if the request says ``background``.
+    """
+    work = table(event.get("interaction")) or {}
+    return text(work.get("model")) is not None and work.get("agent") is None
+
+
 def interaction_of(event: Table) -> Table | None:
     """The interaction of Google's that an event or document is about."""
     inner = table(event.get("interaction"))

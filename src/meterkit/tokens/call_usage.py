@@ -59,7 +59,7 @@ class CallUsage:
         response_id: the provider's id of the call; None where it has none.
         source: ``reported`` by the provider; ``partial``: the last report before the response ended early;
             ``estimated`` from texts; ``missing``: nothing is known, and ``notes`` say why.
-        outlives: whether the provider goes on after the request, as with background responses: what it used
+        outlives: whether the provider may go on after the request, as with background responses: what it used
             is counted once under ``response_id``, wherever its end is seen.
         cost_micros: of what ``record_usage`` has counted, what the provider charges, in micro-units of US
             dollars, exactly; None: not known, or nothing asks for it. Not compared.
@@ -217,6 +217,11 @@ def sum_calls(calls: Sequence[CallUsage]) -> CallUsage:
     return replace(calls[0], **figures, **shared, source=worst, notes=notes, snapshot=None)
 
 
+def is_pending(call: CallUsage) -> bool:
+    """Whether a call may go on after its request, and has no figures yet."""
+    return call.outlives and call.source == "missing"
+
+
 def _has_zeros(call: CallUsage) -> bool:
     return call.input_tokens == call.output_tokens == 0 and not any(call.details.values())
 
@@ -236,7 +241,7 @@ def fill_estimates(
     if not calls:
         return ()
     *before, last = calls
-    if last.outlives and last.source == "missing":
+    if is_pending(last) and not ("ended_early" in last.notes and output_tokens):
         return tuple(calls)
     # Some servers say zeros in each chunk before the last.
     is_unknown = last.source == "missing" or (last.source == "partial" and _has_zeros(last))

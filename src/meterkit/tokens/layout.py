@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
 
 _NAMES: Final = paths(
-    id="id message.id response.id responseId response_id",
-    model="model message.model response.model modelVersion model_version",
+    id="id message.id response.id interaction.id responseId response_id",
+    model="model message.model response.model interaction.model modelVersion model_version",
 )
 CALL_ID: Final = _NAMES["id"]
 """Paths of the call's id in an event."""

@@ -235,6 +235,10 @@ class LlmRequest:
         """Whether there is such a member, in any spelling."""
         return _fold_name(name) in self._named
 
+    def is_set(self, name: str) -> bool:
+        """Whether such a member is true, in any spelling."""
+        return any(value is True for _, value in self._find_values(name))
+
     def input_size(self, measure_text: MeasureText = _measure_text) -> tuple[int, int, int] | None:
         """Bytes of text, tokens given as numbers, and media parts; None where there are too many values.
 

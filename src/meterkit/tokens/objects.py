@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
 from meterkit.tokens.batch_lines import outliving_state
-from meterkit.tokens.call_usage import CallUsage, figure, sum_calls
+from meterkit.tokens.call_usage import CallUsage, figure, is_pending, sum_calls
 from meterkit.tokens.joined_reports import deduplicate_calls, join_reports
 from meterkit.tokens.json_values import dig, load, rows, short_id, table
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
@@ -86,7 +86,7 @@ def calls_of(obj: object) -> tuple[CallUsage, ...]:
 
 def pending_jobs(obj: object) -> tuple[str, ...]:
     """The provider's ids of the jobs that an object tells of and that go on: their usage comes later."""
-    calls = (call for call in _report_usages(obj) if call.outlives and call.source == "missing")
+    calls = (call for call in _report_usages(obj) if is_pending(call))
     return tuple(call.response_id for call in calls if call.response_id is not None)
 
 

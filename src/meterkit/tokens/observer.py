@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.tokens.batch_lines import outliving_state
+from meterkit.tokens.batch_lines import is_streamed_interaction, outliving_state
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.json_values import dig, rows, table
@@ -81,6 +81,7 @@ class UsageObserver:
         self._figures: dict[bool, str] = {}
         self.is_broken = self.is_strange = self._only_counted = self._asks = False
         self._outlives: Literal["pending", "ended"] | None = None
+        self._is_interaction = False
         self._response_id: str | None = None
         self._response_model: str | None = None
         self.text_bytes = 0
@@ -274,10 +275,11 @@ class UsageObserver:
         return tuple(replace(call, model=default) if call.model is None else call for call in calls)
 
     def _outliving(self) -> CallUsage:
-        """Work without figures: it goes on, or has ended without any."""
+        """Work without figures: it goes on, or its stream was cut, or it has ended without any."""
+        is_pending = self._outlives == "pending"
         return replace(
-            self.missing(set()),
-            source="missing" if self._outlives == "pending" else "reported",
+            self.missing({"ended_early"} if is_pending and self._is_interaction else set()),
+            source="missing" if is_pending else "reported",
             outlives=True,
         )
 
@@ -299,6 +301,7 @@ class UsageObserver:
         if self._api is not None:
             self._name_call(event)
             self._outlives = outliving_state(event) or self._outlives
+            self._is_interaction |= is_streamed_interaction(event)
         if self._looked <= _FOREIGN_EVENTS:
             self._only_counted = not _COUNTS.keys().isdisjoint(event) and any(
                 name in event and event.keys() <= names for name, names in _COUNTS.items()
