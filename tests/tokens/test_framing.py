@@ -396,7 +396,7 @@ ENDLESS: dict[str, list[bytes]] = {
 def test_a_reader_keeps_no_more_than_64_kib(name: str, kind: str) -> None:
     """F-30: of one that goes on for megabytes, whatever it says."""
     pieces = ENDLESS[name]
-    begin = b"data: " if kind == "text/event-stream" else b""
+    begin = b"data: " if kind == "text/event-stream" and name != "blanks" else b""
     readers = [open_reader("openai", kind) for _ in range(2)]
     tracemalloc.start()
     try:
