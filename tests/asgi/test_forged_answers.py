@@ -141,6 +141,25 @@ async def test_an_answer_does_not_lower_the_price_of_a_report(
     assert await charged(answering(answer, report), store_url, model="gpt-5") == PRICE
 
 
+@pytest.mark.parametrize(
+    ("identity", "model", "asked", "calls"),
+    [
+        ("chatcmpl-next", "gpt-5-mini", "gpt-5", 2),
+        ("own-2", "gpt-5-mini", "gpt-5", 1),  # The app's own id.
+        ("chatcmpl-next", "my-assistant", "gpt-5", 1),
+        ("chatcmpl-next", "gpt-5-2025-08-07", "gpt-5", 1),
+        ("chatcmpl-next", "gpt-5-mini", "gpt-5-mini", 1),  # As asked; another has answered.
+    ],
+)
+async def test_two_models_under_ids_of_one_form_are_two_calls(
+    identity: str, model: str, asked: str, calls: int, store_url: str
+) -> None:
+    app = answering({**REAL, "id": identity, "model": model}, REAL)
+    async with metered(app, store_url) as at:
+        await at.client.post("/auto", json={"model": asked})
+        assert await tokens(at.kit) == (1000 * calls, 500 * calls)
+
+
 async def test_an_answer_names_the_model_if_nothing_else_does(store_url: str) -> None:
     app = answering({**SAID, "id": "own-1", "model": "gpt-5"}, USAGE)
     assert await charged(app, store_url) == PRICE
@@ -178,12 +197,19 @@ COHERE: Final[dict[str, Any]] = {
     },
 }
 
+GEMINI: Final[dict[str, Any]] = {
+    "responseId": "g-1",
+    "candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}],
+    "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 20, "thoughtsTokenCount": 80},
+}
+
 
 @pytest.mark.parametrize(
     ("report", "measures", "counted"),
     [
         (ANTHROPIC, [(1109, 16), (9, 16), (1009, 16), (109, 16)], (1109, 16)),
         (COHERE, [(70, 8), (5, 7)], (70, 8)),
+        (GEMINI, [(10, 100), (10, 20)], (10, 100)),
     ],
 )
 async def test_an_answer_in_another_measure_is_the_same_call(

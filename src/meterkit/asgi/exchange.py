@@ -277,7 +277,7 @@ class Exchange(AdmittedRequest):
         extra = self._price_tokens(extra)
         parts = self._usage_of_calls(outcome)
         self._view.cache.routes.learn(self._route, find_used_meters((extra, *parts)))
-        late = {} if self._llm is None else self._llm.outliving(self._name_calls)
+        late = {} if self._llm is None else self._llm.outliving(self._name_calls, self._requested_models)
         settle_jobs(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
         self._settle_parts(lane, parts, extra, billed=billed, due=self._is_due(outcome))
 
@@ -294,7 +294,7 @@ class Exchange(AdmittedRequest):
         if self._complete:
             self.warn_of_uncounted(calls, self._llm, self._recorded)
         with recording:
-            parts = self._llm.uncounted(self._view.cache, self._name_calls)
+            parts = self._llm.uncounted(self._view.cache, self._name_calls, self._requested_models)
         if self._route.reads_model:
             for model in {part.dimensions["model"] for part in parts if "model" in part.dimensions}:
                 self._view.cache.routes.learn_alias(self._route, model, self._requested_models)
@@ -411,8 +411,8 @@ class Exchange(AdmittedRequest):
             # Looked at after that: in another thread the request may end meanwhile, and miss this.
             if lane is None or not (self._settled or self._complete):
                 return result
-            parts = llm.uncounted(self._view.cache, self._name_calls)
-            outliving = llm.outliving(self._name_calls)
+            parts = llm.uncounted(self._view.cache, self._name_calls, self._requested_models)
+            outliving = llm.outliving(self._name_calls, self._requested_models)
         self._settle_late(lane, parts)
         settle = partial(settle_jobs, route=self._route, billed=self._outcome() in self._charge_on)
         call_on_loop(self._store, lane, settle, self._store, lane, self._view, None, outliving)

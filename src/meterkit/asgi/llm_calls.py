@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from meterkit.store.settlement_parts import UsedQuantities
     from meterkit.tokens.tap import StreamTap
 
+RequestedModels: TypeAlias = "Callable[[], Sequence[str]]"
+"""Gives the models that a request names."""
+
 NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
 """Gives calls the model and the provider that they lack; see :func:`meterkit.asgi.llm_calls.name_calls`."""
 
@@ -128,7 +131,9 @@ class LlmCalls:
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
 
-    def uncounted(self, compiled: CompiledCatalog, name: NameCalls) -> list[UsedQuantities]:
+    def uncounted(
+        self, compiled: CompiledCatalog, name: NameCalls, requested: RequestedModels
+    ) -> list[UsedQuantities]:
         """Count the usage that was not counted before, by model and provider where meters filter by them.
 
         Late usage is counted on top. A later report that amounts to less counts nothing.
@@ -136,8 +141,9 @@ class LlmCalls:
         Args:
             compiled: knows the meters.
             name: gives each call its model and provider, as the route and the request have them.
+            requested: gives the models that the request names.
         """
-        joined = [call for call in self._joined_calls() if call_event_id(call) is None]
+        joined = [call for call in self._joined_calls(requested) if call_event_id(call) is None]
         calls = self._name_unpriced(name(joined), joined, compiled)
         more = amounts_of(calls, compiled, has_figures=bool(self._fields))
         figures = call_of_figures(self._fields, compiled) if compiled.charges else None
@@ -154,9 +160,9 @@ class LlmCalls:
             self._counted[place] = self._counted.get(place, 0) + amount
         return used_of(more, compiled)
 
-    def outliving(self, name: NameCalls) -> dict[str, CallUsage]:
+    def outliving(self, name: NameCalls, requested: RequestedModels) -> dict[str, CallUsage]:
         """Calls that outlive their request, by the event ids under which they are counted."""
-        outliving = [call for call in self._joined_calls() if call.outlives]
+        outliving = [call for call in self._joined_calls(requested) if call.outlives]
         named = {call_event_id(call): call for call in (name(outliving) if outliving else ())}
         return {name: call for name, call in named.items() if name is not None}
 
@@ -180,17 +186,17 @@ class LlmCalls:
             for call in calls
         ]
 
-    def _joined_calls(self) -> Sequence[CallUsage]:
+    def _joined_calls(self, requested: RequestedModels) -> Sequence[CallUsage]:
         read = deduplicate_calls(self._body) if len(self._body) > 1 else self._body
         reported = self.reports.usages()
         if not (reported or self._taps):
             return read
-        return join_response(deduplicate_calls(join_reports(reported, self._taps)), read)
+        return join_response(deduplicate_calls(join_reports(reported, self._taps)), read, requested)
 
 
 def name_calls(
     calls: Sequence[CallUsage],
-    requested: Callable[[], Sequence[str]],
+    requested: RequestedModels,
     provider: str | None,
     compiled: CompiledCatalog,
 ) -> Sequence[CallUsage]:

@@ -9,14 +9,16 @@ app's report leaves open: the model, what it costs, as what it was processed.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.genai_prices_table import UNIT_OF, WHOLE_OF
 from meterkit.tokens.call_usage import COUNTED, RANKS, CallUsage, sum_calls
+from meterkit.tokens.list_prices import listed_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 _ROUGH: Final = ("partial", "estimated")
@@ -24,6 +26,8 @@ _SEVERAL: Final = 2
 # An estimate of a text may be so many times its tokens: docs/design/decisions/0031.
 _ESTIMATE_MAX: Final = 3
 _WHOLES: Final = frozenset({"input_tokens", "output_tokens"})
+_DATED: Final = re.compile(r"-(?:\d{4}-?\d{2}-?\d{2}|latest)$")
+_ID_PARTS: Final = re.compile(r"[-_]")
 _BILLED: Final = {"billed_input_tokens": "input_tokens", "billed_output_tokens": "output_tokens"}
 
 
@@ -53,21 +57,29 @@ def join_reports(known: Sequence[CallUsage], more: Sequence[CallUsage]) -> list[
     return _without_sum(left, more) + pairs + alone
 
 
-def join_response(own: Sequence[CallUsage], read: Sequence[CallUsage]) -> list[CallUsage]:
+def join_response(
+    own: Sequence[CallUsage], read: Sequence[CallUsage], requested: Callable[[], Sequence[str]] = tuple
+) -> list[CallUsage]:
     """The calls that the app reports, and those that its response adds to them.
 
     A call in the response is one of the app's if it has the same id; or, whatever their ids, if the figures
-    are the same or both are rough: apps pass on a provider's answer as their own. A call that comes to the
-    same as all calls of the other side together is their sum. Estimates of the response are of the app's
-    calls, unless they are of far more output than those came to.
+    are the same or both are rough: apps pass on a provider's answer as their own. Two models under two ids
+    of the provider are two calls nevertheless. A call that comes to the same as all calls of the other side
+    together is their sum. Estimates of the response are of the app's calls, unless they are of far more
+    output than those came to.
 
     Args:
         own: what the app reports.
         read: off its response.
+        requested: gives the models that the request names; asked only where two calls name two models.
     """
     pairs: dict[int, CallUsage] = {}
     alone = list(read)
-    for is_one in (_have_same_id, _may_be_passed_on):
+
+    def is_passed_on(known: CallUsage, call: CallUsage) -> bool:
+        return _may_be_passed_on(known, call) and not _are_apart(known, call, requested)
+
+    for is_one in (_have_same_id, is_passed_on):
         unpaired: list[CallUsage] = []
         for call in alone:
             places = (at for at, known in enumerate(own) if at not in pairs and is_one(known, call))
@@ -195,6 +207,29 @@ def _may_be_passed_on(own: CallUsage, read: CallUsage) -> bool:
     return own.source == read.source and _have_same_figures(own, read)
 
 
+def _are_apart(own: CallUsage, read: CallUsage, requested: Callable[[], Sequence[str]]) -> bool:
+    """Whether a provider has certainly made two calls, of two of its models, although the figures are equal.
+
+    An app's own answer has an id of another form than the provider's; or a model that is an alias, no model
+    of the provider's, or what the request has named while another one answered.
+    """
+    if own.provider != read.provider or not own.model or not read.model:
+        return False
+    if own.model == read.model or not _have_alike_ids(own.response_id or "", read.response_id or ""):
+        return False
+    if read.model in requested():
+        return False
+    names = {_DATED.sub("", listed_name(own.provider, model) or "") for model in (own.model, read.model)}
+    return len(names) == _SEVERAL and "" not in names
+
+
+def _have_alike_ids(one: str, other: str) -> bool:
+    """Whether two ids are of one form, such as ``msg_`` and 24 characters."""
+    if not one or len(one) != len(other):
+        return False
+    return _ID_PARTS.split(one)[:-1] == _ID_PARTS.split(other)[:-1]
+
+
 def _have_same_figures(call: CallUsage, other: CallUsage) -> bool:
     """Whether the figures that both know are the same; some that count must be among them."""
     one, two = _known_figures(call), _known_figures(other)
@@ -210,7 +245,8 @@ def _have_same_figures(call: CallUsage, other: CallUsage) -> bool:
 def _is_other_measure(more: Mapping[str, int], less: Mapping[str, int]) -> bool:
     """Whether one report has the other's call in another measure.
 
-    It has the tokens that the provider bills; or leaves out what a cache has read, or written, or both.
+    It has the tokens that the provider bills; or leaves out what a cache has read, or written, or both, or
+    what the model has thought: Gemini's API counts thoughts apart.
     """
     entered, left = less.get("input_tokens"), less.get("output_tokens")
     if entered is None or left is None:
@@ -218,10 +254,11 @@ def _is_other_measure(more: Mapping[str, int], less: Mapping[str, int]) -> bool:
     if (entered, left) == (more.get("billed_input"), more.get("billed_output")):
         return True
     read, written = more.get("cache_read_tokens", 0), more.get("cache_write_tokens", 0)
-    return left == more.get("output_tokens") and more["input_tokens"] - entered in (
-        read,
-        written,
-        read + written,
+    cached = more.get("input_tokens", entered) - entered
+    thought = more.get("output_tokens", left) - left
+    return cached in (0, read, written, read + written) and thought in (
+        0,
+        more.get("output_reasoning_tokens", 0),
     )
 
 

@@ -368,6 +368,12 @@ def _find_model(provider: str | None, model: str) -> _ListedModel | None:
     return None
 
 
+def listed_name(provider: str | None, model: str) -> str | None:
+    """The table's name of a model; None: it does not have it, or is not installed."""
+    found = None if installed_table() is None else _find_model(provider, model[:_NAME_MAX])
+    return None if found is None else str(found.info.id)
+
+
 def _active_variants(variants: Iterable[Any], at: datetime, context: Context) -> Iterable[Any]:
     known = dict(context)
     for variant in variants:
