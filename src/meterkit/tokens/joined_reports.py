@@ -254,12 +254,9 @@ def _is_other_measure(more: Mapping[str, int], less: Mapping[str, int]) -> bool:
     if (entered, left) == (more.get("billed_input"), more.get("billed_output")):
         return True
     read, written = more.get("cache_read_tokens", 0), more.get("cache_write_tokens", 0)
-    cached = more.get("input_tokens", entered) - entered
-    thought = more.get("output_tokens", left) - left
-    return cached in (0, read, written, read + written) and thought in (
-        0,
-        more.get("output_reasoning_tokens", 0),
-    )
+    thought = more.get("output_reasoning_tokens", 0)
+    is_input = more.get("input_tokens", entered) - entered in (0, read, written, read + written)
+    return is_input and more.get("output_tokens", left) - left in (0, thought)
 
 
 def _known_figures(call: CallUsage) -> dict[str, int]:
