@@ -217,7 +217,7 @@ def _are_apart(own: CallUsage, read: CallUsage, requested: Callable[[], Sequence
         return False
     if own.model == read.model or not _have_alike_ids(own.response_id or "", read.response_id or ""):
         return False
-    if read.model in requested():
+    if not {read.model, ""}.isdisjoint(requested()):  # The empty text: it may name any model.
         return False
     names = {_DATED.sub("", listed_name(own.provider, model) or "") for model in (own.model, read.model)}
     return len(names) == _SEVERAL and "" not in names
