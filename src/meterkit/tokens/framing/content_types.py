@@ -89,7 +89,9 @@ def recognise_framing(head: bytes, kind: bytes, *, is_over: bool = False) -> Fra
     needed = PRELUDE_BYTES if first == b"\0" else _SSE_NAME_BYTES_MAX
     if len(head) < needed and not is_over:
         return None
-    return "frames" if kind == EVENT_STREAM or is_prelude(head) else "unknown"
+    if kind == EVENT_STREAM or is_prelude(head):
+        return "frames"
+    return "sse" if kind == SSE and head else "unknown"
 
 
 def _recognise_lines(head: bytes, *, is_over: bool) -> Framing | None:
