@@ -54,7 +54,7 @@ plans:
     price: {amount_cents: 2000, interval: month}
     meters:
       calls: {included: unlimited}
-      words: {included: 180_000, overage: {bill: {per: 10_000, amount_cents: 1, cap: 120_000}}}
+      words: {included: 1_800_000, overage: {bill: {per: 10_000, amount_cents: 1, cap: 120_000}}}
     subjects:
       user:
         calls:
@@ -67,15 +67,15 @@ plans:
         budget: {amount_cents: 5, per: SPAN}
       team:
         words: {included: 100_000}
-        budget: {amount_cents: 9}
+        budget: {amount_cents: TEAM}
 """
 CENT: Final = 10_000
 """A word costs a ten-thousandth of one."""
-INCLUDED, CAP = 180_000, 120_000
+INCLUDED, CAP = 1_800_000, 120_000
 MOST: Final = 200
 """Subjects of one customer: so few here that a crowd of them is cheap."""
 _MOST_IN_SCRIPTS: Final = 100_000
-QUANTITIES: Final = {"calls": (1, 1, 2, 3, 5, 9), "words": (1, 1, 139, 2000, 6667, 20_000, 50_000)}
+QUANTITIES: Final = {"calls": (1, 1, 2, 3, 7, 9), "words": (1, 1, 139, 2000, 6667, 20_000, 50_000)}
 NAMES: Final = {"user": ("u0", "u1", "u2"), "team": ("red", "blue")}
 
 
@@ -186,7 +186,7 @@ class Open:
 class SubjectWorld(ScriptWorld):
     """One customer, its users and teams, two processes, and a clock."""
 
-    span, most_words, most_in_flight = "period", 40_000, 2
+    span, most_words, most_in_flight, most_of_team = "period", 40_000, 2, 9
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         pattern = rf"\b{_MOST_IN_SCRIPTS}\b"
@@ -194,6 +194,7 @@ class SubjectWorld(ScriptWorld):
         super().__init__(wire, few, random)
         self.others = Counter[int]()
         plans = PLANS.replace("SPAN", self.span).replace("WORDS", str(self.most_words))
+        plans = plans.replace("TEAM", str(self.most_of_team))
         self.catalog = loads(plans.replace("FLIGHT", str(self.most_in_flight)))
         self.processes = [self.process() for _ in range(2)]
         self.words = Counts()
@@ -557,8 +558,8 @@ class StaleError(Exception):
 
 
 class DayWorld(SubjectWorld):
-    span, most_words, most_in_flight = "day", 120_000, 1
+    span, most_words, most_in_flight, most_of_team = "day", 120_000, 1, 1
 
 
 class HourWorld(SubjectWorld):
-    span, most_words = "hour", 120_000
+    span, most_words, most_of_team = "hour", 120_000, 0

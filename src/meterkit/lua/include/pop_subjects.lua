@@ -4,11 +4,8 @@
 local function pop_subjects(keys, words, count, behind)
   local last = #words - behind
   local subject_keys = {unpack(keys, #keys - count)}
-  local subject_words = {cmsgpack.unpack(words[last - 1])}
-  local subject_terms = words[last]
-  for place = last - 1, last + behind do
-    words[place] = words[place + 2]
-  end
+  local subject_terms = table.remove(words, last)
+  local subject_words = {cmsgpack.unpack(table.remove(words, last - 1))}
   for place = #keys - count, #keys do
     keys[place] = nil
   end
