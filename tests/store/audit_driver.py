@@ -270,7 +270,8 @@ class Rebuilding(Checks):
         for meter in meters:
             counts = [0 if is_closed else getattr(customer, kind)[meter] for kind in RAISED]
             more = [max(0, count + random.choice((-1, 0, 0, *BIG[:3]))) for count in counts]
-            units[meter] = [*more, random.choice((0, 7, 40, 100, *BIG))]
+            asked = [*more, random.choice((0, 1, 7, 40, 100, *BIG))]
+            units[meter] = random.choice((asked, asked, asked, [0] * 7))  # Or the store has all of it.
         return Wanted(
             dry=random.random() < 0.2,
             period=begins + shift,

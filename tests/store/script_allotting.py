@@ -392,7 +392,7 @@ plans:
 """)
 _METERS: Final = ("requests", "words", "pages", "images")
 # A grant; a budget; what the last one takes of the credit counts.
-_EDGES: Final = (("spare", "words", 40), ("bounded", "words", 140), ("bounded", "pages requests", 57))
+_EDGES: Final = (("spare", "words", 40), ("bounded", "words", 140), ("bounded", "pages requests", 67))
 
 
 _GRANTS_MAX: Final = 8
@@ -457,10 +457,12 @@ class PaidAllotWorld(AllotWorld):
         self._put(CustomerState(plan=plan, granted=True))
         self._both("add_grant", ("edge", 256, 100, 0, NEVER_MS, "c:ai", 50 * 10**6, self.wall))
         self._settle_both(HeldQuantities(), UsedQuantities({"requests": 200}))
-        program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
+        program, reply = self._ask_many(demands, (times + 1, times + 1, 1, 250, 1))
         while reply[0] == 2:
             self._learn(reply)
-            program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
+            program, reply = self._ask_many(demands, (times + 1, times + 1, 1, 250, 1))
+        self.compare(f"more than all of {plan}", 1, reply[0])
+        program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
         self._look(program)
         self.compare(f"all of {plan}", [0, times], [reply[0], *reply[5:6]])
         self.compare(f"last of {plan}", self._decide_each(program, times, reply[1])[:4], reply[:4])

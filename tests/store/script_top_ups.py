@@ -155,7 +155,7 @@ class TopUps(ScriptWorld):
             self.wire(pack("HSET", KEYS.grants, *(part for pair in fields.items() for part in pair)))
 
     def _top_up(self) -> None:
-        kinds = (*["begin"] * 3, "paid", "paid", "failed", "none", "bought", "on", "off")
+        kinds = (*["begin"] * 7, *["paid"] * 3, *["failed"] * 2, "none", *["bought"] * 2, "on", "off")
         what, target, event = (self.random.choice(every) for every in (kinds, TARGETS, EVENTS))
         asked = target, what, event, self.random.choice(MONTHS)
         reply = self.run("move_auto_top_up", (KEYS.ledger,), *asked, MOST, PATIENCE_MS, self.wall)

@@ -169,7 +169,7 @@ OF_OBJECTS: Final = Mutated(
 OF_TOP_UPS: Final = Mutated(
     equivalents="script_equivalents_top_ups.txt",
     swaps=MORE_SWAPS,
-    steps=3000,
+    steps=9000,
     sample=8,
     lives=dict.fromkeys(("reclaim_grant.lua", "move_auto_top_up.lua"), ((TopUps, 0),)),
 )
