@@ -106,7 +106,7 @@ async def test_a_stream_that_is_left_counts_when_its_end_is_read(store_url: str)
 async def test_a_cut_stream_of_an_interaction_counts_once(
     more: dict[str, Any], agent: bool, counted: tuple[int, int], store_url: str
 ) -> None:
-    """What was streamed; of a background one, which goes on, what its end says."""
+    """The text that was streamed counts; a background one goes on, and its end reports it."""
     work = {"id": "int_1", "object": "interaction", ("agent" if agent else "model"): "gemini-3-flash-preview"}
     begun = {"event_type": "interaction.created", "interaction": {**work, "status": "in_progress"}}
     text = {"event_type": "step.delta", "index": 0, "delta": {"type": "text", "text": "x" * 400}}

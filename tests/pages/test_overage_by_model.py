@@ -42,7 +42,7 @@ async def test_other_plans_cost_what_their_prices_by_model_do(store_url: str) ->
 
         await kit.record_usage("acme", answer_of("o9", 100_000))
         (team, other) = (await client.get("/", headers=JSON)).json()["other_plans"][1:3]
-        # 650,000 of 695,000, of which 595,000 are of gpt-5 and 100,000 of other models.
+        # 650,000 of 695,000: 595,000 of gpt-5 and 100,000 of other models.
         assert (team["cost_cents"], team["estimated"], other["plan"]) == (4900 + 1113 + 374, True, "other")
         assert "would cost about USD 63.87 there." in card_of((await client.get("/")).text, "plan")
 

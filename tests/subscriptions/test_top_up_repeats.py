@@ -1,4 +1,4 @@
-"""Top-ups that are asked for again, or go on later: what Stripe shows by then decides."""
+"""Top-ups that are repeated, or go on later: what Stripe shows by then decides."""
 
 from __future__ import annotations
 
