@@ -138,15 +138,17 @@ def test_i7_a_program_that_forgets_to_stop_loses_nothing(valkey: Server) -> None
             for _ in range(300):
                 post(1)
             asyncio.ensure_future(asyncio.sleep(100))
-            # Their loop cancels these: they hold nothing.
+            # Their loop cancels these: they hold nothing. On a busy machine some are served before.
             requests = [asyncio.ensure_future(Client(app).get("acme")) for _ in range(10)]
             for _ in range(steps):
                 await asyncio.sleep(0)
-        for n in range(6):
-            asyncio.run(main(1 + n % 2))
+            return requests
+        requests = [one for n in range(6) for one in asyncio.run(main(1 + n % 2))]
+        print(sum(not one.cancelled() for one in requests), end="")
     """
-    assert run_program(program, valkey.url) == ("", "", 0)
-    assert (look(valkey.url), look(valkey.url, meter="requests")) == ((1800, 0), (0, 0))
+    served, errors, code = run_program(program, valkey.url)
+    assert (errors, code) == ("", 0)
+    assert (look(valkey.url), look(valkey.url, meter="requests")) == ((1800, 0), (int(served), 0))
     assert in_flight(valkey, "acme") == 0
 
 
