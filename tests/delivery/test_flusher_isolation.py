@@ -111,7 +111,7 @@ async def test_what_is_dead_or_parked_is_named_until_it_is_dealt_with(at: Desk) 
     (dead,) = again.undelivered
     assert (dead.customer, dead.meter, dead.quantity, dead.state) == ("acme", "requests", 6, "dead")
     assert "No such customer" in dead.why
-    await at.kit.customers.unlink("acme")  # Otherwise Stripe is asked for its subscription.
+    await at.kit.customers.unlink("acme")  # Otherwise the deletion fetches its subscription.
     with pytest.raises(CustomerError, match="parked or dead"):
         await at.kit.customers.delete("acme")
 

@@ -80,7 +80,7 @@ async def reconcile(
                     printed.add(one)
     printed.end()
     if not session.json:
-        print_note(_summary(differing, unknown, compared))
+        print_note(_summarize_comparison(differing, unknown, compared))
     raise typer.Exit(int(bool(differing)))
 
 
@@ -119,7 +119,7 @@ class _RowPrinter:
         self._rows = []
 
 
-def _summary(differing: int, unknown: int, compared: int) -> str:
+def _summarize_comparison(differing: int, unknown: int, compared: int) -> str:
     if not compared:
         return "no usage of this period goes to Stripe"
     if differing:

@@ -189,7 +189,7 @@ class InvoiceReader:
         self, lines: Iterable[ListedLine], meters: Iterable[str], start_s: int, end_s: int, *, currency: str
     ) -> InvoicedUnits:
         found = list[_MeteredLine]()
-        for (invoice, line), price in await self._metered(lines, meters):
+        for (invoice, line), price in await self._price_metered_lines(lines, meters):
             place = _place_in_period(line, start_s, end_s)
             if place == "outside":
                 continue
@@ -201,7 +201,7 @@ class InvoiceReader:
             found.append(_MeteredLine(str((invoice or line)["id"]), status, price, line))
         return _sum_lines(found, currency)
 
-    async def _metered(
+    async def _price_metered_lines(
         self, lines: Iterable[ListedLine], meters: Iterable[str]
     ) -> list[tuple[ListedLine, PriceTerms]]:
         """The lines that bill some meters, with their prices."""
@@ -217,7 +217,9 @@ class InvoiceReader:
         A shortened period ends, in our books, after the timestamps of all its events.
         """
         known = set[int]()
-        for (_, line), _ in await self._metered(await self.lines(stripe_customer, start_s), meters):
+        for (_, line), _ in await self._price_metered_lines(
+            await self.lines(stripe_customer, start_s), meters
+        ):
             known.update(line["period"].values())
 
         def edge(ours_s: int) -> int:

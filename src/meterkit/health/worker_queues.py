@@ -105,14 +105,8 @@ def find_failing_syncs(failed: Sequence[FailedSync], now_ms: int) -> list[Findin
 
 def find_dead_syncs(dead: Sequence[FailedSync]) -> list[Finding]:
     """Report dead syncs: of Stripe customers, and of payments of top-ups."""
-    if not dead:
-        return []
-    what = "1 sync with Stripe is" if len(dead) == 1 else f"{len(dead):,} syncs with Stripe are"
-    return one_finding(
-        check="webhooks",
-        problem=f"{what} dead, {join_names([one.stripe_customer for one in dead])}: {dead[0].why}",
-        cure="`meterkit webhooks list` shows each reason; remove it, then `meterkit webhooks redrive`",
-    )
+    names = [one.stripe_customer for one in dead]
+    return _find_dead("webhooks", "webhooks", ("sync with Stripe", "syncs with Stripe"), names, dead)
 
 
 MESSAGE_OVERDUE_MS: Final = 5 * 60_000
@@ -154,13 +148,25 @@ def find_overdue_messages(channel: Channel, count: int, late_ms: int) -> list[Fi
 
 def find_dead_messages(dead: Sequence[KeptMessage]) -> list[Finding]:
     """Report dead messages."""
+    return _find_dead("messages", "notify", ("message", "messages"), [one.id for one in dead], dead)
+
+
+def _find_dead(
+    check: str,
+    command: str,
+    nouns: tuple[str, str],
+    names: Sequence[str],
+    dead: Sequence[FailedSync | KeptMessage],
+) -> list[Finding]:
+    """Report what is dead in a queue, with the reason of the first, and the command that redrives it."""
     if not dead:
         return []
-    count = "1 message is" if len(dead) == 1 else f"{len(dead):,} messages are"
+    one, many = nouns
+    what = f"1 {one} is" if len(dead) == 1 else f"{len(dead):,} {many} are"
     return one_finding(
-        check="messages",
-        problem=f"{count} dead, {join_names([one.id for one in dead])}: {dead[0].why}",
-        cure="`meterkit notify list` shows each reason; remove it, then `meterkit notify redrive`",
+        check=check,
+        problem=f"{what} dead, {join_names(names)}: {dead[0].why}",
+        cure=f"`meterkit {command} list` shows each reason; remove it, then `meterkit {command} redrive`",
     )
 
 

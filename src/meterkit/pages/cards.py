@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import rounded_cents
@@ -72,14 +72,12 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
     meters = figures["usage"]["meters"]
     ends = {} if forecast is None else forecast["meters"]
     found = [
-        replace(
-            _make_card(
-                name,
-                counts,
-                expected=ends[name].expected if name in ends else None,
-                is_gauge=meter.kind == "gauge",
-                is_billed=name in overage and overage[name].mode == "bill",
-            ),
+        _make_card(
+            name,
+            counts,
+            expected=ends[name].expected if name in ends else None,
+            is_gauge=meter.kind == "gauge",
+            is_billed=name in overage and overage[name].mode == "bill",
             price=price_text(name, overage[name].rows if name in overage else None, meters, meter.unit),
         )
         for name, counts in meters.items()
@@ -92,11 +90,19 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
 
 
 def _make_card(
-    name: str, counts: MeterUsage, *, expected: int | None, is_gauge: bool, is_billed: bool
+    name: str,
+    counts: MeterUsage,
+    *,
+    expected: int | None,
+    is_gauge: bool,
+    is_billed: bool,
+    price: str | None,
 ) -> MeterCard:
     used, granted, overage = counts["used"], counts["granted"], counts["overage"]
     if counts["included"] == "unlimited":
-        return MeterCard(meter=name, used=used, granted=granted, is_billed=is_billed, expected=expected)
+        return MeterCard(
+            meter=name, used=used, granted=granted, is_billed=is_billed, expected=expected, price=price
+        )
     included, remaining = counts["included"], counts["remaining"]
     available = included + granted
     # Of billed overage and of a gauge's tolerance, something may remain without any credit.
@@ -127,6 +133,7 @@ def _make_card(
         is_billed=is_billed,
         expected=expected,
         expected_used=expected_used,
+        price=price,
     )
 
 

@@ -165,13 +165,13 @@ class TopUpPayments:
         bought = read_top_up(found)
         if bought is None:
             return None
-        owner = await self._links.find_owner(bought.linked)
         if is_reported and found["status"] != "paid":
             raise MeterkitError(
                 f"an event says that invoice {bought.invoice} is paid, and Stripe shows it as"
                 f" {found['status']}: nothing was granted yet"
             )
         if found["status"] != "paid":
+            owner = await self._links.find_owner(bought.linked)
             return bought.customer if bought.customer == owner else None
         if bought.paid_cents <= 0:
             return None
@@ -181,7 +181,7 @@ class TopUpPayments:
         is_all = returned == bought.paid_cents
         if not granted:
             try:
-                granted = await self._grant(bought, owner, is_reported=is_reported, is_returned=returned > 0)
+                granted = await self._grant_top_up(bought, is_reported=is_reported, is_returned=returned > 0)
             except StoreError:
                 raise
             except MeterkitError:
@@ -196,11 +196,10 @@ class TopUpPayments:
             await self._reclaim_grant(bought.customer, bought.credit, bought.invoice, back, is_all=is_all)
         return bought.customer
 
-    async def _grant(
-        self, bought: TopUpInvoice, owner: str | None, *, is_reported: bool, is_returned: bool
-    ) -> int:
+    async def _grant_top_up(self, bought: TopUpInvoice, *, is_reported: bool, is_returned: bool) -> int:
         """Grant a top-up and return its micro-credits; 0: it was erased with its customer."""
         invoice, customer, credit = bought.invoice, bought.customer, bought.credit
+        owner = await self._links.find_owner(bought.linked)
         if customer != owner:
             is_orphan = owner is None and not is_reported
             if is_orphan and await self._links.is_retired(bought.linked):
@@ -219,10 +218,11 @@ class TopUpPayments:
         # A discount or a credit given at Stripe does not enlarge the balance.
         granted = min(int(bought.amount), bought.paid_cents) * _CENT
         # Before the grant: a process that dies in between repeats this. After it, this would start nothing.
-        if granted and not is_returned:
+        if not granted:
+            return 0
+        if not is_returned:
             await move_auto_top_up(self._store, customer, credit, "bought", event=bought.event)
-        if granted:
-            await add_grant(self._store, customer, [(target_of("credit", credit), granted)], grant_id=invoice)
+        await add_grant(self._store, customer, [(target_of("credit", credit), granted)], grant_id=invoice)
         return granted
 
     async def _reclaim_grant(

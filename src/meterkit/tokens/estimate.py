@@ -94,7 +94,7 @@ def held_input(
     Returns:
         0 where there is no body. Never raises, if the estimator does not.
     """
-    own = _estimate_own(estimate, asked, body, size)
+    own = _estimate_by_app(estimate, asked, body, size)
     if own:
         return own
     if asked is None:
@@ -123,7 +123,7 @@ def billed_input(body: bytes, *, size: int, estimate: InputEstimator | None = No
         0 where there is no body. Never raises, if the estimator does not.
     """
     asked = read_request(body) if size <= len(body) else None
-    own = _estimate_own(estimate, asked, body, size)
+    own = _estimate_by_app(estimate, asked, body, size)
     if own:
         return own
     measured = None if asked is None else asked.input_size(_split_text)
@@ -152,7 +152,9 @@ def asks_model(body: bytes, *, size: int) -> bool:
     return _ASKING.search(_to_utf8(body, size)[0]) is not None
 
 
-def _estimate_own(estimate: InputEstimator | None, asked: LlmRequest | None, body: bytes, size: int) -> int:
+def _estimate_by_app(
+    estimate: InputEstimator | None, asked: LlmRequest | None, body: bytes, size: int
+) -> int:
     """Tokens by the app's own estimator; 0 where it has none, or is not asked."""
     if estimate is None or not body or not (asked is not None or size == len(body) <= _OWN_BYTES_MAX):
         return 0

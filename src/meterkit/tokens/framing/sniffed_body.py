@@ -41,16 +41,16 @@ class SniffedBody:
     def feed(self, data: bytes) -> Work | None:
         """Take the next bytes of the body; what is left to do with them."""
         reader = self.reader
-        return self._begin(data) if reader is None else reader.feed(data)
+        return self._begin_reading(data) if reader is None else reader.feed(data)
 
     def close(self) -> Work:
         """No more bytes come: read what is left."""
         if self._head:
-            yield from self._begin(b"", is_over=True) or ()
+            yield from self._begin_reading(b"", is_over=True) or ()
         if self.reader is not None:
             yield from self.reader.close()
 
-    def _begin(self, data: bytes, *, is_over: bool = False) -> Work | None:
+    def _begin_reading(self, data: bytes, *, is_over: bool = False) -> Work | None:
         # Some servers send blanks for minutes, to keep the connection alive: they are not kept.
         head = (self._head + data).lstrip(BLANK)
         framing = recognise_framing(head, self._kind, is_over=is_over)

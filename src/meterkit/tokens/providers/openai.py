@@ -406,7 +406,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         refused=refused or has_refused_cost,
         call_id=short_id(named.get("item_id" if is_transcribed else "id")),
         model=text(named.get("model")),
-        opens=is_transcribed or _is_whole(event, holder),
+        opens=is_transcribed or _is_complete_answer(event, holder),
         final=(finished or not choices) and kind != _LIVE[0],
         alone=not choices,
         outlives=state is not None,
@@ -417,7 +417,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     )
 
 
-def _is_whole(event: Table, holder: Table) -> bool:
+def _is_complete_answer(event: Table, holder: Table) -> bool:
     """Whether it is all of an answer, and no piece of a stream."""
     kind, choices = event.get("type"), rows(holder.get("choices"))
     if choices:
