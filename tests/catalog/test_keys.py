@@ -245,7 +245,9 @@ def test_storage_has_one_pattern_or_several() -> None:
         ('{gauge: storage, objects: {bucket: b, key: "a/{path:path}"}}', "a key has {customer} once"),
         ('{gauge: storage, objects: {bucket: b, key: "{customer}/{customer}"}}', "a key has {customer} once"),
         ('{gauge: storage, objects: {bucket: b, key: "{path:path}/{customer}"}}', "at the end"),
-        ('{gauge: storage, objects: {bucket: b, key: "{customer}{type}"}}', "separate fields by"),
+        ('{gauge: storage, objects: {bucket: b, key: "{customer}{type}"}}', "separate fields by /"),
+        ('{gauge: storage, objects: {bucket: b, key: "{customer}-{path:path}"}}', "separate fields by /"),
+        ('{gauge: storage, objects: {bucket: b, key: "{type}.d-{customer}/x"}}', "separate fields by /"),
         ('{gauge: storage, objects: {bucket: b, key: "{customer}"}, types: [other]}', "leave it out"),
     ],
 )

@@ -57,6 +57,14 @@ class Objects:
         yield ListingPage([Version(key, "null", size) for key, size in found], self._at_ms)
 
 
+class Nowhere:
+    """A bucket that cannot be listed."""
+
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
+        raise MeterkitError(f"nothing is there: {bucket}/{prefix}")
+        yield
+
+
 class Large:
     """A bucket with pages of a thousand objects."""
 
@@ -111,6 +119,56 @@ async def test_objects_of_a_bucket_that_is_named_no_more_are_taken_out(store_url
         assert await kit.gauges.get("bob", "storage") == 0
 
 
+async def test_another_gauge_gets_all_objects_at_the_next_listing(store_url: str) -> None:
+    found = Objects({A: 700, "bob/images/b": 40}, 30)
+    moved = re.sub(r"(?<![a-z])storage(?=: {|\n  ob)", "space", PLANS)
+    async with kit_at(store_url) as kit:
+        await stored(kit, A, 700)
+        await stored(kit, "bob/images/b", 40)
+    async with kit_at(store_url, plans=moved) as kit:
+        await stored(kit, B, 5, minutes=1)
+        assert await kit.gauges.get("ada", "space") == 5
+        assert await kit.storage.recalculate(dry_run=True, lister=found) == {"ada": 695, "bob": 40}
+        assert await kit.storage.recalculate("bob", lister=found) == {"bob": 40}
+        assert await kit.storage.recalculate(lister=found) == {"ada": 695}
+        assert await kit.storage.recalculate(lister=found) == {}
+        await stored(kit, A, 600, minutes=40)
+        space = (await kit.usage("ada"))["meters"]["space"]
+        assert (space["used"], space.get("types")) == (600, {"documents": 0, "images": 600, "other": 0})
+
+
+async def test_a_level_that_no_object_explains_is_drift(kit: MeterKit) -> None:
+    """The app counted before the object store did."""
+    await stored(kit, A, 700)
+    for name in ("ada", "bob"):
+        await kit.gauges.set(name, "storage", 3000)
+    await kit.customers.set_plan("bob", "free")
+    small = Objects({A: 700}, 30)
+    assert await kit.storage.recalculate(dry_run=True, lister=small) == {"ada": -2300, "bob": -3000}
+    assert await kit.storage.recalculate(lister=small) == {"ada": -2300, "bob": -3000}
+    assert await kit.storage.recalculate(lister=small) == {}
+    assert [await kit.gauges.get(name, "storage") for name in ("ada", "bob")] == [700, 0]
+    told = [(one.kind, one.before, one.after, one.cause) for one in await kit.customers.history("bob")]
+    assert told[-1] == ("storage", "3000 bytes", "0 bytes", "recalculation")
+
+
+async def test_a_listing_does_not_undo_one_that_began_later(kit: MeterKit, clock: Clock) -> None:
+    class Slow:
+        """Lists no object; while it does, one is stored, and another listing finds it."""
+
+        async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
+            del bucket, prefix
+            yield ListingPage([], NOW_MS)
+            clock.advance(timedelta(minutes=20))
+            assert await kit.storage.recalculate("ada", lister=Objects({A: 700}, 10)) == {"ada": 700}
+            yield ListingPage([], NOW_MS + 20 * 60_000)
+
+    assert await kit.storage.recalculate(lister=Slow()) == {}
+    assert await kit.gauges.get("ada", "storage") == 700
+    clock.advance(timedelta(minutes=20))
+    assert await kit.storage.recalculate(lister=Objects({}, 40)) == {"ada": -700}
+
+
 async def test_a_key_under_two_patterns_is_listed_once() -> None:
     objects = (
         'objects: [{bucket: uploads, key: "shared/{customer}/{path:path}"},'
@@ -135,11 +193,15 @@ async def test_damaged_customers_hinder_no_others(kit: MeterKit) -> None:
     with pytest.raises(StoreError, match=r"24 customers could not be recalculated, the first is 'c01'"):
         await kit.storage.recalculate(lister=small)
     whole = sorted({*names} - {*damaged})
+    puts = [Happened.put(f"{name}/images/b", 3, NOW_MS + 3_600_000) for name in ("c01", "c00", "c02", "c03")]
+    bodies = [json.loads(put.as_body("s3", "uploads")) for put in puts]
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await kit.storage.count(json.dumps({"Records": [body["Records"][0] for body in bodies]}))
     for name in names[:10]:
         await client.set(kit.store.keys.customer(name).objects, "no hash")
     with pytest.raises(StoreError, match="WRONGTYPE"):
         await kit.storage.recalculate(lister=small)
-    assert [await kit.gauges.get(name, "storage") for name in whole] == [7] * 12
+    assert [await kit.gauges.get(name, "storage") for name in whole] == [10, 10, *[7] * 10]
 
 
 async def test_memory_does_not_grow_with_the_bucket(kit: MeterKit) -> None:
@@ -189,6 +251,9 @@ async def test_a_rule_that_removes_all_versions_asks_for_a_listing(kit: MeterKit
     assert await kit.storage.unclear() == {}
     await kit.storage.count(removed.as_body("minio", "uploads"))
     assert list(await kit.storage.unclear()) == ["ada"]
+    with pytest.raises(MeterkitError, match="nothing is there"):
+        await kit.storage.recalculate(lister=Nowhere())
+    assert list(await kit.storage.unclear()) == ["ada"]  # As before: no listing has cleared it up.
     assert await kit.storage.recalculate("ada", lister=Objects({}, 30)) == {"ada": -900}
     assert await kit.storage.unclear() == {}
 

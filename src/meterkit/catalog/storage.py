@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _KEY_ALLOWED: Final = 'a key with {customer}, {type} and {path:path}, such as "{customer}/{type}/{path:path}"'
 _FIELD: Final = re.compile(r"\{[^{}]*\}|[{}]")
+_SHARED_SEGMENT: Final = re.compile(r"\}[^/{]*\{")
 _FIELDS: Final = ("{customer}", "{type}", "{path:path}")
 _BUCKET: Final = text(255, pattern=r"[A-Za-z0-9._:/-]+", allowed="the name of a bucket, such as uploads")
 
@@ -32,10 +33,9 @@ def _parse_key(text: str) -> str:
         )
     if "{path:path}" in found and not text.endswith("{path:path}"):
         raise RefusedError(f"{{path:path}} must be at the end; allowed: {_KEY_ALLOWED}")
-    if "}{" in text or text.startswith("/"):
-        raise RefusedError(
-            f"separate fields by / or another text, and do not begin with /; allowed: {_KEY_ALLOWED}"
-        )
+    if _SHARED_SEGMENT.search(text) or text.startswith("/"):
+        # By {customer}-{path:path}, ada's file `b-c.png` would be the customer ada-b's.
+        raise RefusedError(f"separate fields by /, and do not begin with /; allowed: {_KEY_ALLOWED}")
     return text
 
 

@@ -31,6 +31,7 @@ AT_ONCE: Final = 500
 """Changes that one call of the script takes."""
 
 TAG_LENGTH: Final = 4
+_FAILED_MOST: Final = 10
 _WITHOUT_NOTICE: Final = 5
 _KNOWN: Final = (int, int, int, bytes, bytes)
 
@@ -106,7 +107,8 @@ async def apply_events(store: Store, storage: Storage, events: Iterable[ObjectEv
     """Apply events, in any order and repeatedly; return how many belong to no customer's object.
 
     Raises:
-        StoreError: the store does not answer. Some events may have been applied; repeating them is safe.
+        StoreError: the store does not answer, or what it has of a customer is damaged; the events of other
+            customers are applied. Repeating them is safe.
     """
     changes: defaultdict[tuple[str, str], list[ObjectChange]] = defaultdict(list)
     unclear, foreign = set[tuple[str, str]](), 0
@@ -121,17 +123,31 @@ async def apply_events(store: Store, storage: Storage, events: Iterable[ObjectEv
             changes[target] += []
         else:
             changes[target].append(_make_change(event, owner))
-    for (customer, bucket), found in changes.items():
-        for first in range(0, len(found) or 1, AT_ONCE):
-            await apply_changes(
-                store,
-                storage,
-                customer,
-                bucket_tag(bucket),
-                found[first : first + AT_ONCE],
-                is_unclear=(customer, bucket) in unclear,
-            )
+    failed: list[StoreError] = []
+    for target, found in changes.items():
+        try:
+            await _apply_to(store, storage, *target, found, is_unclear=target in unclear)
+        except StoreError as error:
+            failed.append(error)
+            if len(failed) == _FAILED_MOST:
+                break
+    if failed:
+        raise failed[0]
     return foreign
+
+
+async def _apply_to(
+    store: Store,
+    storage: Storage,
+    customer: str,
+    bucket: str,
+    changes: Sequence[ObjectChange],
+    *,
+    is_unclear: bool,
+) -> None:
+    for first in range(0, len(changes) or 1, AT_ONCE):
+        part = changes[first : first + AT_ONCE]
+        await apply_changes(store, storage, customer, bucket_tag(bucket), part, is_unclear=is_unclear)
 
 
 def _make_change(event: ObjectEvent, owner: ObjectOwner) -> ObjectChange:

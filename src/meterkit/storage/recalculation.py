@@ -11,7 +11,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.catalog import OTHER_TYPE
+from meterkit.customers.history import add_entry
 from meterkit.customers.sorted_customers import TemporaryTables
+from meterkit.decisions.gauges import StoredLevel
+from meterkit.decisions.packed import unpack_field
 from meterkit.errors import StoreError
 from meterkit.storage.object_owners import find_owner
 from meterkit.storage.object_records import (
@@ -149,6 +152,7 @@ class BucketListing(TemporaryTables):
 _SKEW_MS: Final = 60_000
 """Clocks of an object store's hosts may differ by this much."""
 _KEYS_AT_ONCE: Final = 1_000
+_NO_TAG: Final = " "
 _FAILED_IN_A_ROW: Final = 10
 """After this many customers in a row the store counts as down: it is not one customer's damaged record."""
 
@@ -181,18 +185,24 @@ async def recalculate(
         async with BucketListing() as listing:
             window = await _list_bucket(store, storage, bucket, customer, lister, listing)
             if customer is None:
-                async for names in _customers_with_objects(store):
+                async for names in _customers_with_bytes(store, storage.gauge):
                     await listing.add_customers(names)
             else:
                 await listing.add_customers([customer])
             await listing.sort()
             async for name in listing.customers():
                 try:
+                    counted = await _read_levels(store, storage.gauge, name)
                     if bucket == storage.objects[0].bucket:  # Once for each customer.
-                        drift[name] += await _remove_old_buckets(store, storage, name, dry_run=dry_run)
+                        if not dry_run:
+                            await _correct_level(store, storage, name, counted)
+                        drift[name] += counted.stored - counted.level
+                        drift[name] += await _remove_old_buckets(
+                            store, storage, name, counted, dry_run=dry_run
+                        )
                     tag = bucket_tag(bucket)
                     drift[name] += await _correct_bucket(
-                        store, storage, name, tag, listing, window, dry_run=dry_run
+                        store, storage, name, tag, counted, listing, window, dry_run=dry_run
                     )
                 except StoreError as error:
                     failed[name], in_a_row = error, in_a_row + 1
@@ -243,11 +253,69 @@ def _list_prefixes(storage: Storage, bucket: str, customer: str | None) -> list[
     ]
 
 
+class _CountedLevels(NamedTuple):
+    """Stored bytes of a customer, as the store has them.
+
+    Attributes:
+        level: of the gauge.
+        stored: the sum of the recorded objects; 0 if they are of another gauge.
+        sums: fields of the sums.
+        is_former: whether objects were recorded for a gauge that the plans file named before.
+    """
+
+    level: int
+    stored: int
+    sums: Sequence[str]
+    is_former: bool
+
+
+async def _read_levels(store: Store, gauge: str, customer: str) -> _CountedLevels:
+    admin, key = await store.admin(), store.keys.customer(customer).levels
+    kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(key))
+    levels = {name.decode(): packed for name, packed in kept.items()}
+    sums = [name for name in levels if ":" in name]
+    is_former = not all(name.startswith(f"{gauge}:") for name in sums)
+    try:
+        level, stored = (StoredLevel.read(levels.get(name)).level for name in (gauge, f"{gauge}:"))
+    except ValueError as error:
+        raise StoreError(f"the level of {gauge} of customer {customer!r} cannot be read: {error}") from error
+    return _CountedLevels(level, 0 if is_former else stored, sums, is_former)
+
+
+async def _correct_level(store: Store, storage: Storage, customer: str, counted: _CountedLevels) -> None:
+    """Forget objects that were recorded for another gauge, and note a level that the app has set.
+
+    The listing then counts the objects anew, and the level becomes their sum.
+    """
+    admin, keys = await store.admin(), store.keys.customer(customer)
+    if counted.is_former:
+        since = [f"{storage.gauge}:{name}" for name in ("", *storage.types, OTHER_TYPE)]
+        pipe = admin.client.pipeline(transaction=True)
+        pipe.hdel(keys.levels, *counted.sums, *since)
+        pipe.delete(keys.objects)
+        await admin.ask(pipe.execute())
+    if counted.level != counted.stored:
+        before, after = f"{counted.level} bytes", f"{counted.stored} bytes"
+        await add_entry(store, customer, kind="storage", before=before, after=after, cause="recalculation")
+
+
+async def _is_listed_later(store: Store, customer: str, tag: str, window: Window) -> bool:
+    """Whether a listing that began later was applied; an instant ahead of the clock does not count."""
+    admin, key = await store.admin(), store.keys.customer(customer).objects
+    packed: bytes | None = await admin.ask(admin.client.hget(key, tag))
+    try:
+        since_ms = 0 if packed is None else int(unpack_field(packed)[0])
+    except (ValueError, IndexError) as error:
+        raise StoreError(f"object records of customer {customer!r} cannot be read: {error}") from error
+    return window.since_ms < since_ms <= store.now_ms()
+
+
 async def _correct_bucket(
     store: Store,
     storage: Storage,
     customer: str,
     tag: str,
+    counted: _CountedLevels,
     listing: BucketListing,
     window: Window,
     *,
@@ -258,10 +326,13 @@ async def _correct_bucket(
     Raises:
         StoreError: the store does not answer, or a record is damaged.
     """
+    if await _is_listed_later(store, customer, tag, window):
+        return 0
     if not dry_run:  # From now on, events cannot change versions of the listing.
         await apply_changes(store, storage, customer, tag, [], window=window)
     drift = 0
-    async for batch in listing.compare(customer, _read_records(store, customer, tag), at_once=AT_ONCE):
+    records = _read_records(store, customer, _NO_TAG if dry_run and counted.is_former else tag)
+    async for batch in listing.compare(customer, records, at_once=AT_ONCE):
         if dry_run:
             drift += sum(_drift_bytes(one) for one in batch if _is_listed(one, window))
         else:
@@ -270,12 +341,16 @@ async def _correct_bucket(
     return drift
 
 
-async def _remove_old_buckets(store: Store, storage: Storage, customer: str, *, dry_run: bool) -> int:
+async def _remove_old_buckets(
+    store: Store, storage: Storage, customer: str, counted: _CountedLevels, *, dry_run: bool
+) -> int:
     """Remove a customer's records of buckets that the plans file no longer names; return the bytes.
 
     Raises:
         StoreError: the store does not answer, or a record is damaged.
     """
+    if counted.is_former:  # No object is recorded any more.
+        return 0
     tags = {bucket_tag(pattern.bucket) for pattern in storage.objects}
     now_ms, drift = store.now_ms(), 0
     # Events of such a bucket do not count: its window may end now.
@@ -327,15 +402,22 @@ async def _read_records(
             raise StoreError(f"object records of customer {customer!r} cannot be read: {error}") from error
 
 
-async def _customers_with_objects(store: Store) -> AsyncGenerator[list[str]]:
-    """Yield the ids of customers with objects, page by page, perhaps twice. Raises StoreError."""
+async def _customers_with_bytes(store: Store, gauge: str) -> AsyncGenerator[list[str]]:
+    """Yield the ids of customers with objects or a level, page by page, perhaps twice. Raises StoreError."""
     prefix = store.keys.prefix
-    pattern = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:q:(.*)", re.DOTALL)
+    pattern = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:([qv]):(.*)", re.DOTALL)
     admin = await store.admin()
     for server in await admin.servers():
         cursor = None
         while cursor != 0:
-            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:q:*", count=_KEYS_AT_ONCE)
+            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:[qv]:*", count=_KEYS_AT_ONCE)
             cursor, keys = await server.ask(scan)
             found = (pattern.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
-            yield [name[1] for name in found if name is not None and is_customer(name[1])]
+            named = [(name[1], name[2]) for name in found if name is not None and is_customer(name[2])]
+            yield [name for kind, name in named if kind == "q"]
+            with_levels = [name for kind, name in named if kind == "v"]
+            pipe = admin.client.pipeline(transaction=False)
+            for name in with_levels:
+                pipe.hget(store.keys.customer(name).levels, gauge)
+            levels: list[bytes | None] = await admin.ask(pipe.execute())
+            yield [name for name, level in zip(with_levels, levels, strict=True) if level is not None]

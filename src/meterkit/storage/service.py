@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import sleep
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from time import monotonic
@@ -45,6 +46,7 @@ _PEM_END: Final = b"-----END CERTIFICATE-----"
 _FETCHES_MOST: Final = 8
 """Concurrent fetches: a sender who knows a topic's name can cause some before its signature is checked."""
 _CHECK_EVERY_S: Final = 60.0
+_REQUESTS_TTL_MS: Final = 7 * 86_400_000
 
 
 class ObjectStorage:
@@ -154,9 +156,16 @@ class ObjectStorage:
             check_customer(customer)
         if store.is_off:
             return {}
-        if not dry_run:
-            await self._clear_requests(customer)
-        corrected, failed = await recalculate(store, storage, lister or self._aws, customer, dry_run=dry_run)
+        requests: Mapping[str, int] = {} if dry_run else await self._take_requests(customer)
+        try:
+            corrected, failed = await recalculate(
+                store, storage, lister or self._aws, customer, dry_run=dry_run
+            )
+        except BaseException:
+            with suppress(StoreError):  # The error above says it.
+                await self._request_again(requests)
+            raise
+        await self._request_again({name: at_ms for name, at_ms in requests.items() if name in failed})
         if customer is None and not dry_run:
             await self._upkeep.record_listing(corrected)
             if corrected:
@@ -279,14 +288,23 @@ class ObjectStorage:
             )
         return storage
 
-    async def _clear_requests(self, customer: str | None) -> None:
-        """Remove the requests for a listing that this one answers; later ones stay."""
-        admin, keys = await self._store.admin(), self._store.keys
-        if customer is not None:
-            await admin.ask(admin.client.zrem(keys.relist(keys.customer(customer).shard), customer))
-            return
-        for shard in range(keys.shards):
-            await admin.ask(admin.client.delete(keys.relist(shard)))
+    async def _take_requests(self, customer: str | None) -> Mapping[str, int]:
+        """Remove the requests for a listing that this one answers, and return them; later ones stay."""
+        admin, found = await self._store.admin(), await self.unclear()
+        taken = {name: at_ms for name, at_ms in found.items() if customer in {None, name}}
+        for name in taken:
+            await admin.ask(admin.client.zrem(self._relist_key(name), name))
+        return taken
+
+    async def _request_again(self, requests: Mapping[str, int]) -> None:
+        """Restore requests for a listing that failed."""
+        admin = await self._store.admin()
+        for name, at_ms in requests.items():
+            await admin.ask(admin.client.zadd(self._relist_key(name), {name: at_ms}))
+            await admin.ask(admin.client.pexpire(self._relist_key(name), _REQUESTS_TTL_MS))
+
+    def _relist_key(self, customer: str) -> str:
+        return self._store.keys.relist(self._store.keys.customer(customer).shard)
 
 
 _LASTS_S: Final = 2700
