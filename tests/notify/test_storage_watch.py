@@ -95,6 +95,7 @@ async def test_a_full_storage_is_told_once(
         "since": "2031-06-10T12:00:30Z",
         "until": "2031-06-17T12:00:30Z",
         "types": {"backups": 700, "documents": 301},
+        "remaining": 99,
     }
     await pass_over(kit, "email")
     (mail,) = box.mails
@@ -128,6 +129,39 @@ async def test_only_a_smaller_plan_makes_storage_too_much(hook: Receiver, kit: M
         await kit.customers.set_plan(customer, then)
     await look()
     assert ["acme"] == [data["customer"] for data in told(hook)]
+
+
+@pytest.mark.parametrize(
+    ("over_limit", "overage", "level", "remaining", "advice"),
+    [
+        ("block_growth", {}, 1_500, 0, "You cannot add files until you delete some."),  # Above the tolerance.
+        ("block_growth", {"overage": "deny"}, 1_050, 0, "You cannot add files until you delete some."),
+        ("block_growth", {}, 1_050, 50, "From 17 Jun 2031 on you cannot add files."),
+        ("allow", {}, 1_500, 500, "You can add 500 bytes more."),
+    ],
+)
+async def test_it_says_until_when_files_may_be_added(
+    box: Mailbox, over_limit: str, overage: dict[str, str], level: int, remaining: int, advice: str
+) -> None:
+    plans = f"{PLANS}billing: {{{{changes: {{{{over_limit: {over_limit}}}}}}}}}\n"
+    async with (
+        receiver() as hook,
+        kit_of("memory://", Clock(NOW), plans=plans, url=hook.url, smtp_url=box.url) as kit,
+    ):
+        look = Looks(kit)
+        await kit.customers.set_plan("acme", "team")
+        await kit.gauges.set("acme", "storage", level)
+        await kit.customers.override("acme", {"storage": {"included": 1_000, **overage}})
+        await kit.customers.set_plan("acme", "free")
+        assert (await kit.check("acme", "storage", remaining)).allowed
+        assert not (await kit.check("acme", "storage", remaining + 1)).allowed
+        await look()
+        await pass_over(kit, "email")
+        (data,) = told(hook)
+    assert (data["remaining"], data["until"] is None) == (remaining, "17 Jun" not in advice)
+    plain = box.mails[-1].get_body(("plain",))
+    assert plain is not None
+    assert advice in plain.get_content()
 
 
 async def test_a_damaged_level_keeps_no_other_customer_from_being_told(

@@ -120,8 +120,10 @@ class StorageOver(CustomerEvent):
         used: the stored bytes.
         included: the bytes that the plan includes.
         since: when the customer exceeded that (UTC).
-        until: when the plan's grace ends and uploads are refused (UTC); None: there is no grace.
+        until: when the plan's grace ends and uploads are refused (UTC); None: they are already, or the limit
+            of an earlier plan goes on.
         types: bytes by type, the most first; empty where the plans file has no ``storage:``.
+        remaining: bytes that may be added when it was found.
     """
 
     meter: str
@@ -130,6 +132,7 @@ class StorageOver(CustomerEvent):
     since: datetime
     until: datetime | None
     types: Mapping[str, int]
+    remaining: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

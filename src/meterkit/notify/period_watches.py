@@ -16,10 +16,11 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.sorted_customers import SortedCustomers, customers_with_counts
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.gauges import StoredLevel
+from meterkit.decisions.customer_state import CustomerState, entitlements_of
+from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS, to_ms
+from meterkit.decisions.plan_shares import effective_terms
 from meterkit.outbox.intents import count_members
 from meterkit.store.gauge_levels import change_level
 from meterkit.store.message_queue import publish_notice
@@ -215,33 +216,46 @@ class StorageWatch:
 
     async def _check_level(self, customer: str, gauge: str, packed: bytes | None) -> None:
         try:
-            since_ms = StoredLevel.read(packed).over_ms
-            if since_ms:
-                make = partial(self._make_storage_event, customer, gauge, since_ms)
+            level = StoredLevel.read(packed)
+            if level.over_ms:
+                make = partial(self._make_storage_event, customer, gauge, level)
                 digest = digest_of(customer, STORAGE_EVENT, gauge)
                 await notify_once(self._store, customer, STORAGE_EVENT, digest, make)
         except UNREADABLE as error:
             await log_unreadable(self._store, customer, STORAGE_EVENT, error)
 
-    async def _make_storage_event(self, customer: str, gauge: str, since_ms: int) -> Mapping[str, Any] | None:
-        usage = await self._store.usage(customer)
-        found, plan = usage["meters"][gauge], self._store.catalog.plans.get(usage["plan"])
+    async def _make_storage_event(
+        self, customer: str, gauge: str, level: StoredLevel
+    ) -> Mapping[str, Any] | None:
+        usage, now_ms = await self._store.usage(customer), self._store.now_ms()
+        found, limit = usage["meters"][gauge], await self._read_limit(customer, gauge, now_ms)
         included, used = found["included"], found["recorded"]
-        if included == "unlimited" or used <= included:
+        if included == "unlimited" or limit is None or used <= included:
             return None  # The plan has changed.
-        grace_ms = None if plan is None else plan.entitlements[gauge].overage.grace_ms
+        grace_end_ms = level.over_ms + limit.grace_ms
+        remaining = max(0, limit.at(level, now_ms) - used)
+        # A limit of before a change of plan has no end, and a level above the tolerance no grace.
+        is_ending = remaining > 0 and limit.at(level, grace_end_ms) <= used
         types = sorted(found.get("types", {}).items(), key=lambda one: (-one[1], one[0]))
         return {
             # With the instant: a customer who exceeds the limit again later gets another event.
-            "id": digest_of(customer, gauge, since_ms),
-            "at_ms": self._store.now_ms(),
+            "id": digest_of(customer, gauge, level.over_ms),
+            "at_ms": now_ms,
             "meter": gauge,
             "used": used,
             "included": included,
-            "since_ms": since_ms,
-            "until_ms": since_ms + grace_ms if grace_ms else None,
+            "since_ms": level.over_ms,
+            "until_ms": grace_end_ms if is_ending else None,
             "types": {name: size for name, size in types if size},
+            "remaining": remaining,
         }
+
+    async def _read_limit(self, customer: str, gauge: str, now_ms: int) -> GaugeLimit | None:
+        """Read the limit of a customer's gauge: by plan, override, add-ons and access."""
+        catalog = self._store.catalog
+        _, state = await CustomerStates(self._store).read(customer)
+        effective = effective_terms(state, catalog, now_ms)
+        return GaugeLimit.of(entitlements_of(effective, catalog)[gauge], keeps=effective.keeps_limits)
 
 
 SUMMARY_EVENT: Final = "period.summary"

@@ -69,6 +69,7 @@ _VALUES_OF_EVENT: Final[Mapping[str, Mapping[str, Any]]] = {
         "since": _AT - timedelta(minutes=4),
         "until": _AT + timedelta(days=7, minutes=-4),
         "types": {"backups": 9_500_000_000, "documents": 2_500_000_000},
+        "remaining": 500_000_000,
     },
     "period.summary": {
         "period_start": datetime(2026, 10, 1, tzinfo=UTC),
