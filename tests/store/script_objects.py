@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -21,6 +22,7 @@ MOST: Final = 10**15 - 1
 INCLUDED: Final = 50
 REMOVED, STORED, LISTED = 0, 1, 2
 HOUR_MS: Final = 12 * SLOT_MS
+DAY_MS: Final = 24 * HOUR_MS
 SEVEN_DAYS_H: Final = 7 * 24
 
 Change = tuple[str, int, int, int, str, str, int, str]
@@ -66,7 +68,7 @@ class ObjectsWorld(ScriptWorld):
         self.level = StoredLevel()
         self.relisted: int | None = None
         self.over_ms = 0
-        self.ledger = 0
+        self.ledger: list[tuple[str, int, str, str]] = []
         self.hours_left = SEVEN_DAYS_H
         self.uploads: dict[str, dict[str, list[Upload]]] = {"older": {}, "newer": {}}
         self.presigned = Counter[int]()
@@ -83,6 +85,8 @@ class ObjectsWorld(ScriptWorld):
         what = self.random.randrange(20)
         if what == 0:
             self._set_by_hand()
+            if self.random.random() < 0.5:
+                self._change_plan()
         elif what == 1:
             self._stale()
         elif what <= 5:
@@ -222,12 +226,13 @@ class ObjectsWorld(ScriptWorld):
             self._settle(upload, size, at_ms, field + (number or str(at_ms)))
         self.window = kept
         crossed = self._crossed(total)
+        before_level = self.level.level
         self.level = self._standing(total)
         self.over_ms = self.level.over_ms
         moved = total - total_before
         if listing:  # What it has not is not kept.
             self.objects = {name: one for name, one in objects.items() if name not in dropped}
-            self.ledger += moved != 0
+            self._note(before_level, total)
             self.seen.add("listing")
         if unclear and self.relisted is None:
             self.relisted = self.wall
@@ -237,6 +242,26 @@ class ObjectsWorld(ScriptWorld):
         found = [fields for _, fields in self.wire(pack("XRANGE", "notices", "-", "+"))]
         self.compare("notices", crossed, found)
         self.wire(pack("DEL", "notices"))
+
+    def _note(self, before: int, after: int) -> None:
+        """A correction in the ledger: one line a day, unless it has another change since."""
+        if before == after:
+            return
+        line = ("storage", self.wall, f"{before} bytes", f"{after} bytes")
+        if self.ledger and self.ledger[-1][0] == "storage" and self.ledger[-1][1] > self.wall - DAY_MS:
+            line = (*self.ledger.pop()[:3], line[3])
+            self.seen.add("one line")
+        self.ledger.append(line)
+
+    def _change_plan(self) -> None:
+        """Another line of the ledger; or the last one is of a day ago, or a millisecond later."""
+        line, at_ms = ("plan", self.wall, "", "pro"), self.wall - DAY_MS + self.random.randrange(2)
+        if self.ledger and self.ledger[-1][0] == "storage" and self.random.random() < 0.7:
+            self.wire(pack("RPOP", "history"))
+            line = (self.ledger.pop()[0], at_ms, "0 bytes", "7 bytes")
+        self.ledger.append(line)
+        kind, at_ms, before, after = line
+        self.wire(pack("RPUSH", "history", json.dumps((kind, str(at_ms), before, after, "operator"))))
 
     def _crossed(self, total: int) -> list[list[bytes]]:
         """The notices of a level that becomes ``total``."""
@@ -280,7 +305,14 @@ class ObjectsWorld(ScriptWorld):
         relist = self.wire(pack("ZSCORE", "relist", "acme"))
         self.compare("relist", self.relisted, None if relist is None else int(relist))
         self.compare("life of objects", True, self._lives(total))
-        self.compare("ledger", min(self.ledger, 1000), self.wire(pack("LLEN", "history")))
+        lines = [json.loads(line) for line in self.wire(pack("LRANGE", "history", -3, -1))]
+        self.ledger = self.ledger[-1000:]
+        self.compare(
+            "ledger",
+            [[kind, str(at), *rest] for kind, at, *rest in self.ledger[-3:]],
+            [line[:4] for line in lines],
+        )
+        self.compare("lines", len(self.ledger), self.wire(pack("LLEN", "history")))
 
     def _lives(self, total: int) -> bool:
         """Whether objects expire only where nothing is stored; some time passes then at once."""

@@ -73,6 +73,7 @@ OF_SUBJECTS: Final = {f"decide {code}" for code in (0, 1, 5, 6, 7, 8)} | said(
 )
 OF_OBJECTS: Final = said(
     "stale, too much, listing, meanwhile, listed before, unclear, clear, presigned, settled, too many"
+    ", one line"
 )
 OF_TOP_UPS: Final = said(
     "begin 0, begin 1, paid 0, failed 0, none 0, bought 0, on 0, off 0"
@@ -126,7 +127,7 @@ LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
     (HourWorld, 1, 750, OF_SUBJECTS),
     (SubjectWorld, 1, 750, OF_SUBJECTS),
     (DayWorld, 1, 750, OF_SUBJECTS),
-    (ObjectsWorld, 0, 700, OF_OBJECTS),
+    (ObjectsWorld, 2, 700, OF_OBJECTS),
     (TopUps, 0, 700, OF_TOP_UPS),
     (Delivery, 101, 600, DELIVERED),
     (Stranding, 9, 200, STRANDED),

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.catalog import OTHER_TYPE
-from meterkit.customers.history import add_entry
 from meterkit.customers.sorted_customers import TemporaryTables
 from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.packed import unpack_field
@@ -194,8 +193,8 @@ async def recalculate(
                 try:
                     counted = await _read_levels(store, storage.gauge, name)
                     if bucket == storage.objects[0].bucket:  # Once for each customer.
-                        if not dry_run:
-                            await _correct_level(store, storage, name, counted)
+                        if counted.is_former and not dry_run:
+                            await _forget_former(store, storage, name, counted)
                         drift[name] += counted.stored - counted.level
                         drift[name] += await _remove_old_buckets(
                             store, storage, name, counted, dry_run=dry_run
@@ -282,21 +281,14 @@ async def _read_levels(store: Store, gauge: str, customer: str) -> _CountedLevel
     return _CountedLevels(level, 0 if is_former else stored, sums, is_former)
 
 
-async def _correct_level(store: Store, storage: Storage, customer: str, counted: _CountedLevels) -> None:
-    """Forget objects that were recorded for another gauge, and note a level that the app has set.
-
-    The listing then counts the objects anew, and the level becomes their sum.
-    """
+async def _forget_former(store: Store, storage: Storage, customer: str, counted: _CountedLevels) -> None:
+    """Forget objects that were recorded for another gauge; the listing then counts all anew."""
     admin, keys = await store.admin(), store.keys.customer(customer)
-    if counted.is_former:
-        since = [f"{storage.gauge}:{name}" for name in ("", *storage.types, OTHER_TYPE)]
-        pipe = admin.client.pipeline(transaction=True)
-        pipe.hdel(keys.levels, *counted.sums, *since)
-        pipe.delete(keys.objects)
-        await admin.ask(pipe.execute())
-    if counted.level != counted.stored:
-        before, after = f"{counted.level} bytes", f"{counted.stored} bytes"
-        await add_entry(store, customer, kind="storage", before=before, after=after, cause="recalculation")
+    since = [f"{storage.gauge}:{name}" for name in ("", *storage.types, OTHER_TYPE)]
+    pipe = admin.client.pipeline(transaction=True)
+    pipe.hdel(keys.levels, *counted.sums, *since)
+    pipe.delete(keys.objects)
+    await admin.ask(pipe.execute())
 
 
 async def _is_listed_later(store: Store, customer: str, tag: str, window: Window) -> bool:
