@@ -201,6 +201,19 @@ async def test_seats_come_and_go_at_once_and_never_below_those_in_use(at: Shop) 
     assert (await at.invoices())[-1]["total"] == 2900
 
 
+async def test_seats_given_up_cannot_be_taken_meanwhile(at: Shop) -> None:
+    """A customer who gave up 85 seats and used them in the same second had them for nothing."""
+    kit = at.kit
+    await at.subscribed(plan="pro", seats=100)
+    fewer = asyncio.create_task(kit.subscriptions.set_seats("acme", 15))
+    while not fewer.done():
+        if (await kit.check("acme", "seats")).allowed:
+            await kit.gauges.adjust("acme", "seats", 1)
+    assert (await fewer).subscription.seats == 15
+    seats = (await kit.usage("acme"))["meters"]["seats"]
+    assert (seats["recorded"], seats["held"]) == (15, 0)
+
+
 async def test_seats_and_a_scheduled_plan_go_together(at: Shop) -> None:
     begun = await at.subscribed(plan="pro", seats=12)
     changed = await at.kit.subscriptions.change_plan("acme", "team")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.decisions.periods import HOLD_SLOT_MS, HOUR_MS
+from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.storage.aws import Aws
@@ -22,10 +22,8 @@ from meterkit.storage.object_records import apply_events, upload_field
 from meterkit.storage.recalculation import recalculate
 from meterkit.storage.sns import open_message
 from meterkit.store import replies
+from meterkit.store.gauge_holds import held_meanwhile
 from meterkit.store.input_checks import check_customer
-from meterkit.store.prepared_decisions import prepare_holding, read_decision
-from meterkit.store.settlement import Settlement
-from meterkit.store.settlement_parts import HeldQuantities
 from meterkit.store.storage_upkeep import StorageUpkeep
 from meterkit.store.task_lease import TaskLease
 from meterkit.throttle import MINUTE_S, Throttle
@@ -347,20 +345,12 @@ async def _hold_upload(store: Store, gauge: str, customer: str, upload: str, siz
 
     For an instant both holds exist: a decision then may refuse too early, but never allows too much.
     """
-    view = store.cache.get(customer)
-    decided, reply = await store.decide(view, lambda view, mode: prepare_holding(view, {gauge: size}, mode))
-    decision = read_decision(decided, reply)
-    if not decision.allowed:
-        raise UploadRefusedError(decision)
-    held = decided.held.get(gauge, 0)
-    if not held or reply[0] not in replies.HELD:
-        return
-    try:
-        if decision.reason is None:  # Shadow mode presigns an upload above the limit, and holds nothing.
+    async with held_meanwhile(store, customer, lambda _: {gauge: size}) as (decision, is_held):
+        if not decision.allowed:
+            raise UploadRefusedError(decision)
+        # Shadow mode presigns an upload above the limit, and holds nothing.
+        if is_held and decision.reason is None:
             await _hold_presigned(store, gauge, customer, upload, size)
-    finally:
-        released = HeldQuantities({gauge: held}, (), reply[1] // HOLD_SLOT_MS)
-        await store.settle_acknowledged([Settlement(decided.view, held=released)])
 
 
 async def _hold_presigned(store: Store, gauge: str, customer: str, upload: str, size: int) -> None:

@@ -10,11 +10,13 @@ from meterkit.catalog.addons import with_addons
 from meterkit.catalog.meters import is_sold
 from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.customer_state import entitlements_on, seat_meter
+from meterkit.decisions.customer_state import entitlements_of, entitlements_on, seat_meter
+from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
+from meterkit.store.gauge_holds import held_meanwhile
 from meterkit.subscriptions.addon_rules import (
     check_addons,
     ended_addons,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.change_rules import Course
     from meterkit.subscriptions.proration_estimate import Proration
@@ -201,8 +204,12 @@ class SubscriptionChanger:
         secret = await persistently(attempt)
         return costs[0], secret  # Later attempts may have found it done.
 
-    async def set_seats(self, customer: str, seats: int) -> Proration:
-        """Change the number of seats now; return the cost."""
+    @asynccontextmanager
+    async def set_seats(self, customer: str, seats: int) -> AsyncGenerator[Proration]:
+        """Change the number of seats now; yield the cost. In the block, fetch the subscription.
+
+        Until then none of the seats that are given up can be taken.
+        """
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
         if seats < in_use:
             raise SeatsInUseError(customer, seats=seats, used=in_use)
@@ -228,8 +235,9 @@ class SubscriptionChanger:
                 current=target,
             )
 
-        await persistently(attempt)
-        return costs[0]
+        async with self._hold_given_up(customer, seats):
+            await persistently(attempt)
+            yield costs[0]
 
     async def cancel(self, customer: str, *, immediately: bool, give_back: bool) -> None:
         """End the subscription, now or with its period."""
@@ -337,6 +345,22 @@ class SubscriptionChanger:
         then = entitlements_on(target.plan, state, self._catalog, now_ms, own_prices=False)
         ended = ended_labels(given, then, self._catalog)
         async with self.cut(customer, ended):
+            yield
+
+    @asynccontextmanager
+    async def _hold_given_up(self, customer: str, seats: int) -> AsyncGenerator[None]:
+        def given_up(view: CustomerView) -> dict[str, int]:
+            if gauge is None:
+                return {}
+            fewer = entitlements_of(replace(view.effective, seats=seats), view.catalog)
+            now, later = GaugeLimit.of(view.entitlements[gauge]), GaugeLimit.of(fewer[gauge])
+            count = 0 if now is None or later is None else now.most - later.most
+            return {gauge: count} if count > 0 else {}
+
+        gauge = None if self.store.is_off else self._seat_meter
+        async with held_meanwhile(self.store, customer, given_up) as (decision, _):
+            if decision.gauge is not None and not decision.allowed:
+                raise SeatsInUseError(customer, seats=seats, used=decision.gauge.used)
             yield
 
     @property

@@ -278,9 +278,11 @@ class Subscriptions:
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             SubscriptionError: the plan sells no such seats, or another request has changed it meanwhile.
         """
-        async with self._lease(check_customer(customer)):
-            cost = await self._changer.set_seats(customer, check_seats(seats))
-        return SubscriptionChange(subscription=await self._fetch_known(customer), proration=cost)
+        async with (
+            self._lease(check_customer(customer)),
+            self._changer.set_seats(customer, check_seats(seats)) as cost,
+        ):
+            return SubscriptionChange(subscription=await self._fetch_known(customer), proration=cost)
 
     async def set_addons(self, customer: str, addons: Mapping[str, int]) -> SubscriptionChange:
         """Change quantities of add-ons; those left out stay, 0 gives one up.
