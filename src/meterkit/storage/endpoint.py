@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from meterkit.storage.service import ObjectStorage
 
 BODY_BYTES_MAX: Final = 1 << 20
-"""Limit of a request body."""
+"""Limit of a request body with the secret."""
+SIGNED_BYTES_MAX: Final = 128 << 10
+"""Limit of other bodies: anybody can post them, and they are parsed first. S3's messages have a few KiB."""
 
 _AUTHORIZATION: Final = b"authorization"
 _SECRET_LEAST: Final = 16
@@ -38,8 +40,9 @@ class StoringKit(Protocol):
 class StorageEndpoint:
     """Answers 200 once the events of a post have counted.
 
-    Answers 400 for an unsigned or unreadable post, 413 for more than 1 MiB, and 503 if the store fails or
-    the plans file has no ``storage:``: MinIO, SNS and EventBridge send it again.
+    Answers 400 for an unsigned or unreadable post, 413 for more than 1 MiB, or 128 KiB without the secret,
+    and 503 if the store fails or the plans file has no ``storage:``: MinIO, SNS and EventBridge send it
+    again.
 
     Args:
         kit: its plans file has ``storage:``.
@@ -77,12 +80,14 @@ class StorageEndpoint:
                 send, HTTPStatus.METHOD_NOT_ALLOWED, "object stores post their events", allow=b"POST"
             )
             return
-        body = await read_body(scope, receive, most=BODY_BYTES_MAX)
+        is_bearer = self._is_bearer(scope)
+        most = BODY_BYTES_MAX if is_bearer else SIGNED_BYTES_MAX
+        body = await read_body(scope, receive, most=most)
         if body is None:
-            await send_problem(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {BODY_BYTES_MAX} bytes")
+            await send_problem(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {most} bytes")
             return
         try:
-            if self._is_bearer(scope):
+            if is_bearer:
                 await self._storage.count(body)
             else:
                 await self._storage.count_signed(body, self._topics)
