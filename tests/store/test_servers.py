@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -194,6 +195,7 @@ async def test_a_file_that_is_switched_off_meanwhile_keeps_nothing() -> None:
 
 
 SAMPLE = ("EVAL", "SCRIPT|LOAD", "ZADD", "HSET")
+LUA = Path(__file__).parents[2] / "src" / "meterkit" / "lua"
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
@@ -273,6 +275,13 @@ async def test_a_live_key_delivers_where_the_server_may_not_be_asked(valkey: Ser
 def test_the_documentation_lists_exactly_these_rights() -> None:
     text = " ".join(DEPLOYMENT.read_text().split())
     assert f"~mk:* {' '.join(f'+{name.lower()}' for name in DOCUMENTED)}" in text.replace(" \\ ", " ")
+
+
+def test_scripts_call_no_other_commands() -> None:
+    texts = [path.read_text("utf-8") for path in LUA.rglob("*.lua")]
+    called = {name for text in texts for name in re.findall(r"call\('(\w+)'", text)}
+    assert len(called) > 30
+    assert called <= {name.partition("|")[0] for name in DOCUMENTED}
 
 
 # Full servers, and busy pools.

@@ -130,9 +130,9 @@ elseif call('PTTL', objects_key) == -1 then -- Nothing is stored: only events th
 end
 if is_listing and new_level ~= level then -- One line a day: the ledger keeps a thousand, and has other changes.
   local began, before = string.format('%.0f', now), string.format('%.0f bytes', level)
-  local last = cjson.decode(call('LINDEX', history_key, -1) or '[]')
+  local last = cjson.decode(call('LRANGE', history_key, -1, -1)[1] or '[]')
   if last[1] == 'storage' and tonumber(last[2]) > now - DAY_MS then
-    call('RPOP', history_key)
+    call('LTRIM', history_key, 0, -2)
     began, before = last[2], last[3]
   end
   append_history(history_key, {{'storage', began, before, string.format('%.0f bytes', new_level), 'recalculation'}})
