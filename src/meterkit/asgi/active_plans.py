@@ -59,10 +59,19 @@ class ActivePlans:
         cors: Collection[str],
         troubles: TroubleLog,
     ) -> Self:
-        """Compile a plans file for an app, whose routes are walked once."""
-        router_of = partial(Router, root_path=root_path_of_app(app), reading=path_rules_of_app(app, paths))
+        """Compile a plans file for an app, whose routes are walked once.
+
+        An app that cannot be walked is served nevertheless: like one of unknown kind.
+        """
+        try:
+            reading, root_path = path_rules_of_app(app, paths), root_path_of_app(app)
+            preflights = Preflights(app, app, cors, troubles)
+        except Exception as error:  # noqa: BLE001 - whatever its attributes raise; logged there
+            troubles.log_unread_app(error)
+            reading, root_path = path_rules_of_app(None, paths), ""
+            preflights = Preflights(app, None, cors, troubles)
+        router_of = partial(Router, root_path=root_path, reading=reading)
         without_mount = partial(troubles.log_without_mount, cache.catalog.source)
-        preflights = Preflights(app, cors, troubles)
         return cls(cache, partial(router_of, without_mount=without_mount), router_of, preflights)
 
     def _use_learned(self) -> None:

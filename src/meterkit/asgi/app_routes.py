@@ -132,7 +132,7 @@ def _decider(way: RequestWay, known: dict[int, RequestDecider]) -> RequestDecide
             return known.setdefault(id(app), _decider_of(app.catalog, app.app, app.paths, pieces))
         added: Any
         for added in getattr(app, "user_middleware", ()):
-            if isinstance(added.cls, type) and issubclass(added.cls, MeterMiddleware):
+            if isinstance(getattr(added, "cls", None), type) and issubclass(added.cls, MeterMiddleware):
                 catalog, paths = added.kwargs["kit"].store.catalog, added.kwargs.get("paths")
                 return known.setdefault(id(app), _decider_of(catalog, app, paths, pieces))
     return None

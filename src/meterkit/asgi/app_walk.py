@@ -19,7 +19,7 @@ WEBSOCKET: Final = "WS"
 ANY_METHOD: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 """Stands for all methods where an app does not list them."""
 STARLETTE: Final = frozenset({"starlette", "fastapi"})
-_ALL_METHODS: Final = (*ANY_METHOD, "HEAD", "OPTIONS")
+_ALL_METHODS: Final = (*ANY_METHOD, "HEAD", "OPTIONS", "QUERY")
 _BELOW: Final = "/{path:path}"
 _WRAPPERS_MAX: Final = 100
 _VISITS_MAX: Final = 2
@@ -52,6 +52,8 @@ class AppPlace:
         way: mounts, host and wrappers before it; the wrappers of its own route included.
         pieces: the path template, cut where mounts end.
         methods: ``("WS",)`` for a websocket; empty where it takes what it likes.
+        has_functions: whether the methods are functions of a class, which may run any other function, too:
+            Starlette before 1.1 took each name for that of a method.
         app: the innermost app; for a handler, Starlette's own function around it.
         takes_slashes: whether a parameter of the path may have a slash in it.
         is_whole: whether it is an app in a route, which gets the whole path and may read it anew.
@@ -63,6 +65,7 @@ class AppPlace:
     pieces: tuple[str, ...]
     methods: tuple[str, ...]
     app: object
+    has_functions: bool = False
     takes_slashes: bool = False
     is_whole: bool = False
     is_listed: bool = True
@@ -70,7 +73,9 @@ class AppPlace:
 
     def accepts(self, method: str) -> bool:
         """Whether it may run for a method; Starlette's classes take HEAD where they have GET."""
-        return not self.methods or method in self.methods or (method == "HEAD" and "GET" in self.methods)
+        if not self.methods or method in self.methods or (method == "HEAD" and "GET" in self.methods):
+            return True
+        return self.has_functions and method not in _ALL_METHODS
 
     def matches(self, path: str) -> bool:
         """Whether Starlette hands a path to it, or may; a target may lack the slash at its begin."""
@@ -154,11 +159,16 @@ def _unlisted_place(app: object, way: RequestWay) -> AppPlace:
 def _route_place(kind: object, route: Any, way: RequestWay) -> AppPlace:
     app, way = unwrap(getattr(route, "app", None), way)
     convertors: dict[str, Any] = getattr(route, "param_convertors", None) or compile_path(route.path)[2]
+    methods = (WEBSOCKET,) if isinstance(kind, WebSocketRoute) else tuple(sorted(route.methods or ()))
+    has_functions = not methods and isclass(app)
+    if has_functions:
+        methods = tuple(name for name in _ALL_METHODS if hasattr(app, name.lower()))
     return AppPlace(
         way=way,
         pieces=(*way.pieces, route.path),
-        methods=(WEBSOCKET,) if isinstance(kind, WebSocketRoute) else _route_methods(route),
+        methods=methods,
         app=app,
+        has_functions=has_functions,
         takes_slashes=any(re.fullmatch(each.regex, "a/b") for each in convertors.values()),
         is_whole=not isclass(app) and not isinstance(app, FunctionType),
     )
@@ -192,11 +202,3 @@ def _has_custom_match(kind: Any, route: Any) -> bool:
     package = str(getattr(matches, "__module__", "")).partition(".")[0]
     flags = getattr(getattr(route, "path_regex", None), "flags", 0)
     return package not in STARLETTE or bool(flags & re.IGNORECASE)
-
-
-def _route_methods(route: Any) -> tuple[str, ...]:
-    methods: Sequence[str] = sorted(route.methods or ())
-    if not methods:  # A class of Starlette's has them as functions; any other app takes what it likes.
-        endpoint = getattr(route, "endpoint", None)
-        methods = [name for name in _ALL_METHODS if hasattr(endpoint, name.lower())]
-    return tuple(methods)

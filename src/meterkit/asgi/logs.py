@@ -148,6 +148,14 @@ class TroubleLog:
                 " usage counts twice; make one MeterKit and give it to all parts of the app, or remove one"
             )
 
+    def log_unread_app(self, error: Exception) -> None:
+        """Log that the routes of the wrapped app cannot be read; the caller does so once."""
+        _logger.warning(
+            "the routes of the wrapped app cannot be read; the plans file's are matched as for an app of"
+            " unknown kind: %s",
+            describe_error(error),
+        )
+
     def log_unmatched(self, source: str, scope: Scope) -> None:
         """Log that no line of the plans file matches a request; the caller does so once."""
         _logger.warning(

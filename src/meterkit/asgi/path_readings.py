@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from sys import modules
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from starlette.staticfiles import StaticFiles
@@ -250,6 +251,8 @@ _EXACT: Final = STARLETTE | _PLAIN
 """Packages whose apps dispatch a path as Starlette does, or do not dispatch at all."""
 _DJANGO: Final = "django"
 """Exact about paths; its views take every method unless they say otherwise."""
+_NAMING_METHODS: Final = frozenset({"litestar", "quart", "flask", "blacksheep", "falcon", "sanic"})
+"""Packages whose routers read loosely, and whose handlers say which methods they take."""
 _NO_SLASH: Final = "\N{FRACTION SLASH}"
 _PARAMETER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(?P<convertor>:[A-Za-z_][A-Za-z0-9_]*)?\}")
 
@@ -355,32 +358,53 @@ def path_rules_of_router(app: object, paths: Paths | None = None) -> PathRules:
     if _DJANGO in packages:
         return PathRules(any_method=True, every_method=True)
     if packages.isdisjoint(_EXACT):
-        return LOOSE
+        return replace(LOOSE, every_method=True) if may_be_django(inner) else LOOSE
     return _starlette_rules(app) if lists_routes(inner) else EXACT
 
 
+def may_be_django(app: object) -> bool:
+    """Whether an app is Django's, or of unknown kind in a process of Django's: it may hand requests to it."""
+    packages = packages_of(unwrap(app, RequestWay())[0])
+    return _DJANGO in packages or (
+        django_settings() is not None and packages.isdisjoint(_EXACT | _NAMING_METHODS)
+    )
+
+
+def django_settings() -> Any:
+    """Settings of Django, where this process serves it by ASGI; otherwise None."""
+    settings: Any = getattr(modules.get("django.conf"), "settings", None)
+    return settings if "django.core.handlers.asgi" in modules and settings.configured else None
+
+
 def _starlette_rules(app: object, *, is_exact: bool = False) -> PathRules:
-    readers = tuple(_find_readers(app, RequestWay()))
+    places = list(_places_within(app, RequestWay()))
+    readers = tuple(filter(None, (_reader_at(*place) for place in places)))
+    any_method = any(place.has_functions for place, _ in places)
     if is_exact:
         readers = tuple(replace(reader, is_loose=False) for reader in readers)
-    if not readers:
+    if not (readers or any_method):
         return EXACT
-    return PathRules(readers=readers, any_method=any(reader.is_loose for reader in readers))
+    return PathRules(readers=readers, any_method=any_method or any(reader.is_loose for reader in readers))
 
 
-def _find_readers(app: object, way: RequestWay) -> Iterator[PathReader]:
+def _places_within(app: object, way: RequestWay) -> Iterator[tuple[AppPlace, Sequence[AppPlace]]]:
+    """List the places of an app, each with those that the app tries before it."""
     places = list(walk_app(app, way))
     for nth, place in enumerate(places):
-        if (
-            lists_routes(place.app) and not place.has_custom_match
-        ):  # In a route, which leaves the path as it is.
-            yield from _find_readers(place.app, place.way)
-            continue
-        reading = LOOSE if place.has_custom_match else path_rules_of_router(place.app)
-        if reading.is_loose or reading.every_method:
-            yield PathReader(place, is_loose=True, earlier=())
-        elif place.takes_slashes and packages_of(place.app).isdisjoint(_PLAIN):
-            yield PathReader(place, is_loose=False, earlier=() if place.is_whole else places[:nth])
+        # One in a route leaves the path as it is.
+        if lists_routes(place.app) and not place.has_custom_match:
+            yield from _places_within(place.app, place.way)
+        else:
+            yield place, places[:nth]
+
+
+def _reader_at(place: AppPlace, earlier: Sequence[AppPlace]) -> PathReader | None:
+    reading = LOOSE if place.has_custom_match else path_rules_of_router(place.app)
+    if reading.is_loose or reading.every_method:
+        return PathReader(place, is_loose=True, earlier=())
+    if place.takes_slashes and packages_of(place.app).isdisjoint(_PLAIN):
+        return PathReader(place, is_loose=False, earlier=() if place.is_whole else earlier)
+    return None
 
 
 def loose_pattern(template: str) -> re.Pattern[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from http import HTTPStatus
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final
@@ -30,14 +31,17 @@ class Preflights:
 
     Args:
         app: what the middleware wraps.
+        known: the same; None where it cannot be walked.
         cors: the origins whose scripts may read refusals.
         troubles: takes preflights that browsers will not accept.
     """
 
-    def __init__(self, app: ASGIApp, cors: Collection[str], troubles: TroubleLog) -> None:
+    def __init__(
+        self, app: ASGIApp, known: ASGIApp | None, cors: Collection[str], troubles: TroubleLog
+    ) -> None:
         self._app = app
-        self._root_path = root_path_of_app(app)
-        self._places = [place for place in walk_app(app) if place.accepts(_OPTIONS)]
+        self._root_path = root_path_of_app(known)
+        self._places = [place for place in walk_app(known) if place.accepts(_OPTIONS)]
         self._cors = frozenset(cors)
         self._troubles = troubles
 
@@ -78,15 +82,17 @@ class Preflights:
 
 def _is_safe(place: AppPlace, path: str) -> bool:
     """Whether a preflight at a place runs no handler: a CORS layer answers it, or the framework does."""
-    return (
-        isinstance(place.app, StaticFiles)
-        or any(_is_cors_layer(wrapper.app) for wrapper in place.way.wrappers)
-        or any(
-            is_answered(place.app, _path_within(place, path))
-            for name, is_answered in _ANSWERED.items()
-            if name in packages_of(place.app)
+    with suppress(Exception):  # What cannot be read may run a handler.
+        return (
+            isinstance(place.app, StaticFiles)
+            or any(_is_cors_layer(wrapper.app) for wrapper in place.way.wrappers)
+            or any(
+                is_answered(place.app, _path_within(place, path))
+                for name, is_answered in _ANSWERED.items()
+                if name in packages_of(place.app)
+            )
         )
-    )
+    return False
 
 
 def _path_within(place: AppPlace, path: str) -> str:

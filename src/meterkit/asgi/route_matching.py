@@ -15,10 +15,12 @@ from meterkit.asgi.path_readings import (
     EXACT,
     PathReading,
     PathRules,
+    django_settings,
     has_encoded_slash,
     is_uneven,
     loose_pattern,
     loose_spellings,
+    may_be_django,
     may_lead_to,
     path_readings,
     path_spellings,
@@ -61,15 +63,21 @@ class LineSearch(NamedTuple):
 
     Attributes:
         is_odd: whether its method is taken for that of any line that decides.
+        prefix: the root path without slashes around it; empty where there is none.
     """
 
     lines: Sequence[CompiledLine]
     method: str
     is_odd: bool = False
+    prefix: str = ""
 
     def only(self, lines: Iterable[CompiledLine]) -> LineSearch:
         """Ask some of the lines, or other patterns of them."""
         return self._replace(lines=list(lines))
+
+    def only_line(self, line: Route) -> LineSearch:
+        """Ask one of the lines."""
+        return self.only(each for each in self.lines if each[0] is line)
 
     def accepts(self, route: Route, methods: frozenset[str] | None) -> bool:
         """Whether a line takes the method."""
@@ -78,10 +86,15 @@ class LineSearch(NamedTuple):
 
 def first_line(asked: LineSearch, paths: Sequence[str]) -> Route | None:
     """Find the first line that matches."""
-    for route, methods, pattern in asked.lines:
-        if asked.accepts(route, methods) and (pattern is None or any(map(pattern.match, paths))):
-            return route
+    for line in asked.lines:
+        if asked.accepts(line[0], line[1]) and takes_path(line, paths):
+            return line[0]
     return None
+
+
+def takes_path(line: CompiledLine, paths: Sequence[str]) -> bool:
+    """Whether a line takes one of the paths, whatever the method."""
+    return line[2] is None or any(map(line[2].match, paths))
 
 
 def _counts(line: Route) -> bool:
@@ -236,7 +249,8 @@ class Router:
         reading, path = self._reading, scope["path"]
         paths = client_paths(scope, root_path=self._root_path)
         written = PathReading(path, AS_WRITTEN)
-        asked = LineSearch(lines, method, is_odd=reading.any_method and method not in self._methods)
+        is_odd = reading.any_method and method not in self._methods
+        asked = LineSearch(lines, method, is_odd, _split_root_path(scope, self._root_path)[0].strip("/"))
         found = self._first_line(asked, paths)
         if reading is EXACT:
             return [PathLine(written, found)]
@@ -319,10 +333,9 @@ class Router:
         """
         yield PathLine(one, self._first_line(asked, [*without, *with_slash]))
         gate = self._first_line(asked, without)
-        if gate is not None and gate.feature is not None:
-            alone = asked.only(line for line in asked.lines if line[0] is gate)
-            if first_line(alone, with_slash) is None:
-                yield PathLine(one, gate)
+        if gate is None or gate.feature is None or first_line(asked.only_line(gate), with_slash):
+            return
+        yield PathLine(one, gate)
 
     def _client_paths(self, scope: Scope, path: str) -> list[str]:
         return client_paths({**scope, "path": path}, root_path=self._root_path)
@@ -339,11 +352,21 @@ class Router:
         return found
 
     def _first_line(self, asked: LineSearch, paths: Sequence[str]) -> Route | None:
-        """Find the first line that takes one of the paths."""
+        """Find the first line that takes one of the paths.
+
+        One that only takes the path with the root path gives way to a stricter one that only takes the path
+        without, as the router does: some servers let the client say what the root path is.
+        """
         found = first_line(asked, paths)
-        return (
+        routed = [path for path in paths if f"/{asked.prefix}{path}" in paths] if asked.prefix else []
+        line = (
             self._add_gate(found, asked.lines, asked.method, paths) if self._reading.every_method else found
         )
+        if found is None or not routed or first_line(asked.only_line(found), routed):
+            return line
+        longer = [path for path in paths if path not in routed]
+        within = asked.only(each for each in asked.lines if not takes_path(each, longer))
+        return min(self._first_line(within, routed), line, key=rank_strictness)
 
     def _add_gate(
         self, found: Route | None, lines: Sequence[CompiledLine], method: str, paths: Sequence[str]
@@ -454,10 +477,14 @@ def root_path_of_app(app: object) -> str:
     """Find the root path that an app sets itself; empty where it takes the server's.
 
     ``FastAPI(root_path=…)`` puts it into the scope on the way in, so the middleware does not see it there.
+    Django goes by its setting, whatever the scope says.
 
     Args:
         app: the wrapped app; its own wrappers are looked through.
     """
+    settings = django_settings()
+    if settings is not None and may_be_django(app):
+        return str(settings.FORCE_SCRIPT_NAME or "")
     # An app of FastAPI's has imported it. Others mean a folder by that name: Quart does.
     kind = getattr(modules.get("fastapi"), "FastAPI", ())
     for _ in range(_WRAPPERS_MAX):

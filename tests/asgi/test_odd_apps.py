@@ -1,0 +1,164 @@
+"""Apps that route, or let a client say how to route, in ways that their routes do not tell."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from drivers.app import HEADERS, hello, served
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+meters: {requests: {unit: request}}
+features: [full]
+routes:
+  - {match: "GET /api/healthz", exempt: true}
+  - {match: "/public/{path:path}", exempt: true}
+  - {match: "POST /v1/chat", feature: full, consume: {requests: 1}}
+  - {match: "/{path:path}", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro: {rank: 10, price: {amount_cents: 2900, interval: month}, features: [full]}
+"""
+
+
+async def status_of(app: ASGIApp, path: str, method: str = "POST", root_path: str = "") -> int:
+    transport = httpx.ASGITransport(app=app, root_path=root_path)
+    async with httpx.AsyncClient(transport=transport, headers=HEADERS) as client:
+        return (await client.request(method, f"http://app{path}")).status_code
+
+
+async def answer(_: Any) -> PlainTextResponse:
+    return PlainTextResponse("ran")
+
+
+@pytest.mark.parametrize("app", [Starlette(routes=[Route("/v1/chat", answer, methods=["POST"])]), hello])
+async def test_no_root_path_gets_around_a_gate(app: ASGIApp) -> None:
+    """Daphne takes the root path from the client: the router strips it, and an exempt line began with it."""
+    async with served(app, plans=PLANS) as at:
+        for root_path in ("/public", "/api", ""):
+            for prefix in ("", root_path):
+                path = f"{prefix}/v1/chat"
+                assert await status_of(at.app, path, root_path=root_path) == 403, (root_path, path)
+        # What is written with the root path stays exempt, whatever takes the path without.
+        for path in ("/healthz", "/api/healthz"):
+            await status_of(at.app, path, "GET", root_path="/api")
+        assert await at.counted() == (0, 0)
+
+
+class Named(HTTPEndpoint):
+    """An endpoint that runs the function called as the method, as any of Starlette's did before 1.1."""
+
+    async def dispatch(self) -> None:
+        await getattr(self, self.scope["method"].lower())()
+
+    async def post(self) -> None:
+        await self.search()
+
+    async def search(self) -> None:
+        await hello(self.scope, self.receive, self.send)
+
+
+async def test_a_helper_called_as_a_method_is_gated() -> None:
+    async with served(Starlette(routes=[Route("/v1/chat", Named)]), plans=PLANS) as at:
+        assert [await status_of(at.app, "/v1/chat", name) for name in ("POST", "SEARCH", "search")] == [
+            403
+        ] * 3
+
+
+async def test_an_app_in_a_route_takes_every_method() -> None:
+    """Quart and Sanic have `get` and `post`: these are for decorators, and say nothing of their rules."""
+
+    class Other:
+        get = post = None
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await hello(scope, receive, send)
+
+    async with served(Starlette(routes=[Route("/{path:path}", Other())]), plans=PLANS) as at:
+        assert [await status_of(at.app, "//V1/chat/", name) for name in ("POST", "SEARCH")] == [403] * 2
+
+
+def django(force_script_name: str | None) -> dict[str, ModuleType]:
+    """Modules of a process that serves Django."""
+    conf: Any = ModuleType("django.conf")
+    conf.settings = SimpleNamespace(configured=True, FORCE_SCRIPT_NAME=force_script_name)
+    return {"django.conf": conf, "django.core.handlers.asgi": ModuleType("django.core.handlers.asgi")}
+
+
+async def test_djangos_forced_script_name_is_a_root_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django strips it and serves the path without it too, whatever the server's root path is."""
+    for name, module in django("/api").items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    class Handler:
+        __call__ = staticmethod(hello)
+
+    Handler.__module__ = "django.core.handlers.asgi"
+    async with served(Handler(), plans=PLANS) as at:
+        paths = ("/v1/chat", "/api/v1/chat")
+        assert [await status_of(at.app, path, name) for path in paths for name in ("POST", "PUT")] == [
+            403
+        ] * 4
+
+
+async def test_what_may_hand_requests_to_django_is_gated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels' router is one: Django's views take methods that no line names."""
+    for name, module in django(None).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    async with served(hello, plans=PLANS) as at:
+        assert [await status_of(at.app, "/v1/chat", name) for name in ("POST", "PUT", "GET")] == [403] * 3
+
+
+class Unreadable:
+    """A proxy of an app, which raises for attributes as long as there is no app."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"no {name} outside of an application context")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await hello(scope, receive, send)
+
+
+class Layered(Unreadable):
+    """An app of a framework that calls its layers otherwise."""
+
+    user_middleware = ("cors",)
+    app = staticmethod(hello)
+
+
+class OwnSyntax(Route):
+    """A route whose path is no template of Starlette's."""
+
+    def __init__(self, path: str, endpoint: Any) -> None:
+        super().__init__(path, endpoint)
+        self.path = "/<name:unknown>/{name:unknown}"
+        self.param_convertors = {}
+
+
+PREFLIGHT = {"origin": "https://o", "access-control-request-method": "POST"}
+
+
+UNREADABLE: dict[str, Any] = {
+    "proxy": Unreadable(),
+    "layers": Layered(),
+    "route": Starlette(routes=[OwnSyntax("/v1/chat", answer)]),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_i9_an_app_that_cannot_be_read_is_served(name: str) -> None:
+    async with served(UNREADABLE[name], plans=PLANS) as at:
+        assert await status_of(at.app, "//V1/chat/") == 403
+        assert await at.statuses("/v1/chat", method="OPTIONS", headers=PREFLIGHT) == [204]
+        assert await at.statuses("/public/x") == [404 if name == "route" else 200]
