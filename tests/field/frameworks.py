@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["ANY", "APPS", "CHAT", "FILES", "ITEM", "MCP_CALL", "ORIGIN"]
 
@@ -120,6 +120,16 @@ def django(ran: Ran, *, cors: bool = False, cors_urls: str = "^/.*$") -> Any:
     return _django(*views, middleware=layers, cors_urls=cors_urls)
 
 
+def dispatching(app: ASGIApp) -> ASGIApp:
+    """A router by the kind of connection, as that of Channels, which says nothing of the app behind it."""
+    apps: dict[str, Any] = {"http": app, "lifespan": Starlette()}
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        await apps[scope["type"]](scope, receive, send)
+
+    return dispatch
+
+
 def fastmcp(ran: Ran) -> Any:
     """FastMCP, mounted in Starlette: https://gofastmcp.com/deployment/http"""
     server = _needed("fastmcp").FastMCP("field")
@@ -189,6 +199,7 @@ APPS: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
     "quart": quart,
     "blacksheep": blacksheep,
     "django": django,
+    "django, dispatched": lambda ran: dispatching(django(ran)),
     "fastmcp": fastmcp,
     "sanic": sanic,
     "falcon": falcon,
