@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 from starlette.types import Scope
 
+from drivers.app import hello, served
 from drivers.sampled import few_examples
 from meterkit import MeterkitError, identify
 from meterkit.errors import CustomerError
@@ -79,7 +80,10 @@ class TestApiKey:
 class Member(BaseUser):
     is_authenticated: Any = True
     identity: Any = "user-7"
-    number, organisation = 7, "acme"
+    number, organisation, account = 7, "acme", object()
+
+    def full_name(self) -> str:
+        return "Ada"
 
 
 class Guest(Member):
@@ -92,6 +96,13 @@ class TestUser:
     )
     def test_names_an_attribute(self, attr: str, expected: str) -> None:
         assert expected == identify.user(attr)(scope(user=Member()))
+
+    @pytest.mark.parametrize("attr", ["account", "full_name", "is_authenticated"])
+    async def test_an_object_is_no_id(self, attr: str, caplog: pytest.LogCaptureFixture) -> None:
+        """Its text has its address: each request was of a customer of its own, who had all that is free."""
+        async with served(hello, who=lambda of: identify.user(attr)({**of, "user": Member()})) as edge:
+            assert await edge.statuses("/v1/x") == [503]
+        assert f"identify.user('{attr}'): found a value of type " in caplog.text
 
     def test_who_is_not_authenticated_is_nobody(self) -> None:
         assert identify.user("display_name")(scope(user=UnauthenticatedUser())) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -359,6 +360,32 @@ async def test_a_message_is_not_lost_to_an_app_that_gives_up() -> None:
             socket.say("one", "two")
             await eventually(lambda: heard == ["one", "two"])
         assert await at.counted(meter="messages") == (2, 0)
+
+
+SAID: Final = ["one", "two", "three", "four"]
+
+
+async def test_i8_each_of_two_receivers_gets_messages_of_its_own() -> None:
+    heard: list[str] = []
+
+    async def hear(receive: Receive) -> None:
+        while (message := await receive())["type"] == "websocket.receive":
+            heard.append(message["text"])
+
+    async def shared(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        waiting = [asyncio.ensure_future(hear(receive)) for _ in range(2)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
+
+    async with served(shared, plans=PLANS) as at:
+        async with opened(at) as socket:
+            for n, said in enumerate(SAID, 1):
+                socket.say(said)
+                await eventually(partial(SAID[:n].__eq__, heard))
+        assert await at.counted(meter="messages") == (4, 0)
 
 
 async def test_i4_an_open_websocket_goes_by_the_plans_file_of_now(tmp_path: Path) -> None:

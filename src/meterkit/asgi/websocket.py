@@ -93,9 +93,10 @@ class WebSocketExchange(Exchange):
         if self._next is None and (self._lane is None or not self._route.per_message):
             return self._note_message(await self.server_receive())
         # Apps cancel the wait for a message; one that was taken from the server meanwhile is the next one's.
-        if self._next is None:
-            self._next = start_task(self._decided_message())
-        message = await shield(self._next)
+        asked = self._next = self._next or start_task(self._decided_message())
+        message = await shield(asked)
+        if self._next is not asked:  # Another task of the app has waited for it, too.
+            return await self.receive()
         self._next = None
         return message
 
