@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import HEADERS, hello, served
@@ -113,11 +113,14 @@ async def test_djangos_forced_script_name_is_a_root_path(monkeypatch: pytest.Mon
 
 
 async def test_what_may_hand_requests_to_django_is_gated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels' router is one: Django's views take methods that no line names."""
+    """Channels' router is one: Django's views take methods that no line names. Starlette may stand before."""
     for name, module in django(None).items():
         monkeypatch.setitem(sys.modules, name, module)
-    async with served(hello, plans=PLANS) as at:
-        assert [await status_of(at.app, "/v1/chat", name) for name in ("POST", "PUT", "GET")] == [403] * 3
+    own = Route("/v1/chat", answer, methods=["GET"])
+    for app, taken in ((hello, 403), (Starlette(routes=[own, Mount("/", hello)]), 200)):
+        async with served(app, plans=PLANS) as at:
+            methods = ("POST", "PUT", "BREW", "GET")
+            assert [await status_of(at.app, "/v1/chat", name) for name in methods] == [403] * 3 + [taken]
 
 
 class Unreadable:

@@ -265,11 +265,13 @@ class PathReader:
         place: where it stands.
         is_loose: whether it reads loosely; otherwise it resolves dot segments and the like below its place.
         earlier: places that the app tries before it; none where it gets whole paths.
+        every_method: whether its handlers take every method, as Django's do.
     """
 
     place: AppPlace
     is_loose: bool
     earlier: Sequence[AppPlace]
+    every_method: bool = False
 
     def gets(self, method: str, path: str) -> bool:
         """Whether Starlette hands a path to it, or may."""
@@ -289,7 +291,14 @@ class PathReader:
             method: of the request.
             path: without the slash.
         """
-        return self.reads(method, path) and not any(
+        return self.reads(method, path) and self._is_first(method, path)
+
+    def takes_every_method(self, method: str, path: str) -> bool:
+        """Whether it gets a path, and runs a handler of it whatever the method is."""
+        return self.every_method and self.gets(method, path) and self._is_first(method, path)
+
+    def _is_first(self, method: str, path: str) -> bool:
+        return not any(
             place.way.host in {None, self.place.way.host} and place.accepts(method) and place.matches(path)
             for place in self.earlier
         )
@@ -401,7 +410,8 @@ def _places_within(app: object, way: RequestWay) -> Iterator[tuple[AppPlace, Seq
 def _reader_at(place: AppPlace, earlier: Sequence[AppPlace]) -> PathReader | None:
     reading = LOOSE if place.has_custom_match else path_rules_of_router(place.app)
     if reading.is_loose or reading.every_method:
-        return PathReader(place, is_loose=True, earlier=())
+        before = earlier if reading.every_method else ()
+        return PathReader(place, is_loose=True, earlier=before, every_method=reading.every_method)
     if place.takes_slashes and packages_of(place.app).isdisjoint(_PLAIN):
         return PathReader(place, is_loose=False, earlier=() if place.is_whole else earlier)
     return None

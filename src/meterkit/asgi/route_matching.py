@@ -64,12 +64,14 @@ class LineSearch(NamedTuple):
     Attributes:
         is_odd: whether its method is taken for that of any line that decides.
         prefix: the root path without slashes around it; empty where there is none.
+        every_method: whether the handler takes every method unless it says otherwise.
     """
 
     lines: Sequence[CompiledLine]
     method: str
     is_odd: bool = False
     prefix: str = ""
+    every_method: bool = False
 
     def only(self, lines: Iterable[CompiledLine]) -> LineSearch:
         """Ask some of the lines, or other patterns of them."""
@@ -249,13 +251,19 @@ class Router:
         reading, path = self._reading, scope["path"]
         paths = client_paths(scope, root_path=self._root_path)
         written = PathReading(path, AS_WRITTEN)
-        is_odd = reading.any_method and method not in self._methods
-        asked = LineSearch(lines, method, is_odd, _split_root_path(scope, self._root_path)[0].strip("/"))
+        routed = routed_paths(scope, path, self._root_path) if reading.readers else []
+        readers = [one for one in reading.readers if any(one.gets(method, each) for each in routed)]
+        asked = LineSearch(
+            lines,
+            method,
+            is_odd=reading.any_method and method not in self._methods,
+            prefix=_split_root_path(scope, self._root_path)[0].strip("/"),
+            every_method=reading.every_method
+            or any(one.takes_every_method(method, each) for one in readers for each in routed),
+        )
         found = self._first_line(asked, paths)
         if reading is EXACT:
             return [PathLine(written, found)]
-        routed = routed_paths(scope, path, self._root_path)
-        readers = [one for one in reading.readers if any(one.gets(method, each) for each in routed)]
         is_loose = reading.is_loose or any(reader.is_loose for reader in readers)
         if not (is_loose or reading.resolves or readers):
             return [PathLine(written, found)]
@@ -346,7 +354,7 @@ class Router:
         several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
         accepted = [route for route, methods, _ in several if asked.accepts(route, methods)]
         found = min(accepted, key=self._strictness, default=None)
-        if self._reading.every_method and (found is None or found.feature is None):
+        if asked.every_method and (found is None or found.feature is None):
             gates = (route for route, *_ in several if route.feature is not None and route.method != "WS")
             return self._combine_gate(found, next(gates, None))
         return found
@@ -359,9 +367,7 @@ class Router:
         """
         found = first_line(asked, paths)
         routed = [path for path in paths if f"/{asked.prefix}{path}" in paths] if asked.prefix else []
-        line = (
-            self._add_gate(found, asked.lines, asked.method, paths) if self._reading.every_method else found
-        )
+        line = self._add_gate(found, asked.lines, asked.method, paths) if asked.every_method else found
         if found is None or not routed or first_line(asked.only_line(found), routed):
             return line
         longer = [path for path in paths if path not in routed]
