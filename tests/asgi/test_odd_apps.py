@@ -89,10 +89,17 @@ async def test_an_app_in_a_route_takes_every_method() -> None:
         assert [await status_of(at.app, "//V1/chat/", name) for name in ("POST", "SEARCH")] == [403] * 2
 
 
-def django(force_script_name: str | None) -> dict[str, ModuleType]:
+class DjangoHandler:
+    __call__ = staticmethod(hello)
+
+
+DjangoHandler.__module__ = "django.core.handlers.asgi"
+
+
+def django(force_script_name: str | None = None, **settings: Any) -> dict[str, ModuleType]:
     """Modules of a process that serves Django."""
     conf: Any = ModuleType("django.conf")
-    conf.settings = SimpleNamespace(configured=True, FORCE_SCRIPT_NAME=force_script_name)
+    conf.settings = SimpleNamespace(configured=True, FORCE_SCRIPT_NAME=force_script_name, **settings)
     return {"django.conf": conf, "django.core.handlers.asgi": ModuleType("django.core.handlers.asgi")}
 
 
@@ -101,11 +108,7 @@ async def test_djangos_forced_script_name_is_a_root_path(monkeypatch: pytest.Mon
     for name, module in django("/api").items():
         monkeypatch.setitem(sys.modules, name, module)
 
-    class Handler:
-        __call__ = staticmethod(hello)
-
-    Handler.__module__ = "django.core.handlers.asgi"
-    async with served(Handler(), plans=PLANS) as at:
+    async with served(DjangoHandler(), plans=PLANS) as at:
         paths = ("/v1/chat", "/api/v1/chat")
         assert [await status_of(at.app, path, name) for path in paths for name in ("POST", "PUT")] == [
             403
@@ -114,13 +117,25 @@ async def test_djangos_forced_script_name_is_a_root_path(monkeypatch: pytest.Mon
 
 async def test_what_may_hand_requests_to_django_is_gated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels' router is one: Django's views take methods that no line names. Starlette may stand before."""
-    for name, module in django(None).items():
+    for name, module in django().items():
         monkeypatch.setitem(sys.modules, name, module)
     own = Route("/v1/chat", answer, methods=["GET"])
     for app, taken in ((hello, 403), (Starlette(routes=[own, Mount("/", hello)]), 200)):
         async with served(app, plans=PLANS) as at:
             methods = ("POST", "PUT", "BREW", "GET")
             assert [await status_of(at.app, "/v1/chat", name) for name in methods] == [403] * 3 + [taken]
+
+
+async def test_django_answers_preflights_behind_a_root_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """django-cors-headers looks at the path without it, and so browsers could not call the API."""
+    layers = ["corsheaders.middleware.CorsMiddleware"]
+    for name, module in django(MIDDLEWARE=layers, CORS_URLS_REGEX="^/v1/.*$").items():
+        monkeypatch.setitem(sys.modules, name, module)
+    async with served(DjangoHandler(), plans=PLANS) as at:
+        transport = httpx.ASGITransport(app=at.app, root_path="/api")
+        async with httpx.AsyncClient(transport=transport, base_url="http://app/api") as client:
+            for path, status in (("/v1/chat", 200), ("/v2/chat", 204)):
+                assert (await client.options(path, headers=PREFLIGHT)).status_code == status
 
 
 class Unreadable:

@@ -53,10 +53,9 @@ class Preflights:
         """
         if not is_preflight(scope):
             return False
+        routed = routed_paths(scope, scope["path"], self._root_path)
         if route.enforcement != "on" or not any(
-            place.matches(path) and not _is_safe(place, path)
-            for path in routed_paths(scope, scope["path"], self._root_path)
-            for place in self._places
+            any(map(place.matches, routed)) and not _is_safe(place, routed[0]) for place in self._places
         ):
             await self._app(scope, receive, send)
             return True
@@ -81,7 +80,12 @@ class Preflights:
 
 
 def _is_safe(place: AppPlace, path: str) -> bool:
-    """Whether a preflight at a place runs no handler: a CORS layer answers it, or the framework does."""
+    """Whether a preflight at a place runs no handler: a CORS layer answers it, or the framework does.
+
+    Args:
+        place: takes it.
+        path: without the root path.
+    """
     with suppress(Exception):  # What cannot be read may run a handler.
         return (
             isinstance(place.app, StaticFiles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from meterkit.catalog.errors import RefusedError, nearest, quoted
 from meterkit.catalog.model_prices import covers_pattern
@@ -74,6 +75,10 @@ def _check_template(path: str) -> None:
     query = path.find("?") if "?" in path else path.find("#")
     if query >= 0:
         raise RefusedError(f"a match is a path only; remove {path[query:]!r}")
+    decoded = unquote(path)
+    if decoded != path:  # As encoded it would match nothing: routers go by the decoded path.
+        meant = f'"{decoded}"' if decoded.isprintable() and " " not in decoded else None
+        raise RefusedError("a path is not encoded; a blank is matched by {name}", meant=meant)
     seen: set[str] = set()
     for name, convertor in PARAMETER.findall(path):
         if name in seen:
