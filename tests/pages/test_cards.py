@@ -149,3 +149,21 @@ async def test_the_plan_its_price_and_the_next_one(store_url: str) -> None:
         assert card_of(html, "cost").startswith("Cost so far USD 50.00 Plan, per year USD 600.00")
         before = (await client.get("/?period=2031-05-01")).text
         assert (cards_in(before), "Next plan" in before) == ({}, False)
+
+
+async def test_half_a_cent_is_rounded_alike_in_each_place(store_url: str, tmp_path: Path) -> None:
+    url, clock, plans = sqlite_in(tmp_path), Clock(START), PLANS.replace("60_000", "30_030")
+    async with (
+        MeterKit(loads(plans), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit,
+        page_of(kit) as client,
+    ):
+        await kit.record("acme", "words", 1)
+        await drain_all(kit, url)
+        clock.advance(timedelta(days=2))
+        # A month's share of the yearly price has half a cent.
+        html = (await client.get("/")).text
+        assert "Your usage so far would cost USD 25.03 there." in card_of(html, "plan")
+        await kit.customers.set_plan("acme", "max")
+        html = (await client.get("/")).text
+        shown = "Cost so far USD 25.03 Forecast for the period: USD 25.03 ( USD 25.03 to USD 25.03 "
+        assert card_of(html, "cost").startswith(shown)

@@ -21,6 +21,7 @@ from drivers.audited_kit import row_of, sqlite_in
 from drivers.browser import chromium, faultless, needs_chromium
 from drivers.plans import plans_text
 from drivers.shop import START
+from drivers.subscribed_customer import fetched, subscription
 from drivers.usage_figures import JSON, page_of, serving_acme, statement_parts
 from meterkit import MeterKit
 from meterkit.catalog import loads
@@ -219,6 +220,29 @@ async def test_a_line_is_paged(client: httpx.AsyncClient) -> None:
     assert "120 events" in html
     for bad in ({"line": "nosuch"}, {"line": line["id"], "after": "x"}, {"period": "soon"}):
         assert (await client.get("/statement", params=bad)).status_code == 422
+
+
+async def test_links_lead_to_the_period_that_they_name(store_url: str, tmp_path: Path) -> None:
+    """Two periods begin on one day."""
+    clock, starts = Clock(START), [START + timedelta(hours=hours) for hours in (15, 12, 0)]
+    async with kit_with(store_url, sqlite_in(tmp_path), clock) as kit, page_of(kit) as client:
+        for start in reversed(starts[:2]):
+            clock.set(start)
+            edges = {"start_ms": start, "end_ms": start + timedelta(days=30), "anchor_ms": start}
+            await fetched(kit, subscription(created_ms=starts[1], **edges))
+        path = "/"
+        for start in starts:
+            links = links_in((await client.get(path)).text)
+            of_statement = links_in((await client.get(f"/{links['Statement']}")).text)
+            for shown in (path, of_statement["Usage"]):
+                figures = (await client.get(shown, headers=JSON)).json()
+                assert figures["usage"]["period"]["start"] == f"{start:%Y-%m-%dT%H:%M:%SZ}"
+            path = f"/{links['Previous period']}"
+            assert path == f"/{of_statement['Previous period']}"
+
+
+def links_in(html: str) -> dict[str, str]:
+    return {words: unescape(href) for href, words in re.findall(r'<a href="([^"]+)">([^<]+)</a>', html)}
 
 
 async def test_a_statement_is_its_customers_alone(client: httpx.AsyncClient) -> None:

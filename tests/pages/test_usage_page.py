@@ -173,7 +173,7 @@ async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tm
         clock.set(datetime(2031, 7, 3, tzinfo=UTC))
         await kit.customers.set_plan("acme", "max")
         now = (await client.get("/", headers=JSON)).json()
-        assert (now["previous_period"], now["plan_name"]) == ("2031-06-30", "Max")
+        assert (now["previous_period"], now["plan_name"]) == ("2031-06-30T23:59:59Z", "Max")
         (entry,) = now["history"]
         assert (entry["kind"], entry["before"], entry["after"]) == ("plan", "pro", "max")
         before = (await client.get("/?period=2031-06-30", headers=JSON)).json()

@@ -6,6 +6,7 @@ from math import ceil, floor, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
+from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.pages.overage_by_model import split_by_model
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _expected_cost(
         expected, terms.price_rows, {row: usage[row]["overage"] for row in rows if row in usage}
     )
     unknown = {terms.price_rows[name].default: units for name, units in split.unknown.items()}
-    return round(terms.charge({**split.units, **unknown}))
+    return rounded_cents(terms.charge({**split.units, **unknown}))
 
 
 def _forecast_meter(

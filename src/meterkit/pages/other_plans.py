@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
+from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.catalog.entitlements import ceiling
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.grants import MICRO
@@ -64,7 +65,7 @@ def price_on_plans(
         offer: OtherPlan = {
             "plan": plan.key,
             "name": plan.name,
-            "cost_cents": round(terms.charge(split.units)),
+            "cost_cents": rounded_cents(terms.charge(split.units)),
             "refused": [
                 *(name for name, units in beyond.items() if units > allowed.get(name, units)),
                 *(name for name, most in _gauges_of(catalog, plan).items() if used.get(name, 0) > most),

@@ -11,10 +11,10 @@ from starlette.responses import StreamingResponse
 
 from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.csv_text import csv_text
-from meterkit.decisions.periods import from_ms, iso, to_ms
+from meterkit.decisions.periods import from_ms, iso
 from meterkit.insights.statement.lines import PlaceError
 from meterkit.pages.rendering import HEADERS
-from meterkit.pages.usage_figures import read_name
+from meterkit.pages.usage_figures import last_second_before, read_name
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError, ProblemType
 from meterkit.subscriptions.billing_problems import invalid
 from meterkit.subscriptions.billing_routes import period_in
@@ -54,7 +54,7 @@ async def answer_statement(
     shown = {
         **asdict(found),
         "customer_name": await read_name(kit, customer),
-        "previous_period": f"{from_ms(to_ms(found.period_start) - 1):%Y-%m-%d}",
+        "previous_period": last_second_before(found.period_start),
         "is_one": "line" in request.query_params,
         "balance_currency": BALANCE_CURRENCY,
         "meter_names": _read_titles(kit.catalog),

@@ -15,7 +15,7 @@ from meterkit.catalog.addons import with_addons
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.plan_costs import PlanOffers, plan_cost, read_tenures
@@ -219,6 +219,11 @@ class UsageFigures(TypedDict):
     invoices: list[dict[str, object]] | None
 
 
+def last_second_before(start: datetime) -> str:
+    """Name the period before the one that begins then. A day does not: both may lie in it."""
+    return iso(start - timedelta(seconds=1))
+
+
 async def usage_figures(
     kit: PagesKit, customer: str, at_ms: int | None = None, *, subjects: bool = True
 ) -> UsageFigures:
@@ -257,7 +262,7 @@ async def usage_figures(
         "storage": None,
         "subjects": [],
         "history": _newest_changes(history),
-        "previous_period": f"{from_ms(start_ms - 1):%Y-%m-%d}",
+        "previous_period": last_second_before(usage["period"]["start"]),
         "budgets": [],
         "top_up": None,
         "rates": [],
