@@ -169,6 +169,25 @@ plans:
         assert rest["meters"] == {"requests": {"used": 3, "overage": 0, "before": 120}}
 
 
+async def test_periods_that_end_within_an_hour_are_each_summed_up(
+    hook: Receiver, kit: MeterKit, clock: Clock
+) -> None:
+    """A customer subscribes, and begins a yearly period half an hour later."""
+    watch = watch_of(kit)
+    await look(kit, watch)
+    for used, days in ((8, 30), (9, 365)):
+        await kit.record("acme", "requests", used)
+        clock.advance(timedelta(minutes=30))
+        begun, now = {"anchor_ms": clock.now(), "created_ms": BEGIN}, clock.now()
+        sold = subscribed.subscription(start_ms=now, end_ms=now + timedelta(days=days), plan="free", **begun)
+        await subscribed.fetched(kit, sold)
+    for _ in range(4):
+        clock.advance(timedelta(minutes=30))
+        await look(kit, watch)
+    found = [(data["period_start"][5:16], data["meters"]["requests"]["used"]) for data in told(hook)]
+    assert found == [("05-01T00:00", 8), ("05-30T12:30", 9)]
+
+
 async def test_a_lost_lease_ends_a_pass(kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     watch, admin = watch_of(kit), await kit.store.admin()
     lease = kit.store.keys.shard(HOOKS_SHARD, "period.summary:lease")

@@ -252,7 +252,8 @@ def notices_of(customer: str, step: Transition) -> Iterator[StateNotice]:
         yield _new_notice("subscription.changed", customer, data)
     if before.access != after.access:
         data = {**common, "access": after.access, "access_before": before.access}
-        yield _new_notice("access.changed", customer, data)
+        # Named without the status, as by releases that did not tell it.
+        yield _new_notice("access.changed", customer, {**data, "status": after.status}, of=data)
 
 
 def reminders_of(

@@ -42,11 +42,13 @@ class CreditsLow(CustomerEvent):
         customer: the customer's id.
         credit: its name in the plans file.
         balance: remaining whole credits, rounded down; a balance in money may be below 0.
+        balance_micros: the same in millionths of a credit.
         at: when it happened (UTC).
     """
 
     credit: str
     balance: int
+    balance_micros: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,7 @@ class UsageSpike(CustomerEvent):
 class StorageOver(CustomerEvent):
     """``storage.over``: a customer has stored more bytes than the plan includes for about five minutes.
 
-    At most one a day for a customer and gauge.
+    It repeats only after the customer has stored less for two days.
 
     Attributes:
         id: stays the same when the event is delivered again.
@@ -208,12 +210,14 @@ class AccessChanged(CustomerEvent):
         access: ``full``, ``grace``, ``restricted`` or ``suspended``.
         access_before: the access before.
         plan: key of the active plan.
+        status: of the subscription, by the clock; None: there is none, or an older release told of the event.
     """
 
     cause: str
     access: Access
     access_before: Access
     plan: str
+    status: Status | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,7 +351,12 @@ def _read_credits_low(notice: CustomerNotice, event_id: str, _meters: Mapping[st
     at, _begins, _ends, left = notice.numbers
     credit = notice.of.partition(":")[2]
     return CreditsLow(
-        id=event_id, customer=notice.customer, credit=credit, balance=left // MICRO, at=from_ms(at)
+        id=event_id,
+        customer=notice.customer,
+        credit=credit,
+        balance=left // MICRO,
+        balance_micros=left,
+        at=from_ms(at),
     )
 
 

@@ -318,11 +318,15 @@ class SummaryWatch:
         await self._save_position(until_ms, "")
 
     async def _find_due(self, due: SortedCustomers, last: tuple[int, str], until_ms: int) -> None:
-        """Add customers with the end of their previous period."""
+        """Add customers with the ends of their previous periods since the last check."""
         async with customers_with_counts(self._store) as customers:
             async for names in customers.names(_SUMMARIES_AT_ONCE):
                 ends = await self._read_period_ends(names)
-                await due.add(end for end in ends if last < end and end[0] < until_ms)
+                # A period may both begin and end between two checks: look at those before it, too.
+                while ends := [end for end in ends if last < end]:
+                    await due.add(end for end in ends if end[0] < until_ms)
+                    former = [await self._read_period_ends([who], at_ms=at_ms - 1) for at_ms, who in ends]
+                    ends = [end for found in former for end in found]
 
     async def _notify_summary(self, customer: str, end_ms: int) -> None:
         try:
@@ -334,12 +338,16 @@ class SummaryWatch:
             await publish_notice(self._store, customer, SUMMARY_EVENT, summary)
             await asyncio.sleep(self._pause_s)
 
-    async def _read_period_ends(self, customers: Sequence[str]) -> list[tuple[int, str]]:
+    async def _read_period_ends(
+        self, customers: Sequence[str], *, at_ms: int | None = None
+    ) -> list[tuple[int, str]]:
+        """Read when the period before the present one, or before that of another instant, ended."""
         try:
-            usages = await self._store.usage_of_many(customers)
+            usages = await self._store.usage_of_many(customers, at_ms=at_ms)
         except UNREADABLE as error:
             if len(customers) > 1:
-                return [end for customer in customers for end in await self._read_period_ends([customer])]
+                found = [await self._read_period_ends([customer], at_ms=at_ms) for customer in customers]
+                return [end for ends in found for end in ends]
             await log_unreadable(self._store, customers[0], SUMMARY_EVENT, error)
             return []
         return [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_wording import is_money, micro_money, money, size_text
+from meterkit.catalog.meters import MICRO_USD
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Renderer:
             "addon_names": {key: addon.name for key, addon in catalog.addons.items()},
             "titles": {key: meter.title for key, meter in catalog.meters.items()},
             "units": {key: meter.unit for key, meter in catalog.meters.items()},
+            "money_credits": {key: MICRO_USD for key, credit in catalog.credits.items() if credit.is_money},
             "portal_url": catalog.billing.portal_url,
             "currency": message.data.get("currency") or catalog.currency,
         }

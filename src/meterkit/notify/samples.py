@@ -25,6 +25,7 @@ _VALUES: Final[Mapping[str, Any]] = {
     "period_start": datetime(2026, 11, 1, tzinfo=UTC),
     "period_end": datetime(2026, 12, 1, tzinfo=UTC),
     "balance": 96,
+    "balance_micros": 96_250_000,
     "cause": "api",
     "status": "active",
     "status_before": None,
@@ -76,7 +77,7 @@ _VALUES_OF_EVENT: Final[Mapping[str, Mapping[str, Any]]] = {
         "period_end": datetime(2026, 11, 1, tzinfo=UTC),
         "overage_cents": 240,
     },
-    "access.changed": {"cause": "clock"},
+    "access.changed": {"cause": "clock", "status": "past_due"},
     "dunning.reminder": {
         "after": timedelta(days=6),
         "failures": 2,
