@@ -137,6 +137,23 @@ async def test_deleted_snapshots_are_made_again_identically(at: Books) -> None:
     assert sums == at.rows(f"{figures} order by day")
 
 
+async def test_revenue_of_the_restricted_is_that_of_their_plan(at: Books) -> None:
+    await at.subscribe("ada", "max")
+    await at.go(on(1, 2))
+    at.at.emulator.fail_payments("cus_ada")
+    at.at.clock.set(on(1, 31))
+    await at.go(on(2, 12))
+    assert (await at.kit.usage("ada"))["access"] == "restricted"
+    assert (await at.kit.usage("ada"))["plan"] == "free"
+    rows = at.rows("select distinct plan, mrr from meterkit_revenue")
+    assert rows == [("max", 3000 * MICRO)]
+    await at.go(on(2, 20))  # Suspended, then canceled.
+    with sqlite3.connect(at.path) as database:
+        database.execute("delete from meterkit_revenue_days where day = '2031-02-10'")
+    await at.revenue.snapshot()
+    assert at.rows("select distinct plan, mrr from meterkit_revenue") == rows
+
+
 async def test_without_an_audit_log_the_setting_is_named(store_url: str) -> None:
     async with hooked(store_url, catalog=CATALOG) as at:
         with pytest.raises(SettingsError, match="METERKIT_AUDIT_URL"):

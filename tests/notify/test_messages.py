@@ -139,6 +139,20 @@ async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
     assert (hook.ids, (await kit.notify.list())["webhook"]) == ([dead.id], [])
 
 
+async def test_a_message_that_nobody_sent_for_days_is_dead(
+    box: Mailbox, mailing: MeterKit, clock: Clock
+) -> None:
+    await mailing.record("acme", "requests", 5)
+    await courier(mailing, "email").collect()
+    clock.advance(timedelta(hours=73, seconds=1))
+    await courier(mailing, "email").deliver()
+    (dead,) = (await mailing.notify.list())["email"]
+    assert (dead.state, dead.why, box.mails) == ("dead", "it waited for more than 72 hours", [])
+    await mailing.notify.redrive()
+    await courier(mailing, "email").deliver()
+    assert len(box.mails) == 1
+
+
 @pytest.mark.each_store
 async def test_messages_wait_in_the_shards_of_their_customers(store_url: str, clock: Clock) -> None:
     customers = ["acme", "bolt", "core", "dusk", "echo", "fern"]

@@ -291,6 +291,9 @@ def test_an_item_counts_by_the_month(price: object, quantity: int, micro_cents: 
         ([coupon(amount_off=250)], 750),
         ([coupon(amount_off=1250)], 0),
         ([coupon(percent_off=10), coupon(percent_off=10)], 810),
+        # In their order, as on invoices.
+        ([coupon(percent_off=20), coupon(amount_off=100)], 700),
+        ([coupon(amount_off=100), coupon(percent_off=20)], 720),
         ([coupon("once", percent_off=50)], 1000),
         (["di_1"], 1000),
         # As the API shows it before 2025-09-30.clover.

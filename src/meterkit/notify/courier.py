@@ -261,7 +261,7 @@ class MessageCourier:
                 "no message is sent for %s of customer %r: the event is more than %d hours old",
                 notice.kind,
                 notice.customer,
-                PATIENCE_MS // 3_600_000,
+                PATIENCE_MS // _HOUR_MS,
             )
             return
         message = make_message(self._sender.channel, notice.kind, event)
@@ -277,6 +277,7 @@ class MessageCourier:
 
     async def _send_message(self, send: Callable[[Message], Awaitable[None]], taken: LeasedMessage) -> None:
         try:
+            self._check_age(taken)
             async with asyncio.timeout(_PATIENCE_S):
                 await keep_cancellation(send(Message.load(taken.id, taken.text)))
         except SendError as failure:
@@ -290,6 +291,15 @@ class MessageCourier:
             await self._record_failure(taken, SendError(f"{type(error).__name__}; the log has the traceback"))
         else:
             await self._queue.done(taken)
+
+    def _check_age(self, taken: LeasedMessage) -> None:
+        """Refuse a message that no process tried to send in time: what it says may not hold any more.
+
+        Raises:
+            SendError: it has waited for an hour longer than messages are retried; final.
+        """
+        if self._store.now_ms() - taken.since_ms > PATIENCE_MS + _HOUR_MS:
+            raise SendError(f"it waited for more than {PATIENCE_MS // _HOUR_MS} hours", is_final=True)
 
     async def _record_failure(self, taken: LeasedMessage, failure: SendError) -> None:
         reason, now_ms = f"{failure!s:.{_REASON_MAX}}", self._store.now_ms()

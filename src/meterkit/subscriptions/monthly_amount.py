@@ -63,12 +63,11 @@ def is_free(found: Mapping[str, Any]) -> bool:
 def _sum_monthly(found: Mapping[str, Any], currency: str) -> Fraction:
     """Sum the monthly cost of items in a currency (smallest units); empty: in any."""
     items = list(_licensed(found, currency))
-    off, share = _discounts(found, currency)
+    if not items:
+        return Fraction(0)
     paid = sum((amount * per_month for amount, per_month in items), Fraction(0))
-    if items:
-        # An amount is taken off each invoice, one an interval.
-        paid -= off * items[0][1]
-    return paid * share
+    # An amount is taken off each invoice, one an interval.
+    return _discounted(paid, found, currency, per_month=items[0][1])
 
 
 def _licensed(found: Mapping[str, Any], currency: str) -> Iterator[tuple[Fraction, Fraction]]:
@@ -79,8 +78,7 @@ def _licensed(found: Mapping[str, Any], currency: str) -> Iterator[tuple[Fractio
         per_month = _INTERVALS_A_MONTH.get(text_in(recurring, "interval"))
         is_known = not currency or text_in(price, "currency") in {"", currency}
         if per_month is not None and is_known and recurring.get("usage_type") != "metered":
-            off, share = _discounts(item, currency)
-            amount = max(Fraction(0), _amount(item, price) - off) * share
+            amount = _discounted(_amount(item, price), item, currency)
             yield amount, per_month / max(1, _integer_of(recurring.get("interval_count"), 1))
 
 
@@ -92,9 +90,13 @@ def _amount(item: Mapping[str, Any], price: Mapping[str, Any]) -> Fraction:
     return _fraction_of(price.get("unit_amount_decimal") or price.get("unit_amount")) * quantity
 
 
-def _discounts(found: Mapping[str, Any], currency: str) -> tuple[Fraction, Fraction]:
-    """Lasting coupons of a subscription or an item: amount off (smallest units), and the share left."""
-    off, share = Fraction(0), Fraction(1)
+def _discounted(
+    amount: Fraction, found: Mapping[str, Any], currency: str, *, per_month: Fraction = Fraction(1)
+) -> Fraction:
+    """Take the lasting coupons of a subscription or an item off an amount, in their order.
+
+    ``per_month``: how often in the amount's span a coupon's own amount is taken off.
+    """
     discounts: object = found.get("discounts")
     for discount in cast("list[object]", discounts) if isinstance(discounts, list) else []:
         if not isinstance(discount, dict):
@@ -104,9 +106,9 @@ def _discounts(found: Mapping[str, Any], currency: str) -> tuple[Fraction, Fract
         if text_in(coupon, "duration") == "forever":
             # Stripe shows a coupon's amount in its default currency only.
             if not currency or text_in(coupon, "currency") in {"", currency}:
-                off += _fraction_of(coupon.get("amount_off"))
-            share *= 1 - _fraction_of(coupon.get("percent_off")) / 100
-    return off, share
+                amount = max(Fraction(0), amount - _fraction_of(coupon.get("amount_off")) * per_month)
+            amount *= 1 - _fraction_of(coupon.get("percent_off")) / 100
+    return amount
 
 
 def _integer_of(found: object, default: int) -> int:

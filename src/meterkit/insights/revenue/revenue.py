@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.history import read_states_and_histories
 from meterkit.customers.states import list_customer_pages
-from meterkit.decisions.customer_state import CustomerState, effective_plan
+from meterkit.decisions.customer_state import CustomerState, effective_plan, plan_named
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import HEAD_FIELD, HOOKS_SHARD
 from meterkit.decisions.packed import CounterHead
@@ -41,7 +41,7 @@ from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.customers.history import HistoryEntry
@@ -124,9 +124,11 @@ async def _sum_charges(
 
 
 def payment_at(
-    customer: str, state: CustomerState, ledger: Iterable[HistoryEntry], catalog: Catalog, at_ms: int
+    customer: str, state: CustomerState, ledger: Sequence[HistoryEntry], catalog: Catalog, at_ms: int
 ) -> CustomerPayment | None:
     """Recurring payment of a customer at an instant; None: none.
+
+    While access is restricted, another plan is active: the payment is for the one before.
 
     Args:
         customer: its id.
@@ -135,10 +137,12 @@ def payment_at(
         catalog: what is sold.
         at_ms: the instant.
     """
-    later: dict[str, str] = {}
+    later, restricted_at = dict[str, str](), None
     for entry in ledger:
         if to_ms(entry.at) >= at_ms:
             later.setdefault(entry.kind, entry.before or "")
+        elif entry.kind == "access":
+            restricted_at = entry.at if entry.after == "restricted" else None
     if "mrr" in later:
         amount, _, currency = later["mrr"].partition(" ")
         mrr = int(amount or 0)
@@ -148,8 +152,15 @@ def payment_at(
         currency = "" if subscription is None else subscription.currency
     if not mrr:
         return None
-    plan = later.get("plan") or effective_plan(state, catalog, at_ms).plan.key
+    left = (one.before for one in ledger if one.kind == "plan" and one.at == restricted_at)
+    plan = next(left, None) or later.get("plan") or _plan_paid_for(state, catalog, at_ms)
     return CustomerPayment(customer, plan, currency, mrr)
+
+
+def _plan_paid_for(state: CustomerState, catalog: Catalog, at_ms: int) -> str:
+    found = effective_plan(state, catalog, at_ms)
+    named = plan_named(state, found.status, at_ms) if found.access == "restricted" else None
+    return named or found.plan.key
 
 
 _T = TypeVar("_T")
