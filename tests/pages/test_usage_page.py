@@ -212,6 +212,22 @@ async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
         assert "Pro &lt;b&gt;plan&lt;/b&gt;" in page
 
 
+async def test_a_trial_costs_nothing(store_url: str, tmp_path: Path) -> None:
+    async with shop(store_url, audit_url=sqlite_in(tmp_path)) as at, page_of(at.kit) as client:
+        await at.kit.subscriptions.create("acme", "tried")
+        await at.kit.record("acme", "tokens", 150)
+        await drain_all(at.kit, sqlite_in(tmp_path))
+        at.clock.advance(timedelta(days=3))
+        figures, page = (await client.get("/", headers=JSON)).json(), (await client.get("/")).text
+        assert [invoice["total"] for invoice in await at.invoices()] == [0]
+    assert (figures["cost"]["is_free"], figures["cost"]["plan_cents"]) == (True, 2000)
+    assert figures["forecast"] == {"meters": {"tokens": [700, 332, 1068]}, "cost_cents": [0, 0, 0]}
+    words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "Cost so far USD 0.00 The trial costs nothing. Plan, per month USD 20.00" in words
+    assert "150 %: used up, more is billed after the trial" in words
+    assert "Beyond that after the trial: USD 0.02 per token" in words
+
+
 async def test_limited_access_and_changes_are_in_plain_words(store_url: str) -> None:
     catalog = replace(CATALOG, billing=replace(CATALOG.billing, portal_url=PORTAL))
     async with shop(store_url, catalog=catalog) as at:

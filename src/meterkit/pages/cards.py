@@ -142,6 +142,8 @@ def total_so_far(cost: PeriodCost | None, plan: Plan | None) -> int | None:
 
     None: there is no cost, or the plan's price has another currency.
     """
+    if cost is not None and cost.get("is_free"):
+        return 0
     if cost is None or "plan_currency" in cost:
         return None
     if plan is None:  # Without its plan, a cost has no fixed price.

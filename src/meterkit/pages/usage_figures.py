@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import asdict, replace
 from datetime import timedelta
+from fractions import Fraction
 from math import ceil
 from threading import Semaphore
 from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
@@ -150,7 +151,8 @@ class PeriodCost(TypedDict):
     ``plan_cents`` is the price of the plan per ``interval``, ``seats_cents`` of seats beyond the included,
     and ``addons``, if there are any, has each add-on: by the customer's subscription items, otherwise by the
     plans file; ``plan_currency`` is set if they have another currency. ``overage_cents`` is the sum over
-    meters; ``unpriced`` names meters with overage whose price only Stripe has.
+    meters; ``unpriced`` names meters with overage whose price only Stripe has. ``is_free`` is set if nothing
+    of the period is billed: it is a trial, or a pause.
     """
 
     currency: str
@@ -161,6 +163,7 @@ class PeriodCost(TypedDict):
     overage_cents: int
     unpriced: list[str]
     plan_currency: NotRequired[str]
+    is_free: NotRequired[bool]
 
 
 class DailyUsage(TypedDict):
@@ -278,12 +281,12 @@ async def usage_figures(
         read_subjects(kit.store, catalog, customer, plan if subjects else None),
     )
     tenure = had[customer]
-    terms, own = PlanOffers(catalog, own_prices=True).to(tenure), (tenure.seats, tenure.fixed, tenure.addons)
+    terms, own = _own_terms(catalog, tenure), (tenure.seats, tenure.fixed, tenure.addons)
     priced = None if plan is None else plan_cost(catalog, plan, *own)
     seats = seats_of(catalog, usage, priced)
     return {
         **found,
-        "cost": cost_of(catalog, usage, priced),
+        "cost": cost_of(catalog, usage, priced, is_free=tenure.is_unpaid),
         "forecast": _make_forecast(days, usage, start_ms, end_ms, now_ms, terms),
         "other_plans": _price_other_plans(catalog, usage, tenure, seats, terms),
         "seats": seats,
@@ -313,6 +316,11 @@ def _price_other_plans(
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
     counted = {name: counts["overage"] for name, counts in usage["meters"].items()}
     return price_on_plans(catalog, others, used, own, counted)
+
+
+def _own_terms(catalog: Catalog, tenure: PlanTenure) -> TrialTerms:
+    terms = PlanOffers(catalog, own_prices=True).to(tenure)
+    return replace(terms, fixed_cents=Fraction(0), labels={}) if tenure.is_unpaid else terms
 
 
 def _newest_changes(history: Sequence[HistoryEntry]) -> list[dict[str, object]]:
@@ -357,13 +365,14 @@ def beyond_included(gauge: MeterUsage) -> int:
     return 0 if gauge["included"] == "unlimited" else max(0, gauge["used"] - gauge["included"])
 
 
-def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> PeriodCost:
+def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None, *, is_free: bool) -> PeriodCost:
     """Compute the cost of the plan, of seats beyond the included, of add-ons, and of overage so far.
 
     Args:
         catalog: has the prices.
         usage: of the period.
         priced: the price of the plan, its seats and add-ons; None: the plans file lacks the plan.
+        is_free: nothing of the period is billed.
     """
     counts = usage["meters"]
     # A derived meter has its own event and price. A gauge has no overage to bill. The cost of a price by
@@ -390,6 +399,8 @@ def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> 
         ]
     if priced is not None and priced.base.currency != catalog.currency:
         found["plan_currency"] = priced.base.currency
+    if is_free:
+        found["is_free"] = True
     return found
 
 
