@@ -139,6 +139,20 @@ async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
     assert (hook.ids, (await kit.notify.list())["webhook"]) == ([dead.id], [])
 
 
+async def test_a_customers_messages_are_sent_in_their_order(
+    hook: Receiver, kit: MeterKit, clock: Clock
+) -> None:
+    customers = ["acme", "bolt", "core", "dusk"]
+    for _ in range(2):
+        for customer in customers:
+            await kit.record(customer, "requests", 5)
+        clock.advance(timedelta(seconds=1))
+    await pass_over(kit, "webhook")
+    told = [json.loads(body)["data"] for _, body in hook.posts]
+    for customer in customers:
+        assert [data["percent"] for data in told if data["customer"] == customer] == [50, 100]
+
+
 async def test_a_message_that_nobody_sent_for_days_is_dead(
     box: Mailbox, mailing: MeterKit, clock: Clock
 ) -> None:

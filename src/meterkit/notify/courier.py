@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from operator import itemgetter
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -19,7 +20,7 @@ from meterkit.notify.events import read_event
 from meterkit.store.message_queue import MessageQueue, acknowledge_notice, read_notices
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.notify.events import CustomerEvent
@@ -169,6 +170,20 @@ _POLL_S: Final = 1.0
 _BATCH: Final = 8
 _REASON_MAX: Final = 300
 _PATIENCE_S: Final = 45.0  # Less than the lease of a message.
+_IN_ORDER_S: Final = 10.0  # Together with that, too.
+
+
+def _by_customer(taken: Iterable[LeasedMessage]) -> Sequence[Sequence[LeasedMessage]]:
+    """Group messages by customer, each in the order of events: the last one must say what holds. Pure."""
+    found: dict[str, list[tuple[datetime, LeasedMessage]]] = {}
+    for one in taken:
+        try:
+            message = Message.load(one.id, one.text)
+            of, at = message.customer, datetime.fromisoformat(message.at).astimezone(UTC)
+        except (SendError, ValueError, OverflowError):
+            of, at = one.id, datetime.min.replace(tzinfo=UTC)
+        found.setdefault(of, []).append((at, one))
+    return [[one for _, one in sorted(of, key=itemgetter(0))] for of in found.values()]
 
 
 class MessageSender(Protocol):
@@ -272,8 +287,20 @@ class MessageCourier:
         if not self._sender.events:
             return False
         taken = await self._queue.lease(_BATCH)
-        await asyncio.gather(*(start_task(self._send_message(send, one)) for one in taken))
+        await asyncio.gather(*(start_task(self._send_in_order(send, of)) for of in _by_customer(taken)))
         return len(taken) == _BATCH
+
+    async def _send_in_order(
+        self, send: Callable[[Message], Awaitable[None]], messages: Sequence[LeasedMessage]
+    ) -> None:
+        """Send messages about one customer; those whose lease might end meanwhile are left for later."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _IN_ORDER_S
+        for one in messages:
+            if loop.time() < until:
+                await self._send_message(send, one)
+            else:
+                await self._queue.retry(one, "", delay_ms=0, counts=False)
 
     async def _send_message(self, send: Callable[[Message], Awaitable[None]], taken: LeasedMessage) -> None:
         try:
