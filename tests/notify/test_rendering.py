@@ -86,6 +86,14 @@ def test_messages_name_meters_as_invoices_do() -> None:
     assert "Calls made: this hour you have used 12,000 requests." in text
 
 
+@pytest.mark.parametrize(("access", "then"), [("grace", "limited"), ("restricted", "suspended")])
+def test_a_reminder_says_what_happens_next(access: str, then: str) -> None:
+    sample: Any = make_sample("dunning.reminder", CATALOG)
+    message = make_message("email", "dunning.reminder", replace(sample, access=access))
+    found = Renderer(lambda: CATALOG, None).render(message, locale=None, name=None)
+    assert f"Please pay before 22 Nov 2026, or your access will be {then}." in found.text
+
+
 @pytest.mark.parametrize(
     ("event", "lacks"), [("access.changed", "status"), ("credits.low", "balance_micros")]
 )
