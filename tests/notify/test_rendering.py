@@ -94,17 +94,6 @@ def test_a_reminder_says_what_happens_next(access: str, then: str) -> None:
     assert f"Please pay before 22 Nov 2026, or your access will be {then}." in found.text
 
 
-@pytest.mark.parametrize(
-    ("event", "lacks"), [("access.changed", "status"), ("credits.low", "balance_micros")]
-)
-def test_a_message_of_an_older_release_can_be_sent(event: str, lacks: str) -> None:
-    new = make_message("email", event, make_sample(event, CATALOG))
-    old = replace(new, data={name: value for name, value in new.data.items() if name != lacks})
-    assert (
-        Renderer(lambda: CATALOG, None).render(old, locale=None, name=None).text.startswith("Hello,\n\nyou")
-    )
-
-
 SOLD: dict[str, Any] = {"plan": "pro", "plan_before": "pro", "seats": 10, "seats_before": 10}
 TWO: dict[str, Any] = {"addons": {"storage_pack": 2}, "addons_before": {"storage_pack": 2}}
 NEXT: dict[str, Any] = {

@@ -251,9 +251,13 @@ def notices_of(customer: str, step: Transition) -> Iterator[StateNotice]:
             data["addons_before"] = dict(before.addons)
         yield _new_notice("subscription.changed", customer, data)
     if before.access != after.access:
-        data = {**common, "access": after.access, "access_before": before.access}
-        # Named without the status, as by releases that did not tell it.
-        yield _new_notice("access.changed", customer, {**data, "status": after.status}, of=data)
+        data = {
+            **common,
+            "access": after.access,
+            "access_before": before.access,
+            "status": after.status,
+        }
+        yield _new_notice("access.changed", customer, data)
 
 
 def reminders_of(

@@ -210,14 +210,14 @@ class AccessChanged(CustomerEvent):
         access: ``full``, ``grace``, ``restricted`` or ``suspended``.
         access_before: the access before.
         plan: key of the active plan.
-        status: of the subscription, by the clock; None: there is none, or an older release told of the event.
+        status: of the subscription, by the clock; None: there is none.
     """
 
     cause: str
     access: Access
     access_before: Access
     plan: str
-    status: Status | None = None
+    status: Status | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
