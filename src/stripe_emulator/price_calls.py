@@ -49,10 +49,14 @@ def read_price(account: Account, params: Params, *, product: str = "") -> Price:
         recurring=_read_recurring(params, meters=account.meters),
         lookup_key=params.nonempty_text("lookup_key", length_max=200),
         nickname=params.text("nickname"),
-        tax_behavior=params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
-        or "unspecified",
+        tax_behavior=_read_tax_behavior(params) or "unspecified",
         metadata=metadata,
     )
+
+
+def _read_tax_behavior(params: Params) -> str | None:
+    """Once set, it stays (https://docs.stripe.com/api/prices/update#update_price-tax_behavior)."""
+    return params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
 
 
 def refuse_unknown_currency(currency: str, *, param: str) -> None:
@@ -226,6 +230,8 @@ def resolve_price(account: Account, params: Params, *, currency: str | None, rec
         price, where = _read_inline_price(account, data, recurs=recurs), data.path("currency")
     else:
         price, where = account.prices.find_active(params), params.path("price")
+        if recurs:
+            refuse_archived_product(account, price, param=where)
     kind, other = ("recurring", "one_time") if recurs else ("one_time", "recurring")
     if (price.recurring is not None) != recurs:
         message = (
@@ -238,6 +244,19 @@ def resolve_price(account: Account, params: Params, *, currency: str | None, rec
     if data is not None:
         account.prices.add(price)
     return price if currency is None else price.in_currency(currency)
+
+
+def refuse_archived_product(account: Account, price: Price, *, param: str) -> None:
+    """Refuse to sell a recurring price of an archived product. Raises ApiError.
+
+    Lists show such a price as active (https://github.com/stripe/stripe-node/issues/2131).
+    """
+    if not account.products.find(price.product).active:
+        message = (
+            f"The product {price.product} is marked as inactive, and thus no new subscriptions can be created"
+            f" to any plans of this product. You provided the plan {price.id}."
+        )
+        raise ApiError(message, param=param)
 
 
 def refuse_missing_currency(price: Price, currency: str, *, param: str) -> None:
@@ -347,6 +366,9 @@ def _update_price(account: Account, call: Call) -> JsonObject:
     params = call.params
     price = account.prices.find(call.object_id)
     options = _read_currency_options(params, price.currency, price.pricing)
+    behavior = _read_tax_behavior(params)
+    if behavior and price.tax_behavior not in {"unspecified", behavior}:
+        raise ApiError("You cannot change the `tax_behavior` once it is specified.", param="tax_behavior")
     with account.updating("price.updated", price.to_json):
         price.options |= options
         params.update_metadata("metadata", price.metadata)
@@ -354,6 +376,7 @@ def _update_price(account: Account, call: Call) -> JsonObject:
             price.lookup_key = params.text("lookup_key") or None
             account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
         price.active = params.boolean("active", default=price.active)
+        price.tax_behavior = behavior or price.tax_behavior
         price.nickname = params.text("nickname") if "nickname" in params else price.nickname
     return price.to_json()
 

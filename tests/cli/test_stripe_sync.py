@@ -126,6 +126,44 @@ async def test_a_price_that_differs_is_replaced_and_named(at: Shop) -> None:
     assert {line.action for line in third.lines} == {"is there"}
 
 
+@pytest.mark.parametrize("by", ["id", "lookup key"])
+async def test_subscribers_of_a_replaced_price_keep_their_plan(at: Shop, by: str) -> None:
+    """Nothing at a price that was made by hand said whose it was, once another had its place."""
+    key = {} if by == "id" else {"lookup_key": "meterkit:pro:base"}
+    seat = at.emulator.add_price(900, **({} if by == "id" else {"lookup_key": "meterkit:pro:seats"}))
+    base, customer = at.emulator.add_price(2900, **key), at.emulator.add_customer("cus_acme")
+    plans = PLANS
+    if by == "id":
+        plans = plans.replace("2900,", f"2900, stripe_price: {base},")
+        plans = plans.replace("amount_cents: 900", f"amount_cents: 900, stripe_price: {seat}")
+    plans = plans.replace("    seat_price", "    payment_method: optional\n    seat_price")
+    at.emulator.add_payment_method(customer)
+    items: Any = [{"price": base}, {"price": seat, "quantity": 3}]
+    await at.api.post("/v1/subscriptions", {"customer": customer, "items": items})
+    dearer = plans.replace("2900", "3900").replace("amount_cents: 900", "amount_cents: 990")
+    done = await at.sync(dearer)
+    for old, new in zip((base, seat), done.paste.get("pro", {}).values(), strict=False):
+        dearer = dearer.replace(old, new)
+    assert (await at.sync(dearer)).paste == {}
+    async with MeterKit(loads(dearer), redis_url="memory://", flush=False, **at.settings) as kit:
+        found = await kit.customers.link("acme", customer)
+        assert (found.plan, found.seats) == ("pro", 3)
+        drifts = (await kit.subscriptions.check())["acme"]
+        assert {drift.kind for drift in drifts} == {"missing_meter"}
+
+
+async def test_what_replaces_a_price_is_taxed_like_it(at: Shop) -> None:
+    """A price made anew took the account's default: customers paid the tax on top of it."""
+    first = await at.sync(in_dollars(TWO))
+    base = next(line.id for line in first.lines if line.name == "pro, base")
+    await at.api.post(f"/v1/prices/{base}", {"tax_behavior": "inclusive"})
+    with pytest.raises(StripeError, match="once it is specified"):
+        await at.api.post(f"/v1/prices/{base}", {"tax_behavior": "exclusive"})
+    done = await at.sync(TWO.replace("usd: 2900", "usd: 3900"))
+    made = next(line.id for line in done.lines if line.instead_of == base)
+    assert (await at.api.get(f"/v1/prices/{made}"))["tax_behavior"] == "inclusive"
+
+
 async def test_a_named_price_that_stripe_lacks_is_refused(at: Shop) -> None:
     """F-10a: it was "to make", with exit 0."""
     for dry_run in (True, False):
@@ -163,6 +201,61 @@ async def test_a_named_price_that_is_archived_is_a_problem(at: Shop) -> None:
     await at.api.post(f"/v1/prices/{base}", {"active": False})
     problem = await at.refuses(named)
     assert problem.startswith(f"pro, base: the plans file names the price {base}, which is archived")
+
+
+async def test_a_product_that_is_archived_is_a_problem(at: Shop) -> None:
+    """Lists show its prices as active, and Stripe sells none of them."""
+    first = await at.sync()
+    ids = {(line.what, line.name): line.id for line in first.lines}
+    seats, price = ids["product", "pro: seats"], ids["price", "pro, seats"]
+    await at.api.post(f"/v1/products/{seats}", {"active": False})
+    customer = at.emulator.add_customer("cus_acme")
+    with pytest.raises(StripeError, match=f"{seats} is marked as inactive"):
+        await at.api.post("/v1/subscriptions", {"customer": customer, "items": [{"price": price}]})
+    problem = await at.refuses(PLANS)
+    assert problem.startswith(f"pro, seats: the product {seats} of the price {price} is archived at Stripe")
+
+
+async def test_a_product_gets_the_name_of_the_plans_file(at: Shop) -> None:
+    """The table showed the new name beside the product, which kept the old one."""
+    first = await at.sync()
+    ids = {line.name: line.id for line in first.lines if line.what == "product"}
+
+    async def names() -> list[str]:
+        return [(await at.api.get(f"/v1/products/{product}"))["name"] for product in ids.values()]
+
+    await at.api.post(f"/v1/products/{ids['pro']}", {"name": "By hand"})
+    await at.sync()
+    assert await names() == ["By hand", "pro: seats", "Requests", "Tokens"]
+    named = PLANS.replace("  pro:\n", "  pro:\n    name: Professional\n").replace(
+        "requests: {unit: request,", "requests: {unit: request, name: API calls,"
+    )
+    for dry_run, action in ((True, "to rename"), (False, "renamed"), (False, "is there")):
+        done = await at.sync(named, dry_run=dry_run)
+        actions = {line.id: line.action for line in done.lines if line.what == "product"}
+        assert [actions[product] for product in ids.values()] == [*([action] * 3), "is there"]
+    assert await names() == ["Professional", "Professional: seats", "API calls", "Tokens"]
+
+
+async def test_plans_of_two_intervals_may_share_a_product(at: Shop) -> None:
+    """As Stripe's own pages suggest it: it was refused, with the advice to archive the other plan's price."""
+    product, meter = at.emulator.add_product("Pro"), at.emulator.add_meter("ai_tokens")
+    sold = {"product": product, "meter": meter}
+    month, year = (at.emulator.add_price(2900, product=product, interval=each) for each in ("month", "year"))
+    for interval in ("month", "year"):
+        at.emulator.add_price(2, interval=interval, **sold)
+    at.emulator.add_price(2, currency="eur", **sold)
+    plan = "  {}:\n    price: {{amount_cents: 2900, interval: {}, stripe_price: {}}}\n    meters: {}\n"
+    meters = "{tokens: {included: 5, overage: {bill: {per: 1, amount_cents: 2}}}}"
+    done = await at.sync(
+        "schema: 1\ncurrency: usd\ndefault_plan: free\n"
+        "meters: {tokens: {unit: token, stripe: {event_name: ai_tokens}}}\n"
+        "plans:\n  free: {price: {amount_cents: 0, interval: month}, meters: {tokens: {included: 1}}}\n"
+        + plan.format("pro", "month", month, meters)
+        + plan.format("annual", "year", year, meters)
+    )
+    assert done.problems == []
+    assert {line.action for line in done.lines} == {"is there"}
 
 
 TIERS: Final = [{"up_to": 9, "unit_amount": 0}, {"up_to": "inf", "unit_amount": 1}]

@@ -95,13 +95,24 @@ def _build_meter(name: str, values: MeterTable) -> Meter | None:
     event = StripeEvent(**stripe.given()) if stripe else None
     return Meter(
         name=name,
-        title=values.title or name[:1].upper() + name[1:].replace("_", " "),
+        title=values.title or default_title(name),
         unit=unit,
         kind=kind,
         stripe=event,
         source=source,
         where=drop_refused(values.where),
     )
+
+
+def default_title(name: str) -> str:
+    """The name that customers see of a meter without a ``name``."""
+    return name[:1].upper() + name[1:].replace("_", " ")
+
+
+def is_titled(meter: Meter, meters: Mapping[str, Meter]) -> bool:
+    """Whether the plans file gives the name that customers see of a meter; of a row, that of its source."""
+    named = meters[meter.source] if meter.is_row and meter.source else meter
+    return named.title != default_title(named.name)
 
 
 def _refuse_event_names_used_twice(read: Mapping[str, MeterTable | None]) -> None:

@@ -371,11 +371,8 @@ async def _create_price(api: StripeApi, prices: PlanPrices, wanted: WantedPrice,
     tax = text_in(shown, "tax_behavior")
     identity = [product, meter, wanted.shape.currency, wanted.shape.interval, f"{wanted.shape.unit:f}", tax]
     key = f"{OVERRIDE_PRICE}{blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()}"
-    params = params_of(
-        replace(wanted, key=key, name=f"{wanted.name}, by override"), product=product, meter=meter
-    )
-    if tax and tax != "unspecified":
-        params["tax_behavior"] = tax
+    named = replace(wanted, key=key, name=f"{wanted.name}, by override")
+    params = params_of(named, product=product, meter=meter, like=shown)
 
     async def attempt(again: int) -> str:
         found = (await prices_by_key(api, [key])).get(key)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
+from meterkit.catalog.meters import is_titled
 from meterkit.outbox.invoice_line_prices import line_products
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.prices import OPTIONS, PRICES, currencies_of, fetch_price, with_option_tiers
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
+    NO_PRICE,
     option_params,
     pack_params,
     pack_product,
@@ -25,14 +27,15 @@ from meterkit.subscriptions.wanted_prices import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.wanted_prices import PriceShape, WantedPlan, WantedPrice, WantedProduct
 
 
-Action = Literal["is there", "made", "to make", "reactivated", "to reactivate", "extended", "to extend"]
+_Done = Literal["is there", "made", "reactivated", "extended", "renamed"]
+Action = Literal[_Done, "to make", "to reactivate", "to extend", "to rename"]
 _METERS: Final = "/v1/billing/meters"
 _PRODUCTS: Final = "/v1/products"
 _TIERS: Final = ("data.tiers",)
@@ -46,7 +49,8 @@ class StripeSyncLine:
     Attributes:
         name: of a product as customers see it.
         id: empty if it is not made yet.
-        action: a price is ``extended`` by an amount in a further currency; its other amounts stay.
+        action: a price is ``extended`` by an amount in a further currency; its other amounts stay. A product
+            of meterkit's is ``renamed`` to the ``name`` that the plans file gives.
         price: description of a price in all currencies of the plans file: ``USD 29.00 per month``.
         unit_amount: the same as a decimal of minor units of ``currency``; empty for other objects.
         currency: of a price, the first one of the plans file.
@@ -139,6 +143,8 @@ class _SyncRun:
         self._done = StripeSync()
         self._meters: dict[str, Mapping[str, Any]] = {}
         self._products: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        """Names of all active products by id."""
 
     async def run(self) -> StripeSync:
         done, by_lines = self._done, self._catalog.billing.is_by_lines
@@ -157,6 +163,7 @@ class _SyncRun:
         for product in reversed(
             await self._api.list(_PRODUCTS, {"active": True}) if wanted or self._sells_packs else []
         ):
+            self._names[product["id"]] = product["name"]
             if (key := product["metadata"].get(LOOKUP_MARK)) is not None:
                 self._products[key] = product["id"]  # The oldest was first; the newest stays.
         found = [await self._fetch_plan(plan) for plan in wanted if plan.prices]
@@ -196,7 +203,14 @@ class _SyncRun:
         listed = [price for price in listed if not is_override_price(price)]
         if has_more:
             listed = [await with_option_tiers(self._api, price) for price in listed]
-        return PlanAtStripe(wanted=wanted, product=product, prices=prices, listed=listed, missing=missing)
+        return PlanAtStripe(
+            wanted=wanted,
+            product=product,
+            prices=prices,
+            listed=listed,
+            missing=missing,
+            sold=self._names.keys(),
+        )
 
     async def _fetch_named(self, price: str, *, has_more: bool) -> dict[str, Any] | None:
         """Fetch a price that the plans file names; None: Stripe does not have it."""
@@ -230,10 +244,13 @@ class _SyncRun:
         """Make the products that lines for usage name."""
         for meter, product in line_products(self._catalog):
             action: Action = "is there"
-            if await self._api.find(f"{_PRODUCTS}/{product['id']}") is None:
+            there = await self._api.find(f"{_PRODUCTS}/{product['id']}")
+            if there is None:
                 action = self._made
                 if not self._dry_run:
                     await self._api.post(_PRODUCTS, {**product, "unit_label": meter.unit})
+            elif is_titled(meter, self._catalog.meters) and there["name"] != meter.title:
+                action = await self._rename(product["id"], meter.title)
             made = action == "to make"
             self._add_line("product", meter.title, action, "" if made else product["id"])
 
@@ -278,14 +295,17 @@ class _SyncRun:
         if there is None and fitting:
             there = fitting[0]
         if there is not None and found.fits(there, wanted, self._meters):
-            self._add_product_line(wanted.product, "is there", there["product"])
+            await self._add_known_product(wanted.product, there["product"])
             self._add_price_line(wanted, await self._add_currencies(there, wanted), there["id"])
             return str(there["id"])
         product = await self._find_or_make_product(wanted, found)
         made: str = ""
         if not self._dry_run:
             meter = None if wanted.shape.meter is None else self._meters[wanted.shape.meter]["id"]
-            made = (await self._api.post(PRICES, params_of(wanted, product=product, meter=meter)))["id"]
+            if there is not None:
+                await self._mark_replaced(there, wanted)
+            params = params_of(wanted, product=product, meter=meter, like=there or NO_PRICE)
+            made = (await self._api.post(PRICES, params))["id"]
             if there is not None and meter is not None:
                 # New subscribers must not get both. Present ones keep it.
                 await self._api.post(f"{PRICES}/{there['id']}", {"active": False})
@@ -298,6 +318,14 @@ class _SyncRun:
             )
         return made
 
+    async def _mark_replaced(self, there: Mapping[str, Any], wanted: WantedPrice) -> None:
+        """Mark a price whose lookup key, or place in the plans file, another one takes.
+
+        Its subscribers keep their plan, seats or add-on by the mark: see :func:`key_in`.
+        """
+        if part_of(there, "metadata").get(LOOKUP_MARK) != wanted.key:
+            await self._api.post(f"{PRICES}/{there['id']}", {"metadata": {LOOKUP_MARK: wanted.key}})
+
     async def _add_currencies(self, there: Mapping[str, Any], wanted: WantedPrice) -> Action:
         """Give a price amounts in the currencies that it lacks; those that it has are never changed.
 
@@ -308,21 +336,37 @@ class _SyncRun:
             return "is there"
         if self._dry_run:
             return "to extend"
-        await self._api.post(f"{PRICES}/{there['id']}", {OPTIONS: option_params(missing)})
+        await self._api.post(f"{PRICES}/{there['id']}", {OPTIONS: option_params(missing, there)})
         return "extended"
 
     async def _find_or_make_product(self, wanted: WantedPrice, found: PlanAtStripe) -> str:
         """The product of a new price: meterkit's, that of the present base price, or a new one."""
         product = wanted.product
         known = self._products.get(product.key) or (found.product if wanted.line == "price" else None)
-        action: Action = "is there" if known is not None else self._made
-        if known is None:
+        if known is not None:
+            await self._add_known_product(product, known)
+        else:
             known = ""
             if not self._dry_run:
                 known = str((await self._api.post(_PRODUCTS, product_params(product)))["id"])
+            self._add_product_line(product, self._made, known)
         self._products[product.key] = known
-        self._add_product_line(product, action, known)
         return known
+
+    async def _add_known_product(self, product: WantedProduct, object_id: str) -> None:
+        """List a product that Stripe has; give meterkit's own the name of the plans file."""
+        is_own, name = self._products.get(product.key) == object_id, self._names.get(object_id, product.name)
+        action: Action = "is there"
+        if is_own and product.is_named and name != product.name:
+            action = await self._rename(object_id, product.name)
+        self._add_product_line(product, action, object_id)
+
+    async def _rename(self, product: str, name: str) -> Action:
+        if self._dry_run:
+            return "to rename"
+        await self._api.post(f"{_PRODUCTS}/{product}", {"name": name})
+        self._names[product] = name
+        return "renamed"
 
     @property
     def _sells_packs(self) -> bool:
@@ -378,6 +422,7 @@ class PlanAtStripe:
         prices: by name, meterkit's and those that the plans file names.
         listed: all active prices of the product.
         missing: prices whose id in the plans file Stripe does not have.
+        sold: ids of all products that are not archived.
     """
 
     wanted: WantedPlan
@@ -385,14 +430,20 @@ class PlanAtStripe:
     prices: Mapping[str, Mapping[str, Any]]
     listed: Sequence[Mapping[str, Any]]
     missing: Sequence[WantedPrice]
+    sold: Collection[str]
 
     def others(self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Other prices of the product on the same meter."""
+        """Other prices of the product on the same meter that a subscriber of the plan could have.
+
+        The product may also have the prices of a plan of another interval or currency.
+        """
         meter, ours = meters.get(wanted.shape.meter or ""), self.prices.get(wanted.name)
+        own, sold_in = wanted.shape.interval, {shape.currency for shape in wanted.shapes}
         return [
             price
             for price in self.listed
             if meter is not None and shape_of(price).meter == meter["id"]
+            if shape_of(price).interval == own and sold_in & currencies_of(price)
             if ours is None or price["id"] != ours["id"]
         ]
 
@@ -444,7 +495,14 @@ def _missing_prices(found: PlanAtStripe) -> Iterator[str]:
 def _archived_prices(found: PlanAtStripe) -> Iterator[str]:
     for wanted in found.wanted.prices:
         price = found.prices.get(wanted.name)
-        if price is not None and not price["active"]:
+        if price is None:
+            continue
+        if price["product"] not in found.sold:
+            yield (
+                f"{wanted.name}: the product {price['product']} of the price {price['id']} is archived at"
+                " Stripe, so no customer can subscribe to it; make it active there, and sync again"
+            )
+        if not price["active"]:
             yield (
                 f"{wanted.name}: the plans file names the price {wanted.stripe_price}, which is archived at"
                 " Stripe, so no customer can subscribe to it; make it active there, or take it out of the"
@@ -497,7 +555,8 @@ def _duplicate_prices(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any
 
 def _unpriced_meters(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Meters whose usage no price of the product bills."""
-    priced = {shape_of(price).meter for price in found.listed}
+    own = {price.shape.interval for price in found.wanted.prices}
+    priced = {shape.meter for shape in map(shape_of, found.listed) if shape.interval in own}
     return [
         problem
         for name, problem in found.wanted.unpriced.items()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import exact_money
-from meterkit.catalog.meters import billed_as, billed_meters, is_sold
+from meterkit.catalog.meters import billed_as, billed_meters, is_sold, is_titled
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.stripe.prices import shown_in
 from meterkit.subscriptions.change_rules import sells_seats
@@ -123,11 +124,13 @@ class WantedProduct:
         key: its lookup key, in its metadata.
         name: as invoices show it.
         word: part of its id in the emulator: ``pro``, ``pro_seats``, ``meter_words``, ``addon_pack``.
+        is_named: whether the plans file gives the name. A name made of a key changes none at Stripe.
     """
 
     key: str
     name: str
     word: str
+    is_named: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +222,9 @@ def _wanted_addon(catalog: Catalog, addon: Addon) -> WantedPlan:
         key=key,
         line="price",
         unit="add-on",
-        product=WantedProduct(key=key, name=addon.name, word=f"addon_{addon.key}"),
+        product=WantedProduct(
+            key=key, name=addon.name, word=f"addon_{addon.key}", is_named=addon.name != addon.key
+        ),
         shape=PriceShape(
             currency=catalog.currency, interval=price.interval, unit=Decimal(price.amount_cents)
         ),
@@ -301,8 +306,20 @@ def product_params(product: WantedProduct) -> dict[str, Parameter]:
     return {"name": product.name, "metadata": {LOOKUP_MARK: product.key}}
 
 
-def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[str, Parameter]:
-    """Parameters of a new price (https://docs.stripe.com/api/prices/create)."""
+NO_PRICE: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+def params_of(
+    wanted: WantedPrice, *, product: str, meter: str | None, like: Mapping[str, Any] = NO_PRICE
+) -> dict[str, Parameter]:
+    """Parameters of a new price (https://docs.stripe.com/api/prices/create).
+
+    Args:
+        wanted: the price.
+        product: its id.
+        meter: its id; None: a quantity is charged in advance.
+        like: the price that it replaces, which says whether tax is within the amounts; empty: none.
+    """
     shape = wanted.shape
     recurring: dict[str, Parameter] = {"interval": shape.interval}
     if meter is not None:
@@ -317,27 +334,28 @@ def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[s
     if wanted.has_lookup_key:
         params |= {"lookup_key": wanted.key, "transfer_lookup_key": True}
     if wanted.others:
-        params["currency_options"] = option_params(wanted.others)
+        params["currency_options"] = option_params(wanted.others, like)
     if shape.free:
         params |= {"billing_scheme": "tiered", "tiers_mode": "graduated"}
-    return params | _amount_params(shape)
+    return params | _amount_params(shape, like)
 
 
-def option_params(shapes: Iterable[PriceShape]) -> dict[str, Parameter]:
-    """The parameter ``currency_options``: amounts of a price in further currencies."""
-    return {shape.currency: _amount_params(shape) for shape in shapes}
+def option_params(shapes: Iterable[PriceShape], like: Mapping[str, Any]) -> dict[str, Parameter]:
+    """The parameter ``currency_options``: amounts of a price in further currencies, taxed like another."""
+    return {shape.currency: _amount_params(shape, like) for shape in shapes}
 
 
-def _amount_params(shape: PriceShape) -> dict[str, Parameter]:
+def _amount_params(shape: PriceShape, like: Mapping[str, Any]) -> dict[str, Parameter]:
     """Parameters of an amount in one currency."""
-    amount = f"{shape.unit:f}"
+    amount, behavior = f"{shape.unit:f}", like.get("tax_behavior")
+    tax: dict[str, Parameter] = {} if behavior in {None, "unspecified"} else {"tax_behavior": behavior}
     if not shape.free:
-        return {"unit_amount_decimal": amount}
+        return {"unit_amount_decimal": amount, **tax}
     tiers: list[Parameter] = [
         {"up_to": shape.free, "unit_amount": 0},
         {"up_to": "inf", "unit_amount_decimal": amount},
     ]
-    return {"tiers": tiers}
+    return {"tiers": tiers, **tax}
 
 
 _TOP_UP: Final = "Top-up"
@@ -363,7 +381,7 @@ def pack_params(credit: str, amount_cents: int, *, product: str, currency: str) 
 
 
 def _wanted_plan(catalog: Catalog, plan: Plan) -> WantedPlan:
-    price, seat = plan.price, plan.seat_price
+    price, seat, is_named = plan.price, plan.seat_price, plan.name != plan.key
     problems, notes = list[str](), list[str]()
     base = PriceShape(currency=catalog.currency, interval=price.interval, unit=Decimal(price.amount_cents))
     prices = [
@@ -372,13 +390,15 @@ def _wanted_plan(catalog: Catalog, plan: Plan) -> WantedPlan:
             key=base_key(plan.key),
             line="price",
             unit="",
-            product=WantedProduct(key=base_key(plan.key), name=plan.name, word=plan.key),
+            product=WantedProduct(key=base_key(plan.key), name=plan.name, word=plan.key, is_named=is_named),
             shape=base,
             stripe_price=price.stripe_price,
         )
     ]
     if seat is not None and sells_seats(plan, seat_meter(catalog.meters)):
-        product = WantedProduct(key=seat_key(plan.key), name=f"{plan.name}: seats", word=f"{plan.key}_seats")
+        product = WantedProduct(
+            key=seat_key(plan.key), name=f"{plan.name}: seats", word=f"{plan.key}_seats", is_named=is_named
+        )
         prices.append(
             WantedPrice(
                 name=f"{plan.key}, seats",
@@ -448,13 +468,18 @@ def metered_price(
         free=free,
         meter=stripe.event_name,
     )
-    word = f"meter_{meter.name}"
+    product = WantedProduct(
+        key=f"{LOOKUP_MARK}-meter:{meter.name}",
+        name=meter.title,
+        word=f"meter_{meter.name}",
+        is_named=is_titled(meter, catalog.meters),
+    )
     return WantedPrice(
         name=f"{plan.key}, {meter.name}",
         key=meter_key(plan.key, meter.name),
         line=meter.name,
         unit=meter.unit,
-        product=WantedProduct(key=f"{LOOKUP_MARK}-meter:{meter.name}", name=meter.title, word=word),
+        product=product,
         shape=shape,
         report=report,
     )
