@@ -105,13 +105,18 @@ async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path)
 async def test_purchases_within_a_period_make_estimates(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     async with addon_shop(store_url, url) as at:
-        for customer in ("acme", "buyer", "seated"):
+        for customer in ("acme", "buyer", "seated", "priced"):
             await subscribe(at, customer, "team")
-            await at.kit.record(customer, "tokens", 5)
+            await at.kit.record(customer, "tokens", 120)
         await drain_all(at.kit, url)
         at.clock.set(HALF)
         await at.kit.subscriptions.set_addons("buyer", {"storage_pack": 1})
         await at.kit.subscriptions.set_seats("seated", 7)
-        why = ("plan, seats or add-ons changed within the period",)
+        cheaper = {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 1}}}}
+        await at.kit.customers.override("priced", cheaper)
+        why = ("plan, seats, add-ons, overrides or prices changed within the period",)
         found = {who: one.estimates for who, one in (await simulate_period(at, url)).items()}
-        assert found == {"acme": (), "buyer": why, "seated": why}
+        assert found == {"acme": (), "buyer": why, "seated": why, "priced": why}
+        at.go(END + timedelta(days=1))
+        await at.kit.subscriptions.sync("priced")
+        assert (await simulate_period(at, url, END + timedelta(hours=1)))["priced"].estimates == ()

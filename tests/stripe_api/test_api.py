@@ -77,6 +77,22 @@ async def test_all_pages_of_a_list_are_read_and_a_limit_is_left_alone() -> None:
         assert [page async for page in api.pages("/v1/customers", {"email": "nobody"})] == [[]]
 
 
+async def test_a_list_of_any_length_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a hundred thousand objects the rest was left out in silence, as subscribers of an import."""
+
+    async def get(_: StripeApi, _path: str, asked: dict[str, Any]) -> dict[str, Any]:
+        page = int(asked.get("starting_after", "0")) + 1
+        return {"data": [{"id": f"{min(page, 1_203)}"}], "has_more": page != last}
+
+    monkeypatch.setattr(StripeApi, "get", get)
+    api = StripeApi(settings())
+    last = 1_200
+    assert len(await api.list("/v1/customers")) == last
+    last = 0
+    with pytest.raises(StripeError, match="the same page again and again, after 1203"):
+        await api.list("/v1/customers")
+
+
 async def test_the_wire_form_is_that_of_the_official_sdk() -> None:
     assert stripe.api_version == API_VERSION
     params: dict[str, Any] = {

@@ -127,6 +127,19 @@ async def test_an_older_price_is_still_the_addon(at: Shop, store_url: str) -> No
         assert (await at.items(subscription))["price_addon_call_pack"] == 3
 
 
+async def test_one_that_the_file_has_lost_is_named(at: Shop) -> None:
+    """It was taken for an item of another program: who pays for it got nothing, and nobody knew."""
+    subscription = await by_hand(at, ("call_pack", 2))
+    without = PLANS.replace("addons: [call_pack, ", "addons: [").replace("  call_pack:", "  another:")
+    at.kit.store.use(loads(without))
+    assert (await at.kit.usage("acme"))["addons"] == {}
+    (drift,) = (await at.kit.subscriptions.check())["acme"]
+    assert (drift.kind, drift.can_repair) == ("lost_addon", False)
+    assert "sells 2 of the add-on call_pack, which the plans file does not have" in drift.message
+    assert (await at.kit.subscriptions.repair("acme")).left == (drift,)
+    assert (await at.items(subscription))["price_addon_call_pack"] == 2
+
+
 async def test_two_items_of_an_addon_are_joined(at: Shop) -> None:
     subscription = await by_hand(at, ("call_pack", 1))
     old = at.emulator.add_price(400, price_id="price_old", metadata={"meterkit": "meterkit:addon:call_pack"})

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S: Final = 10.0
 _PAGE: Final = 100
-_PAGES_MAX: Final = 1000
 
 _Method = Literal["GET", "POST", "DELETE"]
 
@@ -115,15 +114,20 @@ class StripeApi:
     async def pages(
         self, path: str, params: Mapping[str, Parameter] | None = None
     ) -> AsyncGenerator[Objects]:
-        """The pages of a list, of a hundred objects each, as Stripe orders them."""
+        """The pages of a list, of a hundred objects each, as Stripe orders them, to the last one."""
         asked: dict[str, Parameter] = {"limit": _PAGE, **(params or {})}
-        for _ in range(_PAGES_MAX):
+        while True:
             body = await self.get(path, asked)
             page = cast("Objects", body.get("data") or [])
             yield page
             if not (page and body.get("has_more")):
                 return
-            asked["starting_after"] = str(page[-1]["id"])
+            last = str(page[-1]["id"])
+            if last == asked.get("starting_after"):
+                raise StripeError(
+                    f"Stripe answers GET {path} with the same page again and again, after {last}"
+                )
+            asked["starting_after"] = last
 
     async def list(self, path: str, params: Mapping[str, Parameter] | None = None) -> Objects:
         """All objects of a list, page after page."""

@@ -32,6 +32,7 @@ from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader, in
 from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, gives_price
 from meterkit.subscriptions.service.due_customers import due_prices
 from meterkit.subscriptions.stripe_objects import (
+    addon_in,
     addon_of_price,
     is_override_price,
     part_of,
@@ -220,6 +221,7 @@ def _find_differences(
         names = ", ".join(one.key for one in plans)
         yield "two_plans", f"it has the base prices of several plans: {names}; {plan.key} counts"
     yield from _compare_quantities(items, plan, catalog)
+    yield from _find_lost_addons(items, catalog)
     if prices is not None:
         yield from _compare_items(items, plan, catalog, prices)
     if currency not in currencies:
@@ -244,6 +246,18 @@ def _compare_quantities(items: Iterable[LiveItem], plan: Plan, catalog: Catalog)
         if plan_of_price(item.price, item.key, catalog) == plan.key and item.quantity != 1:
             message = f"the base price {item.price} has quantity {item.quantity}; the plans file sells 1"
             yield "base_quantity", message
+
+
+def _find_lost_addons(items: Iterable[LiveItem], catalog: Catalog) -> Iterator[Difference]:
+    """Items of add-ons that were sold, and that the plans file has lost since."""
+    for item in items:
+        named = addon_in(item.key)
+        if named and item.quantity and addon_of_price(item.price, item.key, catalog) is None:
+            message = (
+                f"{item.price} sells {item.quantity} of the add-on {named}, which the plans file does not"
+                " have: it gives nothing; remove the item at Stripe, or put the add-on back into the file"
+            )
+            yield "lost_addon", message
 
 
 def _compare_items(

@@ -83,6 +83,11 @@ def addon_key(addon: str) -> str:
     return f"{LOOKUP_MARK}:addon:{addon}"
 
 
+def addon_in(key: str) -> str:
+    """The add-on that the lookup key of a price names; empty: it names none."""
+    return key.removeprefix(addon_key("")) if key.startswith(addon_key("")) else ""
+
+
 def meter_key(plan: str, meter: str) -> str:
     """The lookup key of a plan's price on a meter."""
     return f"{LOOKUP_MARK}:{plan}:{_METER}:{meter}"

@@ -320,7 +320,7 @@ def _fixed_cents(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bou
 
 
 _PAGE: Final = 500
-_PRICED_KINDS: Final = frozenset({"plan", "seats", "addons"})
+_PRICED_KINDS: Final = frozenset({"plan", "seats", "addons", "overrides"})
 """Kinds of ledger entries that change the price of a period."""
 
 
@@ -331,7 +331,8 @@ class PlanTenure:
     Attributes:
         start_ms, end_ms: the period's first instant, and the first after it.
         plan: the key of the plan that was active when the period ended, or is by now.
-        is_changed: whether plan, seats or add-ons were others before that, in the same period.
+        is_changed: whether plan, seats, add-ons, overrides or the prices of usage were others before that, in
+            the same period.
         is_granted: whether the app ever granted the customer something.
         is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.
         seats, addons: that the subscription paid for, likewise.
@@ -442,13 +443,13 @@ def _build_tenure(
     was = _replaced_since(ledger, last_ms)
     plan = was.get("plan") or given.missing_plan or given.plan.key
     own = overrides_at(_overrides_of(state, was), last_ms)
+    changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
+    changes_ms += [] if subscription is None else [until_ms for until_ms, _ in subscription.former_prices]
     return PlanTenure(
         start_ms=start_ms,
         end_ms=bounds.end_ms,
         plan=plan,
-        is_changed=any(
-            entry.kind in _PRICED_KINDS and start_ms < to_ms(entry.at) <= last_ms for entry in ledger
-        ),
+        is_changed=any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_granted=state.granted,
         is_unpaid=subscription is not None and subscription.is_usage_free_of(start_ms),
         seats=int(was["seats"] or 0) if "seats" in was else given.seats,

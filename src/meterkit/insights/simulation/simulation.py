@@ -431,7 +431,8 @@ def _cost(units: Mapping[str, int], costs: Mapping[str, Fraction]) -> Fraction:
 
 
 def _explain_estimates(case: _CustomerCase) -> list[str]:
-    found = ["plan, seats or add-ons changed within the period"] if case.tenure.is_changed else []
+    changed = "plan, seats, add-ons, overrides or prices changed within the period"
+    found = [changed] if case.tenure.is_changed else []
     if case.sums is None:
         return found
     if case.sums.is_summed:
