@@ -91,6 +91,31 @@ async def test_customers_of_a_plan_are_had_on_another(two_on_pro: tuple[MeterKit
     assert await migrate("pro_2", "less") == []
 
 
+async def test_i4_what_another_plan_pays_for_stays(two_on_pro: tuple[MeterKit, Shell]) -> None:
+    """Plans by hand, and the default one in place of a restricted one, moved what is paid for."""
+    kit, shell = two_on_pro
+    await kit.customers.set_plan("ada", "less")
+    await kit.customers.set_status("bob", "paused")
+    bob = await kit.customers.get("bob")
+    assert (bob.plan, bob.access) == ("free", "restricted")
+
+    async def migrate(*arguments: str) -> dict[str, bool]:
+        done = await run(shell, "plans", "migrate", *arguments, "--json")
+        assert done.code == 0, done.err
+        return {one["customer"]: bool(one["subscription"]) for one in done.json}
+
+    async def paid() -> list[tuple[str | None, object]]:
+        found = [await kit.subscriptions.get(customer) for customer in ("ada", "bob")]
+        return [(one.plan, one.pending_change) for one in found if one is not None]
+
+    assert await migrate("less", "pro_2") == {"ada": False}
+    assert await migrate("free", "less") == {}
+    assert ((await kit.customers.get("ada")).plan, await paid()) == ("pro_2", [("pro", None)] * 2)
+    # Who is restricted keeps what is paid for, and moves with it.
+    assert await migrate("pro", "pro_2") == {"bob": True}
+    assert await paid() == [("pro", None), ("pro_2", None)]
+
+
 async def test_who_cannot_be_migrated_is_named_and_the_others_are(
     emulator: StripeEmulator, two_on_pro: tuple[MeterKit, Shell]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
@@ -14,6 +15,8 @@ from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, plans_path
 from meterkit.cli.output import echo, print_json, print_note
 from meterkit.cli.session import Session, command
+from meterkit.customers.states import list_customer_pages, read_states
+from meterkit.decisions.customer_state import effective_plan, plan_named
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, UnknownPlanError
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 SHOWN_MAX: Final = 50
+_PAGE: Final = 500
 
 
 @command(commands, unused=("redis",))
@@ -136,8 +140,9 @@ async def migrate(
 
     A subscription changes at Stripe as if the customer had chosen the plan: an upgrade now, a downgrade when
     the period ends. Between plans that bill one meter with `report: usage`, each change waits for the end of
-    the period. A plan that was set by hand changes at once. FROM may be missing from the plans file. You may
-    run it again: migrated customers are skipped.
+    the period. A plan that was set by hand changes at once; a subscription of another plan stays. Customers
+    with restricted access are migrated, too. FROM may be missing from the plans file. You may run it again:
+    migrated customers are skipped.
     """
     if usage is not None and old is None:
         await _migrate_usage(session, usage, dry_run=dry_run)
@@ -149,9 +154,11 @@ async def migrate(
             raise UnknownPlanError.of(new, kit.catalog.plans, name="TO")
         if old == new:
             raise MeterkitError(f"FROM and TO are both {new!r}; name two plans")
-        every = [one async for one in kit.customers.list() if old in (one.plan, one.missing_plan)]
-        leaving = sorted((one for one in every if one.pending_plan != new), key=lambda one: one.customer)
-        done = [await _migrate_customer(kit, one, new, dry_run=dry_run) for one in leaving]
+        leaving = await _find_leaving(kit, old, new)
+        done = [
+            await _migrate_customer(kit, customer, subscription, new, dry_run=dry_run)
+            for customer, subscription in sorted(leaving.items())
+        ]
     row, empty = partial(_migration_row, old=old, new=new, dry_run=dry_run), f"no customer is on {old}"
     session.show_rows(done, row, rare={"subscription"}, empty=empty)
     _exit_if_failed(done, f"stay on {old}")
@@ -204,15 +211,39 @@ def _usage_row(one: MigrationResult, usage: UsageWay, *, dry_run: bool) -> dict[
     }
 
 
-async def _migrate_customer(kit: MeterKit, customer: Customer, new: str, *, dry_run: bool) -> MigrationResult:
-    subscription = None if customer.status in ENDED else customer.subscription
+async def _find_leaving(kit: MeterKit, old: str, new: str) -> dict[str, str | None]:
+    """Find the customers of a plan, also of one that restricted access replaces for now.
+
+    Returns:
+        Each with the subscription that sells the plan, unless that will change to the new one already; None:
+        the plan was set by hand, or is the default one.
+    """
+    admin, keys, now_ms = await kit.store.admin(), kit.store.keys, kit.store.now_ms()
+    leaving: dict[str, str | None] = {}
+    async with aclosing(list_customer_pages(admin, keys, _PAGE)) as pages:
+        async for page in pages:
+            for customer, state in (await read_states(admin, keys, page)).items():
+                status, sold = effective_plan(state, kit.catalog, now_ms).status, state.subscription
+                if (plan_named(state, status, now_ms) or kit.catalog.default_plan) != old:
+                    continue
+                pays = sold is not None and status not in ENDED and sold.has_begun_at(now_ms)
+                if sold is None or not pays or sold.plan_at(now_ms) != old:
+                    leaving[customer] = None  # If another plan is paid for, that stays.
+                elif sold.pending_plan != new:
+                    leaving[customer] = sold.id
+    return leaving
+
+
+async def _migrate_customer(
+    kit: MeterKit, customer: str, subscription: str | None, new: str, *, dry_run: bool
+) -> MigrationResult:
     at, why = None, None
     if not dry_run:
         try:
             if subscription is None:
-                await kit.customers.set_plan(customer.customer, new)
+                await kit.customers.set_plan(customer, new)
             else:
-                changed = await kit.subscriptions.change_plan(customer.customer, new)
+                changed = await kit.subscriptions.change_plan(customer, new)
                 found = changed.subscription
                 # With the new plan, fewer add-ons may stay scheduled.
                 pending = None if found.plan == new else found.pending_change
@@ -221,7 +252,7 @@ async def _migrate_customer(kit: MeterKit, customer: Customer, new: str, *, dry_
             raise
         except MeterkitError as error:
             why = str(error)
-    return MigrationResult(customer=customer.customer, subscription=subscription, at=at, error=why)
+    return MigrationResult(customer=customer, subscription=subscription, at=at, error=why)
 
 
 def _migration_row(one: MigrationResult, old: str, new: str, *, dry_run: bool) -> dict[str, object]:
