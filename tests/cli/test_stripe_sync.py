@@ -24,6 +24,15 @@ PLANS = plans_text("stripe_sync")
 
 PARTS = plans_text("stripe_sync_parts")
 
+TOP_UPS = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {input_tokens: {unit: token}, output_tokens: {unit: token}}
+credits: {money: {unit: money, costs: {tokens: provider_prices}, top_up: {packs: [1000]}}}
+plans: {free: {price: {amount_cents: 0, interval: month}}}
+"""
+
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +151,8 @@ async def test_subscribers_of_a_replaced_price_keep_their_plan(at: Shop, by: str
     await at.api.post("/v1/subscriptions", {"customer": customer, "items": items})
     dearer = plans.replace("2900", "3900").replace("amount_cents: 900", "amount_cents: 990")
     done = await at.sync(dearer)
+    made = at.changes()
+    assert ((await at.sync(dearer)).paste, at.changes()) == (done.paste, made)
     for old, new in zip((base, seat), done.paste.get("pro", {}).values(), strict=False):
         dearer = dearer.replace(old, new)
     assert (await at.sync(dearer)).paste == {}
@@ -214,6 +225,9 @@ async def test_a_product_that_is_archived_is_a_problem(at: Shop) -> None:
         await at.api.post("/v1/subscriptions", {"customer": customer, "items": [{"price": price}]})
     problem = await at.refuses(PLANS)
     assert problem.startswith(f"pro, seats: the product {seats} of the price {price} is archived at Stripe")
+    (one,) = [line for line in (await at.sync(TOP_UPS)).lines if line.what == "product"]
+    await at.api.post(f"/v1/products/{one.id}", {"active": False})
+    assert f"meterkit-top-up:money:1000: the product {one.id} of the" in (await at.refuses(TOP_UPS))
 
 
 async def test_a_product_gets_the_name_of_the_plans_file(at: Shop) -> None:
@@ -235,6 +249,11 @@ async def test_a_product_gets_the_name_of_the_plans_file(at: Shop) -> None:
         actions = {line.id: line.action for line in done.lines if line.what == "product"}
         assert [actions[product] for product in ids.values()] == [*([action] * 3), "is there"]
     assert await names() == ["Professional", "Professional: seats", "API calls", "Tokens"]
+    lines = named.replace(", report: usage", "") + "billing: {usage: lines}\n"
+    await at.sync(lines)
+    done = await at.sync(lines.replace("API calls", "Calls"))
+    assert {line.name: line.action for line in done.lines}["Calls"] == "renamed"
+    assert (await at.api.get("/v1/products/meterkit_meter_requests"))["name"] == "Calls"
 
 
 async def test_plans_of_two_intervals_may_share_a_product(at: Shop) -> None:
@@ -496,6 +515,8 @@ async def test_a_named_price_may_have_all_currencies_or_each_its_own(at: Shop) -
     (made,) = [line for line in dearer.lines if line.action == "made"]
     assert (made.name, made.instead_of) == ("pro, base, eur", euros)
     assert dearer.paste == {"pro": {"price, eur": made.id}}
+    again = await at.sync(each.replace("eur: 2700", "eur: 2800"))
+    assert (again.paste, {line.action for line in again.lines}) == (dearer.paste, {"is there"})
     problem = await at.refuses(each.replace(f"eur: {euros}", f"eur: {at.emulator.add_price(2700)}"))
     assert "has the currency usd, and the plans file says eur" in problem
 

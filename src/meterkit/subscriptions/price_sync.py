@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
@@ -10,7 +10,13 @@ from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
 from meterkit.catalog.meters import is_titled
 from meterkit.outbox.invoice_line_prices import line_products
 from meterkit.stripe.meter_differences import meter_differences
-from meterkit.stripe.prices import OPTIONS, PRICES, currencies_of, fetch_price, with_option_tiers
+from meterkit.stripe.prices import OPTIONS, PRICES, fetch_price, with_option_tiers
+from meterkit.subscriptions.plan_at_stripe import (
+    PlanAtStripe,
+    describe_archived_product,
+    describe_as_sold,
+    find_problems,
+)
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
@@ -21,13 +27,12 @@ from meterkit.subscriptions.wanted_prices import (
     params_of,
     product_params,
     shape_in,
-    shape_of,
     wanted_addons,
     wanted_plans,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
@@ -156,26 +161,31 @@ class _SyncRun:
             known = self._meters.get(meter["event_name"])
             if known is None or (known["status"] != "active" and meter["status"] == "active"):
                 self._meters[meter["event_name"]] = meter
+        sold = find_top_ups(self._catalog.credits)
         wanted = [*wanted_plans(self._catalog), *wanted_addons(self._catalog)]
         for plan in wanted:
             done.problems += plan.problems
             done.notes += plan.notes
-        for product in reversed(
-            await self._api.list(_PRODUCTS, {"active": True}) if wanted or self._sells_packs else []
-        ):
+        for product in reversed(await self._api.list(_PRODUCTS, {"active": True}) if wanted or sold else []):
             self._names[product["id"]] = product["name"]
             if (key := product["metadata"].get(LOOKUP_MARK)) is not None:
                 self._products[key] = product["id"]  # The oldest was first; the newest stays.
         found = [await self._fetch_plan(plan) for plan in wanted if plan.prices]
         for plan_found in found:
             done.problems += find_problems(plan_found, self._meters)
+        packs = {} if sold is None else {pack_key(sold[0], amount): amount for amount in sold[1].amounts}
+        present = await prices_by_key(self._api, [*packs])
+        done.problems += [
+            describe_archived_product(key, price)
+            for key, price in present.items()
+            if price["product"] not in self._names
+        ]
         if not done.problems:
             await (self._make_line_products() if by_lines else self._make_meters())
             for plan_found in found:
                 await self._make_prices(plan_found)
-            if (sold := find_top_ups(self._catalog.credits)) is not None:
-                credit, top_ups = sold
-                await self._make_packs(credit, top_ups.amounts)
+            if sold is not None:
+                await self._make_packs(sold[0], packs, present)
         return done
 
     async def _fetch_plan(self, wanted: WantedPlan) -> PlanAtStripe:
@@ -183,17 +193,17 @@ class _SyncRun:
         has_more = len(self._catalog.currencies) > 1
         expand = _CURRENCIES if has_more else _TIERS
         keyed = await prices_by_key(self._api, [price.key for price in wanted.prices], expand=expand)
+        if has_more:
+            keyed = {key: await with_option_tiers(self._api, price) for key, price in keyed.items()}
         prices: dict[str, Mapping[str, Any]] = {}
         missing: list[WantedPrice] = []
         for price in wanted.prices:
-            there = keyed.get(price.key) if price.has_lookup_key else None
+            there: Mapping[str, Any] | None = keyed.get(price.key) if price.has_lookup_key else None
             if price.stripe_price is not None:
                 named = await self._fetch_named(price.stripe_price, has_more=has_more)
                 if named is None:
                     missing.append(price)
                 there = named or there
-            elif there is not None and has_more:
-                there = await with_option_tiers(self._api, there)
             if there is not None:
                 prices[price.name] = there
         base = prices.get(wanted.prices[0].name)
@@ -207,6 +217,7 @@ class _SyncRun:
             wanted=wanted,
             product=product,
             prices=prices,
+            keyed=keyed,
             listed=listed,
             missing=missing,
             sold=self._names.keys(),
@@ -254,10 +265,10 @@ class _SyncRun:
             made = action == "to make"
             self._add_line("product", meter.title, action, "" if made else product["id"])
 
-    async def _make_packs(self, credit: str, amounts: Sequence[int]) -> None:
-        """Make the product of top-ups of a balance, and a price of each amount."""
-        keys = {pack_key(credit, amount): amount for amount in amounts}
-        there = await prices_by_key(self._api, [*keys])
+    async def _make_packs(
+        self, credit: str, keys: Mapping[str, int], there: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Make the product of top-ups of a balance, and a price of each amount, by lookup key."""
         product, currency = pack_product(credit), BALANCE_CURRENCY
         missing = [key for key in keys if key not in there]
         known = self._products.get(product.key) or next(
@@ -267,7 +278,7 @@ class _SyncRun:
             known = str((await self._api.post(_PRODUCTS, product_params(product)))["id"])
         self._add_product_line(product, self._made if len(missing) == len(keys) else "is there", known or "")
         for key, amount in keys.items():
-            price = there.get(key, {})
+            price: Mapping[str, Any] = there.get(key, {})
             if not price and not self._dry_run:
                 asked = pack_params(credit, amount, product=known or "", currency=currency)
                 price = await self._api.post(PRICES, asked)
@@ -294,28 +305,35 @@ class _SyncRun:
         fitting = found.fitting(wanted, self._meters)
         if there is None and fitting:
             there = fitting[0]
-        if there is not None and found.fits(there, wanted, self._meters):
-            await self._add_known_product(wanted.product, there["product"])
-            self._add_price_line(wanted, await self._add_currencies(there, wanted), there["id"])
-            return str(there["id"])
-        product = await self._find_or_make_product(wanted, found)
-        made: str = ""
-        if not self._dry_run:
-            meter = None if wanted.shape.meter is None else self._meters[wanted.shape.meter]["id"]
-            if there is not None:
-                await self._mark_replaced(there, wanted)
-            params = params_of(wanted, product=product, meter=meter, like=there or NO_PRICE)
-            made = (await self._api.post(PRICES, params))["id"]
-            if there is not None and meter is not None:
-                # New subscribers must not get both. Present ones keep it.
-                await self._api.post(f"{PRICES}/{there['id']}", {"active": False})
-        self._add_price_line(wanted, self._made, made, "" if there is None else there["id"])
-        if there is not None:
+        fits = there is not None and found.fits(there, wanted, self._meters)
+        known = there if fits else found.find_made(wanted, self._meters)
+        instead_of = "" if there is None or fits else str(there["id"])
+        if known is not None:
+            made = str(known["id"])
+            await self._add_known_product(wanted.product, known["product"])
+            self._add_price_line(wanted, await self._add_currencies(known, wanted), made, instead_of)
+        else:
+            product = await self._find_or_make_product(wanted, found)
+            made = "" if self._dry_run else await self._make_price(wanted, product, there)
+            self._add_price_line(wanted, self._made, made, instead_of)
+        if there is not None and not fits:
             self._done.notes.append(
-                f"{wanted.name}: {there['id']} is {_describe_as_sold(there, wanted)}, and a price cannot"
+                f"{wanted.name}: {there['id']} is {describe_as_sold(there, wanted)}, and a price cannot"
                 f" be changed: {made or 'a new one'} is {wanted.describe()}; subscribers of the old one keep"
                 " it"
             )
+        return made
+
+    async def _make_price(self, wanted: WantedPrice, product: str, there: Mapping[str, Any] | None) -> str:
+        """Make a price, in place of the one that is there."""
+        meter = None if wanted.shape.meter is None else self._meters[wanted.shape.meter]["id"]
+        if there is not None:
+            await self._mark_replaced(there, wanted)
+        params = params_of(wanted, product=product, meter=meter, like=there or NO_PRICE)
+        made = str((await self._api.post(PRICES, params))["id"])
+        if there is not None and meter is not None:
+            # New subscribers must not get both. Present ones keep it.
+            await self._api.post(f"{PRICES}/{there['id']}", {"active": False})
         return made
 
     async def _mark_replaced(self, there: Mapping[str, Any], wanted: WantedPrice) -> None:
@@ -369,10 +387,6 @@ class _SyncRun:
         return "renamed"
 
     @property
-    def _sells_packs(self) -> bool:
-        return find_top_ups(self._catalog.credits) is not None
-
-    @property
     def _made(self) -> Action:
         return "to make" if self._dry_run else "made"
 
@@ -400,187 +414,3 @@ class _SyncRun:
 
     def _add_line(self, what: Literal["meter", "product"], name: str, action: Any, object_id: str) -> None:
         self._done.lines.append(StripeSyncLine(what=what, name=name, action=action, id=object_id))
-
-
-_FREE_TWICE: Final = (
-    "meterkit sends only overage (report: overage), and the free tier would give the included units a"
-    " second time"
-)
-_INCLUDED_BILLED: Final = (
-    "meterkit sends all usage (report: usage), and it has no free tier, so that it would bill the"
-    " included units"
-)
-_PACKAGES: Final = "it bills whole packages, and the plans file sells units: it would bill more"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanAtStripe:
-    """The product and prices of a plan at Stripe.
-
-    Attributes:
-        product: of its base price; None: there is none yet.
-        prices: by name, meterkit's and those that the plans file names.
-        listed: all active prices of the product.
-        missing: prices whose id in the plans file Stripe does not have.
-        sold: ids of all products that are not archived.
-    """
-
-    wanted: WantedPlan
-    product: str | None
-    prices: Mapping[str, Mapping[str, Any]]
-    listed: Sequence[Mapping[str, Any]]
-    missing: Sequence[WantedPrice]
-    sold: Collection[str]
-
-    def others(self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Other prices of the product on the same meter that a subscriber of the plan could have.
-
-        The product may also have the prices of a plan of another interval or currency.
-        """
-        meter, ours = meters.get(wanted.shape.meter or ""), self.prices.get(wanted.name)
-        own, sold_in = wanted.shape.interval, {shape.currency for shape in wanted.shapes}
-        return [
-            price
-            for price in self.listed
-            if meter is not None and shape_of(price).meter == meter["id"]
-            if shape_of(price).interval == own and sold_in & currencies_of(price)
-            if ours is None or price["id"] != ours["id"]
-        ]
-
-    def fitting(
-        self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]
-    ) -> list[Mapping[str, Any]]:
-        """The other prices that charge the amount of the plans file."""
-        return [price for price in self.others(wanted, meters) if self.fits(price, wanted, meters)]
-
-    @staticmethod
-    def fits(price: Mapping[str, Any], wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether a price charges the amounts of the plans file, in at least one of its currencies.
-
-        It may lack the others, which are added then.
-        """
-        meter = meters.get(wanted.shape.meter or "")
-        pairs = [(shape_in(price, shape.currency), shape) for shape in wanted.shapes]
-        known = [(there, shape) for there, shape in pairs if there is not None]
-        meter_id = None if meter is None else meter["id"]
-        return bool(known) and all(there == replace(shape, meter=meter_id) for there, shape in known)
-
-
-def find_problems(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Find the problems of a plan that an operator must solve before a sync, a line each.
-
-    Args:
-        found: the plan at Stripe.
-        meters: the meters at Stripe by event name.
-    """
-    return [
-        *_missing_prices(found),
-        *_archived_prices(found),
-        *_different_prices(found),
-        *_duplicate_prices(found, meters),
-        *_unpriced_meters(found, meters),
-    ]
-
-
-def _missing_prices(found: PlanAtStripe) -> Iterator[str]:
-    for wanted in found.missing:
-        yield (
-            f"{wanted.name}: the plans file names the price {wanted.stripe_price}, which Stripe does not have"
-            " with this key: it may be of another account, or of the other of test and live mode. Take"
-            " `stripe_price` out of the file: the price is then found, or made, by its lookup key"
-            f" {wanted.key}"
-        )
-
-
-def _archived_prices(found: PlanAtStripe) -> Iterator[str]:
-    for wanted in found.wanted.prices:
-        price = found.prices.get(wanted.name)
-        if price is None:
-            continue
-        if price["product"] not in found.sold:
-            yield (
-                f"{wanted.name}: the product {price['product']} of the price {price['id']} is archived at"
-                " Stripe, so no customer can subscribe to it; make it active there, and sync again"
-            )
-        if not price["active"]:
-            yield (
-                f"{wanted.name}: the plans file names the price {wanted.stripe_price}, which is archived at"
-                " Stripe, so no customer can subscribe to it; make it active there, or take it out of the"
-                " file, and sync again"
-            )
-
-
-def _different_prices(found: PlanAtStripe) -> Iterator[str]:
-    """Prices of another currency or interval: their subscribers would have the wrong plan."""
-    for wanted in found.wanted.prices:
-        price = found.prices.get(wanted.name)
-        if price is None:
-            continue
-        recurring = part_of(price, "recurring")
-        count = recurring.get("interval_count", 1)
-        every = recurring.get("interval", "once") if count == 1 else f"{count} {recurring['interval']}s"
-        sold_in = [shape.currency for shape in wanted.shapes]
-        known = currencies_of(price)
-        for field_name, actual, expected, cure in (
-            (
-                "currency",
-                "" if known.intersection(sold_in) else price["currency"],
-                "" if known.intersection(sold_in) else " or ".join(sold_in),
-                "name a price in a currency of the plans file",
-            ),
-            (
-                "interval",
-                every,
-                wanted.shape.interval,
-                "give the plan of another interval a key of its own, and leave this one as it is",
-            ),
-        ):
-            if actual != expected:
-                yield (
-                    f"{wanted.name}: the price {price['id']} at Stripe has the {field_name} {actual}, and the"
-                    f" plans file says {expected}: {cure}"
-                )
-
-
-def _duplicate_prices(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Other prices of the same product and meter, which would bill usage twice."""
-    for wanted in found.wanted.prices:
-        fitting = found.fitting(wanted, meters)
-        # One that fits is used as it is. A further one, or any listed ours, would bill the same again.
-        used = fitting if len(fitting) == 1 and wanted.name not in found.prices else []
-        yield from (
-            _describe_duplicate(price, wanted) for price in found.others(wanted, meters) if price not in used
-        )
-
-
-def _unpriced_meters(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Meters whose usage no price of the product bills."""
-    own = {price.shape.interval for price in found.wanted.prices}
-    priced = {shape.meter for shape in map(shape_of, found.listed) if shape.interval in own}
-    return [
-        problem
-        for name, problem in found.wanted.unpriced.items()
-        if meters.get(name, {}).get("id", "") not in priced
-    ]
-
-
-def _describe_as_sold(price: Mapping[str, Any], wanted: WantedPrice) -> str:
-    """Describe a price at Stripe in the currencies of the plans file."""
-    shapes = [shape_in(price, shape.currency) for shape in wanted.shapes]
-    known = [shape.describe(wanted.unit) for shape in shapes if shape is not None]
-    return "; ".join(known) or shape_of(price).describe(wanted.unit)
-
-
-def _describe_duplicate(price: Mapping[str, Any], wanted: WantedPrice) -> str:
-    shape = shape_of(price)
-    begins = f"{wanted.name}: the product has the price {price['id']} on the same meter"
-    if wanted.report == "overage" and shape.free:
-        why = _FREE_TWICE
-    elif wanted.report == "usage" and wanted.shape.free and not shape.free:
-        why = _INCLUDED_BILLED
-    elif shape.divide_by > 1:
-        why = _PACKAGES
-    else:
-        said = wanted.describe()
-        why = f"it is not what the plans file says ({said}), or a second one that bills the same again"
-    return f"{begins} ({shape.describe(wanted.unit)}): {why}; archive it, and sync again"
