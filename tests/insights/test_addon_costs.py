@@ -102,6 +102,28 @@ async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path)
         await assert_june()
 
 
+async def test_a_trial_of_an_earlier_subscription_is_free(store_url: str, tmp_path: Path) -> None:
+    """After another subscription had begun, it cost its plan, add-ons and overage."""
+    url = sqlite_in(tmp_path)
+    async with addon_shop(store_url, url) as at:
+        made = await at.kit.subscriptions.create("acme", "tried", addons={"storage_pack": 1})
+        assert made.client_secret is not None
+        at.emulator.confirm_setup(made.client_secret)
+        for days in (0, 20):  # Six days after the trial.
+            at.go(timedelta(days=days))
+            await at.kit.subscriptions.sync("acme")
+            await at.kit.record("acme", "tokens", 150)
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        at.go(END)
+        await subscribe(at, "acme", "pro")
+        await drain_all(at.kit, url)
+        found = [(await simulate_period(at, url, START + timedelta(days=days)))["acme"] for days in (6, 19)]
+        assert [(one.plan, one.now_cents, one.then_cents) for one in found] == [
+            ("tried", 0, 0),
+            ("tried", 3_100, 3_100),
+        ]
+
+
 async def test_purchases_within_a_period_make_estimates(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     async with addon_shop(store_url, url) as at:

@@ -320,6 +320,8 @@ def _fixed_cents(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bou
 
 
 _PAGE: Final = 500
+_RECORDED_AFTER_MS: Final = 60_000
+"""Span after the beginning of a period by which the ledger has its status."""
 _PRICED_KINDS: Final = frozenset({"plan", "seats", "addons", "overrides"})
 """Kinds of ledger entries that change the price of a period."""
 
@@ -451,7 +453,9 @@ def _build_tenure(
         plan=plan,
         is_changed=any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_granted=state.granted,
-        is_unpaid=subscription is not None and subscription.is_usage_free_of(start_ms),
+        is_unpaid=_was_trial(ledger, start_ms)
+        if was.get("subscription")
+        else subscription is not None and subscription.is_usage_free_of(start_ms),
         seats=int(was["seats"] or 0) if "seats" in was else given.seats,
         overrides=own.meters,
         subject_overrides=own.subjects,
@@ -460,6 +464,11 @@ def _build_tenure(
         fixed=fixed_prices_at(subscription, plan, last_ms),
         addons=parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms),
     )
+
+
+def _was_trial(ledger: Sequence[HistoryEntry], start_ms: int) -> bool:
+    """Whether a period of an earlier subscription was its trial: only the ledger knows."""
+    return _replaced_since(ledger, start_ms + _RECORDED_AFTER_MS).get("status") == "trialing"
 
 
 def _replaced_since(ledger: Sequence[HistoryEntry], at_ms: int) -> Mapping[str, str]:
