@@ -255,7 +255,8 @@ class MeterKit(KitLifecycle, KitParts):
         check = partial(check_quantities, meters=self.catalog.meters)
         check(quantities)
         view = self._find_view(customer, subjects)
-        read = partial(read_captured, view.cache, reserved=dict(quantities), requested=model, check=check)
+        reserved = dict(quantities)
+        read = partial(read_captured, self.store, view, reserved=reserved, requested=model, check=check)
         return Reservation(self.store, view, quantities, read, model)
 
     @overload

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial, wraps
+from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Self, TypeVar, cast
 from weakref import WeakSet
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
+from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -30,6 +31,99 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class BlockingCall(Generic[T]):
+    """Coroutine that runs in the event loop of a thread while another thread waits for its reply.
+
+    The thread that waits holds no lock of Python's, as a future does: a signal may interrupt it anywhere.
+    """
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._function = function
+        self._replies: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self.task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Run the coroutine, and reply with its result or its error."""
+        try:
+            self._replies.put((await self._function(), None))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Reply with an error."""
+        self._replies.put((None, error))
+
+    def cancel(self) -> None:
+        """Cancel the coroutine, in its event loop; one that has not begun was not submitted."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def wait(self) -> T:
+        """Wait for the reply; returns the result or raises the error."""
+        result, error = self._replies.get()
+        if error is None:
+            return cast("T", result)
+        try:
+            raise error
+        finally:
+            del self, error  # The traceback would keep them in a cycle.
+
+
+class DaemonLoop:
+    """Event loop in a thread, which must not keep the process alive; at exit it is stopped.
+
+    Args:
+        served: context manager that is entered when the event loop begins and left when it ends.
+
+    Raises:
+        BaseException: entering ``served`` has raised it.
+    """
+
+    def __init__(self, served: AbstractAsyncContextManager[object]) -> None:
+        self._served = served
+        self._calls: set[BlockingCall[Any]] = set()
+        self._stopping = asyncio.Event()
+        begun: SimpleQueue[asyncio.AbstractEventLoop | BaseException] = SimpleQueue()
+        self._thread = Thread(target=self._run, args=(begun,), name="meterkit", daemon=True)
+        self._thread.start()
+        found = begun.get()
+        if isinstance(found, BaseException):
+            raise found
+        self.loop = found
+
+    def submit(self, call: BlockingCall[T]) -> None:
+        """Begin a call, from any thread."""
+        self._calls.add(call)
+        self.loop.call_soon_threadsafe(self._begin, call)
+
+    def stop(self) -> None:
+        """End the event loop once its calls have ended, and wait for that."""
+        self.loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def _begin(self, call: BlockingCall[Any]) -> None:
+        call.task = start_task(call.run())
+        call.task.add_done_callback(lambda _: self._calls.discard(call))
+
+    def _run(self, begun: SimpleQueue[asyncio.AbstractEventLoop | BaseException]) -> None:
+        async def serve() -> None:
+            async with self._served:
+                begun.put(asyncio.get_running_loop())
+                await self._stopping.wait()
+                while running := [call.task for call in self._calls.copy() if call.task is not None]:
+                    await asyncio.wait(running)
+
+        try:
+            anyio.run(serve)
+        except BaseException as error:
+            begun.put(error)
+            if hasattr(self, "loop"):
+                raise
+        finally:
+            for call in self._calls.copy():  # They came too late.
+                call.fail(MeterkitError("the kit was stopped by another thread: nothing was done"))
 
 
 class LoopThread:
@@ -46,8 +140,7 @@ class LoopThread:
         self._served = served
         self._lock = Lock()
         self._starts = 0
-        self._portal: BlockingPortal | None = None
-        self._thread: Thread | None = None
+        self._daemon: DaemonLoop | None = None
         self._of_parents: list[object] = []
         _everywhere.add(self)
 
@@ -75,17 +168,25 @@ class LoopThread:
         Raises:
             MeterkitError: an event loop runs in this thread.
         """
-        _refuse_running_loop()
-        portal = self._portal
-        if portal is None:
-            with self._lock:
-                portal = self._open()
-        future: Future[T] = portal.start_task_soon(partial(function, *args, **named))
+        daemon, call = self._running(), BlockingCall(partial(function, *args, **named))
         try:
-            return future.result()
+            daemon.submit(call)
+            return call.wait()
         except BaseException:
             # Where a signal interrupts the waiting (Ctrl-C, a time limit of Celery) the call ends, too.
-            future.cancel()
+            with suppress(RuntimeError):  # The event loop is closed.
+                daemon.loop.call_soon_threadsafe(call.cancel)
+            raise
+
+    def finish(self, cleanup: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run an idempotent cleanup to its end, although a signal interrupts the waiting."""
+        daemon, call = self._running(), BlockingCall(cleanup)
+        try:
+            daemon.submit(call)
+            return call.wait()
+        except BaseException:
+            with suppress(RuntimeError):
+                daemon.submit(BlockingCall(cleanup))  # The first one may not have been submitted.
             raise
 
     def blocking(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
@@ -105,37 +206,27 @@ class LoopThread:
 
     def after_fork(self) -> None:
         """Reset in a child process: the parent's thread and connections are neither used nor closed."""
-        self._of_parents += [self._portal, self._thread]
-        self._portal = self._thread = None
+        self._of_parents.append(self._daemon)
+        self._daemon = None
         self._lock = Lock()
 
-    def _open(self) -> BlockingPortal:
-        if self._portal is None:
-            begun: Future[BlockingPortal] = Future()
-            # A daemon: it must not keep the process alive. At exit it is closed.
-            thread = Thread(target=self._run, args=(begun,), name="meterkit", daemon=True)
-            thread.start()
-            self._portal, self._thread = begun.result(), thread
-        return self._portal
+    def _running(self) -> DaemonLoop:
+        _refuse_running_loop()
+        daemon = self._daemon
+        if daemon is None:
+            with self._lock:
+                daemon = self._open()
+        return daemon
+
+    def _open(self) -> DaemonLoop:
+        if self._daemon is None:
+            self._daemon = DaemonLoop(self._served)
+        return self._daemon
 
     def _close(self) -> None:
-        portal, thread, self._portal, self._thread = self._portal, self._thread, None, None
-        if portal is not None and thread is not None:
-            portal.call(portal.stop)
-            thread.join()
-
-    def _run(self, begun: Future[BlockingPortal]) -> None:
-        async def serve() -> None:
-            async with self._served, BlockingPortal() as portal:
-                begun.set_result(portal)
-                await portal.sleep_until_stopped()
-
-        try:
-            anyio.run(serve)
-        except BaseException as error:
-            if begun.done():
-                raise
-            begun.set_exception(error)
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            daemon.stop()
 
 
 def _refuse_running_loop() -> None:
@@ -421,10 +512,16 @@ class SyncReservation(SyncPart):
     def release(self) -> None:
         """Release the reservation: nothing is recorded, and rates count none of it. Idempotent."""
         # A child that a queue of jobs has forked ends without another word: what is under way then is lost.
-        self._loop.call(self._part.released)
+        self._loop.finish(self._part.released)
 
     def __enter__(self) -> Self:
-        self._loop.call(self._part.__aenter__)
+        try:
+            self._loop.call(self._part.__aenter__)
+        except MeterkitError:
+            raise  # Nothing is held.
+        except BaseException:  # A signal: no block begins, so none would end the hold.
+            self.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -191,6 +191,48 @@ async def test_i3_a_reservation_cancelled_by_its_reply_holds_nothing(kit: MeterK
     assert (await row(kit, "seconds"))[:2] == (1, 0)
 
 
+JOB: dict[str, Any] = {"id": "resp_1", "object": "response", "background": True, "output": [], "model": "m"}
+ENDED = JOB | {"status": "completed", "usage": {"input_tokens": 6, "output_tokens": 400, "total_tokens": 406}}
+
+
+@pytest.mark.parametrize("is_captured_first", [True, False])
+async def test_i6_a_captured_job_counts_once(kit: MeterKit, *, is_captured_first: bool) -> None:
+    """The worker that waits for a background response captures it; the provider's webhook reports it, too."""
+    await kit.record_usage("acme", JOB | {"status": "queued"})
+    async with kit.reserve("acme", {"output_tokens": 800, "seconds": 5}) as reservation:
+        for captures in (is_captured_first, not is_captured_first):
+            if captures:
+                await reservation.capture(ENDED)
+            else:
+                await kit.record_usage(None, ENDED)
+    assert ((await row(kit))[:2], (await row(kit, "seconds"))[:2]) == ((400, 0), (5, 0))
+
+
+async def test_a_captured_job_is_paid_by_its_owner(kit: MeterKit) -> None:
+    await kit.record_usage("bob", JOB | {"status": "queued"})
+    async with kit.reserve("acme", {"output_tokens": 800}) as reservation:
+        captures = [reservation.capture(ENDED) for _ in range(2)]
+        found = await asyncio.gather(*captures, return_exceptions=True)
+    assert [str(one) for one in found if one] == [
+        "a reservation is captured or released once, within its block"
+    ]
+    assert (await row(kit))[:2] == (0, 0)
+    assert (await kit.usage("bob"))["meters"]["output_tokens"]["recorded"] == 400
+
+
+async def test_a_reservation_is_entered_once(kit: MeterKit) -> None:
+    reservation = kit.reserve("acme", {"seconds": 5})
+
+    async def use() -> None:
+        async with reservation:
+            pass
+
+    found = await asyncio.gather(use(), use(), return_exceptions=True)
+    assert [str(one) for one in found if one] == ["a reservation serves one block; take another one"]
+    await kit.record("acme", "seconds", 0)  # Waits for what was settled before.
+    assert (await row(kit, "seconds"))[:2] == (0, 0)
+
+
 async def test_a_reservation_is_not_captured_in_another_loop(kit: MeterKit) -> None:
     async with kit.reserve("acme", {"seconds": 5}) as reservation:
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -88,6 +90,36 @@ def test_what_is_reserved_is_captured_or_given_back(any_store_url: str) -> None:
         assert kit.check("ada", "tokens", 960).allowed
         with kit.reserve("ada", {"tokens": 961}) as reservation:
             assert "included" == reservation.decision.reason
+
+
+class TimeLimitError(Exception):
+    """Celery raises SoftTimeLimitExceeded so, wherever the task is."""
+
+
+def test_i3_interrupted_reservations_hold_nothing(store_url: str) -> None:
+    armed: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            armed.clear()
+            raise TimeLimitError
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with kit_of(store_url) as kit:
+            for nth in range(100):
+                with suppress(TimeLimitError):
+                    armed.append(nth)
+                    signal.setitimer(signal.ITIMER_REAL, (nth + 1) * 2e-5, 0.05)
+                    with kit.reserve("ada", {"tokens": 1}):
+                        while armed:
+                            signal.pause()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            kit.record("ada", "tokens", 0)  # Waits for what was settled before.
+            assert kit.usage("ada")["meters"]["tokens"]["held"] == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
 
 
 def test_many_threads_share_one_thread_and_count_to_the_unit(store_url: str) -> None:

@@ -23,7 +23,7 @@ from meterkit.store.settlement_parts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
     from meterkit.decisions.decision import Decision
@@ -171,7 +171,9 @@ class Reservation(HoldOwner):
         store: Store,
         view: CustomerView,
         quantities: Mapping[str, int],
-        read: Callable[[object, str | None, str | None], Sequence[UsedQuantities]],
+        read: Callable[
+            [object, str | None, str | None], Awaitable[tuple[Sequence[UsedQuantities], Sequence[Settlement]]]
+        ],
         model: str | None = None,
     ) -> None:
         self._store = store
@@ -182,7 +184,7 @@ class Reservation(HoldOwner):
         self._decision: Decision | None = None
         self._lane = self._decided = self._renewed = None
         self._decided_ms = self._slot = 0
-        self._settled = False
+        self._begun = self._settled = False
 
     @property
     def decision(self) -> Decision:
@@ -198,9 +200,9 @@ class Reservation(HoldOwner):
         return self._decision
 
     async def __aenter__(self) -> Self:
-        if self._decision is not None:
+        if self._begun:
             raise MeterkitError("a reservation serves one block; take another one")
-        store = self._store
+        self._begun, store = True, self._store
         if store.is_off:
             self._decision = self._view.undecided()
             return self
@@ -213,6 +215,8 @@ class Reservation(HoldOwner):
             self._slot = reply[1] // HOLD_SLOT_MS
             self._lane = await store.lane()
             self._lane.live.add(self)
+            if self._settled:  # A signal has interrupted the thread that waits for the decision.
+                self._give_back()
         return self
 
     async def __aexit__(
@@ -230,7 +234,7 @@ class Reservation(HoldOwner):
 
         Args:
             used: meter to used quantity; or an object that :func:`meterkit.usage_of` can read: then meters
-                that count no tokens are recorded as reserved.
+                that count no tokens are recorded as reserved, and a job of a provider counts once.
             model: of the language model, for meters with ``where:``; overrides the object's.
             provider: likewise.
 
@@ -238,17 +242,22 @@ class Reservation(HoldOwner):
             QuantityError, UnknownMeterError: a quantity cannot be recorded.
             MeterkitError: the reservation is over, or the object says nothing of usage.
         """
-        parts = self._read(used, model, provider)
+        self._check_capture()
+        parts, jobs = await self._read(used, model, provider)
+        self._check_capture()  # Another task may have captured it while a job was looked up.
+        if self._decided is None:
+            self._settled = True  # It was refused and holds nothing; usage is a fact in any case.
+            settlements: Sequence[Settlement] = [Settlement(self._view, used=part) for part in parts]
+        else:
+            settlements = self._end(parts)
+        if not self._store.is_off:
+            await self._store.settle_acknowledged([*settlements, *jobs], self._lane)
+
+    def _check_capture(self) -> None:
         if self._settled or self._decision is None:
             raise MeterkitError("a reservation is captured or released once, within its block")
         if self._lane is not None and self._lane.loop is not get_running_loop():
             raise MeterkitError("a reservation is captured in the event loop that its block runs in")
-        if self._decided is None:
-            self._settled = True  # It was refused and holds nothing; usage is a fact in any case.
-            for part in parts:
-                await self._store.record(self._view, part, event_id=None)
-            return
-        await self._store.settle_acknowledged(self._end(parts), self._lane)
 
     async def release(self) -> None:
         """Release the reservation: nothing is recorded, and rates count none of it. Idempotent."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from meterkit.catalog.genai_prices_table import TOKEN_METERS, USAGE_METERS
+from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.periods import from_ms
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.call_amounts import check_captured, price_quantities, used_by_model
 from meterkit.store.input_checks import check_event_id
-from meterkit.store.job_claims import claim_job, remember_job
+from meterkit.store.job_claims import JobClaim, claim_job, remember_job
 from meterkit.store.job_holds import end_job
+from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
 from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
 from meterkit.tokens.call_prices import price_call
@@ -148,8 +151,9 @@ async def _count_job(
     ]
 
 
-def read_captured(
-    compiled: CompiledCatalog,
+async def read_captured(
+    store: Store,
+    view: CustomerView,
     used: Any,
     model: str | None,
     provider: str | None,
@@ -157,11 +161,12 @@ def read_captured(
     reserved: Mapping[str, int],
     requested: str | None,
     check: Callable[[Mapping[str, int]], None],
-) -> Sequence[UsedQuantities]:
+) -> tuple[Sequence[UsedQuantities], Sequence[Settlement]]:
     """Read the usage that a reservation is captured with.
 
     Args:
-        compiled: knows the meters.
+        store: has the jobs.
+        view: the customer.
         used: quantities by meter, or an object with usage.
         model: of what was used.
         provider: likewise.
@@ -169,17 +174,27 @@ def read_captured(
         requested: the model that it was set aside for; None: not said.
         check: refuses quantities that cannot be recorded.
 
+    Returns:
+        The usage, one part for each model; and settlements that count each job of a provider once.
+
     Raises:
         MeterkitError: an object says nothing of usage; and what ``check`` raises.
     """
+    compiled = view.cache
     given: Mapping[str, int] | None = used if issubclass(kind_of(used), Mapping) else None
     if given is None or not all(type(quantity) is int for quantity in given.values()):
+        jobs: list[Settlement] = []
+        own: list[CallUsage] = []
         calls = calls_of(used)
-        if requested is not None:
-            calls = tuple(replace(call, model=call.model or requested) for call in calls)
-        found = _usage_of_calls(calls, compiled, beside=reserved, model=model, provider=provider)
-        if found is not None:
-            return found
+        for call in calls:
+            named = replace(call, model=model or call.model or requested, provider=provider or call.provider)
+            event_id = call_event_id(call)
+            if event_id is None:
+                own.append(named)
+            else:
+                jobs += await _claim_captured(store, view, named, event_id)
+        if calls:
+            return _add_reserved(_usage_of_calls(own, compiled) or (), reserved, compiled), jobs
         if given is None:
             raise MeterkitError(
                 f"capture() found no token usage in an object of type {kind_of(used).__name__}; nothing is "
@@ -187,28 +202,44 @@ def read_captured(
             )
     quantities = given or {}
     check_captured(quantities, compiled, check)
-    return [price_quantities(quantities, compiled, model=model or requested, provider=provider)]
+    return [price_quantities(quantities, compiled, model=model or requested, provider=provider)], ()
 
 
-def _usage_of_calls(
-    calls: Sequence[CallUsage],
-    compiled: CompiledCatalog,
-    *,
-    beside: Mapping[str, int] | None = None,
-    model: str | None = None,
-    provider: str | None = None,
-) -> Sequence[UsedQuantities] | None:
-    """Add up the usage of calls, one part for each model.
+def _add_reserved(
+    parts: Sequence[UsedQuantities], reserved: Mapping[str, int], compiled: CompiledCatalog
+) -> Sequence[UsedQuantities]:
+    """Add the reserved quantities of meters that count no tokens to the first part."""
+    # The amount of money that was reserved is replaced by the charge, also where that is 0.
+    others = {
+        meter: quantity
+        for meter, quantity in reserved.items()
+        if meter not in USAGE_METERS and meter not in compiled.charges
+    }
+    first, *more = parts or (NOTHING_USED,)
+    first = first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others})
+    return [first, *more]
 
-    Args:
-        calls: of an object that :func:`meterkit.usage_of` reads.
-        compiled: knows the meters.
-        beside: quantities of other meters, counted with the tokens.
-        model: overrules what the object says; for meters that ask for it (``where:``).
-        provider: likewise.
 
-    Returns:
-        None where there are none.
+async def _claim_captured(
+    store: Store, view: CustomerView, call: CallUsage, event_id: str
+) -> Sequence[Settlement]:
+    """Settle an ended job that is captured; nothing if it is counted by its lines, or for no customer."""
+    parts, job_id = _usage_of_calls([call], view.cache) or (), call.response_id or ""
+    if store.is_off:
+        return ()
+    claim = JobClaim(view, counts=True)
+    with suppress(StoreError):  # The settlement is spooled, and its event id counts once.
+        claim = await claim_job(store, job_id, view, "", by="whole")
+    end_job(store, job_id)
+    owner = claim.owner
+    if owner is None or not claim.counts:
+        return ()
+    mark = EventMark(store.keys.event(owner.shard, owner.customer, event_id))
+    return [Settlement(owner, used=part, event=mark) for part in parts]
+
+
+def _usage_of_calls(calls: Sequence[CallUsage], compiled: CompiledCatalog) -> Sequence[UsedQuantities] | None:
+    """Add up the usage of calls, one part for each model; None: there are no calls.
 
     Raises:
         MeterkitError: no meter of tokens is declared that could count it.
@@ -220,18 +251,4 @@ def _usage_of_calls(
         raise MeterkitError(
             f"{compiled.catalog.source}: found no meter that counts tokens; declare any of {names}"
         )
-    calls = tuple(
-        replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
-    )
-    found = used_by_model(calls, compiled)
-    # The amount of money that was reserved is replaced by the charge, also where that is 0.
-    others = {
-        meter: quantity
-        for meter, quantity in (beside or {}).items()
-        if meter not in USAGE_METERS and meter not in compiled.charges
-    }
-    first = found[0] if found else NOTHING_USED
-    return [
-        first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),
-        *found[1:],
-    ]
+    return used_by_model(calls, compiled) or [NOTHING_USED]
