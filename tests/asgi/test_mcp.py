@@ -4,19 +4,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from base64 import b64decode
 from collections.abc import Sequence
+from contextvars import ContextVar
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final
 from weakref import WeakSet
 
 import httpx
 import pytest
 from mcp import MCPError
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import meterkit
 from drivers.app import Served, answering, http_scope, ignore, served
 from drivers.llm_apps import answering as in_pieces
 from drivers.mcp_apps import (
@@ -184,6 +190,13 @@ async def test_in_shadow_and_off_what_cannot_be_read_passes(enforcement: str, co
     async with served(answering(200), plans=PLANS, settings={"enforcement": enforcement}) as at:
         assert (await at.client.post("/mcp", content=b"[]")).status_code == 200
         assert (counted, 0) == await at.counted(meter="searches")
+
+
+@pytest.mark.parametrize("body", [HOSTILE["name twice, last"], HOSTILE["batch"]])
+async def test_a_line_in_shadow_lets_no_unreadable_call_pass(body: bytes) -> None:
+    plans = PLANS.replace("routes:\n", 'routes:\n  - {match: "MCP tools/list", enforcement: shadow}\n')
+    async with served(answering(200), plans=plans) as at:
+        assert (await at.client.post("/mcp", content=body)).status_code == 400
 
 
 @pytest.mark.parametrize("path", ["//mcp", "/MCP/"])
@@ -397,6 +410,61 @@ def test_an_answer_says_its_outcome(coding: bytes, answer: tuple[bytes, bytes, s
         for piece in (sent[:cut], sent[cut:]):
             drain(reader.read(piece))
         assert (reader.close(), reader.close()) == (expected, expected)
+
+
+CANCELLED: Final = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32800,"message":"Request cancelled"}}'
+
+
+@pytest.mark.parametrize("error", [CANCELLED, CANCELLED.replace(b"-32800", b"0")])
+@pytest.mark.parametrize(("before", "searches"), [(b"", 0), (event(LOG), 1)])
+async def test_a_cancelled_call_counts_as_if_the_client_left(
+    error: bytes, before: bytes, searches: int
+) -> None:
+    """A client could otherwise read what a tool reports on its way, and cancel it before its end."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record("other", 7)
+        pieces = [before, event(error)] if before else [event(error)]
+        await in_pieces(pieces, SSE.decode())(scope, receive, send)
+
+    async with served(app, plans=PLANS) as at:
+        await at.client.post("/mcp", json=call())
+        assert (searches, 0) == await at.counted(meter="searches")
+        assert (7, 0) == await at.counted(meter="other")
+
+
+@pytest.mark.parametrize("first", ["", '  - {match: "MCP initialize", exempt: true}\n'])
+async def test_a_tool_records_for_its_own_request(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK before 2.0 runs the tools of a session in the context of its first request."""
+    context: ContextVar[Any] = ContextVar("request_ctx")
+    monkeypatch.setattr("mcp.server.lowlevel.server.request_ctx", context, raising=False)
+    calls: asyncio.Queue[tuple[Request, asyncio.Event]] = asyncio.Queue()
+    sessions: list[asyncio.Task[None]] = []
+
+    async def session() -> None:
+        while True:
+            request, done = await calls.get()
+            context.set(SimpleNamespace(request=request))
+            try:
+                meterkit.record("other", 7)
+            finally:
+                done.set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request, done = Request(scope, receive), asyncio.Event()
+        if (await request.json())["method"] == "initialize":
+            sessions.append(asyncio.create_task(session()))
+        else:
+            calls.put_nowait((request, done))
+            await done.wait()
+        await Response(COMPLETE, media_type=JSON.decode())(scope, receive, send)
+
+    async with served(app, plans=PLANS.replace("routes:\n", f"routes:\n{first}")) as at:
+        await at.client.post("/mcp", json={"jsonrpc": "2.0", "id": 0, "method": "initialize"})
+        await at.client.post("/mcp", json=call(), headers={"x-customer-id": "bob"})
+        assert (7, 0) == await at.counted("bob", meter="other")
+        assert (0 if first else 1, 0) == await at.counted(meter="other")
+        sessions[0].cancel()
 
 
 async def test_many_combinations_of_lines_are_kept_within_a_bound() -> None:

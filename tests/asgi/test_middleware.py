@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import sys
 import threading
 from contextvars import copy_context
 from datetime import timedelta
@@ -354,6 +356,27 @@ async def test_current_says_who_is_served() -> None:
         assert (await at.client.get("/v1/sync")).json() == {"customer": "acme", "plan": "free"}
     with pytest.raises(MeterkitError, match="outside of a request"):
         current()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_a_child_process_does_not_record_for_a_request() -> None:
+    """It has a copy of the request, and what it records there would be lost."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        child = os.fork()
+        if not child:
+            try:
+                record("pages", 1)
+            finally:
+                os._exit("outside of a request" not in str(sys.exception()))
+        codes.append((await asyncio.to_thread(os.waitpid, child, 0))[1])
+        record("pages", 2)
+        await hello(scope, receive, send)
+
+    codes: list[int] = []
+    async with served(app) as at:
+        await at.client.get("/v1/x")
+        assert (codes, await at.counted(meter="pages")) == ([0], (2, 0))
 
 
 async def test_what_a_background_task_records_goes_by_the_outcome_too() -> None:

@@ -269,6 +269,7 @@ CHUNKS = [chat({"content": "Hello, "}), chat({}, finish="stop"), chat(None, usag
 async def test_a_tap_collected_within_a_report_blocks_nothing(store_url: str) -> None:
     async def endpoint(_: Request) -> Response:
         found = exchange.get()
+        assert found is not None
         taps = [meterkit.tap(stream_of([{**chunk, "id": "t"} for chunk in CHUNKS]))]
         await anext(taps[0])
         found.update_calls(lambda _: taps.clear())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from asyncio import get_running_loop
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from sys import modules
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import ErrorGuard
@@ -22,9 +24,15 @@ if TYPE_CHECKING:
     from meterkit.asgi.exchange import Exchange
     from meterkit.tokens.call_usage import CallUsage
 
-exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
+exchange: ContextVar[Exchange | None] = ContextVar("meterkit_exchange")
 EXEMPT: Final = "meterkit.exempt"
 """Key in the scope of a request whose line is exempt."""
+MCP_REQUEST: Final = "meterkit.mcp"
+"""Key in the scope of an MCP request, also after its end: tools may run on."""
+
+if hasattr(os, "register_at_fork"):
+    # What a child process records in a copy of the request would reach no store.
+    os.register_at_fork(after_in_child=lambda: exchange.set(None))
 
 
 def current() -> Current:
@@ -82,14 +90,27 @@ def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
     request = exchange.get(None)
+    if request is None or request.is_settled:
+        request = _find_mcp_request() or request
     if request is None or (scope is not None and not any(value is request for value in scope.values())):
         raise MeterkitError(
             f"{what} was called outside of a request that MeterMiddleware has decided: no route of the plans "
-            "file matches this request, the route is exempt, or there is no request at all (there, use the "
-            f"kit's own record()){_thread_advice()}"
+            "file matches this request, the route is exempt, or there is no request at all, as in a child "
+            f"process (there, use the kit's own record()){_thread_advice()}"
         )
     request.unfold()
     return request
+
+
+def _find_mcp_request() -> Exchange | None:
+    """Find the request of the tool that runs.
+
+    The MCP SDK before 2.0 runs all tools of a session in the context of the session's first request.
+    """
+    context: ContextVar[Any] | None = getattr(modules.get("mcp.server.lowlevel.server"), "request_ctx", None)
+    request = getattr(None if context is None else context.get(None), "request", None)
+    found: Exchange | None = getattr(request, "scope", {}).get(MCP_REQUEST)
+    return found
 
 
 def _thread_advice() -> str:

@@ -163,11 +163,12 @@ class McpLines:
 
     def line(self, message: McpMessage, scope: Scope) -> Route | None:
         """Find the first line that takes a message; None: none does."""
-        routes = [
-            route
-            for route in self._routes
-            if route.mcp is None or route.mcp.takes(message.method, message.name)
-        ]
+        return self._match(
+            lambda route: route.mcp is None or route.mcp.takes(message.method, message.name), scope
+        )
+
+    def _match(self, takes: Callable[[Route], bool], scope: Scope) -> Route | None:
+        routes = [route for route in self._routes if takes(route)]
         key = tuple(id(route) for route in routes if route.mcp is not None)
         router = self._routers.get(key)
         if router is None:
@@ -197,11 +198,16 @@ class McpLines:
             message = read_message(content, is_whole=is_whole)
         except UnreadableMessageError as error:
             warn(store, route.match, f"a request is no message that can be read: {error}")
-            if route.enforcement == "shadow":
+            if self._is_in_shadow(scope):
                 return McpRequest(route, None, body.receive)
             await _send_parse_error(send, str(error), is_whole=is_whole)
             return None
         return McpRequest(self.line(message, scope), message, body.receive)
+
+    def _is_in_shadow(self, scope: Scope) -> bool:
+        """Whether all MCP lines of a path are in shadow: an unreadable message may fall under any of them."""
+        found = self._match(lambda route: route.mcp is None or route.enforcement != "shadow", scope)
+        return found is None or found.mcp is None
 
 
 async def _send_parse_error(send: Send, why: str, *, is_whole: bool) -> None:

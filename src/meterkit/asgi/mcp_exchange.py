@@ -29,7 +29,8 @@ class McpExchange(Exchange):
     """Reads the response as it passes, also one that the client did not wait for.
 
     An error of JSON-RPC and a result with ``isError`` are no success, and neither is an interim result:
-    the server asks the user, and the client calls again.
+    the server asks the user, and the client calls again. A call that the client cancels counts as if the
+    client had hung up.
 
     Slots:
         _answer: reads the answer, once it has begun.
@@ -57,7 +58,10 @@ class McpExchange(Exchange):
     def _outcome(self) -> Outcome:
         found = super()._outcome()
         if self._status and found in BILLED_ON_SUCCESS:
-            return self._answer.close() or found
+            stated = self._answer.close() or found
+            if self._answer.is_cancelled:
+                self._gone, self._early = True, stated != "client_gone"
+            return stated
         return found
 
 
@@ -66,13 +70,15 @@ PIECE_BYTES: Final = 16 << 10
 INPUT_REQUIRED: Final = "input_required"
 """Interim: https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/mrtr"""
 _CLIENT_ERRORS: Final = range(-32602, -32599)
+_CANCELLED: Final = ((-32800, "Request cancelled"), (0, "Request cancelled"))
+"""Errors with which the MCP SDK, from 2.0 on and before, answers a call that its client has cancelled."""
 _IDENTITY: Final = (b"", b"identity")
 _SSE: Final = b"text/event-stream"
 _LEAF: Final = ValuePlace()
 _MESSAGE: Final = ValuePlace(
     {
         "result": ValuePlace({"isError": _LEAF, "resultType": _LEAF}),
-        "error": ValuePlace({"code": _LEAF}),
+        "error": ValuePlace({"code": _LEAF, "message": _LEAF}),
     }
 )
 """Members of a JSON-RPC message that are kept of one that is larger than 16 KiB."""
@@ -87,10 +93,20 @@ class McpResponseReader:
         headers: of the response.
 
     Attributes:
-        outcome: ``interim``, ``client_error`` or ``server_error``; None as long as nothing says so.
+        outcome: ``interim``, ``client_gone``, ``client_error`` or ``server_error``; None as long as nothing
+            says so.
+        is_cancelled: whether the client has cancelled the call.
     """
 
-    __slots__ = ("_decoding", "_framing", "_is_answered", "_is_readable", "outcome")
+    __slots__ = (
+        "_decoding",
+        "_framing",
+        "_has_begun",
+        "_is_answered",
+        "_is_readable",
+        "is_cancelled",
+        "outcome",
+    )
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         named = {name.lower(): value.strip().lower() for name, value in headers}
@@ -100,7 +116,7 @@ class McpResponseReader:
         takers = EventCallbacks(self._take_event, self._wants, self._open_large)
         is_stream = named.get(b"content-type", b"").startswith(_SSE)
         self._framing = SseReader(takers) if is_stream else JsonReader(takers, unseen=True)
-        self._is_answered = False
+        self._is_answered = self._has_begun = self.is_cancelled = False
         self.outcome: Outcome | None = None
 
     def read(self, chunk: bytes) -> Work:
@@ -137,9 +153,17 @@ class McpResponseReader:
         return LargeJsonReader(lambda message, _: self._take_message(message), lambda: None, _MESSAGE)
 
     def _take_message(self, message: Table) -> None:
-        if not self._is_answered and ("result" in message or "error" in message):
-            self._is_answered = True
-            self.outcome = outcome_in(message)
+        if self._is_answered:
+            return
+        if "result" not in message and "error" not in message:
+            self._has_begun = True  # A notification, or a request of the server's.
+            return
+        self._is_answered = True
+        self.outcome = outcome_in(message)
+        error = table(message.get("error")) or {}
+        self.is_cancelled = (error.get("code"), error.get("message")) in _CANCELLED
+        if self.is_cancelled and self._has_begun:
+            self.outcome = "client_gone"
 
 
 def outcome_in(message: Table) -> Outcome | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.asgi.active_plans import ActivePlans
 from meterkit.asgi.buffered_body import BufferedBody
-from meterkit.asgi.context import EXEMPT, exchange
+from meterkit.asgi.context import EXEMPT, MCP_REQUEST, exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process
 from meterkit.asgi.identify import Caller, find_id_fault, split_caller
@@ -219,6 +219,8 @@ class MeterMiddleware:
         if body is not None and body.untouched:
             body = None
         passed.server_receive, passed.refuser = receive, refuser
+        if route.mcp is not None:
+            scope[MCP_REQUEST] = passed
         if isinstance(passed, WebSocketExchange):
             passed.begin(self._log, self._troubles)
         elif body is not None or route.usage != "none" or route.keeps_request:
@@ -513,7 +515,7 @@ class MeterMiddleware:
 
     def _warn_of_second_kit(self, scope: Scope) -> None:
         """Warn if a scope carries the mark of another kit, whose middleware is outside of this one."""
-        if any(key.startswith(_MARK) and key not in {self._mark, EXEMPT} for key in scope):
+        if any(key.startswith(_MARK) and key not in {self._mark, EXEMPT, MCP_REQUEST} for key in scope):
             self._troubles.log_second_kit()
 
 

@@ -60,6 +60,11 @@ class HoldOwner(ABC):
     def release_hold(self) -> None:
         """Release the hold: the lane is about to stop."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the hold is released."""
+        return self._settled
+
     def is_due(self) -> bool:
         """Whether the slot of the hold is over."""
         return self._slot < self._store.now_ms() // HOLD_SLOT_MS
