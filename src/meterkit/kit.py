@@ -250,12 +250,9 @@ class MeterKit(KitLifecycle, KitParts):
             CustomerError, QuantityError, UnknownMeterError, MeterkitError: an argument cannot be used.
             StoreError: when the block begins: the store cannot decide.
         """
-        if not quantities:
-            raise MeterkitError("quantities: found none; name at least one meter")
+        reserved = collect_quantities(quantities, None, self.catalog.meters)
         check = partial(check_quantities, meters=self.catalog.meters)
-        check(quantities)
         view = self._find_view(customer, subjects)
-        reserved = dict(quantities)
         read = partial(read_captured, self.store, view, reserved=reserved, requested=model, check=check)
         return Reservation(self.store, view, quantities, read, model)
 
