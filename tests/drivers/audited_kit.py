@@ -16,7 +16,8 @@ from meterkit import MeterKit
 from meterkit.insights.audit.database import TABLE, Database
 from meterkit.insights.audit.draining import AuditDrainer, read_shard_backlogs
 from meterkit.insights.audit.entries import CLASSES, AuditRow
-from meterkit.insights.audit.rebuilding import CounterRebuilder, RebuildResult
+from meterkit.insights.audit.rebuild_results import RebuildResult
+from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.store.event_names import remember_meters
 
 COUNTED: Final = ("recorded", "summed", "corrected")
@@ -107,8 +108,28 @@ async def rebuild(log: Audited, *, asks_stripe: bool = True, **more: Any) -> Seq
         return await CounterRebuilder(log.kit.store, log.drainer, asked).rebuild(**more)
 
 
+def drainer_of(kit: MeterKit) -> AuditDrainer:
+    """A drainer by the settings of a kit that takes the newest entries, too."""
+    assert kit.settings.audit_url is not None
+    return AuditDrainer(kit.store, Database(kit.settings.audit_url.get_secret_value()), least_age_ms=0)
+
+
+async def drain_all_of(kit: MeterKit) -> None:
+    assert await drainer_of(kit).drain() == 0
+
+
+async def rebuild_of(kit: MeterKit) -> Sequence[RebuildResult]:
+    """Rebuild counters by the settings of a kit."""
+    async with summaries_of(kit) as summaries:
+        return await CounterRebuilder(kit.store, drainer_of(kit), summaries).rebuild()
+
+
 async def lose_all(at: Audited) -> None:
     """The store is emptied, and whoever holds the app's own records sets the customer up again."""
-    admin: Any = await at.kit.store.admin()
+    await lose_all_of(at.kit)
+
+
+async def lose_all_of(kit: MeterKit) -> None:
+    admin: Any = await kit.store.admin()
     await admin.client.flushall()
-    at.kit.store.use(at.kit.store.catalog)
+    kit.store.use(kit.store.catalog)

@@ -17,7 +17,8 @@ from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
 from meterkit.insights.audit.async_database import open_audit_database
 from meterkit.insights.audit.draining import open_drainer
-from meterkit.insights.audit.rebuilding import CounterRebuilder, RebuildResult
+from meterkit.insights.audit.rebuild_results import RebuildResult
+from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.testing import Clock, StripeEmulator
 from servers.stores import Server, free_port, spawn_server
 

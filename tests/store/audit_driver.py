@@ -51,6 +51,8 @@ class Parked(Intent):
 class Wanted:
     """What the log has: meter to units of each class, and those that go to Stripe.
 
+    ``unsent``: meter to how many of these are recorded again, on invoice items, and dropped;
+    ``prices``: meter to ended price segments;
     ``events``: meter to event name, of all that are known; ``counted``: event name to what Stripe has of it.
     """
 
@@ -60,12 +62,22 @@ class Wanted:
     identifier: str
     minutes: list[int]
     units: Mapping[str, list[int]]
+    unsent: Mapping[str, list[int]]
+    prices: Mapping[str, str]
     events: Mapping[str, str]
     counted: Mapping[str, int]
     by_lines: bool
 
     def text(self) -> str:
-        meters = {meter_token(meter): {"name": meter, "units": units} for meter, units in self.units.items()}
+        meters = {
+            meter_token(meter): {
+                "name": meter,
+                "units": units,
+                "unsent": self.unsent[meter],
+                "prices": self.prices[meter],
+            }
+            for meter, units in self.units.items()
+        }
         told = {"dry": int(self.dry), "period": self.period, "stripe": self.stripe, "by": "ada"}
         told |= {"events": {meter_token(meter): event for meter, event in self.events.items()}}
         told |= {"counted": dict(self.counted), "by_lines": self.by_lines}
@@ -83,7 +95,8 @@ class Rebuilt:
         self.begins = self.customer.period[0] if self.customer.period else self.start
         self.raised: dict[str, tuple[list[int], int]] = {}
         self.pending: dict[str, int] = {}
-        self._delivered: list[tuple[str, int]] = []
+        self._settled: list[tuple[str, int]] = []
+        self.has_forgotten = False
         known = {event: sum(map(self._sealed, self._sharing(event))) for event in wanted.events.values()}
         # By event name: what Stripe has that was not sealed by the books, and all else that it may have.
         self._there = {event: max(0, wanted.counted.get(event, 0) - units) for event, units in known.items()}
@@ -115,16 +128,19 @@ class Rebuilt:
         units = wanted.units[meter]
         recorded = [getattr(customer, kind)[meter] for kind in RAISED]
         lacks = [max(0, asked - known) for asked, known in zip(units, recorded, strict=False)]
-        known = customer.pending[meter] + self.total(meter, ALL) - self.total(meter, BACK)
-        sent = max(0, units[6] - known)
+        known = customer.pending[meter] + self.total(meter, ALL + "taf") - self.total(meter, BACK)
+        sent, forgotten = self._forgotten(meter, max(0, units[6] - known))
         event = wanted.events.get(meter, "")
         is_left = sent > 0 and not (wanted.stripe and event)
+        if not is_left:
+            field, self.has_forgotten = f"{self.begins}|{meter_token(meter)}", bool(forgotten)
+            self._settled += [(f"{field}{letter}", more) for letter, more in forgotten]
         if wanted.by_lines and sent and not is_left:
             return self._make_pending(meter, lacks, sent)
         delivered = 0 if is_left else min(sent, self._there.get(event, 0))
         self._there[event] = self._there.get(event, 0) - delivered
         parked = 0 if is_left else min(sent - delivered, VALUE_MAX)
-        if sum(lacks) + sent == 0:
+        if sum(lacks) + sent + sum(more for _, more in forgotten) == 0:
             return True
         left = max(sum(lacks), sent) if is_left else 0
         self.done[meter_token(meter)] = " ".join(map(str, (*lacks, delivered, parked, left)))
@@ -137,8 +153,19 @@ class Rebuilt:
         words = f"{sum(lacks[: len(RECORDED)])} of {meter}: {delivered} delivered, {parked} parked"
         self.entries.append(["rebuilt", str(self.now), "", words, "ada"])
         if delivered:
-            self._delivered.append((f"{self.begins}|{meter_token(meter)}d", delivered))
+            self._settled.append((f"{self.begins}|{meter_token(meter)}d", delivered))
         return not parked or minute <= last
+
+    def _forgotten(self, meter: str, sent: int) -> tuple[int, list[tuple[str, int]]]:
+        """Units that go to Stripe, and by letter those of them that no event bills and the store forgot."""
+        found: list[tuple[str, int]] = []
+        for asked, letter, kept, back in zip(
+            self.wanted.unsent[meter], "tfz", ("t", "af", "z"), ("", "", "Z"), strict=True
+        ):
+            more = min(sent, max(0, asked - self.total(meter, kept) + self.total(meter, back)))
+            found.append((letter, more))
+            sent -= more
+        return sent, [one for one in found if one[1]]
 
     def _make_pending(self, meter: str, lacks: list[int], sent: int) -> bool:
         self.done[meter_token(meter)] = " ".join(map(str, (*lacks, 0, 0, 0)))
@@ -182,7 +209,10 @@ class Rebuilt:
         for meter, more in self.pending.items():
             customer.pending[meter] += more
             shard.dirty[NAME] = now
-        for field, more in self._delivered:
+        for meter in self.raised:
+            if self.wanted.prices[meter]:
+                customer.closed.setdefault(f"{self.begins}|{meter_token(meter)}s", self.wanted.prices[meter])
+        for field, more in self._settled:
             customer.closed[field] += more
         for intent in self.made:
             customer.closed[intent.field("parked")] += intent.value
@@ -240,7 +270,9 @@ class Rebuilding(Checks):
                 customer.holds[meter].take(customer.seen, random.choice((0, 3)))
         begins = start if customer.period is None else customer.period[0]
         for meter in METERS:
-            for letter in random.sample(ALL + BACK + "ru", random.choice((0, 0, 2, 5))):
+            if random.random() < 0.2:
+                customer.closed[f"{begins}|{meter_token(meter)}s"] = "1/2 3 3;"
+            for letter in random.sample(ALL + BACK + "rutaf", random.choice((0, 0, 2, 5))):
                 period = random.choice((*[begins] * 5, begins - 31 * DAY_MS))
                 customer.closed[f"{period}|{meter_token(meter)}{letter}"] = random.choice((0, 1, 7, 40))
         for ended_ms in random.sample(range(5), random.choice((0, 0, 1, 3))):
@@ -270,7 +302,7 @@ class Rebuilding(Checks):
         for meter in meters:
             counts = [0 if is_closed else getattr(customer, kind)[meter] for kind in RAISED]
             more = [max(0, count + random.choice((-1, 0, 0, *BIG[:3]))) for count in counts]
-            asked = [*more, random.choice((0, 1, 7, 40, 100, *BIG))]
+            asked = [*more, random.choice((0, 1, 1, 7, 40, 100, *BIG))]
             units[meter] = random.choice((asked, asked, asked, [0] * 7))  # Or the store has all of it.
         return Wanted(
             dry=random.random() < 0.2,
@@ -279,6 +311,8 @@ class Rebuilding(Checks):
             identifier=f"{random.getrandbits(128):032x}",
             minutes=random.sample([this + nth * MINUTE_MS for nth in range(9)], random.choice((0, 2, 5))),
             units=units,
+            unsent={meter: [random.choice((0, 0, 0, 0, 1, 7, 60)) for _ in range(3)] for meter in meters},
+            prices={meter: random.choice(("", "1/4 26 26;")) for meter in meters},
             events={meter: random.choice(EVENTS) for meter in METERS if random.random() < 0.9},
             counted={event: random.choice((0, 3, 41, 900, *BIG)) for event in random.sample(EVENTS, 2)},
             by_lines=random.random() < 0.2,
@@ -310,6 +344,7 @@ class Rebuilding(Checks):
             self._compare("what was missing", work.done, json.loads(reply.pop() or "{}") or {})
         self.check(f"rebuild_counters {wanted} {texts_of(closed)}", expected, reply, found)
         self.seen["parked"] += bool(work.made)
+        self.seen["forgotten"] += work.has_forgotten
         self.seen["pending"] += bool(work.pending)
         self.seen["parked together"] += any(intent.till < intent.minute // 1000 for intent in work.made)
         self.seen["left"] += any(not text.endswith(" 0") for text in work.done.values())

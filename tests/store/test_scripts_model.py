@@ -105,7 +105,7 @@ RESTORED: Final = said(
 )
 REBUILT: Final = said(
     "rebuild_counters 0, rebuild_counters 1, rebuild_counters 2, rebuild_counters 5, "
-    "rebuild_counters 6, parked, parked together, pending, left"
+    "rebuild_counters 6, parked, parked together, pending, left, forgotten"
 )
 # A world, its seed, so many steps of it; the answers that it meets: a driver that never gets a script to give
 # one has not tested it.
@@ -137,7 +137,7 @@ LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
     (Refusing, 9, 200, said("refuse_intent 0, refuse_intent 1, refuse_intent 2, refuse_intent 3")),
     (Restoring, 9, 200, RESTORED),
     (Repricing, 9, 200, said("correct_usage 0, correct_usage 1, taken back at Stripe under two events")),
-    (Rebuilding, 1, 300, REBUILT),
+    (Rebuilding, 4, 400, REBUILT),
     (Folding, 1, 150, {"added up", "left"}),
     (Moving, 0, 300, said("moved 0, moved 1, moved 2, moved 3")),
 )

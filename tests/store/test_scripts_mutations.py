@@ -112,12 +112,18 @@ DECIDING: Final = Mutated(
 REBUILDING: Final = Mutated(
     equivalents="audit_equivalents.txt",
     swaps=MORE_SWAPS,
-    steps=400,
+    steps=600,
     sample=12,
     counts=True,
     lives={
         **dict.fromkeys(
-            ("rebuild_counters.lua", "include/store_rebuilt_intents.lua", "include/forget_periods.lua"),
+            (
+                "rebuild_counters.lua",
+                *(
+                    f"include/{name}.lua"
+                    for name in ("store_rebuilt_counts", "store_rebuilt_intents", "forget_periods")
+                ),
+            ),
             ((Rebuilding, 1),),
         ),
         **dict.fromkeys(("fold_audit.lua", "unfold_audit.lua"), ((Folding, 1),)),

@@ -19,7 +19,8 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
 from meterkit.insights.audit.chain_check import RecordedRoot
 from meterkit.insights.audit.draining import open_drainer
-from meterkit.insights.audit.rebuilding import CounterRebuilder, RebuildResult
+from meterkit.insights.audit.rebuild_results import RebuildResult
+from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:

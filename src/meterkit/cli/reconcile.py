@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit, Reconciled
     from meterkit.cli.output import Steps
-    from meterkit.insights.audit.rebuilding import RebuildResult
+    from meterkit.insights.audit.rebuild_results import RebuildResult
 
 commands = typer.Typer()
 

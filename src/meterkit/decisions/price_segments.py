@@ -14,7 +14,7 @@ from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter
 
@@ -105,6 +105,22 @@ def sent_price(
     if own != _NO_PRICE or source is None or meters[meter].is_row:
         return own, meter
     return label_of(entitlements[source]).removesuffix(_BY_MODEL), source
+
+
+def ended_marks(sold: Iterable[tuple[Fraction, int]], *, label: str, unsent: int) -> str:
+    """Segments as the store keeps them, of units whose prices have ended; empty: there are none.
+
+    Args:
+        sold: the exact price of a unit in minor units, and how many units had it, by price, the oldest first.
+        label: of the price now.
+        unsent: how many of these units are not for Stripe's meters any more.
+    """
+    marks, till = "", 0
+    for cents, units in sold:
+        if units > 0 and cents != unit_cents(label):
+            till += units
+            marks += f"{cents.denominator}/{cents.numerator} {max(0, till - unsent)} {till};"
+    return marks
 
 
 def is_same_price(one: str, other: str) -> bool:

@@ -11,6 +11,8 @@ import anyio
 
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import first_minute_s, to_ms
+from meterkit.delivery.invoice_items import late_units_at_stripe
+from meterkit.delivery.invoices import units_of
 from meterkit.store.event_names import find_former_events, read_meters
 
 if TYPE_CHECKING:
@@ -102,6 +104,16 @@ class StripeSummaries:
         for meter in meters:
             total += await counted(self._api, meter, stripe_customer, start_s, end_s)
         return total.to_integral_value() if total == total.to_integral_value() else total
+
+    async def item_units(self, stripe_customer: str, since_ms: int) -> Mapping[str, int]:
+        """Sum the units of a customer's invoice items for late usage, by their usage keys.
+
+        Args:
+            stripe_customer: the customer at Stripe.
+            since_ms: when the first of them may have been made.
+        """
+        items = await late_units_at_stripe(self._api, stripe_customer, since_ms)
+        return {key: int(sum(map(units_of, found))) for key, found in items.items()}
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""

@@ -18,7 +18,9 @@
 --         stripe: the Stripe customer; empty: not linked
 --         id: 32 new hex digits; by: the operator, for the ledger
 --         minutes: as ARGV[6] of `seal`
---         meters: token to name and units {included, granted, credited, overage, beyond the cap, late, going to Stripe}
+--         meters: token to name; units {included, granted, credited, overage, beyond the cap, late, going to Stripe};
+--         unsent: of the last ones, those that no meter event bills: {recorded again as late, on invoice items, dropped};
+--         and prices: ended price segments, see end_price_segment
 --         events: token to event name, of all known meters
 --         counted: event name to the units that Stripe has counted in the period
 --         by_lines: whether invoice lines bill the period
@@ -37,6 +39,7 @@
 --include append_history
 --include next_free_minute
 --include sorted_keys
+--include store_rebuilt_counts
 --include store_rebuilt_intents
 local counters_key, state_key, totals_key, intents_key, parked_key, compare_key, audit_key, history_key = unpack(KEYS)
 local dirty_key = KEYS[9]
@@ -62,6 +65,7 @@ for _, minute in ipairs(wanted.minutes) do
 end
 local period, first_ms = text('%.0f', begins_ms), math.ceil(begins_ms / MINUTE_MS) * MINUTE_MS
 local classes = {'included', 'granted', 'credited', 'overage', 'over_cap', 'late'}
+local unsent_letters = {'t', 'af', 'z'}
 local done, changed, made, entries, shares, is_pending = {}, {}, {}, {}, {}, false
 
 local function total(token, letters)
@@ -106,8 +110,13 @@ end
 for _, token in ipairs(sorted_keys(wanted.meters)) do
   local asked, event = wanted.meters[token], wanted.events[token]
   local meter, units, raised = meters[token] or read_meter(EMPTY_METER), asked.units, 0
-  local sent = math.max(0, units[7] - meter.pending - total(token, 'pqlkdxzaf') + total(token, 'QLKDXZ'))
-  local lacks, delivered, parked = {}, 0, 0
+  local sent = math.max(0, units[7] - meter.pending - total(token, 'pqlkdxzaft') + total(token, 'QLKDXZ'))
+  local lacks, delivered, parked, forgotten, forgotten_sum = {}, 0, 0, {}, 0
+  for place, letters in ipairs(unsent_letters) do
+    local known, letter = total(token, letters) - total(token, string.upper(letters)), string.sub(letters, -1)
+    forgotten[letter] = math.min(sent, math.max(0, asked.unsent[place] - known))
+    sent, forgotten_sum = sent - forgotten[letter], forgotten_sum + forgotten[letter]
+  end
   for place, class in ipairs(classes) do
     lacks[place] = math.max(0, units[place] - meter[class])
     raised = raised + lacks[place]
@@ -120,16 +129,16 @@ for _, token in ipairs(sorted_keys(wanted.meters)) do
     parked = math.min(sent - delivered, VALUE_MOST)
     share.there, share.base = share.there - delivered, share.base + delivered
   end
-  if raised + sent > 0 then
+  if raised + sent + forgotten_sum > 0 then
     lacks[7], lacks[8], lacks[9] = delivered, parked, is_left and math.max(raised, sent) or 0
     done[token] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', unpack(lacks))
   end
-  if raised + sent > 0 and not is_left then
+  if raised + sent + forgotten_sum > 0 and not is_left then
     for place, class in ipairs(classes) do
       meter[class] = meter[class] + lacks[place]
     end
     meter.pending = meter.pending + to_pending
-    meters[token], changed[token] = meter, meter
+    meters[token], changed[token] = meter, forgotten
     if parked > 0 and not park(token, event, parked) then
       return {NO_MINUTE, now}
     end
@@ -143,13 +152,7 @@ local reply = {OK, now, cjson.encode(done)}
 if wanted.dry == 1 or not next(changed) then
   return reply
 end
-for token, meter in pairs(changed) do
-  local delivered = string.match(done[token], ' (%d+) %d+ %d+$')
-  call('HSET', counters_key, token .. 'm', pack_meter(meter))
-  if delivered ~= '0' then
-    call('HINCRBY', totals_key, period .. '|' .. token .. 'd', delivered)
-  end
-end
+store_rebuilt_counts(counters_key, totals_key, period, wanted.meters, meters, changed, done)
 store_rebuilt_intents(intents_key, parked_key, compare_key, totals_key, made, shares, now)
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 append_history(history_key, entries)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.insights.audit.entries import CLASSES, AuditRow
+from meterkit.insights.audit.entries import CLASSES, NOTHING_UNSENT, AuditRow, UnsentUnits
 from meterkit.outbox.journal import JournalRow
 
 try:
@@ -49,6 +50,12 @@ if TYPE_CHECKING:
 PeriodSums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
 
+UnsentByMeter = dict[tuple[int, str], UnsentUnits]
+"""By period (its first instant, ms) and meter."""
+
+LoggedPrices = dict[str, list[tuple[Fraction, int]]]
+"""By meter, each price of a unit (micro-units of the currency), and how many units had it."""
+
 DaySums = dict[tuple[int, str], int]
 """By day (days since 1970, UTC) and meter, the units that were recorded."""
 
@@ -57,6 +64,8 @@ _HOUR_MS: Final = 3_600_000
 _TRIES: Final = 5
 _AHEAD_MS: Final = 60_000
 """Usage is recorded at most so long before it happened, by the clocks of apps."""
+_RECORDED_AGAIN: Final = f"%/{'_' * 32}%/%"
+"""Event of late usage that a script has recorded again: its nonce is longer than the name of a producer."""
 COUNTED: Final = ("recorded", "summed", "corrected")
 _NULLABLE: Final = frozenset(
     {
@@ -260,6 +269,46 @@ class Database:
             sums.setdefault(period_ms, {})[meter] = dict(by_class)
             last_ms[period_ms] = max(last_ms.get(period_ms, 0), recorded_ms)
         return sums, last_ms
+
+    def unsent(self, customer: str) -> UnsentByMeter:
+        """Units of a customer, since its last deletion, that no meter event bills, as far as the log knows.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        table, found = TABLE.c, UnsentByMeter()
+        again = (table.late_of_ms.is_not(None), table.event.like(_RECORDED_AGAIN))
+        asked: Any = (
+            ("late", table.late_of_ms, table.reported, again),
+            ("dropped", table.period_start_ms, table.quantity, (table.kind == "dropped",)),
+        )
+        with self.begun() as connection:
+            own = (table.customer == customer, table.recorded_at_ms > _deleted_ms(connection, customer))
+            for name, period, units, which in asked:
+                summed = select(period, table.meter, func.sum(units)).where(*own, *which)
+                for period_ms, meter, total in connection.execute(summed.group_by(period, table.meter)):
+                    known = found.get((period_ms, meter), NOTHING_UNSENT)
+                    found[period_ms, meter] = known._replace(**{name: int(total)})
+        return found
+
+    def prices(self, customer: str, period_start_ms: int) -> LoggedPrices:
+        """The units of a customer's period that cost something, by their price, the oldest price first.
+
+        A price is that of one unit, in micro-units of the currency. Rows before a deletion do not count.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        table = TABLE.c
+        of = (table.meter, table.price_micros, table.price_per)
+        asked = select(*of, func.sum(table.priced)).where(
+            *_of_period(customer, period_start_ms), table.price_micros > 0
+        )
+        found: LoggedPrices = {}
+        rows = self.read(asked.group_by(*of).order_by(func.min(table.recorded_at_ms)))
+        for meter, micros, per, units in rows:
+            found.setdefault(str(meter), []).append((Fraction(int(micros), int(per)), int(units or 0)))
+        return found
 
     def days(self, customer: str, period_start_ms: int) -> DaySums:
         """The units of each day of a customer's period.

@@ -84,6 +84,24 @@ class AuditRow(NamedTuple):
         return Fraction((self.priced or 0) * (self.price_micros or 0), self.price_per or 1)
 
 
+class UnsentUnits(NamedTuple):
+    """Units of a meter and period that were to go to Stripe and that no meter event bills.
+
+    Attributes:
+        late: recorded again as late, because no invoice takes them at their own price and period any more.
+        by_item: on invoice items for late usage.
+        dropped: of intents that an operator has dropped.
+    """
+
+    late: int = 0
+    by_item: int = 0
+    dropped: int = 0
+
+
+NOTHING_UNSENT: Final = UnsentUnits()
+"""All units of a meter go to Stripe by meter events."""
+
+
 def parse_rows(
     shard: int, name: str, fields: Mapping[bytes, bytes], meter_of: Callable[[str], str]
 ) -> list[AuditRow]:

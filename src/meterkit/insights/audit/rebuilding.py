@@ -9,14 +9,27 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.customers.corrections import CustomerDataError, run_on_newest_view
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import check_aware, from_ms, stamped_span_s, to_ms
+from meterkit.decisions.keys import HEAD_FIELD, meter_token
+from meterkit.decisions.packed import CounterHead, byte_fields, text_fields
+from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
+from meterkit.decisions.price_segments import billed_labels, ended_marks
 from meterkit.errors import MeterkitError, StoreError, StripeError
-from meterkit.insights.audit.entries import RECORDED
+from meterkit.insights.audit.entries import NOTHING_UNSENT, RECORDED
+from meterkit.insights.audit.rebuild_results import (
+    MissingUnits,
+    RebuildResult,
+    describe_past_period,
+    describe_rebuilt,
+    describe_skipped,
+    describe_unknown_periods,
+    find_missing_units,
+)
+from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.redis.daemon_thread import in_thread
@@ -32,190 +45,12 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from meterkit.customers.corrections import ScriptCall
-    from meterkit.insights.audit.database import PeriodSums
+    from meterkit.insights.audit.database import LoggedPrices, PeriodSums, UnsentByMeter
     from meterkit.insights.audit.draining import AuditDrainer
+    from meterkit.insights.audit.entries import UnsentUnits
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-
-    Units = Mapping[str, int]
-
-    """Of a meter, by class."""
-
-
-_TO_BE_LINKED: Final = (
-    "it goes to Stripe and the customer is not linked: `meterkit customers link`, then rebuild again"
-)
-_TO_BE_NAMED: Final = (
-    "it goes to Stripe and its event name is not known: start a process with the plans file that had this"
-    " meter, then rebuild again"
-)
-_TO_BE_COMPARED: Final = (
-    "Stripe may have the parked units: they are compared with Stripe's summaries after two hours, by"
-    " a process that delivers or by `meterkit reconcile --repair`"
-)
-_OF_GRANTS: Final = (
-    "grants or credits paid for some of it, and what they have left is not rebuilt: add them again by their"
-    " ids (`meterkit grants list`)"
-)
-_IS_OVER: Final = "the period is over, and is not rebuilt: "
-_PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RebuildResult:
-    """A customer, meter and period that the audit log has more of than the counters, in the meter's unit.
-
-    Attributes:
-        meter: empty: nothing could be done for the customer, and ``advice`` says why.
-        period_start: of the billing period; None: nothing could be done for the customer.
-        recorded: what the counters had.
-        audited: what the audit log has.
-        raised: how many units are recorded now that were not; with ``dry_run`` those that would be.
-        delivered: how many of those that go to Stripe it has, by its own summaries.
-        parked: how many of those it may have.
-        advice: what to do; empty: nothing.
-        is_done: whether nothing is left to be done here.
-    """
-
-    customer: str
-    meter: str
-    period_start: datetime | None
-    recorded: int = 0
-    audited: int = 0
-    raised: int = 0
-    delivered: int = 0
-    parked: int = 0
-    advice: str
-    is_done: bool
-
-
-def describe_rebuilt(
-    usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int], *, is_named: bool
-) -> RebuildResult:
-    """The missing units of a meter in its period, ``units`` as in rebuild_counters.lua.
-
-    ``is_named``: whether its event name is known.
-    """
-    *classes, _, delivered, parked, left = units
-    _, granted, credited, *_ = classes
-    advices = (
-        (_TO_BE_LINKED if is_named else _TO_BE_NAMED) if left else _TO_BE_COMPARED if parked else "",
-        _OF_GRANTS if granted + credited and not left else "",
-    )
-    return RebuildResult(
-        customer=usage["customer"],
-        meter=meter,
-        period_start=usage["period"]["start"],
-        recorded=_count_recorded(usage, meter),
-        audited=_count_audited(sums[meter]),
-        raised=0 if left else sum(classes),
-        delivered=delivered,
-        parked=parked,
-        advice="; ".join(filter(None, advices)),
-        is_done=not left,
-    )
-
-
-class MissingUnits(NamedTuple):
-    """Missing units of a meter in the books of an ended period.
-
-    Attributes:
-        recorded: units that were recorded.
-        reported: units that were to go to Stripe and are nowhere on the way there.
-    """
-
-    recorded: int
-    reported: int
-
-
-def find_missing_units(usage: CustomerUsage, meter: str, units: Units) -> MissingUnits:
-    """Compare the usage of an ended period with the audit log."""
-    counts: Mapping[str, Any] = usage["meters"].get(meter) or {}
-    reported = units["reported"] - sum(counts.get(place, 0) for place in _PLACES)
-    recorded = _count_audited(units) - counts.get("recorded", 0)
-    return MissingUnits(max(0, recorded), max(0, reported))
-
-
-def describe_past_period(
-    usage: CustomerUsage,
-    start_ms: int,
-    meter: str,
-    units: Units,
-    lacks: MissingUnits,
-    *,
-    unknown: int | None,
-    is_long_over: bool,
-) -> RebuildResult:
-    """A meter of a past period with more units in the log than in the books: the difference.
-
-    ``unknown``: what Stripe has of its event name that the books do not know of; None: it was not asked.
-    """
-    delivered = min(lacks.reported, unknown or 0)
-    unbilled = lacks.reported - delivered
-    if not lacks.reported:
-        advice = "nothing that is missing was to be billed"
-    elif not unbilled:
-        advice = "Stripe has all of it that was to be billed"
-    elif unknown is None:
-        advice = f"compare the {lacks.reported} units that were to be billed with its invoice"
-    else:
-        advice = f"Stripe lacks {unbilled} units that were to be billed: bill them by an invoice item"
-    return RebuildResult(
-        customer=usage["customer"],
-        meter=meter,
-        period_start=from_ms(start_ms),
-        recorded=_count_audited(units) - lacks.recorded,
-        audited=_count_audited(units),
-        delivered=delivered,
-        advice=_IS_OVER + advice,
-        is_done=not unbilled or is_long_over,
-    )
-
-
-def describe_unknown_periods(
-    usage: CustomerUsage, sums: Mapping[int, Mapping[str, Units]], last_ms: Mapping[int, int]
-) -> list[RebuildResult]:
-    """Units recorded in a period that the store does not know, because it lost the customer."""
-    start = usage["period"]["start"]
-    advice = (
-        f"its period begins {start:%Y-%m-%dT%H:%MZ} by the store: have its subscription or plan known again"
-        " first (`meterkit customers show`), then rebuild"
-    )
-    return [
-        RebuildResult(
-            customer=usage["customer"],
-            meter=meter,
-            period_start=from_ms(period_ms),
-            recorded=_count_recorded(usage, meter) if period_ms == to_ms(start) else 0,
-            audited=_count_audited(units),
-            advice=advice,
-            is_done=False,
-        )
-        for period_ms, meters in sums.items()
-        if last_ms[period_ms] >= to_ms(start)
-        for meter, units in meters.items()
-    ]
-
-
-def describe_skipped(customer: str, why: str) -> RebuildResult:
-    """A customer for whom nothing could be done."""
-    return RebuildResult(
-        customer=customer,
-        meter="",
-        period_start=None,
-        advice=f"nothing is rebuilt of this customer: {why}",
-        is_done=False,
-    )
-
-
-def _count_recorded(usage: CustomerUsage, meter: str) -> int:
-    found = usage["meters"].get(meter)
-    return 0 if found is None else found["recorded"]
-
-
-def _count_audited(units: Units) -> int:
-    return sum(units[name] for name in RECORDED)
 
 
 _logger = logging.getLogger("meterkit.audit")
@@ -234,7 +69,7 @@ _UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
 
 
 class SummaryReader(Protocol):
-    """Reads Stripe's meter event summaries; see :class:`meterkit.delivery.summaries.StripeSummaries`."""
+    """Reads Stripe's summaries and invoice items; see ``meterkit.delivery.summaries.StripeSummaries``."""
 
     async def refresh(self) -> None:
         """Fetch the list of meters."""
@@ -244,6 +79,10 @@ class SummaryReader(Protocol):
         self, event_name: str, stripe_customer: str, start_s: int, end_s: int
     ) -> Decimal | None:
         """Read Stripe's count of a customer's units from one whole minute to another."""
+        ...
+
+    async def item_units(self, stripe_customer: str, since_ms: int) -> Mapping[str, int]:
+        """Sum the units of invoice items for late usage, by their usage keys."""
         ...
 
 
@@ -277,12 +116,36 @@ class _CustomerBooks:
         usage_at: the usage of the period of any instant (``at_ms``; None: now).
         stripe_customer: the one that is linked.
         is_by_lines: whether invoice lines bill the period of an instant (ms).
+        counted_ms: the first instants of the periods that have counts.
+        sums: of the log.
+        unsent: units that no meter event bills: by the log, and once :meth:`add_items` was called, by Stripe.
     """
 
     customer: str
     usage_at: Callable[..., CustomerUsage]
     stripe_customer: str | None
     is_by_lines: Callable[[int], bool]
+    counted_ms: Collection[int]
+    sums: PeriodSums
+    unsent: UnsentByMeter
+
+    def unsent_of(self, start_ms: int, meter: str) -> UnsentUnits:
+        """Units of a meter in a period that no meter event bills."""
+        return self.unsent.get((start_ms, meter), NOTHING_UNSENT)
+
+    def add_items(self, units: Mapping[str, int], known: Mapping[str, ReportedMeter]) -> None:
+        """Add the units that invoice items bill, by usage key, to those of the log's periods and meters."""
+        for start_ms, meters in self.sums.items():
+            for meter in meters:
+                key, found = usage_key_of(self.customer, _token_of(meter, known), start_ms), self.unsent_of
+                if key in units:
+                    unsent = found(start_ms, meter)._replace(by_item=units[key])
+                    self.unsent[start_ms, meter] = unsent
+
+    def knows(self, start_ms: int) -> bool:
+        """Whether a period begins then, by what is kept or by the subscription."""
+        begun = self.usage_at(at_ms=start_ms + _SAME_PERIOD_MS)["period"]["start"]
+        return start_ms in self.counted_ms or abs(to_ms(begun) - start_ms) < _SAME_PERIOD_MS
 
     def ends_ms(self, start_ms: int) -> int:
         """End of a period by its start (ms), at the earliest if that is no longer known."""
@@ -364,30 +227,35 @@ class CounterRebuilder:
         admin = await store.admin()
         run.known = await read_meters(admin, store.keys, store.catalog, customer)
         counted: dict[str, int] | None = None
+        missing: Mapping[str, Sequence[int]] | None = None
         for _ in range(_TRIES):
             await drainer.drain_shard(store.keys.customer(customer).shard)
             since_ms = (store.now_ms() if run.at_ms is None else run.at_ms) - _LONGEST_MS
             sums, last_ms = await asyncio.to_thread(drainer.database.sums, customer, since_ms)
-            books = await self._read_books(customer)
+            books = await self._read_books(customer, sums)
             usage = books.usage_at(at_ms=None)
             start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
-            begun_ms = start_ms - _SAME_PERIOD_MS
-            past = [one for one in sorted(sums) if one <= begun_ms and last_ms[one] < start_ms]
+            others = [one for one in sorted(sums) if abs(one - start_ms) >= _SAME_PERIOD_MS]
+            over = [one for one in others if last_ms[one] < start_ms or books.knows(one)]
+            past = [one for one in over if one < start_ms]
             if run.at_ms is not None and not start_ms <= run.at_ms < end_ms:
                 asked = [one for one in past if one <= run.at_ms < books.ends_ms(one)][-1:]
-                return await self._compare_periods(books, sums, (*past, start_ms), asked, run)
+                return await self._compare_periods(books, (*past, start_ms), asked, run)
             told: list[RebuildResult] = []
             if run.at_ms is None:
-                told = await self._compare_periods(books, sums, (*past, start_ms), past, run)
-            period_ms = next((one for one in sums if abs(one - start_ms) < _SAME_PERIOD_MS), None)
+                told = await self._compare_periods(books, (*past, start_ms), past, run)
+            told += describe_unknown_periods(usage, {one: sums[one] for one in others if one not in over})
+            period_ms = next((one for one in sums if one not in others), None)
             if period_ms is None:
-                return [*told, *describe_unknown_periods(usage, sums, last_ms)]
+                return told
             if counted is None:
-                missing = await self._raise_counters(usage, sums[period_ms], {}, run, dry=True)
+                missing = await self._raise_counters(books, period_ms, {}, run, dry=True)
                 if missing is None:
                     continue
                 counted = await self._count_events(books, missing, run)
-            done = await self._raise_counters(usage, sums[period_ms], counted, run, dry=run.dry)
+            if missing and any(units[_PARKED] for units in missing.values()):
+                await self._read_items(books, run)
+            done = await self._raise_counters(books, period_ms, counted, run, dry=run.dry)
             if done is not None:
                 units = sums[period_ms]
                 told += [
@@ -400,24 +268,33 @@ class CounterRebuilder:
             " now, or one cannot be read"
         )
 
-    async def _read_books(self, customer: str) -> _CustomerBooks:
+    async def _read_items(self, books: _CustomerBooks, run: _RebuildRun) -> None:
+        """Read the invoice items for late usage: Stripe's meters have none of their units."""
+        if self._summaries is not None and books.stripe_customer is not None and books.sums:
+            units = await self._summaries.item_units(books.stripe_customer, min(books.sums))
+            books.add_items(units, run.known)
+
+    async def _read_books(self, customer: str, sums: PeriodSums) -> _CustomerBooks:
         store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
         reply = await admin.run(store.scripts["read_usage"], names)
         tokens = find_gone_tokens(store.catalog, reply)
         (gone,) = await read_former_meters([tokens], admin, store.keys, store.catalog, former=True)
-        state = CustomerState.parse(reply[2])
+        state, totals = CustomerState.parse(reply[2]), text_fields(reply[4])
+        head = CounterHead.read(byte_fields(reply[3]).get(HEAD_FIELD))
         return _CustomerBooks(
             customer=customer,
             usage_at=partial(read_usage_reply, customer, store.catalog, reply, gone),
             stripe_customer=state.stripe_customer,
             is_by_lines=partial(is_billed_by_lines, state, store.catalog),
+            counted_ms={head.begins_ms, *(int(name[:-2]) for name in totals if name.endswith("|e"))},
+            sums=sums,
+            unsent=await asyncio.to_thread(self._drainer.database.unsent, customer),
         )
 
     async def _compare_periods(
         self,
         books: _CustomerBooks,
-        sums: PeriodSums,
         starts_ms: Sequence[int],
         asked: Collection[int],
         run: _RebuildRun,
@@ -425,8 +302,7 @@ class CounterRebuilder:
         """Compare ended periods: units missing from the books, and Stripe's share of them.
 
         Args:
-            books: what the store has.
-            sums: of the log.
+            books: what the store and the log have.
             starts_ms: of all periods that the log knows, up to the one that is open.
             asked: of those that are to be compared.
             run: this one.
@@ -437,9 +313,10 @@ class CounterRebuilder:
                 continue
             usage = books.usage_at(at_ms=one + _SAME_PERIOD_MS)
             is_long_over = run.at_ms is None and self._store.now_ms() - next_ms > _LONG_OVER_MS
-            found_lacking = {
-                meter: find_missing_units(usage, meter, units) for meter, units in sums[one].items()
-            }
+            found_lacking = _find_lacking(books, usage, one)
+            if not is_long_over and any(lacks.reported for lacks in found_lacking.values()):
+                await self._read_items(books, run)
+                found_lacking = _find_lacking(books, usage, one)
             # Else Stripe's units may belong to a meter whose event name is unknown.
             are_named = all(run.event_of(meter) for meter, lacks in found_lacking.items() if lacks.reported)
             left: dict[str, int | None] = {}  # By event name: one of its meters after the other takes of it.
@@ -454,7 +331,7 @@ class CounterRebuilder:
                     delivered = sum(usage["meters"][name]["delivered"] for name in known)
                     left[event] = None if counted is None else max(0, counted - delivered)
                 unknown = left.get(event)
-                units = sums[one][meter]
+                units = books.sums[one][meter]
                 told = describe_past_period(
                     usage, one, meter, units, lacks, unknown=unknown, is_long_over=is_long_over
                 )
@@ -465,23 +342,18 @@ class CounterRebuilder:
 
     async def _raise_counters(
         self,
-        usage: CustomerUsage,
-        sums: Mapping[str, Mapping[str, int]],
+        books: _CustomerBooks,
+        period_ms: int,
         counted: Mapping[str, int],
         run: _RebuildRun,
         *,
         dry: bool,
     ) -> dict[str, list[int]] | None:
         """Raise the counters; missing units by meter. None: drain the log and try again."""
-        store, customer, known = self._store, usage["customer"], run.known
-        tokens = {name: _token_of(name, known) for name in sums}
-        meters = {
-            tokens[name]: {
-                "name": name,
-                "units": [max(0, units[one]) for one in (*_OF_COUNTERS, "reported")],
-            }
-            for name, units in sums.items()
-        }
+        store, customer, known = self._store, books.customer, run.known
+        usage, logged = books.usage_at(at_ms=None), partial(_describe_logged, books, period_ms, known)
+        prices = await asyncio.to_thread(self._drainer.database.prices, customer, period_ms)
+        tokens = {name: _token_of(name, known) for name in books.sums[period_ms]}
 
         async def call(view: CustomerView) -> ScriptCall:
             keys, state = view.keys, view.state
@@ -492,7 +364,7 @@ class CounterRebuilder:
                 "id": token_hex(16),
                 "by": run.by,
                 "minutes": state.minutes_taken_ms,
-                "meters": meters,
+                "meters": logged(prices, view),
                 "events": {token: counted.event_name for token, counted in known.items()},
                 "counted": counted,
                 "by_lines": is_billed_by_lines(state, store.catalog, to_ms(usage["period"]["start"])),
@@ -565,6 +437,41 @@ class CounterRebuilder:
             self._is_journal_lost = True
             return 0
         return sum(row.value for row in rows if start_s <= row.minute_s < end_s)
+
+
+def _find_lacking(books: _CustomerBooks, usage: CustomerUsage, start_ms: int) -> dict[str, MissingUnits]:
+    """By meter, what the books lack of an ended period."""
+    return {
+        meter: find_missing_units(usage, meter, units, books.unsent_of(start_ms, meter))
+        for meter, units in books.sums[start_ms].items()
+    }
+
+
+def _describe_logged(
+    books: _CustomerBooks,
+    period_ms: int,
+    known: Mapping[str, ReportedMeter],
+    prices: LoggedPrices,
+    view: CustomerView,
+) -> Mapping[str, object]:
+    """Describe the meters that the log has in a period, for rebuild_counters.lua."""
+    catalog, labels = view.catalog, billed_labels(view.entitlements, view.catalog)
+    per_cent, found = micros_per_minor_unit(catalog.currency), dict[str, object]()
+    for name, units in books.sums[period_ms].items():
+        token, unsent = _token_of(name, known), books.unsent_of(period_ms, name)
+        is_charged = name in catalog.meters and catalog.meters[name].charges is not None
+        sold = () if is_charged else prices.get(name, ())
+        found[token] = {
+            "name": name,
+            "units": [max(0, units[one]) for one in (*_OF_COUNTERS, "reported")],
+            "unsent": unsent,
+            "prices": ended_marks(
+                ((micros / per_cent, priced) for micros, priced in sold),
+                label=labels.get(token, ""),
+                unsent=unsent.late + unsent.by_item,
+            ),
+        }
+    return found
 
 
 def _token_of(name: str, known: Mapping[str, ReportedMeter]) -> str:
