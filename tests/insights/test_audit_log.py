@@ -25,6 +25,7 @@ from drivers.delivery import PLANS, kit_for
 from drivers.health_findings import findings
 from drivers.process_metrics import told
 from drivers.sampled import whole
+from drivers.subscribed_customer import fetched, subscription
 from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
@@ -41,6 +42,18 @@ pytestmark = pytest.mark.anyio
 
 LIMITS = "subjects: {user: {requests: {included: 5}}, team: {requests: {included: 9}}}"
 WITH_USERS = loads(f"{PLANS}    {LIMITS}\n")
+IN_YEN = loads("""
+schema: 1
+currency: [usd, jpy]
+default_plan: pro
+meters: {words: {unit: word, stripe: {event_name: words}}}
+plans:
+  pro:
+    price: {amount_cents: {usd: 2000, jpy: 3000}, interval: month}
+    budget: {amount_cents: {usd: 100, jpy: 110}}
+    meters:
+      words: {included: 1, overage: {bill: {per: 1, amount_cents: {usd: 10, jpy: 10}}}}
+""")
 UNITS = "  input_tokens: {unit: token}\n  cache_read_tokens: {unit: token}\n"
 WITH_UNITS = loads(PLANS.replace("meters:\n", f"meters:\n{UNITS}", 1))
 
@@ -119,6 +132,17 @@ async def test_corrections_and_drops_are_entered(at: Audited) -> None:
     dropped = [row for row in await at.rows() if row["kind"] == "dropped"]
     assert [row["quantity"] for row in dropped] == [intent.quantity for intent in listed]
     await agrees(at, "acme")
+
+
+async def test_a_correction_has_the_price_of_its_currency(store_url: str, tmp_path: Path) -> None:
+    """Yen were taken for cents: a hundredth was taken off what was spent, and was in the log."""
+    async with audited(store_url, sqlite_in(tmp_path), catalog=IN_YEN) as at:
+        await fetched(at.kit, subscription(currency="jpy"), customer="acme")
+        await at.kit.record("acme", "words", 11)
+        await at.kit.correct("acme", {"words": 4}, reason="a loop", correction_id="t-1")
+        assert (await at.kit.usage("acme"))["meters"]["spend"]["recorded"] == 6 * 10_000_000
+        prices = {row["kind"]: row["price_micros"] for row in await at.rows() if row["meter"] == "words"}
+        assert prices == {"recorded": 10_000_000, "corrected": 10_000_000}
 
 
 async def test_anonymous_visitors_are_not_entered(at: Audited) -> None:

@@ -383,7 +383,7 @@ def deduplication_key(store: Store, given: CorrectionRequest) -> tuple[str, str]
 
 def _spend_prices(view: CustomerView) -> dict[str, Any]:
     """Prices of units that count as spent, for the script; empty if no plan has a budget."""
-    catalog = view.cache.catalog
+    catalog = view.catalog
     if not catalog.counts_spend:
         return {}
     prices = {
@@ -403,7 +403,7 @@ async def _sole_stripe_customer(store: Store, view: CustomerView) -> str:
 
 
 def _serialize_correction(given: CorrectionRequest, view: CustomerView) -> str:
-    catalog = view.cache.catalog
+    catalog = view.catalog
     meters = [
         [name, meter_token(name), quantity, _event_tokens(name, view), _model_price_meters(name, view)]
         for name, quantity in given.quantities.items()
