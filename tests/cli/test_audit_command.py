@@ -202,6 +202,21 @@ async def test_a_rewritten_chain_is_found_by_the_invoice(at: Books) -> None:
 
 
 @pytest.mark.dear("two months at Stripe")
+async def test_a_customers_former_id_has_its_roots(at: Books) -> None:
+    """A Stripe customer who got another id here seemed to have lost the rows behind its invoices."""
+    customers = at.at.kit.customers
+    linked = (await customers.get("acme")).stripe_customer
+    assert linked is not None
+    await customers.unlink("acme")
+    await customers.link("ajax", linked)
+    done = await at.verify("--stripe")
+    assert (done.code, done.err) == (0, "all 2 chains are unbroken (5 rows); 2 invoice roots agree\n")
+    forged = at.forged(lambda rows: [rows[0], rows[1]._replace(quantity=2, overage=2), *rows[2:]])
+    done = await at.verify("--stripe", "--json", file=forged)
+    assert (done.code, [(one["customer"], one["problem"]) for one in done.json]) == (1, [("ajax", "missing")])
+
+
+@pytest.mark.dear("two months at Stripe")
 async def test_an_invoice_without_a_root_is_named(at: Books) -> None:
     first, second = at.renewals()
     nothing: Any = {"metadata": {"meterkit_audit_root": "", "meterkit_audit_rows": ""}}

@@ -58,9 +58,9 @@ async def words_of(kit: MeterKit) -> MeterUsage:
     return found
 
 
-async def test_i13_invoice_lines_keep_their_prices(store_url: str, tmp_path: Path) -> None:
+async def test_i13_invoice_lines_keep_their_prices(store_url: str, audit_url: str) -> None:
     """All of it was billed at the price of now."""
-    async with shop(store_url, catalog=BY_LINES, selling=sell_nothing, audit_url=sqlite_in(tmp_path)) as at:
+    async with shop(store_url, catalog=BY_LINES, selling=sell_nothing, audit_url=audit_url) as at:
         await at.kit.stripe.sync()
         await at.subscribed(plan="pro")
         await at.kit.record("acme", "words", 126)
@@ -106,9 +106,9 @@ async def test_i6_units_given_up_are_not_sent(store_url: str, tmp_path: Path) ->
         assert await words_of(at.kit) == before
 
 
-async def test_i6_late_usage_is_not_advised_for_an_item(store_url: str, tmp_path: Path) -> None:
+async def test_i6_late_usage_is_not_advised_for_an_item(store_url: str, audit_url: str) -> None:
     """The next period has billed it; `rebuild` told to bill it by an invoice item once more."""
-    async with paying(store_url, audit_url=sqlite_in(tmp_path)) as at:
+    async with paying(store_url, audit_url=audit_url) as at:
         await at.kit.record("acme", "requests", 60)
         await at.reach(JUNE + timedelta(days=2))
         await at.flush()

@@ -30,7 +30,7 @@ from meterkit.redis.url import parse_redis_url
 from meterkit.store.prepared_decisions import prepare_holding
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
-from meterkit.store.spool_file import DAMAGED, SpoolFile, SpoolHeader, frame
+from meterkit.store.spool_file import DAMAGED, SpoolFile, SpoolHeader, find_spools, frame
 from meterkit.store.spool_replay import SpoolReplay, read_record, write_record
 from meterkit.store.spool_states import SpoolInfo, list_spools
 from meterkit.store.store import Store
@@ -93,6 +93,20 @@ def test_a_damaged_file_is_kept_under_another_name(file: SpoolFile) -> None:
     kept = file.path.with_suffix(DAMAGED)
     assert not file.path.exists()
     assert b"one" in kept.read_bytes()
+
+
+def test_i11_a_spool_sent_meanwhile_hides_no_other(file: SpoolFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes one as they are listed: then none was sent."""
+    left, listed = SpoolFile.create(file.path.parent, replace(HEADER, producer="q")), Path.glob
+
+    def listed_before(directory: Path, pattern: str) -> Iterator[Path]:
+        found = [*listed(directory, pattern)]
+        file.path.unlink()
+        yield from found
+
+    monkeypatch.setattr(Path, "glob", listed_before)
+    assert list(find_spools(left.path.parent, HEADER)) == [left.path]
+    left.close()
 
 
 def test_i11_what_was_removed_is_put_back_once_there_is_room(file: SpoolFile) -> None:

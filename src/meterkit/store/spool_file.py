@@ -9,6 +9,7 @@ import json
 import os
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
@@ -287,10 +288,11 @@ def _lock_of(path: Path) -> FileLock:
 
 def find_spools(directory: Path, own: SpoolHeader) -> Iterator[Path]:
     """Files of a header's store, the oldest first, including locked ones."""
-    try:
-        found = [(path.stat().st_mtime, path) for path in directory.glob(f"{_file_prefix(own)}-*{SUFFIX}")]
-    except OSError:
-        return
+    found: list[tuple[float, Path]] = []
+    with suppress(OSError):  # The directory cannot be read.
+        for path in directory.glob(f"{_file_prefix(own)}-*{SUFFIX}"):
+            with suppress(FileNotFoundError):  # Another process has sent it meanwhile.
+                found.append((path.lstat().st_mtime, path))
     for _, path in sorted(found):
         yield path
 

@@ -19,6 +19,8 @@ from meterkit.redis.daemon_thread import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
+    from sqlalchemy import Connection
+
     from meterkit.insights.audit.chain_check import Problem, RecordedRoot
     from meterkit.insights.audit.database import Database
 
@@ -105,6 +107,13 @@ def _check_customer(database: Database, customer: str, roots: Sequence[RecordedR
     with database.begun() as connection:
         head = read_head(connection, TABLE, customer)
         rows, unchained, fault = check_chain(connection, TABLE, customer, roots)
+        own = (
+            roots
+            if fault is None
+            else [one for one in roots if not _is_of_another(connection, customer, one)]
+        )
+        if len(own) < len(roots):
+            rows, unchained, fault = check_chain(connection, TABLE, customer, own)
     return ChainVerdict(
         customer=customer,
         rows=rows,
@@ -114,6 +123,16 @@ def _check_customer(database: Database, customer: str, roots: Sequence[RecordedR
         problem=None if fault is None else fault.problem,
         words="" if fault is None else fault.words,
     )
+
+
+def _is_of_another(connection: Connection, customer: str, root: RecordedRoot) -> bool:
+    """Whether another customer's chain has a root: the Stripe customer was linked to that one then."""
+    rows = TABLE.c
+    asked = select(rows.customer).where(
+        rows.hash == root.hash, rows.place == root.place, rows.customer != customer
+    )
+    names = [str(name) for (name,) in connection.execute(asked)]
+    return any(check_chain(connection, TABLE, name)[0] >= root.place for name in names)
 
 
 def _list_customers(database: Database, after: str) -> list[str]:
