@@ -182,6 +182,13 @@ async def test_a_database_outage_is_logged_once_and_loses_nothing(
         assert len(await at.rows()) == 4
 
 
+async def test_a_root_keeps_nobody_from_draining(at: Audited) -> None:
+    """Others could not drain for 30 s after each invoice that got its root."""
+    await at.kit.record("acme", "rows", 1)
+    assert await at.drainer.root_of("acme") is not None
+    assert await AuditDrainer(at.kit.store, Database(at.url)).lease.acquire()
+
+
 async def test_the_last_two_seconds_are_not_drained(at: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
     # F-140: what a store loses in a failover would come again under another name.
     await at.kit.record("acme", "tokens", 130)
