@@ -292,6 +292,11 @@ BY_1000: Final = {"divide_by": 1000, "round": "up"}
         ("usage", {"unit_amount_decimal": "0.012"}, "would bill the included units"),
         ("overage", {"unit_amount": 7}, "it is not what the plans file says"),
         ("overage", {"unit_amount": 12, "transform_quantity": BY_1000}, "whole packages, and the plans file"),
+        (
+            "overage",
+            {"currency": "eur", "unit_amount": 7, "currency_options": {"usd": {"unit_amount": 7}}},
+            "it is not what the plans file says",
+        ),
     ],
 )
 async def test_a_price_that_would_bill_wrongly_stops_the_sync(
@@ -516,6 +521,13 @@ async def test_a_named_price_may_have_all_currencies_or_each_its_own(at: Shop) -
     assert (made.name, made.instead_of) == ("pro, base, eur", euros)
     assert dearer.paste == {"pro": {"price, eur": made.id}}
     again = await at.sync(each.replace("eur: 2700", "eur: 2800"))
+    assert (again.paste, {line.action for line in again.lines}) == (dearer.paste, {"is there"})
+    seats = f"{at.emulator.add_price(900)}, eur: {at.emulator.add_price(800, currency='eur')}"
+    amount = "amount_cents: {usd: 900, eur: 800}"
+    seated = each.replace(amount, f"{amount}, stripe_price: {{usd: {seats}}}").replace("eur: 800", "eur: 850")
+    dearer = await at.sync(seated)
+    assert [*dearer.paste["pro"]] == ["seat_price, eur"]
+    again = await at.sync(seated)
     assert (again.paste, {line.action for line in again.lines}) == (dearer.paste, {"is there"})
     problem = await at.refuses(each.replace(f"eur: {euros}", f"eur: {at.emulator.add_price(2700)}"))
     assert "has the currency usd, and the plans file says eur" in problem

@@ -58,10 +58,10 @@ async def with_option_tiers(api: StripeApi, price: dict[str, Any]) -> dict[str, 
     Raises:
         StripeError: Stripe refuses, or does not answer.
     """
-    options = _options_of(price)
-    if price.get("billing_scheme") != _TIERED or not options:
+    others = sorted(_options_of(price).keys() - {price.get("currency")})
+    if price.get("billing_scheme") != _TIERED or not others:
         return price
-    expand = ["tiers", OPTIONS, *(f"{OPTIONS}.{currency}.tiers" for currency in sorted(options))]
+    expand = ["tiers", OPTIONS, *(f"{OPTIONS}.{currency}.tiers" for currency in others)]
     return await api.get(f"{PRICES}/{price['id']}", {"expand": expand})
 
 

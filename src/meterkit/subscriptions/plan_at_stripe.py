@@ -35,8 +35,10 @@ class PlanAtStripe:
         prices: by name, meterkit's and those that the plans file names.
         keyed: by lookup key, those that have one of meterkit's.
         listed: all active prices of the product.
+        replacing: likewise, of those products where a sync makes a price without a lookup key.
         missing: prices whose id in the plans file Stripe does not have.
         sold: ids of all products that are not archived.
+        meters: by event name.
     """
 
     wanted: WantedPlan
@@ -44,15 +46,17 @@ class PlanAtStripe:
     prices: Mapping[str, Mapping[str, Any]]
     keyed: Mapping[str, Mapping[str, Any]]
     listed: Sequence[Mapping[str, Any]]
+    replacing: Sequence[Mapping[str, Any]]
     missing: Sequence[WantedPrice]
     sold: Collection[str]
+    meters: Mapping[str, Mapping[str, Any]]
 
-    def others(self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    def others(self, wanted: WantedPrice) -> list[Mapping[str, Any]]:
         """Other prices of the product on the same meter that a subscriber of the plan could have.
 
         The product may also have the prices of a plan of another interval or currency.
         """
-        meter, ours = meters.get(wanted.shape.meter or ""), self.prices.get(wanted.name)
+        meter, ours = self.meters.get(wanted.shape.meter or ""), self.prices.get(wanted.name)
         own, sold_in = wanted.shape.interval, {shape.currency for shape in wanted.shapes}
         return [
             price
@@ -62,48 +66,38 @@ class PlanAtStripe:
             if ours is None or price["id"] != ours["id"]
         ]
 
-    def fitting(
-        self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]
-    ) -> list[Mapping[str, Any]]:
+    def fitting(self, wanted: WantedPrice) -> list[Mapping[str, Any]]:
         """The other prices that charge the amount of the plans file."""
-        return [price for price in self.others(wanted, meters) if self.fits(price, wanted, meters)]
+        return [price for price in self.others(wanted) if self.fits(price, wanted)]
 
-    def find_made(
-        self, wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]
-    ) -> Mapping[str, Any] | None:
+    def find_made(self, wanted: WantedPrice) -> Mapping[str, Any] | None:
         """Find what an earlier sync has made instead of a price whose id the plans file still has."""
         if wanted.stripe_price is None:
             return None
-        marked = (one for one in self.listed if part_of(one, "metadata").get(LOOKUP_MARK) == wanted.key)
+        marked = (one for one in self.replacing if part_of(one, "metadata").get(LOOKUP_MARK) == wanted.key)
         made = [self.keyed.get(wanted.key)] if wanted.has_lookup_key else marked
-        return next((one for one in made if one is not None and self.fits(one, wanted, meters)), None)
+        return next((one for one in made if one is not None and self.fits(one, wanted)), None)
 
-    @staticmethod
-    def fits(price: Mapping[str, Any], wanted: WantedPrice, meters: Mapping[str, Mapping[str, Any]]) -> bool:
+    def fits(self, price: Mapping[str, Any], wanted: WantedPrice) -> bool:
         """Whether a price charges the amounts of the plans file, in at least one of its currencies.
 
         It may lack the others, which are added then.
         """
-        meter = meters.get(wanted.shape.meter or "")
+        meter = self.meters.get(wanted.shape.meter or "")
         pairs = [(shape_in(price, shape.currency), shape) for shape in wanted.shapes]
         known = [(there, shape) for there, shape in pairs if there is not None]
         meter_id = None if meter is None else meter["id"]
         return bool(known) and all(there == replace(shape, meter=meter_id) for there, shape in known)
 
 
-def find_problems(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Find the problems of a plan that an operator must solve before a sync, a line each.
-
-    Args:
-        found: the plan at Stripe.
-        meters: the meters at Stripe by event name.
-    """
+def find_problems(found: PlanAtStripe) -> list[str]:
+    """Find the problems of a plan that an operator must solve before a sync, a line each."""
     return [
         *_missing_prices(found),
         *_archived_prices(found),
         *_different_prices(found),
-        *_duplicate_prices(found, meters),
-        *_unpriced_meters(found, meters),
+        *_duplicate_prices(found),
+        *_unpriced_meters(found),
     ]
 
 
@@ -172,25 +166,23 @@ def _different_prices(found: PlanAtStripe) -> Iterator[str]:
                 )
 
 
-def _duplicate_prices(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _duplicate_prices(found: PlanAtStripe) -> Iterator[str]:
     """Other prices of the same product and meter, which would bill usage twice."""
     for wanted in found.wanted.prices:
-        fitting = found.fitting(wanted, meters)
+        fitting = found.fitting(wanted)
         # One that fits is used as it is. A further one, or any listed ours, would bill the same again.
         used = fitting if len(fitting) == 1 and wanted.name not in found.prices else []
-        yield from (
-            _describe_duplicate(price, wanted) for price in found.others(wanted, meters) if price not in used
-        )
+        yield from (_describe_duplicate(price, wanted) for price in found.others(wanted) if price not in used)
 
 
-def _unpriced_meters(found: PlanAtStripe, meters: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _unpriced_meters(found: PlanAtStripe) -> list[str]:
     """Meters whose usage no price of the product bills."""
     own = {price.shape.interval for price in found.wanted.prices}
     priced = {shape.meter for shape in map(shape_of, found.listed) if shape.interval in own}
     return [
         problem
         for name, problem in found.wanted.unpriced.items()
-        if meters.get(name, {}).get("id", "") not in priced
+        if found.meters.get(name, {}).get("id", "") not in priced
     ]
 
 

@@ -43,8 +43,8 @@ _Done = Literal["is there", "made", "reactivated", "extended", "renamed"]
 Action = Literal[_Done, "to make", "to reactivate", "to extend", "to rename"]
 _METERS: Final = "/v1/billing/meters"
 _PRODUCTS: Final = "/v1/products"
-_TIERS: Final = ("data.tiers",)
-_CURRENCIES: Final = ("data.tiers", f"data.{OPTIONS}")
+_EXPANDED: Final = ("data.tiers", f"data.{OPTIONS}")
+"""Parts of listed prices. A file with one currency too may meet a price of another default one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +172,7 @@ class _SyncRun:
                 self._products[key] = product["id"]  # The oldest was first; the newest stays.
         found = [await self._fetch_plan(plan) for plan in wanted if plan.prices]
         for plan_found in found:
-            done.problems += find_problems(plan_found, self._meters)
+            done.problems += find_problems(plan_found)
         packs = {} if sold is None else {pack_key(sold[0], amount): amount for amount in sold[1].amounts}
         present = await prices_by_key(self._api, [*packs])
         done.problems += [
@@ -190,17 +190,14 @@ class _SyncRun:
 
     async def _fetch_plan(self, wanted: WantedPlan) -> PlanAtStripe:
         """Fetch the product and prices of a plan at Stripe."""
-        has_more = len(self._catalog.currencies) > 1
-        expand = _CURRENCIES if has_more else _TIERS
-        keyed = await prices_by_key(self._api, [price.key for price in wanted.prices], expand=expand)
-        if has_more:
-            keyed = {key: await with_option_tiers(self._api, price) for key, price in keyed.items()}
+        keyed = await prices_by_key(self._api, [price.key for price in wanted.prices], expand=_EXPANDED)
+        keyed = {key: await with_option_tiers(self._api, price) for key, price in keyed.items()}
         prices: dict[str, Mapping[str, Any]] = {}
         missing: list[WantedPrice] = []
         for price in wanted.prices:
             there: Mapping[str, Any] | None = keyed.get(price.key) if price.has_lookup_key else None
             if price.stripe_price is not None:
-                named = await self._fetch_named(price.stripe_price, has_more=has_more)
+                named = await fetch_price(self._api, price.stripe_price)
                 if named is None:
                     missing.append(price)
                 there = named or there
@@ -208,26 +205,27 @@ class _SyncRun:
                 prices[price.name] = there
         base = prices.get(wanted.prices[0].name)
         product = None if base is None else str(base["product"])
-        asked = {"product": product, "active": True, "expand": expand}
-        listed = await self._api.list(PRICES, asked) if product is not None else []
-        listed = [price for price in listed if not is_override_price(price)]
-        if has_more:
-            listed = [await with_option_tiers(self._api, price) for price in listed]
+        listed = [] if product is None else await self._list_prices(product)
+        unkeyed = [price for price in wanted.prices if not price.has_lookup_key]
+        marked = {self._products.get(price.product.key, product) for price in unkeyed} - {product}
+        replacing = [price for other in marked if other for price in await self._list_prices(other)]
         return PlanAtStripe(
             wanted=wanted,
             product=product,
             prices=prices,
             keyed=keyed,
             listed=listed,
+            replacing=[*listed, *replacing],
             missing=missing,
             sold=self._names.keys(),
+            meters=self._meters,
         )
 
-    async def _fetch_named(self, price: str, *, has_more: bool) -> dict[str, Any] | None:
-        """Fetch a price that the plans file names; None: Stripe does not have it."""
-        if has_more:
-            return await fetch_price(self._api, price)
-        return await self._api.find(f"{PRICES}/{price}", {"expand": ["tiers"]})
+    async def _list_prices(self, product: str) -> list[dict[str, Any]]:
+        """List the active prices of a product, without those of overrides."""
+        listed = await self._api.list(PRICES, {"product": product, "active": True, "expand": _EXPANDED})
+        sold = [price for price in listed if not is_override_price(price)]
+        return [await with_option_tiers(self._api, price) for price in sold]
 
     async def _make_meters(self) -> None:
         for meter in self._catalog.meters.values():
@@ -302,11 +300,11 @@ class _SyncRun:
 
     async def _find_or_make_price(self, found: PlanAtStripe, wanted: WantedPrice) -> str:
         there = found.prices.get(wanted.name)
-        fitting = found.fitting(wanted, self._meters)
+        fitting = found.fitting(wanted)
         if there is None and fitting:
             there = fitting[0]
-        fits = there is not None and found.fits(there, wanted, self._meters)
-        known = there if fits else found.find_made(wanted, self._meters)
+        fits = there is not None and found.fits(there, wanted)
+        known = there if fits else found.find_made(wanted)
         instead_of = "" if there is None or fits else str(there["id"])
         if known is not None:
             made = str(known["id"])
