@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 from stripe_emulator.call_table import PAGING, CallTable, list_newest
 from stripe_emulator.invoice_totals import TAX_RATE_TEXTS, TaxRate
-from stripe_emulator.prices import PRODUCT_TEXTS, Price, PriceInterval, PriceScheme, PricingTier, Product
+from stripe_emulator.prices import (
+    PRODUCT_TEXTS,
+    CurrencyOption,
+    Price,
+    PriceInterval,
+    PriceScheme,
+    PricingTier,
+    Product,
+)
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, missing_resource, new_id
 
 if TYPE_CHECKING:
@@ -55,8 +63,14 @@ def read_price(account: Account, params: Params, *, product: str = "") -> Price:
 
 
 def _read_tax_behavior(params: Params) -> str | None:
-    """Once set, it stays (https://docs.stripe.com/api/prices/update#update_price-tax_behavior)."""
     return params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
+
+
+def _kept_tax_behavior(known: str | None, asked: str | None) -> str | None:
+    """Once set, it stays (https://docs.stripe.com/api/prices/update#update_price-tax_behavior)."""
+    if asked and known not in {None, "unspecified", asked}:
+        raise ApiError("You cannot change the `tax_behavior` once it is specified.", param="tax_behavior")
+    return asked or known
 
 
 def refuse_unknown_currency(currency: str, *, param: str) -> None:
@@ -65,7 +79,7 @@ def refuse_unknown_currency(currency: str, *, param: str) -> None:
         raise ApiError(f"Invalid currency: {currency}.", param=param)
 
 
-def _read_currency_options(params: Params, default: str, pricing: PriceScheme) -> dict[str, PriceScheme]:
+def _read_currency_options(params: Params, default: str, pricing: PriceScheme) -> dict[str, CurrencyOption]:
     """Return what a price costs in other currencies.
 
     https://docs.stripe.com/api/prices/create#create_price-currency_options;
@@ -77,7 +91,7 @@ def _read_currency_options(params: Params, default: str, pricing: PriceScheme) -
         pricing: in that currency; packages and the mode of tiers are the same in all.
     """
     given = params.hash("currency_options")
-    found: dict[str, PriceScheme] = {}
+    found: dict[str, CurrencyOption] = {}
     for currency in given or ():
         option = params.hash(f"currency_options[{currency}]")
         param = params.path(f"currency_options[{currency}]")
@@ -91,10 +105,12 @@ def _read_currency_options(params: Params, default: str, pricing: PriceScheme) -
         if option is None:
             raise missing_parameter(param)
         option.only("custom_unit_amount tax_behavior tiers unit_amount unit_amount_decimal")
-        if pricing.tiers:
-            found[currency] = replace(pricing, tiers=_read_tiers(option))
-        else:
-            found[currency] = replace(pricing, unit_amount=_read_unit_amount(option))
+        scheme = (
+            replace(pricing, tiers=_read_tiers(option))
+            if pricing.tiers
+            else replace(pricing, unit_amount=_read_unit_amount(option))
+        )
+        found[currency] = CurrencyOption(pricing=scheme, tax_behavior=_read_tax_behavior(option))
     return found
 
 
@@ -365,18 +381,21 @@ def _update_price(account: Account, call: Call) -> JsonObject:
     """The amount of a price never changes; other currencies may be added (https://docs.stripe.com/api/prices/update)."""
     params = call.params
     price = account.prices.find(call.object_id)
-    options = _read_currency_options(params, price.currency, price.pricing)
-    behavior = _read_tax_behavior(params)
-    if behavior and price.tax_behavior not in {"unspecified", behavior}:
-        raise ApiError("You cannot change the `tax_behavior` once it is specified.", param="tax_behavior")
+    tax = _kept_tax_behavior(price.tax_behavior, _read_tax_behavior(params))
+    options = price.options | {
+        currency: replace(option, tax_behavior=_kept_tax_behavior(known.tax_behavior, option.tax_behavior))
+        if (known := price.options.get(currency))
+        else option
+        for currency, option in _read_currency_options(params, price.currency, price.pricing).items()
+    }
     with account.updating("price.updated", price.to_json):
-        price.options |= options
+        price.options = options
         params.update_metadata("metadata", price.metadata)
         if "lookup_key" in params:
             price.lookup_key = params.text("lookup_key") or None
             account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
         price.active = params.boolean("active", default=price.active)
-        price.tax_behavior = behavior or price.tax_behavior
+        price.tax_behavior = tax or price.tax_behavior
         price.nickname = params.text("nickname") if "nickname" in params else price.nickname
     return price.to_json()
 

@@ -51,6 +51,18 @@ class PriceScheme:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CurrencyOption:
+    """A price in another of its currencies.
+
+    Attributes:
+        tax_behavior: None: that of the price, which is assumed.
+    """
+
+    pricing: PriceScheme
+    tax_behavior: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TierCharge:
     """The charge of a quantity at one tier, which is a line of an invoice.
 
@@ -218,7 +230,7 @@ class Price:
     nickname: str | None = None
     tax_behavior: str = "unspecified"
     metadata: dict[str, str] = field(default_factory=dict[str, str])
-    options: dict[str, PriceScheme] = field(default_factory=dict[str, PriceScheme])
+    options: dict[str, CurrencyOption] = field(default_factory=dict[str, CurrencyOption])
     shown_as: Price | None = None
 
     @property
@@ -239,7 +251,9 @@ class Price:
         price = self.shown_as or self
         if currency == price.currency:
             return price
-        return replace(price, currency=currency, pricing=price.options[currency], shown_as=price)
+        option = price.options[currency]
+        tax = option.tax_behavior or price.tax_behavior
+        return replace(price, currency=currency, pricing=option.pricing, tax_behavior=tax, shown_as=price)
 
     @property
     def is_metered(self) -> bool:
@@ -294,10 +308,11 @@ class Price:
         return {
             currency: {
                 "custom_unit_amount": None,
-                "tax_behavior": self.tax_behavior,
-                **_unit_amount_to_json(self.in_currency(currency).pricing),
+                "tax_behavior": priced.tax_behavior,
+                **_unit_amount_to_json(priced.pricing),
             }
             for currency in self.currencies
+            for priced in (self.in_currency(currency),)
         }
 
 

@@ -167,12 +167,16 @@ async def test_what_replaces_a_price_is_taxed_like_it(at: Shop) -> None:
     """A price made anew took the account's default: customers paid the tax on top of it."""
     first = await at.sync(in_dollars(TWO))
     base = next(line.id for line in first.lines if line.name == "pro, base")
-    await at.api.post(f"/v1/prices/{base}", {"tax_behavior": "inclusive"})
-    with pytest.raises(StripeError, match="once it is specified"):
-        await at.api.post(f"/v1/prices/{base}", {"tax_behavior": "exclusive"})
+    euros = {"eur": {"unit_amount": 2700, "tax_behavior": "inclusive"}}
+    await at.api.post(f"/v1/prices/{base}", {"tax_behavior": "exclusive", "currency_options": euros})
+    for changed in ({}, {"currency_options": {"eur": {"unit_amount": 2700, "tax_behavior": "exclusive"}}}):
+        with pytest.raises(StripeError, match="once it is specified"):
+            await at.api.post(f"/v1/prices/{base}", changed or {"tax_behavior": "inclusive"})
     done = await at.sync(TWO.replace("usd: 2900", "usd: 3900"))
     made = next(line.id for line in done.lines if line.instead_of == base)
-    assert (await at.api.get(f"/v1/prices/{made}"))["tax_behavior"] == "inclusive"
+    found = await at.api.get(f"/v1/prices/{made}", {"expand": ["currency_options"]})
+    taxed = {currency: of["tax_behavior"] for currency, of in found["currency_options"].items()}
+    assert taxed == {"usd": "exclusive", "eur": "inclusive"}
 
 
 async def test_a_named_price_that_stripe_lacks_is_refused(at: Shop) -> None:

@@ -92,6 +92,19 @@ async def test_a_repair_leaves_the_currency(at: Shop) -> None:
     assert await at.kit.subscriptions.check() == {}
 
 
+async def test_an_own_price_is_taxed_like_its_currency(at: Shop) -> None:
+    """It was taxed like the plan's price in dollars: customers in euros paid the tax on top."""
+    option = "currency_options[eur]"
+    euros = {f"{option}[unit_amount_decimal]": "0.11", f"{option}[tax_behavior]": "inclusive"}
+    await at.stripe_change("/v1/prices/price_pro_tokens", tax_behavior="exclusive", **euros)
+    subscription = await by_hand(at)
+    own = {"overage": {"bill": {"per": 100, "amount_cents": 1}}}
+    await at.kit.customers.override("acme", {"tokens": own})
+    items = (await at.stripe_subscription(subscription))["items"]["data"]
+    (price,) = [item["price"] for item in items if item["price"]["id"] not in ITEMS]
+    assert (price["currency"], price["tax_behavior"]) == ("eur", "inclusive")
+
+
 async def test_a_currency_that_the_file_lacks_differs(at: Shop) -> None:
     at.emulator.add_price(
         2500, price_id="price_gbp", currency="gbp", metadata={"meterkit": "meterkit:pro:base"}

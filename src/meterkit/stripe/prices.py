@@ -38,7 +38,7 @@ def shown_in(price: Mapping[str, Any], currency: str) -> Mapping[str, Any] | Non
     is_tiered = price.get("billing_scheme") == _TIERED
     if not option or (is_tiered and not option.get("tiers")):
         return None
-    amounts = {name: option.get(name) for name in ("unit_amount", "unit_amount_decimal")}
+    amounts = {name: option.get(name) for name in ("unit_amount", "unit_amount_decimal", "tax_behavior")}
     return {**price, **amounts, **({"tiers": option["tiers"]} if is_tiered else {}), "currency": currency}
 
 

@@ -12,7 +12,7 @@ from meterkit.catalog import override
 from meterkit.catalog.meters import billed_as, billed_meters, is_sold, meters_billed_by_tiers
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, SubscriptionError, UnknownPlanError
-from meterkit.stripe.prices import PRICES
+from meterkit.stripe.prices import PRICES, fetch_price, shown_in
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import PlanPrices, metered_among
 from meterkit.subscriptions.stripe_objects import (
@@ -366,10 +366,12 @@ async def customer_prices(
 async def _create_price(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, meter: str) -> str:
     """Create the price of an override, or find the one that charges the same."""
     of_plan = next((price for price, billed in prices.metered.items() if billed == meter), None)
-    shown = {} if of_plan is None else await api.get(f"{PRICES}/{of_plan}")
+    shown = None if of_plan is None else await fetch_price(api, of_plan)
+    shown = shown or {}
     product = id_in(shown, "product") or await _find_or_create_product(api, wanted)
-    tax = text_in(shown, "tax_behavior")
-    identity = [product, meter, wanted.shape.currency, wanted.shape.interval, f"{wanted.shape.unit:f}", tax]
+    currency = wanted.shape.currency
+    tax = text_in(shown_in(shown, currency) or shown, "tax_behavior")
+    identity = [product, meter, currency, wanted.shape.interval, f"{wanted.shape.unit:f}", tax]
     key = f"{OVERRIDE_PRICE}{blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()}"
     named = replace(wanted, key=key, name=f"{wanted.name}, by override")
     params = params_of(named, product=product, meter=meter, like=shown)

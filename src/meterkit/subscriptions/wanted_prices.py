@@ -318,7 +318,8 @@ def params_of(
         wanted: the price.
         product: its id.
         meter: its id; None: a quantity is charged in advance.
-        like: the price that it replaces, which says whether tax is within the amounts; empty: none.
+        like: the price that it replaces, which says in each currency whether tax is within the amount, with
+            ``currency_options`` expanded; empty: none.
     """
     shape = wanted.shape
     recurring: dict[str, Parameter] = {"interval": shape.interval}
@@ -347,7 +348,8 @@ def option_params(shapes: Iterable[PriceShape], like: Mapping[str, Any]) -> dict
 
 def _amount_params(shape: PriceShape, like: Mapping[str, Any]) -> dict[str, Parameter]:
     """Parameters of an amount in one currency."""
-    amount, behavior = f"{shape.unit:f}", like.get("tax_behavior")
+    amount, taxed = f"{shape.unit:f}", shown_in(like, shape.currency) or like
+    behavior = taxed.get("tax_behavior")
     tax: dict[str, Parameter] = {} if behavior in {None, "unspecified"} else {"tax_behavior": behavior}
     if not shape.free:
         return {"unit_amount_decimal": amount, **tax}
