@@ -14,7 +14,7 @@ from stripe_emulator.page_sessions import (
     CheckoutSession,
     line_items_to_json,
 )
-from stripe_emulator.price_calls import choose_currency, refuse_archived_product
+from stripe_emulator.price_calls import choose_currency
 from stripe_emulator.prices import price_quantity, to_cents
 from stripe_emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 from stripe_emulator.redemption import read_discounts
@@ -211,8 +211,14 @@ def _read_checkout_lines(
     if not items:
         raise missing_parameter("line_items")
     prices = [account.prices.find_active(item) for item in items]
-    for price in prices:
-        refuse_archived_product(account, price, param="line_items")
+    for item, price in zip(items, prices, strict=True):
+        if not account.products.find(price.product).active:
+            # Words of Checkout's own, in each mode; lists show such a price as active, see
+            # https://github.com/stripe/stripe-node/issues/2131.
+            message = (
+                f"Price `{price.id}` is not available to be purchased because its product is not active."
+            )
+            raise ApiError(message, param=item.path("price"))
     if mode == "payment" and any(price.recurring is not None for price in prices):
         message = (
             "You specified `payment` mode but passed a recurring price. Either switch to `subscription` mode "

@@ -265,7 +265,7 @@ def resolve_price(account: Account, params: Params, *, currency: str | None, rec
 def refuse_archived_product(account: Account, price: Price, *, param: str) -> None:
     """Refuse to sell a recurring price of an archived product. Raises ApiError.
 
-    Lists show such a price as active (https://github.com/stripe/stripe-node/issues/2131).
+    https://github.com/stripe/stripe-go/issues/1031 has the words. Lists show such a price as active.
     """
     if not account.products.find(price.product).active:
         message = (

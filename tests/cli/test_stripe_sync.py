@@ -229,8 +229,12 @@ async def test_a_product_that_is_archived_is_a_problem(at: Shop) -> None:
         await at.api.post("/v1/subscriptions", {"customer": customer, "items": [{"price": price}]})
     problem = await at.refuses(PLANS)
     assert problem.startswith(f"pro, seats: the product {seats} of the price {price} is archived at Stripe")
-    (one,) = [line for line in (await at.sync(TOP_UPS)).lines if line.what == "product"]
+    done = {line.what: line for line in (await at.sync(TOP_UPS)).lines}
+    one, pack = done["product"], {"price": done["price"].id, "quantity": 1}
     await at.api.post(f"/v1/products/{one.id}", {"active": False})
+    asked: Any = {"mode": "payment", "line_items": [pack], "success_url": "https://app.example/"}
+    with pytest.raises(StripeError, match="not available to be purchased because its product is not active"):
+        await at.api.post("/v1/checkout/sessions", asked)
     assert f"meterkit-top-up:money:1000: the product {one.id} of the" in (await at.refuses(TOP_UPS))
 
 
