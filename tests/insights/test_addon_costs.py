@@ -103,9 +103,23 @@ async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path)
 
 
 async def test_a_trial_of_an_earlier_subscription_is_free(store_url: str, tmp_path: Path) -> None:
-    """After another subscription had begun, it cost its plan, add-ons and overage."""
-    url = sqlite_in(tmp_path)
+    """It cost its plan, add-ons and overage, as a pause did; also that of a customer linked later."""
+    url, everyone = sqlite_in(tmp_path), ("acme", "linked", "hasty")
     async with addon_shop(store_url, url) as at:
+        for who in everyone[1:]:
+            linked = at.emulator.add_customer(f"cus_{who}")
+            at.emulator.add_payment_method(linked)
+            price = {"items[0][price]": "price_tried", "trial_period_days": "14"}
+            await at.stripe_change("/v1/subscriptions", customer=linked, **price)
+        at.go(timedelta(minutes=5))
+        for who in everyone[1:]:
+            await at.kit.customers.link(who, f"cus_{who}")
+            await at.kit.record(who, "tokens", 150)
+        hasty = await at.kit.subscriptions.sync("hasty")
+        assert hasty is not None
+        await at.stripe_change(f"/v1/subscriptions/{hasty.id}", trial_end="now")
+        at.go(timedelta(seconds=3))
+        await at.kit.subscriptions.sync("hasty")
         made = await at.kit.subscriptions.create("acme", "tried", addons={"storage_pack": 1})
         assert made.client_secret is not None
         at.emulator.confirm_setup(made.client_secret)
@@ -113,15 +127,23 @@ async def test_a_trial_of_an_earlier_subscription_is_free(store_url: str, tmp_pa
             at.go(timedelta(days=days))
             await at.kit.subscriptions.sync("acme")
             await at.kit.record("acme", "tokens", 150)
-        await at.kit.subscriptions.cancel("acme", immediately=True)
+        await at.post(f"/v1/subscriptions/{made.subscription.id}/pause", {"type": "subscription"})
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.customers.set_status("acme", "active")
+        at.go(timedelta(days=2))
+        await at.kit.record("acme", "tokens", 150)
+        for customer in everyone:
+            await at.kit.subscriptions.cancel(customer, immediately=True)
         at.go(END)
-        await subscribe(at, "acme", "pro")
+        for customer in everyone:
+            await at.kit.subscriptions.create(customer, "pro")
         await drain_all(at.kit, url)
-        found = [(await simulate_period(at, url, START + timedelta(days=days)))["acme"] for days in (6, 19)]
-        assert [(one.plan, one.now_cents, one.then_cents) for one in found] == [
-            ("tried", 0, 0),
-            ("tried", 3_100, 3_100),
-        ]
+        periods = [await simulate_period(at, url, START + timedelta(days=days)) for days in (6, 19, 22)]
+        found = {who: [(of[who].plan, of[who].now_cents) for of in periods] for who in everyone}
+        assert found["acme"] == [("tried", 0), ("tried", 3_100), ("tried", 0)]
+        assert found["linked"] == [("tried", 0), ("tried", 2_000), ("tried", 2_000)]
+        assert found["hasty"] == [("tried", 2_000)] * 3
+        assert [of["acme"].then_cents for of in periods] == [0, 3_100, 0]
 
 
 async def test_purchases_within_a_period_make_estimates(store_url: str, tmp_path: Path) -> None:

@@ -321,7 +321,9 @@ def _fixed_cents(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bou
 
 _PAGE: Final = 500
 _RECORDED_AFTER_MS: Final = 60_000
-"""Span after the beginning of a period by which the ledger has its status."""
+"""Span after the end of a trial by which the ledger has the new status."""
+_NOT_BEGUN: Final = frozenset({None, "incomplete"})
+"""Statuses in the ledger before a subscription is known, or has begun."""
 _PRICED_KINDS: Final = frozenset({"plan", "seats", "addons", "overrides"})
 """Kinds of ledger entries that change the price of a period."""
 
@@ -453,9 +455,8 @@ def _build_tenure(
         plan=plan,
         is_changed=any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_granted=state.granted,
-        is_unpaid=_was_trial(ledger, start_ms)
-        if was.get("subscription")
-        else subscription is not None and subscription.is_usage_free_of(start_ms),
+        is_unpaid=(subscription is not None and subscription.is_usage_free_of(start_ms))
+        or (bool(was.get("subscription")) and _was_trial(ledger, start_ms)),
         seats=int(was["seats"] or 0) if "seats" in was else given.seats,
         overrides=own.meters,
         subject_overrides=own.subjects,
@@ -467,8 +468,14 @@ def _build_tenure(
 
 
 def _was_trial(ledger: Sequence[HistoryEntry], start_ms: int) -> bool:
-    """Whether a period of an earlier subscription was its trial: only the ledger knows."""
-    return _replaced_since(ledger, start_ms + _RECORDED_AFTER_MS).get("status") == "trialing"
+    """Whether a period of an earlier subscription was its trial: only the ledger knows.
+
+    The ledger has the beginning of a subscription once a customer is linked, or has confirmed it.
+    """
+    from_ms = start_ms + _RECORDED_AFTER_MS
+    later = [entry for entry in ledger if entry.kind == "status" and to_ms(entry.at) > from_ms]
+    held = (*(entry.before for entry in later), *(entry.after for entry in later[-1:]))
+    return next((status for status in held if status not in _NOT_BEGUN), None) == "trialing"
 
 
 def _replaced_since(ledger: Sequence[HistoryEntry], at_ms: int) -> Mapping[str, str]:
