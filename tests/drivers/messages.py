@@ -53,10 +53,14 @@ plans:
 
 @dataclass
 class Receiver:
-    """A receiver of webhooks that keeps headers and body of what is posted to it."""
+    """A receiver of webhooks that keeps headers and body of what is posted to it.
+
+    It answers ``status``, or 503 to bodies that ``refuses`` says.
+    """
 
     url: str = HOOK
     status: int = 200
+    refuses: Callable[[str], bool] = lambda _: False
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     posts: list[tuple[Mapping[str, str], str]] = field(default_factory=list[tuple["Mapping[str, str]", str]])
 
@@ -65,8 +69,9 @@ class Receiver:
         return [headers["webhook-id"] for headers, _ in self.posts]
 
     def respond(self, request: httpx.Request) -> httpx.Response:
-        self.posts.append((dict(request.headers), request.content.decode()))
-        return httpx.Response(self.status, headers=dict(self.headers))
+        body = request.content.decode()
+        self.posts.append((dict(request.headers), body))
+        return httpx.Response(503 if self.refuses(body) else self.status, headers=dict(self.headers))
 
 
 @asynccontextmanager

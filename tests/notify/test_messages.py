@@ -139,18 +139,46 @@ async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
     assert (hook.ids, (await kit.notify.list())["webhook"]) == ([dead.id], [])
 
 
+def percents_by_customer(hook: Receiver) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for _, body in hook.posts:
+        data = json.loads(body)["data"]
+        found.setdefault(data["customer"], []).append(data["percent"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("refused", "sent"), [(0, [50, 100]), (1, [50, 50, 100]), (5, [50, 50, 50, 50, 100, 50, 100])]
+)
 async def test_a_customers_messages_are_sent_in_their_order(
-    hook: Receiver, kit: MeterKit, clock: Clock
+    hook: Receiver, kit: MeterKit, clock: Clock, refused: int, sent: list[int]
 ) -> None:
     customers = ["acme", "bolt", "core", "dusk"]
     for _ in range(2):
         for customer in customers:
             await kit.record(customer, "requests", 5)
         clock.advance(timedelta(seconds=1))
+    hook.refuses = lambda body: (
+        len(percents_by_customer(hook)[json.loads(body)["data"]["customer"]]) <= refused
+    )
+    for delay_s in (5, 300, 1_800, 7_200):
+        await pass_over(kit, "webhook")
+        clock.advance(timedelta(seconds=delay_s + 1))
     await pass_over(kit, "webhook")
-    told = [json.loads(body)["data"] for _, body in hook.posts]
-    for customer in customers:
-        assert [data["percent"] for data in told if data["customer"] == customer] == [50, 100]
+    assert percents_by_customer(hook) == dict.fromkeys(customers, sent)
+
+
+async def test_a_message_that_keeps_failing_holds_others_for_an_hour(
+    hook: Receiver, kit: MeterKit, clock: Clock
+) -> None:
+    for _ in range(2):
+        await kit.record("acme", "requests", 5)
+        clock.advance(timedelta(seconds=1))
+    hook.refuses = lambda body: json.loads(body)["data"]["percent"] == 50
+    for delay_s in (5, 300, 1_800, 0):
+        await pass_over(kit, "webhook")
+        clock.advance(timedelta(seconds=delay_s + 1))
+    assert percents_by_customer(hook) == {"acme": [50, 50, 50, 50, 100]}
 
 
 async def test_a_message_that_nobody_sent_for_days_is_dead(

@@ -171,6 +171,8 @@ _BATCH: Final = 8
 _REASON_MAX: Final = 300
 _PATIENCE_S: Final = 45.0  # Less than the lease of a message.
 _IN_ORDER_S: Final = 10.0  # Together with that, too.
+_HOLDS_MS: Final = 1_800_000
+"""A message that fails holds back those after it up to this delay: later the fault may be its own."""
 
 
 def _by_customer(taken: Iterable[LeasedMessage]) -> Sequence[Sequence[LeasedMessage]]:
@@ -293,31 +295,39 @@ class MessageCourier:
     async def _send_in_order(
         self, send: Callable[[Message], Awaitable[None]], messages: Sequence[LeasedMessage]
     ) -> None:
-        """Send messages about one customer; those whose lease might end meanwhile are left for later."""
-        loop = asyncio.get_running_loop()
+        """Send messages about one customer; those whose lease might end meanwhile are left for later.
+
+        None is due before an earlier one that failed, and none is tried while that is retried soon.
+        """
+        loop, delay_ms = asyncio.get_running_loop(), 0
         until = loop.time() + _IN_ORDER_S
         for one in messages:
-            if loop.time() < until:
-                await self._send_message(send, one)
+            if loop.time() >= until or 0 < delay_ms <= _HOLDS_MS:
+                await self._queue.retry(one, "", delay_ms=delay_ms, counts=False)
             else:
-                await self._queue.retry(one, "", delay_ms=0, counts=False)
+                delay_ms = max(delay_ms, await self._send_message(send, one, least_ms=delay_ms))
 
-    async def _send_message(self, send: Callable[[Message], Awaitable[None]], taken: LeasedMessage) -> None:
+    async def _send_message(
+        self, send: Callable[[Message], Awaitable[None]], taken: LeasedMessage, *, least_ms: int
+    ) -> int:
+        """Send a message; returns the delay until its retry, at least the given one; 0: there is none."""
         try:
             self._check_age(taken)
             async with asyncio.timeout(_PATIENCE_S):
                 await keep_cancellation(send(Message.load(taken.id, taken.text)))
-        except SendError as failure:
-            await self._record_failure(taken, failure)
+        except SendError as error:
+            failure = error
         except (StoreError, TimeoutError) as error:
-            await self._record_failure(taken, SendError(str(error) or "it timed out"))
+            failure = SendError(str(error) or "it timed out")
         except Exception as error:
             # One message must not block the others.
             _logger.exception("message %s cannot be sent; it will be retried", taken.id)
             # Store only the kind: an error of the app may contain secrets, and pages show it.
-            await self._record_failure(taken, SendError(f"{type(error).__name__}; the log has the traceback"))
+            failure = SendError(f"{type(error).__name__}; the log has the traceback")
         else:
             await self._queue.done(taken)
+            return 0
+        return await self._record_failure(taken, failure, least_ms=least_ms)
 
     def _check_age(self, taken: LeasedMessage) -> None:
         """Refuse a message that no process tried to send in time: what it says may not hold any more.
@@ -328,7 +338,7 @@ class MessageCourier:
         if self._store.now_ms() - taken.since_ms > PATIENCE_MS + _HOUR_MS:
             raise SendError(f"it waited for more than {PATIENCE_MS // _HOUR_MS} hours", is_final=True)
 
-    async def _record_failure(self, taken: LeasedMessage, failure: SendError) -> None:
+    async def _record_failure(self, taken: LeasedMessage, failure: SendError, *, least_ms: int) -> int:
         reason, now_ms = f"{failure!s:.{_REASON_MAX}}", self._store.now_ms()
         retry_ms = delay_ms(failure, attempts=taken.attempts, since_ms=taken.since_ms, now_ms=now_ms)
         if retry_ms is None:
@@ -340,5 +350,7 @@ class MessageCourier:
                     reason,
                     taken.id,
                 )
-            return
+            return 0
+        retry_ms = max(retry_ms, least_ms)
         await self._queue.retry(taken, reason, delay_ms=retry_ms)
+        return retry_ms
