@@ -61,6 +61,10 @@ if TYPE_CHECKING:
     )
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
+_RESERVED: Final = {
+    DEFAULT_PLAN_WORD: "stands for the default plan",
+    "addon": "stands in the lookup keys of add-ons' prices at Stripe",
+}
 
 _PRICE_ID: Final = text(
     255, pattern=r"\S+", allowed="the id of a price at Stripe, such as price_1Q2w3E4r5T6y7U8i"
@@ -271,12 +275,9 @@ def build_plans(
     for key, plan in drop_refused(plans).items():
         if (values := read[key]) is not None:
             check_item_count(plan, declared.meters, values.node.place, problems, by_lines=by_lines)
-    if (values := read.get(DEFAULT_PLAN_WORD)) is not None:
-        problems.refuse(values.node.place, "'default_plan' stands for the default plan; choose another key")
-    same_keys = {"base", "seats"} & set(declared.addons)
-    if same_keys and (values := read.get("addon")) is not None:
-        reason = f"its prices would have the lookup keys of the add-on {min(same_keys)} at Stripe"
-        problems.refuse(values.node.place, f"{reason}; choose another key for one of them")
+    for key, meaning in _RESERVED.items():
+        if (values := read.get(key)) is not None:
+            problems.refuse(values.node.place, f"{key!r} {meaning}; choose another key")
     _refuse_prices_used_twice(read)
     return plans
 
