@@ -147,11 +147,24 @@ async def test_revenue_of_the_restricted_is_that_of_their_plan(at: Books) -> Non
     assert (await at.kit.usage("ada"))["plan"] == "free"
     rows = at.rows("select distinct plan, mrr from meterkit_revenue")
     assert rows == [("max", 3000 * MICRO)]
+    # A plan change at Stripe, as a migration makes it, while access stays restricted.
+    (sold,) = (await at.at.client.v1.subscriptions.list_async({"customer": "cus_ada"})).data
+    items: Any = [{"id": sold["items"].data[0].id, "price": "price_pro"}]
+    change: Any = {"items": items, "proration_behavior": "none"}
+    await at.at.client.v1.subscriptions.update_async(sold.id, change)
+    await at.go(on(2, 14))
+    assert (await at.kit.usage("ada"))["access"] == "restricted"
+    by_day = "select plan, mrr, count(*) from meterkit_revenue group by 1, 2 order by min(day)"
+    rows = at.rows(by_day)
+    assert [plan for plan, _, _ in rows] == ["max", "pro"]
     await at.go(on(2, 20))  # Suspended, then canceled.
+    rows = at.rows(by_day)
     with sqlite3.connect(at.path) as database:
-        database.execute("delete from meterkit_revenue_days where day = '2031-02-10'")
+        for day in ("2031-02-10", "2031-02-12", "2031-02-13"):
+            for table in ("meterkit_revenue", "meterkit_revenue_days"):
+                database.execute(f"delete from {table} where day = ?", (day,))  # noqa: S608 - names of ours
     await at.revenue.snapshot()
-    assert at.rows("select distinct plan, mrr from meterkit_revenue") == rows
+    assert at.rows(by_day) == rows
 
 
 async def test_without_an_audit_log_the_setting_is_named(store_url: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.decisions.customer_state import effective_plan
+from meterkit.decisions.customer_state import effective_plan, plan_named
 from meterkit.decisions.dunning import access_term_of, next_reminder_ms, reminders_due
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.subscription import ENDED, NEVER_MS, OWING, parse_bought
@@ -46,6 +46,7 @@ class TermsInForce:
         missing_plan: the plan that the plans file should have, and does not; None: there is no such thing.
         mrr: what the subscription brings in a month (millionths of the currency's smallest unit).
         currency: of ``mrr``; empty: it brings nothing.
+        paid_plan: the plan that ``mrr`` is for, while access is restricted to another one; empty: ``plan``.
         reminded: how many reminders of an unpaid invoice are due by then.
         at_ms: the instant.
         since_ms: when access became what it is; 0: not known.
@@ -66,6 +67,7 @@ class TermsInForce:
     missing_plan: str | None = None
     mrr: int = 0
     currency: str = ""
+    paid_plan: str = ""
     reminded: int = 0
     at_ms: int = field(compare=False)
     since_ms: int = field(default=0, compare=False)
@@ -92,7 +94,9 @@ class TermsInForce:
             return now
         now = replace(now, subscription=subscription.id, seats=subscription.seats_at(at_ms))
         if mrr := subscription.mrr_at(at_ms):
-            now = replace(now, mrr=mrr, currency=subscription.currency)
+            is_restricted = found.access == "restricted"
+            paid_plan = plan_named(state, found.status, at_ms) if is_restricted else None
+            now = replace(now, mrr=mrr, currency=subscription.currency, paid_plan=paid_plan or "")
         if found.status in OWING and subscription.status in OWING:
             failed_at_ms = subscription.failed_since_ms()
             next_ms = next_reminder_ms(failed_at_ms, catalog.dunning, at_ms)
@@ -342,6 +346,12 @@ def parse_addons(text: str) -> Bought:
     return tuple((name, int(quantity)) for quantity, _, name in parts)
 
 
+def parse_mrr(text: str) -> tuple[int, str, str]:
+    """Amount, currency and paid plan in the words of an ``mrr`` entry."""
+    amount, currency, plan = f"{text}  ".split(" ")[:3]
+    return int(amount or 0), currency, plan
+
+
 def _instant(at_ms: int | None) -> str:
     return "" if at_ms is None else iso(from_ms(at_ms))
 
@@ -353,7 +363,7 @@ TERM_TEXTS: Final[Mapping[Kind, Callable[[TermsInForce], str]]] = {
     "seats": lambda found: str(found.seats or ""),
     "addons": lambda found: addons_text(found.addons),
     "access": lambda found: found.access,
-    "mrr": lambda found: f"{found.mrr} {found.currency}" if found.mrr else "",
+    "mrr": lambda found: f"{found.mrr} {found.currency} {found.paid_plan}".rstrip() if found.mrr else "",
     "cancellation": lambda found: _instant(found.cancel_at_ms),
     "scheduled": _scheduled,
 }

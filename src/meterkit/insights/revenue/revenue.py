@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.history import read_states_and_histories
 from meterkit.customers.states import list_customer_pages
-from meterkit.decisions.customer_state import CustomerState, effective_plan, plan_named
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import HEAD_FIELD, HOOKS_SHARD
 from meterkit.decisions.packed import CounterHead
 from meterkit.decisions.periods import to_ms
+from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce, parse_mrr
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.revenue.revenue_formulas import (
@@ -128,7 +129,7 @@ def payment_at(
 ) -> CustomerPayment | None:
     """Recurring payment of a customer at an instant; None: none.
 
-    While access is restricted, another plan is active: the payment is for the one before.
+    While access is restricted, another plan is active: the payment is for the subscription's own.
 
     Args:
         customer: its id.
@@ -137,30 +138,15 @@ def payment_at(
         catalog: what is sold.
         at_ms: the instant.
     """
-    later, restricted_at = dict[str, str](), None
+    later: dict[str, str] = {}
     for entry in ledger:
         if to_ms(entry.at) >= at_ms:
             later.setdefault(entry.kind, entry.before or "")
-        elif entry.kind == "access":
-            restricted_at = entry.at if entry.after == "restricted" else None
-    if "mrr" in later:
-        amount, _, currency = later["mrr"].partition(" ")
-        mrr = int(amount or 0)
-    else:
-        subscription = state.subscription
-        mrr = 0 if subscription is None else subscription.mrr_at(at_ms)
-        currency = "" if subscription is None else subscription.currency
+    now = TermsInForce.of(state, catalog, at_ms)
+    mrr, currency, paid_plan = parse_mrr(later.get("mrr", TERM_TEXTS["mrr"](now)))
     if not mrr:
         return None
-    left = (one.before for one in ledger if one.kind == "plan" and one.at == restricted_at)
-    plan = next(left, None) or later.get("plan") or _plan_paid_for(state, catalog, at_ms)
-    return CustomerPayment(customer, plan, currency, mrr)
-
-
-def _plan_paid_for(state: CustomerState, catalog: Catalog, at_ms: int) -> str:
-    found = effective_plan(state, catalog, at_ms)
-    named = plan_named(state, found.status, at_ms) if found.access == "restricted" else None
-    return named or found.plan.key
+    return CustomerPayment(customer, paid_plan or later.get("plan") or now.plan, currency, mrr)
 
 
 _T = TypeVar("_T")
