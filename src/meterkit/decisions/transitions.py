@@ -250,9 +250,8 @@ def notices_of(customer: str, step: Transition) -> Iterator[StateNotice]:
             "plan_before": before.plan,
             "status_before": before.status,
             "seats_before": before.seats,
+            "addons_before": dict(before.addons),
         }
-        if before.addons or after.addons:
-            data["addons_before"] = dict(before.addons)
         yield _new_notice("subscription.changed", customer, data)
     if before.access != after.access:
         data = {
@@ -312,11 +311,11 @@ def _new_notice(kind: str, customer: str, data: dict[str, Any], of: object = Non
 def _subscription_fields(found: TermsInForce) -> dict[str, Any]:
     names = ("plan", "status", "seats", "subscription", "cancel_at_ms")
     pending = ("pending_plan", "pending_seats", "pending_at_ms")
-    addons = {"addons": found.addons or None, "pending_addons": found.changed_addons}
+    changed = found.changed_addons
     return {
         **{name: value for name, value in asdict(found).items() if name in {*names, *pending}},
-        # A notice without add-ons is named by what it had before there were any.
-        **{name: dict(bought) for name, bought in addons.items() if bought is not None},
+        "addons": dict(found.addons),
+        "pending_addons": None if changed is None else dict(changed),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -122,8 +122,8 @@ class StorageOver(CustomerEvent):
         used: the stored bytes.
         included: the bytes that the plan includes.
         since: when the customer exceeded that (UTC).
-        until: when the plan's grace ends and uploads are refused (UTC); None: they are already, or the limit
-            of an earlier plan goes on.
+        until: when the plan's grace ends and uploads are refused (UTC); None: uploads are refused already,
+            or the limit of an earlier plan goes on.
         types: bytes by type, the most first; empty where the plans file has no ``storage:``.
         remaining: bytes that may be added when it was found.
     """
@@ -134,7 +134,7 @@ class StorageOver(CustomerEvent):
     since: datetime
     until: datetime | None
     types: Mapping[str, int]
-    remaining: int = 0
+    remaining: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +193,9 @@ class SubscriptionChanged(CustomerEvent):
     plan_before: str
     status_before: Status | None
     seats_before: int
-    addons: Mapping[str, int] = field(default_factory=dict[str, int])
-    addons_before: Mapping[str, int] = field(default_factory=dict[str, int])
-    pending_addons: Mapping[str, int] | None = None
+    addons: Mapping[str, int]
+    addons_before: Mapping[str, int]
+    pending_addons: Mapping[str, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
