@@ -206,6 +206,7 @@ async def test_a_lost_lease_ends_a_pass(kit: MeterKit, clock: Clock, monkeypatch
 
     monkeypatch.setattr("meterkit.notify.period_watches.publish_notice", pass_on)
     for told_until_now in (["acme"], ["acme", "bolt"], ["acme", "bolt", "core"]):
+        await admin.ask(admin.client.delete(lease))
         await watch.check()
         assert asked == told_until_now
 

@@ -27,7 +27,7 @@ from meterkit.store.message_queue import publish_notice
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.store.customer_usage import CustomerUsage
@@ -308,7 +308,8 @@ class SummaryWatch:
             await self._save_position(until_ms, "")
             return
         async with SortedCustomers() as due:
-            await self._find_due(due, last, until_ms)
+            if not await self._find_due(due, last, until_ms):
+                return
             async for page in due.pages(_SUMMARIES_AT_ONCE):
                 for end_ms, customer in page:
                     await self._notify_summary(customer, end_ms)
@@ -317,16 +318,29 @@ class SummaryWatch:
                         return
         await self._save_position(until_ms, "")
 
-    async def _find_due(self, due: SortedCustomers, last: tuple[int, str], until_ms: int) -> None:
-        """Add customers with the ends of their previous periods since the last check."""
+    async def _find_due(self, due: SortedCustomers, last: tuple[int, str], until_ms: int) -> bool:
+        """Add customers with the ends of their previous periods since the last check.
+
+        Returns whether this process still has the lease.
+        """
         async with customers_with_counts(self._store) as customers:
             async for names in customers.names(_SUMMARIES_AT_ONCE):
                 ends = await self._read_period_ends(names)
                 # A period may both begin and end between two checks: look at those before it, too.
                 while ends := [end for end in ends if last < end]:
                     await due.add(end for end in ends if end[0] < until_ms)
-                    former = [await self._read_period_ends([who], at_ms=at_ms - 1) for at_ms, who in ends]
-                    ends = [end for found in former for end in found]
+                    ends = await self._read_former_ends(ends)
+                if not await self._watch.lease.acquire():
+                    return False
+        return True
+
+    async def _read_former_ends(self, ends: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Read when the periods before some ended; periods of calendar months end together."""
+        by_end: dict[int, list[str]] = {}
+        for at_ms, customer in ends:
+            by_end.setdefault(at_ms, []).append(customer)
+        former = [await self._read_period_ends(names, at_ms=at_ms - 1) for at_ms, names in by_end.items()]
+        return [end for found in former for end in found]
 
     async def _notify_summary(self, customer: str, end_ms: int) -> None:
         try:
