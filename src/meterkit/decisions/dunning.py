@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.subscription import NEVER_MS, OWING
 
 if TYPE_CHECKING:
     from meterkit.catalog import Dunning
@@ -56,6 +56,11 @@ def access_term_of(
 def restrict_unpaid(standing: AccessTerm) -> AccessTerm:
     """Access of a customer whose period is not paid for: at most restricted."""
     return standing._replace(access="restricted") if standing.access in {"full", "grace"} else standing
+
+
+def is_for_debt(status: Status | None) -> bool:
+    """Whether access below full is for an unpaid invoice; otherwise for a pause, also of collection."""
+    return status in OWING
 
 
 def reminders_due(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:

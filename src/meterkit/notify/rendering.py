@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_wording import is_money, micro_money, money, size_text
 from meterkit.catalog.meters import MICRO_USD
+from meterkit.decisions.dunning import is_for_debt
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def _make_environment(jinja: Any, loader: Any) -> Any:
         "exact_money": micro_money,
         "is_money": is_money,
     }
+    environment.tests["for_debt"] = is_for_debt
     environment.globals["times"] = _factor_text
     return environment
 

@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from meterkit.catalog.amount_wording import exact_money, is_money, micro_money, minor_units, money, size_text
+from meterkit.decisions.dunning import is_for_debt
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 from meterkit.decisions.transitions import NO_ADDONS, addons_text, parse_addons
@@ -79,6 +80,7 @@ class PageRenderer:
             allowed = policy.replace("img-src 'self'", "img-src 'self' data:")
             self._headers["content-security-policy"] = allowed
         self._environment.globals["brand"] = brand
+        self._environment.tests["for_debt"] = is_for_debt
         self._environment.filters |= {
             "money": money,
             "micro_money": _micro_money,
