@@ -10,7 +10,7 @@ import pytest
 
 from drivers.subscribed_customer import kit_of
 from faults.refusals import stopped
-from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
+from meterkit import MeterKit, MeterkitError, QuantityError, StoreError, UnknownMeterError
 from meterkit.testing import Clock
 from servers.stores import Server
 from tokens.recordings import chat_usage
@@ -219,6 +219,18 @@ async def test_a_captured_job_is_paid_by_its_owner(kit: MeterKit) -> None:
     ]
     assert (await row(kit))[:2] == (0, 0)
     assert (await kit.usage("bob"))["meters"]["output_tokens"]["recorded"] == 400
+
+
+async def test_a_capture_waits_for_the_jobs_it_counts(kit: MeterKit) -> None:
+    """A forked child of a queue of jobs ends without another word: what was only sent was lost."""
+    await kit.record("bob", "output_tokens", 1)
+    await kit.record_usage("bob", JOB | {"status": "queued"})
+    counters = kit.store.keys.customer("bob").counters
+    client = (await kit.store.admin()).client
+    await client.hset(counters, mapping=dict.fromkeys(await client.hkeys(counters), "x"))
+    async with kit.reserve("acme", {"output_tokens": 800}) as reservation:
+        with pytest.raises(StoreError, match="not recorded: that of 'bob'"):
+            await reservation.capture(ENDED)
 
 
 async def test_a_reservation_is_entered_once(kit: MeterKit) -> None:

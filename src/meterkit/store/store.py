@@ -390,23 +390,26 @@ class Store:
         lane.queues[settlement.view.shard].settle(settlement)
 
     async def settle_acknowledged(self, settlements: Sequence[Settlement], lane: Lane | None = None) -> None:
-        """Settle, and wait until the store has acknowledged the first; after a timeout, until it is spooled.
+        """Settle, and wait until the store has acknowledged all; after a timeout, until they are spooled.
 
         Raises:
-            QuantityError, StoreError: it can never be recorded, or is lost.
+            QuantityError, StoreError: one can never be recorded, or is lost.
         """
-        lane = lane or await self.lane()
-        waiter = settlements[0].waiter = asyncio.get_running_loop().create_future()
-        for settlement in settlements:
+        lane, loop = lane or await self.lane(), asyncio.get_running_loop()
+        waiters = {loop.create_future(): settlement for settlement in settlements}
+        for waiter, settlement in waiters.items():
+            settlement.waiter = waiter
             self.settle(lane, settlement)
-        done, _ = await asyncio.wait([waiter], timeout=self._timeout_s)
-        if not done and lane.spool is not None:
-            lane.queues[settlements[0].view.shard].spill()
-            done, _ = await asyncio.wait([waiter], timeout=_SPOOL_WAIT_S)
-        if done:
-            waiter.result()
-        else:
+        done, pending = await asyncio.wait(waiters, timeout=self._timeout_s)
+        if pending and lane.spool is not None:
+            for shard in {waiters[waiter].view.shard for waiter in pending}:
+                lane.queues[shard].spill()
+            done, pending = await asyncio.wait(waiters, timeout=_SPOOL_WAIT_S)
+        if pending:
             _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
+        for error in [waiter.exception() for waiter in done]:  # Of each: asyncio logs others as unread.
+            if error is not None:
+                raise error
 
     async def send_spools(self) -> OrphanedSpools:
         """Replay all spools, including those of dead processes.
