@@ -367,15 +367,17 @@ SAID: Final = ["one", "two", "three", "four"]
 
 async def test_i8_each_of_two_receivers_gets_messages_of_its_own() -> None:
     heard: list[str] = []
+    of_first: list[str] = []
 
-    async def hear(receive: Receive) -> None:
+    async def hear(receive: Receive, own: list[str]) -> None:
         while (message := await receive())["type"] == "websocket.receive":
             heard.append(message["text"])
+            own.append(message["text"])
 
     async def shared(_: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
-        waiting = [asyncio.ensure_future(hear(receive)) for _ in range(2)]
+        waiting = [asyncio.ensure_future(hear(receive, own)) for own in (of_first, [])]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:
             each.cancel()
@@ -385,6 +387,7 @@ async def test_i8_each_of_two_receivers_gets_messages_of_its_own() -> None:
             for n, said in enumerate(SAID, 1):
                 socket.say(said)
                 await eventually(partial(SAID[:n].__eq__, heard))
+        assert of_first == SAID[::2]  # They take turns: neither waits in vain.
         assert await at.counted(meter="messages") == (4, 0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Task, TimerHandle, get_running_loop, shield
+from asyncio import Lock, Task, TimerHandle, get_running_loop, shield
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -61,7 +61,7 @@ class WebSocketExchange(Exchange):
     for days.
     """
 
-    __slots__ = ("_has_closed", "_is_closed", "_log", "_next", "_timer", "_troubles", "_usage")
+    __slots__ = ("_has_closed", "_is_closed", "_log", "_next", "_timer", "_troubles", "_turns", "_usage")
 
     def begin(self, log: RefusalLog, troubles: TroubleLog) -> None:
         """Start to check every minute whether the customer may still be served.
@@ -75,6 +75,7 @@ class WebSocketExchange(Exchange):
         self._has_closed = self._is_closed = False  # By the app, and here.
         self._timer: TimerHandle | None = None
         self._next: Task[Message] | None = None
+        self._turns = Lock()
         self._usage = None
         if self._route.usage != "none":
             self._usage = SocketUsage(
@@ -92,13 +93,14 @@ class WebSocketExchange(Exchange):
             return _disconnected()
         if self._next is None and (self._lane is None or not self._route.per_message):
             return self._note_message(await self.server_receive())
-        # Apps cancel the wait for a message; one that was taken from the server meanwhile is the next one's.
-        asked = self._next = self._next or start_task(self._decided_message())
-        message = await shield(asked)
-        if self._next is not asked:  # Another task of the app has waited for it, too.
-            return await self.receive()
-        self._next = None
-        return message
+        async with self._turns:  # Of the app's tasks, each gets messages of its own.
+            if self._is_closed:
+                return _disconnected()
+            # Apps cancel the wait for a message; one that was taken from the server meanwhile is the next one's.
+            self._next = self._next or start_task(self._decided_message())
+            message = await shield(self._next)
+            self._next = None
+            return message
 
     def _note_message(self, message: Message) -> Message:
         self._gone = self._gone or message["type"] == "websocket.disconnect"
