@@ -85,6 +85,7 @@ class DaemonLoop:
         self._served = served
         self._calls: set[BlockingCall[Any]] = set()
         self._stopping = asyncio.Event()
+        self._has_stopped = False
         begun: SimpleQueue[asyncio.AbstractEventLoop | BaseException] = SimpleQueue()
         self._thread = Thread(target=self._run, args=(begun,), name="meterkit", daemon=True)
         self._thread.start()
@@ -94,9 +95,16 @@ class DaemonLoop:
         self.loop = found
 
     def submit(self, call: BlockingCall[T]) -> None:
-        """Begin a call, from any thread."""
+        """Begin a call, from any thread.
+
+        Raises:
+            MeterkitError: the event loop has ended; while it ends, waiting for the call raises this.
+        """
         self._calls.add(call)
-        self.loop.call_soon_threadsafe(self._begin, call)
+        try:
+            self.loop.call_soon_threadsafe(self._begin, call)
+        except RuntimeError:  # The event loop is closed.
+            raise _stopped() from None
 
     def stop(self) -> None:
         """End the event loop once its calls have ended, and wait for that."""
@@ -104,26 +112,37 @@ class DaemonLoop:
         self._thread.join()
 
     def _begin(self, call: BlockingCall[Any]) -> None:
+        if self._has_stopped:
+            return  # It fails with the others that came too late.
         call.task = start_task(call.run())
         call.task.add_done_callback(lambda _: self._calls.discard(call))
 
     def _run(self, begun: SimpleQueue[asyncio.AbstractEventLoop | BaseException]) -> None:
+        has_begun = False
+
         async def serve() -> None:
+            nonlocal has_begun
             async with self._served:
+                has_begun = True
                 begun.put(asyncio.get_running_loop())
                 await self._stopping.wait()
                 while running := [call.task for call in self._calls.copy() if call.task is not None]:
                     await asyncio.wait(running)
+                self._has_stopped = True
 
         try:
             anyio.run(serve)
         except BaseException as error:
-            begun.put(error)
-            if hasattr(self, "loop"):
+            if has_begun:
                 raise
+            begun.put(error)
         finally:
             for call in self._calls.copy():  # They came too late.
-                call.fail(MeterkitError("the kit was stopped by another thread: nothing was done"))
+                call.fail(_stopped())
+
+
+def _stopped() -> MeterkitError:
+    return MeterkitError("the kit was stopped by another thread: nothing was done")
 
 
 class LoopThread:
@@ -185,7 +204,7 @@ class LoopThread:
             daemon.submit(call)
             return call.wait()
         except BaseException:
-            with suppress(RuntimeError):
+            with suppress(MeterkitError):
                 daemon.submit(BlockingCall(cleanup))  # The first one may not have been submitted.
             raise
 

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -164,6 +167,29 @@ def test_starts_are_counted_and_a_call_after_the_end_begins_anew(store_url: str)
     with pytest.raises(MeterkitError, match="shards"):
         kit_of(store_url, shards=64).start()
     assert not has_thread()
+
+
+def test_a_call_that_meets_a_stop_says_so() -> None:
+    leaving, gate = threading.Event(), threading.Event()
+
+    @asynccontextmanager
+    async def served() -> AsyncIterator[None]:
+        yield
+        leaving.set()
+        await asyncio.to_thread(gate.wait)
+
+    # Internals: through the kit, a thread meets the end of the loop for microseconds only.
+    loops: Any = import_module("meterkit.sync")
+    daemon, late = loops.DaemonLoop(served()), loops.BlockingCall(partial(asyncio.sleep, 9))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(daemon.stop)
+        leaving.wait()
+        daemon.submit(late)
+        daemon.loop.call_soon_threadsafe(gate.set)
+        with pytest.raises(MeterkitError, match="stopped by another thread: nothing was done"):
+            late.wait()
+    with pytest.raises(MeterkitError, match="stopped by another thread: nothing was done"):
+        daemon.submit(late)
 
 
 def test_within_a_running_loop_it_says_what_to_do(store_url: str) -> None:

@@ -96,7 +96,7 @@ class WebSocketExchange(Exchange):
         async with self._turns:  # Of the app's tasks, each gets messages of its own.
             if self._is_closed:
                 return _disconnected()
-            # Apps cancel the wait for a message; one that was taken from the server meanwhile is the next one's.
+            # Apps cancel the wait for a message; what was taken from the server meanwhile is the next one's.
             self._next = self._next or start_task(self._decided_message())
             message = await shield(self._next)
             self._next = None
