@@ -33,6 +33,7 @@ class TaskLease:
         self._key = key
         self._lasts_ms = lasts_ms
         self._token = token_hex(16)
+        self._blocks = 0
 
     async def acquire(self) -> bool:
         """Acquire or renew the lease; False: another holder has it.
@@ -41,6 +42,15 @@ class TaskLease:
             StoreError: the store does not answer.
         """
         return await self._ask(self._lasts_ms)
+
+    async def renew(self) -> None:
+        """Renew the lease within a block that holds it; elsewhere this does nothing, as none would end it.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        if self._blocks:
+            await self.acquire()
 
     async def left_s(self) -> int:
         """Seconds until it expires unless its holder renews it, at least 1.
@@ -67,10 +77,12 @@ class TaskLease:
         while not is_held and monotonic() < deadline:
             await anyio.sleep(_PAUSE_S)
             is_held = await self.acquire()
+        self._blocks += is_held
         try:
             yield is_held
         finally:
-            if is_held:
+            self._blocks -= is_held
+            if is_held and not self._blocks:
                 with anyio.CancelScope(shield=True), suppress(StoreError):  # It expires.
                     await self._ask(0)
 

@@ -286,7 +286,7 @@ class AuditDrainer:
             if done:
                 await self._tally(await in_thread(self.database.insert, rows))
                 await admin.ask(client.xdel(stream, *done))
-                await self.lease.acquire()
+                await self.lease.renew()
             if len(page) == _PAGE:
                 last = f"({page[-1][0].decode()}"
             elif await admin.ask(client.exists(sums)):
@@ -335,8 +335,9 @@ class AuditDrainer:
         shard, before = store.keys.customer(customer).shard, int(time() * 1000) - self._least_age_ms
         stream, sums = store.keys.audit(shard), store.keys.audit_sums(shard)
         while True:
-            async with self.lease.held():  # Draining renews it: it must end with that.
-                await self.drain_shard(shard, least_age_ms=self._least_age_ms)
+            async with self.lease.held() as is_held:
+                if is_held:
+                    await self.drain_shard(shard, least_age_ms=self._least_age_ms)
             waiting = await admin.ask(admin.client.xrange(stream, max=f"{before}", count=1))
             if not waiting and not await admin.ask(admin.client.exists(sums)):
                 return await in_thread(self.database.root, customer)
