@@ -15,6 +15,7 @@ from meterkit.customers.sorted_customers import TemporaryTables
 from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.packed import unpack_field
 from meterkit.errors import StoreError
+from meterkit.redis.server import is_key_error
 from meterkit.storage.object_owners import find_owner
 from meterkit.storage.object_records import (
     AT_ONCE,
@@ -182,19 +183,17 @@ async def recalculate(
     drift, failed, in_a_row = Counter[str](), dict[str, StoreError](), 0
     for bucket in dict.fromkeys(pattern.bucket for pattern in storage.objects):
         async with BucketListing() as listing:
+            is_first = bucket == storage.objects[0].bucket
+            async for names in _customers_with_bytes(store, storage.gauge, customer):
+                await listing.add_customers(names)
+                if is_first and not dry_run:
+                    await _forget_former(store, storage, names)
             window = await _list_bucket(store, storage, bucket, customer, lister, listing)
-            if customer is None:
-                async for names in _customers_with_bytes(store, storage.gauge):
-                    await listing.add_customers(names)
-            else:
-                await listing.add_customers([customer])
             await listing.sort()
             async for name in listing.customers():
                 try:
                     counted = await _read_levels(store, storage.gauge, name)
-                    if bucket == storage.objects[0].bucket:  # Once for each customer.
-                        if counted.is_former and not dry_run:
-                            await _forget_former(store, storage, name, counted)
+                    if is_first:  # Once for each customer.
                         drift[name] += counted.stored - counted.level
                         drift[name] += await _remove_old_buckets(
                             store, storage, name, counted, dry_run=dry_run
@@ -258,13 +257,11 @@ class _CountedLevels(NamedTuple):
     Attributes:
         level: of the gauge.
         stored: the sum of the recorded objects; 0 if they are of another gauge.
-        sums: fields of the sums.
         is_former: whether objects were recorded for a gauge that the plans file named before.
     """
 
     level: int
     stored: int
-    sums: Sequence[str]
     is_former: bool
 
 
@@ -272,23 +269,44 @@ async def _read_levels(store: Store, gauge: str, customer: str) -> _CountedLevel
     admin, key = await store.admin(), store.keys.customer(customer).levels
     kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(key))
     levels = {name.decode(): packed for name, packed in kept.items()}
-    sums = [name for name in levels if ":" in name]
-    is_former = not all(name.startswith(f"{gauge}:") for name in sums)
+    is_former = _has_former(levels, gauge)
     try:
         level, stored = (StoredLevel.read(levels.get(name)).level for name in (gauge, f"{gauge}:"))
     except ValueError as error:
         raise StoreError(f"the level of {gauge} of customer {customer!r} cannot be read: {error}") from error
-    return _CountedLevels(level, 0 if is_former else stored, sums, is_former)
+    return _CountedLevels(level, 0 if is_former else stored, is_former)
 
 
-async def _forget_former(store: Store, storage: Storage, customer: str, counted: _CountedLevels) -> None:
-    """Forget objects that were recorded for another gauge; the listing then counts all anew."""
-    admin, keys = await store.admin(), store.keys.customer(customer)
-    since = [f"{storage.gauge}:{name}" for name in ("", *storage.types, OTHER_TYPE)]
-    pipe = admin.client.pipeline(transaction=True)
-    pipe.hdel(keys.levels, *counted.sums, *since)
-    pipe.delete(keys.objects)
-    await admin.ask(pipe.execute())
+def _has_former(levels: Iterable[str], gauge: str) -> bool:
+    """Whether fields of levels have sums for another gauge. Pure."""
+    return any(":" in name and not name.startswith(f"{gauge}:") for name in levels)
+
+
+async def _forget_former(store: Store, storage: Storage, customers: Sequence[str]) -> None:
+    """Forget objects of customers that were recorded for another gauge; a listing then counts all anew.
+
+    Before it begins: it may lack what events tell from then on.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin, keys = await store.admin(), [store.keys.customer(name) for name in customers]
+    pipe = admin.client.pipeline(transaction=False)
+    for one in keys:
+        pipe.hkeys(one.levels)
+    found: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    for one, reply in zip(keys, found, strict=True):
+        if isinstance(reply, Exception) and not is_key_error(reply):
+            raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
+        # One that cannot be read is found again when its levels are corrected.
+        levels = [] if isinstance(reply, Exception) else [name.decode() for name in reply]
+        if _has_former(levels, storage.gauge):
+            sums = [name for name in levels if ":" in name]
+            since = [f"{storage.gauge}:{name}" for name in ("", *storage.types, OTHER_TYPE)]
+            pipe = admin.client.pipeline(transaction=True)
+            pipe.hdel(one.levels, *sums, *since)
+            pipe.delete(one.objects)
+            await admin.ask(pipe.execute())
 
 
 async def _is_listed_later(store: Store, customer: str, tag: str, window: Window) -> bool:
@@ -394,8 +412,15 @@ async def _read_records(
             raise StoreError(f"object records of customer {customer!r} cannot be read: {error}") from error
 
 
-async def _customers_with_bytes(store: Store, gauge: str) -> AsyncGenerator[list[str]]:
-    """Yield the ids of customers with objects or a level, page by page, perhaps twice. Raises StoreError."""
+async def _customers_with_bytes(store: Store, gauge: str, customer: str | None) -> AsyncGenerator[list[str]]:
+    """Yield the ids of customers with objects or a level, page by page, perhaps twice; or that of one.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    if customer is not None:
+        yield [customer]
+        return
     prefix = store.keys.prefix
     pattern = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:([qv]):(.*)", re.DOTALL)
     admin = await store.admin()
