@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import meterkit
-from drivers.app import Served, answering, http_scope, ignore, served
+from drivers.app import Served, answering, are_refused_in_child, http_scope, ignore, served
 from drivers.llm_apps import answering as in_pieces
 from drivers.mcp_apps import (
     COMPLETE,
@@ -465,6 +465,22 @@ async def test_a_tool_records_for_its_own_request(first: str, monkeypatch: pytes
         assert (7, 0) == await at.counted("bob", meter="other")
         assert (0 if first else 1, 0) == await at.counted(meter="other")
         sessions[0].cancel()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_a_child_of_a_tool_does_not_record_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    context: ContextVar[Any] = ContextVar("request_ctx")
+    monkeypatch.setattr("mcp.server.lowlevel.server.request_ctx", context, raising=False)
+    found: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        context.set(SimpleNamespace(request=Request(scope, receive)))
+        found.append(await are_refused_in_child(meterkit.record))
+        await Response(COMPLETE, media_type=JSON.decode())(scope, receive, send)
+
+    async with served(app, plans=PLANS) as at:
+        await at.client.post("/mcp", json=call())
+    assert found == [True]
 
 
 async def test_many_combinations_of_lines_are_kept_within_a_bound() -> None:

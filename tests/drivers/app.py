@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from drivers.delivery import NOW
 from drivers.plans import completed
 from faults.refusals import http_scope as request
 from faults.refusals import used
-from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
 from meterkit.catalog import Catalog, loads
 from meterkit.testing import Clock
 
@@ -174,3 +175,19 @@ def staying(body: bytes = b"") -> Receive:
         raise AssertionError
 
     return receive
+
+
+async def are_refused_in_child(*records: Callable[[], None]) -> bool:
+    """Whether a child process that is forked here may record for no request."""
+    child = os.fork()
+    if not child:
+        refused = 0
+        try:
+            for record in records:
+                try:
+                    record()
+                except MeterkitError as error:
+                    refused += "outside of a request" in str(error)
+        finally:
+            os._exit(refused != len(records))
+    return (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -173,7 +173,7 @@ def test_a_call_that_meets_a_stop_says_so() -> None:
     leaving, gate = threading.Event(), threading.Event()
 
     @asynccontextmanager
-    async def served() -> AsyncIterator[None]:
+    async def served() -> AsyncGenerator[None]:
         yield
         leaving.set()
         await asyncio.to_thread(gate.wait)

@@ -148,6 +148,11 @@ class AdmittedRequest(HoldOwner):
         """Whether the request has no customer and is limited by its client address."""
         return self._view.anonymous
 
+    @property
+    def is_of_parent(self) -> bool:
+        """Whether this is a copy, in a child process: what it records would reach no store."""
+        return self._lane is not None and self._lane.is_of_parent
+
     def is_request_of(self, customer: str, store: Store) -> bool:
         """Whether this is a request of that customer, decided by that store."""
         return self._view.customer == customer and self._store is store

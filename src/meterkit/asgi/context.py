@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from asyncio import get_running_loop
 from contextvars import ContextVar
 from functools import partial
@@ -29,10 +28,6 @@ EXEMPT: Final = "meterkit.exempt"
 """Key in the scope of a request whose line is exempt."""
 MCP_REQUEST: Final = "meterkit.mcp"
 """Key in the scope of an MCP request, also after its end: tools may run on."""
-
-if hasattr(os, "register_at_fork"):
-    # What a child process records in a copy of the request would reach no store.
-    os.register_at_fork(after_in_child=lambda: exchange.set(None))
 
 
 def current() -> Current:
@@ -89,7 +84,7 @@ def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    request = exchange.get(None)
+    request = find_request()
     if request is None or request.is_settled:
         request = _find_mcp_request() or request
     if request is None or (scope is not None and not any(value is request for value in scope.values())):
@@ -102,6 +97,15 @@ def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
     return request
 
 
+def find_request() -> Exchange | None:
+    """Find the request of the context; None in a child process, which has a copy."""
+    return _drop_copy(exchange.get(None))
+
+
+def _drop_copy(request: Exchange | None) -> Exchange | None:
+    return None if request is None or request.is_of_parent else request
+
+
 def _find_mcp_request() -> Exchange | None:
     """Find the request of the tool that runs.
 
@@ -109,8 +113,7 @@ def _find_mcp_request() -> Exchange | None:
     """
     context: ContextVar[Any] | None = getattr(modules.get("mcp.server.lowlevel.server"), "request_ctx", None)
     request = getattr(None if context is None else context.get(None), "request", None)
-    found: Exchange | None = getattr(request, "scope", {}).get(MCP_REQUEST)
-    return found
+    return _drop_copy(getattr(request, "scope", {}).get(MCP_REQUEST))
 
 
 def _thread_advice() -> str:

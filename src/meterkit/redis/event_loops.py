@@ -313,6 +313,8 @@ class EventLoops:
 
     def after_fork(self) -> None:
         """In a child process: leave the parent's connections to the parent."""
+        for lane in self.lanes.values():
+            lane.is_of_parent = True
         self._forked += [dict(self.lanes), self._admins, self._guards]
         self.lanes.clear()
         self._admins, self._guards, self._starting = {}, {}, {}

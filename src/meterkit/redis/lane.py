@@ -150,6 +150,7 @@ class Lane:
         spool: where settlements wait on disk; None: they wait in memory, and are lost with the process.
         allotments: requests admitted without asking the store; None: none are.
         is_served: whether the kit was started for this event loop, not only its store.
+        is_of_parent: whether this process was forked from that of the lane: what it settles is lost.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class Lane:
         self._producer_renewal: asyncio.TimerHandle | None = None
         self.renewal = HoldRenewal(self.spawn, now_ms)
         self.live = self.renewal.live
-        self.is_served = False
+        self.is_served = self.is_of_parent = False
         self._loading: set[AnyConnection] = set()
         self._warned_at = -_WARN_EVERY_S
         self.stopping = False
