@@ -165,3 +165,49 @@ async def test_usage_added_up_is_compared_after_its_period(store_url: str, tmp_p
             (0, 5, 0),
             (0, 7, 7),
         ]
+
+
+async def settle(at: Shop) -> None:
+    """What was parked is compared with Stripe, twice, and what it lacks billed."""
+    for _ in range(6):
+        await at.kit.flush(everything=True, timeout_s=0)
+        at.go(timedelta(minutes=40))
+
+
+async def billed(at: Shop) -> tuple[list[tuple[int, int]], list[tuple[str, int]]]:
+    """After the renewal: units and cents of the invoice items, and units by metered price."""
+    await renewed(at)
+    items = [(units, cents) for _, units, cents in await item_lines(at)]
+    return items, sorted((price, units) for price, units, _ in await metered_lines(at))
+
+
+async def test_i13_a_lost_item_is_billed_at_its_own_price(store_url: str, tmp_path: Path) -> None:
+    """Its units were parked, and later sent at the price of now, which is higher."""
+    async with shop(store_url, catalog=SWITCHED, selling=sell, audit_url=sqlite_in(tmp_path)) as at:
+        await begin(at)
+        await at.kit.record("acme", "words", 30)
+        await at.kit.flush(everything=True)
+        at.go(timedelta(minutes=10))
+        await at.kit.record("acme", "words", 26)
+        await switch(at, "seven")
+        await at.kit.subscriptions.sync("acme")  # An item for 26 is queued.
+        at.go(timedelta(minutes=10))
+        await at.kit.record("acme", "words", 5)
+        await lose(at)
+        assert [(one.raised, one.delivered, one.parked) for one in await rebuild_of(at.kit)] == [(71, 30, 31)]
+        await settle(at)
+        assert await billed(at) == ([(26, 104)], [("price_four_words", 30), ("price_seven_words", 5)])
+        (found,) = await at.kit.reconcile("acme", at=HALF)
+        assert found.advice == ""
+
+
+async def test_i13_parked_units_keep_their_price(store_url: str, tmp_path: Path) -> None:
+    """A change of plan before they were compared: they were sent at the price after it, or at none."""
+    async with shop(store_url, catalog=SWITCHED, selling=sell, audit_url=sqlite_in(tmp_path)) as at:
+        await begin(at)
+        await at.kit.record("acme", "words", 26)
+        await lose(at)
+        assert [(one.raised, one.parked) for one in await rebuild_of(at.kit)] == [(36, 26)]
+        await at.kit.subscriptions.change_plan("acme", "seven")
+        await settle(at)
+        assert await billed(at) == ([(26, 104)], [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
@@ -41,10 +41,11 @@ class Parked(Intent):
     till: int = 0
     base: int = 0
     together: int = 0
+    more: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def stored(self) -> dict[str, str]:
         names = ("since", "till", "base", "together")
-        return {**Intent.stored(self), **{name: str(getattr(self, name)) for name in names}}
+        return {**Intent.stored(self), **self.more, **{name: str(getattr(self, name)) for name in names}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class Wanted:
     """What the log has: meter to units of each class, and those that go to Stripe.
 
     ``unsent``: meter to how many of these are recorded again, on invoice items, and dropped;
-    ``prices``: meter to ended price segments;
+    ``prices``: meter to ended price segments; ``missed``: meter to units parked first, with more fields;
     ``events``: meter to event name, of all that are known; ``counted``: event name to what Stripe has of it.
     """
 
@@ -64,6 +65,7 @@ class Wanted:
     units: Mapping[str, list[int]]
     unsent: Mapping[str, list[int]]
     prices: Mapping[str, str]
+    missed: Mapping[str, list[tuple[int, Mapping[str, str]]]]
     events: Mapping[str, str]
     counted: Mapping[str, int]
     by_lines: bool
@@ -75,6 +77,7 @@ class Wanted:
                 "units": units,
                 "unsent": self.unsent[meter],
                 "prices": self.prices[meter],
+                "missed": self.missed[meter],
             }
             for meter, units in self.units.items()
         }
@@ -146,15 +149,24 @@ class Rebuilt:
         self.done[meter_token(meter)] = " ".join(map(str, (*lacks, delivered, parked, left)))
         if is_left:
             return True
-        minute, last = self._minute(event)
-        self.raised[meter] = lacks, minute if parked else 0
-        if parked:
-            self._park(meter, parked, minute)
+        self.raised[meter] = lacks, 0
+        has_minutes = self._park_parts(meter, parked)
         words = f"{sum(lacks[: len(RECORDED)])} of {meter}: {delivered} delivered, {parked} parked"
         self.entries.append(["rebuilt", str(self.now), "", words, "ada"])
         if delivered:
             self._settled.append((f"{self.begins}|{meter_token(meter)}d", delivered))
-        return not parked or minute <= last
+        return has_minutes
+
+    def _park_parts(self, meter: str, parked: int) -> bool:
+        """Park units, those of ended prices first; whether all of them have a minute."""
+        lacks, last, event = self.raised[meter][0], 0, self.wanted.events.get(meter, "")
+        for most, more in (*self.wanted.missed[meter], (parked, dict[str, str]())):
+            if value := min(parked, most):
+                minute, last = self._minute(event)
+                self.raised[meter] = lacks, minute
+                self._park(meter, value, minute, more)
+                parked -= value
+        return self.raised[meter][1] <= last
 
     def _forgotten(self, meter: str, sent: int) -> tuple[int, list[tuple[str, int]]]:
         """Units that go to Stripe, and by letter those of them that no event bills and the store forgot."""
@@ -186,12 +198,13 @@ class Rebuilt:
             minute += MINUTE_MS
         return minute, (self.finish // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS
 
-    def _park(self, meter: str, value: int, minute: int) -> None:
+    def _park(self, meter: str, value: int, minute: int, more: Mapping[str, str]) -> None:
         event = self.wanted.events[meter]
         known = (NAME, self.wanted.stripe, self.begins, meter_token(meter), event, value, minute, self.now)
         parked = Parked(*known, state="parked", first=self.now - DAY_MS, attempts=1, base=self._base[event])
         parked.why = "rebuilt from the audit log: Stripe may have it"
         parked.since = -(-self.begins // MINUTE_MS) * 60
+        parked.more = more
         parked.key = f"{self.wanted.identifier}-{len(self.made) + 1}"
         self.made.append(parked)
         together = [intent for intent in self.made if intent.event == event]
@@ -212,8 +225,8 @@ class Rebuilt:
         for meter in self.raised:
             if self.wanted.prices[meter]:
                 customer.closed.setdefault(f"{self.begins}|{meter_token(meter)}s", self.wanted.prices[meter])
-        for field, more in self._settled:
-            customer.closed[field] += more
+        for name, more in self._settled:
+            customer.closed[name] += more
         for intent in self.made:
             customer.closed[intent.field("parked")] += intent.value
             shard.intents[intent.key], shard.parked[intent.key] = intent, now
@@ -313,6 +326,10 @@ class Rebuilding(Checks):
             units=units,
             unsent={meter: [random.choice((0, 0, 0, 0, 1, 7, 60)) for _ in range(3)] for meter in meters},
             prices={meter: random.choice(("", "1/4 26 26;")) for meter in meters},
+            missed={
+                meter: [(random.choice((1, 5)), {"missed": " at 2"})] * random.choice((0, 0, 1, 2))
+                for meter in meters
+            },
             events={meter: random.choice(EVENTS) for meter in METERS if random.random() < 0.9},
             counted={event: random.choice((0, 3, 41, 900, *BIG)) for event in random.sample(EVENTS, 2)},
             by_lines=random.random() < 0.2,
@@ -344,6 +361,7 @@ class Rebuilding(Checks):
             self._compare("what was missing", work.done, json.loads(reply.pop() or "{}") or {})
         self.check(f"rebuild_counters {wanted} {texts_of(closed)}", expected, reply, found)
         self.seen["parked"] += bool(work.made)
+        self.seen["missed"] += any(intent.more for intent in work.made)
         self.seen["forgotten"] += work.has_forgotten
         self.seen["pending"] += bool(work.pending)
         self.seen["parked together"] += any(intent.till < intent.minute // 1000 for intent in work.made)

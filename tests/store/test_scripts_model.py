@@ -105,7 +105,7 @@ RESTORED: Final = said(
 )
 REBUILT: Final = said(
     "rebuild_counters 0, rebuild_counters 1, rebuild_counters 2, rebuild_counters 5, "
-    "rebuild_counters 6, parked, parked together, pending, left, forgotten"
+    "rebuild_counters 6, parked, parked together, missed, pending, left, forgotten"
 )
 # A world, its seed, so many steps of it; the answers that it meets: a driver that never gets a script to give
 # one has not tested it.

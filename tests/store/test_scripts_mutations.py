@@ -112,7 +112,7 @@ DECIDING: Final = Mutated(
 REBUILDING: Final = Mutated(
     equivalents="audit_equivalents.txt",
     swaps=MORE_SWAPS,
-    steps=600,
+    steps=800,
     sample=12,
     counts=True,
     lives={
@@ -121,7 +121,12 @@ REBUILDING: Final = Mutated(
                 "rebuild_counters.lua",
                 *(
                     f"include/{name}.lua"
-                    for name in ("store_rebuilt_counts", "store_rebuilt_intents", "forget_periods")
+                    for name in (
+                        "park_rebuilt",
+                        "store_rebuilt_counts",
+                        "store_rebuilt_intents",
+                        "forget_periods",
+                    )
                 ),
             ),
             ((Rebuilding, 1),),

@@ -17,6 +17,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
 from meterkit.outbox.intents import StoredIntent, read_intents_in
+from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.late_usage_prices import (
     deciding_meter,
     format_overage_price,
@@ -78,6 +79,7 @@ MISSED: Final = "missed"
 """The field of a parked intent that names the price whose invoice line it can no longer reach."""
 _ITEM: Final = "item"
 """The field of such an intent for what an invoice item at that price needs (JSON)."""
+_CAUSE: Final = "price change"
 _OUTCOMES: Final = (
     "no invoice bills them",
     "the new price bills them",
@@ -166,6 +168,51 @@ async def mark_usage_late(
             "cause": switch.cause,
         },
     )
+
+
+def missed_terms(
+    state: CustomerState, catalog: Catalog, event_name: str, label: str, *, now_ms: int
+) -> dict[str, str] | None:
+    """Fields of a parked intent whose units had a price that has ended; see :func:`mark_intent_late`.
+
+    Args:
+        state: the customer's.
+        catalog: in the customer's currency.
+        event_name: of the meter.
+        label: of the ended price.
+        now_ms: now.
+
+    Returns:
+        The fields; None: the subscription does not bill usage.
+    """
+    terms, subscription = item_terms(state, catalog), state.subscription
+    if terms is None or not is_billed_at(subscription, now_ms):
+        return None
+    item = {**terms, "label": label, "till": f"{now_ms}", "event": event_name}
+    is_billed = catalog.billing.late_usage == "next_period"
+    price = f" at {price_each(label, terms['currency'])}"
+    return {MISSED: price, _ITEM: json.dumps(item) if is_billed else ""}
+
+
+async def miss_rebuilt(store: Store, customer: str, state: CustomerState, labels: Mapping[str, str]) -> None:
+    """Prepare for invoice items what was rebuilt from the audit log, as its price ends: Stripe may lack it.
+
+    Args:
+        store: where it is counted.
+        customer: whose.
+        state: the customer's, before the change.
+        labels: of the prices that end, by meter token.
+
+    Raises:
+        StoreError: the store does not answer, or what it keeps of the customer is damaged.
+    """
+    catalog, now_ms = store.catalog.in_currency(state.currency), store.now_ms()
+    for token, line in (await _list_undelivered(store, customer, labels)).items():
+        for kept in (one for one in line if one.is_rebuilt and unit_cents(labels[token]) is not None):
+            event = kept.fields["event"]
+            if terms := missed_terms(state, catalog, event, labels[token], now_ms=now_ms):
+                wait_ms = compare_in_ms(kept.first_ms, now_ms)
+                await change_state(store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, fields=terms)
 
 
 async def mark_intent_late(store: Store, kept: StoredIntent, *, cause: str) -> bool:

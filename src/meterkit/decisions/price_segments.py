@@ -107,20 +107,29 @@ def sent_price(
     return label_of(entitlements[source]).removesuffix(_BY_MODEL), source
 
 
-def ended_marks(sold: Iterable[tuple[Fraction, int]], *, label: str, unsent: int) -> str:
+def ended_marks(
+    sold: Iterable[tuple[Fraction, int]], *, label: str, unsent: int, missed: Mapping[Fraction, int]
+) -> str:
     """Segments as the store keeps them, of units whose prices have ended; empty: there are none.
 
     Args:
         sold: the exact price of a unit in minor units, and how many units had it, by price, the oldest first.
         label: of the price now.
         unsent: how many of these units are not for Stripe's meters any more.
+        missed: the same by price, of others.
     """
     marks, till = "", 0
     for cents, units in sold:
         if units > 0 and cents != unit_cents(label):
             till += units
-            marks += f"{cents.denominator}/{cents.numerator} {max(0, till - unsent)} {till};"
+            unsent += missed.get(cents, 0)
+            marks += f"{price_label(cents)} {max(0, till - unsent)} {till};"
     return marks
+
+
+def price_label(cents: Fraction) -> str:
+    """The label of a price by its exact amount for a unit, in minor units."""
+    return f"{cents.denominator}/{cents.numerator}"
 
 
 def is_same_price(one: str, other: str) -> bool:

@@ -229,7 +229,7 @@ class IntentComparer:
     async def _judge_intent(self, intent: StoredIntent) -> Judgement:
         fields, start_s = intent.fields, intent.minute_s
         span_s, value, span = (start_s, start_s + _MINUTE_S), intent.value, "its minute"
-        if "since" in fields:  # It was rebuilt from many minutes, less the known ones.
+        if intent.is_rebuilt:  # It was rebuilt from many minutes, less the known ones.
             span_s = (int(fields["since"]), int(fields.get("till", start_s)))
             value = int(fields.get("together", value))
             span = "what was rebuilt of its event name"
@@ -243,7 +243,7 @@ class IntentComparer:
             return Judgement(verdict="person", why=f"Stripe gives no summary of its minute: {error}")
         if counted is not None:
             counted -= int(fields.get("base", "0"))
-            if "since" in fields:  # The base includes units sent to the customer's earlier Stripe customers.
+            if intent.is_rebuilt:  # The base includes units sent to the customer's earlier Stripe customers.
                 names = (intent.customer, fields["event"], fields["stripe"])
                 counted += await self._lost.units_of_other_customers(*names, span_s)
         now = SummaryReading(counted=counted, at_ms=self._store.now_ms())

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from meterkit.customers.billed_usage import read_negative_units
-from meterkit.customers.late_usage_on_price_change import hold_usage, next_minute_ms, release_usage
+from meterkit.customers.late_usage_on_price_change import (
+    hold_usage,
+    miss_rebuilt,
+    next_minute_ms,
+    release_usage,
+)
 from meterkit.customers.states import CustomerStates
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.summaries import wait_until_counted
@@ -141,6 +146,7 @@ class UsageCutter:
             return
         is_changing = False
         try:
+            await miss_rebuilt(self.store, customer, state, labels)
             await self._deliver_all(customer, labels)
             await self._wait_until_counted(customer, state.stripe_customer)
             await hold_usage(self.store, customer, till_ms=self.store.now_ms() + _HELD_MS)

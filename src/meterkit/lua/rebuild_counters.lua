@@ -3,7 +3,7 @@
 --
 -- Lost units that go to Stripe do not become pending again, because Stripe may have them. In the order of the tokens:
 -- - They count as delivered, as far as Stripe has counted more of the event name than the store knows.
--- - The rest is parked, one intent for each meter. All that is parked here of an event name is compared together with
+-- - The rest is parked, one intent for each meter, and for each price that has ended. All that is parked here of an event name is compared together with
 --   Stripe's summary of all minutes up to then.
 -- If invoice lines bill the period, Stripe has none of its units before it ends, and they become pending again.
 --
@@ -20,7 +20,8 @@
 --         minutes: as ARGV[6] of `seal`
 --         meters: token to name; units {included, granted, credited, overage, beyond the cap, late, going to Stripe};
 --         unsent: of the last ones, those that no meter event bills: {recorded again as late, on invoice items, dropped};
---         and prices: ended price segments, see end_price_segment
+--         prices: ended price segments, see end_price_segment; and missed: {units, fields of their intent} that may have
+--         had a price that has ended: these are parked first
 --         events: token to event name, of all known meters
 --         counted: event name to the units that Stripe has counted in the period
 --         by_lines: whether invoice lines bill the period
@@ -37,7 +38,7 @@
 --include confirm_counters
 --include close_past_period
 --include append_history
---include next_free_minute
+--include park_rebuilt
 --include sorted_keys
 --include store_rebuilt_counts
 --include store_rebuilt_intents
@@ -63,7 +64,7 @@ end
 for _, minute in ipairs(wanted.minutes) do
   taken[minute] = true
 end
-local period, first_ms = text('%.0f', begins_ms), math.ceil(begins_ms / MINUTE_MS) * MINUTE_MS
+local period, span = text('%.0f', begins_ms), {begins_ms = begins_ms, ends_ms = period_end_ms}
 local classes = {'included', 'granted', 'credited', 'overage', 'over_cap', 'late'}
 local unsent_letters = {'t', 'af', 'z'}
 local done, changed, made, entries, shares, is_pending = {}, {}, {}, {}, {}, false
@@ -89,22 +90,6 @@ local function share_of(event)
     shares[event] = share
   end
   return shares[event]
-end
-
--- Parks units at a minute later than any timestamp of lost usage. Returns whether the period has such a minute.
-local function park(token, event, value)
-  local share, ahead_ms = shares[event], now + 4 * MINUTE_MS
-  local minute, last = next_free_minute({begins_ms = begins_ms, ends_ms = period_end_ms}, meters, wanted.events, taken, token,
-    ahead_ms)
-  meters[token].stamped_ms = minute
-  share.till_ms, share.parked = share.till_ms or minute, share.parked + value
-  made[#made + 1] = {
-    v = '1', state = 'parked', customer = customer, stripe = wanted.stripe, period = period, meter = token,
-    event = event, value = text('%.0f', value), time = text('%.0f', minute / 1000),
-    first = text('%.0f', now - REBUILT_AGE_MS), attempts = '1', key = wanted.id .. '-' .. #made + 1, at = text('%.0f', now),
-    why = 'rebuilt from the audit log: Stripe may have it', since = text('%.0f', first_ms / 1000),
-  }
-  return minute <= last
 end
 
 for _, token in ipairs(sorted_keys(wanted.meters)) do
@@ -139,7 +124,8 @@ for _, token in ipairs(sorted_keys(wanted.meters)) do
     end
     meter.pending = meter.pending + to_pending
     meters[token], changed[token] = meter, forgotten
-    if parked > 0 and not park(token, event, parked) then
+    local own = {customer = customer, period = period, meter = token, event = event}
+    if not park_rebuilt(made, wanted, span, meters, taken, shares[event], own, parked, now) then
       return {NO_MINUTE, now}
     end
     local fate = to_pending > 0 and text('%.0f pending', to_pending) or text('%.0f delivered, %.0f parked', delivered, parked)

@@ -229,6 +229,11 @@ class StoredIntent:
         return refused_ms - RESEND_MAX_MS if refused_ms else self.first_ms
 
     @property
+    def is_rebuilt(self) -> bool:
+        """Whether it stands for lost usage of many minutes; see rebuild_counters.lua."""
+        return "since" in self.fields
+
+    @property
     def minute_s(self) -> int:
         """Its timestamp in Unix seconds."""
         return int(self.fields["time"])

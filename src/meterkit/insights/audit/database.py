@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.errors import MeterkitError, SettingsError
+from meterkit.insights.audit.ended_prices import LoggedPrice
 from meterkit.insights.audit.entries import CLASSES, NOTHING_UNSENT, AuditRow, UnsentUnits
 from meterkit.outbox.journal import JournalRow
 
@@ -53,8 +54,8 @@ PeriodSums = dict[int, dict[str, dict[str, int]]]
 UnsentByMeter = dict[tuple[int, str], UnsentUnits]
 """By period (its first instant, ms) and meter."""
 
-LoggedPrices = dict[str, list[tuple[Fraction, int]]]
-"""By meter, each price of a unit (micro-units of the currency), and how many units had it."""
+LoggedPrices = dict[str, list[LoggedPrice]]
+"""By meter, the oldest price first."""
 
 DaySums = dict[tuple[int, str], int]
 """By day (days since 1970, UTC) and meter, the units that were recorded."""
@@ -292,22 +293,21 @@ class Database:
         return found
 
     def prices(self, customer: str, period_start_ms: int) -> LoggedPrices:
-        """The units of a customer's period that cost something, by their price, the oldest price first.
-
-        A price is that of one unit, in micro-units of the currency. Rows before a deletion do not count.
+        """The units of a customer's period that cost something, by price, without rows before a deletion.
 
         Raises:
             MeterkitError: the database does not answer.
         """
         table = TABLE.c
         of = (table.meter, table.price_micros, table.price_per)
-        asked = select(*of, func.sum(table.priced)).where(
+        since_ms, last_ms = func.min(table.recorded_at_ms), func.max(table.recorded_at_ms)
+        asked = select(*of, func.sum(table.priced), since_ms, last_ms).where(
             *_of_period(customer, period_start_ms), table.price_micros > 0
         )
         found: LoggedPrices = {}
-        rows = self.read(asked.group_by(*of).order_by(func.min(table.recorded_at_ms)))
-        for meter, micros, per, units in rows:
-            found.setdefault(str(meter), []).append((Fraction(int(micros), int(per)), int(units or 0)))
+        for meter, micros, per, units, *span_ms in self.read(asked.group_by(*of).order_by(since_ms)):
+            logged = LoggedPrice(Fraction(int(micros), int(per)), int(units or 0), *map(int, span_ms))
+            found.setdefault(str(meter), []).append(logged)
         return found
 
     def days(self, customer: str, period_start_ms: int) -> DaySums:

@@ -6,19 +6,29 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.customers.corrections import CustomerDataError, run_on_newest_view
+from meterkit.customers.late_usage_on_price_change import missed_terms
+from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import CounterHead, byte_fields, text_fields
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
-from meterkit.decisions.price_segments import billed_labels, ended_marks
+from meterkit.decisions.price_segments import (
+    billed_labels,
+    ended_marks,
+    is_split,
+    price_label,
+    unit_cents,
+)
 from meterkit.errors import MeterkitError, StoreError, StripeError
+from meterkit.insights.audit.ended_prices import find_cheaper_units
 from meterkit.insights.audit.entries import NOTHING_UNSENT, RECORDED
 from meterkit.insights.audit.rebuild_results import (
     MissingUnits,
@@ -102,6 +112,10 @@ class _RebuildRun:
     known: Mapping[str, ReportedMeter] = field(default_factory=dict[str, ReportedMeter])
     is_refreshed: bool = False
 
+    def is_sole(self, event: str) -> bool:
+        """Whether one meter has an event name."""
+        return sum(one.event_name == event for one in self.known.values()) == 1
+
     def event_of(self, meter: str) -> str:
         """The event name of a meter; empty: none is known."""
         counted = self.known.get(_token_of(meter, self.known))
@@ -151,6 +165,25 @@ class _CustomerBooks:
         """End of a period by its start (ms), at the earliest if that is no longer known."""
         known = self.usage_at(at_ms=start_ms + _SAME_PERIOD_MS)["period"]["end"]
         return max(to_ms(known), start_ms + _MONTH_MS)
+
+
+class _StripeCounts(NamedTuple):
+    """Units of the open period that Stripe has.
+
+    Attributes:
+        by_event: by event name.
+        before: by event name and price, those with earlier timestamps than the first unit at that price.
+    """
+
+    by_event: dict[str, int]
+    before: dict[tuple[str, Fraction], int]
+
+    def before_price(self, event: str, of_unit: Fraction) -> int:
+        """The units with earlier timestamps than the first one at a price; all, if the log has none at it."""
+        return self.before.get((event, of_unit), self.by_event.get(event, 0))
+
+
+_NOT_COUNTED: Final = _StripeCounts({}, {})
 
 
 class CounterRebuilder:
@@ -226,7 +259,7 @@ class CounterRebuilder:
         store, drainer = self._store, self._drainer
         admin = await store.admin()
         run.known = await read_meters(admin, store.keys, store.catalog, customer)
-        counted: dict[str, int] | None = None
+        counted: _StripeCounts | None = None
         missing: Mapping[str, Sequence[int]] | None = None
         for _ in range(_TRIES):
             await drainer.drain_shard(store.keys.customer(customer).shard)
@@ -249,10 +282,10 @@ class CounterRebuilder:
             if period_ms is None:
                 return told
             if counted is None:
-                missing = await self._raise_counters(books, period_ms, {}, run, dry=True)
+                missing = await self._raise_counters(books, period_ms, _NOT_COUNTED, run, dry=True)
                 if missing is None:
                     continue
-                counted = await self._count_events(books, missing, run)
+                counted = await self._count_events(books, period_ms, missing, run)
             if missing and any(units[_PARKED] for units in missing.values()):
                 await self._read_items(books, run)
             done = await self._raise_counters(books, period_ms, counted, run, dry=run.dry)
@@ -344,14 +377,14 @@ class CounterRebuilder:
         self,
         books: _CustomerBooks,
         period_ms: int,
-        counted: Mapping[str, int],
+        counted: _StripeCounts,
         run: _RebuildRun,
         *,
         dry: bool,
     ) -> dict[str, list[int]] | None:
         """Raise the counters; missing units by meter. None: drain the log and try again."""
         store, customer, known = self._store, books.customer, run.known
-        usage, logged = books.usage_at(at_ms=None), partial(_describe_logged, books, period_ms, known)
+        usage, logged = books.usage_at(at_ms=None), partial(_describe_logged, books, period_ms, run, counted)
         prices = await asyncio.to_thread(self._drainer.database.prices, customer, period_ms)
         tokens = {name: _token_of(name, known) for name in books.sums[period_ms]}
 
@@ -366,7 +399,7 @@ class CounterRebuilder:
                 "minutes": state.minutes_taken_ms,
                 "meters": logged(prices, view),
                 "events": {token: counted.event_name for token, counted in known.items()},
-                "counted": counted,
+                "counted": counted.by_event,
                 "by_lines": is_billed_by_lines(state, store.catalog, to_ms(usage["period"]["start"])),
             }
             names = [keys.counters, keys.state, keys.totals]
@@ -394,18 +427,26 @@ class CounterRebuilder:
         }
 
     async def _count_events(
-        self, books: _CustomerBooks, missing: Mapping[str, Sequence[int]], run: _RebuildRun
-    ) -> dict[str, int]:
+        self, books: _CustomerBooks, period_ms: int, missing: Mapping[str, Sequence[int]], run: _RebuildRun
+    ) -> _StripeCounts:
         """Stripe's counts of the event names that may have the missing units.
 
         None if these may belong to a meter whose event name is unknown.
         """
         if any(units[_LEFT] and not run.event_of(name) for name, units in missing.items()):
-            return {}
+            return _NOT_COUNTED
         period = books.usage_at(at_ms=None)["period"]
-        span_ms = to_ms(period["start"]), to_ms(period["end"])
-        asked = {run.event_of(name) for name, units in missing.items() if units[_PARKED]}
-        return {event: await self._count_event(books, event, span_ms, run) or 0 for event in sorted(asked)}
+        start_ms, end_ms = to_ms(period["start"]), to_ms(period["end"])
+        asked = {run.event_of(name): name for name, units in missing.items() if units[_PARKED]}
+        prices = await asyncio.to_thread(self._drainer.database.prices, books.customer, period_ms)
+        counted = _StripeCounts({}, {})
+        for event, meter in sorted(asked.items()):
+            counted.by_event[event] = await self._count_event(books, event, (start_ms, end_ms), run) or 0
+            sold = prices.get(meter, ()) if run.is_sole(event) else ()
+            for one in sold if len(sold) > 1 else ():
+                span_ms = start_ms, one.first_minute_ms
+                counted.before[event, one.of_unit] = await self._count_event(books, event, span_ms, run) or 0
+        return counted
 
     async def _count_event(
         self, books: _CustomerBooks, event: str, span_ms: tuple[int, int], run: _RebuildRun
@@ -450,27 +491,61 @@ def _find_lacking(books: _CustomerBooks, usage: CustomerUsage, start_ms: int) ->
 def _describe_logged(
     books: _CustomerBooks,
     period_ms: int,
-    known: Mapping[str, ReportedMeter],
+    run: _RebuildRun,
+    counted: _StripeCounts,
     prices: LoggedPrices,
     view: CustomerView,
 ) -> Mapping[str, object]:
     """Describe the meters that the log has in a period, for rebuild_counters.lua."""
     catalog, labels = view.catalog, billed_labels(view.entitlements, view.catalog)
     per_cent, found = micros_per_minor_unit(catalog.currency), dict[str, object]()
+    by_lines = books.is_by_lines(period_ms)
     for name, units in books.sums[period_ms].items():
-        token, unsent = _token_of(name, known), books.unsent_of(period_ms, name)
+        token, unsent, event = (
+            _token_of(name, run.known),
+            books.unsent_of(period_ms, name),
+            run.event_of(name),
+        )
         is_charged = name in catalog.meters and catalog.meters[name].charges is not None
-        sold = () if is_charged else prices.get(name, ())
+        sold, label = () if is_charged else prices.get(name, ()), labels.get(token, "")
+        cents, cheaper = unit_cents(label), dict[Fraction, int]()
+        if cents is not None and not by_lines and _is_flat(name, view):
+            of_unit = cents * per_cent
+            before = counted.before_price(event, of_unit) if run.is_sole(event) else 0
+            cheaper = find_cheaper_units(sold, of_unit, by_item=unsent.by_item, before=before)
+        missed = {of_unit / per_cent: quantity for of_unit, quantity in cheaper.items()}
         found[token] = {
             "name": name,
             "units": [max(0, units[one]) for one in (*_OF_COUNTERS, "reported")],
             "unsent": unsent,
+            "missed": _describe_missed(event, missed, view),
             "prices": ended_marks(
-                ((micros / per_cent, priced) for micros, priced in sold),
-                label=labels.get(token, ""),
+                ((one.of_unit / per_cent, one.units) for one in sold),
+                label=label,
                 unsent=unsent.late + unsent.by_item,
+                missed=missed,
             ),
         }
+    return found
+
+
+def _is_flat(name: str, view: CustomerView) -> bool:
+    """Whether Stripe gets a meter's overage, all of it, under its own event."""
+    meter = view.catalog.meters.get(name)
+    if meter is None or is_split(name, view.catalog.meters):
+        return False
+    return has_flat_price(view.entitlements.get(name), meter)
+
+
+def _describe_missed(
+    event: str, missed: Mapping[Fraction, int], view: CustomerView
+) -> list[tuple[int, dict[str, str]]]:
+    """Describe units whose price has ended: how many, and fields of their parked intent."""
+    now_ms, found = view.cache.now_ms(), list[tuple[int, dict[str, str]]]()
+    for cents, units in missed.items():
+        terms = missed_terms(view.state, view.catalog, event, price_label(cents), now_ms=now_ms)
+        if terms is not None:
+            found.append((units, terms))
     return found
 
 
