@@ -416,18 +416,23 @@ CANCELLED: Final = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32800,"message":"R
 
 
 @pytest.mark.parametrize("error", [CANCELLED, CANCELLED.replace(b"-32800", b"0")])
-@pytest.mark.parametrize(("before", "searches"), [(b"", 0), (event(LOG), 1)])
+@pytest.mark.parametrize(("before", "searches"), [([], 0), ([event(LOG)], 1)])
+@pytest.mark.parametrize("in_one", [False, True])
 async def test_a_cancelled_call_counts_as_if_the_client_left(
-    error: bytes, before: bytes, searches: int
+    error: bytes, before: list[bytes], searches: int, *, in_one: bool
 ) -> None:
     """A client could otherwise read what a tool reports on its way, and cancel it before its end."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         meterkit.record("other", 7)
-        pieces = [before, event(error)] if before else [event(error)]
-        await in_pieces(pieces, SSE.decode())(scope, receive, send)
+        pieces = [*before, event(error)]
+        if in_one:
+            await Response(b"".join(pieces), media_type=SSE.decode())(scope, receive, send)
+        else:
+            await in_pieces(pieces, SSE.decode())(scope, receive, send)
 
     async with served(app, plans=PLANS) as at:
+        meterkit.metrics_app(at.kit)  # It asks for the outcome before the bill does.
         await at.client.post("/mcp", json=call())
         assert (searches, 0) == await at.counted(meter="searches")
         assert (7, 0) == await at.counted(meter="other")

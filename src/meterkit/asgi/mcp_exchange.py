@@ -44,24 +44,33 @@ class McpExchange(Exchange):
         if kind == "http.response.start":
             message = {**message, "headers": list(message.get("headers", ()))}
             self._answer = McpResponseReader(message["headers"])
-        elif kind == "http.response.body" and self._status and (body := message.get("body", b"")):
+        elif kind == "http.response.body" and self._status:
+            body = message.get("body", b"")
             if len(body) > PIECE_BYTES:
                 return self._read_and_send(message, body)
             drain(self._answer.read(body))
+            self._note_cancelled(message)
         return super().send(message)
 
     async def _read_and_send(self, message: Message, body: bytes) -> None:
         for _ in self._answer.read(body):
             await sleep(0)
+        self._note_cancelled(message)
         await super().send(message)
+
+    def _note_cancelled(self, message: Message) -> None:
+        """Note that the client has left, where the answer up to a message says that it cancelled."""
+        answer = self._answer
+        if not message.get("more_body", False):
+            answer.close()
+        if answer.is_cancelled:
+            self._note_left()
+            self._early = answer.outcome != "client_gone"
 
     def _outcome(self) -> Outcome:
         found = super()._outcome()
         if self._status and found in BILLED_ON_SUCCESS:
-            stated = self._answer.close() or found
-            if self._answer.is_cancelled:
-                self._gone, self._early = True, stated != "client_gone"
-            return stated
+            return self._answer.close() or found
         return found
 
 
