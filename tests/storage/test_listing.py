@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import tracemalloc
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -82,6 +82,13 @@ async def stored(kit: MeterKit, key: str, size: int, minutes: int = 0, bucket: s
     """Count the event of an upload so many minutes after noon."""
     put = Happened.put(key, size, NOW_MS + minutes * 60_000, 1 + minutes)
     await kit.storage.count(put.as_body("s3", bucket).decode())
+
+
+def puts_of(customers: Sequence[str]) -> str:
+    """The message of an upload by each, an hour after noon."""
+    puts = [Happened.put(f"{name}/images/b", 3, NOW_MS + 3_600_000) for name in customers]
+    records = [json.loads(put.as_body("s3", "uploads"))["Records"][0] for put in puts]
+    return json.dumps({"Records": records})
 
 
 @pytest.fixture
@@ -212,15 +219,28 @@ async def test_damaged_customers_hinder_no_others(kit: MeterKit) -> None:
     with pytest.raises(StoreError, match=r"24 customers could not be recalculated, the first is 'c01'"):
         await kit.storage.recalculate(lister=small)
     whole = sorted({*names} - {*damaged})
-    puts = [Happened.put(f"{name}/images/b", 3, NOW_MS + 3_600_000) for name in ("c01", "c00", "c02", "c03")]
-    bodies = [json.loads(put.as_body("s3", "uploads")) for put in puts]
     with pytest.raises(StoreError, match="WRONGTYPE"):
-        await kit.storage.count(json.dumps({"Records": [body["Records"][0] for body in bodies]}))
+        await kit.storage.count(puts_of([*damaged, "c00", "c03"]))
     for name in names[:10]:
         await client.set(kit.store.keys.customer(name).objects, "no hash")
     with pytest.raises(StoreError, match="WRONGTYPE"):
         await kit.storage.recalculate(lister=small)
     assert [await kit.gauges.get(name, "storage") for name in whole] == [10, 10, *[7] * 10]
+
+
+async def test_events_wait_once_for_a_store_that_is_away(
+    kit: MeterKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    async def time_out(*arguments: object) -> None:
+        asked.append(arguments)
+        raise TimeoutError
+
+    monkeypatch.setattr((await kit.store.admin()).client, "evalsha", time_out)
+    with pytest.raises(StoreError):
+        await kit.storage.count(puts_of(["ada", "bob"]))
+    assert len(asked) == 1
 
 
 async def test_memory_does_not_grow_with_the_bucket(kit: MeterKit) -> None:

@@ -12,6 +12,7 @@ from meterkit.catalog import QUANTITY_MAX
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
+from meterkit.redis.server import is_key_error
 from meterkit.storage.object_events import NULL_VERSION
 from meterkit.storage.object_owners import find_owner
 from meterkit.store import replies
@@ -31,7 +32,6 @@ AT_ONCE: Final = 500
 """Changes that one call of the script takes."""
 
 TAG_LENGTH: Final = 4
-_FAILED_MOST: Final = 10
 _WITHOUT_NOTICE: Final = 5
 _KNOWN: Final = (int, int, int, bytes, bytes)
 
@@ -107,8 +107,8 @@ async def apply_events(store: Store, storage: Storage, events: Iterable[ObjectEv
     """Apply events, in any order and repeatedly; return how many belong to no customer's object.
 
     Raises:
-        StoreError: the store does not answer, or what it has of a customer is damaged; the events of other
-            customers are applied. Repeating them is safe.
+        StoreError: the store does not answer; or one customer's objects cannot be recorded, and the events of
+            the others are applied. Repeating them is safe.
     """
     changes: defaultdict[tuple[str, str], list[ObjectChange]] = defaultdict(list)
     unclear, foreign = set[tuple[str, str]](), 0
@@ -128,9 +128,9 @@ async def apply_events(store: Store, storage: Storage, events: Iterable[ObjectEv
         try:
             await _apply_to(store, storage, *target, found, is_unclear=target in unclear)
         except StoreError as error:
+            if error.__cause__ is not None and not is_key_error(error.__cause__):
+                raise  # The store does not answer: each further customer would wait for its timeout.
             failed.append(error)
-            if len(failed) == _FAILED_MOST:
-                break
     if failed:
         raise failed[0]
     return foreign
