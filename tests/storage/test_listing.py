@@ -171,11 +171,13 @@ async def test_a_level_that_no_object_explains_is_drift(kit: MeterKit) -> None:
 async def test_corrections_of_a_day_are_one_line_of_the_ledger(kit: MeterKit, clock: Clock) -> None:
     """The ledger keeps a thousand lines: which plan was in force decides what a period is billed."""
     for hours, size in ((0, 1), (23, 2), (24, 3)):  # Two calls of the script each.
-        objects = Objects({f"ada/images/{number}": size for number in range(501)}, 60 * hours)
+        sizes = {f"ada/images/{number}": size for number in range(501)} | ({A: 700} if hours else {})
+        objects = Objects(sizes, 60 * hours)
         clock.advance(timedelta(hours=hours) - (clock.now() - NOW))
         assert await kit.storage.recalculate(lister=objects) == {"ada": 501}
+        await stored(kit, A, 700, 60 * hours + 30)  # What an event told is no correction.
     told = [(one.before, one.after) for one in await kit.customers.history("ada")]
-    assert told == [("0 bytes", "1002 bytes"), ("1002 bytes", "1503 bytes")]
+    assert told == [("700 bytes", "1702 bytes"), ("1702 bytes", "2203 bytes")]
 
 
 async def test_a_listing_does_not_undo_one_that_began_later(kit: MeterKit, clock: Clock) -> None:

@@ -247,11 +247,14 @@ class ObjectsWorld(ScriptWorld):
         """A correction in the ledger: one line a day, unless it has another change since."""
         if before == after:
             return
-        line = ("storage", self.wall, f"{before} bytes", f"{after} bytes")
+        at_ms, total = self.wall, after - before
         if self.ledger and self.ledger[-1][0] == "storage" and self.ledger[-1][1] > self.wall - DAY_MS:
-            line = (*self.ledger.pop()[:3], line[3])
-            self.seen.add("one line")
-        self.ledger.append(line)
+            _, at_ms, *levels = self.ledger.pop()
+            first, last = (int(text.removesuffix(" bytes")) for text in levels)
+            total += last - first
+            self.seen |= {"one line", "less than 0"} if total > after else {"one line"}
+        before = max(0, after - total)
+        self.ledger.append(("storage", at_ms, f"{before} bytes", f"{before + total} bytes"))
 
     def _change_plan(self) -> None:
         """Another line of the ledger; or the last one is of a day ago, or a millisecond later."""

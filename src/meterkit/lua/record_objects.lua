@@ -7,7 +7,8 @@
 -- KEYS[4] hash  objects: an object's version to its known state, packed (see unpack_object); a bucket to its last
 --               listing: the instants before which it has all events, and from which it has none (ms)
 -- KEYS[5] zset  customers whose bucket must be listed again, by when that was found (ms)
--- KEYS[6] list  ledger of changes: the corrections by listings, those of 24 hours in one line if they are its last
+-- KEYS[6] list  ledger of changes: the corrections by listings, the sum of those of 24 hours in one line if they are its
+--               last: two levels that differ by the sum, the level now unless that makes the one before less than 0
 -- KEYS[7] and KEYS[8] hash  presigned uploads of the last hour and of this one (see hold_upload.lua)
 -- KEYS[9] zset  gauges above what is included, see write_level
 -- ARGV  1 rev    2 when the caller's view expires    3 start and 4 end of the period, 5 end of the next (ms)
@@ -129,13 +130,16 @@ elseif call('PTTL', objects_key) == -1 then -- Nothing is stored: only events th
   call('PEXPIRE', objects_key, SEVEN_DAYS_MS)
 end
 if is_listing and new_level ~= level then -- One line a day: the ledger keeps a thousand, and has other changes.
-  local began, before = string.format('%.0f', now), string.format('%.0f bytes', level)
+  local began, corrected = string.format('%.0f', now), new_level - level
   local last = cjson.decode(call('LRANGE', history_key, -1, -1)[1] or '[]')
   if last[1] == 'storage' and tonumber(last[2]) > now - DAY_MS then
     call('LTRIM', history_key, 0, -2)
-    began, before = last[2], last[3]
+    began = last[2]
+    corrected = corrected + string.match(last[4], '%d+') - string.match(last[3], '%d+')
   end
-  append_history(history_key, {{'storage', began, before, string.format('%.0f bytes', new_level), 'recalculation'}})
+  local before = math.max(new_level - corrected, 0)
+  append_history(history_key, {{'storage', began, string.format('%.0f bytes', before),
+    string.format('%.0f bytes', before + corrected), 'recalculation'}})
 end
 if is_unclear then
   call('ZADD', relist_key, 'NX', now, customer)
