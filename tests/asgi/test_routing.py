@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -209,6 +210,12 @@ async def test_behind_a_proxy_a_line_may_have_the_prefix_or_not(path: str, line:
     seen: list[str | None] = []
     app = Recorder(Starlette(routes=items()), router(line), seen)
     assert (await status_of(app, path, root_path="/proxy"), seen) == (200, [line])
+
+
+@pytest.mark.parametrize("matches", list(permutations(["POST /items", "POST /proxy/items"])))
+def test_behind_a_proxy_the_first_of_two_lines_decides(matches: Sequence[str]) -> None:
+    found = LineRouter([replace(line(match), consume={"requests": 1}) for match in matches])
+    assert name_of(found.match_http(http("POST", "/proxy/items", "/proxy"))) == matches[0]
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,8 @@ class Router:
         """Find the first line that takes one of the paths.
 
         One that only takes the path with the root path gives way to a stricter one that only takes the path
-        without, as the router does: some servers let the client say what the root path is.
+        without: the router strips the root path, which Daphne takes from the client's ``Daphne-Root-Path``.
+        With the path of an ``exempt`` line there, a client would get around a gate.
         """
         found = first_line(asked, paths)
         routed = [path for path in paths if f"/{asked.prefix}{path}" in paths] if asked.prefix else []
@@ -372,7 +373,7 @@ class Router:
             return line
         longer = [path for path in paths if path not in routed]
         within = asked.only(each for each in asked.lines if not takes_path(each, longer))
-        return min(self._first_line(within, routed), line, key=rank_strictness)
+        return min(line, self._first_line(within, routed), key=rank_strictness)
 
     def _add_gate(
         self, found: Route | None, lines: Sequence[CompiledLine], method: str, paths: Sequence[str]
@@ -483,7 +484,7 @@ def root_path_of_app(app: object) -> str:
     """Find the root path that an app sets itself; empty where it takes the server's.
 
     ``FastAPI(root_path=…)`` puts it into the scope on the way in, so the middleware does not see it there.
-    Django goes by its setting, whatever the scope says.
+    Django goes by ``FORCE_SCRIPT_NAME`` where that is set, and by the scope otherwise.
 
     Args:
         app: the wrapped app; its own wrappers are looked through.
