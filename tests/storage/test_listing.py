@@ -285,8 +285,19 @@ async def test_an_event_from_before_a_listing_changes_nothing_after_it(kit: Mete
     assert await kit.gauges.get("ada", "storage") == 905
 
 
-async def test_a_rule_that_removes_all_versions_asks_for_a_listing(kit: MeterKit) -> None:
+async def test_a_rule_that_removes_all_versions_asks_for_a_listing(kit: MeterKit, clock: Clock) -> None:
     """Of those versions the event names one, and no other event comes with it."""
+
+    class Removing(Objects):
+        """Is listed while the rule removes more."""
+
+        async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
+            assert list(await kit.storage.unclear()) == ["ada"]  # Also for one that ends here.
+            clock.advance(timedelta(minutes=1))
+            await kit.storage.count(removed.as_body("minio", "uploads"))
+            async for page in super().pages(bucket, prefix):
+                yield page
+
     removed = Happened("ObjectRemoved:DeleteAllVersions", A, None, "v1", NOW_MS, 2, 1)
     await stored(kit, A, 900)
     assert await kit.storage.unclear() == {}
@@ -295,7 +306,9 @@ async def test_a_rule_that_removes_all_versions_asks_for_a_listing(kit: MeterKit
     with pytest.raises(MeterkitError, match="nothing is there"):
         await kit.storage.recalculate(lister=Nowhere())
     assert list(await kit.storage.unclear()) == ["ada"]  # As before: no listing has cleared it up.
-    assert await kit.storage.recalculate("ada", lister=Objects({}, 30)) == {"ada": -900}
+    assert await kit.storage.recalculate("ada", lister=Removing({}, 30)) == {"ada": -900}
+    assert await kit.storage.unclear() == {"ada": NOW_MS + 60_000}
+    assert await kit.storage.recalculate(lister=Objects({}, 31)) == {}
     assert await kit.storage.unclear() == {}
 
 

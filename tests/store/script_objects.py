@@ -234,7 +234,7 @@ class ObjectsWorld(ScriptWorld):
             self.objects = {name: one for name, one in objects.items() if name not in dropped}
             self._note(before_level, total)
             self.seen.add("listing")
-        if unclear and self.relisted is None:
+        if unclear:
             self.relisted = self.wall
         expected = [0, self.wall, total, moved, int(unclear), *([b"notice"] if crossed else [])]
         self.seen |= {"unclear"} if unclear else {"clear"}

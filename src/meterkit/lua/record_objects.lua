@@ -6,7 +6,7 @@
 -- KEYS[2] hash  state    KEYS[3] stream  notices
 -- KEYS[4] hash  objects: an object's version to its known state, packed (see unpack_object); a bucket to its last
 --               listing: the instants before which it has all events, and from which it has none (ms)
--- KEYS[5] zset  customers whose bucket must be listed again, by when that was found (ms)
+-- KEYS[5] zset  customers whose bucket must be listed again, by when that was last found (ms)
 -- KEYS[6] list  ledger of changes: the corrections by listings, the sum of those of 24 hours in one line if they are its
 --               last: two levels that differ by the sum, the level now unless that makes the one before less than 0
 -- KEYS[7] and KEYS[8] hash  presigned uploads of the last hour and of this one (see hold_upload.lua)
@@ -142,7 +142,7 @@ if is_listing and new_level ~= level then -- One line a day: the ledger keeps a 
     string.format('%.0f bytes', before + corrected), 'recalculation'}})
 end
 if is_unclear then
-  call('ZADD', relist_key, 'NX', now, customer)
+  call('ZADD', relist_key, now, customer)
   call('PEXPIRE', relist_key, SEVEN_DAYS_MS)
 end
 local notices = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from asyncio import sleep
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from time import monotonic
@@ -44,7 +43,6 @@ _PEM_END: Final = b"-----END CERTIFICATE-----"
 _FETCHES_MOST: Final = 8
 """Concurrent fetches: a sender who knows a topic's name can cause some before its signature is checked."""
 _CHECK_EVERY_S: Final = 60.0
-_REQUESTS_TTL_MS: Final = 7 * 86_400_000
 
 
 class ObjectStorage:
@@ -154,16 +152,11 @@ class ObjectStorage:
             check_customer(customer)
         if store.is_off:
             return {}
-        requests: Mapping[str, int] = {} if dry_run else await self._take_requests(customer)
-        try:
-            corrected, failed = await recalculate(
-                store, storage, lister or self._aws, customer, dry_run=dry_run
-            )
-        except BaseException:
-            with suppress(StoreError):  # The error above says it.
-                await self._request_again(requests)
-            raise
-        await self._request_again({name: at_ms for name, at_ms in requests.items() if name in failed})
+        requests = {} if dry_run else await self.unclear()
+        corrected, failed = await recalculate(store, storage, lister or self._aws, customer, dry_run=dry_run)
+        for name, at_ms in requests.items():
+            if customer in {None, name} and name not in failed:
+                await self._end_request(name, at_ms)
         if customer is None and not dry_run:
             await self._upkeep.record_listing(corrected)
             if corrected:
@@ -239,7 +232,7 @@ class ObjectStorage:
         return await presign(self._store, self._configured(), self._aws, check_customer(customer), key, size)
 
     async def unclear(self) -> Mapping[str, int]:
-        """Return customers whose bytes need a listing, with the time since then (ms).
+        """Return customers whose bytes need a listing, with the time of the last doubt (ms).
 
         Raises:
             StoreError: the store does not answer.
@@ -286,23 +279,12 @@ class ObjectStorage:
             )
         return storage
 
-    async def _take_requests(self, customer: str | None) -> Mapping[str, int]:
-        """Remove the requests for a listing that this one answers, and return them; later ones stay."""
-        admin, found = await self._store.admin(), await self.unclear()
-        taken = {name: at_ms for name, at_ms in found.items() if customer in {None, name}}
-        for name in taken:
-            await admin.ask(admin.client.zrem(self._relist_key(name), name))
-        return taken
-
-    async def _request_again(self, requests: Mapping[str, int]) -> None:
-        """Restore requests for a listing that failed."""
-        admin = await self._store.admin()
-        for name, at_ms in requests.items():
-            await admin.ask(admin.client.zadd(self._relist_key(name), {name: at_ms}))
-            await admin.ask(admin.client.pexpire(self._relist_key(name), _REQUESTS_TTL_MS))
-
-    def _relist_key(self, customer: str) -> str:
-        return self._store.keys.relist(self._store.keys.customer(customer).shard)
+    async def _end_request(self, customer: str, at_ms: int) -> None:
+        """Remove the request for a listing of a customer, unless there was another one since."""
+        admin, keys = await self._store.admin(), self._store.keys
+        key = keys.relist(keys.customer(customer).shard)
+        if await admin.ask(admin.client.zscore(key, customer)) == at_ms:
+            await admin.ask(admin.client.zrem(key, customer))
 
 
 _LASTS_S: Final = 2700
