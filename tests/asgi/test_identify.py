@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from inspect import isawaitable
 from typing import Any
+from uuid import UUID
 
 import anyio
 import pytest
@@ -80,7 +81,8 @@ class TestApiKey:
 class Member(BaseUser):
     is_authenticated: Any = True
     identity: Any = "user-7"
-    number, organisation, account = 7, "acme", object()
+    number, share, account, raw = 7, 1.5, object(), b"x"
+    uuid, nobody = UUID(int=7), None
 
     def full_name(self) -> str:
         return "Ada"
@@ -92,12 +94,19 @@ class Guest(Member):
 
 class TestUser:
     @pytest.mark.parametrize(
-        ("attr", "expected"), [("identity", "user-7"), ("number", "7"), ("organisation", "acme")]
+        ("attr", "expected"),
+        [
+            ("identity", "user-7"),
+            ("number", "7"),
+            ("share", "1.5"),
+            ("uuid", str(UUID(int=7))),
+            ("nobody", None),
+        ],
     )
-    def test_names_an_attribute(self, attr: str, expected: str) -> None:
+    def test_names_an_attribute(self, attr: str, expected: str | None) -> None:
         assert expected == identify.user(attr)(scope(user=Member()))
 
-    @pytest.mark.parametrize("attr", ["account", "full_name", "is_authenticated"])
+    @pytest.mark.parametrize("attr", ["account", "full_name", "is_authenticated", "raw"])
     async def test_an_object_is_no_id(self, attr: str, caplog: pytest.LogCaptureFixture) -> None:
         """Its text has its address: each request was of a customer of its own, who had all that is free."""
         async with served(hello, who=lambda of: identify.user(attr)({**of, "user": Member()})) as edge:

@@ -217,7 +217,7 @@ def user(attr: str = "identity") -> Callable[[Scope], str | None]:
 
     Raises:
         MeterkitError: ``attr`` is no name; or, when called, if the middleware does not stand outside of
-            this one, or the attribute is an object without a text of its own.
+            this one, or the attribute is of bytes or an object without a text of its own.
     """
     if not is_text(attr):
         raise MeterkitError(
@@ -234,14 +234,17 @@ def user(attr: str = "identity") -> Callable[[Scope], str | None]:
             ) from None
         if not getattr(who, "is_authenticated", True):
             return None
-        value: object = getattr(who, attr)
+        value: Any = getattr(who, attr)
         kind: Any = type(value)
-        if kind is bool or not (isinstance(value, str | int | None) or kind.__str__ is not object.__str__):
+        if kind is str or value is None:
+            return value or None
+        has_text = isinstance(value, int | float) or kind.__str__ is not object.__str__
+        if not has_text or issubclass(kind, bool | bytes | bytearray):
             raise MeterkitError(  # Its text has its address: each request would be of another customer.
                 f"identify.user({attr!r}): found a value of type {kind.__name__}; allowed is an attribute"
                 " that is the customer's id, such as a text or a number"
             )
-        return None if value is None else str(value) or None
+        return str(value) or None
 
     return identify
 
