@@ -271,8 +271,10 @@ class Database:
             last_ms[period_ms] = max(last_ms.get(period_ms, 0), recorded_ms)
         return sums, last_ms
 
-    def unsent(self, customer: str) -> UnsentByMeter:
+    def unsent(self, customer: str, since_ms: int) -> UnsentByMeter:
         """Units of a customer, since its last deletion, that no meter event bills, as far as the log knows.
+
+        ``since_ms``: as of :meth:`sums`.
 
         Raises:
             MeterkitError: the database does not answer.
@@ -284,7 +286,11 @@ class Database:
             ("dropped", table.period_start_ms, table.quantity, (table.kind == "dropped",)),
         )
         with self.begun() as connection:
-            own = (table.customer == customer, table.recorded_at_ms > _deleted_ms(connection, customer))
+            own = (
+                table.customer == customer,
+                table.period_start_ms >= since_ms,  # Late usage counts in a later period than its own.
+                table.recorded_at_ms > _deleted_ms(connection, customer),
+            )
             for name, period, units, which in asked:
                 summed = select(period, table.meter, func.sum(units)).where(*own, *which)
                 for period_ms, meter, total in connection.execute(summed.group_by(period, table.meter)):

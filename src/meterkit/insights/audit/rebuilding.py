@@ -265,7 +265,7 @@ class CounterRebuilder:
             await drainer.drain_shard(store.keys.customer(customer).shard)
             since_ms = (store.now_ms() if run.at_ms is None else run.at_ms) - _LONGEST_MS
             sums, last_ms = await asyncio.to_thread(drainer.database.sums, customer, since_ms)
-            books = await self._read_books(customer, sums)
+            books = await self._read_books(customer, sums, since_ms)
             usage = books.usage_at(at_ms=None)
             start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
             others = [one for one in sorted(sums) if abs(one - start_ms) >= _SAME_PERIOD_MS]
@@ -307,7 +307,7 @@ class CounterRebuilder:
             units = await self._summaries.item_units(books.stripe_customer, min(books.sums))
             books.add_items(units, run.known)
 
-    async def _read_books(self, customer: str, sums: PeriodSums) -> _CustomerBooks:
+    async def _read_books(self, customer: str, sums: PeriodSums, since_ms: int) -> _CustomerBooks:
         store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
         reply = await admin.run(store.scripts["read_usage"], names)
@@ -322,7 +322,7 @@ class CounterRebuilder:
             is_by_lines=partial(is_billed_by_lines, state, store.catalog),
             counted_ms={head.begins_ms, *(int(name[:-2]) for name in totals if name.endswith("|e"))},
             sums=sums,
-            unsent=await asyncio.to_thread(self._drainer.database.unsent, customer),
+            unsent=await asyncio.to_thread(self._drainer.database.unsent, customer, since_ms),
         )
 
     async def _compare_periods(
@@ -340,16 +340,16 @@ class CounterRebuilder:
             asked: of those that are to be compared.
             run: this one.
         """
-        found: list[RebuildResult] = []
+        found, has_items = list[RebuildResult](), False
         for one, next_ms in pairwise(starts_ms):
             if one not in asked:
                 continue
             usage = books.usage_at(at_ms=one + _SAME_PERIOD_MS)
             is_long_over = run.at_ms is None and self._store.now_ms() - next_ms > _LONG_OVER_MS
             found_lacking = _find_lacking(books, usage, one)
-            if not is_long_over and any(lacks.reported for lacks in found_lacking.values()):
+            if not (is_long_over or has_items) and any(lacks.reported for lacks in found_lacking.values()):
                 await self._read_items(books, run)
-                found_lacking = _find_lacking(books, usage, one)
+                found_lacking, has_items = _find_lacking(books, usage, one), True
             # Else Stripe's units may belong to a meter whose event name is unknown.
             are_named = all(run.event_of(meter) for meter, lacks in found_lacking.items() if lacks.reported)
             left: dict[str, int | None] = {}  # By event name: one of its meters after the other takes of it.
