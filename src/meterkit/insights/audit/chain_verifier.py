@@ -126,7 +126,7 @@ def _check_customer(database: Database, customer: str, roots: Sequence[RecordedR
 
 
 def _is_of_another(connection: Connection, customer: str, root: RecordedRoot) -> bool:
-    """Whether another customer's chain has a root: the Stripe customer was linked to that one then."""
+    """Whether the right beginning of another customer's chain ends in a root, as after a change of the id."""
     rows = TABLE.c
     asked = select(rows.customer).where(
         rows.hash == root.hash, rows.place == root.place, rows.customer != customer
