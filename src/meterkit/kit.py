@@ -254,7 +254,7 @@ class MeterKit(KitLifecycle, KitParts):
         check = partial(check_quantities, meters=self.catalog.meters)
         view = self._find_view(customer, subjects)
         read = partial(read_captured, self.store, view, reserved=reserved, requested=model, check=check)
-        return Reservation(self.store, view, quantities, read, model)
+        return Reservation(self.store, view, reserved, read, model)
 
     @overload
     async def usage(

@@ -54,7 +54,7 @@ async def record_calls(
     if view is not None and not store.is_off:
         for job_id in pending:
             await remember_job(store, job_id, view, "")
-    if _usage_of_calls(calls, store.cache) is None and line is None and not pending:
+    if not _usage_of_calls(calls, store.cache) and line is None and not pending:
         _logger.warning(
             "record_usage() found no token usage in an object of type %s; nothing is counted of it",
             kind_of(obj).__name__,
@@ -71,7 +71,7 @@ async def record_calls(
         of_parts = await _count_job(store, view, call, job_id, by=by, event_id=event_id)
         is_unknown = is_unknown or of_parts is None
         revenues += of_parts or ()
-    own = _usage_of_calls([call for call in calls if call_event_id(call) is None], store.cache) or ()
+    own = _usage_of_calls([call for call in calls if call_event_id(call) is None], store.cache)
     for at, part in enumerate(own):
         if view is None:
             raise MeterkitError(
@@ -194,7 +194,7 @@ async def read_captured(
             else:
                 jobs += await _claim_captured(store, view, named, event_id)
         if calls:
-            return _add_reserved(_usage_of_calls(own, compiled) or (), reserved, compiled), jobs
+            return _add_reserved(_usage_of_calls(own, compiled), reserved, compiled), jobs
         if given is None:
             raise MeterkitError(
                 f"capture() found no token usage in an object of type {kind_of(used).__name__}; nothing is "
@@ -224,7 +224,7 @@ async def _claim_captured(
     store: Store, view: CustomerView, call: CallUsage, event_id: str
 ) -> Sequence[Settlement]:
     """Settle an ended job that is captured; nothing if it is counted by its lines, or for no customer."""
-    parts, job_id = _usage_of_calls([call], view.cache) or (), call.response_id or ""
+    parts, job_id = _usage_of_calls([call], view.cache), call.response_id or ""
     if store.is_off:
         return ()
     claim = JobClaim(view, counts=True)
@@ -238,14 +238,14 @@ async def _claim_captured(
     return [Settlement(owner, used=part, event=mark) for part in parts]
 
 
-def _usage_of_calls(calls: Sequence[CallUsage], compiled: CompiledCatalog) -> Sequence[UsedQuantities] | None:
-    """Add up the usage of calls, one part for each model; None: there are no calls.
+def _usage_of_calls(calls: Sequence[CallUsage], compiled: CompiledCatalog) -> Sequence[UsedQuantities]:
+    """Add up the usage of calls, one part for each model; empty: there are no calls.
 
     Raises:
         MeterkitError: no meter of tokens is declared that could count it.
     """
     if not calls:
-        return None
+        return ()
     if compiled.counters.isdisjoint(USAGE_METERS) and not compiled.charges:
         names = ", ".join(TOKEN_METERS)
         raise MeterkitError(
