@@ -115,7 +115,7 @@ for _, token in ipairs(sorted_keys(wanted.meters)) do
     share.there, share.base = share.there - delivered, share.base + delivered
   end
   if raised + sent + forgotten_sum > 0 then
-    lacks[7], lacks[8], lacks[9] = delivered, parked, is_left and math.max(raised, sent) or 0
+    lacks[7], lacks[8], lacks[9], forgotten.d = delivered, parked, is_left and math.max(raised, sent) or 0, delivered
     done[token] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', unpack(lacks))
   end
   if raised + sent + forgotten_sum > 0 and not is_left then
@@ -138,7 +138,7 @@ local reply = {OK, now, cjson.encode(done)}
 if wanted.dry == 1 or not next(changed) then
   return reply
 end
-store_rebuilt_counts(counters_key, totals_key, period, wanted.meters, meters, changed, done)
+store_rebuilt_counts(counters_key, totals_key, period, wanted.meters, meters, changed)
 store_rebuilt_intents(intents_key, parked_key, compare_key, totals_key, made, shares, now)
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 append_history(history_key, entries)
