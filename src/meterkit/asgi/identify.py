@@ -234,10 +234,12 @@ def user(attr: str = "identity") -> Callable[[Scope], str | None]:
             ) from None
         if not getattr(who, "is_authenticated", True):
             return None
-        value: Any = getattr(who, attr)
-        kind: Any = type(value)
-        if kind is str or value is None:
+        value: object = getattr(who, attr)
+        if type(value) is str:
             return value or None
+        if value is None:
+            return None
+        kind: Any = type(value)
         has_text = isinstance(value, int | float) or kind.__str__ is not object.__str__
         if not has_text or issubclass(kind, bool | bytes | bytearray):
             raise MeterkitError(  # Its text has its address: each request would be of another customer.

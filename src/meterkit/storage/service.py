@@ -152,7 +152,7 @@ class ObjectStorage:
             check_customer(customer)
         if store.is_off:
             return {}
-        requests = {} if dry_run else await self.unclear()
+        requests: Mapping[str, int] = {} if dry_run else await self.unclear()
         corrected, failed = await recalculate(store, storage, lister or self._aws, customer, dry_run=dry_run)
         for name, at_ms in requests.items():
             if customer in {None, name} and name not in failed:
