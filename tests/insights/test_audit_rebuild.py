@@ -226,7 +226,7 @@ async def test_a_customer_whom_stripe_does_not_have_is_named(at: Audited) -> Non
     await drain_and_lose_all(at)
     await at.kit.customers.link("gone", "cus_gone", force=True)
     await at.kit.customers.link("acme", "cus_acme", force=True)
-    # The meters, what it has of acme and its invoice items are told; of the other Stripe knows nobody.
+    # Stripe names the meters, the units of acme and its invoice items; it does not know the other customer.
     at.desk.emulator.fail_next("error", status=404, path="*", skip=3)
     found = {one.customer: one for one in await rebuild(at)}
     assert (found["acme"].parked, found["acme"].is_done) == (30, True)

@@ -168,7 +168,7 @@ async def test_usage_added_up_is_compared_after_its_period(store_url: str, tmp_p
 
 
 async def settle(at: Shop) -> None:
-    """What was parked is compared with Stripe, twice, and what it lacks billed."""
+    """Parked units are compared with Stripe, twice, and those that it lacks are billed."""
     for _ in range(6):
         await at.kit.flush(everything=True, timeout_s=0)
         at.go(timedelta(minutes=40))

@@ -128,7 +128,7 @@ async def test_an_older_price_is_still_the_addon(at: Shop, store_url: str) -> No
 
 
 async def test_one_that_the_file_has_lost_is_named(at: Shop) -> None:
-    """It was taken for an item of another program: who pays for it got nothing, and nobody knew."""
+    """It was taken for an item of another program: its buyer got nothing, and no check named it."""
     subscription = await by_hand(at, ("call_pack", 2))
     without = PLANS.replace("addons: [call_pack, ", "addons: [").replace("  call_pack:", "  another:")
     at.kit.store.use(loads(without))
