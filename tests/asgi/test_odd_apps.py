@@ -50,7 +50,7 @@ async def test_no_root_path_gets_around_a_gate(app: ASGIApp) -> None:
             for prefix in ("", root_path):
                 path = f"{prefix}/v1/chat"
                 assert await status_of(at.app, path, root_path=root_path) == 403, (root_path, path)
-        # What is written with the root path stays exempt, whatever takes the path without.
+        # A route written with the root path stays exempt, whichever route takes the path without.
         for path in ("/healthz", "/api/healthz"):
             await status_of(at.app, path, "GET", root_path="/api")
         assert await at.counted() == (0, 0)

@@ -18,6 +18,7 @@ from drivers.delivery import Caplog, kit_for, said_late
 from drivers.health_findings import findings, looked_at
 from drivers.operator_pages import JSON, pages_of
 from drivers.priced_shop import SWITCHED as CATALOG
+from drivers.priced_shop import SWITCHED_DEAD_LETTER as DEAD_LETTER
 from drivers.priced_shop import SWITCHED_PLANS as PLANS
 from drivers.priced_shop import (
     PriceScheme,
@@ -39,7 +40,6 @@ from servers.stores import Server
 pytestmark = pytest.mark.anyio
 
 ITEMS: Final = "/v1/invoiceitems"
-DEAD_LETTER: Final = loads(PLANS + "billing: {late_usage: dead_letter}\n")
 UNHELD: Final = loads(PLANS + "billing: {hold_invoice: 0}\n")
 
 

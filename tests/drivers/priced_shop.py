@@ -184,6 +184,7 @@ async def buyer(
 
 SWITCHED_PLANS: Final = plans_text("switched_shop")
 SWITCHED: Final = loads(SWITCHED_PLANS)
+SWITCHED_DEAD_LETTER: Final = loads(SWITCHED_PLANS + "billing: {late_usage: dead_letter}\n")
 
 
 async def begin(at: Shop, plan: str = "four") -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -21,7 +20,7 @@ from drivers.audited_kit import (
 from drivers.period_ends import JUNE, MAY, Ending, paying
 from drivers.priced_shop import (
     SWITCHED,
-    SWITCHED_PLANS,
+    SWITCHED_DEAD_LETTER,
     begin,
     item_lines,
     metered_lines,
@@ -33,11 +32,8 @@ from drivers.shop import HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import CATALOG as BY_LINES
 from drivers.usage_lines import end_period, flushed, usage_lines
 from meterkit import MeterKit, MeterUsage
-from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
-
-DEAD_LETTER: Final = loads(SWITCHED_PLANS + "billing: {late_usage: dead_letter}\n")
 
 
 async def lose(at: Shop | Ending) -> None:
@@ -96,7 +92,9 @@ async def test_i6_an_invoice_items_units_are_not_sent_too(store_url: str, tmp_pa
 
 async def test_i6_units_given_up_are_not_sent(store_url: str, tmp_path: Path) -> None:
     """A rebuild parked them, and later sent them at another price, even where nothing was lost."""
-    async with shop(store_url, catalog=DEAD_LETTER, selling=sell, audit_url=sqlite_in(tmp_path)) as at:
+    async with shop(
+        store_url, catalog=SWITCHED_DEAD_LETTER, selling=sell, audit_url=sqlite_in(tmp_path)
+    ) as at:
         await begin(at)
         await at.kit.record("acme", "words", 26)
         await switch(at, "seven")

@@ -163,11 +163,11 @@ class McpLines:
 
     def line(self, message: McpMessage, scope: Scope) -> Route | None:
         """Find the first line that takes a message; None: none does."""
-        return self._match(
+        return self._first_line_where(
             lambda route: route.mcp is None or route.mcp.takes(message.method, message.name), scope
         )
 
-    def _match(self, takes: Callable[[Route], bool], scope: Scope) -> Route | None:
+    def _first_line_where(self, takes: Callable[[Route], bool], scope: Scope) -> Route | None:
         routes = [route for route in self._routes if takes(route)]
         key = tuple(id(route) for route in routes if route.mcp is not None)
         router = self._routers.get(key)
@@ -206,7 +206,9 @@ class McpLines:
 
     def _is_in_shadow(self, scope: Scope) -> bool:
         """Whether all MCP lines of a path are in shadow: an unreadable message may fall under any of them."""
-        found = self._match(lambda route: route.mcp is None or route.enforcement != "shadow", scope)
+        found = self._first_line_where(
+            lambda route: route.mcp is None or route.enforcement != "shadow", scope
+        )
         return found is None or found.mcp is None
 
 

@@ -281,7 +281,7 @@ async def usage_figures(
         read_subjects(kit.store, catalog, customer, plan if subjects else None),
     )
     tenure = had[customer]
-    terms, own = _own_terms(catalog, tenure), (tenure.seats, tenure.fixed, tenure.addons)
+    terms, own = _terms_in_tenure(catalog, tenure), (tenure.seats, tenure.fixed, tenure.addons)
     priced = None if plan is None else plan_cost(catalog, plan, *own)
     seats = seats_of(catalog, usage, priced)
     return {
@@ -318,7 +318,7 @@ def _price_other_plans(
     return price_on_plans(catalog, others, used, own, counted)
 
 
-def _own_terms(catalog: Catalog, tenure: PlanTenure) -> TrialTerms:
+def _terms_in_tenure(catalog: Catalog, tenure: PlanTenure) -> TrialTerms:
     terms = PlanOffers(catalog, own_prices=True).to(tenure)
     return replace(terms, fixed_cents=Fraction(0), labels={}) if tenure.is_unpaid else terms
 

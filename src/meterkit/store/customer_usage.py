@@ -177,6 +177,8 @@ class CustomerUsage(TypedDict):
 
 
 _DELIVERY_STATES: Final = frozenset(DeliveryCounts.__annotations__)
+BILLED_STATES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered")
+"""Of units that Stripe has or is to get for this period: late and dead ones are neither."""
 
 
 def hide_delivery_states(usage: CustomerUsage) -> CustomerUsage:

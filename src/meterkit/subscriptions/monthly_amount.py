@@ -67,7 +67,7 @@ def _sum_monthly(found: Mapping[str, Any], currency: str) -> Fraction:
         return Fraction(0)
     paid = sum((amount * per_month for amount, per_month in items), Fraction(0))
     # An amount is taken off each invoice, one an interval.
-    return _discounted(paid, found, currency, per_month=items[0][1])
+    return _take_coupons_off(paid, found, currency, per_month=items[0][1])
 
 
 def _licensed(found: Mapping[str, Any], currency: str) -> Iterator[tuple[Fraction, Fraction]]:
@@ -78,7 +78,7 @@ def _licensed(found: Mapping[str, Any], currency: str) -> Iterator[tuple[Fractio
         per_month = _INTERVALS_A_MONTH.get(text_in(recurring, "interval"))
         is_known = not currency or text_in(price, "currency") in {"", currency}
         if per_month is not None and is_known and recurring.get("usage_type") != "metered":
-            amount = _discounted(_amount(item, price), item, currency)
+            amount = _take_coupons_off(_amount(item, price), item, currency)
             yield amount, per_month / max(1, _integer_of(recurring.get("interval_count"), 1))
 
 
@@ -90,7 +90,7 @@ def _amount(item: Mapping[str, Any], price: Mapping[str, Any]) -> Fraction:
     return _fraction_of(price.get("unit_amount_decimal") or price.get("unit_amount")) * quantity
 
 
-def _discounted(
+def _take_coupons_off(
     amount: Fraction, found: Mapping[str, Any], currency: str, *, per_month: Fraction = Fraction(1)
 ) -> Fraction:
     """Take the lasting coupons of a subscription or an item off an amount, in their order.

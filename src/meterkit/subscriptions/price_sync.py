@@ -259,7 +259,7 @@ class _SyncRun:
                 if not self._dry_run:
                     await self._api.post(_PRODUCTS, {**product, "unit_label": meter.unit})
             elif is_titled(meter, self._catalog.meters) and there["name"] != meter.title:
-                action = await self._rename(product["id"], meter.title)
+                action = await self._rename_product(product["id"], meter.title)
             made = action == "to make"
             self._add_line("product", meter.title, action, "" if made else product["id"])
 
@@ -374,10 +374,10 @@ class _SyncRun:
         is_own, name = self._products.get(product.key) == object_id, self._names.get(object_id, product.name)
         action: Action = "is there"
         if is_own and product.is_named and name != product.name:
-            action = await self._rename(object_id, product.name)
+            action = await self._rename_product(object_id, product.name)
         self._add_product_line(product, action, object_id)
 
-    async def _rename(self, product: str, name: str) -> Action:
+    async def _rename_product(self, product: str, name: str) -> Action:
         if self._dry_run:
             return "to rename"
         await self._api.post(f"{_PRODUCTS}/{product}", {"name": name})

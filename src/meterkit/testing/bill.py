@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override, with_addons
+from meterkit.store.customer_usage import BILLED_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator import StripeEmulator
 
 _CHANGES: Final = frozenset({"plan", "addons", "overrides"})
-_PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered")
-"""Of units that Stripe has or is to get for this period: late and dead ones are neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,7 @@ async def check_bill(
                 prepaid[meter.name] = (
                     row["recorded"] - row["overage"] - row["over_cap"] - _included(quantity, entitlement)
                 )
-            stored = sum(row[place] for place in _PLACES)
+            stored = sum(row[place] for place in BILLED_STATES)
             has = billed[meter.stripe.event_name] if by_events else stored
             due = due_of(quantity, entitlement, meter.stripe.report, prepaid=prepaid[meter.name])
             if has_changed and due != has:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.audit.entries import NOTHING_UNSENT, RECORDED, UnsentUnits
+from meterkit.store.customer_usage import BILLED_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +35,6 @@ _OF_GRANTS: Final = (
     " ids (`meterkit grants list`)"
 )
 _IS_OVER: Final = "the period is over, and is not rebuilt: "
-_PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def find_missing_units(
     ``unsent``: units that no meter event bills; the books may have forgotten them.
     """
     counts: Mapping[str, Any] = usage["meters"].get(meter) or {}
-    known = sum(counts.get(place, 0) for place in _PLACES)
+    known = sum(counts.get(place, 0) for place in BILLED_STATES)
     known += max(counts.get("late", 0), unsent.late + unsent.by_item)
     known += max(counts.get("dead", 0), unsent.dropped)
     recorded = _count_audited(units) - counts.get("recorded", 0)

@@ -122,7 +122,7 @@ class _RebuildRun:
         return "" if counted is None else counted.event_name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _CustomerBooks:
     """Stored usage of a customer at one instant.
 
@@ -133,6 +133,7 @@ class _CustomerBooks:
         counted_ms: the first instants of the periods that have counts.
         sums: of the log.
         unsent: units that no meter event bills: by the log, and once :meth:`add_items` was called, by Stripe.
+        has_items: whether it was.
     """
 
     customer: str
@@ -142,6 +143,7 @@ class _CustomerBooks:
     counted_ms: Collection[int]
     sums: PeriodSums
     unsent: UnsentByMeter
+    has_items: bool = False
 
     def unsent_of(self, start_ms: int, meter: str) -> UnsentUnits:
         """Units of a meter in a period that no meter event bills."""
@@ -149,6 +151,7 @@ class _CustomerBooks:
 
     def add_items(self, units: Mapping[str, int], known: Mapping[str, ReportedMeter]) -> None:
         """Add the units that invoice items bill, by usage key, to those of the log's periods and meters."""
+        self.has_items = True
         for start_ms, meters in self.sums.items():
             for meter in meters:
                 key, found = usage_key_of(self.customer, _token_of(meter, known), start_ms), self.unsent_of
@@ -302,7 +305,9 @@ class CounterRebuilder:
         )
 
     async def _read_items(self, books: _CustomerBooks, run: _RebuildRun) -> None:
-        """Read the invoice items for late usage: Stripe's meters have none of their units."""
+        """Read the invoice items for late usage, once: Stripe's meters have none of their units."""
+        if books.has_items:
+            return
         if self._summaries is not None and books.stripe_customer is not None and books.sums:
             units = await self._summaries.item_units(books.stripe_customer, min(books.sums))
             books.add_items(units, run.known)
@@ -340,16 +345,18 @@ class CounterRebuilder:
             asked: of those that are to be compared.
             run: this one.
         """
-        found, has_items = list[RebuildResult](), False
+        found = list[RebuildResult]()
         for one, next_ms in pairwise(starts_ms):
             if one not in asked:
                 continue
             usage = books.usage_at(at_ms=one + _SAME_PERIOD_MS)
             is_long_over = run.at_ms is None and self._store.now_ms() - next_ms > _LONG_OVER_MS
             found_lacking = _find_lacking(books, usage, one)
-            if not (is_long_over or has_items) and any(lacks.reported for lacks in found_lacking.values()):
+            if not (is_long_over or books.has_items) and any(
+                lacks.reported for lacks in found_lacking.values()
+            ):
                 await self._read_items(books, run)
-                found_lacking, has_items = _find_lacking(books, usage, one), True
+                found_lacking = _find_lacking(books, usage, one)
             # Else Stripe's units may belong to a meter whose event name is unknown.
             are_named = all(run.event_of(meter) for meter, lacks in found_lacking.items() if lacks.reported)
             left: dict[str, int | None] = {}  # By event name: one of its meters after the other takes of it.
