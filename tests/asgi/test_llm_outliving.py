@@ -79,6 +79,17 @@ async def test_a_fetched_job_counts_once(
     assert [] == caplog.records
 
 
+async def test_a_job_counts_once_whatever_provider_a_route_names(store_url: str) -> None:
+    """A route knows the provider, a worker or another route only the shape of the answer."""
+    plans = PLANS.replace("routes:\n", 'routes:\n  - {match: "/azure", usage: auto, provider: azure}\n')
+    done = response("completed")
+    async with metered(saying(response("queued"), done), store_url, plans=plans) as at:
+        for path in ("/azure", "/azure", "/auto"):
+            await polled(at, path)
+        await at.kit.record_usage(None, done)
+        assert (600, 400) == await tokens(at.kit)
+
+
 async def test_a_stream_that_is_left_counts_when_its_end_is_read(store_url: str) -> None:
     """The provider goes on: nothing is estimated that will be reported."""
     begun = sse({"type": "response.created", "response": response("queued")})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Event, create_task
+from asyncio import CancelledError, Event, create_task, get_running_loop, sleep
 from datetime import timedelta
 
 import pytest
@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 import meterkit
 from drivers.app import Served, answering, hello, served
-from faults.refusals import settled, stopped
+from faults.proxy import Mode, TcpProxy
+from faults.refusals import eventually, settled, stopped
 from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +113,21 @@ async def test_while_the_first_is_in_flight_a_second_is_refused(any_store_url: s
         assert await recorded(http) == (1, 0)
 
 
+async def test_a_request_that_is_cancelled_undecided_leaves_no_mark(valkey: Server) -> None:
+    """A plan may limit only rates, so that such a request holds nothing else."""
+    plans = PLANS.replace(", included: 3, overage: deny, concurrency: 2", "")
+    async with served(hello, plans=plans, redis_url=valkey.url) as http:
+        await http.client.post("/v1/x")
+        first = create_task(http.client.post("/v1/x", headers=KEY))
+        await sleep(0)  # The store is asked by then, and has not replied.
+        first.cancel()
+        with pytest.raises(CancelledError):
+            await first
+        await http.kit.check("acme", "requests")  # Its reply comes after the other.
+        assert await http.statuses("/v1/x", method="POST", headers=KEY) == [200]
+        assert await recorded(http) == (2, 0)
+
+
 async def test_a_first_that_was_not_billed_leaves_no_mark() -> None:
     app = Waits()
     app.may_end.set()
@@ -141,6 +157,44 @@ async def test_a_repeat_reserves_and_records_nothing() -> None:
             assert (await http.client.post("/ask", json={"max": 50}, headers=KEY)).status_code == 200
             assert (await recorded(http), await recorded(http, "tokens")) == ((1, 0), (53, 0))
         assert (await http.client.post("/ask", json={"max": 50})).status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("path", "meter", "mode"),
+    [
+        ("/v1/x", "requests", "drop_reply"),
+        ("/call", "calls", "blackhole"),
+        ("/long", "calls", "drop_reply"),
+    ],
+)
+async def test_a_request_whose_reply_is_lost_counts_once_as_well(
+    path: str, meter: str, mode: Mode, valkey: Server
+) -> None:
+    """Its mark in flight goes; those of the last two are attempts, of a meter without a limit."""
+    plans = PLANS.replace("meters: {", "meters: {calls: {unit: call}, words: {unit: word}, ", 1).replace(
+        "routes:\n",
+        """routes:
+  - {match: "/call", consume: {calls: 1}, charge_on: attempt}
+  - match: "/long"
+    consume: {calls: 1}
+    charge_on: attempt
+    reserve: {words: {from: max, default: 1, ceiling: 50}}
+""",
+    )
+    app = Waits()
+    app.may_end.set()
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        served(app, plans=plans, redis_url=proxy.url, settings={"store_timeout": 0.1}) as http,
+    ):
+        await http.kit.check("acme", "requests")
+        lane = http.kit.store.lanes[get_running_loop()]
+        await proxy.set(mode)
+        for app.status in (500, 200, 200):
+            assert await http.statuses(path, method="POST", headers=KEY) == [app.status]
+            await proxy.set("pass")
+            await eventually(lambda: lane.connected and not lane.is_open and lane.unsettled == 0)
+        assert (await recorded(http, meter))[0] == 1
 
 
 async def test_what_is_served_in_an_outage_is_billed_once_too(valkey: Server) -> None:

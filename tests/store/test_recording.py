@@ -126,6 +126,15 @@ async def test_answers_of_models_go_by_the_same_rule(kit: MeterKit) -> None:
     assert await recorded(kit) == {"pages": 2, "input_tokens": 5, "output_tokens": 2}
 
 
+async def test_an_answer_without_tokens_uses_up_no_event_id(kit: MeterKit) -> None:
+    answer: dict[str, Any] = {"id": "c1", "object": "chat.completion", "model": "m", "choices": []}
+    await kit.record_usage("ada", answer | {"usage": chat_usage(0, 0)}, event_id="job-7")
+    for _ in range(2):
+        await kit.record("ada", "pages", 3, event_id="job-7")
+        await kit.record_usage("ada", answer | {"usage": chat_usage(5, 2)}, event_id="job-7")
+    assert await recorded(kit) == {"pages": 3, "input_tokens": 5, "output_tokens": 2}
+
+
 async def test_changes_of_gauges_go_by_the_same_rule(kit: MeterKit) -> None:
     gauges = kit.gauges
     await kit.record("ada", "pages", 2, event_id="e")

@@ -20,7 +20,14 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.call_amounts import join_used, price_tokens
 from meterkit.store.request_idempotency import repeat_digest
 from meterkit.store.settlement import Settlement, settle_decision
-from meterkit.store.settlement_parts import RepeatMark, UsedQuantities, add_quantities, find_used_meters
+from meterkit.store.settlement_parts import (
+    NOTHING_USED,
+    HeldQuantities,
+    RepeatMark,
+    UsedQuantities,
+    add_quantities,
+    find_used_meters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -111,7 +118,7 @@ class Exchange(AdmittedRequest):
         self._reading = None
         self._renewed: PreparedDecision | None = None
         self._trailers = self._begun = self._failed = self._gone = False
-        self._decided_ms = 0 if decided is None else self._reply[1]
+        self._decided_ms = self._store.now_ms() if decided is None else self._reply[1]
         self._slot = self._decided_ms // HOLD_SLOT_MS
 
     async def receive(self) -> Message:
@@ -272,7 +279,12 @@ class Exchange(AdmittedRequest):
         extra = UsedQuantities(recorded, recorded)
         if decided is None:
             extra = undecided_usage(
-                self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
+                self._view,
+                self._route,
+                self._fallback_decision,
+                recorded,
+                is_counted=self.is_counted,
+                billed=billed,
             )
         extra = self._price_tokens(extra)
         parts = self._usage_of_calls(outcome)
@@ -335,14 +347,19 @@ class Exchange(AdmittedRequest):
             for settlement in self._build_settlements(held, parts, billed=billed):
                 self._store.settle(lane, settlement)
             return
-        # Without a decision it is unknown whether this is a repeat: the store finds out at settlement.
-        digest = repeat_digest(self._route, self._scope) if billed and self._decided is None else None
+        # Without a decision it is unknown whether this is a repeat: the store finds out at settlement. If its
+        # reply was lost, it may have the mark of a request in flight.
+        may_be_marked = self._decided is None and (billed or self.is_counted)
+        digest = repeat_digest(self._route, self._scope) if may_be_marked else None
         parts = [part for part in parts if part.recorded or part.rated or part.charged]
+        if digest is not None:
+            parts = parts or [NOTHING_USED]
         for part in reversed(parts):  # What remembers the key comes last.
             if self._decided is None:
                 count_in_process(self._store, self._view, self._route, part.rated)
-            mark = None if digest is None else RepeatMark(digest, billed=part is parts[0])
-            self._store.settle(lane, Settlement(self._view, used=part, mark=mark))
+            mark = None if digest is None else RepeatMark(digest, billed and part is parts[0])
+            slot = HeldQuantities(slot=0 if mark is None else self._slot)
+            self._store.settle(lane, Settlement(self._view, held=slot, used=part, mark=mark))
 
     def settle_attempt(self, decided: PreparedDecision) -> None:
         """Settle at once what the store records with the decision, however the request ends."""

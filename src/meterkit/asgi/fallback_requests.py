@@ -71,19 +71,26 @@ def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapp
 
 
 def undecided_usage(
-    view: CustomerView, route: Route, recorded: Mapping[str, int], *, is_counted: bool, billed: bool
+    view: CustomerView,
+    route: Route,
+    fallback: FallbackDecision | None,
+    recorded: Mapping[str, int],
+    *,
+    is_counted: bool,
+    billed: bool,
 ) -> UsedQuantities:
     """Usage of a request that was decided without the store: its rates have not counted it either.
 
     Args:
         view: the customer.
         route: the line.
+        fallback: how this process has decided it; None: it has not.
         recorded: by the app.
         is_counted: whether the store may have counted what the line consumes.
         billed: whether the request's outcome is billed; the recorded usage is in either case.
     """
     if is_counted:  # The rest is only recorded, not rated again: in doubt for the customer.
-        settled = view.prepare(route).program.settled if billed else _NOTHING
-        return UsedQuantities(add_quantities(settled, recorded), recorded)
+        decided = view.prepare(route) if fallback is None else fallback.decided
+        return UsedQuantities(add_quantities(decided.recorded if billed else _NOTHING, recorded), recorded)
     total = add_quantities(route.consume, recorded)
     return UsedQuantities(total if billed else recorded, total)

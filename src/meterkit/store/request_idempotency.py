@@ -66,6 +66,8 @@ class MarkedDecision(PreparedDecision):
         for name in PreparedDecision.__slots__:
             setattr(self, name, getattr(decision, name))
         self.digest = digest
+        # The mark is given back as well, whatever the plan limits.
+        self._holds = bool(digest or decision.reserved) or decision.program.holds
         self.settles = decision.program.settles or bool(digest)
         self.settlements = {}
         self.packed = self._pack()

@@ -318,9 +318,11 @@ class Store:
         if self.is_off:
             return None
         event, counted_id = None, event_id if job_id is None else job_id
-        if counted_id is not None:
+        given = used.given() if job_id is None else {}
+        # An id counts once for each meter: where nothing was used it is not used either.
+        if counted_id is not None and (given or job_id is not None):
             key = self.keys.event(view.shard, view.customer, counted_id)
-            event = EventMark(key, event_id or "", used.given() if job_id is None else {})
+            event = EventMark(key, event_id or "", given)
         settlement = Settlement(
             view, used=used, event=event, occurred_ms=occurred_ms, asks_revenue=asks_revenue
         )

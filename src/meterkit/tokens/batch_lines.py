@@ -58,10 +58,13 @@ def interaction_of(event: Table) -> Table | None:
 
 
 def call_event_id(call: CallUsage) -> str | None:
-    """The event id under which a call is counted, once; None where it ends with its request."""
+    """The event id under which a call is counted, once; None where it ends with its request.
+
+    Without the provider: a route may name another one than the shape of an answer suggests.
+    """
     if not call.outlives or call.response_id is None:
         return None
-    return f"\0{call.provider}\0{call.response_id}"
+    return f"\0{call.response_id}"
 
 
 _ANSWERS: Final = (
