@@ -207,6 +207,19 @@ async def test_a_balance_without_token_meters_is_charged(store_url: str) -> None
             await capture(at, {"output_tokens": -5}, model="gpt-4o")
 
 
+async def test_a_charged_answer_is_repeated_with_its_own_figures_only(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=MONEY_ALONE) as at:
+        await give(at, 10)
+        for _ in range(2):
+            await at.kit.record_usage("acme", SAID, event_id="job-7")
+        charged = await spent(at)
+        assert charged == price_of("gpt-4o-mini", left=100, entered=1000)
+        with pytest.raises(MeterkitError, match=r"1000 of input_tokens were .* now 3000 are given"):
+            await at.kit.record_usage("acme", answer(chat_usage(3000, 100)), event_id="job-7")
+        await at.kit.record_usage("acme", answer(chat_usage(3000, 100)), event_id="job-8")
+        assert await spent(at) > charged
+
+
 async def test_a_price_for_every_model_charges_figures_without_one(store_url: str) -> None:
     async with metered(answering(), store_url, plans=MONEY_PLANS.replace('"own-*"', '"*"')) as at:
         await give(at, 10)

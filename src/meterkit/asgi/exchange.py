@@ -350,7 +350,7 @@ class Exchange(AdmittedRequest):
         # Without a decision it is unknown whether this is a repeat: the store finds out at settlement. If its
         # reply was lost, it may have the mark of a request in flight.
         may_be_marked = self._decided is None and (billed or self.is_counted)
-        digest = repeat_digest(self._route, self._scope) if may_be_marked else None
+        digest = self._undecided_digest() if may_be_marked else None
         parts = [part for part in parts if part.recorded or part.rated or part.charged]
         if digest is not None:
             parts = parts or [NOTHING_USED]
@@ -360,6 +360,12 @@ class Exchange(AdmittedRequest):
             mark = None if digest is None else RepeatMark(digest, billed and part is parts[0])
             slot = HeldQuantities(slot=0 if mark is None else self._slot)
             self._store.settle(lane, Settlement(self._view, held=slot, used=part, mark=mark))
+
+    def _undecided_digest(self) -> str | None:
+        """Digest of the idempotency key, read before the app: routers may change the scope's path."""
+        fallback = self._fallback_decision
+        known = None if fallback is None else fallback.decided.digest
+        return known or repeat_digest(self._route, self._scope)
 
     def settle_attempt(self, decided: PreparedDecision) -> None:
         """Settle at once what the store records with the decision, however the request ends."""

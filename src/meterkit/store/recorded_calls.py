@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from meterkit.catalog.genai_prices_table import TOKEN_METERS, USAGE_METERS
@@ -18,7 +19,7 @@ from meterkit.store.input_checks import check_event_id
 from meterkit.store.job_claims import JobClaim, claim_job, remember_job
 from meterkit.store.job_holds import end_job
 from meterkit.store.settlement import Settlement
-from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities
+from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities, add_quantities
 from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
 from meterkit.tokens.call_prices import price_call
 from meterkit.tokens.objects import calls_of, pending_jobs, usage_of
@@ -71,15 +72,20 @@ async def record_calls(
         of_parts = await _count_job(store, view, call, job_id, by=by, event_id=event_id)
         is_unknown = is_unknown or of_parts is None
         revenues += of_parts or ()
-    own = _usage_of_calls([call for call in calls if call_event_id(call) is None], store.cache)
-    for at, part in enumerate(own):
+    own = [call for call in calls if call_event_id(call) is None]
+    figures = reduce(add_quantities, (call.units for call in own), dict[str, int]())
+    for at, part in enumerate(_usage_of_calls(own, store.cache)):
         if view is None:
             raise MeterkitError(
                 "record_usage: found no customer; only a job of a provider is counted without"
             )
         # Each model's part is settled for itself, so that each is remembered for itself.
         part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        revenues.append(await store.record(view, part, event_id=part_id, asks_revenue=True))
+        # A charge may differ in a repeat, the figures behind it not.
+        compared = figures if part.charged else {}
+        revenues.append(
+            await store.record(view, part, event_id=part_id, compared=compared, asks_revenue=True)
+        )
     return None if is_unknown else _add_money(usage_of(answer), calls, revenues, store.cache)
 
 

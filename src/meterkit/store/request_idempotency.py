@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def repeat_digest(route: Route, scope: Scope) -> str | None:
     """Digest of a request's idempotency key; None: it has none, or an empty one.
 
-    It covers method, path and all values of the route's header, whichever of them the app reads.
+    It covers method, path and all values of the route's header, whichever of them the app reads. The root
+    path counts as well: where an app is mounted, some servers leave it out of the path.
     """
     name = route.idempotency_header
     if name is None or scope["type"] != "http":
@@ -32,7 +33,8 @@ def repeat_digest(route: Route, scope: Scope) -> str | None:
     if not any(values):
         return None
     digest = blake2b(digest_size=16)
-    for part in (scope["method"].upper().encode(), scope["path"].encode("utf-8", "surrogatepass"), *values):
+    paths = (path.encode("utf-8", "surrogatepass") for path in (scope.get("root_path", ""), scope["path"]))
+    for part in (scope["method"].upper().encode(), *paths, *values):
         digest.update(b"%d:%b" % (len(part), part))
     return digest.hexdigest()
 

@@ -57,6 +57,7 @@ __all__ = ["Prepare", "Store"]
 _logger = logging.getLogger("meterkit.store")
 
 _SPOOL_WAIT_S: Final = 1.0
+_NOTHING: Final[Mapping[str, int]] = {}
 
 
 class EndableJob(Protocol):
@@ -302,12 +303,14 @@ class Store:
         *,
         event_id: str | None,
         job_id: str | None = None,
+        compared: Mapping[str, int] = _NOTHING,
         occurred_ms: int | None = None,
         asks_revenue: bool = False,
     ) -> Fraction | None:
         """Count after the fact, never denied; returns when the usage is recorded, or spooled.
 
-        The id of a provider's job counts once in all; the app's event id counts once for each meter.
+        The id of a provider's job counts once in all; the app's event id counts once for each meter, with the
+        same quantities and the same ``compared`` ones, which are of no meter.
 
         Returns:
             The revenue in micro-units; None: not asked, or no reply yet.
@@ -318,7 +321,7 @@ class Store:
         if self.is_off:
             return None
         event, counted_id = None, event_id if job_id is None else job_id
-        given = used.given() if job_id is None else {}
+        given = {**compared, **used.given()} if job_id is None else {}
         # An id counts once for each meter: where nothing was used it is not used either.
         if counted_id is not None and (given or job_id is not None):
             key = self.keys.event(view.shard, view.customer, counted_id)
