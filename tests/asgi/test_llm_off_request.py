@@ -226,6 +226,12 @@ async def test_a_price_for_every_model_charges_figures_without_one(store_url: st
         await at.kit.record("acme", FIGURES, event_id="one")
         await at.kit.record("acme", FIGURES, event_id="one")
         assert await spent(at) == 650
+        # A job may record its meters in several calls, and all of them once more.
+        for event_id, first in (("two", {"input_tokens": 1000}), ("three", {"output_tokens": 500})):
+            before = await spent(at)
+            for given in (first, FIGURES, first, FIGURES):
+                await at.kit.record("acme", given, event_id=event_id)
+            assert await spent(at) - before == 650
 
 
 async def test_unpriced_usage_is_counted_and_logged(store_url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -88,12 +88,13 @@ def check_event_id(value: object, name: str = "event_id") -> None:
     """Check an event id.
 
     Raises:
-        MeterkitError: it is not a text of 1 to 256 bytes of UTF-8.
+        MeterkitError: it is not a text of 1 to 256 bytes of UTF-8, or has a NUL, as only meterkit's own have.
     """
-    fault = _size_fault(value)
+    fault = _size_fault(value) or ("a NUL character" if isinstance(value, str) and "\0" in value else None)
     if fault is not None:
         raise MeterkitError(
-            f"{name}: found {fault}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8, or None"
+            f"{name}: found {fault}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8"
+            " without NUL, or None"
         )
 
 

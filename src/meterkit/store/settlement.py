@@ -18,6 +18,7 @@ from meterkit.decisions.packed import merge_json
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
+from meterkit.store.call_amounts import price_quantities
 from meterkit.store.request_subjects import NOTHING_PACKED
 from meterkit.store.settlement_parts import (
     NO_CAP,
@@ -178,9 +179,15 @@ class Settlement:
         return MeterkitError(refusal)
 
     def uncounted(self, kept: bytes) -> Self:
-        """The part that the event id has not counted yet."""
-        event = cast("EventMark", self.event).uncounted(kept)
-        return replace(self, used=self.used.only(event.quantities), event=event, spent=None)
+        """The part that the event id has not counted yet, with the charge for it."""
+        given, cache = cast("EventMark", self.event), self.view.cache
+        event = given.uncounted(kept)
+        used = self.used.only(event.quantities)
+        if cache.charges and cache.charges.keys().isdisjoint(given.quantities):
+            named: Any = {name: self.used.dimensions.get(name) for name in ("model", "provider")}
+            left = price_quantities(used.rated, cache, **named, at_ms=self.occurred_ms)
+            used = used._replace(charged=left.charged)
+        return replace(self, used=used, event=event, spent=None)
 
     def on_notices(self, notices: list[bytes]) -> None:
         """Handle the reply's notices: backdated usage, full subjects, revenue, app events."""

@@ -66,8 +66,11 @@ class UsedQuantities(NamedTuple):
         return cls(quantities, quantities, dimensions)
 
     def given(self) -> dict[str, int]:
-        """Quantities by meter, as stored in the mark of an event id."""
-        return {**self.rated, **self.recorded, **dict.fromkeys(self.charged, UNCOMPARED)}
+        """Quantities by meter, as stored in the mark of an event id.
+
+        A charge is repeated where the quantities are that it is for: it is named only where there are none.
+        """
+        return {**self.rated, **self.recorded} or dict.fromkeys(self.charged, UNCOMPARED)
 
     def only(self, meters: Collection[str]) -> Self:
         """The part for these meters."""
