@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -11,6 +12,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.shop import HALF, Shop, sell_nothing, shop
 from meterkit import CurrencyError, MeterkitError
@@ -219,6 +221,24 @@ async def test_a_top_up_before_a_subscription_fixes_nothing(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
     assert (await at.stripe_subscription(await pays(at, currency="eur")))["currency"] == "eur"
     await refused(at, "usd", billed="eur", requested="usd")
+
+
+async def test_a_top_up_alone_ends_no_spend_limit(store_url: str) -> None:
+    """An import, and a sync once no top-ups were sold, took its dollars for the customer's currency."""
+    in_euros = PLANS.replace("[usd, eur, jpy]", "[eur, usd, jpy]")
+    async with selling(store_url, in_euros) as at:
+        linked = at.emulator.add_customer("cus_acme")
+        at.emulator.add_payment_method(linked, "pm_card_visa")
+        await at.stripe_change(f"/v1/customers/{linked}", **{"metadata[meterkit_customer]": "acme"})
+        await at.kit.subscriptions.import_from_stripe()
+        await at.kit.customers.spend_limit("acme", 300)
+        assert (await at.kit.credits.buy("acme", 1000)).status == "paid"
+        await at.kit.subscriptions.import_from_stripe()
+        unsold = loads(re.sub(r", top_up: {.*}}", "}", in_euros))
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=unsold) as later:
+            await later.subscriptions.sync("acme")
+            found = await later.customers.get("acme")
+        assert (await shown(at), found.overrides) == ("eur", {"spend": {"period": 300}})
 
 
 async def test_a_plans_file_of_one_currency_leaves_it_to_stripe(store_url: str) -> None:

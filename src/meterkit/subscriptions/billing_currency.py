@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CurrencyError, MeterkitError
 from meterkit.subscriptions.stripe_objects import TOP_UP, part_of, text_in
@@ -54,6 +54,11 @@ def billed_currency(
     return next((text_in(one, "currency").lower() for one in ended), "")
 
 
+def may_be_of_top_ups(currency: str, catalog: Catalog) -> bool:
+    """Whether a Stripe customer may have its currency only from top-ups, which may be sold no more."""
+    return currency == BALANCE_CURRENCY and any(one.is_money for one in catalog.credits.values())
+
+
 async def read_billed_currency(
     api: StripeApi,
     catalog: Catalog,
@@ -68,7 +73,7 @@ async def read_billed_currency(
     """
     currency = billed_currency(found, shown, chosen)
     is_subscribed = has_live_subscription(found) or any(map(has_begun, found))
-    if currency != BALANCE_CURRENCY or is_subscribed or find_top_ups(catalog.credits) is None:
+    if is_subscribed or not may_be_of_top_ups(currency, catalog):
         return currency
     invoices = await api.list("/v1/invoices", {"customer": text_in(shown, "id")})
     in_dollars = [one for one in invoices if text_in(one, "currency") == BALANCE_CURRENCY]

@@ -12,6 +12,7 @@ from meterkit.decisions.customer_state import CustomerState, effective_plan, wit
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError
 from meterkit.stripe.concurrent_calls import run_together
+from meterkit.subscriptions.billing_currency import may_be_of_top_ups
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
@@ -310,14 +311,18 @@ class StripeImporter:
         await self._states.change(newcomer.customer, change, cause=_CAUSE)
 
     async def _store_currency(self, newcomer: Newcomer, state: CustomerState) -> None:
-        """Store the currency of a customer without a subscription."""
+        """Store the currency of a customer without a subscription; that of top-ups alone is not its own."""
+        if state.currency == newcomer.currency:
+            return
+        if may_be_of_top_ups(newcomer.currency, self._store.catalog):
+            await self._fetch(newcomer.customer)  # The list does not show what was bought.
+            return
 
         def change(now: CustomerState) -> CustomerState:
             is_its = now.stripe_customer == newcomer.stripe_customer
             return replace(now, currency=newcomer.currency) if is_its else now
 
-        if state.currency != newcomer.currency:
-            await self._states.change(newcomer.customer, change, cause=_CAUSE)
+        await self._states.change(newcomer.customer, change, cause=_CAUSE)
 
     async def _catch_up(self, began_s: int, activated: Mapping[str, str]) -> None:
         """Fetch the subscriptions that have changed at Stripe since the lists were read."""
