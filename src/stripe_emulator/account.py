@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stripe_emulator.coupons import Coupon, Discount, PromotionCode
     from stripe_emulator.customers import BalanceTransaction
     from stripe_emulator.invoice_totals import TaxRate
-    from stripe_emulator.invoices import CreditNote, Refund
+    from stripe_emulator.invoices import CreditNote, Dispute, Refund
     from stripe_emulator.page_sessions import PortalSession
     from stripe_emulator.protocol import JsonObject
     from stripe_emulator.schedules import Schedule
@@ -86,6 +86,7 @@ class Account:
             self.subscriptions = Subscriptions("subscription")
             self.invoices = Invoices()
             self.refunds: ObjectRegistry[Refund] = ObjectRegistry("refund")
+            self.disputes: ObjectRegistry[Dispute] = ObjectRegistry("dispute")
             self.balance_transactions: ObjectRegistry[BalanceTransaction] = ObjectRegistry(
                 "balance transaction"
             )

@@ -13,6 +13,7 @@ from stripe_emulator.clock import Clock
 from stripe_emulator.customers import Customer
 from stripe_emulator.faults import Fault, PendingFault
 from stripe_emulator.invoice_lifecycle import attempt_payment
+from stripe_emulator.invoices import Dispute
 from stripe_emulator.meters import Meter
 from stripe_emulator.payment_method_calls import cancel_setup, confirm_setup
 from stripe_emulator.payment_methods import find_setup_intent
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from stripe_emulator.account import Account
     from stripe_emulator.meter_events import MeterEvent
-    from stripe_emulator.protocol import Exchange, JsonObject
+    from stripe_emulator.protocol import Exchange
 
 
 _P = ParamSpec("_P")
@@ -260,13 +261,17 @@ class AccountControls(Behaviour):
             method.is_set_up = True  # https://docs.stripe.com/billing/subscriptions/payment-methods-setting
             self._save_payment_method(found.subscription, method.id, customer=found.customer)
 
-    def dispute_payment(self, invoice: str) -> None:
-        """Dispute the payment of an invoice: the customer's bank takes all of it back.
+    def dispute_payment(
+        self, invoice: str, *, amount: int | None = None, status: str = "needs_response"
+    ) -> None:
+        """Dispute the payment of an invoice: the customer's bank takes it back.
 
         https://docs.stripe.com/disputes/how-disputes-work
 
         Args:
             invoice: its id.
+            amount: the part that is disputed (minor units); None: all of it.
+            status: how the dispute stands: ``won`` once the bank has given the money back.
 
         Raises:
             ApiError: there is no such invoice.
@@ -277,19 +282,17 @@ class AccountControls(Behaviour):
             if found.charge is None:
                 raise ValueError(f"nothing was charged for {invoice}")
             found.disputed = True
-            dispute: JsonObject = {
-                "id": new_id("du_1", length=23),
-                "object": "dispute",
-                "amount": found.amount_paid,
-                "charge": found.charge,
-                "created": self._account.now,
-                "currency": found.currency,
-                "livemode": found.livemode,
-                "payment_intent": found.payment_intent,
-                "reason": "general",
-                "status": "needs_response",
-            }
-            self._account.emit("charge.dispute.created", dispute)
+            dispute = Dispute(
+                id=new_id("du_1", length=23),
+                created=self._account.now,
+                amount=found.amount_paid if amount is None else amount,
+                currency=found.currency,
+                payment_intent=found.payment_intent,
+                charge=found.charge,
+                status=status,
+                livemode=found.livemode,
+            )
+            self._account.add(self._account.disputes, dispute, "charge.dispute.created")
 
     def confirm_setup(self, client_secret: str, *, card: str | None = None) -> None:
         """Authenticate a card for later payments, as a customer does in a browser: ``confirmCardSetup``.

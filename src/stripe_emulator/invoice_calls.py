@@ -174,7 +174,9 @@ def _pay_invoice(account: Account, call: Call) -> JsonObject:
     own = payment_method_of(account, invoice.customer, subscription_of_invoice(account, invoice))
     if (given or invoice.default_payment_method or own) is None:
         raise ApiError(NO_PAYMENT_METHOD, code="resource_missing", stored=True)
-    if not attempt_payment(account, invoice, method=given, by_itself=False):
+    if given is not None and not account.payment_methods.find(given).brand:
+        invoice.attempted = True  # The payment is `processing` for days.
+    elif not attempt_payment(account, invoice, method=given, by_itself=False):
         raise card_declined()
     return refreshed_invoice_json(account, invoice)
 

@@ -1,4 +1,4 @@
-"""Invoices and their lines, refunds and credit notes, by id."""
+"""Invoices and their lines, refunds, disputes and credit notes, by id."""
 
 from __future__ import annotations
 
@@ -439,6 +439,25 @@ class Refund:
             "status": "succeeded",
             "transfer_reversal": None,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispute:
+    """A dispute of an invoice's payment. ``amount`` is in minor units of the currency."""
+
+    id: str
+    created: int
+    amount: int
+    currency: str
+    payment_intent: str | None
+    charge: str
+    status: str
+    livemode: bool
+    reason: str = "general"
+
+    def to_json(self) -> JsonObject:
+        """Return the dispute as Stripe shows it (https://docs.stripe.com/api/disputes/object)."""
+        return {**shown_fields(self), "object": "dispute"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 CARD_ALWAYS_AUTHENTICATES: Final = "pm_card_authenticationRequired"
 CARD_AUTHENTICATES_UNTIL_SETUP: Final = "pm_card_authenticationRequiredOnSetup"
-# Stripe's names of test cards (https://docs.stripe.com/testing?testing-method=payment-methods).
+BANK_ACCOUNT: Final = "pm_usBankAccount_success"
+# Stripe's names of test cards (https://docs.stripe.com/testing?testing-method=payment-methods), and of a bank
+# account (https://docs.stripe.com/payments/ach-direct-debit/accept-a-payment#test-integration).
 TEST_CARDS: Final = {
     "pm_card_visa": ("visa", "4242", True),
     "pm_card_mastercard": ("mastercard", "4444", True),
@@ -23,6 +25,7 @@ TEST_CARDS: Final = {
     "pm_card_chargeDeclined": ("visa", "0002", False),
     CARD_ALWAYS_AUTHENTICATES: ("visa", "3184", True),
     CARD_AUTHENTICATES_UNTIL_SETUP: ("visa", "3155", True),
+    BANK_ACCOUNT: ("", "6789", True),
 }
 NO_PAYMENT_METHOD: Final = (
     "This customer has no attached payment source or default payment method. Please consider adding a "
@@ -49,11 +52,12 @@ def card_declined() -> ApiError:
 
 @dataclass(slots=True, kw_only=True)
 class PaymentMethod:
-    """A card.
+    """A card, or a bank account.
 
     Attributes:
         customer: its owner; None: it has none.
         works: whether charges go through.
+        brand: of a card; empty: it is a bank account, whose payments take days.
         authenticates: whether each charge asks its customer (3-D Secure).
         asks_until_set_up: whether charges ask its customer unless a setup intent has succeeded and they are
             made off session (https://docs.stripe.com/testing#regulatory-cards).
@@ -74,14 +78,16 @@ class PaymentMethod:
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it (https://docs.stripe.com/api/payment_methods/object)."""
         hidden = ("asks_until_set_up", "authenticates", "brand", "is_set_up", "last4", "works")
+        shown: JsonObject = {"brand": self.brand, "last4": self.last4, "exp_month": 12, "exp_year": 2040}
+        kind = "card" if self.brand else "us_bank_account"
         return {
             **shown_fields(self, *hidden),
             "object": "payment_method",
             "allow_redisplay": "unspecified",
             "billing_details": {"address": None, "email": None, "name": None, "phone": None, "tax_id": None},
-            "card": {"brand": self.brand, "last4": self.last4, "exp_month": 12, "exp_year": 2040},
+            kind: shown if self.brand else {"bank_name": "STRIPE TEST BANK", "last4": self.last4},
             "metadata": {},
-            "type": "card",
+            "type": kind,
         }
 
 
@@ -97,7 +103,7 @@ class PaymentMethods(ObjectRegistry[PaymentMethod]):
         self.failing: set[str] = set()
 
     def attach(self, name: str, *, customer: str, now: int) -> PaymentMethod:
-        """Give a customer one of Stripe's test cards.
+        """Give a customer one of Stripe's test cards, or its test bank account.
 
         Raises:
             ApiError: there is no such payment method, it is another customer's, or was detached from one.

@@ -1,4 +1,4 @@
-"""API calls about refunds, charges, payment intents and invoice payments."""
+"""API calls about refunds, disputes, charges, payment intents and invoice payments."""
 
 from __future__ import annotations
 
@@ -125,6 +125,12 @@ def _charge_to_json(account: Account, invoice: Invoice) -> JsonObject:
 def _list_refunds(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/refunds/list."""
     return list_newest(account.refunds, call, "charge", "payment_intent")
+
+
+@CALLS("GET /v1/disputes", "charge created payment_intent", PAGING)
+def _list_disputes(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/disputes/list."""
+    return list_newest(account.disputes, call, "charge", "payment_intent")
 
 
 @CALLS("GET /v1/charges/{id}")

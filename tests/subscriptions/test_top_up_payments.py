@@ -21,8 +21,10 @@ from drivers.top_ups import (
     refund,
     with_card,
 )
-from drivers.webhooks import Hooked, hooked
+from drivers.webhooks import NOW, Hooked, hooked, shop
+from meterkit import PaymentMethodMissingError
 from meterkit.catalog import loads
+from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -31,10 +33,10 @@ CATALOG = loads(f"{PLANS}  pro: {{rank: 10, price: {{amount_cents: 2000, interva
 
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Hooked]:
-    async with hooked(store_url, catalog=CATALOG) as shop:
-        await opened(shop)
-        await with_card(shop)
-        yield shop
+    async with hooked(store_url, catalog=CATALOG) as opened_shop:
+        await opened(opened_shop)
+        await with_card(opened_shop)
+        yield opened_shop
 
 
 async def page_of(at: Hooked, customer: str = "acme") -> str:
@@ -207,3 +209,84 @@ async def test_a_credit_after_the_payment_is_taken_back_once(at: Hooked) -> None
     await refund(at, invoice, 300)
     await at.settle()
     assert await balance(at) == 0
+
+
+async def test_a_bank_account_is_not_charged_for_a_top_up(at: Hooked) -> None:
+    """Its payment takes days: the customer was told of a declined card, and automatic ones stopped."""
+    at.emulator.add_payment_method("cus_acme", "pm_usBankAccount_success")
+    made = await bought(at)
+    assert (made.status, made.declined, await balance(at)) == ("paid", None, 10 * DOLLAR)
+    bank, card = (await at.client.v1.customers.payment_methods.list_async("cus_acme")).data
+    assert (bank.type, card.type) == ("us_bank_account", "card")
+    await at.client.v1.payment_methods.detach_async(card.id)
+    with pytest.raises(PaymentMethodMissingError, match="no saved card"):
+        await bought(at)
+
+
+async def test_a_page_for_a_top_up_is_in_dollars(at: Hooked) -> None:
+    """Where the price has other amounts, a customer in euros paid EUR 9.20 and was granted USD 9.20."""
+    found = await at.client.v1.prices.list_async({"lookup_keys": ["meterkit-top-up:usd:1000"]})
+    asked: Any = {"currency_options": {"eur": {"unit_amount": 920}}}
+    await at.client.v1.prices.update_async(found.data[0].id, asked)
+    asked = {"amount": -1, "currency": "eur"}
+    await at.client.v1.customers.balance_transactions.create_async("cus_acme", asked)
+    invoice = await paid_page(at, await page_of(at))
+    shown = await at.client.v1.invoices.retrieve_async(invoice)
+    assert (shown.currency, shown.total, await balance(at)) == ("usd", 1000, 10 * DOLLAR)
+
+
+async def test_options_of_subscriptions_are_none_of_top_ups(store_url: str) -> None:
+    """Written flat, they were sent: Stripe refused each page, or sold the balance at a discount."""
+    flat = '"subscription_data[description]": Pro, "discounts[0][coupon]": HALF, locale: de'
+    async with hooked(store_url, catalog=loads(f"{PLANS}billing: {{checkout: {{{flat}}}}}\n")) as at:
+        await opened(at)
+        await with_card(at)
+        await at.client.v1.coupons.create_async({"id": "HALF", "percent_off": 50, "duration": "once"})
+        await paid_page(at, await page_of(at))
+        assert await balance(at) == 10 * DOLLAR
+
+
+@pytest.mark.parametrize(
+    ("how", "left"), [({"amount": 400}, 6), ({"amount": 400, "status": "won"}, 10), ({}, 0)]
+)
+async def test_a_dispute_takes_the_part_that_is_disputed(at: Hooked, how: dict[str, Any], left: int) -> None:
+    at.emulator.dispute_payment(str((await bought(at)).invoice), **how)
+    await at.settle()
+    assert (await balance(at), await dead(at)) == (left * DOLLAR, [])
+
+
+async def test_a_key_that_reads_no_disputes_takes_all_back(at: Hooked) -> None:
+    at.emulator.dispute_payment(str((await bought(at)).invoice), amount=400)
+    at.emulator.fail_next("error", status=403, path="/v1/disputes")
+    await at.settle()
+    assert (await balance(at), await dead(at)) == (0, [])
+
+
+TAXED = loads(f'{PLANS}billing: {{checkout: {{"automatic_tax[enabled]": true}}}}\n')
+
+
+async def test_taxes_are_no_part_of_a_balance(store_url: str) -> None:
+    """A credit of half an invoice left USD 6.00, and the refund of USD 12.00 was told as one of USD 10.00."""
+    clock = Clock(NOW)
+    stripe = shop(clock, tax_percent=20)
+    async with hooked(store_url, catalog=TAXED, clock=clock, emulator=stripe) as at:
+        told: list[Any] = []
+        at.kit.on("top_up.refunded")(told.append)
+        await opened(at)
+        await with_card(at)
+        await at.client.v1.customers.update_async("cus_acme", {"address": {"country": "DE"}})
+        await bought(at)
+        stripe.fail_payments("cus_acme")
+        half = str((await bought(at)).invoice)
+        await credited(at, half, 600)
+        stripe.mend_payments("cus_acme")
+        stripe.confirm_payment(half)
+        await at.settle()
+        assert await balance(at) == 15 * DOLLAR
+        for cents, left in ((401, 11_658_334), (799, 5_000_000)):
+            await refund(at, cents=cents)
+            await at.settle()
+            assert await balance(at) == left
+        await at.kit.stop()
+        await at.kit.start()
+        assert [(one.refunded_cents, one.taken_back_cents) for one in told] == [(401, 334), (799, 665)]

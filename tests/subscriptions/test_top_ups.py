@@ -527,10 +527,18 @@ async def test_i4_an_abandoned_top_up_is_taken_over_unchanged(auto: Hooked) -> N
     await api.close()
 
 
-@pytest.mark.parametrize(("cents", "dollars"), [(1000, 0), (400, 22)])
-async def test_who_is_refunded_is_not_charged_again(store_url: str, cents: int, dollars: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "cents", "dollars"), [("refund", 1000, 0), ("refund", 400, 22), ("dispute", 400, 2)]
+)
+async def test_who_is_refunded_is_not_charged_again(
+    store_url: str, how: str, cents: int, dollars: int
+) -> None:
     async with stocked(store_url, spent=4) as at:
-        await refund(at, cents=cents)
+        if how == "refund":
+            await refund(at, cents=cents)
+        else:
+            (paid,) = (await at.client.v1.invoices.list_async({"customer": "cus_acme"})).data
+            at.emulator.dispute_payment(str(paid.id), amount=cents)
         await at.settle()
         await night(at)
         assert await balance(at) == dollars * DOLLAR

@@ -53,11 +53,30 @@ class OptionsShape:
                 inner = holder.values[name]
                 holder = inner if isinstance(inner, Fields) else holder
             problems.refuse(holder.places[path[-1]], "meterkit sets this itself; leave it out")
-        return found
+        return _nested(found)
 
     def schema(self) -> dict[str, object]:
         """Any object."""
         return {"type": "object", "additionalProperties": True}
+
+
+def _nested(options: CheckoutOptions) -> dict[str, object]:
+    """Options with flat names (``automatic_tax[enabled]``) as maps, found by the first part of the name."""
+    found = dict[str, object]()
+    for name, value in options.items():
+        *holders, last = _split_name(name)
+        inner = found
+        for holder in holders:
+            inner[holder] = below = _as_map(inner.get(holder))
+            inner = below
+        more = _as_map(value)
+        inner[last] = {**_as_map(inner.get(last)), **more} if more else value
+    return found
+
+
+def _as_map(value: object) -> dict[str, object]:
+    """A copy of a map; empty if it is none."""
+    return dict(cast("Mapping[str, object]", value)) if isinstance(value, Mapping) else {}
 
 
 def _plain_options(node: Node) -> object:

@@ -143,7 +143,7 @@ class ReclaimedQuantity(NamedTuple):
 
 
 async def reclaim_grant(
-    store: Store, customer: str, target: str, *, grant_id: str, refunded: int, is_all: bool
+    store: Store, customer: str, target: str, *, grant_id: str, refunded: int, stops_automatic: bool
 ) -> ReclaimedQuantity:
     """Take back of a grant the refunded part, as far as it is left. Repeated: a no-op.
 
@@ -153,14 +153,14 @@ async def reclaim_grant(
         target: of the grant, as the store writes it.
         grant_id: the name of the grant.
         refunded: how much of it was refunded in all, in units of a meter, or in micro-credits.
-        is_all: whether that is the whole payment: automatic top-ups stop until the next one is paid.
+        stops_automatic: whether automatic top-ups stop until the next one is paid.
 
     Raises:
         StoreError: the store does not answer.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
     name, script = f"a {target} {grant_id}", store.scripts["reclaim_grant"]
-    more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded, int(is_all))
+    more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded, int(stops_automatic))
     drop_allotments(store, customer)
     return ReclaimedQuantity(more=more, taken=taken)
 

@@ -7,8 +7,10 @@ invoice was voided or marked uncollectible, and while a bank debit is on its way
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.errors import StripeError
 from meterkit.subscriptions.stripe_objects import id_in, part_of
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
 
 PAYMENTS: Final = "/v1/invoice_payments"
+_KEPT: Final = frozenset({"won", "warning_closed"})
+"""Statuses of a dispute that has ended without a loss."""
 _OWED: Final = frozenset({"paid", "open"})
 
 
@@ -41,7 +45,7 @@ async def explain_unpaid_period(api: StripeApi, found: Mapping[str, Any]) -> str
             return f"invoice {invoice['id']} is {invoice['status']}"
         if any(invoice.get(f"{when}_payment_credit_notes_amount") for when in ("pre", "post")):
             return f"invoice {invoice['id']} has a credit note"
-        if await refunded_cents(api, str(invoice["id"])):
+        if (await read_refunds(api, str(invoice["id"]))).cents:
             return f"the payment of invoice {invoice['id']} was refunded or is disputed"
     return None
 
@@ -58,12 +62,21 @@ def is_unpaid(invoice: Mapping[str, Any]) -> bool:
     return invoice["status"] in {"open", "uncollectible"}
 
 
-async def refunded_cents(api: StripeApi, invoice: str) -> int:
-    """Sum the refunded or disputed payments of an invoice, in minor units of its currency.
+class ReturnedMoney(NamedTuple):
+    """Money of an invoice that went back.
 
-    A payment outside of Stripe has no charge.
+    Attributes:
+        cents: in minor units of its currency.
+        is_disputed: whether a part of it is disputed: the customer's bank takes it back.
     """
-    refunded = 0
+
+    cents: int
+    is_disputed: bool
+
+
+async def read_refunds(api: StripeApi, invoice: str) -> ReturnedMoney:
+    """Sum the refunded or disputed payments of an invoice. A payment outside of Stripe has no charge."""
+    refunded, is_disputed = 0, False
     for payment in await api.list(PAYMENTS, {"invoice": invoice, "status": "paid"}):
         paid = part_of(payment, "payment")
         name = id_in(paid, "charge")
@@ -71,11 +84,26 @@ async def refunded_cents(api: StripeApi, invoice: str) -> int:
             name = id_in(await api.get(f"/v1/payment_intents/{intent}"), "latest_charge")
         if name:
             charge = await api.get(f"/v1/charges/{name}")
-            refunded += charge["amount"] if charge["disputed"] else charge["amount_refunded"]
-    return refunded
+            disputed = await _disputed_cents(api, charge) if charge["disputed"] else 0
+            refunded += min(charge["amount"], charge["amount_refunded"] + disputed)
+            is_disputed = is_disputed or disputed > 0
+    return ReturnedMoney(refunded, is_disputed)
 
 
-async def returned_cents(api: StripeApi, invoice: Mapping[str, Any]) -> int:
+async def _disputed_cents(api: StripeApi, charge: Mapping[str, Any]) -> int:
+    """Sum the disputes of a charge, without those that were won; all of it if the key may not read them."""
+    try:
+        found = await api.list("/v1/disputes", {"charge": str(charge["id"])})
+    except StripeError as error:
+        if error.status != HTTPStatus.FORBIDDEN:
+            raise
+        return int(charge["amount"])
+    lost = [one for one in found if one["status"] not in _KEPT]
+    is_comparable = bool(found) and all(one["currency"] == charge["currency"] for one in lost)
+    return sum(int(one["amount"]) for one in lost) if is_comparable else int(charge["amount"])
+
+
+async def read_returned(api: StripeApi, invoice: Mapping[str, Any]) -> ReturnedMoney:
     """Sum what went back after the payment of an invoice: refunds, disputes, and credit notes.
 
     A credit note may itself refund a part of what it credits: that part is among the refunds of the charge.
@@ -85,14 +113,14 @@ async def returned_cents(api: StripeApi, invoice: Mapping[str, Any]) -> int:
         invoice: as Stripe shows it.
     """
     name = str(invoice["id"])
-    returned = await refunded_cents(api, name)
+    returned, is_disputed = await read_refunds(api, name)
     if invoice.get("post_payment_credit_notes_amount"):
         for note in await api.list("/v1/credit_notes", {"invoice": name}):
             if note["status"] != "void":
                 refunds: list[dict[str, Any]] = note.get("refunds") or []
                 refunded = sum(int(one["amount_refunded"]) for one in refunds if id_in(one, "refund"))
                 returned += int(note["post_payment_amount"]) - refunded
-    return returned
+    return ReturnedMoney(returned, is_disputed)
 
 
 async def is_rest_paid(

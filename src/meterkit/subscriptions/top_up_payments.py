@@ -8,6 +8,7 @@ paid, whichever customer its Stripe customer is linked to by then.
 from __future__ import annotations
 
 import logging
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.customers.grants import add_grant, read_granted, reclaim_grant
@@ -16,7 +17,8 @@ from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store import replies
 from meterkit.store.message_queue import publish_notice
-from meterkit.subscriptions.invoice_payments import PAYMENTS, returned_cents
+from meterkit.stripe.invoice_taxes import taxes_on_top
+from meterkit.subscriptions.invoice_payments import PAYMENTS, read_returned
 from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class TopUpInvoice(NamedTuple):
         amount: in cents, as its metadata has it.
         event: the event that started it, if it is an automatic one; empty: the customer bought it.
         paid_cents: the invoice's total, less what was credited before the payment.
+        net_cents: the part of it that is no tax on top of the price.
     """
 
     invoice: str
@@ -88,6 +91,7 @@ class TopUpInvoice(NamedTuple):
     amount: str
     event: str
     paid_cents: int
+    net_cents: Fraction
 
 
 def read_top_up(found: Mapping[str, Any]) -> TopUpInvoice | None:
@@ -96,6 +100,8 @@ def read_top_up(found: Mapping[str, Any]) -> TopUpInvoice | None:
     credit, amount, event = f"{text_in(metadata, TOP_UP)}  ".split(" ", 2)
     if not credit:
         return None
+    total = int(found["total"])
+    paid = total - int(found.get("pre_payment_credit_notes_amount") or 0)
     return TopUpInvoice(
         invoice=str(found["id"]),
         linked=id_in(found, "customer"),
@@ -103,7 +109,8 @@ def read_top_up(found: Mapping[str, Any]) -> TopUpInvoice | None:
         credit=credit,
         amount=amount,
         event=event.strip(),
-        paid_cents=int(found["total"]) - int(found.get("pre_payment_credit_notes_amount") or 0),
+        paid_cents=paid,
+        net_cents=Fraction((total - taxes_on_top(found)) * paid, total or 1),
     )
 
 
@@ -177,7 +184,8 @@ class TopUpPayments:
             return None
         target = target_of("credit", bought.credit)
         granted = await read_granted(self._store, bought.customer, target, bought.invoice)
-        returned = min(bought.paid_cents, await returned_cents(self._api(), found))
+        cents, is_disputed = await read_returned(self._api(), found)
+        returned = min(bought.paid_cents, cents)
         is_all = returned == bought.paid_cents
         if not granted:
             try:
@@ -192,8 +200,8 @@ class TopUpPayments:
         if bought.event:
             await move_auto_top_up(self._store, bought.customer, bought.credit, "paid", event=bought.event)
         if returned:
-            back = returned_share(granted, returned, bought.paid_cents)
-            await self._reclaim_grant(bought.customer, bought.credit, bought.invoice, back, is_all=is_all)
+            # The consent has ended with the money that went back.
+            await self._reclaim_grant(bought, granted, returned, stops_automatic=is_all or is_disputed)
         return bought.customer
 
     async def _grant_top_up(self, bought: TopUpInvoice, *, is_reported: bool, is_returned: bool) -> int:
@@ -216,7 +224,7 @@ class TopUpPayments:
                 " credit of the plans file: nothing was granted. Refund it at Stripe, or declare that credit"
             )
         # A discount or a credit given at Stripe does not enlarge the balance.
-        granted = min(int(bought.amount), bought.paid_cents) * _CENT
+        granted = int(min(Fraction(int(bought.amount)), bought.net_cents) * _CENT)
         # Before the grant: a process that dies in between repeats this. After it, this would start nothing.
         if not granted:
             return 0
@@ -226,15 +234,23 @@ class TopUpPayments:
         return granted
 
     async def _reclaim_grant(
-        self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool
+        self, bought: TopUpInvoice, granted: int, returned: int, *, stops_automatic: bool
     ) -> None:
-        target = target_of("credit", credit)
+        customer, invoice = bought.customer, bought.invoice
+        micros = returned_share(granted, returned, bought.paid_cents)
         found = await reclaim_grant(
-            self._store, customer, target, grant_id=invoice, refunded=micros, is_all=is_all
+            self._store,
+            customer,
+            target_of("credit", bought.credit),
+            grant_id=invoice,
+            refunded=micros,
+            stops_automatic=stops_automatic,
         )
         if not found.more:
             return
-        refunded_cents, taken_cents = -(-found.more // _CENT), found.taken // _CENT
+        # The payment may have been more than the grant, by taxes.
+        refunded_cents = round(Fraction(found.more * bought.paid_cents, granted))
+        taken_cents = found.taken // _CENT
         _logger.warning(
             "top-up %s of customer %r: %d cents were refunded or are disputed; %d of them were left and are"
             " taken back",
@@ -247,7 +263,7 @@ class TopUpPayments:
             "id": f"top_up.refunded/{invoice}/{micros}",
             "at_ms": self._store.now_ms(),
             "invoice": invoice,
-            "credit": credit,
+            "credit": bought.credit,
             "refunded_cents": refunded_cents,
             "taken_back_cents": taken_cents,
         }

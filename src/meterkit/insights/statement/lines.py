@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
+from meterkit.stripe.invoice_taxes import taxes_on_top
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -244,8 +245,7 @@ def _invoice_remainder(invoice: Mapping[str, Any], sum_cents: int) -> list[State
     """Discounts, taxes and the unexplained rest of an invoice, as lines."""
     name, at = str(invoice["id"]), from_ms(1000 * int(invoice["created"]))
     off = -sum(int(one["amount"]) for one in invoice.get("total_discount_amounts") or ())
-    taxes = [one for one in invoice.get("total_taxes") or () if one.get("tax_behavior") != "inclusive"]
-    tax = sum(int(one["amount"]) for one in taxes)
+    tax = taxes_on_top(invoice)
     rest: tuple[tuple[LineKind, int, str], ...] = (
         ("discount", off, "Discounts"),
         ("tax", tax, "Taxes"),

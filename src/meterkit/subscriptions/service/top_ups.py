@@ -45,6 +45,14 @@ _SESSIONS: Final = "/v1/checkout/sessions"
 _DAY_S: Final = 86_400
 _KEYS_KEPT_S: Final = 2 * _DAY_S
 """Stripe keeps idempotency keys for at least a day."""
+_TAKE_DAYS: Final = frozenset(
+    {
+        *("acss_debit", "au_becs_debit", "bacs_debit", "boleto", "customer_balance", "konbini", "multibanco"),
+        *("nz_bank_account", "oxxo", "sepa_debit", "sofort", "us_bank_account"),
+    }
+)
+"""Types of payment methods whose payments succeed or fail later
+(https://docs.stripe.com/payments/payment-methods#payment-notification)."""
 _NOT_OF_TOP_UPS: Final = frozenset(
     {"allow_promotion_codes", "discounts", "payment_method_collection", "subscription_data"}
 )
@@ -238,6 +246,7 @@ class Credits:
                 **options,
                 **urls,
                 "mode": "payment",
+                "currency": BALANCE_CURRENCY,  # A price may have the customer's, too.
                 "customer": linked,
                 "line_items": [{"price": price, "quantity": 1}],
                 "invoice_creation": {"enabled": True, "invoice_data": {"metadata": metadata}},
@@ -350,20 +359,24 @@ class Credits:
         return str(found[key]["id"])
 
     async def _find_card(self, customer: str, linked: str) -> str | None:
-        """The payment method to charge: the default, the subscription's, or the last saved."""
+        """The payment method to charge: the default, the subscription's, or the last saved.
+
+        Bank accounts are left out: their payments take days, and most of them cannot pay US dollars.
+        """
+        listed = await self._api().list(f"/v1/customers/{linked}/payment_methods")
+        saved = [str(one["id"]) for one in listed if text_in(one, "type") not in _TAKE_DAYS]
         owner = await self._api().get(f"/v1/customers/{linked}")
         default = id_in(part_of(owner, "invoice_settings"), "default_payment_method")
-        if default:
+        if not saved:
+            return None
+        if default in saved:
             return default
         _, state = await self._states.read(customer)
         if state.subscription is not None:
             found = await self._api().get(f"/v1/subscriptions/{state.subscription.id}")
-            if own := id_in(found, "default_payment_method"):
+            if (own := id_in(found, "default_payment_method")) in saved:
                 return own
-        saved: list[dict[str, Any]] = (
-            await self._api().get(f"/v1/customers/{linked}/payment_methods", {"limit": 1})
-        )["data"]
-        return str(saved[0]["id"]) if saved else None
+        return saved[0]
 
     def _tax_params(self) -> dict[str, Parameter]:
         """Parameter that taxes invoices if pages are taxed."""
