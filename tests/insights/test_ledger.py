@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from fractions import Fraction
@@ -20,6 +21,7 @@ from drivers.audited_kit import Audited, audited
 from drivers.delivery import NOW
 from drivers.plans import plans_text
 from drivers.shop import sell_nothing, shop
+from drivers.subscribed_customer import fetched, subscription
 from meterkit import MeterkitError, metrics_app
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
@@ -118,6 +120,20 @@ async def test_overage_of_a_trial_earns_nothing(store_url: str, audit_url: str) 
         await drain_all(trial.kit, audit_url)
         assert (await trial.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 700
         assert (await trial.kit.usage("acme", by="model"))["revenue_micros"] == 7_000_000
+
+
+async def test_dollars_of_a_balance_are_no_revenue_in_yen(store_url: str, audit_url: str) -> None:
+    plans = re.sub(r"amount_cents: (\d+)", r"amount_cents: {usd: \1, jpy: \1}", PLANS)
+    catalog = loads(plans.replace("currency: usd", "currency: [usd, jpy]"))
+    async with audited(store_url, audit_url, catalog=catalog) as at:
+        for customer, currency, revenue in (("kim", "jpy", 300 * 700), ("ada", "usd", 300 * 7 + 507)):
+            await fetched(at.kit, subscription(currency=currency), customer=customer)
+            call = await at.kit.record_usage(customer, answer("small-1", 1000, 400))
+            await at.rows()
+            found = await at.kit.usage(customer, by="model")
+            assert call is not None
+            assert call.charged_micros == 507
+            assert call.revenue_micros == found["revenue_micros"] == revenue
 
 
 async def test_an_unknown_cost_is_not_free(at: Audited) -> None:

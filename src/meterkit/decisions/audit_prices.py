@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import micros_per_minor_unit
+from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.decisions.keys import meter_field, meter_token
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def earned_micros(
 ) -> Fraction:
     """Revenue of the paid units of a meter, in micro-units of the currency.
 
+    What a balance in money pays is in US dollars, and no part of revenue in another currency.
+
     Args:
         paid: ``FIELD CREDITED OVERAGE``, as ``settle.lua`` returns it.
         entitlements: those of the settlement.
@@ -86,7 +89,8 @@ def earned_micros(
     field, credited, overage = paid.split(" ")
     meter = next(meter for meter in catalog.meters if meter_field(meter) == field)
     price = paid_price(meter, entitlements, catalog, is_trial=is_trial)
-    if price is None:
+    is_dollars = price is not None and price.paid == "c"
+    if price is None or (is_dollars and catalog.currency != BALANCE_CURRENCY):
         return Fraction(0)
     return Fraction(int(credited if price.paid == "c" else overage) * price.micros, price.per)
 

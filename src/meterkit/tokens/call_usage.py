@@ -65,8 +65,8 @@ class CallUsage:
             dollars, exactly; None: not known, or nothing asks for it. Not compared.
         charged_micros: likewise what the customer's balance in money is charged; None: there is none.
         revenue_micros: likewise what the customer pays for it: overage at its price, and what the balance
-            has paid, in micro-units of the currency; None: not known, as where the store was down or had
-            counted it before. Not compared.
+            has paid, in micro-units of the currency; without the latter where that is not US dollars. None:
+            not known, as where the store was down or had counted it before. Not compared.
         unproven: parts of the input or output, by unit, that only the app's response names, and that may be
             what a customer made the model write: they are counted, and do not lower the price.
         snapshot: of an estimate that goes beyond a provider's last report, that report. It is billed in
