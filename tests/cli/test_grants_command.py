@@ -106,3 +106,11 @@ async def test_a_debt_and_its_repayment_are_shown(granting: Shell, directory: Pa
     assert [row[-5:-2] for row in found if "debt" in row] == [["debt", "-2.500001", "usd_charged"]]
     assert ["usd", "repayment", "2"] in [row[:3] for row in found]
     assert ["g2", "usd", "repayment", "-2"] in [row[:4] for row in found]
+    # A balance in money is listed to the millionth: a top-up of USD 12.50 was listed as 12.
+    granting.run("grants", "add", "acme", "usd=3", "--id", "g3")
+    out = granting.run("grants", "list", "acme").out
+    assert ("USD 3.00" in out, "USD 2.499999" in out) == (True, True)
+    listed = {one["grant_id"]: one for one in granting.run("grants", "list", "acme", "--json").json}
+    assert (listed["g3"]["remaining"], listed["g1"]["remaining_micros"]) == (2, 0)
+    exact = (listed["g3"]["quantity_micros"], listed["g3"]["remaining_micros"])
+    assert exact == (3_000_000, 2_499_999)

@@ -361,7 +361,8 @@ async def test_balances_are_money_and_model_prices_count_once(store_url: str) ->
         await kit.record_usage("acme", answer)
         figures, html = (await client.get("/", headers=JSON)).json(), (await client.get("/")).text
     assert figures["cost"]["overage_cents"] == 2 + 40
-    shown = numbers_of(figures) | {"balance-usd": [figures["usage"]["balance_micros"]["usd"]]}
+    left = figures["usage"]["balance_micros"]["usd"]
+    shown = numbers_of(figures) | {"balance-usd": [left], "grant-list:paid": [12 * 1_000_000, left]}
     assert Tables(html).numbers == shown
     midnight = f"{START + timedelta(days=1):%Y-%m-%d}T00:00:00Z"
     assert figures["budgets"] == [

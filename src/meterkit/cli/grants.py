@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meterkit.catalog.amount_wording import micro_money
+from meterkit.catalog.meters import MICRO_USD
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_unknown
 from meterkit.cli.options import WHEN, CustomerArgument, WrongUsageError, date_or_instant, integer_between
@@ -17,8 +19,9 @@ from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.catalog.credit_values import Credit
     from meterkit.customers.grant_ledger import Grant, LedgerEntry
     from meterkit.kit import MeterKit
 
@@ -98,7 +101,7 @@ async def add(
             print_note(hint)
         for repeated in sorted(before & given.keys()):
             print_note(f"{repeated}: {grant_id} was granted before; nothing has changed")
-        _show_grants(session, customer, await _grants_with_id(kit, customer, grant_id))
+        _show_grants(session, kit, customer, await _grants_with_id(kit, customer, grant_id))
 
 
 @command(commands, "list")
@@ -109,7 +112,7 @@ async def list_all(session: Session, customer: CustomerArgument) -> None:
     """
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
-        _show_grants(session, customer, await kit.grants.list(customer))
+        _show_grants(session, kit, customer, await kit.grants.list(customer))
 
 
 @command(commands)
@@ -125,7 +128,7 @@ async def void(
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
         await kit.grants.void(customer, grant_id)
-        _show_grants(session, customer, await _grants_with_id(kit, customer, grant_id))
+        _show_grants(session, kit, customer, await _grants_with_id(kit, customer, grant_id))
 
 
 @command(commands)
@@ -180,8 +183,8 @@ def parse_quantities(entries: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def _show_grants(session: Session, customer: str, found: Sequence[Grant]) -> None:
-    rows = [_row(grant) for grant in found]
+def _show_grants(session: Session, kit: MeterKit, customer: str, found: Sequence[Grant]) -> None:
+    rows = [_row(grant, kit.catalog.credits) for grant in found]
     if all(grant.source == "app" for grant in found):
         for row in rows:
             del row["by"]  # The column is shown only if some grants are the plan's.
@@ -189,12 +192,16 @@ def _show_grants(session: Session, customer: str, found: Sequence[Grant]) -> Non
     session.show([asdict(grant) for grant in found], lambda: print_records(rows, empty=empty))
 
 
-def _row(grant: Grant) -> dict[str, object]:
+def _row(grant: Grant, credits_: Mapping[str, Credit]) -> dict[str, object]:
+    quantities: dict[str, object] = {"quantity": grant.quantity, "remaining": grant.remaining}
+    credit = None if grant.kind == "meter" else credits_.get(grant.name)
+    if credit is not None and credit.is_money:
+        exact = {"quantity": grant.quantity_micros, "remaining": grant.remaining_micros}
+        quantities = {name: micro_money(micros or 0, MICRO_USD) for name, micros in exact.items()}
     return {
         "grant": grant.grant_id,
         "of": grant.name,
-        "quantity": grant.quantity,
-        "remaining": grant.remaining,
+        **quantities,
         "priority": grant.priority,
         "effective": grant.effective_at,
         "expires": grant.expires_at or "never",

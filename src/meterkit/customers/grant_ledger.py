@@ -28,6 +28,7 @@ class Grant:
         kind: whether ``name`` is a meter or a credit.
         quantity: how much it was, in units of the meter, or in credits.
         remaining: what it has left; credits rounded down.
+        quantity_micros, remaining_micros: the same in millionths of a credit, exactly; None: of a meter.
         priority: lower is used up first.
         effective_at: since when it counts.
         expires_at: when what is left of it vanishes; None: never.
@@ -47,6 +48,8 @@ class Grant:
     created_at: datetime
     source: Literal["app", "plan"]
     status: Literal["pending", "active", "used_up", "expired", "void", "refunded"]
+    quantity_micros: int | None = None
+    remaining_micros: int | None = None
 
 
 EntryKind = Literal[
@@ -158,6 +161,7 @@ def _kind_and_name(target: str) -> tuple[GrantKind, str]:
 def _held_grant(holding: StoredGrant, now_ms: int) -> Grant:
     grant_id, kind, name = _id_kind_and_name(holding.name)
     unit = MICRO if kind == "credit" else 1
+    left = 0 if holding.expires_ms <= now_ms else holding.left
     status: Literal["pending", "active", "used_up", "expired", "void"] = "active"
     if holding.expires_ms <= now_ms:
         status = "expired"
@@ -170,13 +174,15 @@ def _held_grant(holding: StoredGrant, now_ms: int) -> Grant:
         kind=kind,
         name=name,
         quantity=holding.quantity // unit,
-        remaining=0 if status == "expired" else holding.left // unit,
+        remaining=left // unit,
         priority=holding.priority,
         effective_at=from_ms(holding.effective_ms),
         expires_at=None if holding.expires_ms == NEVER_MS else from_ms(holding.expires_ms),
         created_at=from_ms(holding.created_ms),
         source="app" if holding.name.startswith("a ") else "plan",
         status=status,
+        quantity_micros=holding.quantity if kind == "credit" else None,
+        remaining_micros=left if kind == "credit" else None,
     )
 
 
@@ -192,7 +198,9 @@ def _ended_grant(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
     )
     used_up: Literal["used_up"] = "used_up"
     status = next((status for what, status in ends if f"{what} {name}" in ledger), used_up)
-    return replace(_held_grant(given, 0), status=status, remaining=0)
+    ended = _held_grant(given, 0)
+    rest = None if ended.remaining_micros is None else 0
+    return replace(ended, status=status, remaining=0, remaining_micros=rest)
 
 
 def _read_entries(field: str, text: str) -> Iterator[LedgerEntry]:
