@@ -136,11 +136,15 @@ def test_currencies_of_stripe_are_known(code: str) -> None:
     assert loads(free_plan("{pages: {unit: page}}").replace("usd", code)).currency == code
 
 
-def test_an_amount_in_thousandths_ends_with_0() -> None:
-    text = GOOD.replace("jpy", "kwd")
-    assert loads(text).in_currency("kwd").plans["pro"].price.amount_cents == 4000
+@pytest.mark.parametrize(
+    ("code", "wrong", "step", "words"),
+    [("kwd", 705, 10, "KWD in steps of KWD 0.010"), ("isk", 750, 100, "ISK in steps of ISK 1.00")],
+)
+def test_an_amount_is_one_that_stripe_charges(code: str, wrong: int, step: int, words: str) -> None:
+    text = GOOD.replace("jpy", code)
+    assert loads(text).in_currency(code).plans["pro"].price.amount_cents == 4000
     with pytest.raises(PlansError) as found:
-        loads(text.replace("kwd: 4000", "kwd: 4001").replace("kwd: 700", "kwd: 705"))
+        loads(text.replace(f"{code}: 4000", f"{code}: 4001").replace(f"{code}: 700", f"{code}: {wrong}"))
     places = [problem.partition(": ")[0].partition(" ")[2] for problem in str(found.value).splitlines()]
-    assert places == ["addons.more.price.amount_cents.kwd", "plans.pro.price.amount_cents.kwd"]
-    assert "found 4001; Stripe charges whole tens of thousandths of KWD" in str(found.value)
+    assert places == [f"addons.more.price.amount_cents.{code}", f"plans.pro.price.amount_cents.{code}"]
+    assert f"found 4001; Stripe charges {words}; allowed: multiples of {step}" in str(found.value)

@@ -12,16 +12,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-# https://docs.stripe.com/currencies#zero-decimal; amounts of ISK and UGX have two decimals at Stripe.
+# https://docs.stripe.com/currencies#zero-decimal
 _WITHOUT: Final = frozenset(
     {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"}
 )
 _WITH_THREE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+# Amounts have two decimals at Stripe, which are 0 (https://docs.stripe.com/currencies#special-cases).
+_WITH_ZEROS: Final = frozenset({"isk", "ugx"})
 
 
 def minor_units(currency: str) -> int:
     """Minor units in one major unit of a currency: 100 cents a dollar."""
     return int(10 ** decimals_of(currency))
+
+
+def charged_step(currency: str) -> int:
+    """Minor units whose multiples Stripe charges: thousandths in tens, ISK and UGX without a fraction.
+
+    https://docs.stripe.com/currencies#three-decimal
+    """
+    return 10 if currency in _WITH_THREE else 100 if currency in _WITH_ZEROS else 1
 
 
 def micros_per_minor_unit(currency: str) -> int:

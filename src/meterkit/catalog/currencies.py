@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from meterkit.catalog.amount_wording import decimals_of
+from meterkit.catalog.amount_wording import charged_step, money
 from meterkit.catalog.errors import RefusedError, listed, quoted
 from meterkit.catalog.value_parsers import cents, scalar
 from meterkit.catalog.value_shapes import AnyForm, ListOf, MappedShape
@@ -34,7 +34,6 @@ CURRENCIES: Final = frozenset(_CODES.split())
 """https://docs.stripe.com/currencies#presentment-currencies"""
 _PATTERN: Final = "^[a-z]{3}$"
 _CODE: Final = re.compile(r"[a-z]{3}")
-_IN_THOUSANDTHS: Final = 3
 _ALLOWED: Final = "the three small letters of a currency, such as usd"
 
 
@@ -111,16 +110,13 @@ class PerCurrency(Generic[T_co]):
         return self._read_one(node, problems)
 
     def _read_one(self, node: Node, problems: Problems) -> T_co | None:
-        """The amount in one currency.
-
-        Stripe charges thousandths in tens: https://docs.stripe.com/currencies#three-decimal
-        """
+        """The amount in one currency."""
         found = self.inner.read(node, problems)
-        is_in_thousandths = decimals_of(problems.currency) == _IN_THOUSANDTHS
-        if self.is_charged and is_in_thousandths and isinstance(found, int) and found % 10:
-            code = problems.currency.upper()
+        step = charged_step(problems.currency)
+        if self.is_charged and isinstance(found, int) and found % step:
             message = (
-                f"found {found}; Stripe charges whole tens of thousandths of {code}; allowed: 0 at the end"
+                f"found {found}; Stripe charges {problems.currency.upper()} in steps of"
+                f" {money(step, problems.currency)}; allowed: multiples of {step}"
             )
             problems.refuse(node.place, message)
         return found
