@@ -25,7 +25,7 @@ from faults.refusals import FakeRedis, eventually, lane_of, loop_clock, open_soc
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.redis.cluster_lane import ClusterLane
-from meterkit.redis.discovery import Slots, master_of, redirection_of, slots_of
+from meterkit.redis.discovery import Slots, is_cut_off, master_of, redirection_of, slots_of
 from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
 from meterkit.redis.url import HostPort, parse_redis_url
 from servers.certificates import Authority
@@ -171,6 +171,103 @@ async def test_a_key_that_has_moved_ahead_of_its_slot_is_asked_for() -> None:
                 assert await lane.fence_at(kit.store.keys.customer("acme").shard, producer) == -1
                 assert errors(cluster, "ASK") > before
             assert to.command("EXISTS", producer) == 1
+
+
+async def test_all_customers_are_listed_while_slots_move_to_a_new_node() -> None:
+    # Those at a node that had joined were in no report, and no error said so.
+    with spawn_cluster(masters=1) as cluster:
+        async with kit_of(cluster.url, shards=2) as kit:
+            await asyncio.gather(*(kit.consume(customer, "requests") for customer in CUSTOMERS))
+
+            async def listed() -> int:
+                pages = [page async for page in usage_of_all(kit.store)]
+                return len({found["customer"] for page in pages for found in page})
+
+            assert await listed() == len(CUSTOMERS)
+            first, names = cluster.masters[0], [kit.store.keys.shard(shard, "x") for shard in range(2)]
+            with cluster.joined() as new:
+                for name in names:
+                    cluster.move(name, new)
+                assert await listed() == len(CUSTOMERS)
+                cluster.move(names[0], first)
+                # One whose keys leave for a node that has been walked over is found there.
+                admin = await kit.store.admin()
+                walked, *_ = await admin.servers()
+                gone = names[1] if walked.address.port == first.port else names[0]
+                pages = admin.scan("mk:{*}:c:*", 1000)
+                found = {*await anext(pages)}
+                cluster.move(gone, cluster.owner(next(name for name in names if name != gone)))
+                async for page in pages:
+                    found.update(page)
+                assert len(found) == len(CUSTOMERS)
+                for name in names:
+                    if cluster.owner(name) is new:
+                        cluster.move(name, first)
+
+
+async def is_served(kit: MeterKit, customer: str) -> bool:
+    try:
+        return (await kit.consume(customer, "requests")).allowed
+    except StoreError:
+        return False
+
+
+async def test_i9_a_node_cut_off_from_the_others_is_not_believed() -> None:
+    # It answered as before, and its customers were refused for as long as it did.
+    replicas = ("--cluster-require-full-coverage", "no")
+    with spawn_cluster(*replicas, replicas=True, node_timeout_ms=1_000) as cluster:
+        async with kit_of(cluster.url) as kit:
+            customer = of_shards(kit, {0})[0]
+            assert (await kit.consume(customer, "requests")).allowed
+            assert (await kit.usage(customer))["meters"]["requests"]["recorded"] == 1
+            alone = cluster.owner(kit.store.keys.shard(0, "x"))
+            heir = cluster.replicas[cluster.masters.index(alone)]
+            alone.command("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -2)
+            await eventually(lambda: heir.command("ROLE")[0] == "master")
+            await eventually(lambda: "cluster_state:fail" in alone.command("CLUSTER", "INFO"))
+            with pytest.raises(StoreError, match="CLUSTERDOWN"):
+                await kit.consume(customer, "requests")
+            with pytest.raises(StoreError, match="is down"):
+                await kit.usage(customer)
+            await eventually(lambda: is_served(kit, customer))
+            await settled(kit)
+            assert (await kit.usage(customer))["meters"]["requests"]["recorded"] == 2
+        async with kit_of(cluster.url) as other:
+            assert (await other.consume(customer, "requests")).allowed
+
+
+async def test_a_node_that_is_named_as_one_server_delivers_and_warns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # It counted, and delivered nothing; doctor had no word of it.
+    with spawn_cluster(masters=1) as cluster:
+        async with desk(cluster.masters[0].url, shards=SHARDS) as at:
+            await all_are_served(at)
+            cures = [found.cure for found in (await at.kit.health()).findings if found.check == "server"]
+            assert cures == ["let the URL begin with redis+cluster://"]
+        assert "it is a node of a cluster, and the URL names it as one server" in caplog.text
+    with spawn_cluster() as cluster:
+        meta = cluster.owner("mk:meta")
+        other = next(node for node in cluster.masters if node is not meta)
+        async with kit_of(other.url, start_timeout=0.1, store_timeout=0.5) as kit:
+            with pytest.raises(StoreError, match=r"MOVED .* begin with redis\+cluster://"):
+                await kit.consume("acme", "requests")
+
+
+def test_a_node_is_cut_off_that_reaches_less_than_half() -> None:
+    def told(*flags: str) -> str:
+        own = "id 127.0.0.1:1@2 myself,master,nofailover - 0 0 1 connected 0-9"
+        rest = [
+            f"id{n} 127.0.0.1:{n}@2 {flag} - 0 0 1 connected {n}0-{n}9" for n, flag in enumerate(flags, 1)
+        ]
+        spare = "id9 127.0.0.1:9@2 slave,fail id 0 0 1 connected"
+        return "\n".join([own, *rest, spare, spare.replace("slave", "master")])
+
+    assert not is_cut_off(told())
+    assert not is_cut_off("")
+    assert not is_cut_off(told("master,fail", "master,nofailover"))
+    assert is_cut_off(told("master,fail?", "master,fail"))
+    assert is_cut_off(told("master,fail?"))
 
 
 async def test_i9_other_shards_are_served_while_a_node_is_down() -> None:

@@ -14,10 +14,12 @@ import re
 import signal
 import time
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from drivers.delivery import desk
 from faults.proxy import TcpProxy
 from faults.refusals import (
     Client,
@@ -398,6 +400,31 @@ async def test_i9_a_planned_failover_behind_one_address_is_followed() -> None:
             await settled(kit)
             assert await used(kit, "acme") == (11, 0)
             assert lane_of(kit).lost == 0
+
+
+async def test_i9_who_delivers_or_reads_leaves_a_demoted_master() -> None:
+    # Only the lane did: nothing was delivered and no plan was set any more, and usage was read there.
+    with (
+        spawn_server("--appendonly", "yes") as first,
+        spawn_server("--appendonly", "yes", "--replicaof", "127.0.0.1", str(first.port)) as second,
+    ):
+        await eventually(lambda: in_step(first, second))
+        async with TcpProxy(first.port) as address, desk(address.url, shards=4, store_timeout=60) as at:
+            await at.link("acme")
+            assert (await at.record_and_flush(6)).delivered == 1
+            await eventually(lambda: in_step(first, second))
+            second.command("REPLICAOF", "NO", "ONE")
+            first.command("REPLICAOF", "127.0.0.1", free_port())
+            address._target_port = second.port
+            with pytest.raises(StoreError, match="READONLY"):
+                await at.kit.consume("acme", "requests")
+            await at.kit.record("acme", "requests", 5)
+            await settled(at.kit)
+            assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 11
+            await at.kit.customers.set_plan("acme", "pro")
+            await at.flush(everything=True, timeout_s=0)
+            assert (await at.flush(everything=True, after=timedelta(minutes=3))).left == 0
+            assert at.accepted("acme") == 11
 
 
 async def test_i9_a_replica_is_not_taken_for_the_store() -> None:

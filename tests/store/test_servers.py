@@ -249,6 +249,16 @@ def test_each_is_tried_with_as_many_words_as_it_needs() -> None:
             assert len(words) == arity if arity > 0 else len(words) >= -arity, words
 
 
+async def test_a_hosted_server_without_client_and_config_is_used() -> None:
+    # Without CLIENT no process connected, and the name that it could not give is for operators only.
+    hidden = (word for name in ("CLIENT", "CONFIG") for word in ("--rename-command", name, ""))
+    with spawn_server("--appendonly", "yes", *hidden) as server:
+        async with desk(server.url, shards=4) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            assert (await at.flush(everything=True)).delivered == 1
+
+
 async def test_a_start_without_scan_tells_what_fails(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -155,12 +155,8 @@ async def customers_with_counts(store: Store, kinds: str = "ctv") -> AsyncGenera
     named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:[{kinds}]:(.*)", re.DOTALL)
     admin = await store.admin()
     async with SortedCustomers() as found:
-        for server in await admin.servers():
-            cursor = None
-            while cursor != 0:
-                match = f"{prefix}:{{*}}:[{kinds}]:*"
-                scan = server.client.scan(cursor or 0, match=match, count=_KEYS_AT_ONCE)
-                cursor, keys = await server.ask(scan)
+        async with aclosing(admin.scan(f"{prefix}:{{*}}:[{kinds}]:*", _KEYS_AT_ONCE)) as pages:
+            async for keys in pages:
                 names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
                 await found.add((0, name[1]) for name in names if name is not None)
         yield found

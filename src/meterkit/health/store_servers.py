@@ -20,6 +20,7 @@ from meterkit.insights.store_readings import ask_server, info_text
 from meterkit.redis import scripts
 from meterkit.redis.durability import DurabilityCheck
 from meterkit.redis.server import (
+    cluster_warning,
     eviction_warning,
     is_replica_current,
     rights_refusal,
@@ -103,7 +104,19 @@ async def check_server(context: CheckContext) -> CheckResult:
     """Check the server's version."""
     info = await context.info()
     name, version, _ = read_server_version(info)
-    return f"{name} {version} at {context.admin.address}", find_old_server(info)
+    found = find_old_server(info)
+    if context.parts.store.address.kind != "cluster":
+        found += find_node_of_cluster(info)
+    return f"{name} {version} at {context.admin.address}", found
+
+
+def find_node_of_cluster(cluster: Mapping[str, str]) -> list[Finding]:
+    """Report a node of a cluster that the URL names as one server, by ``INFO cluster``."""
+    warning = cluster_warning(cluster)
+    if warning is None:
+        return []
+    problem, _, cure = warning.rpartition("; ")
+    return [Finding(check="server", problem=problem, cure=cure)]
 
 
 def find_old_server(server: Mapping[str, str]) -> list[Finding]:

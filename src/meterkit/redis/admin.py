@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.commands import AsyncCoreCommands
 from redis.exceptions import (
     AskError,
@@ -19,7 +15,6 @@ from redis.exceptions import (
     NoScriptError,
     ReadOnlyError,
     RedisError,
-    ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -27,11 +22,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.errors import StoreError
-from meterkit.redis.discovery import find_slots, master_of, redirection_of, slot_of
-from meterkit.redis.handshake import addresses_of
+from meterkit.redis.admin_connections import Pool, new_client
+from meterkit.redis.discovery import find_slots, redirection_of, slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from meterkit.redis.discovery import SlotFinder, Slots
     from meterkit.redis.scripts import Script
@@ -44,14 +39,6 @@ _WITH_KEYS: Final = frozenset({"EVAL", "EVALSHA"})
 _NOT_CONNECTED: Final = " connecting to "
 # Errors by which another node has the slots now, or soon will.
 _AWAY: Final = (RedisConnectionError, RedisTimeoutError, ClusterDownError, ReadOnlyError, OSError)
-# redis-py 5 gives these their classes only in its own client of clusters.
-_CLUSTER_ERRORS: Final[dict[str, type[ResponseError]]] = {
-    "ASK": AskError,
-    "CLUSTERDOWN": ClusterDownError,
-    "MOVED": MovedError,
-    "TRYAGAIN": TryAgainError,
-}
-
 # Redis-py's own client of clusters takes no TLS context, does not wait for a free connection, may send ASKING
 # over one connection and the command over another, and wants the right to COMMAND.
 
@@ -73,8 +60,10 @@ class ClusterClient(AsyncCoreCommands):
         self._last: Collection[HostPort] = ()
         self._lookup_lock = asyncio.Lock()
 
-    async def places(self) -> tuple[HostPort, ...]:
-        """All masters. Raises StoreError where no node answers."""
+    async def places(self, *, anew: bool = False) -> tuple[HostPort, ...]:
+        """All masters, asked for anew or as last known. Raises StoreError where no node answers."""
+        if anew:
+            self._slots = None
         return (await self._known_slots()).places
 
     async def place_of(self, key: str | bytes) -> HostPort:
@@ -255,15 +244,6 @@ def _slot_moving_error() -> StoreError:
 
 _logger = logging.getLogger("meterkit.store")
 
-_CONNECTIONS_MAX: Final = 16
-# For a free connection; a call that has one fails by its own timeout where the store hangs.
-_WAIT_S: Final = 30.0
-# For the other side to say that it has ended, too; nothing hangs on that.
-_TLS_END_S: Final = 0.5
-
-# Its stub omits the types of a tuple's parts, except one.
-_pack: Callable[[tuple[Any, ...]], bytes] = import_module("hiredis").pack_command
-
 
 class Admin:
     """One event loop's client for administration.
@@ -274,14 +254,16 @@ class Admin:
         address: where Redis is.
         timeout_s: how long a command may take.
         clock: seconds since the epoch; scripts get it as their last argument.
+        pool: of the client that this one delivers for; None: it has its own.
 
     Attributes:
         address: as given.
         client: redis-py client, or a :class:`ClusterClient`.
-        connected: number of connections made. A restarted server has closed all former ones.
     """
 
-    def __init__(self, address: Address, *, timeout_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, address: Address, *, timeout_s: float, clock: Callable[[], float], pool: Pool | None = None
+    ) -> None:
         self.address = self._address = address
         self._timeout_s = timeout_s
         self._clock = clock
@@ -291,12 +273,14 @@ class Admin:
         self._cluster: ClusterClient | None = None
         if address.kind == "cluster":
             self._cluster = ClusterClient(self._find, lambda place: self._node(place).client)
-        self.connected = 0
+        self._pool = pool or Pool()
         # Any: redis-py's types speak of texts, bytes and both protocols at once.
-        self.client: Any = self._cluster or _new_client(address, timeout_s, clock, self._count_connection)
+        self.client: Any = self._cluster or new_client(address, timeout_s, clock, self._pool)
 
-    def _count_connection(self, _connection: Any) -> None:
-        self.connected += 1
+    @property
+    def connected(self) -> int:
+        """Number of connections made. A restarted server has closed all former ones."""
+        return self._pool.made
 
     async def at(self, key: str) -> Admin:
         """Client of the server that has a key; commands of one pipeline share a connection.
@@ -307,8 +291,43 @@ class Admin:
         return self if self._cluster is None else self._node(await self._cluster.place_of(key))
 
     async def servers(self) -> Sequence[Admin]:
-        """Clients of all servers that have keys. Raises StoreError where no node of a cluster answers."""
-        return [self] if self._cluster is None else [self._node(at) for at in await self._cluster.places()]
+        """Clients of all servers that have keys now. Raises StoreError where no node of a cluster answers."""
+        if self._cluster is None:
+            return [self]
+        # A server lists its own keys and says nothing of a node that has others now.
+        return [self._node(place) for place in await self._cluster.places(anew=True)]
+
+    async def scan(self, match: str, count: int) -> AsyncGenerator[list[bytes]]:
+        """Names of keys of all servers, page by page, some of them twice.
+
+        If slots of a cluster move meanwhile, all servers are walked once more: a key may have left one before
+        its turn, for another that had had its turn.
+
+        Args:
+            match: pattern of the names.
+            count: how many keys a server looks at for a page.
+
+        Raises:
+            StoreError: a server does not answer, or its user may not run SCAN.
+        """
+        before = await self._slots_of_nodes()
+        for _ in range(2):
+            for server in await self.servers():
+                cursor = None
+                while cursor != 0:
+                    cursor, keys = await server.ask(server.client.scan(cursor or 0, match=match, count=count))
+                    yield keys
+            if "[" not in str(before) and before == await self._slots_of_nodes():
+                return
+
+    async def _slots_of_nodes(self) -> Mapping[str, Sequence[str]]:
+        """The slots of each node of a cluster, by its own word; in brackets those that it gives or gets."""
+        found: dict[str, Sequence[str]] = {}
+        for server in await self.servers() if self._cluster is not None else ():
+            nodes: bytes = await server.ask(server.client.execute_command("CLUSTER", "NODES"))
+            own = next(line for line in map(str.split, nodes.decode().splitlines()) if "myself" in line[2])
+            found[str(server.address)] = own[8:]
+        return found
 
     def _node(self, place: HostPort) -> Admin:
         node = self._nodes.get(place)
@@ -327,8 +346,12 @@ class Admin:
         if self._delivery is None:
             # It lets the server wait five seconds for its disk, and must still get that reply.
             patience_s = max(self._timeout_s, 5.0) + 2.5
-            self._delivery = Admin(self._address, timeout_s=patience_s, clock=self._clock)
+            self._delivery = Admin(self._address, timeout_s=patience_s, clock=self._clock, pool=self._pool)
         return self._delivery
+
+    def renew(self) -> None:
+        """Use no present connection again: the address may lead to another server now."""
+        self._pool.useless = self._pool.made
 
     def warn_once(self, message: str) -> None:
         """Log a warning once in the life of this client."""
@@ -401,131 +424,3 @@ class Admin:
         for other in filter(None, (delivery, *self._nodes.values())):
             await other.close()
         await self.client.aclose(close_connection_pool=True)
-
-
-class _PackedConnection:
-    """redis-py connection that packs requests by hiredis: in Python a key takes half a microsecond.
-
-    Before reuse, redis-py checks whether the connection was closed, but not whether it was reset: its next
-    request failed, on Python 3.12 by asyncio's own error (https://github.com/python/cpython/issues/136234).
-    """
-
-    def __init__(self, *, made: Callable[[Any], None], **settings: Any) -> None:
-        inherited: Any = super()
-        inherited.__init__(**settings)
-        inherited.register_connect_callback(made)
-
-    async def can_read(self) -> bool:
-        """Whether the connection must not be reused."""
-        reader: asyncio.StreamReader | None = getattr(self, "_reader", None)
-        inherited: Any = super()
-        is_reset = reader is not None and reader.exception() is not None
-        return is_reset or await inherited.can_read()
-
-    async def read_response(self, *args: Any, **options: Any) -> Any:
-        """Read a reply. Raises a cluster's errors by their classes in each version of redis-py."""
-        inherited: Any = super()
-        try:
-            return await inherited.read_response(*args, **options)
-        except ResponseError as error:
-            code, _, message = str(error).partition(" ")
-            if type(error) is ResponseError and code in _CLUSTER_ERRORS:
-                raise _CLUSTER_ERRORS[code](message) from None
-            raise
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        """Pack a request; the command may have two words."""
-        name, *rest = args
-        return [_pack((*name.split(), *rest))]
-
-
-class _NamedConnection(_PackedConnection):
-    """Connection to a host by name, resolved in daemon threads before asyncio resolves it."""
-
-    async def _connect(self) -> None:
-        own: Any = self
-        inherited: Any = super()
-        async with asyncio.timeout(own.socket_connect_timeout):
-            await addresses_of(own.host)
-        await inherited._connect()  # noqa: SLF001 - what redis-py has its own connections override
-
-
-class _TcpConnection(_NamedConnection, Connection):
-    pass
-
-
-class _UnixConnection(_PackedConnection, UnixDomainSocketConnection):
-    pass
-
-
-class _TlsConnection(_NamedConnection, SSLConnection):
-    """TLS connection with a shared context: redis-py's own reads files for each connection."""
-
-    def __init__(self, *, context: ssl.SSLContext, **settings: Any) -> None:
-        inherited: Any = super()  # Half of its types are not known.
-        inherited.__init__(**settings)
-        self.ssl_context.context = context
-
-    def _connection_arguments(self) -> Mapping[str, Any]:
-        inherited: Any = super()
-        arguments = inherited._connection_arguments()  # noqa: SLF001 - no setting of redis-py's is for this
-        return {**arguments, "ssl_shutdown_timeout": _TLS_END_S}
-
-
-class _MasterLookupMixin:
-    """Connection to the current master; sentinels close those to a former one."""
-
-    def __init__(self, *, find_master: Callable[[], Awaitable[Address]], **settings: Any) -> None:
-        inherited: Any = super()
-        inherited.__init__(**settings)
-        self._find_master = find_master
-
-    async def connect(self) -> None:
-        inherited: Any = super()
-        if not inherited.is_connected:
-            master = await self._find_master()
-            vars(self).update(host=master.host, port=master.port)  # Where it will connect to.
-        await inherited.connect()
-
-
-class _MasterConnection(_MasterLookupMixin, _TcpConnection):
-    pass
-
-
-class _TlsMasterConnection(_MasterLookupMixin, _TlsConnection):
-    pass
-
-
-def _new_client(
-    address: Address, timeout_s: float, clock: Callable[[], float], made: Callable[[Any], None]
-) -> Redis:
-    if address.kind == "memory":
-        client: Redis = import_module("meterkit.redis.memory").admin_client(clock)
-        return client
-    common: dict[str, Any] = {
-        "connection_class": _TcpConnection,
-        "made": made,
-        "db": address.db,
-        "username": address.username,
-        "password": address.password,
-        # With RESP2, redis-py checks for connections that the server has closed.
-        "protocol": 2,
-        "retry": Retry(NoBackoff(), 0),
-        "socket_timeout": max(timeout_s, 5.0),
-        "socket_connect_timeout": max(timeout_s, 1.0),
-        "max_connections": _CONNECTIONS_MAX,
-        "timeout": _WAIT_S,
-    }
-    if address.tls is not None:
-        common |= {"connection_class": _TlsConnection, "context": address.tls.context}
-    if address.kind == "sentinel":
-
-        async def find_master() -> Address:
-            return await master_of(address, timeout_s=max(timeout_s, 1.0), clock=clock)
-
-        common["connection_class"] = _MasterConnection if address.tls is None else _TlsMasterConnection
-        return Redis(connection_pool=BlockingConnectionPool(find_master=find_master, **common))
-    if address.kind == "tcp":
-        return Redis(connection_pool=BlockingConnectionPool(host=address.host, port=address.port, **common))
-    common["connection_class"] = _UnixConnection
-    return Redis(connection_pool=BlockingConnectionPool(path=address.path, **common))

@@ -17,7 +17,7 @@ from meterkit.redis.handshake import connect, refusal_error
 from meterkit.redis.url import HostPort
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from meterkit.redis.url import Address
 
@@ -69,8 +69,8 @@ async def ask_sentinel(
 ) -> HostPort:
     """Ask one sentinel for the master. Raises StoreError if it does not name one."""
     command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
-    reply = await _ask_once(
-        address.sentinel_at(place), *command, timeout_s=timeout_s, clock=clock, is_known=is_known
+    [reply] = await _ask_once(
+        address.sentinel_at(place), command, timeout_s=timeout_s, clock=clock, is_known=is_known
     )
     if isinstance(reply, ReplyError):
         raise StoreError(f"the sentinel at {place} answers: {reply}", executed=False)
@@ -151,44 +151,68 @@ async def find_slots(
 ) -> Slots:
     """Fetch the slots from the first node that answers: the known ones, then those of the URL.
 
+    A node that reaches less than half of the masters is asked last: it does not know who has taken over.
     ``is_known``: whether the URL has led to the store before.
 
     Raises:
         StoreError: no node answers; the message has the last error.
     """
     trouble: StoreError | None = None
+    last_known: Slots | None = None
     for place in dict.fromkeys((*known, *address.places)):
         try:
-            return await _ask_node(
+            slots, is_cut_off = await _ask_node(
                 address.at(place), place, timeout_s=timeout_s, clock=clock, is_known=is_known
             )
         except StoreError as error:
             trouble = error
+        else:
+            if not is_cut_off:
+                return slots
+            last_known = last_known or slots
+    if last_known is not None:
+        return last_known
     why = "no node is named" if trouble is None else trouble
     raise StoreError(f"the cluster {address} cannot be reached: {why}", executed=False) from trouble
 
 
 async def _ask_node(
     address: Address, place: HostPort, *, timeout_s: float, clock: Callable[[], float], is_known: bool
-) -> Slots:
-    reply = await _ask_once(address, "CLUSTER", "SLOTS", timeout_s=timeout_s, clock=clock, is_known=is_known)
+) -> tuple[Slots, bool]:
+    """Ask a node for the slots, and whether it is cut off from most masters."""
+    commands = ("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")
+    reply, nodes = await _ask_once(address, *commands, timeout_s=timeout_s, clock=clock, is_known=is_known)
     if isinstance(reply, ReplyError):
         raise refusal_error(address, reply, is_known=is_known)
     slots = slots_of(reply, place)
     if not slots.ranges:
         raise StoreError(f"the store at {address} knows of no slots yet", executed=False)
-    return slots
+    return slots, isinstance(nodes, bytes) and is_cut_off(nodes.decode())
+
+
+_SLOTS_AT: Final = 8
+
+
+def is_cut_off(nodes: str) -> bool:
+    """Whether a node does not reach most of the masters that have slots, by its CLUSTER NODES."""
+    lines = [line.split() for line in nodes.splitlines()]
+    masters = [line[2].split(",") for line in lines if len(line) > _SLOTS_AT and "master" in line[2]]
+    return 2 * sum("fail" in flags or "fail?" in flags for flags in masters) >= len(masters) > 0
 
 
 async def _ask_once(
-    address: Address, *command: str, timeout_s: float, clock: Callable[[], float], is_known: bool
-) -> Any:
-    """Send one command over a connection of its own."""
+    address: Address,
+    *commands: Sequence[str],
+    timeout_s: float,
+    clock: Callable[[], float],
+    is_known: bool,
+) -> list[Any]:
+    """Send commands over a connection of their own."""
     connection = await connect(
         address, (), timeout_s=timeout_s, on_end=ignore_end, clock=clock, is_known=is_known
     )
     try:
-        return await connection.ask(*command)
+        return await asyncio.gather(*(connection.ask(*command) for command in commands))
     finally:
         await connection.close()
 

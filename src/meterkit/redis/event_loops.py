@@ -182,6 +182,8 @@ class EventLoops:
         except BaseException:
             await connection.close()
             raise
+        if (admin := self._admins.get(running_loop())) is not None:
+            admin.renew()
         return connection
 
     async def _connect_to(self, address: Address, on_end: OnEnd) -> Connection:

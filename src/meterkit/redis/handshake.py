@@ -25,7 +25,14 @@ from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError, SetClockConnection
 from meterkit.redis.daemon_thread import in_daemon_thread
-from meterkit.redis.server import eviction_warning, rights_refusal, scan_refusal, words_to_try
+from meterkit.redis.server import (
+    NODE_OF_CLUSTER,
+    cluster_warning,
+    eviction_warning,
+    rights_refusal,
+    scan_refusal,
+    words_to_try,
+)
 from meterkit.redis.url import unusable_store
 
 if TYPE_CHECKING:
@@ -96,7 +103,12 @@ def _is_address(host: str) -> bool:
 
 
 _logger: Final = logging.getLogger("meterkit.store")
-_CREDENTIALS: Final = frozenset({"NOAUTH", "WRONGPASS"})
+_CREDENTIALS: Final = "; user and password are those of METERKIT_REDIS_URL"
+_HINTS: Final = {
+    "NOAUTH": _CREDENTIALS,
+    "WRONGPASS": _CREDENTIALS,
+    "MOVED": f"; {NODE_OF_CLUSTER}",
+}
 _NO_RIGHT: Final = "NOPERM"
 _COMMAND: Final = re.compile("'([a-z|]+)' command")
 _NOT_KNOWN: Final = (
@@ -194,11 +206,12 @@ async def _log_in(
         await answered(connection.ask("AUTH", *user, address.password))
     if address.db:
         await answered(connection.ask("SELECT", address.db))
-    # The name is for operators of the server; a user without the right to set it needs none.
+    # The name is for operators of the server: none is needed where a user may not set it, or a hosted server
+    # has no such command.
     named = connection.ask("CLIENT", "SETNAME", "meterkit")
     await asyncio.wait([named])
     reply: Any = named.exception() or named.result()
-    if not (isinstance(reply, ReplyError) and reply.code == _NO_RIGHT):
+    if not (isinstance(reply, ReplyError) and (reply.code == _NO_RIGHT or "command" in str(reply))):
         await answered(named)
     await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
 
@@ -243,12 +256,13 @@ async def inspect_server(
     asked = (
         connection.ask("EVAL", script_files.load("missing_rights").text, 0, *words),
         connection.ask("INFO", "memory"),
+        connection.ask("INFO", "cluster"),
     )
-    rights, memory = await asyncio.gather(*asked)
+    rights, memory, cluster = await asyncio.gather(*asked)
     if not _has_all_rights(rights, keys, address):
         return False
-    warning = _eviction_warning(memory)
-    if warning is not None:
+    part_of_cluster = None if of_cluster else cluster_warning(_info_of(cluster))
+    for warning in filter(None, (_eviction_warning(memory), part_of_cluster)):
         _logger.warning("the store at %s: %s", address, warning)
     return True
 
@@ -270,10 +284,13 @@ def _has_all_rights(reply: Any, keys: Keys, address: Address) -> bool:
 
 def _eviction_warning(reply: Any) -> str | None:
     """Warning about a server's eviction of keys; None if it evicts none."""
-    if isinstance(reply, ReplyError):
-        return _NOT_KNOWN
-    lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
-    return eviction_warning({name: value for name, _, value in lines})
+    return _NOT_KNOWN if isinstance(reply, ReplyError) else eviction_warning(_info_of(reply))
+
+
+def _info_of(reply: Any) -> dict[str, str]:
+    """Fields of a reply to INFO; none where it is an error."""
+    text: str = "" if isinstance(reply, ReplyError) else reply.decode(errors="replace")
+    return {name: value for name, _, value in (line.partition(":") for line in text.splitlines())}
 
 
 async def check_store_format(connection: AnyConnection, keys: Keys, address: Address) -> None:
@@ -340,5 +357,5 @@ def refusal_error(address: Address, reply: ReplyError, *, is_known: bool) -> Met
 
 def _not_serving_error(address: Address, reply: ReplyError) -> StoreError:
     """Error for a server that can be reached and does not serve, in its own words."""
-    hint = "; user and password are those of METERKIT_REDIS_URL" if reply.code in _CREDENTIALS else ""
+    hint = _HINTS.get(reply.code, "")
     return StoreError(f"the store at {address} refuses to serve: {reply}{hint}", executed=False)

@@ -226,6 +226,21 @@ def eviction_warning(memory: Mapping[str, str]) -> str | None:
     )
 
 
+NODE_OF_CLUSTER: Final = (
+    "it is a node of a cluster, and the URL names it as one server, so what other nodes have is out of reach;"
+    " let the URL begin with redis+cluster://"
+)
+
+
+def cluster_warning(cluster: Mapping[str, str]) -> str | None:
+    """Warning about a node of a cluster that is named as one server; None if it is none.
+
+    Args:
+        cluster: fields of ``INFO cluster``.
+    """
+    return NODE_OF_CLUSTER if cluster.get("cluster_enabled") == "1" else None
+
+
 def count_replicas(info: Mapping[str, str]) -> int:
     """Number of current replicas of a server, by ``INFO replication``."""
     return sum(

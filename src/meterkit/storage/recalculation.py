@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from contextlib import aclosing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -424,11 +425,8 @@ async def _customers_with_bytes(store: Store, gauge: str, customer: str | None) 
     prefix = store.keys.prefix
     pattern = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:([qv]):(.*)", re.DOTALL)
     admin = await store.admin()
-    for server in await admin.servers():
-        cursor = None
-        while cursor != 0:
-            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:[qv]:*", count=_KEYS_AT_ONCE)
-            cursor, keys = await server.ask(scan)
+    async with aclosing(admin.scan(f"{prefix}:{{*}}:[qv]:*", _KEYS_AT_ONCE)) as pages:
+        async for keys in pages:
             found = (pattern.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
             named = [(name[1], name[2]) for name in found if name is not None and is_customer(name[2])]
             yield [name for kind, name in named if kind == "q"]

@@ -60,6 +60,9 @@ _SPOOL_WAIT_S: Final = 1.0
 _NOTHING: Final[Mapping[str, int]] = {}
 
 
+_OTHER_SLOT: Final = "same slot"  # redis-py leaves out CROSSSLOT.
+
+
 class EndableJob(Protocol):
     """Hold of a provider's job; see :class:`meterkit.store.job_holds.JobHold`."""
 
@@ -121,6 +124,7 @@ class Store:
         self.keys = Keys(prefix, shards)
         self.deliver_without_persistence = deliver_without_persistence
         self.spool_dir = spool_dir if address.kind != "memory" else None
+        self._counts_each = address.kind == "cluster"
         self.is_audited = is_audited
         self._customers_kept = customers_kept
         if clock is not time and address.kind != "memory":
@@ -369,8 +373,9 @@ class Store:
     async def count_members(self, admin: Admin, keys: Sequence[str], *, limit: str | int) -> dict[int, int]:
         """Count the members of sorted sets up to a score, by position in ``keys``; empty sets are left out.
 
-        One script asks a single server. On a cluster each key may be on another server. A set whose server
-        is down counts as one member: the next command to it raises the error, and the other sets are used.
+        One script asks a single server. On a cluster each key may be on another server, and a node that the
+        URL names as one server refuses keys of several slots. A set whose server is down counts as one
+        member: the next command to it raises the error, and the other sets are used.
 
         Args:
             admin: sends the commands.
@@ -380,9 +385,15 @@ class Store:
         Raises:
             StoreError: the store does not answer.
         """
-        if self.address.kind != "cluster":
-            reply: list[int] = await admin.run(self.scripts["count_due"], [*keys], limit)
-            return {nth - 1: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
+        if not self._counts_each:
+            try:
+                reply: list[int] = await admin.run(self.scripts["count_due"], [*keys], limit)
+            except StoreError as error:
+                if _OTHER_SLOT not in str(error):
+                    raise
+                self._counts_each = True
+            else:
+                return {nth - 1: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
         pipe = admin.client.pipeline(transaction=False)
         for key in keys:
             pipe.zcount(key, "-inf", limit)
