@@ -301,6 +301,23 @@ async def test_i9_other_shards_are_served_while_a_node_is_down() -> None:
             assert {customer: found[customer] for customer in living} == dict.fromkeys(living, 2)
 
 
+async def test_i9_spools_are_not_waited_for_while_a_node_is_down() -> None:
+    # `meterkit flush --all` hung, and delivered nothing of all others either.
+    with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
+        async with kit_of(cluster.url, store_timeout=0.5) as kit:
+            dead = cluster.masters[0]
+            gone = of_shards(kit, shards_of(kit, dead, cluster))[0]
+            with stopped(dead):
+                await kit.record(gone, "requests", 5)
+                assert lane_of(kit).spool is not None
+                sent, (refused,) = await kit.store.send_spools(within_s=0.1)
+                assert sent == 0
+                assert "did not take all usage within 0.1 s; the rest is sent once it does" in refused
+            await settled(kit)
+            assert (await kit.usage(gone))["meters"]["requests"]["recorded"] == 5
+            assert await kit.store.send_spools() == (0, ())
+
+
 def _reaches(kit: MeterKit, customer: str) -> bool:
     lane = cast("ClusterLane", lane_of(kit))
     return lane.at(kit.store.keys.customer(customer).shard) is not None

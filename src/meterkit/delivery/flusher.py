@@ -50,6 +50,8 @@ _IDLE_FIRST_S: Final = 0.2
 _IDLE_MAX_S: Final = 5.0
 _YOUNG_S: Final = 2.1
 _COMPARE_EVERY_MS: Final = 60_000
+_SPOOLS_S: Final = 30.0
+"""Time for spools, at least: a server that is down takes nothing from them."""
 _ITEMS_S: Final = 10.0
 """Time for invoice items in a background flush, so that meter events need not wait longer."""
 
@@ -216,7 +218,8 @@ class Flusher:
         Raises:
             StoreError: the store does not answer.
         """
-        spools = await self._store.send_spools() if everything else NO_SPOOLS
+        within_s = max(timeout_s, _SPOOLS_S)
+        spools = await self._store.send_spools(within_s=within_s) if everything else NO_SPOOLS
         report = await self._run_flush(everything=everything, timeout_s=timeout_s, is_alone=True)
         report.spooled, report.spools_left = spools.sent, list(spools.refused)
         return await count_undelivered(self._store, report)

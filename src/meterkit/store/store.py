@@ -427,8 +427,11 @@ class Store:
             if error is not None:
                 raise error
 
-    async def send_spools(self) -> OrphanedSpools:
+    async def send_spools(self, *, within_s: float = 300.0) -> OrphanedSpools:
         """Replay all spools, including those of dead processes.
+
+        Args:
+            within_s: how long that may take. A node of a cluster that is down takes nothing from them.
 
         Raises:
             StoreError: the store is down, and there are spools.
@@ -436,7 +439,14 @@ class Store:
         if self.spool_dir is None:
             return NO_SPOOLS
         spool = (await self.start()).spool  # Connected, if the store can be reached.
-        return await spool.send_all() if isinstance(spool, EventLoopSpool) else NO_SPOOLS
+        if not isinstance(spool, EventLoopSpool):
+            return NO_SPOOLS
+        try:
+            async with asyncio.timeout(within_s):
+                return await spool.send_all()
+        except TimeoutError:
+            why = f"the store did not take all usage within {within_s:g} s; the rest is sent once it does"
+            return OrphanedSpools(0, (f"{self.spool_dir}: {why}",))
 
     def _new_spool(self, directory: Path, lane: Lane) -> EventLoopSpool:
         return EventLoopSpool(
