@@ -95,7 +95,7 @@ class WatchedPlans:
                 is_asked = hung_up.is_set()
                 hung_up.clear()
                 now = await to_thread(self._file_stamp)
-                is_new = now not in (None, self._read, refused)
+                is_new = now not in (self._read, refused)
                 is_confirmed = is_new and now == before
                 pause_s = min(_CONFIRM_AFTER_S, every_s) if is_new and not is_confirmed else every_s
                 reading = [start_task(reload())] if is_asked or is_confirmed else []
@@ -109,12 +109,14 @@ class WatchedPlans:
                             self._path,
                             logged,
                         )
+                if now == self._read:
+                    refused, logged = None, ""  # The next mistake is news, even if it is the same.
                 before = now
 
-    def _file_stamp(self) -> tuple[int, ...] | None:
-        """File identity and times, which differ after a change; None if there is no such file."""
+    def _file_stamp(self) -> tuple[int, ...]:
+        """File identity and times, which differ after a change; empty if there is no such file."""
         try:
             found = os.stat(self._path)  # noqa: PTH116 - a text will do
         except OSError:
-            return None
+            return ()
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
