@@ -114,10 +114,10 @@ class UnknownMeterError(MeterkitError, ValueError):
 
     @classmethod
     def of(
-        cls, meter: str, countable: Iterable[str], *, kind: str = "meter", allowed: str = "the counters"
+        cls, meter: object, countable: Iterable[str], *, kind: str = "meter", allowed: str = "the counters"
     ) -> UnknownMeterError:
         """Make the error for a name that is not among the meters that can be counted."""
-        return cls(meter, _unknown_message(kind, meter, countable, allowed=allowed))
+        return cls(str(meter), _unknown_message(kind, meter, countable, allowed=allowed))
 
 
 class UnknownFeatureError(MeterkitError, ValueError):

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from meterkit.assembly import KitParts, Parts
 from meterkit.catalog import Catalog, enforced
-from meterkit.catalog.argument_checks import check_quantities, check_quantity, collect_quantities
+from meterkit.catalog.argument_checks import (
+    check_counter,
+    check_quantities,
+    check_quantity,
+    collect_quantities,
+)
 from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.plans_file_watcher import WatchedPlans
@@ -127,7 +132,7 @@ class MeterKit(KitLifecycle, KitParts):
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
             StoreError: the store cannot decide.
         """
-        if meter in self.catalog.meters and self.catalog.meters[meter].kind == "gauge":
+        if any(one.name == meter and one.kind == "gauge" for one in self.catalog.meters.values()):
             demands = {meter: Demand(needed=check_quantity(quantity), taken=0)}
         else:
             demands = self._check_demand(meter, quantity)
@@ -359,5 +364,6 @@ class MeterKit(KitLifecycle, KitParts):
         return self.store.cache.get(check_customer(customer), subjects=check_subjects(subjects))
 
     def _check_demand(self, meter: str, quantity: int) -> dict[str, Demand]:
-        check_quantities({meter: quantity}, self.catalog.meters)
+        check_counter(meter, self.catalog.meters)
+        check_quantity(quantity)
         return {meter: Demand(needed=quantity, taken=quantity)}

@@ -28,6 +28,7 @@ _logger = logging.getLogger("meterkit")
 _PREFIX: Final = "METERKIT_"
 _MISSPELLED_RATIO: Final = 0.65
 """Similarity of names from which a variable counts as misspelled; below it may belong to other software."""
+_ADDRESSES: Final = ("tcp://", "udp://", "sctp://")
 _USUAL: Final = {
     "redis_url": "REDIS_URL",
     "stripe_api_key": "STRIPE_API_KEY",
@@ -341,7 +342,8 @@ def _warn_of_misspelled_variables() -> None:
     found: list[str] = []
     for variable in sorted(os.environ):
         name = variable.removeprefix(_PREFIX)
-        if name == variable or name in known:
+        # Kubernetes and Docker set such addresses for each service: METERKIT_REDIS_PORT=tcp://10.0.0.7:6379.
+        if name == variable or name in known or os.environ[variable].startswith(_ADDRESSES):
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELLED_RATIO)
         found += [f"{variable} (did you mean {_PREFIX}{meant}?)" for meant in near]

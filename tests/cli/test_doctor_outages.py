@@ -64,20 +64,24 @@ async def test_an_abandoned_spool_is_found_and_its_cure_sends_it(stored: Shell, 
 async def test_unsendable_spools_are_named_with_reason_and_cure(store_url: str, tmp_path: Path) -> None:
     kit = MeterKit(CATALOG, redis_url=store_url, flush=False)
     other = MeterKit(CATALOG, redis_url=store_url, flush=False, key_prefix="other")
+    third = MeterKit(CATALOG, redis_url=store_url, flush=False, key_prefix="third")
     old = spool_with(kit, tmp_path, "tokens", 7, days=9)
     foreign = spool_with(other, tmp_path, "tokens", 7, days=1)
+    of_third = spool_with(third, tmp_path, "tokens", 7)
     damaged = spool_with(kit, tmp_path, "tokens", 7, days=2)
-    old.close()
-    foreign.close()
+    for spool in (old, foreign, of_third):
+        spool.close()
     damaged.set_aside()
     found = of_check("spool", await seen_at(store_url, spool_dir=tmp_path))
-    one, two, three = (finding.problem for finding in found)
-    assert foreign.path.name in one
+    one, of_another_store, two, three = (finding.problem for finding in found)
+    assert one.startswith(f"{foreign.path.name} in {tmp_path}: it belongs to another store: ")
     assert "prefix other" in one
+    assert of_another_store.startswith(f"{of_third.path.name} in ")
+    assert "prefix third" in of_another_store
     assert two.startswith(f"{old.path} is never sent: it was begun 9 days ago, and the store no longer knows")
     assert three.startswith(str(damaged.path.with_suffix(".damaged")))
     assert "METERKIT_KEY_PREFIX" in found[0].cure
-    assert found[1].cure.startswith("Check whether its usage is recorded")
+    assert found[2].cure.startswith("Check whether its usage is recorded")
 
 
 async def test_a_process_with_an_old_spool_is_found(store_url: str, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_an_app_that_cannot_be_had_is_told_of_in_a_line(api: Shell, directory: P
         ("shop.api:bare", 1, "the app does not list its routes: found a value of type function"),
         ("broken:app", 1, "broken cannot be imported: ZeroDivisionError: none left ("),
         ("planless:app", 1, "none.yaml: the plans file cannot be read"),
-        ("unset:app", 2, "redis_url (METERKIT_REDIS_URL): found the scheme 'http'"),
+        ("unset:app", 2, "redis_url (METERKIT_REDIS_URL or REDIS_URL): found the scheme 'http'"),
     ):
         done = api.run("routes", name)
         assert (code, "") == (done.code, done.out)
@@ -233,6 +233,18 @@ def test_webhooks_of_stripe_that_a_line_refuses_are_named(api: Shell, directory:
         assert "takes Stripe's webhooks" in " ".join(api.run("routes", "shop.billed:app").out.split())
         (directory / "plans.yaml").write_text(plans)
     assert api.run("routes", "shop.billed:app", "--json").json["refused_webhooks"] == []
+
+
+def test_billing_routes_that_a_limit_refuses_are_named(api: Shell, directory: Path) -> None:
+    """Who had used up the free plan got 429 at the checkout, and nothing said so."""
+    always = '{match: "/pay/{path:path}", always: true}'
+    plans = billed(directory)
+    assert api.run("routes", "shop.billed:app", "--json").json["refused_billing"] == []
+    (directory / "plans.yaml").write_text(plans.replace(f"  - {always}\n", ""))
+    (note,) = api.run("routes", "shop.billed:app", "--json").json["refused_billing"]
+    assert note.startswith("the plan route '*' takes the billing routes, and refuses them to customers who")
+    assert note.endswith(f"write before it `{always}`")
+    assert "takes the billing routes" in " ".join(api.run("routes", "shop.billed:app").out.split())
 
 
 def test_webhooks_that_an_anonymous_plan_limits_are_named(api: Shell, directory: Path) -> None:

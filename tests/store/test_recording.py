@@ -115,6 +115,16 @@ async def test_a_mapping_is_checked_as_one_meter_is(
     assert await recorded(kit) == {"pages": 1, "words": 2}
 
 
+async def test_what_is_no_meters_name_is_refused_with_words(kit: MeterKit) -> None:
+    """A mapping, which `record` takes, raised TypeError: unhashable type: 'dict'."""
+    mapping: Any = {"pages": 1}
+    several: Any = ["pages"]
+    for call, name in ((kit.check, mapping), (kit.consume, mapping), (kit.record, several)):
+        found = f"^meter: found a value of type {type(name).__name__}; allowed are the counters"
+        with pytest.raises(UnknownMeterError, match=found):
+            await call("ada", name, 1)
+
+
 async def test_answers_of_models_go_by_the_same_rule(kit: MeterKit) -> None:
     answer: dict[str, Any] = {"id": "c1", "object": "chat.completion", "model": "m", "choices": []}
     await kit.record("ada", "pages", 2, event_id="job-7")

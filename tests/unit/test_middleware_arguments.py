@@ -26,6 +26,11 @@ BY_HEADER = identify.header("x-customer-id")
         ({"identify": "x"}, "identify: found a value of type str; allowed is a function from an ASGI scope"),
         ({"identify": identify}, "identify: found a value of type module; allowed is a function"),
         ({"identify": {"sk_live_1": "acme"}}, "identify: found a value of type dict; allowed is a function"),
+        (
+            {"identify": identify.user},
+            "identify: found user itself, which each request would call; allowed",
+        ),
+        ({"identify": str}, "identify: found str itself, which each request would call; allowed is the"),
         ({"on_denied": "no"}, "on_denied: found a value of type str; allowed is a function"),
         ({"cors": "https://*.x"}, "cors: found 'https://*.x'; allowed is a list of origins"),
         ({"cors": None}, "cors: found None; allowed is a list of origins"),

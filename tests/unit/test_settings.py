@@ -232,6 +232,7 @@ def test_a_misspelled_variable_is_logged_with_the_nearest(
     others = ("CHROMIUM", "ALL_MUTANTS", "SPIKE_CUSTOMERS", "SITE", "PORT", "SERVICE_HOST", "SERVICE_PORT")
     for name in (*misspelled, *(f"METERKIT_{other}" for other in others), "METERKIT_SHARDS"):
         monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("METERKIT_REDIS_PORT", "tcp://10.0.0.7:6379")  # Of a service called meterkit-redis.
     assert load(redis_url="memory://").shards == 7
     (logged,) = [record.message for record in caplog.records if "no setting reads" in record.message]
     meant = ("ENFORCEMENT", "REDIS_URL", "STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET")

@@ -86,8 +86,14 @@ def test_reads(redis_url: str, expected: Address) -> None:
 @pytest.mark.parametrize(
     ("redis_url", "found"),
     [
-        ("localhost:6379", "redis_url (METERKIT_REDIS_URL): found no scheme; allowed are redis://"),
-        ("http://host", "redis_url (METERKIT_REDIS_URL): found the scheme 'http'; allowed are redis://"),
+        (
+            "localhost:6379",
+            "redis_url (METERKIT_REDIS_URL or REDIS_URL): found no scheme; allowed are redis://",
+        ),
+        (
+            "http://host",
+            "redis_url (METERKIT_REDIS_URL or REDIS_URL): found the scheme 'http'; allowed are redis://",
+        ),
         ("redis://", "it names no host"),
         ("redis://host:0", "no server has port 0"),
         ("redis://host:99999", "host or port cannot be read"),

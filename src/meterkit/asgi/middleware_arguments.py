@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, cast
 
+from meterkit.asgi.identify import api_key, client_ip, header, user
 from meterkit.errors import MeterkitError
 
 # As browsers write one: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
@@ -27,6 +28,12 @@ def check_arguments(kit: object, identify: object, on_denied: object, cors: obje
         raise MeterkitError(
             f"identify: found {_describe_type(identify)}; allowed is a function from an ASGI scope to a"
             " customer's id or None, such as identify.header('x-customer-id')"
+        )
+    if isinstance(identify, type) or identify in (api_key, client_ip, header, user):
+        name = getattr(identify, "__name__", "")
+        raise MeterkitError(
+            f"identify: found {name} itself, which each request would call; allowed is the result of its"
+            " call, such as identify.header('x-customer-id')"
         )
     if on_denied is not None and not callable(on_denied):
         raise MeterkitError(

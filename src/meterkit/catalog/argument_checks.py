@@ -73,26 +73,27 @@ def collect_quantities(
         UnknownMeterError, QuantityError: as of :func:`check_quantities`.
     """
     if not isinstance(meter, Mapping):
-        given = {meter: check_quantity(quantity)}
-    elif quantity is not None:
+        check_counter(meter, meters)
+        return {meter: check_quantity(quantity)}
+    if quantity is not None:
         raise MeterkitError(
             f"quantity: found {quantity!r:.40} beside a mapping of meters to quantities; leave it out"
         )
-    elif not meter:
+    if not meter:
         raise MeterkitError("quantities: found none; name at least one meter")
-    else:
-        given = dict(meter)
-    check_quantities(given, meters)
-    return given
+    check_quantities(meter, meters)
+    return dict(meter)
 
 
-def check_counter(name: str, meters: Mapping[str, Meter]) -> None:
+def check_counter(name: object, meters: Mapping[str, Meter]) -> None:
     """Check that an app can count on a meter of this name.
 
     Raises:
         UnknownMeterError: there is none, or it is a gauge or derived.
     """
     countable = counters_of(meters)
+    if not isinstance(name, str):
+        raise UnknownMeterError.of(name, countable)
     if name not in countable:
         meter = meters.get(name)
         if meter is not None and meter.kind == "gauge":

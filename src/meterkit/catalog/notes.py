@@ -28,7 +28,7 @@ COMPARED_MAX: Final = 300
 """So many lines are compared with each other, so that no file takes long."""
 SHOWN_MAX: Final = 10
 """So many names are shown in a note."""
-_WEBHOOK: Final = "/webhooks/stripe"
+WEBHOOK_PATH: Final = "/webhooks/stripe"
 """Path of Stripe's webhooks among the billing routes."""
 _TITLES: Final[dict[NoteKind, str]] = {
     "billed_from_first_unit": "billed from the first unit, as nothing is included",
@@ -301,14 +301,14 @@ def note_webhook_lines(
         found = next((line for line in lines if covers_line(line[0].match, f"POST {path}")), None)
         refusal = found and describe_webhook_refusal(found[0], path, anonymous_plan)
         if found is not None and refusal is not None:
-            mount = path.removesuffix(_WEBHOOK) or "/"
+            mount = path.removesuffix(WEBHOOK_PATH) or "/"
             where = "" if route.path == path else f", if the billing routes are mounted at {mount}"
             problems.note(found[1], "informs", f"this route takes Stripe's webhooks{where}, and {refusal}")
 
 
 def has_webhook_route(routes: Iterable[Route]) -> bool:
     """Whether a route exempts the endpoint of Stripe's webhooks, at its usual path."""
-    return any(route.exempt and (route.path or "").endswith(_WEBHOOK) for route in routes)
+    return any(route.exempt and (route.path or "").endswith(WEBHOOK_PATH) for route in routes)
 
 
 def describe_webhook_refusal(taker: Route, path: str, anonymous_plan: str | None) -> str | None:
@@ -337,11 +337,11 @@ def _webhook_path(route: Route, *, can_mount: bool) -> str | None:
     path = route.path or ""
     if route.exempt or route.mcp is not None or route.method not in {None, "POST"}:
         return None
-    if path.endswith(_WEBHOOK):
+    if path.endswith(WEBHOOK_PATH):
         return path
     mount, _, parameter = path.rpartition("/")
     is_mount = route.always and can_mount and parameter.startswith("{") and parameter.endswith(":path}")
-    return mount + _WEBHOOK if is_mount else None
+    return mount + WEBHOOK_PATH if is_mount else None
 
 
 def note_unfed_meters(

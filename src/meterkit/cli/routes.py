@@ -18,7 +18,7 @@ from meterkit.asgi.app_routes import (
 from meterkit.asgi.app_walk import ANY_METHOD
 from meterkit.asgi.route_matching import root_path_of_app
 from meterkit.catalog import load
-from meterkit.catalog.notes import describe_webhook_refusal
+from meterkit.catalog.notes import WEBHOOK_PATH, describe_webhook_refusal
 from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.catalog.routes import additions_of
 from meterkit.cli.options import import_app, plans_path
@@ -54,8 +54,8 @@ def routes(
     """Show which plan route meters each route of the app.
 
     Plan routes are the `routes` of the plans file: that of the app's MeterMiddleware, or --plans if the app
-    has none. Also prints limits that no plan route checks, and Stripe webhooks that one may refuse. Exits 1
-    if a route is unmetered, or if a plan route matches no route.
+    has none. Also prints limits that no plan route checks, and billing routes and Stripe webhooks that one
+    may refuse. Exits 1 if a route is unmetered, or if a plan route matches no route.
     """
     # The store of the app's kit does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)
@@ -79,13 +79,15 @@ def routes(
     catalogs = {id(one.catalog): one.catalog for one in used}
     unasked = [str(note) for catalog in catalogs.values() for note in unasked_limits_of(catalog)]
     refused = [note for one in taken if (note := _refused_webhook(one)) is not None]
+    unpaid = _refused_billing(taken)
     shown = {
         "routes": [_record(one) for one in taken],
         "idle_lines": [_idle_record(one) for one in idle],
         "unasked_limits": unasked,
         "refused_webhooks": refused,
+        "refused_billing": unpaid,
     }
-    session.show(shown, lambda: _print_routes(taken, idle, [*unasked, *refused]))
+    session.show(shown, lambda: _print_routes(taken, idle, [*unasked, *refused, *unpaid]))
     raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
 
 
@@ -173,6 +175,19 @@ def _refused_webhook(taken: RouteLines) -> str | None:
     path, plan = taken.route.path, None if anonymous is None else anonymous.plan
     refusal = describe_webhook_refusal(line, path, plan)
     return refusal and f"the plan route {line.match!r} takes Stripe's webhooks, and {refusal}"
+
+
+def _refused_billing(taken: Sequence[RouteLines]) -> list[str]:
+    """Name the plan routes that may refuse the billing routes to a customer who wants to pay."""
+    hooks = {one.route.path for one in taken if isinstance(one.route.app, WebhookEndpoint)}
+    checkouts = {f"{path.removesuffix(WEBHOOK_PATH)}/checkout" for path in hooks}
+    return [
+        f"the plan route {line.match!r} takes the billing routes, and refuses them to customers who have used"
+        f' up a limit or owe; write before it `{{match: "{path.removesuffix("/checkout")}/{{path:path}}",'
+        " always: true}`"
+        for one in taken
+        if (path := one.route.path) in checkouts and (line := one.line) and not (line.always or line.exempt)
+    ]
 
 
 def _print_routes(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], notes: Sequence[str]) -> None:

@@ -117,11 +117,11 @@ def find_unsent_spools(seen: Sequence[SpoolInfo], now_ms: int) -> list[Finding]:
             " the app sends it, too",
         )
     foreign = _in_state("foreign", seen)
-    if foreign:
+    for why in dict.fromkeys(one.why for one in foreign):
+        names = [one.path.name for one in foreign if one.why == why]
         found += one_finding(
             check="spool",
-            problem=f"{join_names([one.path.name for one in foreign])}: {foreign[0].why}; it is sent to no"
-            " other store",
+            problem=f"{join_names(names)} in {foreign[0].path.parent}: {why}; it is sent to no other store",
             cure="run `meterkit flush --all` with METERKIT_REDIS_URL, METERKIT_KEY_PREFIX and"
             " METERKIT_SHARDS of that store; if that store is no longer used, remove the file",
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 # Codes of OpenSSL: the issuer is not known, or the certificate is its own.
-_SETTING: Final = "redis_url (METERKIT_REDIS_URL)"
+_SETTING: Final = "redis_url (METERKIT_REDIS_URL or REDIS_URL)"
 _NOT_VOUCHED_FOR: Final = frozenset({2, 18, 19, 20, 21})
 _EXPIRED: Final = 10
 _OTHER_HOST: Final = frozenset({62, 64})
