@@ -305,8 +305,8 @@ class MeterKit(KitLifecycle, KitParts):
         Each finding has its cure; a check that cannot run is named with the reason.
 
         Args:
-            scan_keys: False leaves out the checks that scan all keys, ``keys`` and ``links``, as the operator
-                pages do.
+            scan_keys: False leaves out the checks that scan all keys, ``keys``, ``links`` and ``plans``, as
+                the operator pages do.
         """
         examine = import_module("meterkit.health.examination").examine
         return cast("Health", await examine(self._parts, scan_keys=scan_keys))

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.anyio
 CHECKS = (
     *("server", "rights", "persistence", "durability", "eviction", "replication", "clock", "shards"),
     *("scripts", "keys", "breaker"),
-    *("pending", "intents", "items", "unlinked", "undelivered", "throughput", "links", "closes", "webhooks"),
-    *("subscriptions", "messages", "audit", "spool"),
+    *("pending", "intents", "items", "unlinked", "undelivered", "throughput", "links", "plans"),
+    *("closes", "webhooks", "subscriptions", "messages", "audit", "spool"),
 )
 
 
@@ -79,7 +79,7 @@ def test_where_nothing_is_wrong_nothing_is_found(shell: Shell, sound: Server, st
         "METERKIT_STRIPE_API_BASE": stripe_url,
     }
     done = shell.run("doctor")
-    assert (0, "no findings in 25 checks\n", "") == (done.code, done.out, done.err)
+    assert (0, "no findings in 26 checks\n", "") == (done.code, done.out, done.err)
     told = shell.run("doctor", "--json").json
     assert ([], {}) == (told["findings"], told["not_looked_at"])
     assert tuple(told["looked_at"]) == (*CHECKS, "stripe")
@@ -161,7 +161,7 @@ async def test_another_number_of_shards(directory: Path, sound: Server) -> None:
     found = await examined(directory, sound.url)
     (finding,) = found.findings
     assert (finding.check, finding.cure) == ("shards", "set METERKIT_SHARDS=8")
-    assert set(found.not_looked_at) == {*CHECKS[-13:-1], "stripe"}
+    assert set(found.not_looked_at) == {*CHECKS[-14:-1], "stripe"}
     assert (await examined(directory, sound.url, shards=8)).findings == []
 
 
@@ -219,6 +219,23 @@ async def test_usage_that_stripe_does_not_take(
         assert (await kit.flush(everything=True, timeout_s=120)).dead == 1
     finding = await of_check("dead", directory, sound.url, **settings)
     assert finding.problem.startswith("1,000 of tokens in 1 intent, of unknown: ")
+
+
+async def test_a_plan_that_the_plans_file_has_lost(directory: Path, sound: Server) -> None:
+    """Its customers were served on the default plan, which only one log line said."""
+    async with kit_of(directory, sound.url) as kit, kit:
+        for customer in ("acme", "globex"):
+            await kit.customers.set_plan(customer, "pro")
+    plans = directory / "plans.yaml"
+    plans.write_text(plans.read_text().replace("  pro:", "  team:"))
+    finding = await the_finding(directory, sound.url)
+    assert finding.problem.startswith("plan 'pro' is not in ")
+    assert "so its customers have the default plan 'free': " in finding.problem
+    assert finding.cure == "put the plan back, or run `meterkit plans migrate pro PLAN`"
+    async with kit_of(directory, sound.url) as kit, kit:
+        for customer in ("acme", "globex"):
+            await kit.customers.set_plan(customer, "team")
+    assert (await examined(directory, sound.url)).findings == []
 
 
 async def test_a_link_that_was_not_made_to_its_end(directory: Path, sound: Server) -> None:

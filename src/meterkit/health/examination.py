@@ -26,6 +26,7 @@ from meterkit.health.plans_file import (
     MODELS,
     describe_allotments,
     describe_units,
+    find_missing_plans,
     find_unpriced_models,
 )
 from meterkit.health.spools import check_spool_directory
@@ -189,6 +190,7 @@ _STORE_CHECKS: Final[_CheckTable] = {
     "undelivered": check_undelivered,
     "throughput": check_throughput,
     "links": check_links,
+    "plans": lambda context: find_missing_plans(context.parts),
     "closes": lambda context: check_closes(context.parts, context.admin),
     "webhooks": lambda context: check_webhooks(context.parts),
     "subscriptions": lambda context: check_subscriptions(context.parts),
@@ -197,7 +199,7 @@ _STORE_CHECKS: Final[_CheckTable] = {
 }
 
 
-_SCANNING_CHECKS: Final = frozenset({"keys", "links"})
+_SCANNING_CHECKS: Final = frozenset({"keys", "links", "plans"})
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_SERVER_CHECKS)[:7], "shards", *_SERVER_CHECKS)))
 _CONTENT_CHECKS: Final[Sequence[str]] = tuple(
     check for check in _STORE_CHECKS if check not in {"shards", "breaker"}

@@ -1,4 +1,4 @@
-"""Checks of the plans file in use: routes that allotments leave out, models without a price."""
+"""Checks of the plans file in use: routes without allotments, plans it lacks, models without a price."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from meterkit.decisions.compiled_decision import demands_of
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.policies import gauge_terms
 from meterkit.health.findings import join_names, one_finding
+from meterkit.insights.health_report import Finding
 from meterkit.store.allotment import find_allotment_key, find_single_keys
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from meterkit.assembly import Parts
     from meterkit.catalog import Catalog, Plan, Route
-    from meterkit.insights.health_report import Finding
     from meterkit.redis.settlement_queue import LocalAllotments
 
 
@@ -70,6 +70,34 @@ def _list_exclusions(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> I
             yield f"limit of {gauge.measure.policy.meter}"
         if plan.subjects:
             yield f"requests of a {' or '.join(plan.subjects)}"
+
+
+async def find_missing_plans(parts: Parts) -> tuple[str, list[Finding]]:
+    """Find the customers whose plan is not in the plans file.
+
+    Raises:
+        StoreError: the store does not answer.
+        MeterkitError: the store's user may not list customers.
+    """
+    on_plan: dict[str, list[str]] = {}
+    async for customer in parts.customers.list():
+        on_plan.setdefault(customer.missing_plan or "", []).append(customer.customer)
+    seen = sum(map(len, on_plan.values()))
+    on_plan.pop("", None)
+    return f"{seen:,} customers", report_missing_plans(on_plan, parts.store.catalog)
+
+
+def report_missing_plans(on_plan: Mapping[str, Sequence[str]], catalog: Catalog) -> list[Finding]:
+    """Report plans that the plans file lacks, with the customers on each."""
+    return [
+        Finding(
+            check="plans",
+            problem=f"plan {plan!r} is not in {catalog.source}, so its customers have the default plan"
+            f" {catalog.default_plan!r}: {join_names(customers)}",
+            cure=f"put the plan back, or run `meterkit plans migrate {plan} PLAN`",
+        )
+        for plan, customers in on_plan.items()
+    ]
 
 
 MODELS: Final = "models"
