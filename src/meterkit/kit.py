@@ -115,7 +115,7 @@ class MeterKit(KitLifecycle, KitParts):
         Raises:
             MeterkitError: there is no such event.
         """
-        return partial(self._parts.handlers.add, event)
+        return partial(self._parts.handlers.add, self._parts.handlers.check_event(event))
 
     def sync(self) -> SyncMeterKit:
         """Return a blocking kit for code without an event loop: ``with MeterKit(…).sync() as kit: …``."""

@@ -292,4 +292,7 @@ async def test_slow_or_bad_handlers_harm_nobody(any_store_url: str, caplog: pyte
     assert [str(record.exc_info[1]) for record in failures if record.exc_info] == ["at once", "later"]
     refusal = r"event: found 'credits\.high'; allowed are credits\.low, usage\.threshold"
     with pytest.raises(MeterkitError, match=refusal):
-        kit.on("credits.high")(fails)
+        kit.on("credits.high")
+    without_parentheses: Any = fails  # `@kit.on` alone: it was never called, and nothing said so.
+    with pytest.raises(MeterkitError, match=r"event: found <function .*; allowed are credits\.low"):
+        kit.on(without_parentheses)

@@ -33,7 +33,12 @@ class Handlers:
         return self._handlers.keys()
 
     def add(self, event: str, handler: Handler) -> Handler:
-        """Register a handler, sync or async, for an event.
+        """Register a handler, sync or async, for an event."""
+        self._handlers.setdefault(event, []).append(handler)
+        return handler
+
+    def check_event(self, event: str) -> str:
+        """Return the name of an event.
 
         Raises:
             MeterkitError: there is no such event.
@@ -42,8 +47,7 @@ class Handlers:
         allowed: Collection[str] = import_module("meterkit.notify.events").EVENT_CLASSES
         if event not in allowed:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(allowed)}")
-        self._handlers.setdefault(event, []).append(handler)
-        return handler
+        return event
 
     def add_internal(
         self, group: str, event: str, handler: Callable[[Any], object], *, is_wanted: Callable[[], bool]
