@@ -103,6 +103,7 @@ async def test_an_unwritable_spool_directory_is_found(store_url: str, tmp_path: 
     for directory, why in ((file / "spools", "is no directory"), (open_to_all, "others may write in the")):
         (finding,) = of_check("spool", await seen_at(store_url, spool_dir=directory))
         assert why in finding.problem
+        assert "METERKIT_REDIS_URL" not in finding.problem  # It blamed the setting of another directory.
         assert finding.problem.startswith(f"usage of an outage cannot be spooled to {directory}: ")
         assert finding.cure.startswith("set METERKIT_SPOOL_DIR")
     assert of_check("spool", await seen_at(store_url, spool_dir=tmp_path / "not" / "made")) == []

@@ -11,7 +11,7 @@ from meterkit.catalog.amount_wording import span
 from meterkit.errors import SettingsError
 from meterkit.health.findings import join_names, one_finding
 from meterkit.insights.health_report import Finding
-from meterkit.redis.local_files import check_directory
+from meterkit.redis.local_files import check_directory, unusable_spools
 from meterkit.store.settlement_spool import SPOOL_BYTES_MAX
 from meterkit.store.spool_states import list_spools
 
@@ -66,7 +66,7 @@ def _reason_unusable(directory: Path) -> str:
         return f"this user may not write in {made}"
     if made == directory:
         try:
-            check_directory(directory)
+            check_directory(directory, unusable=unusable_spools)
         except SettingsError as error:
             return str(error)
     return ""

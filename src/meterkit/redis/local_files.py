@@ -14,10 +14,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from meterkit.errors import StoreError
+from meterkit.errors import SettingsError, StoreError
 from meterkit.redis.url import unusable_store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _POLL_S: Final = 0.005
@@ -133,8 +134,12 @@ _SOL_LOCAL: Final = 0
 _LOCAL_PEERCRED: Final = 1
 
 
-def make_directory(directory: Path) -> None:
+def make_directory(directory: Path, *, unusable: Callable[[str], SettingsError] = unusable_store) -> None:
     """Make a directory for this user alone where it is missing, and keep its files out of Git.
+
+    Args:
+        directory: to make.
+        unusable: makes the error, which names the setting of the directory.
 
     Raises:
         SettingsError: it cannot be made, may not be written in, or is not this user's alone.
@@ -143,18 +148,22 @@ def make_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         usable = os.access(directory, os.W_OK | os.X_OK)
     except OSError as error:
-        raise unusable_store(f"the directory {directory} cannot be made: {error.strerror}") from error
+        raise unusable(f"the directory {directory} cannot be made: {error.strerror}") from error
     if not usable:
-        raise unusable_store(f"this user may not write in the directory {directory}")
-    check_directory(directory)
+        raise unusable(f"this user may not write in the directory {directory}")
+    check_directory(directory, unusable=unusable)
     with suppress(FileExistsError):
         ignored = directory / ".gitignore"
         ignored.touch(mode=0o600, exist_ok=False)
         ignored.write_bytes(b"# A database of meterkit.\n*\n")
 
 
-def check_directory(directory: Path) -> None:
+def check_directory(directory: Path, *, unusable: Callable[[str], SettingsError] = unusable_store) -> None:
     """Check that no other user can write into a directory, and that no link in it leads elsewhere.
+
+    Args:
+        directory: to check.
+        unusable: makes the error, which names the setting of the directory.
 
     Raises:
         SettingsError: it belongs to another user, others may write in it, or it holds a symbolic link.
@@ -163,22 +172,25 @@ def check_directory(directory: Path) -> None:
     for found in (directory.lstat(), directory.stat()):
         # A link made by root is trusted.
         if found.st_uid != os.geteuid() and not (stat.S_ISLNK(found.st_mode) and found.st_uid == 0):
-            raise unusable_store(
+            raise unusable(
                 f"the directory {directory} belongs to user {found.st_uid}, and this is user"
                 f" {os.geteuid()}{cure}"
             )
     if directory.stat().st_mode & 0o022:
-        raise unusable_store(
-            f"others may write in the directory {directory}: chmod go-w {directory}, or{cure[1:]}"
-        )
+        raise unusable(f"others may write in the directory {directory}: chmod go-w {directory}, or{cure[1:]}")
     for folder in (directory, directory / "appendonlydir"):
         with suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    raise unusable_store(
+                    raise unusable(
                         f"{entry.path} is a symbolic link, and the server would write through it;"
                         " remove it, or name another directory"
                     )
+
+
+def unusable_spools(why: str) -> SettingsError:
+    """Error for a directory of spools that cannot be used."""
+    return SettingsError("spool_dir", f"METERKIT_SPOOL_DIR: {why}")
 
 
 def check_peer(connection: socket.socket, address: Path) -> None:

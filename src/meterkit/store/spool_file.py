@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
 
-from meterkit.redis.local_files import FileLock, make_directory
+from meterkit.redis.local_files import FileLock, make_directory, unusable_spools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,7 +162,7 @@ class SpoolFile:
             SettingsError: the directory cannot be used.
             StoreError, OSError: the file cannot be created or written.
         """
-        make_directory(directory)
+        make_directory(directory, unusable=unusable_spools)
         path = directory / f"{_file_prefix(header)}-{header.producer}{SUFFIX}"
         lock = _lock_of(path)
         try:
@@ -229,7 +229,7 @@ class SpoolFile:
             SettingsError, StoreError, OSError: the file cannot be created.
         """
         while not os.fstat(self._lock.fileno()).st_nlink:
-            make_directory(self.path.parent)
+            make_directory(self.path.parent, unusable=unusable_spools)
             lock, at = _lock_of(self.path), 0
             try:
                 while at < self.end:
