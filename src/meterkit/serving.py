@@ -20,6 +20,7 @@ from meterkit.insights.otel import observe_store
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
+from meterkit.store.spool_states import reason_unusable
 from meterkit.store.store import Store
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -153,6 +154,7 @@ class LoopServer:
         if not self._has_started:
             self._has_started = True
             log_notes(self._store.catalog, self._settings.enforcement)
+            self._log_unusable_spools()
         lane = None
         if not self._store.is_off:  # It may be switched off because of the store.
             lane = await self._store.lane()
@@ -160,6 +162,18 @@ class LoopServer:
         for name, work in self._tasks.items():
             self._background.ensure_running(loop, name, work)
         return lane
+
+    def _log_unusable_spools(self) -> None:
+        """Log that usage of an outage could not be kept on disk: in an outage it is too late."""
+        directory = self._settings.spool_dir
+        is_written = self._store.address.kind != "memory" and not self._store.is_off
+        if is_written and (why := reason_unusable(directory)):
+            _logger.warning(
+                "usage of an outage cannot be spooled to %s: %s; it would stay in memory and be lost with the"
+                " process",
+                directory,
+                why,
+            )
 
     async def _end(self) -> None:
         loop = running_loop()

@@ -155,12 +155,27 @@ async def test_the_servers_disk_and_replica_promises_are_tried() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-async def test_a_directory_of_somebody_else_is_found(store_url: str, tmp_path: Path) -> None:
+async def test_a_directory_of_somebody_else_is_found(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     directory = tmp_path / "spools"
     directory.mkdir()
     await asyncio.to_thread(os.chown, directory, NOBODY, NOBODY)
     (finding,) = of_check("spool", await seen_at(store_url, spool_dir=directory))
     assert f"belongs to user {NOBODY}" in finding.problem
+    # A volume of Kubernetes is like this at its mount: only an outage said so, when it was too late.
+    async with MeterKit(CATALOG, redis_url=store_url, flush=False, spool_dir=directory):
+        (logged,) = [one.getMessage() for one in caplog.records if "cannot be spooled" in one.getMessage()]
+    assert logged == finding.problem
+    hidden = tmp_path / "hidden" / "spools"
+    hidden.mkdir(parents=True)
+    hidden.parent.chmod(0o700)
+    os.seteuid(NOBODY)
+    try:
+        (finding,) = of_check("spool", await seen_at(store_url, spool_dir=hidden))
+    finally:
+        os.seteuid(0)
+    assert f"spooled to {hidden}: {hidden}: Permission denied" in finding.problem
 
 
 async def test_who_is_not_let_in_is_told_to_correct_the_password() -> None:

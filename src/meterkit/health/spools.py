@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import span
-from meterkit.errors import SettingsError
 from meterkit.health.findings import join_names, one_finding
 from meterkit.insights.health_report import Finding
-from meterkit.redis.local_files import check_directory, unusable_spools
 from meterkit.store.settlement_spool import SPOOL_BYTES_MAX
-from meterkit.store.spool_states import list_spools
+from meterkit.store.spool_states import list_spools, nearest_existing, reason_unusable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +35,7 @@ async def check_spool_directory(parts: Parts) -> tuple[str, list[Finding]]:
 
 def _inspect_spools(parts: Parts) -> tuple[str, list[Finding]]:
     directory, store, now_ms = parts.settings.spool_dir, parts.store, parts.store.now_ms()
-    why = _reason_unusable(directory)
+    why = reason_unusable(directory)
     try:
         seen = list_spools(directory, store.keys, store=str(store.address), now_ms=now_ms)
     except OSError as error:
@@ -46,7 +43,7 @@ def _inspect_spools(parts: Parts) -> tuple[str, list[Finding]]:
     found = (
         [report_unusable_directory(directory, why)]
         if why
-        else find_full_disk(directory, shutil.disk_usage(_nearest_existing(directory)).free)
+        else find_full_disk(directory, shutil.disk_usage(nearest_existing(directory)).free)
     )
     files = "1 file" if len(seen) == 1 else f"{len(seen):,} files"
     return f"{files} in {directory} of this host", [
@@ -55,26 +52,6 @@ def _inspect_spools(parts: Parts) -> tuple[str, list[Finding]]:
         *find_growing_spools(seen),
         *find_lasting_spools(seen, now_ms),
     ]
-
-
-def _reason_unusable(directory: Path) -> str:
-    """Return why spools cannot be written there; empty if they can."""
-    made = _nearest_existing(directory)
-    if not made.is_dir():
-        return f"{made} is no directory"
-    if not os.access(made, os.W_OK | os.X_OK):
-        return f"this user may not write in {made}"
-    if made == directory:
-        try:
-            check_directory(directory, unusable=unusable_spools)
-        except SettingsError as error:
-            return str(error)
-    return ""
-
-
-def _nearest_existing(directory: Path) -> Path:
-    """Return the directory, or its nearest existing parent."""
-    return next(folder for folder in (directory, *directory.parents) if folder.exists())
 
 
 def report_unusable_directory(directory: Path, why: str) -> Finding:

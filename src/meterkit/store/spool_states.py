@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.errors import StoreError
-from meterkit.redis.local_files import FileLock
+from meterkit.errors import SettingsError, StoreError
+from meterkit.redis.local_files import FileLock, check_directory, unusable_spools
 from meterkit.store.spool_file import DAMAGED, HEADER_BYTES_MAX, SUFFIX, SpoolError, SpoolHeader
 
 if TYPE_CHECKING:
@@ -61,6 +62,32 @@ def list_spools(directory: Path, keys: Keys, *, store: str, now_ms: int) -> Sequ
     own = SpoolHeader.of(keys, store)
     seen = [_inspect_file(path, own, now_ms) for path in paths]
     return sorted((one for one in seen if one is not None), key=lambda one: one.begun_ms)
+
+
+def reason_unusable(directory: Path) -> str:
+    """Return why spools cannot be written in a directory, which may be missing; empty if they can."""
+    try:
+        made = nearest_existing(directory)
+        if not made.is_dir():
+            return f"{made} is no directory"
+        if not os.access(made, os.W_OK | os.X_OK):
+            return f"this user may not write in {made}"
+        if made == directory:
+            check_directory(directory, unusable=unusable_spools)
+    except SettingsError as error:
+        return str(error)
+    except OSError as error:  # Of a parent that this user may not enter.
+        return f"{error.filename}: {error.strerror}"
+    return ""
+
+
+def nearest_existing(directory: Path) -> Path:
+    """Return the directory, or its nearest existing parent.
+
+    Raises:
+        OSError: this user may not see it.
+    """
+    return next(folder for folder in (directory, *directory.parents) if folder.exists())
 
 
 def check_sendable(header: SpoolHeader, expected: SpoolHeader, now_ms: int) -> tuple[SpoolState, str] | None:
