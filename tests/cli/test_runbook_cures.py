@@ -51,6 +51,8 @@ GIVEN: Final = {
     "DATE": datetime.now(UTC).date().isoformat(),
     "MONTH": datetime.now(UTC).strftime("%Y-%m"),
     "KIND": "user",
+    "FROM": "gone",
+    "TO": "pro",
     "user=USER": "user=u_1",
     "usd=N": "usd=5",
     "DISPUTE": "dp_1",

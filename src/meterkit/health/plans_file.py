@@ -94,7 +94,7 @@ def report_missing_plans(on_plan: Mapping[str, Sequence[str]], catalog: Catalog)
             check="plans",
             problem=f"plan {plan!r} is not in {catalog.source}, so its customers have the default plan"
             f" {catalog.default_plan!r}: {join_names(customers)}",
-            cure=f"put the plan back, or run `meterkit plans migrate {plan} PLAN`",
+            cure="put the plan back, or run `meterkit plans migrate FROM TO`",
         )
         for plan, customers in on_plan.items()
     ]
