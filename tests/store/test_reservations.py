@@ -119,7 +119,7 @@ async def test_what_cannot_be_reserved_or_captured_is_refused(kit: MeterKit) -> 
         (QuantityError, "-1", {"output_tokens": -1}),
         (UnknownMeterError, "did you mean 'seconds'", {"second": 1}),
         (MeterkitError, "found none; name at least one meter", {}),
-        (QuantityError, "found a value of type NoneType", ["seconds"]),
+        (UnknownMeterError, "found a value of type list", ["seconds"]),
     ):
         with pytest.raises(error, match=said):
             reserve("acme", given)

@@ -149,7 +149,7 @@ def test_what_is_raised_is_raised_here_with_where_it_comes_from(store_url: str) 
         assert "requets" == caught.value.meter
         functions = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
         assert "test_what_is_raised_is_raised_here_with_where_it_comes_from" == functions[0]
-        assert "check_quantities" in functions
+        assert "check_counter" in functions
 
 
 def test_starts_are_counted_and_a_call_after_the_end_begins_anew(store_url: str) -> None:
