@@ -15,6 +15,7 @@ import signal
 import time
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,11 +42,11 @@ from meterkit import MeterKit
 from meterkit.decisions.keys import FORMAT
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
-from meterkit.redis import reconnector
+from meterkit.redis import reconnector, settlement_queue
 from meterkit.redis.connection import Connection
 from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.reconnector import AnyConnection
-from servers.stores import Server, free_port, redis_binary, spawn_server
+from servers.stores import Server, free_port, redis_binary, spawn_server, url_of_user
 
 pytestmark = pytest.mark.anyio
 
@@ -363,6 +364,31 @@ async def test_a_wrong_password_is_told_in_the_servers_own_words(caplog: pytest.
             assert ":wrong" not in caplog.text
         async with kit_at(f"redis://:right@127.0.0.1:{server.port}/0") as kit:
             assert await ask(kit, "acme", "/deny") == 200
+
+
+def spools(directory: Path) -> list[Path]:
+    return list(directory.glob("*.spool"))
+
+
+@pytest.mark.parametrize("rules", ["-@all", "resetkeys ~other:*", "-evalsha"])
+async def test_i9_i11_a_server_that_takes_rights_away_is_down(
+    tmp_path: Path, rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that stays, and refuses all: `record` waited for ever, and no usage went to the spool."""
+    monkeypatch.setattr(settlement_queue, "_SPILL_AFTER_S", 0.1)
+    with spawn_server() as server:
+        url = url_of_user(server)
+        async with kit_at(url, store_timeout=0.3, spool_dir=tmp_path) as kit:
+            await kit.record("acme", "tokens", 1)
+            server.command("ACL", "SETUSER", "app", *rules.split())
+            await kit.record("acme", "tokens", 5)
+            await eventually(lambda: lane_of(kit).is_down)
+            assert spools(tmp_path)
+            assert [await ask(kit, "acme", "/") for _ in range(3)] == [200] * 3
+            url_of_user(server)
+            await settled(kit)
+            assert (await used(kit, "acme", "tokens"), await used(kit, "acme")) == ((6, 0), (3, 0))
+            await eventually(lambda: not spools(tmp_path))
 
 
 # F-19: another master behind the same address.

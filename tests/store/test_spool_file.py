@@ -19,11 +19,14 @@ from typing import Any
 import pytest
 
 from drivers.plans import plans_text
-from faults.refusals import PLANS, kit_at, used
+from drivers.spools import spool_with
+from faults.proxy import TcpProxy
+from faults.refusals import PLANS, eventually, kit_at, lane_of, used
 from meterkit import MeterKit
 from meterkit.catalog import Catalog, loads
 from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import Keys, meter_field
+from meterkit.redis import settlement_queue
 from meterkit.redis.local_files import FileLock
 from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord
 from meterkit.redis.url import parse_redis_url
@@ -197,6 +200,45 @@ def test_whoever_looks_keeps_nobody_from_taking_a_spool_over(tmp_path: Path) -> 
         if taken is not None:
             assert [one.state for one in seen_in(tmp_path)] == ["held"]
             taken.close()
+
+
+@pytest.mark.parametrize("zeros", [8, 4096])
+@pytest.mark.anyio
+async def test_i11_zeros_of_a_power_failure_hold_up_no_spool(
+    valkey: Server, tmp_path: Path, zeros: int
+) -> None:
+    # A file may have grown on disk before the data that were being written.
+    async with kit_at(valkey.url, spool_dir=tmp_path) as kit:
+        old, later = (spool_with(kit, tmp_path, "tokens", 5, days=days) for days in (2, 1))
+        old.append(bytes(zeros))
+        old.close()
+        later.close()
+        os.utime(old.path, (1, 1))  # The oldest is sent first.
+        report = await kit.flush(everything=True)
+        assert (report.spooled, report.spools_left, await used(kit, "acme", "tokens")) == (2, [], (10, 0))
+        assert seen_in(tmp_path) == []
+
+
+@pytest.mark.anyio
+async def test_i11_a_spool_damaged_under_its_process_is_kept(
+    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlement_queue, "_SPILL_AFTER_S", 0.05)
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        kit_at(proxy.url, spool_dir=tmp_path, store_timeout=0.2) as kit,
+    ):
+        await proxy.set("refuse")
+        await kit.record("acme", "tokens", 5)
+        (path,) = (one.path for one in seen_in(tmp_path))
+        held = path.read_bytes()
+        path.write_bytes(held[:-1] + b"!")
+        await proxy.set("pass")
+        await eventually(lambda: lane_of(kit).lost == 1)
+        await eventually(lambda: path.with_suffix(DAMAGED).exists())
+        assert "1 settlements are lost" in caplog.text
+        await kit.record("acme", "tokens", 2)
+        assert await used(kit, "acme", "tokens") == (2, 0)
 
 
 # Records are sent by another process, by the word of the one that wrote them.

@@ -79,7 +79,7 @@ class ClusterConnection:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_wanted = self._is_finding = False
         self.on_shard_moved: Callable[[int], None] = lambda _shard: None
-        self.open, self.is_unfit, self.silent_s = True, False, 0.0
+        self.open, self.is_unfit, self.is_used, self.silent_s = True, False, False, 0.0
         self._assign_slots(slots)
 
     async def begin(self) -> None:

@@ -63,8 +63,10 @@ _log = logging.getLogger("meterkit.store")
 _LATE_REPLIES_S: Final = 600.0
 _LATE_REPLIES_BYTES: Final = 8_388_608
 _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
-# The server takes no writes now: another one is the master, or it is loading, full or busy.
-_NO_WRITES: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "OOM", "MISCONF", "NOREPLICAS", "BUSY"})
+# Errors about one request: the scripts are loaded again, or another node has its slot.
+_OF_REQUESTS: Final = frozenset({"NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT"})
+# A handshake also tries what a store can do without.
+_OPTIONAL: Final = frozenset({"NOPERM", "ERR"})
 # Reply of a server that expects TLS.
 _TLS_ALERT: Final = b"\x15\x03"
 Unsent = list[tuple["asyncio.Future[Any]", "StoreCall"]]
@@ -85,6 +87,11 @@ class ReplyError(Exception):
     def of_script(self) -> bool:
         """Whether a script failed with it: on keys of a wrong type, or on unreadable values."""
         return self.code in _OF_SCRIPTS and "script" in str(self)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server does not serve now: it is loading or full, or a right or a quota is missing."""
+        return not self.of_script and self.code not in _OF_REQUESTS
 
 
 class ShardMember(Protocol):
@@ -153,7 +160,7 @@ class Connection(asyncio.Protocol):
         self._asked = self._answered = 0
         self._watchdog: asyncio.TimerHandle | None = None
         self._closed = self._loop.create_future()
-        self.open = self.is_unfit = False
+        self.open = self.is_unfit = self.is_used = False
         self.silent_s = 0.0
         self._why = "it was not made yet"
 
@@ -302,11 +309,12 @@ class Connection(asyncio.Protocol):
         self._loop.call_soon(self._flush)
 
     def _check_errors(self) -> None:
-        errors = [error for error in self._errors if error.code in _NO_WRITES]
+        allowed = () if self.is_used else _OPTIONAL
+        errors = [error for error in self._errors if error.is_refusal and error.code not in allowed]
         self._errors.clear()
         if errors:
             self.is_unfit = True
-            self.end(f"the server that answers takes no writes: {errors[0]}")
+            self.end(f"the server that answers does not serve: {errors[0]}")
 
     def _end_now(self, why: str) -> None:
         self.end(why)

@@ -77,7 +77,7 @@ class MemoryConnection:
         self._now = clock
         _past.follow(clock)
         self._queue: list[tuple[bytes, asyncio.Future[Any] | None, Any]] = []
-        self.open, self.is_unfit, self.silent_s = True, False, 0.0
+        self.open, self.is_unfit, self.is_used, self.silent_s = True, False, False, 0.0
 
     def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Execute a request followed by the clock; the future's result is the reply."""

@@ -36,12 +36,14 @@ class AnyConnection(Protocol):
 
     Attributes:
         open: whether it takes requests.
-        is_unfit: whether it ended because its server does not serve: it is silent, or takes no writes.
+        is_unfit: whether it ended because its server does not serve: it is silent, or refuses.
+        is_used: whether its handshake is over, so that any refusal ends it.
         silent_s: time that the oldest reply was due when it ended.
     """
 
     open: bool
     is_unfit: bool
+    is_used: bool
     silent_s: float
 
     def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
@@ -252,7 +254,7 @@ class Reconnector:
         elif self._is_end_logged:
             _log.warning("the store is connected again")
         self._made_s = now
-        self.connection, self._refusal = connection, None
+        self.connection, self._refusal, connection.is_used = connection, None, True
         self._is_end_logged = self._is_outage_logged = self.is_open = False
         self._on_change(connection)
         self._connected.set()

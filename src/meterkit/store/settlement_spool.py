@@ -254,6 +254,7 @@ class EventLoopSpool:
             return
         kept, replay = self.kept, self._new_replay(self._producer, is_same_loop=True)
         at = position = 0  # Sent so far: of the file, and of the unwritten settlements.
+        is_damaged = False
         try:
             while True:
                 await self._until_written()
@@ -265,6 +266,7 @@ class EventLoopSpool:
                     except SpoolError as error:
                         self.lost += self.kept
                         _log.error("%s: %s; %d settlements are lost", file.path, error, self.kept)
+                        is_damaged = True
                         break
                     at, position = (after, position) if await self._send_records(replay, records) else (0, 0)
                 elif (
@@ -281,7 +283,7 @@ class EventLoopSpool:
         file, self._file = self._file, None
         self._producer, self._numbers, self._done = token_hex(8), {}, {}
         if file is not None:
-            await self._in_thread(file.remove)
+            await self._in_thread(file.set_aside if is_damaged else file.remove)
         if kept:
             _log.info("%d settlements that had waited in the spool are sent", kept)
 

@@ -114,7 +114,7 @@ def split(data: bytes) -> tuple[list[bytes], int, bool]:
     at = 0
     while len(data) - at >= _FRAME.size:
         length, checksum = _FRAME.unpack_from(data, at)
-        if length > _RECORD_BYTES_MAX:
+        if not 0 < length <= _RECORD_BYTES_MAX:
             return records, at, True
         record = data[at + _FRAME.size : at + _FRAME.size + length]
         if len(record) < length:
@@ -247,7 +247,7 @@ class SpoolFile:
         """Read the next records from a position, and the position behind them; none at the end.
 
         Raises:
-            TornError: the rest is an incomplete record.
+            TornError: the rest is an incomplete record, or zeros, as a power failure leaves them.
             SpoolError: the rest is damaged.
         """
         data = os.pread(self._lock.fileno(), min(_READ_BYTES, self.end - at), at)
@@ -256,7 +256,8 @@ class SpoolFile:
             data = os.pread(self._lock.fileno(), min(FRAME_BYTES_MAX, self.end - at), at)
             records, used, is_damaged = split(data)
         if not records and data:
-            kind, what = (SpoolError, "are damaged") if is_damaged else (TornError, "are no whole record")
+            is_torn = not is_damaged or not data.strip(b"\0")
+            kind, what = (TornError, "are no whole record") if is_torn else (SpoolError, "are damaged")
             raise kind(f"{self.end - at} bytes at its end {what}")
         return records, at + used
 
