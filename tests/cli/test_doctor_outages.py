@@ -81,6 +81,7 @@ async def test_unsendable_spools_are_named_with_reason_and_cure(store_url: str, 
     assert two.startswith(f"{old.path} is never sent: it was begun 9 days ago, and the store no longer knows")
     assert three.startswith(str(damaged.path.with_suffix(".damaged")))
     assert "METERKIT_KEY_PREFIX" in found[0].cure
+    assert "if it has moved, let its old address lead to the new one" in found[0].cure
     assert found[2].cure.startswith("Check whether its usage is recorded")
 
 

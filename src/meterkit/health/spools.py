@@ -100,7 +100,8 @@ def find_unsent_spools(seen: Sequence[SpoolInfo], now_ms: int) -> list[Finding]:
             check="spool",
             problem=f"{join_names(names)} in {foreign[0].path.parent}: {why}; it is sent to no other store",
             cure="run `meterkit flush --all` with METERKIT_REDIS_URL, METERKIT_KEY_PREFIX and"
-            " METERKIT_SHARDS of that store; if that store is no longer used, remove the file",
+            " METERKIT_SHARDS of that store; if it has moved, let its old address lead to the new one for"
+            " that command (/etc/hosts); remove the file only if that store is given up",
         )
     for one in _in_state("refused", seen):
         problem, _, cure = one.why.partition(". ")

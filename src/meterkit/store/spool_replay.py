@@ -252,8 +252,8 @@ class SpoolReplay:
             before = len(transfers)
             for transfer in transfers:
                 self._post(transfer)
-            for shard in dict.fromkeys(transfer.shard for transfer in transfers):
-                await self.lane_of(shard).await_replies()
+            lanes = {self.lane_of(shard) for shard in {transfer.shard for transfer in transfers}}
+            await asyncio.gather(*(lane.await_replies() for lane in lanes))
             transfers = await self._find_unapplied(transfers)
             if len(transfers) >= before:
                 await asyncio.sleep(pause_s)
