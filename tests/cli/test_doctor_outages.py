@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import signal
+import socket
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,15 @@ async def test_a_server_that_takes_no_writes_is_found_with_what_to_do() -> None:
         server.command("CONFIG", "SET", "min-replicas-to-write", 1)
         (finding,) = of_check("breaker", await seen_at(server.url))
         assert finding.cure.startswith("start its replicas")
+
+
+async def test_a_server_with_too_many_connections_is_told_apart() -> None:
+    with spawn_server("--maxclients", "3") as server, ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        (finding,) = of_check("server", await seen_at(server.url))
+        assert finding.problem.endswith("refuses to serve: ERR max number of clients reached")
+        assert finding.cure.startswith("raise its maxclients")
 
 
 async def test_a_server_slower_than_the_store_timeout_is_found() -> None:

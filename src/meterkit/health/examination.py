@@ -42,6 +42,7 @@ from meterkit.health.store_servers import (
     check_rights,
     check_script_cache,
     check_server,
+    find_client_limit,
     report_unreachable_server,
 )
 from meterkit.health.store_topology import TOPOLOGY_CHECKS, check_breaker, check_shards
@@ -147,7 +148,8 @@ async def _list_answering_servers(admin: Admin, found: Health) -> list[Admin]:
             await server.ask(server.client.ping())
         except StoreError as error:
             if not isinstance(error.__cause__, NoPermissionError):
-                found.findings.append(report_unreachable_server(error, server.address))
+                limited = await find_client_limit(server.address)
+                found.findings += limited or [report_unreachable_server(error, server.address)]
                 continue
         answering.append(server)
     return answering

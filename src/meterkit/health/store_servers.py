@@ -13,12 +13,14 @@ from redis.exceptions import TimeoutError as NoAnswerError
 
 from meterkit.catalog.amount_wording import span
 from meterkit.decisions.keys import WITHOUT_TTL
-from meterkit.errors import StoreError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.health_report import Finding
 from meterkit.insights.store_readings import ask_server, info_text
 from meterkit.redis import scripts
+from meterkit.redis.discovery import ignore_end
 from meterkit.redis.durability import DurabilityCheck
+from meterkit.redis.handshake import connect
 from meterkit.redis.server import (
     cluster_warning,
     eviction_warning,
@@ -46,6 +48,8 @@ _SCAN_COUNT: Final = 1_000
 _SCANS_MAX: Final = 200
 _GONE_MS: Final = 10_000
 _FULL: Final = 0.9
+_CONNECT_S: Final = 2.0
+_LIMIT_REACHED: Final = "max number of clients reached"
 _INFO_REFUSED: Final = "the server's user may not ask for INFO"
 
 
@@ -98,6 +102,21 @@ def report_unreachable_server(error: StoreError, address: Address) -> Finding:
         )
         cure = f"start it, and let this host through the network; if it {wants}"
     return Finding(check="server", problem=str(error), cure=cure)
+
+
+async def find_client_limit(address: Address) -> list[Finding]:
+    """Report a server that takes no further connection: redis-py knows only that it was closed."""
+    if address.kind != "tcp":
+        return []
+    try:
+        connection = await connect(address, (), timeout_s=_CONNECT_S, on_end=ignore_end)
+    except MeterkitError as error:
+        if _LIMIT_REACHED not in str(error):
+            return []
+        cure = "raise its maxclients, or close connections that others leave open (redis-cli CLIENT LIST)"
+        return one_finding(check="server", problem=str(error), cure=cure)
+    await connection.close()
+    return []
 
 
 async def check_server(context: CheckContext) -> CheckResult:
