@@ -304,7 +304,7 @@ def test_a_clock_may_be_ahead_and_no_more_than_a_minute_behind() -> None:
 
 
 def test_files_of_a_store_are_of_this_user_alone(tmp_path: Path) -> None:
-    make_directory(tmp_path / "new", "spool_dir")
+    make_directory(tmp_path / "new")
     ignored = tmp_path / "new" / ".gitignore"
     assert ignored.read_text() == "# A database of meterkit.\n*\n"
     lock = FileLock(tmp_path / "new" / "some.lock")
