@@ -104,7 +104,8 @@ async def test_request_metrics_have_no_label_of_a_customer(store_url: str) -> No
 
 
 async def test_a_store_that_is_away_is_told_of() -> None:
-    kit = MeterKit(loads(PLANS), redis_url="redis://127.0.0.1:1", flush=False, start_timeout=0.01)
+    away = "redis://127.0.0.1:1"
+    kit = MeterKit(loads(PLANS), redis_url=away, flush=False, start_timeout=0.01, store_timeout=0.1)
     async with kit, client_of(app_of(kit)) as client:
         assert 200 == (await client.get("/x", headers={"x-customer-id": "ada"})).status_code
         found = await samples(client)

@@ -137,10 +137,13 @@ async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(kit: MeterKit,
     assert len({event.id for event in told}) == 3
 
 
-async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
-    kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.customers.states._LOOK_EVERY_S", 0.01)
+
+
+@pytest.mark.usefixtures("frequent_looks")  # Before the kit begins: its task waits after a look.
+async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(kit: MeterKit, clock: Clock) -> None:
     await fetched(kit, subscription(cancel_at_ms=END))
     clock.set(END)
     told = recorder(kit, "subscription.changed")
