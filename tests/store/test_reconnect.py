@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from drivers.counters import put_head
 from drivers.delivery import desk
 from faults.proxy import TcpProxy
 from faults.refusals import (
@@ -39,7 +40,7 @@ from faults.refusals import (
     used,
 )
 from meterkit import MeterKit
-from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.keys import FORMAT, meter_field
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
 from meterkit.redis import reconnector, settlement_queue
@@ -389,6 +390,21 @@ async def test_i9_i11_a_server_that_takes_rights_away_is_down(
             await settled(kit)
             assert (await used(kit, "acme", "tokens"), await used(kit, "acme")) == ((6, 0), (3, 0))
             await eventually(lambda: not spools(tmp_path))
+
+
+async def test_i9_damaged_counters_of_one_customer_end_no_connection(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Each of its requests ended the connection that all others share.
+    async with kit_at(valkey.url) as kit:
+        await kit.record("acme", "tokens", 1)
+        counters = kit.store.keys.customer("acme").counters
+        valkey.command("HSET", counters, meter_field("tokens"), "many")
+        put_head(valkey, counters, e=int(time.time() * 1000) - 1)
+        with pytest.raises(StoreError, match="DAMAGED the period cannot be closed"):
+            await kit.consume("acme", "requests")
+        assert (await kit.consume("globex", "requests")).allowed
+    assert "connection ended" not in caplog.text
 
 
 # F-19: another master behind the same address.

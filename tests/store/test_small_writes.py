@@ -233,7 +233,7 @@ async def test_what_is_spooled_is_sent_once_the_store_is_there(store: Store, tmp
     used = Settlement(store.cache.get("ada"), used=UsedQuantities.of({"requests": 5}))
     spool.keep(0, [(used, None)])
     assert spool.kept == 1
-    await spool.send_all()
+    await spool.send_all(within_s=60)
     assert (await spool.close(), spool.lost, spool.kept) == ([], 0, 0)
     assert (await store.usage("ada"))["meters"]["requests"]["used"] == 5
 

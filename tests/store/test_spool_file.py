@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
@@ -31,6 +32,7 @@ from meterkit.redis import settlement_queue
 from meterkit.redis.local_files import FileLock
 from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord
 from meterkit.redis.url import parse_redis_url
+from meterkit.store import spool_file
 from meterkit.store.prepared_decisions import prepare_holding
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
@@ -218,6 +220,27 @@ async def test_i11_zeros_of_a_power_failure_hold_up_no_spool(
         report = await kit.flush(everything=True)
         assert (report.spooled, report.spools_left, await used(kit, "acme", "tokens")) == (2, [], (10, 0))
         assert seen_in(tmp_path) == []
+
+
+@pytest.mark.anyio
+async def test_i11_a_large_spool_is_sent_while_the_store_takes_it(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 1 GiB takes ten minutes at 1 ms: after five it was left, and the next flush began it anew."""
+    send = SpoolReplay.send
+
+    async def sending(self: SpoolReplay, records: Sequence[bytes]) -> None:
+        await asyncio.sleep(0.1)
+        await send(self, records)
+
+    monkeypatch.setattr(spool_file, "_READ_BYTES", 300)  # Three records or so at a time.
+    monkeypatch.setattr(SpoolReplay, "send", sending)
+    async with kit_at(valkey.url, spool_dir=tmp_path) as kit:
+        file = spool_with(kit, tmp_path, "tokens", 5)
+        file.append(b"".join(frame(record_of(kit, number, 5, None)) for number in range(2, 25)))
+        file.close()
+        assert await kit.store.send_spools(within_s=0.4) == (24, ())
+        assert await used(kit, "acme", "tokens") == (120, 0)
 
 
 @pytest.mark.anyio

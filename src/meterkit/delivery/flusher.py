@@ -51,7 +51,7 @@ _IDLE_MAX_S: Final = 5.0
 _YOUNG_S: Final = 2.1
 _COMPARE_EVERY_MS: Final = 60_000
 _SPOOLS_S: Final = 30.0
-"""Time for spools, at least: a server that is down takes nothing from them."""
+"""Time in which the store may take nothing from spools, at least."""
 _ITEMS_S: Final = 10.0
 """Time for invoice items in a background flush, so that meter events need not wait longer."""
 

@@ -39,6 +39,7 @@ _WITH_KEYS: Final = frozenset({"EVAL", "EVALSHA"})
 _NOT_CONNECTED: Final = " connecting to "
 # Errors by which another node has the slots now, or soon will.
 _AWAY: Final = (RedisConnectionError, RedisTimeoutError, ClusterDownError, ReadOnlyError, OSError)
+
 # Redis-py's own client of clusters takes no TLS context, does not wait for a free connection, may send ASKING
 # over one connection and the command over another, and wants the right to COMMAND.
 

@@ -63,8 +63,8 @@ _log = logging.getLogger("meterkit.store")
 _LATE_REPLIES_S: Final = 600.0
 _LATE_REPLIES_BYTES: Final = 8_388_608
 _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
-# Errors about one request: the scripts are loaded again, or another node has its slot.
-_OF_REQUESTS: Final = frozenset({"NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT"})
+# Errors about one request: scripts are loaded again, another node has its slot, or its counters are damaged.
+_OF_REQUESTS: Final = frozenset({"NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT", "DAMAGED"})
 # A handshake also tries what a store can do without.
 _OPTIONAL: Final = frozenset({"NOPERM", "ERR"})
 # Reply of a server that expects TLS.
@@ -89,7 +89,7 @@ class ReplyError(Exception):
         return self.code in _OF_SCRIPTS and "script" in str(self)
 
     @property
-    def is_refusal(self) -> bool:
+    def of_server(self) -> bool:
         """Whether the server does not serve now: it is loading or full, or a right or a quota is missing."""
         return not self.of_script and self.code not in _OF_REQUESTS
 
@@ -310,7 +310,7 @@ class Connection(asyncio.Protocol):
 
     def _check_errors(self) -> None:
         allowed = () if self.is_used else _OPTIONAL
-        errors = [error for error in self._errors if error.is_refusal and error.code not in allowed]
+        errors = [error for error in self._errors if error.of_server and error.code not in allowed]
         self._errors.clear()
         if errors:
             self.is_unfit = True

@@ -151,7 +151,7 @@ async def find_slots(
 ) -> Slots:
     """Fetch the slots from the first node that answers: the known ones, then those of the URL.
 
-    A node that reaches less than half of the masters is asked last: it does not know who has taken over.
+    A node that does not reach most masters is believed last: it does not know who has taken over.
     ``is_known``: whether the URL has led to the store before.
 
     Raises:

@@ -19,8 +19,8 @@ from meterkit.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Codes of OpenSSL: the issuer is not known, or the certificate is its own.
 _SETTING: Final = "redis_url (METERKIT_REDIS_URL or REDIS_URL)"
+# Codes of OpenSSL: the issuer is not known, or the certificate is its own.
 _NOT_VOUCHED_FOR: Final = frozenset({2, 18, 19, 20, 21})
 _EXPIRED: Final = 10
 _OTHER_HOST: Final = frozenset({62, 64})

@@ -10,6 +10,7 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
+from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settlement_queue import resolve
 from meterkit.store.spool_file import SpoolError, SpoolFile, SpoolHeader, TornError, find_spools, frame
@@ -102,7 +103,7 @@ class EventLoopSpool:
         self._thread: ThreadPoolExecutor | None = None
         self._refused: dict[Path, str] = {}
         self._logged: set[Path] = set()
-        self._orphans_sent = 0
+        self._orphans_sent = self._answered = 0
         self.lost = 0
 
     @property
@@ -157,12 +158,30 @@ class EventLoopSpool:
             self._thread.shutdown(wait=False)
         return lost
 
-    async def send_all(self) -> OrphanedSpools:
+    async def send_all(self, *, within_s: float) -> OrphanedSpools:
         """Replay all spools and wait for the end; return the result for dead processes.
+
+        Args:
+            within_s: how long the store may take nothing, as while a node of a cluster is down. In all it may
+                take longer: a spool cut short would be sent from its beginning again, and cut short again.
 
         Raises:
             StoreError: the store is down.
         """
+        sending, before = start_task(self._send_all()), -1
+        try:
+            while not sending.done() and before != self._answered:
+                before = self._answered
+                await asyncio.wait([sending], timeout=within_s)
+            if sending.done():
+                return sending.result()
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        why = f"no usage could be sent for {within_s:g} s; it stays here until the next attempt"
+        return OrphanedSpools(self._orphans_sent, (f"{self._directory}: {why}",))
+
+    async def _send_all(self) -> OrphanedSpools:
         if self._replaying is not None:
             await asyncio.wait([self._replaying])
         await self._replay_current_file()
@@ -298,6 +317,7 @@ class EventLoopSpool:
         """Send records; False: all must be sent again, from the beginning."""
         try:
             await replay.send(records)
+            self._answered += len(records)
         except RewindError:
             return False
         finally:
@@ -349,6 +369,7 @@ class EventLoopSpool:
                     at, sent = file.begins, 0
                 else:
                     at, sent = end, sent + len(records)
+                    self._answered += len(records)
         except BaseException:
             file.close()
             raise

@@ -58,9 +58,8 @@ _logger = logging.getLogger("meterkit.store")
 
 _SPOOL_WAIT_S: Final = 1.0
 _NOTHING: Final[Mapping[str, int]] = {}
-
-
-_OTHER_SLOT: Final = "same slot"  # redis-py leaves out CROSSSLOT.
+# Of the error CROSSSLOT: redis-py leaves out the code.
+_OTHER_SLOT: Final = "same slot"
 
 
 class EndableJob(Protocol):
@@ -431,7 +430,7 @@ class Store:
         """Replay all spools, including those of dead processes.
 
         Args:
-            within_s: how long that may take. A node of a cluster that is down takes nothing from them.
+            within_s: how long the store may take nothing.
 
         Raises:
             StoreError: the store is down, and there are spools.
@@ -439,14 +438,7 @@ class Store:
         if self.spool_dir is None:
             return NO_SPOOLS
         spool = (await self.start()).spool  # Connected, if the store can be reached.
-        if not isinstance(spool, EventLoopSpool):
-            return NO_SPOOLS
-        try:
-            async with asyncio.timeout(within_s):
-                return await spool.send_all()
-        except TimeoutError:
-            why = f"the store did not take all usage within {within_s:g} s; the rest is sent once it does"
-            return OrphanedSpools(0, (f"{self.spool_dir}: {why}",))
+        return await spool.send_all(within_s=within_s) if isinstance(spool, EventLoopSpool) else NO_SPOOLS
 
     def _new_spool(self, directory: Path, lane: Lane) -> EventLoopSpool:
         return EventLoopSpool(
