@@ -254,7 +254,7 @@ async def test_a_node_that_is_named_as_one_server_delivers_and_warns(
                 await kit.consume("acme", "requests")
 
 
-def test_a_node_is_cut_off_that_reaches_less_than_half() -> None:
+def test_a_node_is_cut_off_that_does_not_reach_most() -> None:
     def told(*flags: str) -> str:
         own = "id 127.0.0.1:1@2 myself,master,nofailover - 0 0 1 connected 0-9"
         rest = [

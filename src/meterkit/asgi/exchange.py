@@ -358,6 +358,7 @@ class Exchange(AdmittedRequest):
             if self._decided is None:
                 count_in_process(self._store, self._view, self._route, part.rated)
             mark = None if digest is None else RepeatMark(digest, billed and part is parts[0])
+            # Nothing is held: the slot says whose mark ends.
             slot = HeldQuantities(slot=0 if mark is None else self._slot)
             self._store.settle(lane, Settlement(self._view, held=slot, used=part, mark=mark))
 

@@ -79,11 +79,11 @@ async def find_missing_plans(parts: Parts) -> tuple[str, list[Finding]]:
         StoreError: the store does not answer.
         MeterkitError: the store's user may not list customers.
     """
-    on_plan: dict[str, list[str]] = {}
+    on_plan, seen = dict[str, list[str]](), 0
     async for customer in parts.customers.list():
-        on_plan.setdefault(customer.missing_plan or "", []).append(customer.customer)
-    seen = sum(map(len, on_plan.values()))
-    on_plan.pop("", None)
+        seen += 1
+        if customer.missing_plan is not None:
+            on_plan.setdefault(customer.missing_plan, []).append(customer.customer)
     return f"{seen:,} customers", report_missing_plans(on_plan, parts.store.catalog)
 
 
