@@ -13,6 +13,7 @@ import signal
 from collections.abc import Generator, Iterable
 from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from time import time
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from faults.proxy import TcpProxy
 from faults.refusals import FakeRedis, eventually, lane_of, loop_clock, open_sockets, settled, stopped
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.customers.billed_usage import usage_of_all
+from meterkit.redis import settlement_queue
 from meterkit.redis.cluster_lane import ClusterLane
 from meterkit.redis.discovery import Slots, is_cut_off, master_of, redirection_of, slots_of
 from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
@@ -299,6 +301,29 @@ async def test_i9_other_shards_are_served_while_a_node_is_down() -> None:
             found = await recorded(kit)
             assert found[gone[0]] == 6
             assert {customer: found[customer] for customer in living} == dict.fromkeys(living, 2)
+
+
+async def test_i9_a_slot_without_a_node_ends_no_connection(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each request in it ended the connection that the node's other shards share.
+    monkeypatch.setattr(settlement_queue, "_SPILL_AFTER_S", 0.1)
+    with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
+        async with kit_of(cluster.url, spool_dir=tmp_path) as kit:
+            node = cluster.masters[0]
+            without, *others = sorted(shards_of(kit, node, cluster))
+            gone, other = (of_shards(kit, {shard})[0] for shard in (without, others[0]))
+            assert [await is_served(kit, customer) for customer in (gone, other)] == [True, True]
+            await settled(kit)
+            slot = node.command("CLUSTER", "KEYSLOT", kit.store.keys.shard(without, "x"))
+            for master in cluster.masters:
+                master.command("CLUSTER", "DELSLOTS", slot)
+            assert [await is_served(kit, customer) for customer in (gone, other)] == [False, True]
+            await kit.record(gone, "requests", 5)
+            assert "connection ended" not in caplog.text
+            node.command("CLUSTER", "ADDSLOTS", slot)
+            await settled(kit)
+            assert (await kit.usage(gone))["meters"]["requests"]["recorded"] == 6
 
 
 async def test_i9_spools_are_not_waited_for_while_a_node_is_down() -> None:

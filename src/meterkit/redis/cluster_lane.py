@@ -33,6 +33,8 @@ ConnectTo = Callable[["HostPort", "OnEnd"], Awaitable["Connection"]]
 _TRY_AGAIN_S: Final = 0.01
 # If a node is down, every call asks for the slots; limit how often they are fetched.
 _FIND_PAUSE_S: Final = 0.1
+# Until each slot has a node again, without a call that asks.
+_NO_NODE_PAUSE_S: Final = 1.0
 _RETIRE_S: Final = 1.0
 
 
@@ -217,15 +219,15 @@ class ClusterConnection:
                 there = [place for place, node in self._nodes.items() if node.link.connection is not None]
                 with suppress(StoreError):
                     self._assign_slots(await self._find((*there, *self._nodes)))
-                await asyncio.sleep(_FIND_PAUSE_S)
+                is_whole = len(self._node_of) == len(self._slot_of)
+                await asyncio.sleep(_FIND_PAUSE_S if is_whole else _NO_NODE_PAUSE_S)
+                self._is_wanted = self._is_wanted or not is_whole
         finally:
             self._is_finding = False
 
     def _assign_slots(self, slots: Slots) -> None:
         for shard, slot in enumerate(self._slot_of):
-            place = slots.of(slot)
-            if place is not None:
-                self._assign_shard(shard, place)
+            self._assign_shard(shard, slots.of(slot))
         for place, node in tuple(self._nodes.items()):
             if not node.shards:
                 del self._nodes[place]
@@ -245,6 +247,7 @@ class ClusterConnection:
     def _node_of_shard(self, shard: int) -> _Node:
         node = self._node_of.get(shard)
         if node is None:
+            self.refresh_slots()
             raise StoreError(f"no node of the cluster has the slot of shard {shard}", executed=False)
         return node
 
@@ -260,14 +263,17 @@ class ClusterConnection:
             link.begin()
         return node
 
-    def _assign_shard(self, shard: int, place: HostPort) -> None:
-        before, node = self._node_of.get(shard), self._node(place)
+    def _assign_shard(self, shard: int, place: HostPort | None) -> None:
+        """Assign a shard to the node at a place; None: no node has its slot."""
+        before, node = self._node_of.pop(shard, None), None if place is None else self._node(place)
+        if node is not None:
+            self._node_of[shard] = node
         if before is node:
             return
         if before is not None:
             before.shards.discard(shard)
-        node.shards.add(shard)
-        self._node_of[shard] = node
+        if node is not None:
+            node.shards.add(shard)
         self.on_shard_moved(shard)
         self._changed.set()
         self._changed.clear()

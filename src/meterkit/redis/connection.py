@@ -63,8 +63,11 @@ _log = logging.getLogger("meterkit.store")
 _LATE_REPLIES_S: Final = 600.0
 _LATE_REPLIES_BYTES: Final = 8_388_608
 _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
-# Errors about one request: scripts are loaded again, another node has its slot, or its counters are damaged.
-_OF_REQUESTS: Final = frozenset({"NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT", "DAMAGED"})
+# Errors about one request: scripts are loaded again, another node has its slot, or counters are damaged.
+_OF_REQUESTS: Final = (
+    *("NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT", "DAMAGED"),
+    "CLUSTERDOWN Hash slot not served",
+)
 # A handshake also tries what a store can do without.
 _OPTIONAL: Final = frozenset({"NOPERM", "ERR"})
 # Reply of a server that expects TLS.
@@ -91,7 +94,7 @@ class ReplyError(Exception):
     @property
     def of_server(self) -> bool:
         """Whether the server does not serve now: it is loading or full, or a right or a quota is missing."""
-        return not self.of_script and self.code not in _OF_REQUESTS
+        return not (self.of_script or str(self).startswith(_OF_REQUESTS))
 
 
 class ShardMember(Protocol):
