@@ -242,9 +242,13 @@ def test_billing_routes_that_a_limit_refuses_are_named(api: Shell, directory: Pa
     assert api.run("routes", "shop.billed:app", "--json").json["refused_billing"] == []
     (directory / "plans.yaml").write_text(plans.replace(f"  - {always}\n", ""))
     (note,) = api.run("routes", "shop.billed:app", "--json").json["refused_billing"]
-    assert note.startswith("the plan route '*' takes the billing routes, and refuses them to customers who")
-    assert note.endswith(f"write before it `{always}`")
+    assert note.startswith("the plan route '*' takes the billing routes, and may refuse them to customers")
+    assert note.endswith(f"owe; write before it `{always}`")
     assert "takes the billing routes" in " ".join(api.run("routes", "shop.billed:app").out.split())
+    (directory / "shop" / "billed.py").write_text(BILLED.replace(', prefix="/pay"', ""))
+    (note,) = api.run("routes", "shop.billed:app", "--json").json["refused_billing"]
+    always = always.replace("/pay", "/billing")  # Below "/" it would free the whole app of its limits.
+    assert note.endswith(f"owe; mount them at /billing, and write before it `{always}`")
 
 
 def test_webhooks_that_an_anonymous_plan_limits_are_named(api: Shell, directory: Path) -> None:

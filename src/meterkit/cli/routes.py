@@ -182,12 +182,17 @@ def _refused_billing(taken: Sequence[RouteLines]) -> list[str]:
     hooks = {one.route.path for one in taken if isinstance(one.route.app, WebhookEndpoint)}
     checkouts = {f"{path.removesuffix(WEBHOOK_PATH)}/checkout" for path in hooks}
     return [
-        f"the plan route {line.match!r} takes the billing routes, and refuses them to customers who have used"
-        f' up a limit or owe; write before it `{{match: "{path.removesuffix("/checkout")}/{{path:path}}",'
-        " always: true}`"
+        f"the plan route {line.match!r} takes the billing routes, and may refuse them to customers who have"
+        f" used up a limit or owe; {_billing_cure(path.removesuffix('/checkout'))}"
         for one in taken
         if (path := one.route.path) in checkouts and (line := one.line) and not (line.always or line.exempt)
     ]
+
+
+def _billing_cure(mount: str) -> str:
+    always = f'`{{match: "{mount or "/billing"}/{{path:path}}", always: true}}`'
+    # At the root that line would free the whole app of its limits.
+    return f"write before it {always}" if mount else f"mount them at /billing, and write before it {always}"
 
 
 def _print_routes(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], notes: Sequence[str]) -> None:

@@ -79,7 +79,8 @@ async def find_missing_plans(parts: Parts) -> tuple[str, list[Finding]]:
         StoreError: the store does not answer.
         MeterkitError: the store's user may not list customers.
     """
-    on_plan, seen = dict[str, list[str]](), 0
+    on_plan: dict[str, list[str]] = {}
+    seen = 0
     async for customer in parts.customers.list():
         seen += 1
         if customer.missing_plan is not None:

@@ -4,13 +4,12 @@
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
 -- ARGV  1 the grant's name    2 total refunded so far, this refund included (units, or micro-credits)
---       3 1: the payment is refunded in full, so automatic top-ups stop until the next purchase, see move_auto_top_up.lua;
---       0: in part
+--       3 1: automatic top-ups stop until the next purchase, see move_auto_top_up.lua; 0: they go on
 --       last: the caller's clock (ms)
 -- Reply {units refunded since the last call, units of those that the grant still had}
 --include server_ms
 --include repay_debts
-local grants_key, ledger_key, name, refunded, in_all, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[#ARGV]
+local grants_key, ledger_key, name, refunded, stops_auto, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[#ARGV]
 local call, line = redis.call, 'refund ' .. name
 local known, taken = string.match(call('HGET', ledger_key, line) or '0 0', '^(%d+) (%d+)')
 local more = refunded - known
@@ -33,7 +32,7 @@ call('HSET', ledger_key, line, string.format('%.0f %.0f %.0f', refunded, taken +
 call('HDEL', grants_key, 'balance')
 local auto = 'auto ' .. string.match(name, '^a (%S+)')
 local state, rest = string.match(call('HGET', ledger_key, auto) or '', '^(%l+) (.*)$')
-if in_all == '1' and (state == 'paid' or state == 'pending') then
+if stops_auto == '1' and (state == 'paid' or state == 'pending') then
   call('HSET', ledger_key, auto, 'stopped ' .. rest)
 end
 return {more, part}

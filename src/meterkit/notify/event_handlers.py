@@ -38,7 +38,7 @@ class Handlers:
         return handler
 
     def check_event(self, event: str) -> str:
-        """Return the name of an event.
+        """Check the name of an event, and return it.
 
         Raises:
             MeterkitError: there is no such event.

@@ -134,8 +134,8 @@ class StripeImporter:
     ) -> Imported:
         """Link all matching customers, store their subscriptions, and report the others.
 
-        Reads two lists from Stripe, a hundred objects a call, and the prices of each plan. Idempotent: repeat
-        an interrupted run.
+        Reads two lists from Stripe, a hundred objects a call, and the prices of each plan; one by one only
+        customers whose lists leave something open. Idempotent: repeat an interrupted run.
         """
         ids = IdSource.parse(id_from)
         accounts = await self._list_customers(ids, progress)

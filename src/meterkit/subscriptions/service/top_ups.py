@@ -365,10 +365,10 @@ class Credits:
         """
         listed = await self._api().list(f"/v1/customers/{linked}/payment_methods")
         saved = [str(one["id"]) for one in listed if text_in(one, "type") not in _TAKE_DAYS]
-        owner = await self._api().get(f"/v1/customers/{linked}")
-        default = id_in(part_of(owner, "invoice_settings"), "default_payment_method")
         if not saved:
             return None
+        owner = await self._api().get(f"/v1/customers/{linked}")
+        default = id_in(part_of(owner, "invoice_settings"), "default_payment_method")
         if default in saved:
             return default
         _, state = await self._states.read(customer)
