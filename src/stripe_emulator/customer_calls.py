@@ -58,13 +58,15 @@ def _read_clock(account: Account, params: Params) -> TestClock | None:
     return clock
 
 
-@CALLS("POST /v1/customers/{id}", *CUSTOMER_PARAMS, expandable=CUSTOMER_EXPANDABLE)
+@CALLS("POST /v1/customers/{id}", *CUSTOMER_PARAMS, "default_source", expandable=CUSTOMER_EXPANDABLE)
 def _update_customer(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/customers/update."""
     customer = account.customers.find_existing(call.object_id)
     with account.updating("customer.updated", customer.to_json):
         _apply_params(customer, params=call.params)
         _apply_default_method(account, customer, call.params)
+        source = account.payment_methods.read_param(call.params, "default_source", customer=customer.id)
+        customer.default_source = source or customer.default_source
     return customer.to_json()
 
 

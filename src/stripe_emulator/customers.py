@@ -69,6 +69,7 @@ class Customer:
         currency: that it is charged in, since it was first; None: nothing was charged yet.
         balance: what the next invoice adds, in minor units of the currency; negative: what it takes off.
         default_payment_method: what is charged where a subscription has none of its own.
+        default_source: the same of accounts from before payment methods; charged where there is no other.
         clock: whose time it lives in; None: the emulator's own.
     """
 
@@ -83,6 +84,7 @@ class Customer:
     balance: int = 0
     preferred_locales: tuple[str, ...] = ()
     default_payment_method: str | None = None
+    default_source: str | None = None
     clock: TestClock | None = None
     tax_exempt: str = "none"
 
@@ -118,7 +120,7 @@ class Customer:
             },
             "preferred_locales": list(self.preferred_locales),
             "test_clock": self.test_clock,
-            **dict.fromkeys(("default_source", "discount", "shipping")),
+            **dict.fromkeys(("discount", "shipping")),
             **self.texts,
         }
 
@@ -184,6 +186,8 @@ class Customers(ObjectRegistry[Customer]):
         customer = self.find(customer_id)
         if customer.default_payment_method == method_id:
             customer.default_payment_method = None
+        if customer.default_source == method_id:
+            customer.default_source = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

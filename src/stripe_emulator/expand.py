@@ -58,6 +58,7 @@ EXPANDABLE_IDS: Final[Mapping[str, Finder]] = {
     "coupon": _coupon_to_json,
     "customer": lambda account, name: account.customers.find(name).to_json(),
     "default_payment_method": lambda account, name: account.payment_methods.find(name).to_json(),
+    "default_source": lambda account, name: account.payment_methods.find(name).to_json(),
     "latest_invoice": lambda account, name: refreshed_invoice_json(account, account.invoices.find(name)),
     "invoice": lambda account, name: refreshed_invoice_json(account, account.invoices.find(name)),
     "payment_intent": payment_intent_to_json,

@@ -56,7 +56,8 @@ def payment_method_of(account: Account, customer: str, subscription: Subscriptio
     https://docs.stripe.com/billing/invoices/subscription#collect-payment
     """
     own = None if subscription is None else subscription.default_payment_method
-    return own or account.customers.find(customer).default_payment_method
+    owner = account.customers.find(customer)
+    return own or owner.default_payment_method or owner.default_source
 
 
 def can_pay(account: Account, subscription: Subscription, *, off_session: bool = True) -> bool:

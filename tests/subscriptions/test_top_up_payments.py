@@ -223,6 +223,16 @@ async def test_a_bank_account_is_not_charged_for_a_top_up(at: Hooked) -> None:
         await bought(at)
 
 
+async def test_a_default_source_is_charged_for_a_top_up(at: Hooked) -> None:
+    """The card saved last was charged: accounts from before payment methods name their default elsewhere."""
+    (card,) = (await at.client.v1.customers.payment_methods.list_async("cus_acme")).data
+    at.emulator.add_payment_method("cus_acme", "pm_card_chargeDeclined")
+    asked: Any = {"default_source": card.id, "invoice_settings": {"default_payment_method": ""}}
+    await at.client.v1.customers.update_async("cus_acme", asked)
+    made = await bought(at)
+    assert (made.status, made.declined, await balance(at)) == ("paid", None, 10 * DOLLAR)
+
+
 async def test_a_page_for_a_top_up_is_in_dollars(at: Hooked) -> None:
     """Where the price has other amounts, a customer in euros paid EUR 9.20 and was granted USD 9.20."""
     found = await at.client.v1.prices.list_async({"lookup_keys": ["meterkit-top-up:usd:1000"]})

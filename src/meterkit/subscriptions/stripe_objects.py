@@ -175,15 +175,25 @@ NEVER_BEGAN: Final = "ended by meterkit: no payment method was saved"
 """The comment of the cancellation of a subscription that was never active."""
 
 
+def subscription_method(found: Mapping[str, Any]) -> str:
+    """A subscription's own payment method; empty: it has none."""
+    return id_in(found, "default_payment_method") or id_in(found, "default_source")
+
+
+def default_method(customer: Mapping[str, Any]) -> str:
+    """The payment method of a Stripe customer that its subscriptions use by default; empty: it has none."""
+    settings = part_of(customer, "invoice_settings")
+    return id_in(settings, "default_payment_method") or id_in(customer, "default_source")
+
+
 def has_subscription_method(found: Mapping[str, Any]) -> bool:
     """Whether a subscription has its own payment method."""
-    return bool(id_in(found, "default_payment_method") or id_in(found, "default_source"))
+    return bool(subscription_method(found))
 
 
 def has_payment_method(customer: Mapping[str, Any]) -> bool:
     """Whether a Stripe customer has a payment method that its subscriptions use by default."""
-    settings = part_of(customer, "invoice_settings")
-    return bool(id_in(settings, "default_payment_method") or id_in(customer, "default_source"))
+    return bool(default_method(customer))
 
 
 def is_charged(found: Mapping[str, Any]) -> bool:

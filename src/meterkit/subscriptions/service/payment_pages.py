@@ -22,11 +22,13 @@ from meterkit.subscriptions.stripe_objects import (
     CHANGE_MARK,
     PURCHASE,
     TOP_UP,
+    default_method,
     id_in,
     key_of,
     mark_of,
     part_of,
     persistently,
+    subscription_method,
     text_in,
 )
 from meterkit.subscriptions.unknown_customers import (
@@ -334,12 +336,7 @@ async def _find_payment_method(live: LiveSubscription, linked: str) -> str:
 
     https://docs.stripe.com/billing/subscriptions/payment-methods-setting#payment-method-priority
     """
-    own = id_in(live.found, "default_payment_method") or id_in(live.found, "default_source")
-    if own:
-        return own
-    owner = await live.api.get(f"/v1/customers/{linked}")
-    settings = part_of(owner, "invoice_settings")
-    return id_in(settings, "default_payment_method") or id_in(owner, "default_source")
+    return subscription_method(live.found) or default_method(await live.api.get(f"/v1/customers/{linked}"))
 
 
 async def _create_setup_secret(

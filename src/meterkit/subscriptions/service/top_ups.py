@@ -25,7 +25,16 @@ from meterkit.store.input_checks import check_customer
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
-from meterkit.subscriptions.stripe_objects import PURCHASE, id_in, key_of, pack_key, part_of, text_in
+from meterkit.subscriptions.stripe_objects import (
+    PURCHASE,
+    default_method,
+    id_in,
+    key_of,
+    pack_key,
+    part_of,
+    subscription_method,
+    text_in,
+)
 from meterkit.subscriptions.top_up_payments import move_auto_top_up, top_up_metadata
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -368,13 +377,12 @@ class Credits:
         if not saved:
             return None
         owner = await self._api().get(f"/v1/customers/{linked}")
-        default = id_in(part_of(owner, "invoice_settings"), "default_payment_method")
-        if default in saved:
+        if (default := default_method(owner)) in saved:
             return default
         _, state = await self._states.read(customer)
         if state.subscription is not None:
             found = await self._api().get(f"/v1/subscriptions/{state.subscription.id}")
-            if (own := id_in(found, "default_payment_method")) in saved:
+            if (own := subscription_method(found)) in saved:
                 return own
         return saved[0]
 
