@@ -208,6 +208,13 @@ class LoopThread:
                 daemon.submit(BlockingCall(cleanup))  # The first one may not have been submitted.
             raise
 
+    def begin(self, cleanup: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Begin an idempotent cleanup without waiting for it; where no event loop runs, there is none."""
+        daemon = self._daemon
+        if daemon is not None:
+            with suppress(MeterkitError):
+                daemon.submit(BlockingCall(cleanup))
+
     def blocking(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         """Wrap a coroutine function in a blocking one with the same arguments."""
 
@@ -518,6 +525,8 @@ class SyncReservation(SyncPart):
     """Quantities that are set aside while their ``with`` block runs; see :class:`meterkit.Reservation`."""
 
     _methods = ("capture",)
+    _open_in = 0
+    """Process whose block holds quantities; 0: none does."""
 
     @property
     def decision(self) -> Decision:
@@ -532,8 +541,10 @@ class SyncReservation(SyncPart):
         """Release the reservation: nothing is recorded, and rates count none of it. Idempotent."""
         # A child that a queue of jobs has forked ends without another word: what is under way then is lost.
         self._loop.finish(self._part.released)
+        self._open_in = 0
 
     def __enter__(self) -> Self:
+        self._open_in = os.getpid()
         try:
             self._loop.call(self._part.__aenter__)
         except MeterkitError:
@@ -545,3 +556,8 @@ class SyncReservation(SyncPart):
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def __del__(self) -> None:
+        # A signal may interrupt `__exit__` before it releases anything.
+        if self._open_in and self._open_in == os.getpid():
+            self._loop.begin(self._part.released)

@@ -16,6 +16,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -125,6 +126,19 @@ def test_i3_interrupted_reservations_hold_nothing(store_url: str) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
+
+
+def test_i3_a_block_whose_end_a_signal_interrupts_holds_nothing(store_url: str) -> None:
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "__exit__":
+            sys.setprofile(None)
+            raise TimeLimitError
+
+    with kit_of(store_url) as kit:
+        with suppress(TimeLimitError), kit.reserve("ada", {"tokens": 1}):
+            sys.setprofile(interrupt)
+        kit.record("ada", "tokens", 0)  # Waits for what was settled before.
+        assert kit.usage("ada")["meters"]["tokens"]["held"] == 0
 
 
 def test_many_threads_share_one_thread_and_count_to_the_unit(store_url: str) -> None:
