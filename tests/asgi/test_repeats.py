@@ -196,8 +196,8 @@ async def test_a_request_whose_reply_is_lost_counts_once_as_well(
         TcpProxy(valkey.port) as proxy,
         served(app, plans=plans, redis_url=proxy.url, settings={"store_timeout": 0.1}) as http,
     ):
-        await http.kit.check("acme", "requests")
         lane = http.kit.store.lanes[get_running_loop()]
+        await eventually(lambda: lane.connected)
         await proxy.set(mode)
         for app.status in (500, 200, 200):
             assert await http.statuses(path, method="POST", headers=KEY) == [app.status]
