@@ -226,11 +226,12 @@ async def test_i9_a_node_cut_off_from_the_others_is_not_believed() -> None:
     replicas = ("--cluster-require-full-coverage", "no")
     with spawn_cluster(*replicas, replicas=True, node_timeout_ms=1_000) as cluster:
         async with kit_of(cluster.url) as kit:
-            customer = of_shards(kit, {0})[0]
+            alone, heir = cluster.masters[0], cluster.replicas[0]  # The URL names it first.
+            keys = kit.store.keys
+            shard = next(one for one in range(SHARDS) if cluster.owner(keys.shard(one, "x")) is alone)
+            customer = of_shards(kit, {shard})[0]
             assert (await kit.consume(customer, "requests")).allowed
             assert (await kit.usage(customer))["meters"]["requests"]["recorded"] == 1
-            alone = cluster.owner(kit.store.keys.shard(0, "x"))
-            heir = cluster.replicas[cluster.masters.index(alone)]
             alone.command("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -2)
             await eventually(lambda: heir.command("ROLE")[0] == "master")
             await eventually(lambda: "cluster_state:fail" in alone.command("CLUSTER", "INFO"))
