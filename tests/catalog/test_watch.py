@@ -130,7 +130,7 @@ async def test_a_refusal_is_logged_once_until_a_change(path: Path, caplog: pytes
 
 
 async def test_each_loss_of_the_file_is_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing was said while the file was missing, nor of a mistake that came back after its correction."""
+    """Nothing was logged while the file was missing, nor of a mistake that came back after its correction."""
     async with watched(path) as reader:
         for mistake in ("", "", "schema: 2", "schema: 2"):
             caplog.clear()

@@ -212,7 +212,7 @@ async def test_a_credit_after_the_payment_is_taken_back_once(at: Hooked) -> None
 
 
 async def test_a_bank_account_is_not_charged_for_a_top_up(at: Hooked) -> None:
-    """Its payment takes days: the customer was told of a declined card, and automatic ones stopped."""
+    """Its payment takes days: the customer got a mail about a declined card, and automatic ones stopped."""
     at.emulator.add_payment_method("cus_acme", "pm_usBankAccount_success")
     made = await bought(at)
     assert (made.status, made.declined, await balance(at)) == ("paid", None, 10 * DOLLAR)
@@ -276,7 +276,7 @@ TAXED = loads(f'{PLANS}billing: {{checkout: {{"automatic_tax[enabled]": true}}}}
 
 
 async def test_taxes_are_no_part_of_a_balance(store_url: str) -> None:
-    """A credit of half an invoice left USD 6.00, and the refund of USD 12.00 was told as one of USD 10.00."""
+    """A credit of half an invoice left USD 6.00, and the refund of USD 12.00 was reported as USD 10.00."""
     clock = Clock(NOW)
     stripe = shop(clock, tax_percent=20)
     async with hooked(store_url, catalog=TAXED, clock=clock, emulator=stripe) as at:
