@@ -82,7 +82,7 @@ class Member(BaseUser):
     is_authenticated: Any = True
     identity: Any = "user-7"
     number, share, account, raw = 7, 1.5, object(), b"x"
-    uuid, nobody = UUID(int=7), None
+    uuid, missing = UUID(int=7), None
 
     def full_name(self) -> str:
         return "Ada"
@@ -100,7 +100,7 @@ class TestUser:
             ("number", "7"),
             ("share", "1.5"),
             ("uuid", str(UUID(int=7))),
-            ("nobody", None),
+            ("missing", None),
         ],
     )
     def test_names_an_attribute(self, attr: str, expected: str | None) -> None:

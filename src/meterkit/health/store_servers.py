@@ -131,11 +131,15 @@ async def check_server(context: CheckContext) -> CheckResult:
 
 def find_node_of_cluster(cluster: Mapping[str, str]) -> list[Finding]:
     """Report a node of a cluster that the URL names as one server, by ``INFO cluster``."""
-    warning = cluster_warning(cluster)
+    return _report_warning("server", cluster_warning(cluster))
+
+
+def _report_warning(check: str, warning: str | None) -> list[Finding]:
+    """Report what is also logged at the start: the problem, and its cure behind the last semicolon."""
     if warning is None:
         return []
     problem, _, cure = warning.rpartition("; ")
-    return [Finding(check="server", problem=problem, cure=cure)]
+    return one_finding(check=check, problem=problem, cure=cure)
 
 
 def find_old_server(server: Mapping[str, str]) -> list[Finding]:
@@ -309,11 +313,7 @@ async def check_eviction(context: CheckContext) -> CheckResult:
 
 def find_eviction(memory: Mapping[str, str]) -> list[Finding]:
     """Report an eviction policy that removes keys, by ``INFO memory``."""
-    warning = eviction_warning(memory)
-    if warning is None:
-        return []
-    problem, _, cure = warning.rpartition("; ")
-    return [Finding(check="eviction", problem=problem, cure=cure)]
+    return _report_warning("eviction", eviction_warning(memory))
 
 
 def find_full_memory(memory: Mapping[str, str]) -> list[Finding]:

@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.errors import StoreError
 from meterkit.redis.admin_connections import Pool, new_client
-from meterkit.redis.discovery import find_slots, redirection_of, slot_of
+from meterkit.redis.discovery import find_slots, own_slots, redirection_of, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -322,12 +322,11 @@ class Admin:
                 return
 
     async def _slots_of_nodes(self) -> Mapping[str, Sequence[str]]:
-        """The slots of each node of a cluster, by its own word; in brackets those that it gives or gets."""
+        """The slots of each node of a cluster, by its own word; empty for one server."""
         found: dict[str, Sequence[str]] = {}
         for server in await self.servers() if self._cluster is not None else ():
             nodes: bytes = await server.ask(server.client.execute_command("CLUSTER", "NODES"))
-            own = next(line for line in map(str.split, nodes.decode().splitlines()) if "myself" in line[2])
-            found[str(server.address)] = own[8:]
+            found[str(server.address)] = own_slots(nodes.decode())
         return found
 
     def _node(self, place: HostPort) -> Admin:

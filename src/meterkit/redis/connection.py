@@ -65,7 +65,12 @@ _LATE_REPLIES_BYTES: Final = 8_388_608
 _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
 # Errors about one request: scripts are loaded again, another node has its slot, or counters are damaged.
 _OF_REQUESTS: Final = (
-    *("NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT", "DAMAGED"),
+    "NOSCRIPT",
+    "MOVED",
+    "ASK",
+    "TRYAGAIN",
+    "CROSSSLOT",
+    "DAMAGED",
     "CLUSTERDOWN Hash slot not served",
 )
 # A handshake also tries what a store can do without.

@@ -193,6 +193,11 @@ async def _ask_node(
 _SLOTS_AT: Final = 8
 
 
+def own_slots(nodes: str) -> Sequence[str]:
+    """Slots of the node that is asked, by its CLUSTER NODES; in brackets those that it gives or gets."""
+    return next(line for line in map(str.split, nodes.splitlines()) if "myself" in line[2])[_SLOTS_AT:]
+
+
 def is_cut_off(nodes: str) -> bool:
     """Whether a node does not reach most of the masters that have slots, by its CLUSTER NODES."""
     lines = [line.split() for line in nodes.splitlines()]

@@ -56,8 +56,18 @@ _KEYS_KEPT_S: Final = 2 * _DAY_S
 """Stripe keeps idempotency keys for at least a day."""
 _TAKE_DAYS: Final = frozenset(
     {
-        *("acss_debit", "au_becs_debit", "bacs_debit", "boleto", "customer_balance", "konbini", "multibanco"),
-        *("nz_bank_account", "oxxo", "sepa_debit", "sofort", "us_bank_account"),
+        "acss_debit",
+        "au_becs_debit",
+        "bacs_debit",
+        "boleto",
+        "customer_balance",
+        "konbini",
+        "multibanco",
+        "nz_bank_account",
+        "oxxo",
+        "sepa_debit",
+        "sofort",
+        "us_bank_account",
     }
 )
 """Types of payment methods whose payments succeed or fail later
