@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,6 +74,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         " marked each_store on all three",
     )
     parser.addoption("--whole", action="store_true", help="run what is marked whole, too")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the garbage collector pass over what is imported and collected: it stays, and is most of all."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -234,11 +234,13 @@ def _is_wrong_otherwise(value: ast.expr) -> bool:
 
 def look() -> None:
     kind = type(functools.cache(_codes))
+    gc.unfreeze()  # What conftest.py freezes is not listed.
     for found in gc.get_objects():
         if type(found) is FunctionType and found.__code__.co_filename.startswith(str(SOURCE)):
             _functions.append(found)
         elif type(found) is kind and found.__module__.startswith("meterkit"):
             _caches.append(found)
+    gc.freeze()
 
 
 def apply(mutant: Mutant) -> bool:
