@@ -54,6 +54,8 @@ def begin_anew(monkeypatch):
     ),
 )
 
+AGAIN: Final = 2
+"""So often those that end otherwise are run once more: some wait too short a time on a busy machine."""
 WRAPPERS: Final = ("wrappers:metered", "wrappers:metered_with_fields")
 
 
@@ -61,7 +63,11 @@ def compare(suite: Fetched, *arguments: str, at_least: int) -> None:
     plain = suite.outcomes("", *arguments)
     assert list(plain.values()).count("passed") >= at_least
     for wrapper in WRAPPERS:
-        assert differences(plain, suite.outcomes(wrapper, *arguments)) == {}
+        found = differences(plain, suite.outcomes(wrapper, *arguments))
+        for _ in range(AGAIN):
+            if found:
+                found = differences(suite.outcomes("", *found), suite.outcomes(wrapper, *found))
+        assert found == {}
 
 
 @pytest.mark.whole
