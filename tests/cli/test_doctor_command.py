@@ -202,6 +202,17 @@ async def test_usage_that_nobody_seals(directory: Path, sound: Server) -> None:
     assert "meterkit worker" in finding.cure
 
 
+async def test_usage_that_is_due_faster_than_events_are_sent(directory: Path, sound: Server) -> None:
+    await record(directory, sound.url, "1", "2")
+    finding = await of_check("throughput", directory, sound.url, flush_interval=0.05)
+    assert "2 customers every 0.05 s makes at least 40 meter events a second" in finding.problem
+    # Lines of invoices are no meter events.
+    plans = directory / "plans.yaml"
+    plans.write_text(plans.read_text().replace(", report: usage", "") + "billing: {usage: lines}\n")
+    found = (await examined(directory, sound.url, flush_interval=0.05)).findings
+    assert "throughput" not in {one.check for one in found}
+
+
 async def test_usage_that_stripe_does_not_take(
     directory: Path, sound: Server, emulator: StripeEmulator, stripe_url: str
 ) -> None:

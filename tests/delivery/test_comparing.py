@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from drivers.delivery import NOW, RENAMED, Desk, have_at_stripe, kit_for
+from drivers.delivery import NOW, RENAMED, Desk, api_of, have_at_stripe, kit_for
 from meterkit import FlushReport, HistoryEntry, MeterkitError, Reconciled, StripeError
 
 pytestmark = pytest.mark.anyio
@@ -250,6 +250,20 @@ async def test_i6_deliveries_under_a_former_name_are_compared(at: Desk, is_lost:
     assert books == {"calls": (4, 4), "requests": (6, 6)}
     expected = (4, -6, False) if is_lost else (10, 0, True)
     assert {(one.confirmed, one.difference, one.agrees) for one in found.values()} == {expected}
+
+
+async def test_units_of_a_meter_that_was_made_anew_are_compared(at: Desk) -> None:
+    await at.use("acme", requests=6)
+    await at.flush(everything=True)
+    async with api_of(at.kit) as api:
+        for meter in await api.list("/v1/billing/meters"):
+            if meter["event_name"] == "api_requests":
+                await api.post(f"/v1/billing/meters/{meter['id']}/deactivate")
+    at.emulator.add_meter("api_requests")
+    await at.kit.record("acme", "requests", 4)
+    await at.flush(everything=True)
+    found = await of_acme(at)
+    assert (found.delivered, found.confirmed, found.agrees) == (10, 10, True)
 
 
 async def test_a_repair_delivers_parked_units_that_stripe_has(at: Desk) -> None:

@@ -295,6 +295,31 @@ async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(at: Ending) -
     await assert_books(at)
 
 
+async def test_a_draft_that_was_given_back_is_held_again(at: Ending) -> None:
+    """Stripe does not say what it has counted; it does; usage makes us look again, and it does not."""
+    await use(at)
+    ends = list[int]()
+    for minutes, is_told in ((11, False), (17, True), (23, False)):
+        if not is_told:
+            at.stripe.fail_next("error", status=403, times=None, path="/v1/billing/meters")
+        await at.reach(JUNE + minutes * MINUTE)
+        await at.kit.record("acme", "requests", 20)
+        await at.flush()
+        await at.look()
+        at.stripe.clear_faults()
+        (invoice,) = at.invoices()
+        ends.append(invoice["automatically_finalizes_at"] - int(JUNE.timestamp()))
+    assert ends == [86_400, 3_600, 86_400]
+
+
+async def test_a_renewal_that_is_known_has_its_close_looked_at(at: Ending) -> None:
+    await use(at)
+    await at.flush()
+    await at.reach(JUNE + 3 * MINUTE)
+    looked = await at.look()
+    assert looked.confirmed + looked.open == 1
+
+
 async def test_without_a_hold_what_is_late_is_on_the_next_invoice(any_store_url: str) -> None:
     async with ending(any_store_url, UNHELD) as at:
         fail_events(at, 429)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -35,6 +36,7 @@ from faults.inner_steps import failing
 from meterkit import Corrected, MeterUsage, QueuedItem, Reconciled
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, MeterkitError
+from meterkit.testing import StripeEmulator
 from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -242,6 +244,23 @@ async def test_i13_two_workers_make_an_item_once(at: Shop, store_url: str) -> No
     assert (await items_of(at), (await words(at))["late"]) == ([(26, 104)], 26)
 
 
+async def test_i13_an_item_is_in_the_currency_of_its_customer(store_url: str) -> None:
+    text = re.sub(r"amount_cents: (\d+)", r"amount_cents: {usd: \1, eur: \g<1>0}", PLANS)
+    text = text.replace("currency: usd", "currency: [usd, eur]") + "billing: {hold_invoice: 0}\n"
+    async with shop(store_url, catalog=loads(text), selling=StripeEmulator.add_plans) as at:
+        made = await at.kit.subscriptions.create("acme", "two", currency="eur")
+        at.emulator.confirm_payment(made.client_secret or "")
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.record("acme", "words", 10)
+        await at.kit.subscriptions.change_plan("acme", "seven")
+        await use_before_the_end(at)
+        at.go(END + timedelta(hours=2))
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.flush(everything=True)
+        (item,) = await waiting(at)
+        assert (item["currency"], item["amount"]) == ("eur", 26 * 20)
+
+
 async def test_i13_late_usage_that_is_not_to_be_billed_has_no_item(store_url: str) -> None:
     async with begun(store_url, catalog=DEAD_LETTER) as at:
         await use_before_a_switch(at)
@@ -260,7 +279,10 @@ async def test_a_deleted_item_is_named_by_reconcile_and_not_made_again(at: Shop)
     assert "have 0 of 26 late units: one was deleted there" in (await compared(at)).advice
 
 
-async def test_i13_a_forgotten_item_is_not_billed_again(at: Shop) -> None:
+@pytest.mark.parametrize(("more", "items"), [(0, [(26, 104)]), (10, [(10, 40), (26, 104)])])
+async def test_i13_a_forgotten_item_is_not_billed_again(
+    at: Shop, more: int, items: list[tuple[int, int]]
+) -> None:
     await at.kit.record("acme", "words", 26)
     await switch(at, "seven")
     keys = at.kit.store.keys.customer("acme")
@@ -273,10 +295,12 @@ async def test_i13_a_forgotten_item_is_not_billed_again(at: Shop) -> None:
         await admin.ask(admin.client.delete(name))
         if dumped is not None:
             await admin.ask(admin.client.restore(name, 0, dumped))
+    if more:
+        await at.kit.record("acme", "words", more)
     await at.kit.subscriptions.sync("acme")
     at.clock.advance(timedelta(minutes=2))
     await renewed(at)
-    assert await items_of(at) == [(26, 104)]
+    assert sorted(await items_of(at)) == items
 
 
 async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) -> None:

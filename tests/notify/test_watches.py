@@ -452,6 +452,13 @@ def test_what_happened_on_more_than_two_days_is_a_precedent() -> None:
     assert find_spike({**hours, hour - 24 * 11: 5_000}, hour * HOUR_MS) is None
 
 
+def test_a_busy_weekday_is_compared_with_its_own_kind() -> None:
+    hour = 29 * 24 + 5
+    hours = {**EVEN, **{hour - 24 * 7 * week: 1_000 for week in range(1, 5)}}
+    assert find_spike({**hours, hour: 3_000}, hour * HOUR_MS) is None
+    assert find_spike({**hours, hour: 3_001}, hour * HOUR_MS) == Spike(span="hour", used=3_001, usual=100)
+
+
 def test_the_pace_of_a_spike_is_that_of_four_weeks_like_it() -> None:
     hour = 29 * 24 + 5
     hours = {**EVEN, hour: 301, 0: 7, 23: 7, 24: 101}

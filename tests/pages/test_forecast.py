@@ -74,6 +74,14 @@ def test_other_plans_with_what_they_grant() -> None:
     ]
 
 
+def test_on_other_plans_grants_of_meters_pay_before_credits() -> None:
+    catalog = loads(plans_text("forecast").replace("{tokens: 2 per 1}", "{calls: 1, tokens: 2 per 1}"))
+    plan = catalog.plans["capped"]
+    offer = plan, build_terms(catalog, plan, plan.entitlements, 0)
+    (one,) = price_on_plans(catalog, [offer], {"calls": 20, "tokens": 40}, SMALL[1], {})
+    assert (one["cost_cents"], one["refused"]) == (1_200, [])
+
+
 def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
     (small,) = price_on_plans(CATALOG, [CAPPED], {"calls": 5_000}, SMALL[1], {})
     assert (small["cost_cents"], small["refused"]) == (1_248, ["calls"])

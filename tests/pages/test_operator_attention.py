@@ -153,3 +153,18 @@ async def test_tiles_have_lines_of_usage_and_deliveries(tmp_path: Path) -> None:
         "Meter events delivered": ("3", "in thirty days, 0 wait now"),
         "Without the store": ("0 minutes", "in thirty days, 0 today"),
     }
+
+
+async def test_usage_that_is_logged_late_is_on_the_next_tiles(tmp_path: Path) -> None:
+    clock, url = Clock(), sqlite_in(tmp_path)
+    async with selling("memory://", tmp_path, clock=clock) as kit, pages_of(kit) as client:
+        day = f"{clock.now():%Y-%m-%d}"
+        await kit.record("acme", "tokens", 5)
+        await drain_all(kit, url)
+        await kit.record("acme", "tokens", 3)
+        for _ in range(2):
+            clock.advance(timedelta(days=1))
+            await make_snapshot(kit)
+            await drain_all(kit, url)
+        figures = (await client.get("/", headers=JSON)).json()
+    assert figures["activity"][day]["tokens"] == 8

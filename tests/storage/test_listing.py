@@ -285,6 +285,20 @@ async def test_an_event_from_before_a_listing_changes_nothing_after_it(kit: Mete
     assert await kit.gauges.get("ada", "storage") == 905
 
 
+async def test_an_upload_between_two_pages_of_a_listing_counts(kit: MeterKit) -> None:
+    class Paged:
+        """Lists for half an hour; the first page lacks what is stored after it."""
+
+        async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
+            del bucket, prefix
+            yield ListingPage([Version(B, "null", 5)], NOW_MS + 30 * 60_000)
+            yield ListingPage([], NOW_MS + 60 * 60_000)
+
+    assert await kit.storage.recalculate(lister=Paged()) == {"ada": 5}
+    await stored(kit, A, 900, 45)
+    assert await kit.gauges.get("ada", "storage") == 905
+
+
 async def test_a_rule_that_removes_all_versions_asks_for_a_listing(kit: MeterKit, clock: Clock) -> None:
     """Of those versions the event names one, and no other event comes with it."""
 

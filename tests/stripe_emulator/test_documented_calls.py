@@ -178,6 +178,9 @@ async def test_a_price_may_have_its_tax_in_it(client: Any) -> None:
     assert (invoice.total_excluding_tax, invoice.total) == (1500, 1800)
     taxes = [(tax.tax_behavior, tax.amount, tax.taxable_amount) for tax in invoice.total_taxes or ()]
     assert taxes == [("exclusive", 200, 1000), ("inclusive", 100, 500)]
+    lines = [{"type": "invoice_line_item", "invoice_line_item": line.id} for line in invoice.lines.data]
+    note = await client.credit_notes.create(invoice=invoice.id, lines=lines, credit_amount=1800)
+    assert note.amount == 1800
 
 
 async def _rate(client: Any, percentage: float, *, inclusive: bool = False) -> Any:

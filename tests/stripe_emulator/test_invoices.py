@@ -124,6 +124,16 @@ async def test_an_invoice_may_have_a_card_of_its_own(client: Any, clock: Clock) 
         await client.invoices.pay(draft.id)
 
 
+async def test_a_default_source_pays_where_there_is_no_other(client: Any) -> None:
+    """https://docs.stripe.com/billing/invoices/subscription#collect-payment: it comes last."""
+    (good,) = (await client.payment_methods.list(customer="cus_1")).data
+    declined = await client.payment_methods.attach("pm_card_chargeDeclined", customer="cus_1")
+    for default, status in ((good.id, "active"), ("", "incomplete")):
+        settings = {"default_payment_method": default}
+        await client.customers.update("cus_1", default_source=declined.id, invoice_settings=settings)
+        assert (await subscribe(client)).status == status
+
+
 async def add_item(client: Any, subscription: Any, **more: Any) -> Any:
     amounts = {"quantity_decimal": Decimal(26), "unit_amount_decimal": Decimal("0.375"), "currency": "usd"}
     wanted = {"customer": "cus_1", "subscription": subscription.id, **amounts, **more}

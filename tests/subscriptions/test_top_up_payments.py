@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from datetime import timedelta
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -254,6 +255,23 @@ async def test_options_of_subscriptions_are_none_of_top_ups(store_url: str) -> N
         await at.client.v1.coupons.create_async({"id": "HALF", "percent_off": 50, "duration": "once"})
         await paid_page(at, await page_of(at))
         assert await balance(at) == 10 * DOLLAR
+
+
+async def test_nothing_else_of_the_customer_is_on_a_top_up(
+    at: Hooked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https://docs.stripe.com/api/invoices/create: without `discounts` an invoice has the customer's."""
+    post, asked = resolve_name("meterkit.stripe.api:StripeApi.post"), list[Any]()
+
+    async def noted(api: object, path: str, params: Any, **given: Any) -> dict[str, Any]:
+        asked.append((path, params))
+        found: dict[str, Any] = await post(api, path, params, **given)
+        return found
+
+    monkeypatch.setattr("meterkit.stripe.api.StripeApi.post", noted)
+    assert (await bought(at)).status == "paid"
+    (made,) = [params for path, params in asked if path == "/v1/invoices"]
+    assert (made["discounts"], made["pending_invoice_items_behavior"]) == ("", "exclude")
 
 
 @pytest.mark.parametrize(
