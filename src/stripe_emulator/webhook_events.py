@@ -113,10 +113,10 @@ def changed_fields(before: JsonObject, after: JsonObject) -> JsonObject:
         old, new = before.get(name), after.get(name)
         if old == new:
             continue
-        both = isinstance(old, dict) and isinstance(new, dict)
-        differing[name] = (
-            changed_fields(cast("JsonObject", old), cast("JsonObject", new)) if both else deepcopy(old)
-        )
+        if isinstance(old, dict) and isinstance(new, dict):
+            differing[name] = changed_fields(cast("JsonObject", old), cast("JsonObject", new))
+        else:
+            differing[name] = deepcopy(before.get(name))
     return differing
 
 

@@ -314,7 +314,8 @@ class Customers:
             per: the span: the billing period; a day or an hour, both of UTC.
 
         Raises:
-            MeterkitError: no plan of the plans file has a budget, so that nothing counts what is spent.
+            MeterkitError: no plan of the plans file has a budget, so that nothing counts what is spent; or an
+                override limits another span until an instant, which one end for both would change.
             PlansError: the amount is no whole number from 0 to 99,999,999,999, or there is no such span.
         """
         catalog = self._store.catalog
@@ -328,11 +329,16 @@ class Customers:
             lay_over(catalog, plan, {SPEND: given}, strict=True)
 
         def change(state: CustomerState) -> CustomerState:
-            kept = overrides_at(state.overrides, self._store.now_ms()).meters.get(SPEND, {})
+            now_ms = self._store.now_ms()
+            own = overrides_at(state.overrides, now_ms)
+            kept = {span: limit for span, limit in own.meters.get(SPEND, {}).items() if span != per}
+            if kept and SPEND in own.ends:
+                raise MeterkitError(
+                    f"spend_limit: an override limits what {customer!r} spends per {' and '.join(kept)} until"
+                    f" {from_ms(own.ends[SPEND]).isoformat()}; set all limits by `override`, or wait till then"
+                )
             limits = {span: limit for span, limit in {**kept, **given}.items() if limit is not None}
-            changed = with_overrides(
-                state.overrides, {SPEND: limits}, None, until_ms=None, now_ms=self._store.now_ms()
-            )
+            changed = with_overrides(state.overrides, {SPEND: limits}, None, until_ms=None, now_ms=now_ms)
             return replace(state, overrides=changed)
 
         return await self._change_state(customer, change)
