@@ -83,7 +83,7 @@ async def test_spend_limits_of_several_spans_hold_at_once(store_url: str, clock:
 async def test_no_spend_limit_takes_the_end_of_an_override(store_url: str, clock: Clock) -> None:
     async with kit_on(store_url, clock) as kit:
         await kit.customers.override("ada", {"spend": {"day": 30}}, until=NOW + timedelta(days=1))
-        with pytest.raises(MeterkitError, match=r"per day until .*; set all limits by `override`"):
+        with pytest.raises(MeterkitError, match=r"per day until .*; set all by `override`"):
             await kit.customers.spend_limit("ada", 80)
         assert (await kit.customers.spend_limit("ada", 40, per="day")).override_ends == {}
 

@@ -335,7 +335,7 @@ class Customers:
             if kept and SPEND in own.ends:
                 raise MeterkitError(
                     f"spend_limit: an override limits what {customer!r} spends per {' and '.join(kept)} until"
-                    f" {from_ms(own.ends[SPEND]).isoformat()}; set all limits by `override`, or wait till then"
+                    f" {from_ms(own.ends[SPEND]).isoformat()}; set all by `override`, or wait till then"
                 )
             limits = {span: limit for span, limit in {**kept, **given}.items() if limit is not None}
             changed = with_overrides(state.overrides, {SPEND: limits}, None, until_ms=None, now_ms=now_ms)
