@@ -15,9 +15,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from drivers.app import Served, hello, http_scope, served
 from drivers.plans import completed
-from faults.refusals import renew_holds, settled, stopped
+from faults.refusals import before_asking, renew_holds, settled, stopped
 from meterkit import MeterKit, MeterMiddleware, current, identify
 from meterkit.catalog import loads as plans_of
+from meterkit.errors import StoreError
 from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -342,6 +343,33 @@ async def test_in_shadow_nobody_is_refused(caplog: pytest.LogCaptureFixture) -> 
         assert ["reason='storage'" in message for message in caplog.messages] == [True, True]
         # What fits is not logged.
         assert ((await put(http, pieces(700), path="/shadow/a")).status, len(caplog.records)) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "read"),
+    [
+        ("on_store_failure: deny", 503, 0),
+        ("on_store_failure: allow", 200, 200),
+        ("on_store_failure: deny, enforcement: shadow", 200, 200),
+    ],
+)
+async def test_an_upload_that_loses_the_store_goes_by_its_line(line: str, status: int, read: int) -> None:
+    rest = Reads()
+
+    async def away() -> None:
+        raise StoreError("the store does not answer")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        end = await before_asking(http.kit, away)
+        await rest(scope, receive, send)
+        end()
+
+    plans = PLANS.replace("storage: content-length}", f"storage: content-length, {line}}}", 1)
+    async with served(app, plans=plans) as http:
+        call = await put(http, pieces(700, 200))
+        assert ((call.status, call.error), (rest.read, rest.gone)) == ((status, None), (read, status == 503))
+        assert await held_of(http) == (0, 0)
 
 
 async def test_who_goes_by_an_address_has_gauges_of_their_own() -> None:

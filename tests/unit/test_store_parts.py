@@ -47,7 +47,7 @@ from meterkit.redis.lane import HoldRenewal, Lane
 from meterkit.redis.local_files import FileLock, check_peer, make_directory
 from meterkit.redis.reconnector import AnyConnection, Reconnector
 from meterkit.redis.server import eviction_warning, refuse_past_clock
-from meterkit.redis.settlement_queue import SettlementQueue, resolve
+from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord, SettlementQueue, resolve
 from meterkit.redis.url import Address, HostPort, Tls
 from meterkit.store.allotment import next_size
 from meterkit.store.call_amounts import amounts_of
@@ -491,6 +491,23 @@ async def test_what_is_spooled_is_no_longer_recovered() -> None:
     fenced.set()
     await asyncio.wait(tasks)
     assert (len(lane.spool.keep.mock_calls), [*queue.producer.inflight]) == (1, [second])
+
+
+def test_a_spool_tells_what_was_acknowledged_before_it() -> None:
+    """The process that sends it compares, if this one ends before it can."""
+
+    def spawn(work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+
+    lane = Mock(stopping=False, post=None, spawn=spawn)
+    queue = SettlementQueue(lane, Keys("mk", 1), 0)
+    queue.producer.acknowledged = 5
+    settlements = [Mock(), Mock()]
+    for settlement in settlements:
+        queue.settle(settlement)
+    compared = SentRecord(queue.producer.key, NEVER_SENT, 5)
+    queue.spill()
+    lane.spool.keep.assert_called_once_with(0, [*zip(settlements, (compared, None), strict=True)])
 
 
 def test_an_allotment_grows_and_shrinks_with_what_is_used() -> None:
