@@ -153,6 +153,20 @@ async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None
         assert (0, 0) == await tokens(at.kit)
 
 
+async def test_a_run_that_waits_for_its_tools_goes_on(store_url: str) -> None:
+    states = {"queued": None, "requires_action": None, "completed": chat_usage(600, 400)}
+    run = {"id": "run_1", "object": "thread.run", "model": "gpt-5.6"}
+    answers = [{**run, "status": state, "usage": usage} for state, usage in states.items()]
+    async with metered(saying(*answers), store_url, plans=HELD) as at:
+        await asked(at, "/held")
+        await polled(at)
+        assert (0, 0) == await tokens(at.kit)
+        await becomes(at, 500)
+        await polled(at)
+        await becomes(at, 0)
+        assert (600, 400) == await tokens(at.kit)
+
+
 async def renew(at: Served) -> None:
     (work,) = at.kit.store.job_holds.holds.values()
     await work.renew()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
