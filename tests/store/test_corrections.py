@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from drivers.delivery import CATALOG, NOW, PLANS, Desk, desk
+from drivers.subscribed_customer import fetched, subscription
 from meterkit import Corrected, MeterKit, MeterkitError, QuantityError, StoreError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -17,7 +18,7 @@ from meterkit.testing import Clock
 pytestmark = pytest.mark.anyio
 
 PLACES = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "dead")
-JULY = datetime(2031, 7, 1, tzinfo=UTC)
+JUNE, JULY = datetime(2031, 6, 1, tzinfo=UTC), datetime(2031, 7, 1, tzinfo=UTC)
 PAID = loads(
     PLANS.replace("routes:", "credits:\n  ai: {costs: {tokens: 2}}\nroutes:").replace(
         "tokens:   {included: 100, overage: bill}",
@@ -120,6 +121,17 @@ async def test_units_stripe_keeps_are_granted_in_the_next_period(store_url: str)
         await at.kit.record("acme", "tokens", 125)
         after = await tokens(at.kit)
         assert (after["recorded"], after["overage"], after["pending"]) == (125, 5, 5)
+
+
+async def test_of_a_last_period_nothing_is_granted_in_the_next(store_url: str) -> None:
+    june: dict[str, Any] = dict.fromkeys(("start_ms", "anchor_ms", "created_ms"), JUNE)
+    async with desk(store_url, catalog=PAID) as at:
+        await deliver(at)
+        await link_another(at)
+        await fetched(at.kit, subscription(plan="free", end_ms=JULY, cancel_at_ms=JULY, **june))
+        found = await correct(at.kit, 20)
+        assert (found.granted_next, found.by_hand, found.by_hand_cents) == (0, 20, 6)
+        assert await at.kit.grants.list("acme") == []
 
 
 async def test_an_id_corrects_once_and_only_what_it_did(store_url: str) -> None:

@@ -96,6 +96,13 @@ async def test_a_currency_stays_after_the_subscription(kit: MeterKit) -> None:
     assert (await kit.usage(await buys(kit, "gbp")))["currency"] == "usd"
 
 
+async def test_an_own_budget_of_a_user_ends_with_its_currency(kit: MeterKit) -> None:
+    subject = kit.customers.subject(await buys(kit, "usd", "acme"), user="u")
+    await subject.override({"budget": {"amount_cents": 10, "per": "day"}, "words": {"included": 5}})
+    await buys(kit, "eur", "acme")
+    assert (await kit.customers.get("acme")).subject_overrides == {"user:u": {"words": {"included": 5}}}
+
+
 async def test_budgets_of_users_are_in_the_customers_currency(kit: MeterKit) -> None:
     for currency, limit in (("usd", 30), ("eur", 20), ("jpy", 40)):
         customer = await buys(kit, currency)

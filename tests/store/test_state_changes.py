@@ -11,7 +11,7 @@ import pytest
 from drivers.delivery import NOW
 from drivers.subscribed_customer import END, erase, fetched, recorder, subscription, sweep, tell
 from faults.refusals import eventually
-from meterkit import MeterKit
+from meterkit import CustomerError, MeterKit
 from meterkit.testing import Clock
 from servers.stores import Server
 
@@ -137,6 +137,18 @@ async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(kit: MeterKit,
     assert len({event.id for event in told}) == 3
 
 
+async def test_a_next_subscription_has_reminders_of_its_own(kit: MeterKit, clock: Clock) -> None:
+    """Two of the former one were sent: the first one of the next is no repeat of them."""
+    told = recorder(kit, "dunning.reminder")
+    await fetched(kit, subscription(**FAILING))
+    clock.set(NOW + 6 * DAY)
+    await sweep(kit)
+    failing_too = FAILING | {"failed_at_ms": NOW + 5 * DAY}
+    await fetched(kit, subscription(id="sub_2", **failing_too))
+    await eventually(lambda: len(told) == 3)
+    assert [(event.failed_at - NOW, event.after) for event in told][2] == (5 * DAY, DAY)
+
+
 @pytest.fixture
 def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.customers.states._LOOK_EVERY_S", 0.01)
@@ -171,6 +183,23 @@ async def test_what_is_told_without_a_change_reaches_its_handlers(
     await eventually(lambda: len(told) == 1)
     found = {name: getattr(told[0], name) for name in expected}
     assert (told[0].id, told[0].customer, told[0].at, found) == ("evt_1", "acme", NOW, expected)
+
+
+async def test_a_deletion_erases_the_notices_of_all_pages(
+    kit: MeterKit, valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.customers.deletion._PAGE", 2)
+    for nth in range(5):
+        await tell(kit, "acme", "access.changed", {"id": f"evt_{nth}", "at_ms": NOW_MS})
+    assert (await erase(kit, "acme")).notices == 5
+    assert valkey.command("XLEN", kit.store.keys.customer("acme").notices) == 0
+
+
+async def test_a_refused_link_leaves_no_claim_with_the_id(kit: MeterKit, valkey: Server) -> None:
+    await kit.customers.link("acme", "cus_1")
+    with pytest.raises(CustomerError, match="linked to Stripe customer cus_1 already"):
+        await kit.customers.link("acme", "cus_2")
+    assert [key for key in valkey.command("KEYS", "*") if "cus_2" in str(key)] == []
 
 
 async def test_a_deleted_customer_leaves_nothing_but_a_report(kit: MeterKit, valkey: Server) -> None:

@@ -122,6 +122,12 @@ def test_a_plan_by_the_year_is_prorated_within_a_month() -> None:
     assert calls_of(changed, END - DAY) == 1_000
 
 
+def test_a_cancellation_ahead_leaves_the_shares_of_plans() -> None:
+    """They are of the period that is paid for, though it will be cut short."""
+    changed = moved(paid("a"), "b", HALF, cancel_at_ms=to_ms(END - 5 * DAY))
+    assert calls_of(changed, HALF + DAY) == 550
+
+
 def test_each_of_many_changes_counts_for_its_time() -> None:
     """From the 64th change on, the oldest ones gave nothing: each purchase of an add-on took units away."""
     state, share = paid("a"), Fraction(0)
