@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 import signal
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -146,7 +147,7 @@ OLD = {
 }
 
 
-async def way_of(said: dict[str, bytes]) -> str:
+async def way_of(said: dict[str, bytes], kind: str = "tcp") -> str:
     """How a write is kept by a server that answers so, and +OK to all else."""
 
     def answer(words: list[bytes]) -> bytes:
@@ -157,7 +158,7 @@ async def way_of(said: dict[str, bytes]) -> str:
         address = parse_redis_url(fake.url)
         admin = Admin(address, timeout_s=5.0, clock=time)
         try:
-            return await DurabilityCheck(admin, address, needed=True).find_method()
+            return await DurabilityCheck(admin, address, needed=True, kind=kind).find_method()
         finally:
             await admin.close()
 
@@ -173,6 +174,15 @@ async def way_of(said: dict[str, bytes]) -> str:
 async def test_a_server_that_fails_when_it_is_asked_keeps_nothing(said: dict[str, bytes]) -> None:
     with pytest.raises(StoreError, match=r"the store at redis://.* failed: "):
         await way_of(said)
+
+
+async def test_a_replica_that_all_consider_failed_takes_nothing_over() -> None:
+    for flags, is_heir in (("slave", True), ("slave,fail?", True), ("slave,fail", False)):
+        own = "a 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-16383"
+        nodes = f"{own}\nb 127.0.0.1:3@4 {flags} a 0 0 1 connected\n".encode()
+        said = OLD | {"CLUSTER": b"$%d\r\n%b\r\n" % (len(nodes), nodes)}
+        with pytest.raises(StoreError, match="has no replica") if is_heir else nullcontext():
+            assert await way_of(said, "cluster") == "age"
 
 
 async def test_a_file_that_is_switched_off_meanwhile_keeps_nothing() -> None:

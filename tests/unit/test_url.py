@@ -83,6 +83,13 @@ def test_reads(redis_url: str, expected: Address) -> None:
     assert parse_redis_url(redis_url) == expected
 
 
+def test_a_sentinel_has_one_database() -> None:
+    """It refuses to select that of the store."""
+    address = parse_redis_url("redis+sentinel://a:1,b:2/mk/3")
+    assert [address.sentinel_at(place).db for place in address.places] == [0, 0]
+    assert address.at(HostPort("c", 3)).db == 3
+
+
 @pytest.mark.parametrize(
     ("redis_url", "found"),
     [
