@@ -53,7 +53,7 @@ def denied(reason: Reason, limit: str | None = None, **extra: Any) -> Decision:
 
 
 def told(decision: Decision, circumstances: ProblemContext = NOWHERE) -> Denial:
-    return problem(decision, circumstances, mode="ietf", now_s=NOW_S, instance=INSTANCE)
+    return problem(decision, circumstances, mode="ietf", now_ms=NOW_S * 1000, instance=INSTANCE)
 
 
 # One row per line of the table of refusals: what is decided.
@@ -304,11 +304,27 @@ X_FIELDS.append((b"x-ratelimit-reset", b"1800000002"))
 )
 def test_the_mode_chooses_the_fields(mode: Headers, expected: list[tuple[bytes, bytes]]) -> None:
     given: Any = {"policies": b'"a";q=1', "limit": policy("a", 9, 3), "remaining": 4, "reset_s": 2}
-    assert expected == format_fields(mode, **given, now_s=1_800_000_000)
+    assert expected == format_fields(mode, **given, reset_at_s=1_800_000_002)
+
+
+def test_who_comes_at_the_reset_is_not_early() -> None:
+    """The instant was up to a second early: 0.2 s after 10.9 s is not 11 s."""
+    wait = timedelta(milliseconds=200)
+    for retry_after in (wait, None):
+        decision = denied("rate", RATE.name, remaining=0, retry_after=retry_after, reset_after=wait)
+        denial = problem(decision, PLAN, mode="both", now_ms=10_900, instance=INSTANCE)
+        assert dict(denial.headers)[b"x-ratelimit-reset"] == b"12"
+        assert dict(denial.headers)[b"ratelimit"] == b'"requests-1h";r=0;t=1'
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    nothing: dict[str, Any] = {"policies": b"", "limit": None, "remaining": None, "reset_s": None, "now_s": 5}
+    nothing: dict[str, Any] = {
+        "policies": b"",
+        "limit": None,
+        "remaining": None,
+        "reset_s": None,
+        "reset_at_s": None,
+    }
     assert format_fields("both", **dict[str, Any](nothing, policies=b'"a";q=1')) == IETF[:1]
     assert format_fields("both", **nothing) == []
     found = format_fields("both", **dict[str, Any](nothing, limit=policy("a", 9), remaining=4))
@@ -354,7 +370,7 @@ def test_every_refusal_is_as_the_document_says(reason: Reason) -> None:
     for portal in (None, "https://pay.example"):
         context = ProblemContext(portal_url=portal, feature="full", plan="free", available_in=("pro",))
         decision = Decision(allowed=False, reason=reason, violated=("requests-1h",))
-        denial = problem(decision, context, mode="ietf", now_s=0, instance=UUID(int=7))
+        denial = problem(decision, context, mode="ietf", now_ms=0, instance=UUID(int=7))
         assert denial.status == REFUSAL_TYPES[reason].problem.status
         described, document = responses[denial.status], json.loads(denial.body)
         schema: dict[str, Any] = described["content"]["application/problem+json"]["schema"]

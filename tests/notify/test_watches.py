@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from time import time
 from typing import Any, Final
 
 import pytest
@@ -119,6 +120,16 @@ async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: Met
         plain.get_content()
     )
     assert "costs USD 0.24." in plain.get_content()
+
+
+async def test_a_host_that_is_ahead_leaves_out_no_summary(store_url: str) -> None:
+    async with kit_of(store_url, time) as kit:
+        kit.store.clock = lambda: time() + 3 * 86_400
+        await watch_of(kit).check()
+        admin = await kit.store.admin()
+        last = await admin.client.get(kit.store.keys.shard(HOOKS_SHARD, "period.summary:last"))
+        # Periods that end by the host's tomorrow are still to come.
+        assert int(last.split(b":")[0]) <= (time() - 3_600) * 1000
 
 
 async def test_a_week_without_a_look_begins_anew(hook: Receiver, kit: MeterKit, clock: Clock) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from time import time
 from typing import Any
 
 import pytest
 
 from drivers.delivery import NOW
-from drivers.subscribed_customer import END, erase, fetched, recorder, subscription, sweep, tell
+from drivers.plans import completed
+from drivers.subscribed_customer import END, PLANS, erase, fetched, recorder, subscription, sweep, tell
 from faults.refusals import eventually
 from meterkit import CustomerError, MeterKit
+from meterkit.catalog import loads
 from meterkit.testing import Clock
 from servers.stores import Server
 
@@ -236,6 +239,19 @@ async def test_an_unreadable_state_does_not_stop_the_sweep(
     clock.set(NOW + 7 * DAY)
     assert await sweep(kit) == 2
     assert "for customer 'c1' cannot be entered" in caplog.text
+
+
+async def test_a_host_that_is_ahead_enters_nothing_early(store_url: str) -> None:
+    catalog, now = loads(completed(PLANS)), datetime.now(UTC)
+    begun = now - 10 * DAY
+    terms: dict[str, Any] = {"start_ms": begun, "anchor_ms": begun, "created_ms": begun}
+    terms |= {"end_ms": now + 20 * DAY, "cancel_at_ms": now + DAY}
+    async with MeterKit(catalog, redis_url=store_url, shards=4, flush=False, store_timeout=60.0) as kit:
+        await fetched(kit, subscription(**terms))
+        kit.store.clock = lambda: time() + 3 * 86_400
+        assert await sweep(kit) == 0
+        await fetched(kit, subscription(**terms, seats=7))
+        assert {cause for *_, cause in await lines(kit)} == {"evt_1"}
 
 
 # Periods.

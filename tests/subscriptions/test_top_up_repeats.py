@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from drivers.top_ups import (
 from drivers.webhooks import Hooked, hooked, hooked_kit
 from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, StripeError
 from meterkit.catalog import loads
+from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -121,6 +122,20 @@ async def test_i4_one_that_began_last_month_is_charged_once(store_url: str, step
         await at.settle()
         assert await invoices(at) == [("paid", 2000), ("paid", 1000)]
         assert await balance(at) == 24 * DOLLAR
+
+
+async def test_a_clock_that_is_behind_begins_no_month_again(store_url: str) -> None:
+    async with low(store_url) as at:
+        at.clock.set(datetime(2031, 12, 1, 0, 0, 20, tzinfo=UTC))
+        behind = Clock(at.clock.now() - timedelta(seconds=40))
+        async with hooked_kit(store_url, at.url, behind, catalog=AUTO) as kit:
+            first, second = dying(at), dying(replace(at, kit=kit))
+            for nth in range(3):
+                for api, _, tops_up in (first, second):
+                    await tops_up.on_low("acme", "usd", f"{nth} of {id(api)}")
+            for api, *_ in (first, second):
+                await api.close()
+        assert await invoices(at) == [("paid", 2000), ("paid", 2000), ("paid", 1000)]
 
 
 @pytest.mark.parametrize("hours", [2, 25])

@@ -57,6 +57,11 @@ def x_ratelimit_fields(quota: int, remaining: int, reset_at_s: int | None) -> li
     return found
 
 
+def reset_instant_s(now_ms: int, after: timedelta) -> int:
+    """The instant so long after now, in seconds since the epoch, rounded up: who comes then is not early."""
+    return (now_ms + after // timedelta(milliseconds=1) + 999) // 1000
+
+
 def format_fields(
     mode: Headers,
     *,
@@ -64,7 +69,7 @@ def format_fields(
     limit: Policy | None,
     remaining: int | None,
     reset_s: int | None,
-    now_s: int,
+    reset_at_s: int | None = None,
 ) -> list[tuple[bytes, bytes]]:
     """Format all limit fields of a response.
 
@@ -74,7 +79,7 @@ def format_fields(
         limit: the policy nearest to exhaustion, or None where none applies.
         remaining: units left under ``limit``.
         reset_s: seconds until ``limit`` is whole again, or None where that is not known.
-        now_s: seconds since the epoch.
+        reset_at_s: that instant, in seconds since the epoch, rounded up.
     """
     found: list[tuple[bytes, bytes]] = []
     if mode == "none":
@@ -87,7 +92,7 @@ def format_fields(
     if ietf:
         found.append((b"ratelimit", limit_field(limit.name, remaining, reset_s)))
     if mode != "ietf":
-        found += x_ratelimit_fields(limit.quota, remaining, None if reset_s is None else now_s + reset_s)
+        found += x_ratelimit_fields(limit.quota, remaining, reset_at_s)
     return found
 
 
@@ -192,25 +197,25 @@ class LimitFields:
         """Add any fields to any headers."""
         return _merge_ours(headers, self._format_fields(decided, reply), request_headers)
 
-    def _reset_s(self, decided: PreparedDecision | None, reply: Sequence[int]) -> int | None:
-        """Seconds, rounded up, until more is left under the limit that the reply names."""
-        if decided is None:
-            return None
+    def _reset_ms(self, decided: PreparedDecision | None, reply: Sequence[int]) -> int | None:
+        """Milliseconds until more is left under the limit that the reply names; None: not known."""
         _, now_ms, nth, left, before = reply
-        reset = reset_ms(self._measures[nth - 1], left, before, now_ms, decided.period_end_ms(now_ms))
-        return None if reset is None else (reset + 999) // 1000
+        if decided is None or not nth:
+            return None
+        return reset_ms(self._measures[nth - 1], left, before, now_ms, decided.period_end_ms(now_ms))
 
     def _format_fields(
         self, decided: PreparedDecision | None, reply: Sequence[int]
     ) -> list[tuple[bytes, bytes]]:
         _, now_ms, nth, left, _ = reply
+        reset = self._reset_ms(decided, reply)
         return format_fields(
             self._mode,
             policies=self._policies,
             limit=self._measures[nth - 1].policy if nth else None,
             remaining=max(0, left),
-            reset_s=self._reset_s(decided, reply) if nth else None,
-            now_s=now_ms // 1000,
+            reset_s=None if reset is None else (reset + 999) // 1000,
+            reset_at_s=None if reset is None else (now_ms + reset + 999) // 1000,
         )
 
 
@@ -244,7 +249,7 @@ class FixedFields:
             limit=next((policy for policy in policies if policy.name == decision.limit), None),
             remaining=decision.remaining,
             reset_s=None if reset_after is None else -(-reset_after // timedelta(seconds=1)),
-            now_s=now_ms // 1000,
+            reset_at_s=None if reset_after is None else reset_instant_s(now_ms, reset_after),
         )
         return cls(ours)
 
@@ -252,7 +257,9 @@ class FixedFields:
     def of_policies(cls, program: Program, mode: Headers) -> Self:
         """Format the one field that is true without the store, which has no remaining quantities."""
         policies = policy_field([measure.policy for measure in program.measures])
-        return cls(format_fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0))
+        return cls(
+            format_fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, reset_at_s=None)
+        )
 
     def add(
         self,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from dataclasses import dataclass
+from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.asgi.limit_fields import format_fields, policy_field
+from meterkit.asgi.limit_fields import format_fields, policy_field, reset_instant_s
 from meterkit.asgi.merged_headers import join_names, merge_headers
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import BALANCE_CURRENCY
@@ -22,7 +23,6 @@ from meterkit.store.input_checks import ALLOWED_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
-    from datetime import timedelta
     from uuid import UUID
 
     from starlette.types import Scope, Send
@@ -286,7 +286,7 @@ class Denial:
 
 
 def problem(
-    decision: Decision, context: ProblemContext, *, mode: Headers, now_s: int, instance: UUID
+    decision: Decision, context: ProblemContext, *, mode: Headers, now_ms: int, instance: UUID
 ) -> Denial:
     """Build the response to a refused request.
 
@@ -294,7 +294,7 @@ def problem(
         decision: why; a decision without a reason is reported as one of the store.
         context: what the words and members need.
         mode: which family of limit fields the route sends.
-        now_s: seconds since the epoch.
+        now_ms: milliseconds since the epoch.
         instance: the name of this occurrence.
     """
     reason: Reason = decision.reason or "store"
@@ -308,7 +308,7 @@ def problem(
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
     ]
-    ours = _limit_fields(refusal, mode=mode, now_s=now_s)
+    ours = _limit_fields(refusal, mode=mode, now_ms=now_ms)
     if wait_s is not None:
         ours.append((b"retry-after", b"%d" % wait_s))
     if wait_s is None or wait_s >= RETRY_WAIT_MAX_S:
@@ -380,10 +380,12 @@ def _round_up_seconds(span: timedelta) -> int:
     return max(1, whole + (span.microseconds > 0))
 
 
-def _limit_fields(refusal: RefusalFacts, *, mode: Headers, now_s: int) -> list[tuple[bytes, bytes]]:
+def _limit_fields(refusal: RefusalFacts, *, mode: Headers, now_ms: int) -> list[tuple[bytes, bytes]]:
     """Format the limit fields; ``t`` is the wait if there is one: ``Retry-After`` must not end before it."""
     reset_s, reset_after = refusal.wait_s, refusal.decision.reset_after
-    if reset_s is None and reset_after is not None:
+    if reset_after is None and reset_s is not None:
+        reset_after = timedelta(seconds=reset_s)
+    elif reset_s is None and reset_after is not None:
         reset_s = _round_up_seconds(reset_after)
     return format_fields(
         mode,
@@ -391,7 +393,7 @@ def _limit_fields(refusal: RefusalFacts, *, mode: Headers, now_s: int) -> list[t
         limit=refusal.policy,
         remaining=refusal.decision.remaining,
         reset_s=reset_s,
-        now_s=now_s,
+        reset_at_s=None if reset_after is None else reset_instant_s(now_ms, reset_after),
     )
 
 

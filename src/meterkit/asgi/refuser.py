@@ -130,8 +130,8 @@ class Refuser:
         if self._store.mark_span is not None:
             self._store.mark_span(decision.plan, decision.cause, decision.degraded)
         context = self._problem_context(decision, route, decided, view, scope)
-        now_s = int(self._store.clock())
-        denial = problem(decision, context, mode=route.headers, now_s=now_s, instance=uuid4())
+        now_ms = self._store.now_ms()
+        denial = problem(decision, context, mode=route.headers, now_ms=now_ms, instance=uuid4())
         if self._message is not None:
             denial = mcp_denial(denial, self._message)
         answer = _AppResponse(denial, scope, send)

@@ -138,18 +138,19 @@ class CustomerStates:
         """
         check_customer(customer)
         for _ in range(_TRIES):
-            found = await self.find(customer)
+            found, now_ms = await self.find(customer), await self._clock_ms(customer)
             after = in_its_currency(found.state, change(found.state), self._store.catalog)
-            changed = with_former_prices(found.state, after, self._store.now_ms())
+            changed = with_former_prices(found.state, after, now_ms)
             if changed != found.state:
-                changed = await self._with_plan_changes(customer, found.state, changed, changed_ms)
+                at_ms = now_ms if changed_ms is None else min(now_ms, changed_ms)
+                changed = await self._with_plan_changes(customer, found.state, changed, at_ms, now_ms)
             if (
                 changed == found.state
                 and found.rev != NO_STATE
-                and not self._has_unrecorded_transitions(found)
+                and not self._has_unrecorded_transitions(found, now_ms)
             ):
                 return found.state
-            if await self._store_if_unchanged(customer, found, changed, cause):
+            if await self._store_if_unchanged(customer, found, changed, cause, now_ms):
                 drop_allotments(self._store, customer)
                 _log_lost_amounts(customer, found.state, changed, self._store.catalog)
                 return changed
@@ -157,11 +158,13 @@ class CustomerStates:
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
         )
 
+    async def _clock_ms(self, customer: str) -> int:
+        return await self._store.clock_ms(self._store.keys.customer(customer).shard)
+
     async def _with_plan_changes(
-        self, customer: str, before: CustomerState, after: CustomerState, changed_ms: int | None
+        self, customer: str, before: CustomerState, after: CustomerState, at_ms: int, now_ms: int
     ) -> CustomerState:
-        store, now_ms = self._store, self._store.now_ms()
-        at_ms = now_ms if changed_ms is None else min(now_ms, changed_ms)
+        store = self._store
         after = with_plan_changes(before, after, store.catalog, at_ms)
         plan = effective_plan(after, store.catalog, now_ms).plan.key
         return await with_unlimited_use(store, customer, before, after, plan)
@@ -169,21 +172,22 @@ class CustomerStates:
     async def catch_up(self, customer: str) -> None:
         """Record and report transitions by the clock, or by another plans file, since the last time."""
         for _ in range(_TRIES):
-            found = await self.find(customer)
-            if found.rev == NO_STATE or await self._store_if_unchanged(customer, found, found.state, ""):
+            found, now_ms = await self.find(customer), await self._clock_ms(customer)
+            if found.rev == NO_STATE or await self._store_if_unchanged(
+                customer, found, found.state, "", now_ms
+            ):
                 return
 
-    def _has_unrecorded_transitions(self, found: StoredState) -> bool:
+    def _has_unrecorded_transitions(self, found: StoredState, now_ms: int) -> bool:
         """Check for transitions by the clock, or by another plans file, not yet recorded."""
-        steps, _ = find_transitions(found.force, found.state, self._store.catalog, self._store.now_ms())
+        steps, _ = find_transitions(found.force, found.state, self._store.catalog, now_ms)
         return bool(steps)
 
     async def _store_if_unchanged(
-        self, customer: str, found: StoredState, changed: CustomerState, cause: str
+        self, customer: str, found: StoredState, changed: CustomerState, cause: str, now_ms: int
     ) -> bool:
         """Store a state, its history and notices, unless another process was faster."""
         store, keys = self._store, self._store.keys.customer(customer)
-        now_ms = store.now_ms()
         steps, force = find_transitions(found.force, found.state, store.catalog, now_ms)
         dunning, known = store.catalog.dunning, found.state.subscription
         before = found.force or force
@@ -375,9 +379,10 @@ async def sweep_scheduled_transitions(store: Store) -> int:
     admin, states, caught_up = await store.admin(), CustomerStates(store), 0
     for first in range(0, store.keys.shards, _SHARDS_AT_ONCE):
         shards = range(first, min(first + _SHARDS_AT_ONCE, store.keys.shards))
+        now_ms = await store.clock_ms(first)
         due = admin.client.pipeline(transaction=False)
         for shard in shards:
-            due.zrangebyscore(store.keys.turns(shard), "-inf", store.now_ms(), start=0, num=_PAGE)
+            due.zrangebyscore(store.keys.turns(shard), "-inf", now_ms, start=0, num=_PAGE)
         for found in await admin.ask(due.execute()):
             for member in found:
                 caught_up += await _catch_up(admin, states, member.decode())

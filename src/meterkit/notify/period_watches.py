@@ -303,7 +303,8 @@ class SummaryWatch:
         Raises:
             StoreError: the store does not answer.
         """
-        until_ms, last = self._store.now_ms() - HOUR_MS, await self._read_position()
+        until_ms = await self._store.clock_ms(HOOKS_SHARD) - HOUR_MS
+        last = await self._read_position()
         if last is None:  # No check for a week: begin with periods that end from now on.
             await self._save_position(until_ms, "")
             return

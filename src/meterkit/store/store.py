@@ -58,6 +58,8 @@ _logger = logging.getLogger("meterkit.store")
 
 _SPOOL_WAIT_S: Final = 1.0
 _NOTHING: Final[Mapping[str, int]] = {}
+_USAGE_KEYS: Final = 5
+"""Keys of ``read_usage``."""
 # Of the error CROSSSLOT: redis-py leaves out the code.
 _OTHER_SLOT: Final = "same slot"
 
@@ -216,6 +218,16 @@ class Store:
     def now_ms(self) -> int:
         """This process's clock."""
         return int(self.clock() * 1000)
+
+    async def clock_ms(self, shard: int) -> int:
+        """The clock of a shard's server: what it says counts, for this process's may be wrong.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        nothing = [self.keys.shard(shard, "clock")] * _USAGE_KEYS  # There is no such key.
+        reply: UsageReply = await (await self.admin()).run(self.scripts["read_usage"], nothing)
+        return reply[0]
 
     async def decide(
         self, view: CustomerView, prepare: Prepare, *, mode: Literal["d", "c"] = "d"
