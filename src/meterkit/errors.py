@@ -280,7 +280,15 @@ class CurrencyError(StripeError):
 
 
 class SubscriptionError(MeterkitError):
-    """The state of a subscription does not allow the call; the text names the state and the cure."""
+    """The state of a subscription does not allow the call; the text names the state and the cure.
+
+    Attributes:
+        advice: the same in words for the customer; empty: only an operator can help.
+    """
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        self.advice = advice
+        super().__init__(message)
 
 
 class NoSubscriptionError(SubscriptionError):

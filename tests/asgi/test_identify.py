@@ -337,6 +337,22 @@ async def test_the_cache_is_bounded_and_strangers_evict_nobody(monkeypatch: pyte
     assert table.asked == ["k0"]
 
 
+async def test_strangers_keys_delay_no_owner_that_is_known() -> None:
+    """A few made-up keys took all threads: each customer whose minute was over waited behind them."""
+    table = Table(k1="acme")
+    resolve = identify.api_key(table.look_up, ttl=timedelta(0))
+    assert await found(resolve, "k1") == "acme"
+    table.open.clear()
+    strangers = [asyncio.create_task(found(resolve, f"stranger-{n}")) for n in range(17)]
+    known = asyncio.create_task(found(resolve, "k1"))
+    try:
+        async with asyncio.timeout(5):
+            await until(lambda: table.asked.count("k1") == 2)
+    finally:
+        table.open.set()
+    assert (await known, set(await asyncio.gather(*strangers))) == ("acme", {None})
+
+
 async def test_no_key_is_kept_anywhere() -> None:
     resolve = identify.api_key(Table(**{"sk-live-secret": "acme"}).look_up)
     await found(resolve, "sk-live-secret")
@@ -368,6 +384,24 @@ async def test_i10_what_a_lookup_raises_does_not_tell_the_key(hashed: bool) -> N
         await found(identify.api_key(owners.__getitem__, hashed=hashed), "sk-live-secret")
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize("key", ["sk-live-secret", r"sk-live-\secret"])
+async def test_i10_what_led_to_a_lookups_error_is_not_told(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table of keys in front of a database that is down: the log had both errors."""
+
+    def look_up(asked: str) -> str:
+        try:
+            return {"sk-live-1": "acme"}[asked]
+        except KeyError:
+            raise ConnectionError("the database is down")  # noqa: B904 - as a handler that fails does
+
+    async with served(hello, who=identify.api_key(look_up)) as edge:
+        assert await edge.statuses("/v1/x", headers={"authorization": f"Bearer {key}"}) == [503]
+    assert "the lookup of an API key raised ConnectionError" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_a_ttl_that_is_none_is_refused() -> None:

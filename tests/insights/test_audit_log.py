@@ -156,9 +156,11 @@ async def test_anonymous_visitors_are_not_entered(at: Audited) -> None:
     [
         ("sqlite+aiosqlite:////tmp/a.db", "asynchronous driver|not installed"),
         ("postgresql+nosuch://ada:s3cret@db/books", "cannot be used"),
+        # The driver looked for a host that began with the rest of the password, and its error named it.
+        ("postgresql+psycopg://ada@srv:p4@s3cret@db/books", "is the password percent-encoded"),
     ],
 )
-def test_a_driver_that_cannot_be_used_is_refused_at_construction(url: str, words: str) -> None:
+def test_a_url_that_cannot_be_used_is_refused_at_construction(url: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words) as caught:
         MeterKit(loads(PLANS), redis_url="memory://", audit_url=url, flush=True)
     assert "s3cret" not in str(caught.value)

@@ -237,6 +237,34 @@ async def test_addons_are_bought_and_given_up(framework: Framework, store_url: s
         assert given(await client.post("/checkout", json=page))["url"].startswith("http")
 
 
+async def test_a_customer_is_told_no_words_for_operators(
+    client: httpx.AsyncClient, at: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Conflicts told customers of the plans file, of commands and of ids at Stripe, and operators nothing."""
+    sold = (await at.subscribed(plan="tried")).id
+    details: list[tuple[tuple[int, str], str]] = []
+    refused = await client.put("/subscription/seats", json={"seats": 8})
+    details.append((told(refused), refused.json()["detail"]))
+    assert "could not be served" not in caplog.text
+    base, *_ = (await at.stripe_subscription(sold))["items"]["data"]
+    odd = at.emulator.add_price(777, product=at.emulator.add_product("Odd"))
+    await at.stripe_change(
+        f"/v1/subscriptions/{sold}", **{"items[0][id]": base["id"], "items[0][price]": odd}
+    )
+    await at.kit.subscriptions.sync("acme")
+    refused = await client.put("/subscription/plan", json={"plan": "team"})
+    details.append((told(refused), refused.json()["detail"]))
+    conflict = (409, "subscription-conflict")
+    assert details == [
+        (conflict, "The plan 'tried' includes 5 seats, and sells no others."),
+        (
+            conflict,
+            "The subscription cannot be changed in this way at the moment. Ask who runs this service.",
+        ),
+    ]
+    assert f"could not be served: customer 'acme' has subscription {sold}, of a price that no" in caplog.text
+
+
 async def test_pages_of_stripe(client: httpx.AsyncClient, at: Shop) -> None:
     assert set(given(await client.post("/checkout", json={"plan": "pro", "seats": 12, **URLS}))) == {"url"}
     nobody = {"x-customer-id": "other"}

@@ -22,6 +22,7 @@ from functools import lru_cache
 from inspect import isawaitable, iscoroutinefunction
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import monotonic
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import WeakKeyDictionary
 
@@ -399,7 +400,9 @@ class KeyOwners:
         self._owned: dict[str, tuple[Owner, float]] = {}
         self._unowned: dict[str, float] = {}
         self._pending: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[Owner | None]] = {}
-        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
+        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[bool, CapacityLimiter]] = (
+            WeakKeyDictionary()
+        )
 
     def of(self, key: bytes) -> Owner | Awaitable[Owner | None] | None:
         """Find the owner of a key; without waiting if it is cached."""
@@ -425,7 +428,7 @@ class KeyOwners:
             # The task that did the lookup was cancelled; another one does it.
         asked = self._pending[loop, key_hash] = loop.create_future()
         try:
-            owner = await self._fetch_owner(asked_for)
+            owner = await self._fetch_owner(asked_for, is_known=key_hash in self._owned)
         except Exception as error:
             asked.set_exception(error)
             asked.exception()  # It is raised here, whether or not anybody else waits for it.
@@ -440,27 +443,26 @@ class KeyOwners:
         finally:
             del self._pending[loop, key_hash]
 
-    async def _fetch_owner(self, asked_for: str) -> Owner | None:
+    async def _fetch_owner(self, asked_for: str, *, is_known: bool) -> Owner | None:
         try:
             if self._runs_on_the_loop:
                 found = self._lookup(asked_for)
             else:
-                found = await to_thread.run_sync(self._lookup, asked_for, limiter=self._limiter())
+                found = await to_thread.run_sync(self._lookup, asked_for, limiter=self._limiter(is_known))
             return await found if isawaitable(found) else found
         except Exception as error:
-            if asked_for not in str(error) and asked_for not in repr(error):
+            if not _tells(error, asked_for):
                 raise
-            # Such as a KeyError of the key: the log must not have it.
+            # Such as a KeyError of the key, or one that led to the error: the log must not have it.
             hidden = MeterkitError(f"the lookup of an API key raised {type(error).__name__}")
             raise hidden.with_traceback(error.__traceback__) from None
 
-    def _limiter(self) -> CapacityLimiter:
-        """Own thread limiter: made-up keys must not use up the threads of the app's endpoints."""
-        loop = asyncio.get_running_loop()
-        limiter = self._limiters.get(loop)
-        if limiter is None:
-            limiter = self._limiters[loop] = anyio.CapacityLimiter(_THREADS_MAX)
-        return limiter
+    def _limiter(self, is_known: bool) -> CapacityLimiter:
+        """Own thread limiters: made-up keys use up neither the app's threads nor those of known keys."""
+        limiters = self._limiters.setdefault(asyncio.get_running_loop(), {})
+        if is_known not in limiters:
+            limiters[is_known] = anyio.CapacityLimiter(_THREADS_MAX)
+        return limiters[is_known]
 
     def _cache_owner(self, key_hash: str, owner: object) -> None:
         now = monotonic()
@@ -486,6 +488,12 @@ class KeyOwners:
                     gets,
                     self._hashed,
                 )
+
+
+def _tells(error: Exception, key: str) -> bool:
+    """Whether a log of an error would have a key: in its words, its notes, or the errors that led to it."""
+    told = repr(error) + "".join(format_exception(error))
+    return key in told or repr(key)[1:-1] in told
 
 
 def _put_bounded(kept: dict[str, T], key_hash: str, value: T) -> None:

@@ -106,7 +106,12 @@ def _of_payment(error: SubscriptionError) -> ProblemDocument:
         detail = "The card has to be confirmed for each payment, so nothing has changed. Use another one."
         members = {"reason": "authentication_required", **_url(error.url)}
         return ProblemDocument.of("billing-payment-required", detail, members)
-    return ProblemDocument.of("subscription-conflict", str(error))
+    # The text is for an operator: it names ids, the plans file and commands, and may have Stripe's words.
+    detail = error.advice
+    if not detail:
+        _logger.error("a billing request could not be served: %s", error)
+        detail = "The subscription cannot be changed in this way at the moment. Ask who runs this service."
+    return ProblemDocument.of("subscription-conflict", detail)
 
 
 def _url(url: str | None) -> dict[str, object]:

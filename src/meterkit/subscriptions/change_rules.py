@@ -193,7 +193,8 @@ def check_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> None:
     covered = max(1, included_seats(plan, seat_meter))
     raise SubscriptionError(
         f"seats: found {seats}; the plan {plan.key!r} sells no seats beyond the {covered} that it"
-        " includes: it has no `seat_price` in the plans file"
+        " includes: it has no `seat_price` in the plans file",
+        advice=f"The plan {plan.key!r} includes {covered} seats, and sells no others.",
     )
 
 

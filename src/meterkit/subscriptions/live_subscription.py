@@ -292,7 +292,9 @@ class LiveSubscription:
             if now is not None and read_property(now) != before:
                 raise SubscriptionError(
                     f"the subscription {self.id} was changed by another request at the same time:"
-                    " fetch it, and ask again"
+                    " fetch it, and ask again",
+                    advice="Another request has changed the subscription at the same time. Fetch it, and"
+                    " ask again.",
                 ) from error
             raise
 

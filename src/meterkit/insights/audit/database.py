@@ -174,6 +174,12 @@ class Database:
             raise SettingsError(
                 "audit_url", f"METERKIT_AUDIT_URL: a value that is not shown here cannot be used: {what}"
             ) from None
+        if "@" in (self._engine.url.host or ""):  # Errors of the driver name the host.
+            raise SettingsError(
+                "audit_url",
+                "METERKIT_AUDIT_URL: a value that is not shown here cannot be used: its host holds an '@' (is"
+                " the password percent-encoded?)",
+            )
         if self._engine.dialect.is_async:
             raise SettingsError(
                 "audit_url",

@@ -237,11 +237,13 @@ class SubscriptionStarter:
         since_ms = now_ms - (cut.end_ms - cut.start_ms)
         had = [plans[one.plan] for one in state.plan_changes if one.until_ms > since_ms and one.plan in plans]
         if repeats_tiers(filter(is_sold, had), plan, self._store.catalog.meters):
+            end = f"{from_ms(cut.end_ms):%Y-%m-%d %H:%M} UTC"
             raise SubscriptionError(
                 f"plan {plan.key!r} bills usage by tiers (`report: usage`), and customer {customer!r} has"
                 " ended a subscription whose tiers began in a period until"
-                f" {from_ms(cut.end_ms):%Y-%m-%d %H:%M} UTC and whose rest was not paid: subscribe to it"
-                " from then on"
+                f" {end} and whose rest was not paid: subscribe to it"
+                " from then on",
+                advice=f"This plan can be subscribed to again from {end} on.",
             )
 
     def _find_unpaid(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

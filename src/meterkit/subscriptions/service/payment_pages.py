@@ -264,7 +264,7 @@ async def check_paid(customer: str, live: LiveSubscription, refused: Collection[
     if invoice:
         url = text_in(invoice, "hosted_invoice_url") or None
         raise InvoiceOpenError(message, invoice=str(invoice["id"]), url=url)
-    raise SubscriptionError(message)
+    raise SubscriptionError(message, advice="The subscription has to be paid for first.")
 
 
 async def _find_open_invoice(live: LiveSubscription) -> Mapping[str, Any]:

@@ -470,5 +470,7 @@ class SubscriptionChanger:
         if cost.net_cents < 0 and (reason := await explain_unpaid_period(self.api(), live.found)):
             raise SubscriptionError(
                 f"the subscription {live.id} cannot be reduced now: that gives back a part of this period's"
-                f" price, and {reason}. Ask again once the period is paid, or in the next one"
+                f" price, and {reason}. Ask again once the period is paid, or in the next one",
+                advice="That gives back a part of this period's price, which is not paid in full. Ask again"
+                " once it is paid, or in the next period.",
             )

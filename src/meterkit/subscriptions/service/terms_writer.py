@@ -422,7 +422,10 @@ class TermsWriter:
 def refuse_ending(live: LiveSubscription) -> None:
     """Raise SubscriptionError if a subscription is ending: no later phase would begin."""
     if live.is_ending:
-        raise SubscriptionError(f"the subscription {live.id} is ending: resume it before it is changed")
+        advice = "The subscription is ending. Resume it before you change it."
+        raise SubscriptionError(
+            f"the subscription {live.id} is ending: resume it before it is changed", advice=advice
+        )
 
 
 def refuse_unpriced(prices: PlanPrices, catalog: Catalog) -> None:
