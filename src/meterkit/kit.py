@@ -9,6 +9,7 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
+from meterkit.asgi.context import is_anonymous
 from meterkit.assembly import KitParts, Parts
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import (
@@ -147,7 +148,7 @@ class MeterKit(KitLifecycle, KitParts):
             CustomerError, UnknownFeatureError: an argument cannot be used.
             StoreError: the store cannot say.
         """
-        return await self.store.allows(self.store.cache.get(check_customer(customer)), feature)
+        return await self.store.allows(self._find_view(customer, None), feature)
 
     async def consume(
         self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
@@ -361,7 +362,8 @@ class MeterKit(KitLifecycle, KitParts):
         return True
 
     def _find_view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:
-        return self.store.cache.get(check_customer(customer), subjects=check_subjects(subjects))
+        anonymous = is_anonymous(check_customer(customer), self.store)
+        return self.store.cache.get(customer, anonymous=anonymous, subjects=check_subjects(subjects))
 
     def _check_demand(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_counter(meter, self.catalog.meters)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from meterkit.allowed_origins import SendingPage
+from meterkit.asgi.context import is_anonymous
 from meterkit.errors import MeterkitError
 from meterkit.storage.endpoint import StorageEndpoint
 from meterkit.subscriptions.billing_requests import BODY_BYTES_MAX, BillingResponder
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.storage.endpoint import StoringKit
+    from meterkit.store.store import Store
     from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
     from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookKit
 
@@ -123,13 +125,21 @@ async def respond(
     """Answer a request of the identified customer."""
     answer = await billing.answer(
         endpoint,
-        customer,
+        without_address(customer, billing.kit.store),
         query=request.url.query,
         content_type=request.headers.get("content-type", ""),
         sender=SendingPage.of(request.headers),
         read=partial(_read, request),
     )
     return Response(answer.body, answer.status, headers=dict(answer.headers))
+
+
+def without_address(customer: object, store: Store) -> object:
+    """The customer that the app has identified; None for the address of an anonymous client.
+
+    Others have that address, too, and would share a subscription.
+    """
+    return None if isinstance(customer, str) and is_anonymous(customer, store) else customer
 
 
 async def _read(request: Request) -> bytes | None:

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from drivers.app import PLANS, Served, answering, are_refused_in_child, hello, served
 from drivers.delivery import NOW
-from meterkit import Decision, MeterkitError, UnknownMeterError, current, record
+from meterkit import Decision, MeterKit, MeterkitError, UnknownMeterError, current, record
 from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
@@ -131,6 +131,29 @@ async def test_anonymous_customers_behind_a_proxy_are_told_apart() -> None:
         assert await at.statuses("/v1/x", headers=header) == [429]
         at.kit.store.use(loads(ANONYMOUS))  # Who is believed follows the plans file.
         assert await at.statuses("/v1/x", headers=header) == [200]
+
+
+async def test_an_anonymous_address_is_no_customer_of_the_kit() -> None:
+    """What the app recorded for `current().customer` was of a customer, who had that address as its id."""
+    kits: list[MeterKit] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        kit, caller = kits[0], current()
+        assert caller.anonymous is (caller.customer == "127.0.0.1")
+        await kit.record(caller.customer, "requests", 2)
+        assert (await kit.check(caller.customer, "requests", 2)).allowed
+        assert not (await kit.check(caller.customer, "requests", 3)).allowed
+        await hello(scope, receive, send)
+
+    def who(scope: Scope) -> str | None:
+        return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
+
+    async with served(app, plans=ANONYMOUS, who=who) as at:
+        kits.append(at.kit)
+        assert await at.statuses("/v1/x", headers={"x-customer-id": ""}) == [200]
+        assert await at.counted("127.0.0.1") == (0, 0)
+        assert await at.statuses("/v1/x") == [200]
+        assert await at.counted() == (3, 0)
 
 
 async def test_anonymous_usage_is_never_billed() -> None:

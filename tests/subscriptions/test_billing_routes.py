@@ -30,10 +30,12 @@ from meterkit import (
     MeterMiddleware,
     NoSubscriptionError,
     StripeError,
+    current,
     identify,
 )
 from meterkit.catalog import loads
 from meterkit.fastapi import billing_router
+from meterkit.pages import usage_page
 from meterkit.starlette import billing_routes
 from meterkit.testing import StripeEmulator
 from subscriptions.looks import linked_of
@@ -263,6 +265,34 @@ async def test_a_customer_is_told_no_words_for_operators(
         ),
     ]
     assert f"could not be served: customer 'acme' has subscription {sold}, of a price that no" in caplog.text
+
+
+async def test_an_anonymous_address_has_no_subscription(framework: Framework, store_url: str) -> None:
+    """Apps give `current().customer`: who had the same address saw and ended what another had bought."""
+    catalog = loads(plans_text("shop").replace("meters:", "anonymous: {plan: free, by: ip}\nmeters:", 1))
+    async with shop(store_url, catalog=catalog) as at:
+        app: FastAPI | Starlette
+        if framework == "fastapi":
+            app = FastAPI()
+            app.include_router(
+                billing_router(at.kit, customer=lambda: current().customer, origins=ORIGINS),
+                prefix="/billing",
+            )
+        else:
+            routes = billing_routes(at.kit, customer=lambda _: current().customer, origins=ORIGINS)
+            app = Starlette(routes=[Mount("/billing", routes=routes)])
+        app.mount("/usage", usage_page(at.kit, customer=lambda _: current().customer, origins=ORIGINS))
+        app.add_middleware(MeterMiddleware, kit=at.kit, identify=identify.header("x-customer-id"))
+        async with client_of(app) as client:
+            assert given(await client.get("/usage"))["customer"] == "acme"
+            assert (await client.get("http://app/usage/")).status_code == 200
+            del client.headers["x-customer-id"]
+            unknown = (401, "customer-unknown")
+            for path in ("/usage", "/invoices", "http://app/usage/"):
+                assert told(await client.get(path)) == unknown
+            for path, body in (("/checkout", {"plan": "pro", **URLS}), ("/subscription", {"plan": "pro"})):
+                assert told(await client.post(path, json=body)) == unknown
+        assert await at.stripe_list("/v1/customers") == []
 
 
 async def test_pages_of_stripe(client: httpx.AsyncClient, at: Shop) -> None:

@@ -54,6 +54,7 @@ class Current:
         subjects: kind to id of the customer's user, team or the like, as `Caller` named them.
         reserved: meter to the quantity that `reserve` of the route has set aside, all answers together. Empty
             where nothing is held: no `reserve`, enforcement `off`, or no store.
+        anonymous: whether the request has no customer: `customer` is an address, which others share.
     """
 
     customer: str
@@ -61,6 +62,7 @@ class Current:
     decision: Decision
     subjects: Mapping[str, str] = field(default_factory=dict[str, str])
     reserved: Mapping[str, int] = field(default_factory=dict[str, int])
+    anonymous: bool = False
 
 
 class AdmittedRequest(HoldOwner):
@@ -248,6 +250,7 @@ class AdmittedRequest(HoldOwner):
             decision=self.decision or Decision(allowed=True),
             subjects={} if self._view.subjects is None else dict(self._view.subjects.given),
             reserved={} if self._decided is None else self._reserved(self._decided.reserved),
+            anonymous=self.is_anonymous,
         )
 
     def _reserved(self, held: Mapping[str, int]) -> dict[str, int]:

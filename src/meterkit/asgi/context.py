@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.admitted import Current
     from meterkit.asgi.exchange import Exchange
+    from meterkit.store.store import Store
     from meterkit.tokens.call_usage import CallUsage
 
 exchange: ContextVar[Exchange | None] = ContextVar("meterkit_exchange")
@@ -100,6 +101,15 @@ def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
 def find_request() -> Exchange | None:
     """Find the request of the context; None in a child process, which has a copy."""
     return _drop_copy(exchange.get(None))
+
+
+def is_anonymous(customer: str, store: Store) -> bool:
+    """Whether a customer's id is the address of the client whose anonymous request is being served."""
+    served = find_request()
+    if served is None:
+        return False
+    served.unfold()
+    return served.is_anonymous and served.is_request_of(customer, store)
 
 
 def _drop_copy(request: Exchange | None) -> Exchange | None:

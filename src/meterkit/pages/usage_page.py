@@ -24,7 +24,7 @@ from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.pages.subject_figures import subject_bars
 from meterkit.pages.usage_figures import beyond_included, usage_figures
 from meterkit.problem_types import ProblemDocumentError
-from meterkit.starlette import check_customer_of
+from meterkit.starlette import check_customer_of, without_address
 from meterkit.store.customer_usage import hide_delivery_states
 from meterkit.subscriptions.billing_problems import problem_of
 from meterkit.subscriptions.billing_requests import customer_in
@@ -74,7 +74,7 @@ def usage_page(
     """
     check_customer_of(customer, "a callable that returns the customer's id for an ASGI scope")
     pages = PageRenderer(brand)
-    respond = partial(_answer_customer, customer=customer, origins=origins_of(origins))
+    respond = partial(_answer_customer, kit=kit, customer=customer, origins=origins_of(origins))
     usage = partial(_answer_usage, kit=kit, pages=pages, delivery_states=delivery_states, subjects=subjects)
     statement = partial(answer_statement, kit=kit, pages=pages, subjects=subjects)
     statement_csv = partial(answer_csv, kit=kit, subjects=subjects)
@@ -92,13 +92,15 @@ async def _answer_customer(
     request: Request,
     *,
     answer: Callable[..., Awaitable[Response]],
+    kit: PagesKit,
     customer: Callable[[Scope], str | Awaitable[str | None] | None],
     origins: frozenset[Origin],
 ) -> Response:
     found = customer(request.scope)
     who = await found if inspect.isawaitable(found) else found
     try:
-        return await answer(request, customer=_customer_of(request, who, origins))
+        known = without_address(who, kit.store)
+        return await answer(request, customer=_customer_of(request, known, origins))
     except ProblemDocumentError as error:
         return problem_answer(error.problem)
     except MeterkitError as error:

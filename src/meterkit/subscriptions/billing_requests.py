@@ -54,12 +54,15 @@ class BillingResponder:
         origins: of the app; customers may be redirected to them.
         delivery_states: usage shows customers how much of it is on its way to Stripe.
 
+    Attributes:
+        kit: the same.
+
     Raises:
         MeterkitError: there is no origin, or one is not an origin.
     """
 
     def __init__(self, kit: BillingKit, origins: Iterable[str], *, delivery_states: bool) -> None:
-        self._kit = kit
+        self.kit = kit
         self._origins = origins_of(origins)
         self._has_delivery_states = delivery_states
 
@@ -92,7 +95,7 @@ class BillingResponder:
                 await self._read_body(endpoint, content_type, read),
                 _parse_query(endpoint, query),
             )
-            found = await endpoint.handler(self._kit, request)
+            found = await endpoint.handler(self.kit, request)
         except ProblemDocumentError as error:
             return _problem_answer(error.problem)
         except MeterkitError as error:
