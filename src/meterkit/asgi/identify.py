@@ -115,8 +115,7 @@ def header(name: str, *, subjects: Mapping[str, str] | None = None) -> Callable[
     """Identify the customer by a request header that a trusted gateway in front of the app sets.
 
     Without such a gateway any client can name any customer. A header that is empty, missing or given
-    more than once, which proxies may join by a comma, names no customer. A value that is not UTF-8 names a
-    customer that is not allowed.
+    more than once names no customer. A value that is not UTF-8 names a customer that is not allowed.
 
     Args:
         name: of the header.
@@ -138,7 +137,7 @@ def header(name: str, *, subjects: Mapping[str, str] | None = None) -> Callable[
                 if found is not None:
                     return None
                 found = value
-        if not found or b"," in found:  # https://www.rfc-editor.org/rfc/rfc9110#section-5.3
+        if not found:
             return None
         # As _decode_value has it, without a call: nearly every request comes here.
         return found.decode() if found.isascii() else found.decode("utf-8", "surrogateescape")
