@@ -157,7 +157,10 @@ async def test_anonymous_visitors_are_not_entered(at: Audited) -> None:
         ("sqlite+aiosqlite:////tmp/a.db", "asynchronous driver|not installed"),
         ("postgresql+nosuch://ada:s3cret@db/books", "cannot be used"),
         # The driver looked for a host that began with the rest of the password, and its error named it.
-        ("postgresql+psycopg://ada@srv:p4@s3cret@db/books", "is the password percent-encoded"),
+        *(
+            (f"postgresql+psycopg://ada@srv:{password}@db/books", "is the password percent-encoded")
+            for password in ("p4@s3cret", "p4@x/s3cret", "p4@x?s3cret")
+        ),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_at_construction(url: str, words: str) -> None:

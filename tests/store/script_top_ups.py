@@ -86,8 +86,7 @@ class Books:
         if auto.state == "pending":
             is_its_turn = auto.event == event or now - auto.began_ms >= PATIENCE_MS
             return [1, auto.month.encode(), auto.event.encode()] if is_its_turn else [0]
-        # A process whose clock is behind counts in the month that has begun.
-        count, month = auto.count + 1 if auto.month >= month else 1, max(auto.month, month)
+        count = auto.count + 1 if auto.month == month else 1
         was_asked = event in {auto.event, auto.event.rpartition("+")[0]}
         if auto.state != "paid" or was_asked or count > MOST:
             return [0]

@@ -85,6 +85,8 @@ async def test_no_spend_limit_takes_the_end_of_an_override(store_url: str, clock
         await kit.customers.override("ada", {"spend": {"day": 30}}, until=NOW + timedelta(days=1))
         with pytest.raises(MeterkitError, match=r"per day until .*; set all by `override`"):
             await kit.customers.spend_limit("ada", 80)
+        until_tomorrow = {"spend": NOW + timedelta(days=1)}
+        assert (await kit.customers.spend_limit("ada", None)).override_ends == until_tomorrow
         assert (await kit.customers.spend_limit("ada", 40, per="day")).override_ends == {}
 
 

@@ -85,9 +85,7 @@ def require_exchange(what: str, scope: Scope | None = None) -> Exchange:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    request = find_request()
-    if request is None or request.is_settled:
-        request = _find_mcp_request() or request
+    request = _find_served()
     if request is None or (scope is not None and not any(value is request for value in scope.values())):
         raise MeterkitError(
             f"{what} was called outside of a request that MeterMiddleware has decided: no route of the plans "
@@ -105,11 +103,19 @@ def find_request() -> Exchange | None:
 
 def is_anonymous(customer: str, store: Store) -> bool:
     """Whether a customer's id is the address of the client whose anonymous request is being served."""
-    served = find_request()
+    served = _find_served()
     if served is None:
         return False
     served.unfold()
     return served.is_anonymous and served.is_request_of(customer, store)
+
+
+def _find_served() -> Exchange | None:
+    """Find the request of the context, or of the MCP tool that is called where that one has ended."""
+    request = find_request()
+    if request is None or request.is_settled:
+        return _find_mcp_request() or request
+    return request
 
 
 def _drop_copy(request: Exchange | None) -> Exchange | None:

@@ -22,8 +22,7 @@ from functools import lru_cache
 from inspect import isawaitable, iscoroutinefunction
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import monotonic
-from traceback import format_exception
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -490,10 +489,17 @@ class KeyOwners:
                 )
 
 
-def _tells(error: Exception, key: str) -> bool:
+def _tells(error: BaseException, key: str) -> bool:
     """Whether a log of an error would have a key: in its words, its notes, or the errors that led to it."""
-    told = repr(error) + "".join(format_exception(error))
-    return key in told or repr(key)[1:-1] in told
+    words = [str(error), repr(error), *getattr(error, "__notes__", ())]
+    if any(spelled in told for spelled in (key, repr(key)[1:-1]) for told in words):
+        return True
+    led: list[BaseException | None] = [error.__cause__]
+    if not error.__suppress_context__:
+        led.append(error.__context__)
+    if isinstance(error, BaseExceptionGroup):
+        led.extend(cast("BaseExceptionGroup[BaseException]", error).exceptions)
+    return any(_tells(one, key) for one in led if one is not None)
 
 
 def _put_bounded(kept: dict[str, T], key_hash: str, value: T) -> None:

@@ -58,7 +58,7 @@ def x_ratelimit_fields(quota: int, remaining: int, reset_at_s: int | None) -> li
 
 
 def reset_instant_s(now_ms: int, after: timedelta) -> int:
-    """The instant so long after now, in seconds since the epoch, rounded up: who comes then is not early."""
+    """The instant so long after now, in seconds since the epoch; rounded up, so that none is too early."""
     return (now_ms + after // timedelta(milliseconds=1) + 999) // 1000
 
 
@@ -69,7 +69,7 @@ def format_fields(
     limit: Policy | None,
     remaining: int | None,
     reset_s: int | None,
-    reset_at_s: int | None = None,
+    reset_at_s: int | None,
 ) -> list[tuple[bytes, bytes]]:
     """Format all limit fields of a response.
 

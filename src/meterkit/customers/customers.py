@@ -332,13 +332,14 @@ class Customers:
             now_ms = self._store.now_ms()
             own = overrides_at(state.overrides, now_ms)
             kept = {span: limit for span, limit in own.meters.get(SPEND, {}).items() if span != per}
-            if kept and SPEND in own.ends:
+            if kept and SPEND in own.ends and amount_cents is not None:
                 raise MeterkitError(
                     f"spend_limit: an override limits what {customer!r} spends per {' and '.join(kept)} until"
                     f" {from_ms(own.ends[SPEND]).isoformat()}; set all by `override`, or wait till then"
                 )
             limits = {span: limit for span, limit in {**kept, **given}.items() if limit is not None}
-            changed = with_overrides(state.overrides, {SPEND: limits}, None, until_ms=None, now_ms=now_ms)
+            until_ms = own.ends.get(SPEND) if amount_cents is None else None
+            changed = with_overrides(state.overrides, {SPEND: limits}, None, until_ms=until_ms, now_ms=now_ms)
             return replace(state, overrides=changed)
 
         return await self._change_state(customer, change)

@@ -6,7 +6,7 @@
 -- ARGV  1 the credit's target   2 the step: begin, paid, failed, none, bought, on or off
 --       3 id of the event that begins or ends the top-up, followed by +N for the Nth one; of bought: the event that began
 --       it, or empty if the customer bought it
---       4 the month, as 2026-10   5 the most that may begin in it
+--       4 the month   5 the most that may begin in it
 --       6 how long a top-up may be pending until another event may take it over (ms)   last: the caller's clock (ms)
 -- Field "auto TARGET": state, month, number begun in that month, when the last began (ms), the event that began it
 -- State  paid: another may begin; pending: one has begun; failed: the card was declined; off: the customer turned it off;
@@ -35,17 +35,14 @@ if what == 'begin' then
   if state == 'pending' then
     return (last == event or now - began >= patience_ms + 0) and {TOP_UP_BEGUN, of, last} or {TOP_UP_NOT_BEGUN}
   end
-  if not of or of < month then -- A later one stays: the caller's clock is behind that of another process.
-    of, count = month, 0
-  end
-  local number = count + 1
+  local number = of == month and count + 1 or 1
   local was_asked = last == event or last and string.match(last, '^(.*)%+%d+$') == event
   if state ~= 'paid' or was_asked or number > most + 0 then
     return {TOP_UP_NOT_BEGUN}
   end
-  began, last = now, event
+  of, began, last = month, now, event
   put('pending', number)
-  return {TOP_UP_BEGUN, of, event}
+  return {TOP_UP_BEGUN, month, event}
 end
 if state == 'pending' and last == event then
   return put(what == 'failed' and 'failed' or 'paid', what == 'none' and count - 1 or count)

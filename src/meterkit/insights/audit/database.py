@@ -174,10 +174,12 @@ class Database:
             raise SettingsError(
                 "audit_url", f"METERKIT_AUDIT_URL: a value that is not shown here cannot be used: {what}"
             ) from None
-        if "@" in (self._engine.url.host or ""):  # Errors of the driver name the host.
+        # A password with an `@` ends there, and errors of the driver name its rest.
+        parts = self._engine.url.host or "", self._engine.url.database or "", url.partition("?")[2]
+        if parts[0] and any("@" in part for part in parts):
             raise SettingsError(
                 "audit_url",
-                "METERKIT_AUDIT_URL: a value that is not shown here cannot be used: its host holds an '@' (is"
+                "METERKIT_AUDIT_URL: a value that is not shown here cannot be used: it has several '@' (is"
                 " the password percent-encoded?)",
             )
         if self._engine.dialect.is_async:

@@ -478,7 +478,8 @@ class AutoTopUps:
         auto = None if sold is None or sold.top_up is None else sold.top_up.auto
         if auto is None:
             return
-        month, most = f"{from_ms(self._store.now_ms()):%Y-%m}", auto.at_most
+        now_ms = await self._store.clock_ms(self._store.keys.customer(customer).shard)
+        month, most = f"{from_ms(now_ms):%Y-%m}", auto.at_most
         started = await move_auto_top_up(
             self._store, customer, credit, "begin", event=event, month=month, most=most
         )
