@@ -9,7 +9,7 @@ import gzip
 import json
 from base64 import b64decode
 from collections.abc import Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
@@ -470,6 +470,25 @@ async def test_a_tool_records_for_its_own_request(first: str, monkeypatch: pytes
         assert (7, 0) == await at.counted("bob", meter="other")
         assert (0 if first else 1, 0) == await at.counted(meter="other")
         sessions[0].cancel()
+
+
+async def test_a_tool_of_an_anonymous_caller_names_no_customer(monkeypatch: pytest.MonkeyPatch) -> None:
+    context: ContextVar[Any] = ContextVar("request_ctx")
+    monkeypatch.setattr("mcp.server.lowlevel.server.request_ctx", context, raising=False)
+
+    async def tool(request: Request) -> None:
+        context.set(SimpleNamespace(request=request))
+        await at.kit.record(meterkit.current().customer, "other", 7)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # As in a session, whose context is not that of the request.
+        await asyncio.create_task(tool(Request(scope, receive)), context=Context())
+        await Response(COMPLETE, media_type=JSON.decode())(scope, receive, send)
+
+    plans = PLANS.replace("routes:\n", "anonymous: {plan: free, by: ip}\nroutes:\n")
+    async with served(app, plans=plans) as at:
+        await at.client.post("/mcp", json=call(), headers={"x-customer-id": ""})
+        assert await at.counted("127.0.0.1", meter="other") == (0, 0)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
