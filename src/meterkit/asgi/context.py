@@ -103,11 +103,17 @@ def find_request() -> Exchange | None:
 
 def is_anonymous(customer: str, store: Store) -> bool:
     """Whether a customer's id is the address of the client whose anonymous request is being served."""
-    served = _find_served()
-    if served is None:
-        return False
-    served.unfold()
-    return served.is_anonymous and served.is_request_of(customer, store)
+    request = find_request_of(customer, store)
+    return request is not None and request.is_anonymous
+
+
+def find_request_of(customer: str, store: Store) -> Exchange | None:
+    """Find the request that is being served, if it is one of a customer."""
+    request = _find_served()
+    if request is None:
+        return None
+    request.unfold()
+    return request if request.is_request_of(customer, store) else None
 
 
 def _find_served() -> Exchange | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterkit.asgi.context import find_request
+from meterkit.asgi.context import find_request_of
 from meterkit.catalog.argument_checks import check_change, check_gauge, check_quantity
 from meterkit.store.gauge_levels import change_level, read_level
 from meterkit.store.input_checks import check_customer, check_event_id
@@ -110,9 +110,7 @@ class Gauges:
         """Find a customer, and its request that is being served."""
         check_customer(customer)
         check_gauge(meter, self._store.catalog.meters)
-        served = find_request()
-        if served is not None:
-            served.unfold()
-        if served is None or not served.is_request_of(customer, self._store):
+        served = find_request_of(customer, self._store)
+        if served is None:
             return self._store.cache.get(customer), None
         return self._store.cache.get(customer, anonymous=served.is_anonymous), served

@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.errors import StoreError
 from meterkit.redis.admin_connections import Pool, new_client
-from meterkit.redis.discovery import find_slots, own_slots, redirection_of, slot_of
+from meterkit.redis.discovery import find_slots, redirection_of, slot_of, slots_of_myself
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -326,7 +326,7 @@ class Admin:
         found: dict[str, Sequence[str]] = {}
         for server in await self.servers() if self._cluster is not None else ():
             nodes: bytes = await server.ask(server.client.execute_command("CLUSTER", "NODES"))
-            found[str(server.address)] = own_slots(nodes.decode())
+            found[str(server.address)] = slots_of_myself(nodes.decode())
         return found
 
     def _node(self, place: HostPort) -> Admin:

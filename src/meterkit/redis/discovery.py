@@ -193,7 +193,7 @@ async def _ask_node(
 _SLOTS_AT: Final = 8
 
 
-def own_slots(nodes: str) -> Sequence[str]:
+def slots_of_myself(nodes: str) -> Sequence[str]:
     """Slots of the node that is asked, by its CLUSTER NODES; in brackets those that it gives or gets."""
     return next(line for line in map(str.split, nodes.splitlines()) if "myself" in line[2])[_SLOTS_AT:]
 
