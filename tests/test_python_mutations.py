@@ -74,6 +74,8 @@ def run(directory: Path, places: str, tests: Iterable[str], lines: Sequence[str]
         # Many tests wait; the sample of `make test` has two processors and others beside it.
         "METERKIT_MUTANTS_AT_ONCE": "4" if ALL else "2",
         "METERKIT_HYPOTHESIS_PROFILE": "few",
+        # The tests themselves are as long as those of `make test`.
+        "METERKIT_ALL_MUTANTS": "",
     }
     plain = ("-q", "-p", "no:cacheprovider", "--tb", "native", "--timeout", "0")
     done = subprocess.run(

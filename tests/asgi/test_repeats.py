@@ -55,6 +55,19 @@ async def test_a_repeat_counts_in_rates_and_is_recorded_once() -> None:
         assert await recorded(http) == (3, 0)
 
 
+async def test_a_repeat_spends_nothing_of_a_budget() -> None:
+    plans = PLANS.replace(
+        "included: 3, overage: deny", "included: 0, overage: {bill: {per: 1, amount_cents: 60}}"
+    )
+    plans = plans.replace(
+        "    grants: [{meter: requests, quantity: 1, every: period}]", "    budget: {amount_cents: 100}"
+    )
+    async with served(hello, plans=plans) as http:
+        assert await http.statuses("/v1/x", "/v1/x", "/v1/x", method="POST", headers=KEY) == [200, 200, 200]
+        assert (await http.client.post("/v1/x")).status_code == 402
+        assert await recorded(http) == (1, 0)
+
+
 async def test_what_makes_a_request_the_same() -> None:
     plans = PLANS.replace("included: 3", "included: 300").replace("10/h", "99/h")
     key = "idempotency-key"

@@ -55,6 +55,7 @@ credits:
   ai:  {{costs: {{words: 1 per 4, images: prices.images}}}}
   usd: {{unit: money, costs: {{tokens: provider_prices}}}}
 {_PLAN}
+      usd_charged: {{included: 50_000}}
     grants:
       - {{credit: ai, quantity: 12, every: period}}
       - {{credit: usd, quantity: 1, every: period}}
@@ -88,7 +89,7 @@ def row_of(model: str | None) -> str:
 
 
 PRICES: Final = {"words": Fraction(3 * CENT, 7), "images": Fraction(50 * CENT, 3), "seconds": Fraction(CENT)}
-INCLUDED: Final = {"words": 20, "images": 1, "seconds": 2, "plain": 30, "usd_charged": 0}
+INCLUDED: Final = {"words": 20, "images": 1, "seconds": 2, "plain": 30, "usd_charged": 50_000}
 FEWER_WORDS: Final = 5
 CAP: Final = 60
 QUANTITIES: Final = {

@@ -30,6 +30,7 @@ from store.script_driver import (
     TurnWorld,
     World,
 )
+from store.script_formulas import FormulaWorld
 from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
 from store.script_lives import Lives, Mutated
 from store.script_mutants import CONSTANTS, MORE_SWAPS, equivalents, in_depth, is_sampled, source, wrongs
@@ -52,6 +53,7 @@ SUBJECTS: Final[Lives] = ((HourWorld, 0), (SubjectWorld, 1), (DayWorld, 2))
 ALLOTTING: Final[Lives] = tuple((AllotWorld, seed) for seed in range(3))
 PAID_ALLOTTING: Final[Lives] = tuple((PaidAllotWorld, seed) for seed in range(3))
 BOTH_ALLOTTING: Final = tuple((kind, n) for n in range(3) for kind in (AllotWorld, PaidAllotWorld))
+FORMULAS: Final[Lives] = ((FormulaWorld, 0),)
 OBJECTS: Final[Lives] = tuple((ObjectsWorld, seed) for seed in range(3))
 DELIVERY: Final[Lives] = ((Delivery, 0), (Delivery, 1))
 OVERTAKING: Final[Lives] = ((Overtaking, 5),)
@@ -74,21 +76,21 @@ DECIDING: Final = Mutated(
     sample=6,
     counts=True,
     lives={
-        **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING),
-        **included(
-            "check_rates check_ceilings report_refusal read_options classify_units report_units", EVERYTHING
-        ),
+        **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING + SUBJECTS[:1]),
+        **included("check_rates check_ceilings report_refusal read_options classify_units", EVERYTHING),
+        **included("report_units", EVERYTHING + FORMULAS),
         **included(
             "unpack_head unpack_rate unpack_meter unpack_extras live_holds release_hold correct_rate"
             " take_number find_backdated_period count_backdated_units crossed_thresholds queue_notices"
             " close_period read_counters read_meter are_whole_numbers pack_meter schedule_seal"
-            " write_counters count_recorded compare_event correct_rates apply_options notify_handlers",
+            " write_counters count_recorded compare_event apply_options notify_handlers",
             PLAIN + PAID,
         ),
+        **included("correct_rates", PLAIN + PAID + SPENDING[:1] + FORMULAS),
         **included("advance_rate", (*PLAIN, *PAID, (MonthWorld, 0))),
         **included("confirm_view", (*PLAIN, *PAID, (TurnWorld, 0))),
         **included("forget_periods", AGING + PLAIN + PAID),
-        CONSTANTS: (*PLAIN, *PAID, *FURTHER[:1]),
+        CONSTANTS: (*PLAIN, *PAID, *FURTHER[:1], *SPENDING[:1], *ROWS[:1]),
         "add_grant.lua": (*PAID, (FullWorld, 0)),
         "void_grants.lua": PAID,
         **included(
@@ -98,15 +100,16 @@ DECIDING: Final = Mutated(
             " store_balance",
             PAID,
         ),
-        **included("trim_grants pay_with_grants", PAID + SHARES_OF_PLANS),
+        **included("plan_repayment trim_grants pay_with_grants", PAID + SHARES_OF_PLANS),
         **included(
             "add_recurring_grants read_grants grant_balance write_grants", PAID + SHARES_OF_PLANS + ROLLING
         ),
         **included("keep_ended roll_over write_rolled add_once", ROLLING),
         **included("cost_of_units count_spend", SPENDING),
-        **included("cost_of_overage", ROWS),
+        **included("cost_of_overage", ROWS + FORMULAS),
         **included("check_budgets", SPENDING + ROWS),
-        **included("extend_ceilings free_credit", (SPENDING[0], *PAID, SPENDING[2])),
+        **included("extend_ceilings", (SPENDING[0], *PAID, SPENDING[2])),
+        **included("free_credit", (SPENDING[0], *PAID, SPENDING[2], *FORMULAS)),
     },
 )
 REBUILDING: Final = Mutated(

@@ -90,6 +90,14 @@ async def test_no_spend_limit_takes_the_end_of_an_override(store_url: str, clock
         assert (await kit.customers.spend_limit("ada", 40, per="day")).override_ends == {}
 
 
+async def test_only_what_is_asked_for_is_weighed_beside_a_rate(store_url: str, clock: Clock) -> None:
+    plans = PLANS.replace("{included: 1000, over", "{included: 1000, rate: 9000/hour, over")
+    async with kit_on(store_url, clock, "{amount_cents: 25}", plans=plans) as kit:
+        assert await takes(kit, "images", 1)
+        assert await takes(kit, "words", 2000)
+        assert not await takes(kit, "images", 1)
+
+
 async def test_a_limit_that_cannot_be_is_refused(store_url: str, clock: Clock) -> None:
     plain = PLANS.replace("    budget: BUDGET\n", "")
     async with kit_on(store_url, clock, plans=plain) as kit:
