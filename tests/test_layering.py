@@ -13,7 +13,7 @@ import meterkit
 import stripe_emulator
 
 LINE = (
-    ("errors", "throttle", "problem_types", "cancellation", "safe_text", "csv_text", "metric_tallies"),
+    ("errors", "log_throttle", "problem_types", "cancellation", "safe_text", "csv_text", "metric_tallies"),
     ("settings", "allowed_origins", "http_bodies"),
     ("catalog",),
     ("decisions", "tokens"),

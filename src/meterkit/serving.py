@@ -17,12 +17,12 @@ from meterkit.cancellation import complete, start_task
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.otel import observe_store
+from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
 from meterkit.store.spool_states import reason_unusable
 from meterkit.store.store import Store
-from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

@@ -23,15 +23,15 @@ from starlette.routing import Route
 import meterkit
 from drivers.delivery import CATALOG
 from drivers.llm_apps import PROMPT, metered, stream_of, tokens
-from meterkit import throttle
+from meterkit import log_throttle
 from meterkit.asgi import logs
 from meterkit.asgi.context import exchange
 from meterkit.asgi.logs import TroubleLog
 from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.catalog.amount_wording import money
 from meterkit.errors import StoreError
+from meterkit.log_throttle import Throttle
 from meterkit.serving import BackgroundTasks
-from meterkit.throttle import Throttle
 from tokens.recordings import chat, chat_usage
 
 pytestmark = pytest.mark.anyio
@@ -208,7 +208,7 @@ def test_every_task_of_meterkit_stays_cancelled() -> None:
 
 def test_a_line_is_due_once_in_a_span_and_others_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 5.0
-    monkeypatch.setattr(throttle, "monotonic", lambda: now_s)
+    monkeypatch.setattr(log_throttle, "monotonic", lambda: now_s)
     lines = Throttle(60)
     assert [lines.is_due("a"), lines.is_due("a"), lines.is_due("b")] == [True, False, True]
     now_s += 59.9

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.throttle import MINUTE_S, Throttle
+from meterkit.log_throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

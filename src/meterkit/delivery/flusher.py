@@ -19,10 +19,10 @@ from meterkit.delivery.restored_store_comparer import RestoredStoreComparer
 from meterkit.delivery.sender import IntentSender, ShardLease, group_calls, stopwatch
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import REPORTED, collect_late_usage
 from meterkit.store.settlement_spool import NO_SPOOLS
-from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError
+from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.journal import JournalRow
-from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable

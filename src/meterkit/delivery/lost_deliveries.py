@@ -14,7 +14,7 @@ from meterkit.customers.history import is_relinked
 from meterkit.customers.links import read_recent_deliveries
 from meterkit.decisions.periods import from_ms, stamped_span_s
 from meterkit.errors import MeterkitError
-from meterkit.throttle import HOUR_S, Throttle
+from meterkit.log_throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

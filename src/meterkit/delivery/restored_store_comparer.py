@@ -12,6 +12,7 @@ from meterkit.delivery.intent_logs import log_not_comparable, log_parked
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import StoreError, StripeError
+from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.intents import RESTORED, read_intents_in
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.operator_commands import change_state
@@ -19,7 +20,6 @@ from meterkit.outbox.sealer import REPORTED
 from meterkit.redis.server import is_key_error
 from meterkit.store.server_restarts import ServerLives
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
-from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

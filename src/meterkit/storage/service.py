@@ -13,6 +13,7 @@ from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.log_throttle import MINUTE_S, Throttle
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.storage.aws import Aws
 from meterkit.storage.object_events import UnreadableEventError, read_events, unwrap_queue_message
@@ -25,7 +26,6 @@ from meterkit.store.gauge_holds import held_meanwhile
 from meterkit.store.input_checks import check_customer
 from meterkit.store.storage_upkeep import StorageUpkeep
 from meterkit.store.task_lease import TaskLease
-from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping

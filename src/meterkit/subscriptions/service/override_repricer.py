@@ -29,6 +29,7 @@ from meterkit.errors import (
     SubscriptionBusyError,
     SubscriptionError,
 )
+from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.plan_prices import (
@@ -45,7 +46,6 @@ from meterkit.subscriptions.service.due_customers import due_prices
 from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import persistently
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
-from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

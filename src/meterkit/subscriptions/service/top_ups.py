@@ -21,6 +21,7 @@ from meterkit.errors import (
     QuantityError,
     StripeError,
 )
+from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.store.input_checks import check_customer
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.plan_prices import prices_by_key
@@ -36,7 +37,6 @@ from meterkit.subscriptions.stripe_objects import (
     text_in,
 )
 from meterkit.subscriptions.top_up_payments import move_auto_top_up, top_up_metadata
-from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,6 +14,7 @@ from meterkit.customers.links import StripeLinker
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import StripeError
+from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.close_queue import note_renewal
 from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
@@ -33,7 +34,6 @@ from meterkit.subscriptions.unknown_customers import (
 from meterkit.subscriptions.webhooks.customer_linker import CustomerLinker
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
 from meterkit.subscriptions.webhooks.top_up_sync import INVOICE, PAYMENT, TopUpSyncer
-from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -26,6 +26,7 @@ from meterkit.decisions.plan_shares import overdraft_after, uncut_period
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
+from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.close_queue import note_ends
 from meterkit.outbox.invoice_ends import (
     RENEWAL,
@@ -39,7 +40,6 @@ from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.line_price_metadata import line_price_changes
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
 from meterkit.subscriptions.subscription_reading import addons_of, keep_shown_line_terms, metered_of, plan_of
-from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence

@@ -13,6 +13,7 @@ from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import CustomerStates
 from meterkit.errors import StoreError
 from meterkit.http_bodies import read_body, send_json, send_problem
+from meterkit.log_throttle import MINUTE_S, Throttle
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
@@ -20,7 +21,6 @@ from meterkit.subscriptions.webhooks.stripe_events import hint_of
 from meterkit.subscriptions.webhooks.stripe_signature import ForgedEvent, verify_signature
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.subscriptions.webhooks.sync_worker import SyncWorker
-from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
