@@ -1,6 +1,6 @@
 # The public names and their modules, once: type checkers read them here, and so does __init__.py.
 from meterkit.asgi import identify as identify
-from meterkit.asgi.admitted import Current as Current
+from meterkit.asgi.admitted_request import Current as Current
 from meterkit.asgi.context import allows as allows
 from meterkit.asgi.context import current as current
 from meterkit.asgi.context import record as record

@@ -322,12 +322,12 @@ class Parts:
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"events": self._dispatcher.run}
         found |= self.notify.tasks()
         if self.settings.audit_url is not None:
-            from meterkit.insights.background_tasks import insights_tasks
+            from meterkit.insights.audit_tasks import insights_tasks
 
             found |= insights_tasks(self.store, self.settings)
         if self.settings.delivers:
             from meterkit.delivery.flusher_setup import delivery_tasks
-            from meterkit.insights.background_tasks import audit_root_reader
+            from meterkit.insights.audit_tasks import audit_root_reader
 
             root = audit_root_reader(self.store, self.settings)
             found |= delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api, root)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args
 
-from meterkit.asgi import admitted
+from meterkit.asgi import admitted_request
 from meterkit.asgi.context import EXEMPT, current, require_exchange
 from meterkit.asgi.refusal_responses import REFUSAL_TYPES, problem_type_of
 from meterkit.decisions.decision import ProblemCode
@@ -78,11 +78,11 @@ def _dependencies_of(app: FastAPI) -> Sequence[params.Depends]:
     return app.router.dependencies
 
 
-async def _current() -> admitted.Current:
+async def _current() -> admitted_request.Current:
     return current()
 
 
-Current: TypeAlias = Annotated[admitted.Current, Depends(_current)]
+Current: TypeAlias = Annotated[admitted_request.Current, Depends(_current)]
 """Argument of an endpoint that gets the result of :func:`meterkit.current`: ``caller: Current``."""
 
 

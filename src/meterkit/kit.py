@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 from meterkit.asgi.context import is_anonymous
 from meterkit.assembly import KitParts, Parts
 from meterkit.catalog import Catalog, enforced
-from meterkit.catalog.argument_checks import (
+from meterkit.catalog.genai_prices_table import USAGE_METERS
+from meterkit.catalog.meter_checks import (
     check_counter,
     check_quantities,
     check_quantity,
     collect_quantities,
 )
-from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.plans_file_watcher import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
@@ -309,7 +309,7 @@ class MeterKit(KitLifecycle, KitParts):
             scan_keys: False leaves out the checks that scan all keys, ``keys``, ``links`` and ``plans``, as
                 the operator pages do.
         """
-        examine = import_module("meterkit.health.examination").examine
+        examine = import_module("meterkit.health.check_runner").examine
         return cast("Health", await examine(self._parts, scan_keys=scan_keys))
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:

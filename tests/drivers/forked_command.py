@@ -26,7 +26,7 @@ from typing import IO, Any, Final
 
 # What commands import, the rarer ones only once they run, and what programs of the tests do.
 IMPORTED_BEFORE: Final = [
-    *("meterkit.cli.app", "meterkit.kit", "meterkit.health.examination", "meterkit.sync"),
+    *("meterkit.cli.app", "meterkit.kit", "meterkit.health.check_runner", "meterkit.sync"),
     *("meterkit.delivery.flusher", "meterkit.delivery.stripe_v1", "meterkit.delivery.stripe_stream"),
     *("meterkit.testing", "stripe_emulator.server", "redis.asyncio", "aiohttp"),
     *("meterkit.redis.admin", "meterkit.stripe.http"),

@@ -21,7 +21,7 @@ from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
-EXAMINE: Final = "meterkit.health.examination.examine"
+EXAMINE: Final = "meterkit.health.check_runner.examine"
 DEAD: Final = Finding(
     check="dead", problem="5 of tokens in 1 intent, of acme: refused", cure="run `a command`"
 )

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, cast
 
 from meterkit.catalog import Catalog, Entitlement, loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.fallback_decision import EMPTY, advance
+from meterkit.decisions.fallback_rules import EMPTY, advance
 from meterkit.decisions.keys import FORMAT, concurrency_field, meter_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS

@@ -16,7 +16,7 @@ from typing import Any, Final
 from meterkit.catalog import loads
 from meterkit.decisions.compiled_decision import Program, compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.fallback_decision import EMPTY, advance
+from meterkit.decisions.fallback_rules import EMPTY, advance
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.policies import CONCURRENCY, SPENT, Demand

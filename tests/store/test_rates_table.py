@@ -19,7 +19,7 @@ from drivers.plans import free_plan
 from drivers.subscribed_customer import kit_of
 from meterkit import Decision, MeterKit
 from meterkit.catalog import Rate, loads
-from meterkit.decisions import fallback_decision
+from meterkit.decisions import fallback_rules
 from meterkit.decisions.policies import policies_of, rate_numbers
 from meterkit.errors import PlansError
 from meterkit.redis import scripts
@@ -123,7 +123,7 @@ def test_rates_in_process_count_as_the_script_does(
     else:
         refill, slot = 0, begun_ms // window_ms - before
     expected = advance(kind, window_ms, refill, now_ms, slot, counted, previous)
-    found, used = fallback_decision.advance(kind, window_ms, refill, (slot, counted, previous), now_ms)
+    found, used = fallback_rules.advance(kind, window_ms, refill, (slot, counted, previous), now_ms)
     assert [*found, used] == expected
 
 
@@ -143,7 +143,7 @@ def test_a_sliding_window_admits_even_traffic_one_short(limit: int, admitted: in
     state, found = (0, 0, 0), 0
     for number in range(10 * limit):
         now_ms = DAY_MS + number * HOUR_MS // limit
-        (slot, counted, before), used = fallback_decision.advance(SLIDING, HOUR_MS, 0, state, now_ms)
+        (slot, counted, before), used = fallback_rules.advance(SLIDING, HOUR_MS, 0, state, now_ms)
         state = slot, counted + (used < limit), before
         if used < limit:
             found += number >= 2 * limit

@@ -32,7 +32,7 @@ from meterkit.decisions.compiled_decision import (
     reported_parts,
 )
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.fallback_decision import (
+from meterkit.decisions.fallback_rules import (
     NO_REMAINDERS,
     RemainingQuantity,
     advance,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from meterkit.asgi.admitted import Current
+    from meterkit.asgi.admitted_request import Current
     from meterkit.asgi.exchange import Exchange
     from meterkit.store.store import Store
     from meterkit.tokens.call_usage import CallUsage

@@ -9,13 +9,13 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.asgi.admitted import AdmittedRequest
+from meterkit.asgi.admitted_request import AdmittedRequest
 from meterkit.asgi.fallback_requests import count_in_process, undecided_usage
 from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import ErrorGuard
 from meterkit.asgi.request_outcome import is_stopped, is_usage_due, outcome_of
-from meterkit.catalog.argument_checks import check_quantity
+from meterkit.catalog.meter_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.call_amounts import join_used, price_tokens
 from meterkit.store.request_idempotency import repeat_digest

@@ -30,7 +30,7 @@ from meterkit.asgi.unpriced_models import socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.fallback_decision import NO_REMAINDERS, drop_replenished
+from meterkit.decisions.fallback_rules import NO_REMAINDERS, drop_replenished
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, abandon_call
 from meterkit.redis.event_loops import running_loop

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from meterkit.catalog.amount_wording import money
-from meterkit.catalog.argument_checks import check_quantities
+from meterkit.catalog.meter_checks import check_quantities
 from meterkit.cli.grants import parse_quantities
 from meterkit.cli.known_customers import check_known
 from meterkit.cli.options import CustomerArgument, WrongUsageError

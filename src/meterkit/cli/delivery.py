@@ -28,7 +28,7 @@ from meterkit.delivery.late_usage_withdrawal import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import open_drainer
-from meterkit.insights.background_tasks import audit_root_reader, insights_tasks
+from meterkit.insights.audit_tasks import audit_root_reader, insights_tasks
 from meterkit.serving import BackgroundTasks
 from meterkit.store.spool_states import list_spools
 

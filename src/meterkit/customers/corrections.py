@@ -13,7 +13,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.catalog.amount_wording import rounded_cents
-from meterkit.catalog.argument_checks import check_quantities
+from meterkit.catalog.meter_checks import check_quantities
 from meterkit.catalog.models import SPEND
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from meterkit.catalog import override as lay_over
 from meterkit.catalog.amount_wording import micro_money
-from meterkit.catalog.argument_checks import check_feature
 from meterkit.catalog.budgets import NO_LIMIT, find_lower_budgets
+from meterkit.catalog.meter_checks import check_feature
 from meterkit.catalog.models import SPEND
 from meterkit.customers.deletion import delete_customer
 from meterkit.customers.history import read_history

@@ -21,7 +21,7 @@ from meterkit.delivery.invoices import (
     units_of,
     written_units,
 )
-from meterkit.delivery.late_lines import LateLineReport
+from meterkit.delivery.late_line_report import LateLineReport
 from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.usage_invoices import (
     AFTER_THE_END_MS,

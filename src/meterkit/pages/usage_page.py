@@ -16,8 +16,8 @@ from meterkit.catalog.credit_values import BALANCE_CURRENCY
 from meterkit.catalog.meters import MICRO_USD
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
-from meterkit.pages.cards import meter_cards, total_so_far
-from meterkit.pages.money_cards import budget_cards, shown_invoices, stored_types
+from meterkit.pages.meter_cards import meter_cards
+from meterkit.pages.money_cards import budget_cards, shown_invoices, stored_types, total_so_far
 from meterkit.pages.other_plans import find_next_plan
 from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes
 from meterkit.pages.statement import answer_csv, answer_statement

@@ -6,7 +6,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.fallback_decision import EMPTY, NO_REMAINDERS, advance, decide_by_rates
+from meterkit.decisions.fallback_rules import EMPTY, NO_REMAINDERS, advance, decide_by_rates
 from meterkit.decisions.keys import rate_field
 from meterkit.decisions.policies import rate_numbers
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Route
-    from meterkit.decisions.fallback_decision import Window
+    from meterkit.decisions.fallback_rules import Window
     from meterkit.store.prepared_decisions import Prepare
     from meterkit.store.views import CustomerView, PreparedDecision
 

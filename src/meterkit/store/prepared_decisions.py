@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meterkit.decisions import verdicts
 from meterkit.decisions.compiled_decision import BoundProgram, add_derived, compile_program, demands_of
 from meterkit.decisions.customer_state import keep_holds_only
-from meterkit.decisions.fallback_decision import NO_REMAINDERS, remaining_by_policy
+from meterkit.decisions.fallback_rules import NO_REMAINDERS, remaining_by_policy
 from meterkit.decisions.held_prices import UNKNOWN_MODEL, ModelPricing, model_terms_to_hold
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.subjects import renew_hold

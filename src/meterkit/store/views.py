@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Route
     from meterkit.decisions.compiled_decision import BoundProgram, Program
-    from meterkit.decisions.fallback_decision import RemainingQuantity
+    from meterkit.decisions.fallback_rules import RemainingQuantity
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.subjects import SubjectDemand
     from meterkit.store.request_subjects import GivenSubjects, PackedSubjects

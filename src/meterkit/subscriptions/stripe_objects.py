@@ -170,7 +170,7 @@ def secret_of(found: Mapping[str, Any]) -> str | None:
 
 
 AWAITS_METHOD: Final = "meterkit_awaits_payment_method"
-"""Additional key in a subscription that :mod:`meterkit.subscriptions.payment_gate` holds back."""
+"""Additional key in a subscription that :mod:`meterkit.subscriptions.payment_method_gate` holds back."""
 NEVER_BEGAN: Final = "ended by meterkit: no payment method was saved"
 """The comment of the cancellation of a subscription that was never active."""
 

@@ -16,7 +16,7 @@ from meterkit.subscriptions.billing_currency import choose_currency, name_reques
 from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
 from meterkit.subscriptions.live_subscription import FLEXIBLE, end_unpaid, with_all_items
-from meterkit.subscriptions.payment_gate import SIGN_UP, PaymentGate
+from meterkit.subscriptions.payment_method_gate import SIGN_UP, PaymentMethodGate
 from meterkit.subscriptions.plan_prices import customer_prices
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
@@ -68,7 +68,7 @@ class SubscriptionStarter:
         self._store = store
         self._stripe_customers = StripeCustomers(store, api, contact)
         self._states = CustomerStates(store)
-        self._gate = PaymentGate(api)
+        self._gate = PaymentMethodGate(api)
         self._api = api
 
     async def create(
@@ -191,7 +191,7 @@ class SubscriptionStarter:
         return await customer_prices(self._api(), offer, offer.plans[plan.key], given)
 
     async def _list_subscriptions(self, customer: str, linked: str) -> list[dict[str, Any]]:
-        """List all subscriptions of a Stripe customer, ended ones too, as the payment gate shows them."""
+        """List all subscriptions of a Stripe customer, ended ones too, as the gate shows them."""
         expand = [f"data.{name}" for name in SECRETS]
         api = self._api()
         found = await api.list(_PATH, {"customer": linked, "status": "all", "expand": expand})

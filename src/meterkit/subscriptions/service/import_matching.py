@@ -11,7 +11,7 @@ from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.drift_comparison import LIVE, compare_subscription, plan_in
 from meterkit.subscriptions.item_changes import items_of
-from meterkit.subscriptions.payment_gate import hold_back, needs_payment_method
+from meterkit.subscriptions.payment_method_gate import hold_back, needs_payment_method
 from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, part_of, text_in
 from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import (

@@ -31,7 +31,7 @@ from meterkit.subscriptions.change_rules import (
 )
 from meterkit.subscriptions.invoice_payments import explain_unpaid_period
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from meterkit.subscriptions.payment_gate import PaymentGate, hold_back
+from meterkit.subscriptions.payment_method_gate import PaymentMethodGate, hold_back
 from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
 from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChange
 from meterkit.subscriptions.service.change_timing import TermsPlanner
@@ -85,7 +85,7 @@ class SubscriptionChanger:
 
     def __post_init__(self) -> None:
         self._states = CustomerStates(self.store)
-        self._gate = PaymentGate(self.api)
+        self._gate = PaymentMethodGate(self.api)
         self._pricer = ChangePricer(self.store)
 
     async def change_plan(

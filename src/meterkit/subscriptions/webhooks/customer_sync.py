@@ -23,7 +23,7 @@ from meterkit.subscriptions.invoice_payments import is_unpaid
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
-from meterkit.subscriptions.payment_gate import PaymentGate
+from meterkit.subscriptions.payment_method_gate import PaymentMethodGate
 from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import has_begun, read_subscription
 from meterkit.subscriptions.unknown_customers import (
@@ -88,7 +88,7 @@ class CustomerSyncer:
         self._links = StripeLinker(self.store)
         self._linker = CustomerLinker(self.store, self.api)
         self._top_up_syncer = TopUpSyncer(self.store, self.queue, self.top_ups)
-        self._gate = PaymentGate(self.api)
+        self._gate = PaymentMethodGate(self.api)
         self._lacking = Throttle(HOUR_S)
         self._facts = PriceFactsReader(self.api)
         self._writer = SubscriptionWriter(self.store, self.api, self.end_usage)

@@ -1,4 +1,4 @@
-"""Decision of the fallback: by rates counted in this process, as ``decide.lua`` decides. Pure.
+"""Rules of the fallback: rates counted in this process, as in ``decide.lua``, and recent refusals. Pure.
 
 It serves requests that the store cannot decide. The replies have the shape of the script's, so that the edge
 formats refusals the same way, the wait included.

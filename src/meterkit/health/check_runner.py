@@ -1,4 +1,4 @@
-"""The examination: runs every check of the store, of Stripe and of the plans file."""
+"""Check runner: runs every check of the store, of Stripe and of the plans file."""
 
 from __future__ import annotations
 

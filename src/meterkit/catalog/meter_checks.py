@@ -1,4 +1,4 @@
-"""Checks of quantities, meters and features that the app names."""
+"""Checks of meters, quantities and features that the app names."""
 
 from __future__ import annotations
 

@@ -1,12 +1,10 @@
-"""Cards at the top of the usage page: the bar of each meter, and the cost of the period so far. Pure."""
+"""Cards of meters on the usage page, each with its bar, in the order of their urgency. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_wording import rounded_cents
-from meterkit.insights.simulation.plan_costs import period_share
 from meterkit.pages.price_wording import price_text
 from meterkit.pages.usage_bar import UsageBar
 from meterkit.pages.usage_figures import beyond_included
@@ -14,9 +12,9 @@ from meterkit.pages.usage_figures import beyond_included
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog import Catalog
     from meterkit.pages.usage_bar import Level
-    from meterkit.pages.usage_figures import PeriodCost, UsageFigures
+    from meterkit.pages.usage_figures import UsageFigures
     from meterkit.store.customer_usage import MeterUsage
 
 _MOST_URGENT_FIRST: Final[Sequence[Level]] = ("reached", "near", "enough")
@@ -135,19 +133,3 @@ def _make_card(
         expected_used=expected_used,
         price=price,
     )
-
-
-def total_so_far(cost: PeriodCost | None, plan: Plan | None) -> int | None:
-    """Sum up the cost of a period so far, in minor units; of a yearly plan, the month's share of its price.
-
-    None: there is no cost, or the plan's price has another currency.
-    """
-    if cost is not None and cost.get("is_free"):
-        return 0
-    if cost is None or "plan_currency" in cost:
-        return None
-    if plan is None:  # Without its plan, a cost has no fixed price.
-        return cost["overage_cents"]
-    addons_cents = sum(addon["cents"] for addon in cost.get("addons", ()))
-    fixed = period_share(cost["plan_cents"] + cost["seats_cents"] + addons_cents, cost["interval"], plan)
-    return rounded_cents(fixed + cost["overage_cents"])

@@ -1,4 +1,4 @@
-"""Payment gate: a plan with ``payment_method: required`` is active only once a payment method is saved.
+"""Payment method gate: a plan with ``payment_method: required`` is active only once a method is saved.
 
 Stripe makes a subscription ``active`` when its first invoice is zero, whether or not it could charge a later
 one, and leaves a SetupIntent to be confirmed
@@ -126,7 +126,7 @@ class GatedSubscriptions(NamedTuple):
     has_payment_method: bool
 
 
-class PaymentGate:
+class PaymentMethodGate:
     """Holds back subscriptions that wait for a payment method.
 
     Each method raises :class:`~meterkit.errors.StripeError` if Stripe refuses, or does not answer.
