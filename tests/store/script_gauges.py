@@ -22,7 +22,8 @@ from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.verdicts import refused_decision
 from meterkit.redis.connection import pack, pack_each
-from meterkit.store.prepared_decisions import prepare_asking, prepare_renewing
+from meterkit.store.holds import prepare_renewing
+from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.request_idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RepeatMark, UsedQuantities

@@ -1,4 +1,4 @@
-"""Owners of holds: requests in progress, and ``kit.reserve`` for work outside requests."""
+"""Owners of holds, which renew them: requests in progress, and ``kit.reserve`` outside of requests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from asyncio import get_running_loop
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from meterkit.decisions.compiled_decision import compile_program
+from meterkit.decisions.customer_state import keep_holds_only
+from meterkit.decisions.held_prices import ModelPricing
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.decisions.policies import Demand
+from meterkit.decisions.subjects import renew_hold
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.prepared_decisions import prepare_holding, prepare_renewing, read_decision
+from meterkit.store.prepared_decisions import prepare_holding, read_decision
 from meterkit.store.request_idempotency import MarkedDecision
+from meterkit.store.request_subjects import NO_HOLDS
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import (
     NOTHING_USED,
@@ -21,18 +27,42 @@ from meterkit.store.settlement_parts import (
     RepeatMark,
     add_quantities,
 )
+from meterkit.store.views import PreparedDecision
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
     from meterkit.decisions.decision import Decision
+    from meterkit.decisions.subjects import SubjectHold
     from meterkit.redis.lane import Lane
     from meterkit.store.settlement_parts import UsedQuantities
     from meterkit.store.store import Store
-    from meterkit.store.views import CustomerView, PreparedDecision
+    from meterkit.store.views import CustomerView
 
 _RENEWAL_TRIES: Final = 2
+
+
+def prepare_renewing(
+    view: CustomerView,
+    held: Mapping[str, int],
+    in_flight: tuple[str, ...],
+    costs: Mapping[str, int] | None = None,
+    subjects: Mapping[str, SubjectHold] = NO_HOLDS,
+) -> PreparedDecision:
+    """Decision that renews a hold at the same costs, even beyond the limits."""
+
+    def prepare() -> PreparedDecision:
+        demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
+        kept, catalog = keep_holds_only(view.entitlements, demands, in_flight), view.catalog
+        program = compile_program(kept, catalog, demands, prepaid=view.prepaid, at=ModelPricing(costs))
+        if view.subjects is not None and subjects:
+            program = program.with_subjects(tuple(renew_hold(kind, hold) for kind, hold in subjects.items()))
+        return PreparedDecision(view, program, "h")
+
+    if subjects:
+        return prepare()  # Subjects seldom hold the same again.
+    return view.memoize(("renew", *held.items(), *in_flight, *(costs or {}).items()), prepare)
 
 
 class HoldOwner(ABC):

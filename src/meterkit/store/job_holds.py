@@ -11,9 +11,8 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.holds import HoldOwner
+from meterkit.store.holds import HoldOwner, prepare_renewing
 from meterkit.store.job_claims import has_ended
-from meterkit.store.prepared_decisions import prepare_renewing
 from meterkit.store.settlement import settle_decision
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Decisions, compiled and packed: of app demands, reservations and renewed holds."""
+"""Decisions, compiled and packed: of app demands and of reservations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions import verdicts
 from meterkit.decisions.compiled_decision import BoundProgram, add_derived, compile_program, demands_of
-from meterkit.decisions.customer_state import keep_holds_only
 from meterkit.decisions.fallback_rules import NO_REMAINDERS, remaining_by_policy
 from meterkit.decisions.held_prices import UNKNOWN_MODEL, ModelPricing, model_terms_to_hold
 from meterkit.decisions.policies import Demand
-from meterkit.decisions.subjects import renew_hold
 from meterkit.redis.connection import pack_each
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REFUSED
-from meterkit.store.request_subjects import NO_HOLDS
 from meterkit.store.script_arguments import pack_head
 from meterkit.store.views import PreparedDecision
 
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.decision import Decision
-    from meterkit.decisions.subjects import SubjectDemand, SubjectHold
+    from meterkit.decisions.subjects import SubjectDemand
     from meterkit.store.views import CustomerView
 
 
@@ -78,28 +75,6 @@ def prepare_asking(
         )
 
     return view.memoize((*asked.items(), mode, in_flight, *at.key), prepare)
-
-
-def prepare_renewing(
-    view: CustomerView,
-    held: Mapping[str, int],
-    in_flight: tuple[str, ...],
-    costs: Mapping[str, int] | None = None,
-    subjects: Mapping[str, SubjectHold] = NO_HOLDS,
-) -> PreparedDecision:
-    """Decision that renews a hold at the same costs, even beyond the limits."""
-
-    def prepare() -> PreparedDecision:
-        demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
-        kept, catalog = keep_holds_only(view.entitlements, demands, in_flight), view.catalog
-        program = compile_program(kept, catalog, demands, prepaid=view.prepaid, at=ModelPricing(costs))
-        if view.subjects is not None and subjects:
-            program = program.with_subjects(tuple(renew_hold(kind, hold) for kind, hold in subjects.items()))
-        return PreparedDecision(view, program, "h")
-
-    if subjects:
-        return prepare()  # Subjects seldom hold the same again.
-    return view.memoize(("renew", *held.items(), *in_flight, *(costs or {}).items()), prepare)
 
 
 def _compile_demands(
