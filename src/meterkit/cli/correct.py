@@ -12,9 +12,8 @@ import typer
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.meter_checks import check_quantities
-from meterkit.cli.grants import parse_quantities
 from meterkit.cli.known_customers import check_known
-from meterkit.cli.options import CustomerArgument, WrongUsageError
+from meterkit.cli.options import CustomerArgument, WrongUsageError, parse_quantities
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import echo, print_note
 from meterkit.cli.session import Session, command

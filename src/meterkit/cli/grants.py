@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +11,21 @@ from meterkit.catalog.amount_wording import micro_money
 from meterkit.catalog.meters import MICRO_USD
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_unknown
-from meterkit.cli.options import WHEN, CustomerArgument, WrongUsageError, date_or_instant, integer_between
+from meterkit.cli.options import (
+    WHEN,
+    CustomerArgument,
+    WrongUsageError,
+    date_or_instant,
+    integer_between,
+    parse_quantities,
+)
 from meterkit.cli.output import print_note, print_records, print_table
 from meterkit.cli.session import Session, command
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from meterkit.catalog.credit_values import Credit
     from meterkit.customers.grant_ledger import Grant, LedgerEntry
@@ -165,22 +171,6 @@ async def _grants_with_id(kit: MeterKit, customer: str, grant_id: str) -> Sequen
     """Read the app's grants with an id: one per meter or credit."""
     every = await kit.grants.list(customer)
     return [grant for grant in every if (grant.source, grant.grant_id) == ("app", grant_id)]
-
-
-def parse_quantities(entries: Iterable[str]) -> dict[str, int]:
-    """Parse NAME=QUANTITY arguments; exits 2 if one cannot be read."""
-    found: dict[str, int] = {}
-    for entry in entries:
-        name, _, quantity = entry.partition("=")
-        if not name or not re.fullmatch(r"[0-9][0-9_]{0,39}", quantity):
-            raise WrongUsageError(
-                f"found {entry!r:.80}; allowed is NAME=QUANTITY with a whole number, such as ai=500 or"
-                " pages=10_000"
-            )
-        if name in found:
-            raise WrongUsageError(f"found {name!r:.80} twice; give it once")
-        found[name] = int(quantity.replace("_", ""))
-    return found
 
 
 def _show_grants(session: Session, kit: MeterKit, customer: str, found: Sequence[Grant]) -> None:

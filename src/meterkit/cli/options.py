@@ -22,7 +22,7 @@ from meterkit.decisions.periods import from_ms, period_ms
 from meterkit.errors import MeterkitError, PlansError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
@@ -85,6 +85,22 @@ def date_or_instant(option: str, text: str | None) -> datetime | None:
     except (ValueError, OverflowError):
         pass
     raise WrongUsageError(f"{option}: found {text!r:.80}; allowed is {WHEN}, since 1970")
+
+
+def parse_quantities(entries: Iterable[str]) -> dict[str, int]:
+    """Parse NAME=QUANTITY arguments; exits 2 if one cannot be read."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        name, _, quantity = entry.partition("=")
+        if not name or not re.fullmatch(r"[0-9][0-9_]{0,39}", quantity):
+            raise WrongUsageError(
+                f"found {entry!r:.80}; allowed is NAME=QUANTITY with a whole number, such as ai=500 or"
+                " pages=10_000"
+            )
+        if name in found:
+            raise WrongUsageError(f"found {name!r:.80} twice; give it once")
+        found[name] = int(quantity.replace("_", ""))
+    return found
 
 
 def _day(value: str) -> datetime:
