@@ -15,7 +15,7 @@ from meterkit.catalog.amount_wording import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_missing_plan, note_unknown
-from meterkit.cli.link_files import read_links
+from meterkit.cli.link_files import is_linked, link_all, read_links
 from meterkit.cli.options import (
     WHEN,
     CustomerArgument,
@@ -29,13 +29,11 @@ from meterkit.cli.session import Session, command
 from meterkit.customers.sorted_customers import customers_by_id
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import addons_text
-from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
+from meterkit.errors import MeterkitError, StripeError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from meterkit.cli.link_files import CsvLink
-    from meterkit.cli.output import Steps
     from meterkit.customers.customers import Customer, Customers
     from meterkit.customers.history import HistoryEntry
     from meterkit.kit import MeterKit
@@ -398,41 +396,10 @@ async def link_one(customers: Customers, customer: str, stripe_customer: str, *,
     try:
         return await customers.link(customer, stripe_customer, force=force)
     except StripeError as error:
-        if not await _is_linked(customers, customer, stripe_customer):
+        if not await is_linked(customers, customer, stripe_customer):
             raise
         print_note(str(error))
         return await customers.get(customer)
-
-
-async def link_all(
-    customers: Customers, links: Sequence[CsvLink], steps: Steps, *, force: bool
-) -> tuple[int, list[dict[str, str]], int]:
-    """Link the customers of a file; return the count, the refusals, and the count to be read later.
-
-    After a timeout, Stripe is not asked again: each further line would wait for one.
-    """
-    linked, refused, unread, is_down = 0, list[dict[str, str]](), 0, False
-    for done, (where, customer, stripe_customer) in enumerate(links):
-        steps.update("linking customers", done, len(links))
-        try:
-            if is_down and not force and not await _is_linked(customers, customer, stripe_customer):
-                raise StripeUnavailableError("Stripe does not answer; try again, or use --force")
-            await customers.link(customer, stripe_customer, look=not is_down, force=force)
-            linked, unread = linked + 1, unread + is_down
-        except (CustomerError, StripeError) as error:
-            is_down = is_down or isinstance(error, StripeUnavailableError)
-            if isinstance(error, StripeError) and await _is_linked(customers, customer, stripe_customer):
-                print_note(f"{where}: {error}")
-                linked, unread = linked + 1, unread + 1
-                continue
-            print_note(f"{where}: not linked: {customer!r:.80}, {stripe_customer!r:.80}: {error}")
-            refusal = {"customer": customer, "stripe_customer": stripe_customer, "message": str(error)}
-            refused.append({"line": where, **refusal})
-    return linked, refused, unread
-
-
-async def _is_linked(customers: Customers, customer: str, stripe_customer: str) -> bool:
-    return (await customers.get(customer)).stripe_customer == stripe_customer
 
 
 def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
