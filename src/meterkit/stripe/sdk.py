@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from contextvars import ContextVar
 from http import HTTPStatus
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import stripe
 
 from meterkit.stripe import http
+from meterkit.stripe.rate_limits import CallPacer, endpoint_of
 from meterkit.stripe.request import (
     API_VERSION,
     RequestResult,
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import HttpResponse
 
 _RETRIES: Final = 2
-_BURST: Final = 5
-# https://docs.stripe.com/rate-limits: in a sandbox 25 requests a second, live 100, and 25 of one endpoint. A
-# method with a path is an endpoint; paths that differ in the id of an object alone are one.
-_PER_ENDPOINT_S: Final = 20.0
-_LIVE_PER_S: Final = 80.0
 
 _tries: ContextVar[int] = ContextVar("_tries")
 
@@ -49,9 +44,8 @@ class SdkClient:
     """
 
     def __init__(self, api_key: str, base: str, *, timeout_s: float, is_sandbox: bool) -> None:
-        calls_per_s = _PER_ENDPOINT_S if is_sandbox else _LIVE_PER_S
         self._connections = _Connections()
-        self._connections.open(base, timeout_s=timeout_s, calls_per_s=calls_per_s)
+        self._connections.open(base, timeout_s=timeout_s, is_sandbox=is_sandbox)
         self._sdk: Any = stripe.StripeClient(
             api_key,
             stripe_version=API_VERSION,
@@ -105,19 +99,18 @@ class _Connections(stripe.HTTPClient):
     name = "aiohttp"
     server_time_s: int | None = None
 
-    def open(self, base: str, *, timeout_s: float, calls_per_s: float) -> None:
+    def open(self, base: str, *, timeout_s: float, is_sandbox: bool) -> None:
         """Open connections in the running event loop."""
         self._base = base
         self._client = http.HttpClient(base, timeout_s=timeout_s)
-        self._calls_per_s = calls_per_s
-        self._next: dict[str, float] = {}
+        self._pacer = CallPacer(is_sandbox=is_sandbox)
 
     async def request_async(
         self, method: str, url: str, headers: Mapping[str, str], post_data: str | None = None
     ) -> tuple[bytes, int, Mapping[str, str]]:
         """Send one try."""
         target = url.removeprefix(self._base)
-        await self._pace(endpoint_of(method, target))
+        await self._pacer.wait(endpoint_of(method, target))
         attempt = _tries.get()
         _tries.set(attempt + 1)
         body = None if post_data is None else post_data.encode()
@@ -143,39 +136,6 @@ class _Connections(stripe.HTTPClient):
     async def close_async(self) -> None:
         """Close all connections."""
         await self._client.close()
-
-    async def _pace(self, endpoint: str) -> None:
-        """Wait until a call is within the limits, of all calls and of those of this endpoint."""
-        await asyncio.sleep(max(self._wait_s("", self._calls_per_s), self._wait_s(endpoint, _PER_ENDPOINT_S)))
-
-    def _wait_s(self, name: str, calls_per_s: float) -> float:
-        now = monotonic()
-        at = max(now, self._next.get(name, now)) + 1 / calls_per_s
-        self._next[name] = at
-        return max(0.0, at - now - _BURST / calls_per_s)
-
-
-_NAMESPACES: Final = frozenset(
-    {
-        "billing",
-        "billing_portal",
-        "checkout",
-        "entitlements",
-        "tax",
-        "test_helpers",
-    }
-)
-"""First parts of paths whose second part is the kind of an object: ``/v1/billing/meters``."""
-
-
-def endpoint_of(method: str, target: str) -> str:
-    """Name the endpoint of a request, for Stripe's limits: ``POST /v1/invoices/{id}/finalize``."""
-    parts = target.partition("?")[0].strip("/").split("/")
-    kind = 3 if len(parts) > 1 and parts[1] in _NAMESPACES else 2
-    action = parts[kind + 1 : kind + 2]
-    return (
-        f"{method.upper()} /{'/'.join([*parts[:kind], *('{id}' for _ in parts[kind : kind + 1]), *action])}"
-    )
 
 
 def _read_response(answer: HttpResponse) -> RequestResult:
