@@ -1,4 +1,4 @@
-"""Payments of invoices at Stripe: whether a subscription's period is paid, and refunded amounts.
+"""Payments of invoices at Stripe: whether a period is paid, credits refused where it is not, refunds.
 
 The status of a subscription is no proof of payment. It is ``active`` while its renewal is a draft, after an
 invoice was voided or marked uncollectible, and while a bank debit is on its way.
@@ -10,7 +10,7 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.errors import StripeError
+from meterkit.errors import StripeError, SubscriptionError
 from meterkit.subscriptions.stripe_objects import id_in, part_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,28 @@ PAYMENTS: Final = "/v1/invoice_payments"
 _KEPT: Final = frozenset({"won", "warning_closed"})
 """Statuses of a dispute that has ended without a loss."""
 _OWED: Final = frozenset({"paid", "open"})
+
+
+async def refuse_unpaid_credit(api: StripeApi, found: Mapping[str, Any], net_cents: int) -> None:
+    """Refuse a change that credits more than it charges while its period is not paid in full.
+
+    A credit reduces later invoices, or becomes the customer's balance.
+
+    Args:
+        api: the Stripe client.
+        found: the subscription as Stripe shows it, with all of its items.
+        net_cents: the charge of the change for the rest of the period; below 0: a credit.
+
+    Raises:
+        SubscriptionError: it is refused.
+    """
+    if net_cents < 0 and (reason := await explain_unpaid_period(api, found)):
+        raise SubscriptionError(
+            f"the subscription {found['id']} cannot be reduced now: that gives back a part of this period's"
+            f" price, and {reason}. Ask again once the period is paid, or in the next one",
+            advice="That gives back a part of this period's price, which is not paid in full. Ask again"
+            " once it is paid, or in the next period.",
+        )
 
 
 async def explain_unpaid_period(api: StripeApi, found: Mapping[str, Any]) -> str | None:

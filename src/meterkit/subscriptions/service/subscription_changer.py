@@ -29,7 +29,7 @@ from meterkit.subscriptions.change_rules import (
     over_limit,
     repeats_tiers,
 )
-from meterkit.subscriptions.invoice_payments import explain_unpaid_period
+from meterkit.subscriptions.invoice_payments import refuse_unpaid_credit
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_method_gate import PaymentMethodGate, hold_back
 from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
@@ -109,7 +109,7 @@ class SubscriptionChanger:
             target, later = change.target, change.later
             cost = await self._pricer.price(live, writer, known, change)
             priced.append(PricedChange(cost, self._ended_by(known, wanted)))
-            await self._refuse_unpaid_credit(live, cost)
+            await refuse_unpaid_credit(self.api(), live.found, cost.net_cents)
             pending = known.pending_plan if live.schedule is not None else None
             course = self._course_of_change(known, current, wanted, pending, had)
             if wanted.key == current.key:
@@ -179,7 +179,7 @@ class SubscriptionChanger:
             planned = planner.change_addons(planner.keep(), checked)
             change, has_waiting = planner.to_change(planned), planned.is_waiting
             costs.append(await self._pricer.price(live, writer, known, change))
-            await self._refuse_unpaid_credit(live, costs[-1])
+            await refuse_unpaid_credit(self.api(), live.found, costs[-1].net_cents)
             if has_waiting:
                 refuse_ending(live)
             target = change.target
@@ -223,7 +223,7 @@ class SubscriptionChanger:
             change = planner.to_change(planner.change_seats(planner.keep(), current, seats))
             target = change.target
             costs.append(await self._pricer.price(live, writer, known, change))
-            await self._refuse_unpaid_credit(live, costs[-1])
+            await refuse_unpaid_credit(self.api(), live.found, costs[-1].net_cents)
             if live.schedule is None:
                 async with self._cut_if_metered(customer, live, target, current):
                     await writer.apply_now(live, target)
@@ -461,16 +461,3 @@ class SubscriptionChanger:
             return
         if not await self._gate.can_charge(live.found):
             await refuse_without_method(self.store, live, f"plan {wanted.key!r} requires a payment method")
-
-    async def _refuse_unpaid_credit(self, live: LiveSubscription, cost: Proration) -> None:
-        """Refuse a change that credits more than it charges while its period is not paid in full.
-
-        A credit reduces later invoices, or becomes the customer's balance.
-        """
-        if cost.net_cents < 0 and (reason := await explain_unpaid_period(self.api(), live.found)):
-            raise SubscriptionError(
-                f"the subscription {live.id} cannot be reduced now: that gives back a part of this period's"
-                f" price, and {reason}. Ask again once the period is paid, or in the next one",
-                advice="That gives back a part of this period's price, which is not paid in full. Ask again"
-                " once it is paid, or in the next period.",
-            )
