@@ -36,6 +36,8 @@ ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expi
 """The statuses that a subscription never leaves."""
 OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
 """The statuses with an open invoice that was not paid."""
+BILLED: Final[frozenset[Status | None]] = frozenset({"active", "past_due", "unpaid"})
+"""The statuses in which usage is billed: not in a trial or a pause."""
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _PRICES: Final = frozenset({"prices", "pending_prices"})

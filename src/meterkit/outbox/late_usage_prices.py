@@ -12,6 +12,7 @@ from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import sent_price
+from meterkit.decisions.subscription import BILLED
 from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
 
 if TYPE_CHECKING:
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 
 UNKNOWN: Final = "-"
 """Label of a price that is unknown, or that has no single unit price."""
-_BILLED: Final = frozenset({"active", "past_due", "unpaid"})
 
 
 def is_billed_at(subscription: SubscriptionState | None, at_ms: int) -> bool:
     """Whether usage of an instant is billed: not in a trial or a pause."""
-    return subscription is not None and subscription.status_at(at_ms) in _BILLED
+    return subscription is not None and subscription.status_at(at_ms) in BILLED
 
 
 def invoice_terms(view: CustomerView, now_ms: int) -> str:
