@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from drivers.sampled import few_examples
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState, effective_plan
+from meterkit.decisions.invoice_deadlines import is_final, renewals_of
 from meterkit.decisions.periods import (
     Bounds,
     bounds_at,
@@ -29,9 +30,8 @@ from meterkit.decisions.periods import (
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.decisions.subscription_periods import (
     CountingCycle,
-    is_final,
     is_provisional,
-    renewals_of,
+    shown_period,
     subscription_bounds,
     with_former_start,
 )
@@ -217,6 +217,36 @@ def test_a_period_is_provisional_until_its_renewal_is_known() -> None:
     ending = replace(JANUARY, cancel_at_ms=end_ms), replace(JANUARY, status="canceled", ended_at_ms=end_ms)
     assert [is_provisional(one, end_ms) for one in (JANUARY, *ending)] == [True, False, False]
     assert not is_provisional(JANUARY, ms("2026-02-28T09:59"))
+
+
+TWO_MONTHS: Final = subscription("2026-01-15", "2026-03-15", base_price="2900 usd month")
+YEARLY_TRIAL: Final = replace(TRIAL, plan="yearly")
+
+
+@pytest.mark.parametrize(
+    ("found", "now", "expected"),
+    [
+        # As Stripe shows it, to its end; then by the anchor, each over the interval that is paid for.
+        (TWO_MONTHS, "2026-01-15", ("2026-01-15", "2026-03-15")),
+        (TWO_MONTHS, "2026-02-20", ("2026-01-15", "2026-03-15")),
+        (TWO_MONTHS, "2026-03-15", ("2026-03-15", "2026-04-15")),
+        (replace(TWO_MONTHS, plan="yearly"), "2026-03-15", ("2026-03-15", "2026-04-15")),
+        # Of a trial nothing is paid yet: the plan says the interval.
+        (YEARLY_TRIAL, "2026-02-04", ("2026-02-03", "2027-02-03")),
+        # The last one stays, as does one of an unknown plan.
+        (
+            replace(JANUARY, cancel_at_ms=ms("2026-02-28T10:00")),
+            "2026-02-28T10:00",
+            period(JANUARY, "2026-02-01"),
+        ),
+        (replace(JANUARY, plan=None), "2026-03-01", period(JANUARY, "2026-02-01")),
+    ],
+)
+def test_customers_see_the_period_before_its_renewal(
+    found: SubscriptionState, now: str, expected: tuple[str, str]
+) -> None:
+    start_ms, end_ms = shown_period(found, CATALOG.plans.get(found.plan or ""), ms(now))
+    assert (written(start_ms), written(end_ms)) == expected
 
 
 SECONDS: Final = st.integers(ms("2023-06-01") // 1000, ms("2029-06-01") // 1000)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.dunning import Access  # noqa: TC001 - as above
-from meterkit.decisions.periods import bounds_at, from_ms
+from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED, Status
+from meterkit.decisions.subscription_periods import shown_period
 from meterkit.subscriptions.change_rules import OverLimit  # noqa: TC001 - as above
 from meterkit.subscriptions.proration_estimate import Proration  # noqa: TC001 - as above
 
@@ -191,7 +192,7 @@ def subscription_of(
     if known is None:
         return None
     status = known.status_at(now_ms)
-    start_ms, end_ms = _billing_period(known, catalog, now_ms)
+    start_ms, end_ms = shown_period(known, catalog.plans.get(known.plan_at(now_ms) or ""), now_ms)
     cancel_at_ms = None if status in ENDED else known.cancel_at_ms
     return Subscription(
         id=known.id,
@@ -208,16 +209,6 @@ def subscription_of(
         trial_end=None if known.trial_end_ms is None else from_ms(known.trial_end_ms),
         pending_change=_pending_change(state, known, catalog, now_ms),
     )
-
-
-def _billing_period(known: SubscriptionState, catalog: Catalog, now_ms: int) -> tuple[int, int]:
-    """The billing period; by the anchor if its renewal is not known yet."""
-    plan = catalog.plans.get(known.plan_at(now_ms) or "")
-    if known.start_ms <= now_ms < known.end_ms or now_ms >= known.ends_ms() or plan is None:
-        return known.start_ms, known.end_ms
-    interval = known.interval_at(now_ms) or plan.price.interval
-    bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=interval)
-    return bounds.start_ms, bounds.end_ms
 
 
 def _pending_change(
