@@ -15,7 +15,7 @@ from meterkit.customers.states import CustomerStates, sweep_scheduled_transition
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.store import message_queue
+from meterkit.store import customer_notices
 from meterkit.testing import Clock
 
 NOW: Final = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
@@ -78,7 +78,7 @@ async def erase(kit: MeterKit, customer: str) -> Deleted:
 
 
 async def tell(kit: MeterKit, customer: str, event: str, data: dict[str, Any]) -> None:
-    await message_queue.publish_notice(kit.store, customer, event, data)
+    await customer_notices.publish_notice(kit.store, customer, event, data)
 
 
 def recorder(kit: MeterKit, *events: str) -> list[Any]:

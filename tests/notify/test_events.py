@@ -29,7 +29,7 @@ PLANS = plans_text("events")
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not acknowledged is told again at once."""
-    monkeypatch.setattr("meterkit.store.message_queue.AGAIN_AFTER_MS", 50)
+    monkeypatch.setattr("meterkit.store.customer_notices.AGAIN_AFTER_MS", 50)
     monkeypatch.setattr("meterkit.notify.event_dispatcher._POLL_S", 0.01)
 
 
@@ -167,7 +167,7 @@ async def test_an_unreadable_notice_is_given_up_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("meterkit.store.message_queue.TIMES_MOST", 2)
+    monkeypatch.setattr("meterkit.store.customer_notices.TIMES_MOST", 2)
     async with told_on(any_store_url) as (kit, told):
         client: Any = (await kit.store.admin()).client
         key = kit.store.keys.notices(0)

@@ -35,7 +35,7 @@ OF_BOTH: Final = ("take an event", "queue", "acknowledge_notice", "take a messag
 async def test_each_cause_has_one_id_whatever_process_is_killed(
     channel: str, step: str, valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.store.message_queue.AGAIN_AFTER_MS", 0)
+    monkeypatch.setattr("meterkit.store.customer_notices.AGAIN_AFTER_MS", 0)
     clock = SharedClock(tmp_path / "clock", NOW.timestamp())
     whens: tuple[Literal["before", "after"], ...] = ("before", "after")
     async with (

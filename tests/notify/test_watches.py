@@ -37,7 +37,7 @@ from meterkit.notify.spikes import (
     find_spike,
     project_spike,
 )
-from meterkit.store.message_queue import publish_notice, read_notices
+from meterkit.store.customer_notices import publish_notice, read_notices
 from meterkit.store.task_lease import TaskLease
 from meterkit.testing import Clock
 

@@ -190,8 +190,8 @@ insights.audit.draining:_LEAST_AGE_MS    2_000           audit.md       at least
 delivery.journaled_transport:_PAGE       500             audit.md       in batches of up to 500, and
 delivery.journaled_transport:_WAITING_MOST 10_000          audit.md       up to 10,000 rows wait
 notify.event_handlers:_PATIENCE_S        30              runbook.md     longer than 30 seconds
-store.message_queue:AGAIN_AFTER_MS       60_000          runbook.md     again a minute later, ten times in all
-store.message_queue:TIMES_MOST           10              runbook.md     again a minute later, ten times in all
+store.customer_notices:AGAIN_AFTER_MS    60_000          runbook.md     again a minute later, ten times in all
+store.customer_notices:TIMES_MOST        10              runbook.md     again a minute later, ten times in all
 subscriptions.webhooks.sync_retries:ATTEMPTS_MAX 12            runbook.md     refused twelve times
 subscriptions.webhooks.sync_retries:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
 catalog.plans_file_watcher:_CHECK_EVERY_S 1.5 runbook.md within two seconds of its correction

@@ -17,14 +17,16 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
 from meterkit.notify.events import read_event
-from meterkit.store.message_queue import MessageQueue, acknowledge_notice, read_notices
+from meterkit.store.customer_notices import acknowledge_notice, read_notices
+from meterkit.store.message_queue import MessageQueue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.notify.events import CustomerEvent
-    from meterkit.store.message_queue import Channel, CustomerNotice, KeptMessage, LeasedMessage
+    from meterkit.store.customer_notices import CustomerNotice
+    from meterkit.store.message_queue import Channel, KeptMessage, LeasedMessage
     from meterkit.store.store import Store
 
 _HOUR_MS: Final = 3_600_000

@@ -12,11 +12,11 @@ from meterkit.cancellation import start_task
 from meterkit.decisions.keys import meter_token
 from meterkit.errors import StoreError
 from meterkit.notify.events import read_event
-from meterkit.store.message_queue import acknowledge_notice, read_notices
+from meterkit.store.customer_notices import acknowledge_notice, read_notices
 
 if TYPE_CHECKING:
     from meterkit.notify.event_handlers import Handlers
-    from meterkit.store.message_queue import CustomerNotice
+    from meterkit.store.customer_notices import CustomerNotice
     from meterkit.store.store import Store
 
 _logger = logging.getLogger("meterkit.notify")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.dunning import Access
     from meterkit.decisions.subscription import Status
-    from meterkit.store.message_queue import CustomerNotice
+    from meterkit.store.customer_notices import CustomerNotice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

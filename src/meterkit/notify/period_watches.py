@@ -22,8 +22,8 @@ from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS, to_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.outbox.intents import count_members
+from meterkit.store.customer_notices import publish_notice
 from meterkit.store.gauge_levels import change_level
-from meterkit.store.message_queue import publish_notice
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from meterkit.errors import (
     StripeError,
 )
 from meterkit.log_throttle import HOUR_S, Throttle
+from meterkit.store.customer_notices import publish_notice
 from meterkit.store.input_checks import check_customer
-from meterkit.store.message_queue import publish_notice
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
 from meterkit.subscriptions.stripe_objects import (

@@ -16,7 +16,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.close_queue import note_renewal
-from meterkit.store.message_queue import publish_notice
+from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
 from meterkit.subscriptions.drift_comparison import DriftLog
 from meterkit.subscriptions.invoice_payments import is_unpaid

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.store.message_queue import publish_notice
+from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.invoice_payments import is_unpaid
 
 if TYPE_CHECKING:
