@@ -39,7 +39,6 @@ from meterkit.catalog.currencies import (
     refuse_repeated_currencies,
     written_currencies,
 )
-from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.errors import FilePlace, Problems, nearest, unknown
 from meterkit.catalog.meters import MeterTable, build_meters, check_features, refuse_reported_usage
 from meterkit.catalog.models import Billing, Catalog, Enforcement, Plan, PlanGrant, Route
@@ -71,7 +70,8 @@ from meterkit.catalog.route_notes import (
     note_unheld_money,
     note_unpaid_meters,
 )
-from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens, requested_quantities
+from meterkit.catalog.route_quantities import check_quantities_fit
+from meterkit.catalog.routes import RouteTable, build_routes, reads_tokens
 from meterkit.catalog.routes_by_model import mark_model_readers
 from meterkit.catalog.shadowed_notes import note_shadowed_prices
 from meterkit.catalog.storage import StorageTable, build_storage
@@ -80,11 +80,11 @@ from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice,
 from meterkit.catalog.yaml_tree import SIZE_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.errors import Note
-    from meterkit.catalog.models import Addon, Entitlement, Meter
+    from meterkit.catalog.models import Meter
     from meterkit.catalog.yaml_tree import Fields
 
 # Where the file lies, how a route's match is spaced, what there is to note, and what follows from the rest
@@ -125,53 +125,6 @@ def _json_value(value: Any) -> object:
     spelling, newer = _SPELLING.get(kind, ()), _NEWER.get(kind, {})
     found = {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}
     return {name: given for name, given in found.items() if name not in newer or given != newer[name]}
-
-
-def check_quantities_fit(
-    routes: Iterable[tuple[Route, RouteTable]],
-    plans: Mapping[str, Plan | None],
-    *,
-    credits_: Mapping[str, Credit],
-    addons: Mapping[str, Addon],
-    problems: Problems,
-) -> None:
-    """Note every quantity of a route that never fits a plan that limits its meter."""
-    payable = {meter for credit in credits_.values() for meter in credit.costs}
-    for route, values in routes:
-        for place, key, meter, quantity in requested_quantities(route, values):
-            for plan in plans.values():
-                if plan is None or meter not in plan.entitlements:
-                    continue
-                is_payable = meter in payable or meter in _extendable_meters(plan, addons)
-                limit = _exceeded_limit(plan.entitlements[meter], quantity, is_payable=is_payable)
-                if limit is not None:
-                    what = f"a default of {quantity}" if key == "reserve" else f"{quantity}"
-                    message = (
-                        f"{what} never fits the plan {plan.key}, whose {limit}; lower it, or raise the plan's"
-                    )
-                    problems.refuse(place, message)
-
-
-def _extendable_meters(plan: Plan, addons: Mapping[str, Addon]) -> set[str]:
-    """Meters for which grants or add-ons can give more than a plan includes."""
-    sold = [addons[key] for key in plan.addons if key in addons]
-    grants = (*plan.grants, *(grant for addon in sold for grant in addon.grants))
-    return {grant.name for grant in grants} | {meter for addon in sold for meter in addon.included}
-
-
-def _exceeded_limit(entitlement: Entitlement, quantity: int, *, is_payable: bool) -> str | None:
-    """The limit that ``quantity`` can never fit, in words, or None.
-
-    A ceiling of 0 says that the plan does not have the meter; that is no slip.
-    """
-    meter = entitlement.meter
-    for rate in entitlement.rates:
-        if quantity > rate.burst:
-            if rate.algorithm == "token-bucket":
-                return f"burst of {meter} is {rate.burst}"
-            return f"rate of {meter} is {rate.limit}/{rate.window}"
-    most = None if is_payable else ceiling(entitlement)
-    return f"ceiling of {meter} is {most}" if most and quantity > most else None
 
 
 class PlansFile(Table, what="a plans file"):
