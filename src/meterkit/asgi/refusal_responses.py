@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.asgi.limit_fields import format_fields, policy_field, reset_instant_s
 from meterkit.asgi.merged_headers import join_names, merge_headers
 from meterkit.catalog.amount_wording import money
-from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import CHARGED
 from meterkit.decisions.verdicts import UNKNOWN_WAIT_MS
 from meterkit.problem_types import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_wording import MICRO_UNIT, micros_per_minor_unit
-from meterkit.catalog.credit_values import BALANCE_CURRENCY
-from meterkit.catalog.currencies import PerCurrency
+from meterkit.catalog.currencies import BALANCE_CURRENCY, PerCurrency
 from meterkit.catalog.errors import listed
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Meter, Overage, Rate
 from meterkit.catalog.value_parsers import UNLIMITED, Unlimited, cents, or_unlimited, percent

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from meterkit.catalog.model_prices import ModelPrices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-BALANCE_CURRENCY: Final = "usd"
-"""Of balances in money and their top-ups, whatever a customer's invoices are in, as providers' prices are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

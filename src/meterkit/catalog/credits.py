@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.billing import URL
-from meterkit.catalog.credit_values import BALANCE_CURRENCY, AutoTopUp, Credit, TopUps
-from meterkit.catalog.currencies import PerCurrency, by_currency
+from meterkit.catalog.credit_values import AutoTopUp, Credit, TopUps
+from meterkit.catalog.currencies import BALANCE_CURRENCY, PerCurrency, by_currency
 from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion, unknown
 from meterkit.catalog.genai_prices_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
 from meterkit.catalog.meters import CHARGED, MICRO_USD, check_meter

@@ -32,6 +32,8 @@ _CODES: Final = (
 )
 CURRENCIES: Final = frozenset(_CODES.split())
 """https://docs.stripe.com/currencies#presentment-currencies"""
+BALANCE_CURRENCY: Final = "usd"
+"""Of balances in money and their top-ups, whatever a customer's invoices are in, as providers' prices are."""
 _PATTERN: Final = "^[a-z]{3}$"
 _CODE: Final = re.compile(r"[a-z]{3}")
 _ALLOWED: Final = "the three small letters of a currency, such as usd"

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import micros_per_minor_unit
-from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.decisions.keys import meter_field, meter_token
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from math import gcd, isqrt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_wording import micros_per_minor_unit
-from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.grants import target_of

@@ -8,7 +8,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
-from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import StreamingResponse
 
-from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.csv_text import csv_text
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.insights.statement.lines import PlaceError

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from meterkit.allowed_origins import SendingPage, check_sender, origins_of
-from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import MICRO_USD
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError

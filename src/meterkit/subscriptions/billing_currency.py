@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meterkit.catalog.credit_values import BALANCE_CURRENCY
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CurrencyError, MeterkitError
 from meterkit.subscriptions.stripe_objects import TOP_UP, part_of, text_in

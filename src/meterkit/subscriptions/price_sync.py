@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_wording import money
-from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import is_titled
 from meterkit.outbox.invoice_line_prices import line_products
 from meterkit.stripe.meter_differences import meter_differences

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import stripe_emulator
-from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.subscriptions.stripe_objects import pack_key
 from meterkit.subscriptions.wanted_prices import (
     pack_params,

@@ -9,7 +9,8 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.catalog.credit_values import BALANCE_CURRENCY, find_top_ups
+from meterkit.catalog.credit_values import find_top_ups
+from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.customers.links import StripeLinker
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.grants import MICRO
