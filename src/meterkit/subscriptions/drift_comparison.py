@@ -29,7 +29,8 @@ from meterkit.subscriptions.item_changes import (
     updates,
 )
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader, inexact_prices
-from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, gives_price
+from meterkit.subscriptions.override_prices import compared_prices, gives_price
+from meterkit.subscriptions.plan_prices import PriceBook
 from meterkit.subscriptions.service.due_customers import due_prices
 from meterkit.subscriptions.stripe_objects import (
     addon_in,

@@ -16,8 +16,8 @@ from meterkit.subscriptions.billing_currency import choose_currency, name_reques
 from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
 from meterkit.subscriptions.live_subscription import FLEXIBLE, end_unpaid, with_all_items
+from meterkit.subscriptions.override_prices import customer_prices
 from meterkit.subscriptions.payment_method_gate import SIGN_UP, PaymentMethodGate
-from meterkit.subscriptions.plan_prices import customer_prices
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers

@@ -32,14 +32,13 @@ from meterkit.errors import (
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.subscriptions.live_subscription import LiveSubscription
-from meterkit.subscriptions.plan_prices import (
-    METERS,
+from meterkit.subscriptions.override_prices import (
     gives_price,
-    meters_of_file,
     override_prices,
     why_unbilled,
     why_unlike_tiers,
 )
+from meterkit.subscriptions.plan_prices import METERS, meters_of_file
 from meterkit.subscriptions.proration_estimate import PlanTerms
 from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.service.due_customers import due_prices
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
-    from meterkit.subscriptions.plan_prices import Given
+    from meterkit.subscriptions.override_prices import Given
     from meterkit.subscriptions.service.subscription_changer import SubscriptionChanger
 
 _logger = logging.getLogger("meterkit.subscriptions")

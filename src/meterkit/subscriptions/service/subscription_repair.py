@@ -37,7 +37,8 @@ from meterkit.subscriptions.item_changes import (
 )
 from meterkit.subscriptions.live_subscription import LiveSubscription, with_all_items
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
-from meterkit.subscriptions.plan_prices import PriceBook, compared_prices, customer_prices, prices_of
+from meterkit.subscriptions.override_prices import compared_prices, customer_prices
+from meterkit.subscriptions.plan_prices import PriceBook, prices_of
 from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.stripe_objects import id_in, persistently
 from meterkit.subscriptions.subscription_choice import choose_subscription

@@ -23,13 +23,8 @@ from meterkit.subscriptions.item_changes import (
     trial_settings_change,
     updates,
 )
-from meterkit.subscriptions.plan_prices import (
-    METERS,
-    customer_prices,
-    is_of_another_plan,
-    meters_of_file,
-    with_metered,
-)
+from meterkit.subscriptions.override_prices import customer_prices, with_metered
+from meterkit.subscriptions.plan_prices import METERS, is_of_another_plan, meters_of_file
 from meterkit.subscriptions.proration_estimate import PlanTerms
 from meterkit.subscriptions.schedule_phases import cut_phases, has_custom_terms, present_phases
 from meterkit.subscriptions.service.payment_pages import find_remedy
