@@ -55,7 +55,7 @@ async def test_dead_usage_is_redriven_and_entered_into_the_ledger(
         await at.record_and_flush(7, "zeta", timeout_s=0)
         states = {one.customer: one.state for one in await at.kit.outbox.list()}
         assert set(states.values()) <= {"parked", "dead"}
-        monkeypatch.setattr(operator_queues, "_MOST", 1)
+        monkeypatch.setattr(operator_queues, "LISTED_MOST", 1)
         assert "Only the first 1 are listed." in (await client.get(f"/outbox?of={states['acme']}")).text
         monkeypatch.undo()
         counts = (await figures(client))["outbox"]

@@ -42,7 +42,8 @@ from meterkit.pages.operator_lists import (
     customer_lists,
     revenue_lists,
 )
-from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
+from meterkit.pages.operator_queues import queue_lists
+from meterkit.pages.operator_redrive import QUEUES, redrive
 from meterkit.pages.rendering import (
     HEADERS,
     NO_PAGE,

@@ -1,15 +1,12 @@
-"""Lists of undelivered work on the operator pages, and its redrive."""
+"""Lists of undelivered work on the operator pages, and of a customer's ledger."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from meterkit.catalog.amount_wording import money
-from meterkit.customers.history import add_entry
 from meterkit.customers.links import claim_owner
 from meterkit.decisions.periods import from_ms
-from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify.courier import read_event_and_customer
 from meterkit.outbox.intents import IntentState
 from meterkit.pages.operator_lists import Column, OperatorList, PageRequest, Row, Rows, first_of, page_of
@@ -18,17 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meterkit.outbox.invoice_item_queue import QueuedItem
-    from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.usage_figures import PagesKit
     from meterkit.store.message_queue import Channel, KeptMessage
     from meterkit.store.store import Store
 
-_logger = logging.getLogger("meterkit.pages")
-
-Queue = Literal["outbox", "webhooks", "messages"]
-QUEUES: Final[Mapping[str, Queue]] = {queue: queue for queue in get_args(Queue)}
-
-_MOST: Final = 10_000
+LISTED_MOST: Final = 10_000
+"""Most intents, and most invoice items, that are read at once."""
 _STATES: Final[Mapping[str, IntentState]] = {state: state for state in get_args(IntentState)}
 _BEING_SENT: Final = ("queued", "leased")
 _OUTBOX: Final = (
@@ -66,18 +58,6 @@ _LEDGER: Final = (
 )
 
 
-class RedriveResult(NamedTuple):
-    """The result of a redrive.
-
-    Attributes:
-        redriven: the ids that are retried.
-        refused: id to the reason.
-    """
-
-    redriven: Sequence[str]
-    refused: Mapping[str, str]
-
-
 def queue_lists(kit: PagesKit) -> Sequence[OperatorList]:
     """Make the lists: ledger of a customer, outbox (ten thousand intents at most), webhooks, messages."""
 
@@ -87,19 +67,19 @@ def queue_lists(kit: PagesKit) -> Sequence[OperatorList]:
         return Rows([{column.name: getattr(entry, column.name) for column in _LEDGER} for entry in found])
 
     async def outbox(asked: PageRequest) -> Rows:
-        queued = await kit.outbox.list(state=_STATES.get(asked.of), limit=_MOST)
+        queued = await kit.outbox.list(state=_STATES.get(asked.of), limit=LISTED_MOST)
         found = [one for one in queued if asked.of or one.state in _BEING_SENT]
         names = ("customer", "state", "meter", "quantity", "minute", "attempts", "why")
         rows: list[Row] = [
             {"intent": one.identifier, **{name: getattr(one, name) for name in names}} for one in found
         ]
         if asked.of in {"", "queued"}:
-            rows += [_item_row(item) for item in await kit.outbox.items.list(limit=_MOST)]
-        return first_of(rows, asked, len(queued) == _MOST)
+            rows += [_item_row(item) for item in await kit.outbox.items.list(limit=LISTED_MOST)]
+        return first_of(rows, asked, len(queued) == LISTED_MOST)
 
     async def webhooks(asked: PageRequest) -> Rows:
         dead = await kit.webhooks.dead()
-        owners = await _owners(kit.store, [one.stripe_customer for one in dead])
+        owners = await read_owners(kit.store, [one.stripe_customer for one in dead])
         rows: list[Row] = [
             {
                 "stripe_customer": one.stripe_customer,
@@ -128,60 +108,7 @@ def queue_lists(kit: PagesKit) -> Sequence[OperatorList]:
     )
 
 
-async def redrive(
-    kit: PagesKit, queue: Queue, ids: Sequence[str], *, operator: str, reason: str
-) -> RedriveResult:
-    """Retry entries of a queue; each is recorded in its customer's ledger first.
-
-    Raises:
-        StoreError: the store does not answer; earlier entries stay redriven.
-    """
-    if queue == "outbox":
-        return await _redrive_intents(kit.outbox, ids, by=f"operator {operator}", reason=reason)
-    if queue == "webhooks":
-        owners = await _owners(kit.store, [one.stripe_customer for one in await kit.webhooks.dead()])
-    else:
-        found = await kit.notify.list()
-        dead = [one for kept in found.values() for one in kept if one.state == "dead"]
-        owners = {one.id: read_event_and_customer(one)[1] or "" for one in dead}
-    chosen = [one for one in dict.fromkeys(ids) if one in owners]
-    for one in chosen:
-        what = f"{'webhooks of ' if queue == 'webhooks' else ''}{one}"
-        # Ledger first: after a kill in between, the operator finds a line without its redrive.
-        await _record_redrive(kit.store, owners[one], what, operator=operator, reason=reason)
-    if chosen:
-        await (kit.webhooks.redrive if queue == "webhooks" else kit.notify.redrive)(*chosen)
-    return RedriveResult(chosen, {one: "it is not dead" for one in dict.fromkeys(ids) if one not in owners})
-
-
-async def _redrive_intents(outbox: Intents, ids: Sequence[str], *, by: str, reason: str) -> RedriveResult:
-    redriven, refused = list[str](), dict[str, str]()
-    items = {item.identifier for item in await outbox.items.list(limit=_MOST)}
-    for one in dict.fromkeys(ids):
-        try:
-            if one in items:
-                await outbox.items.redrive(one)
-            else:
-                await outbox.redrive(one, reason=reason, by=by)
-        except StoreError:
-            raise
-        except MeterkitError as error:
-            refused[one] = str(error)
-        else:
-            redriven.append(one)
-    return RedriveResult(redriven, refused)
-
-
-async def _record_redrive(store: Store, customer: str, what: str, *, operator: str, reason: str) -> None:
-    after = f"redriven: {reason}" if reason else "redriven"
-    _logger.info("operator %r redrives %s of customer %r", operator, what, customer)
-    if customer:
-        await add_entry(
-            store, customer, kind="redrive", before=f"dead: {what}", after=after, cause=f"operator {operator}"
-        )
-
-
-async def _owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[str, str]:
+async def read_owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[str, str]:
     """Read the customer that each Stripe customer is linked to; empty if none."""
     if not stripe_customers:
         return {}
