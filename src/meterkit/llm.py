@@ -7,18 +7,18 @@ and takes the chunk out again for clients that do not expect it.
 
 from __future__ import annotations
 
-import re
 from asyncio import FIRST_COMPLETED, gather, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.context import require_exchange, tap
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.cancellation import start_task
-from meterkit.tokens.json_values import load, table
+from meterkit.tokens.json_values import table
 from meterkit.tokens.plain_values import instance_members, is_body
+from meterkit.tokens.usage_chunk_filter import UsageChunkFilter, reports_only_usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Restore", "RestoredStream", "UsageRequest", "ask_for_usage", "stop_on_disconnect"]
 
 T = TypeVar("T")
-
-_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
-_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
-_HELD_BYTES_MAX: Final = 1 << 16
-_END_BYTES_MAX: Final = len(b"\r\n\r\n")
 
 
 class UsageRequest(NamedTuple):
@@ -139,7 +134,7 @@ class RestoredStream(Generic[T]):
 
     def __init__(self, stream: AsyncIterable[T] | Iterable[T], *, hides: bool) -> None:
         self._tap = tap(stream)
-        self._filter = _Filter() if hides else None
+        self._filter = UsageChunkFilter() if hides else None
 
     def __aiter__(self) -> Self:
         return self
@@ -175,94 +170,7 @@ class RestoredStream(Generic[T]):
         if is_body(chunk):
             return cast("T | None", hidden.pass_on(chunk))
         held: Mapping[str, Any] = table(chunk) or instance_members(chunk)
-        return None if _reports_only(held) else chunk
+        return None if reports_only_usage(held) else chunk
 
     def _flush(self) -> T | None:
         return None if self._filter is None else cast("T | None", self._filter.flush())
-
-
-class _Filter:
-    """Takes the events that only report usage out of a stream of server-sent events."""
-
-    __slots__ = ("_by_line", "_held", "_hidden", "_is_text", "_passed", "_returned")
-
-    def __init__(self) -> None:
-        self._by_line: bool | None = None
-        self._is_text = self._hidden = False
-        # An event that has not ended. Of one that is too long only what may belong to its end is kept, though
-        # the client has it.
-        self._held = bytearray()
-        self._passed = 0
-        # Whether the client got the event whose last byte is a carriage return: a line feed may belong to it.
-        self._returned: bool | None = None
-
-    def pass_on(self, piece: bytes | bytearray | str) -> bytes | str | None:
-        """Filter a chunk, keeping its type; None if nothing is left."""
-        if self._by_line is None and piece:
-            self._is_text = isinstance(piece, str)
-            self._by_line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
-        data = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)
-        if not self._by_line:
-            return self._restore_type(self._filter_events(data))
-        if self._hidden and not data:
-            # The blank line that ended the event.
-            self._hidden = False
-            return None
-        self._hidden = _is_extra(data)
-        return None if self._hidden else self._restore_type(data, blank=True)
-
-    def flush(self) -> bytes | str | None:
-        """Return the end of a stream that broke off within an event."""
-        held = bytes(self._held[self._passed :])
-        self._held.clear()
-        return None if _is_extra(held) else self._restore_type(held)
-
-    def _filter_events(self, data: bytes) -> bytes:
-        held = self._held
-        kept: list[bytes] = []
-        if self._returned is not None and data:
-            if data.startswith(b"\n"):
-                kept.append(data[: int(self._returned)])
-                data = data[1:]
-            self._returned = None
-        begin, at = 0, max(0, len(held) - _END_BYTES_MAX + 1)
-        held += data
-        while (end := _EVENT_END.search(held, at)) is not None:
-            at = end.end()
-            event = bytes(held[begin + self._passed : at])
-            is_kept = self._passed > 0 or not _is_extra(event)
-            if is_kept:
-                kept.append(event)
-            if at == len(held) and event.endswith(b"\r"):
-                self._returned = is_kept
-            begin, self._passed = at, 0
-        del held[:begin]
-        if self._passed or len(held) > _HELD_BYTES_MAX:
-            # No report is as long.
-            kept.append(bytes(held[self._passed :]))
-            del held[: 1 - _END_BYTES_MAX]
-            self._passed = len(held)
-        return b"".join(kept)
-
-    def _restore_type(self, data: bytes, *, blank: bool = False) -> bytes | str | None:
-        if not data and not blank:
-            return None
-        return data.decode("utf-8", "surrogatepass") if self._is_text else data
-
-
-def _is_extra(event: bytes) -> bool:
-    """Whether an event of a stream, or a line of one, says nothing but the usage."""
-    if b'"usage"' not in event or b'"choices"' not in event:
-        return False
-    lines = _LINE_END.split(event)
-    data = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
-    try:
-        found = table(load(data))
-    except ValueError:
-        return False
-    return found is not None and _reports_only(found)
-
-
-def _reports_only(chunk: Mapping[str, Any]) -> bool:
-    """Whether a chunk is the extra one; without an answer in it, and with usage."""
-    return chunk.get("choices") == [] and chunk.get("usage") is not None
