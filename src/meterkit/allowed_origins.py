@@ -1,22 +1,25 @@
-"""Allowed origins of an app: of the page that sent a request (CSRF), and of redirects."""
+"""Allowed origins of an app: of the page that sent a request (CSRF), of redirects, and of CORS."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
 from meterkit.errors import MeterkitError
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 _LENGTH_MAX: Final = 2048
 _PORTS: Final = {"https": 443, "http": 80}
 # Characters that browsers and parsers read differently, or that no URL has: RFC 3986 section 2.
 _STRANGE: Final = re.compile(r"[^\x21-\x7e]|[\\\"<>^`|]")
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
+# As browsers write one: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
+_SENT_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
 
 
 class Origin(NamedTuple):
@@ -39,6 +42,25 @@ def origins_of(written: Iterable[str]) -> frozenset[Origin]:
     if not found:
         raise MeterkitError("origins: found none; name those of your app, such as 'https://app.example'")
     return frozenset(found)
+
+
+def check_cors(written: object) -> None:
+    """Check the origins whose scripts may read refusals, ``cors=`` of the middleware.
+
+    Raises:
+        MeterkitError: it is no list, or one is not an origin as browsers send it, nor ``*``.
+    """
+    if isinstance(written, str | bytes) or not isinstance(written, Iterable):
+        raise MeterkitError(
+            f"cors: found {written!r:.80}; allowed is a list of origins, such as ['https://app.example'], or"
+            " ['*'] for all"
+        )
+    for origin in cast("Iterable[object]", written):
+        if not isinstance(origin, str) or not _SENT_ORIGIN.fullmatch(origin):
+            raise MeterkitError(
+                f"cors: found {origin!r:.80}; allowed is an origin as browsers send it, in small letters and"
+                " without a path, such as 'https://app.example', or '*' alone for all"
+            )
 
 
 def has_allowed_origin(url: str, origins: frozenset[Origin]) -> bool:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from typing import Final, cast
-
+from meterkit.allowed_origins import check_cors
 from meterkit.asgi.identify import api_key, client_ip, header, user
 from meterkit.errors import MeterkitError
-
-# As browsers write one: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
-_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
 
 
 def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
@@ -42,17 +36,7 @@ def check_arguments(kit: object, identify: object, on_denied: object, cors: obje
         )
     if paths not in (None, "exact", "loose"):
         raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
-    if isinstance(cors, str | bytes) or not isinstance(cors, Iterable):
-        raise MeterkitError(
-            f"cors: found {cors!r:.80}; allowed is a list of origins, such as ['https://app.example'], or"
-            " ['*'] for all"
-        )
-    for origin in cast("Iterable[object]", cors):
-        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
-            raise MeterkitError(
-                f"cors: found {origin!r:.80}; allowed is an origin as browsers send it, in small letters and"
-                " without a path, such as 'https://app.example', or '*' alone for all"
-            )
+    check_cors(cors)
 
 
 def _describe_type(value: object) -> str:
