@@ -22,6 +22,7 @@ from meterkit import MeterKit
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.draft_hold import HELD, DraftHold
+from meterkit.delivery.exact_charges import read_price_terms
 from meterkit.delivery.invoices import (
     MADE_WITHIN_MS,
     InvoicedUnits,
@@ -30,7 +31,6 @@ from meterkit.delivery.invoices import (
     PeriodBilling,
     is_renewal_of,
     read_period_billing,
-    read_price_terms,
 )
 from meterkit.delivery.late_usage_withdrawal import format_late_usage
 from meterkit.delivery.period_closer import PeriodCloser, _describe_hold
