@@ -69,6 +69,7 @@ def price_of(name: str = "price_1", **terms: Any) -> PriceTerms:
 
 FREE_100: Final = [{"up_to": 100, "unit_amount": 0}, {"up_to": None, "unit_amount_decimal": "2.5"}]
 FLAT_FEE: Final = [{"up_to": 10, "unit_amount": 1, "flat_amount": 500}, {"up_to": None, "unit_amount": 2}]
+SECOND_FEE: Final = [{"up_to": 10, "unit_amount": 1}, {"up_to": None, "unit_amount": 2, "flat_amount": 300}]
 CHARGES: list[tuple[dict[str, Any], int, int, str | None]] = [
     ({"unit_amount_decimal": "0.5"}, 7, 0, "7/2"),
     ({"unit_amount_decimal": "5", "transform_quantity": {"divide_by": 10, "round": "up"}}, 7, 0, None),
@@ -78,6 +79,8 @@ CHARGES: list[tuple[dict[str, Any], int, int, str | None]] = [
     ({"tiers": FREE_100, "tiers_mode": "volume"}, 2, 100, "255"),
     ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 0, 0, "500"),
     ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 2, 10, "4"),
+    ({"tiers": SECOND_FEE, "tiers_mode": "graduated"}, 10, 0, "10"),
+    ({"tiers": SECOND_FEE, "tiers_mode": "graduated"}, 2, 10, "304"),
 ]
 
 

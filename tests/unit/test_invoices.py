@@ -357,6 +357,13 @@ async def test_what_a_unit_costs_is_known_where_each_line_shows_it() -> None:
         assert (found.prices, found.invoices) == (prices, ["in_1"]), fields
 
 
+async def test_an_amount_is_known_in_the_currency_of_its_price() -> None:
+    for currency, cents in (("usd", 35), ("eur", None)):
+        stripe = stripe_with(line(amount=35))
+        stripe.shown["/v1/prices/price_1"] = {"recurring": {"meter": "mtr_1"}, "currency": currency}
+        assert (await invoiced(stripe)).cents == cents, currency
+
+
 async def test_missing_lines_of_drafts_and_lists_are_fetched() -> None:
     cut_off = {"data": [line(quantity=1)], "has_more": True}
     cases: tuple[tuple[dict[str, Any], int, str], ...] = (
