@@ -132,6 +132,7 @@ async def test_i13_units_after_the_invoice_is_final_are_late(at: Shop, caplog: C
     counts = await words(at)
     assert (counts["delivered"], counts["late"]) == (26, 5)
     assert caplog.text.count("the next invoice bills 5 of words") == 1
+    assert "more lines" not in caplog.text
     at.go(END + timedelta(days=31, minutes=3))
     assert await usage_lines(at) == [*ONE_LINE, ("Words", "5", "4", 20)]
     assert await advices(at) == [""]
