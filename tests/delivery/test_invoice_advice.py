@@ -79,6 +79,7 @@ CHARGES: list[tuple[dict[str, Any], int, int, str | None]] = [
     ({"tiers": FREE_100, "tiers_mode": "volume"}, 2, 100, "255"),
     ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 0, 0, "500"),
     ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 2, 10, "4"),
+    ({"tiers": SECOND_FEE, "tiers_mode": "graduated"}, 0, 0, "0"),
     ({"tiers": SECOND_FEE, "tiers_mode": "graduated"}, 10, 0, "10"),
     ({"tiers": SECOND_FEE, "tiers_mode": "graduated"}, 2, 10, "304"),
 ]

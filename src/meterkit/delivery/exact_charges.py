@@ -62,11 +62,11 @@ class PriceTerms(NamedTuple):
 
     def _charge_by_tier(self, quantity: Decimal) -> Fraction:
         total, below = Fraction(0), Decimal(0)
-        for tier in self.tiers:
+        for number, tier in enumerate(self.tiers):
             end = quantity if tier.up_to is None else min(quantity, Decimal(tier.up_to))
             if self.is_volume and (tier.up_to is None or quantity <= tier.up_to):
                 return Fraction(quantity) * tier.unit + tier.flat
-            if not self.is_volume and (end > below or not below):
+            if not self.is_volume and (end > below or number == 0):
                 total += Fraction(end - below) * tier.unit + tier.flat
             below = max(below, end)
         return total
