@@ -29,6 +29,7 @@ def files(): ...
 
 
 def make():
+    print("a function that prints")
     kit = MeterKit("app.yaml", redis_url="redis://127.0.0.1:1")
     return MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
 
@@ -106,6 +107,7 @@ def test_the_plans_file_of_the_apps_kit_is_the_one_that_counts(api: Shell) -> No
     assert (0, []) == (done.code, done.json["idle_lines"])
     assert done.json["routes"][2]["line"] == "GET /v1/files/{name}"
     assert "--plans is ignored: the app's MeterMiddleware has a plans file" in done.err
+    assert "a function that prints" in done.err
 
 
 FILES = """\
@@ -177,6 +179,19 @@ def test_what_makes_an_app_must_be_a_function_that_makes_one(api: Shell, directo
         assert (done.code, words in done.err) == (code, True)
 
 
+TWO = """\
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from meterkit import MeterKit, MeterMiddleware, identify
+from shop.api import app as chat, make
+
+kit = MeterKit("plans.yaml", redis_url="redis://127.0.0.1:1")
+more = MeterMiddleware(chat, kit=kit, identify=identify.header("x-customer-id"))
+app = Starlette(routes=[Mount("/one", make()), Mount("/two", more)])
+"""
+
+
 def test_limits_that_no_line_asks_for_are_named(api: Shell, directory: Path) -> None:
     """F-200."""
     limited = FITTING.replace("unit: request}", "unit: request}, words: {unit: word}").replace(
@@ -187,6 +202,10 @@ def test_limits_that_no_line_asks_for_are_named(api: Shell, directory: Path) -> 
     assert "app.yaml:15:62 plans.free.meters.words: no route asks for words" in " ".join(done.out.split())
     shown = api.run("routes", "shop.api:make", "--factory", "--json").json["unasked_limits"]
     assert [note.partition(" ")[0] for note in shown] == ["app.yaml:15:62"]
+    (directory / "shop" / "two.py").write_text(TWO)
+    (directory / "plans.yaml").write_text(limited.replace("words", "pages"))
+    shown = api.run("routes", "shop.two:app", "--json").json["unasked_limits"]
+    assert {note.partition(":")[0] for note in shown} == {"app.yaml", "plans.yaml"}
 
 
 BILLED = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ NEXT = (
 
 @asynccontextmanager
 async def logging(
-    server: Server, directory: Path, plans: str, now: datetime = NOW
+    server: Server, directory: Path, plans: str, clock: Clock | None = None
 ) -> AsyncGenerator[MeterKit]:
     """A kit, in June by default; in the end its audit log has what it has recorded."""
     (directory / "plans.yaml").write_text(plans)
     url = f"sqlite:///{directory}/audit.db"
     settings: dict[str, Any] = {"redis_url": server.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
-    async with MeterKit(loads(plans), clock=Clock(now), flush=False, **settings) as kit:
+    async with MeterKit(loads(plans), clock=clock or Clock(NOW), flush=False, **settings) as kit:
         yield kit
         await drain_all(kit, url)
 
@@ -113,14 +113,28 @@ async def test_usage_that_the_log_lacks_is_named(valkey: Server, tmp_path: Path)
     today = datetime.now(UTC)  # Commands have no other clock, and show nothing of the future.
     given = ("simulate", "--plans", "plans.yaml", "--period", f"{today:%Y-%m-%d}")
     shell = shell_of(valkey, tmp_path)
-    async with logging(valkey, tmp_path, PLANS, today) as kit:
+    async with logging(valkey, tmp_path, PLANS, Clock(today)) as kit:
         await kit.record("ada", "words", 700)
-    async with logging(valkey, tmp_path, PLANS, today) as kit:
+    async with logging(valkey, tmp_path, PLANS, Clock(today)) as kit:
         await kit.record("ada", "words", 30)
         await kit.record("new", "words", 4)
         assert shell.run(*given, "--json").json["not_logged"] == {"words": 34}
         assert "the audit log lacks 34 units of 'words' that the store has recorded" in shell.run(*given).err
     assert shell.run(*given, "--json").json["not_logged"] == {}
+
+
+async def test_usage_from_before_a_deletion_is_not_tried(valkey: Server, tmp_path: Path) -> None:
+    clock = Clock(NOW)
+    async with logging(valkey, tmp_path, PLANS, clock) as kit:
+        await kit.record("ada", "words", 90_000)
+        clock.advance(timedelta(hours=1))
+        await kit.customers.delete("ada")
+        clock.advance(timedelta(hours=1))
+        await kit.record("ada", "words", 1_200)
+    found = shell_of(valkey, tmp_path).run(
+        *("simulate", "--plans", "plans.yaml", "--period", "2031-06", "--json")
+    )
+    assert [(one["customer"], one["then_cents"]) for one in found.json["customers"]] == [("ada", 1_100)]
 
 
 async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp_path: Path) -> None:
@@ -167,6 +181,12 @@ async def test_each_customer_is_tried_in_its_own_currency(valkey: Server, tmp_pa
     assert found["disagreeing"] == []
     text = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06").out
     assert all(amount in text for amount in ("USD 31.40", "EUR 28.00", "JPY 8,600", "JPY 8,040"))
+    costs = ("--cost", "words=2000", "--json")  # In dollars: no euro is left of them.
+    found = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06", *costs).json
+    margins = {
+        one["customer"]: (one["now_margin_cents"], one["then_margin_cents"]) for one in found["customers"]
+    }
+    assert margins == {"ada": (2_900, 2_780), **dict.fromkeys(("bob", "kim", "tim"), (None, None))}
     (tmp_path / "next.yaml").write_text(plans_text("webhooks"))
     done = shell.run("simulate", "--plans", "next.yaml")
     assert (done.code != 0, "give it eur, jpy, too" in done.err) == (True, True)

@@ -124,7 +124,8 @@ async def used_in_pause(at: Shop, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "anchor"), [("resume", "now"), ("resume", "unchanged"), ("cancel", ""), ("late resume", "now")]
+    ("end", "anchor"),
+    [("resume", "now"), ("resume", "unchanged"), ("cancel", ""), ("another", ""), ("late resume", "now")],
 )
 async def test_usage_of_a_pause_stays_free_when_it_is_over(store_url: str, end: str, anchor: str) -> None:
     async with shop_of_lines(store_url) as at:
@@ -135,9 +136,12 @@ async def test_usage_of_a_pause_stays_free_when_it_is_over(store_url: str, end: 
         await used_in_pause(at, path)
         assert (await at.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 0
         at.go(timedelta(days=45 if end == "late resume" else 3))
-        if end == "cancel":
+        if end in {"cancel", "another"}:
             await at.stripe_delete(path)
             await at.kit.subscriptions.sync("acme")
+            if end == "another":
+                await at.subscribed(plan="pro")
+                await at.kit.record("acme", "words", 103)
         else:
             await at.post(f"{path}/resume", {"billing_cycle_anchor": anchor})
             await at.kit.subscriptions.sync("acme")
@@ -147,8 +151,13 @@ async def test_usage_of_a_pause_stays_free_when_it_is_over(store_url: str, end: 
             await at.kit.subscriptions.sync("acme")
             await flushed(at)
             await look_at_closes(at.kit)
-        before = [("Words", "2", "4", 8)]  # The pause.
-        assert await usage_lines(at) == before + [("Words", "3", "4", 12)] * (end != "cancel")
+        lines = [("Words", "2", "4", 8)]  # Before the pause.
+        if end == "another":
+            # Of the first month a day is paid, to which 4 words belong: 96 are taken off the new one.
+            lines.append(("Words", "99", "4", 396))
+        elif end != "cancel":
+            lines.append(("Words", "3", "4", 12))
+        assert await usage_lines(at) == lines
         counts = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
         assert (counts["recorded"], counts["delivered"], counts["late"]) == (500, 496, 0)
         assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]

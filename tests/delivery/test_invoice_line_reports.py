@@ -86,6 +86,8 @@ async def test_a_queued_line_is_listed_and_dropped(at: Shop, store_url: str, tmp
     shell = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url, METERKIT_SHARDS="4")
     listed = shell.run("outbox", "list")
     assert "invoice line of USD 1.04 for usage of 1\N{EN DASH}30 Jun 2031" in listed.out
+    assert "there may be more: --limit 1" in shell.run("outbox", "list", "--limit", "1").err
+    assert "there may be more" not in listed.err
     (line,) = shell.run("outbox", "list", "--json").json
     assert (line["is_line"], line["quantity"], line["cents"]) == (True, 26, 104)
     await at.kit.outbox.items.drop(line["identifier"], reason="a gift")

@@ -430,6 +430,17 @@ async def test_rows_are_chained_by_customer(audit_url: str) -> None:
     assert found_by_invoices[-1] == ("erased", "rows 1 to 4 are missing, by invoice in_1")
 
 
+async def test_many_rows_that_come_again_are_kept_once(
+    audit_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain_tables, "_KEYS_AT_ONCE", 2)
+    rows = [row_of(nth, ("acme", "zeta", "beta")[nth % 3]) for nth in range(7)]
+    assert insert_rows(audit_url, rows[:5]) == rows[:5]
+    assert insert_rows(audit_url, rows) == rows[5:]
+    assert len(rows_in(audit_url)) == 7
+    assert await faults(audit_url) == [(who, 0, None) for who in ("acme", "beta", "zeta")]
+
+
 def run(url: str, *statements: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:

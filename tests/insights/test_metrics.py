@@ -136,7 +136,10 @@ async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tm
 async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     program = """
         import asyncio, httpx
+        from dataclasses import replace
+        from pathlib import Path
         from meterkit import MeterKit, MeterMiddleware, identify
+        from meterkit.store.spool_file import SpoolFile, SpoolHeader
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -152,6 +155,14 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
                 async with kit, httpx.AsyncClient(transport=to, base_url="http://app") as c:
                     for _ in range(5):
                         await c.get("/x", headers={"x-customer-id": "secret-ada"})
+            away = {"redis_url": "redis://127.0.0.1:1", "spool_dir": "spools", "start_timeout": 0.01}
+            kits += [MeterKit(key_prefix=name, flush=False, **away) for name in ("one", "two")]
+            for kit in kits[2:]:  # Each finds the other's spool in the directory that they share.
+                async with kit:
+                    store = kit.store
+                header = SpoolHeader.of(store.keys, str(store.address))
+                now = replace(header, producer="1", made_ms=store.now_ms())
+                SpoolFile.create(Path("spools"), now).close()
             for resource in reader.get_metrics_data().resource_metrics:
                 for scope in resource.scope_metrics:
                     for metric in scope.metrics:
@@ -168,7 +179,10 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     lanes = ("store.breaker.open", "store.breaker.opened", "settlements.waiting", "settlements.lost")
     for gauge in (*lanes, "allotments.granted", "allotments.returned", "allotments.unused"):
         assert f"meterkit.{gauge} [] 0" in lines
-    assert "meterkit.spool.size ['left'] 0" in lines
+    assert "meterkit.spool.size ['foreign'] 0" in lines
+    size = sum(path.stat().st_size for path in spools(tmp_path / "spools"))
+    assert size > 0
+    assert f"meterkit.spool.size ['left'] {size}" in lines
     assert "secret" not in "".join(lines)
 
 

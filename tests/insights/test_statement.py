@@ -184,6 +184,18 @@ async def test_pages_of_events(at: Ending) -> None:
         await at.kit.statement("acme", most=-1)
 
 
+async def test_no_event_from_before_a_deletion_is_shown(at: Ending) -> None:
+    await at.kit.record("bob", "words", 7)
+    await at.drain()
+    at.clock.advance(HOUR)
+    await at.kit.customers.delete("bob")
+    at.clock.advance(HOUR)
+    await at.kit.record("bob", "words", 5)
+    await at.drain()
+    (line,) = usage_of(await at.kit.statement("bob"), "words")
+    assert (line.event_count, [event.quantity for event in line.events]) == (1, [5])
+
+
 async def test_all_events_are_streamed_with_no_further_call_to_stripe(
     at: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,20 @@ async def test_a_message_that_keeps_failing_holds_others_for_an_hour(
     assert percents_by_customer(hook) == {"acme": [50, 50, 50, 50, 100]}
 
 
+async def test_a_message_that_was_held_back_has_used_no_attempt(
+    hook: Receiver, kit: MeterKit, clock: Clock
+) -> None:
+    for _ in range(2):
+        await kit.record("acme", "requests", 5)
+        clock.advance(timedelta(seconds=1))
+    hook.status = 503
+    for delay_s in (5, 300, 1_800, 0):
+        await pass_over(kit, "webhook")
+        clock.advance(timedelta(seconds=delay_s + 1))
+    assert percents_by_customer(hook) == {"acme": [50, 50, 50, 50, 100]}
+    assert sorted(one.attempts for one in (await kit.notify.list())["webhook"]) == [1, 4]
+
+
 async def test_a_message_that_nobody_sent_for_days_is_dead(
     box: Mailbox, mailing: MeterKit, clock: Clock
 ) -> None:

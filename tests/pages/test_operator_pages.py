@@ -17,8 +17,18 @@ from httpx import AsyncClient
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from drivers.operator_pages import JSON, figures_on, flat, make_snapshot, overview_of, pages_of, selling
+from drivers.operator_pages import (
+    JSON,
+    PLANS,
+    figures_on,
+    flat,
+    make_snapshot,
+    overview_of,
+    pages_of,
+    selling,
+)
 from meterkit import MeterKit, MeterkitError
+from meterkit.catalog import loads
 from meterkit.pages import operator_pages
 from servers.stores import Server
 
@@ -71,6 +81,15 @@ async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, clien
         ("over", 12, 12, 1000),
         ("near", 8, 10, 800),
     ]
+
+
+async def test_units_of_a_meter_that_has_left_the_file_are_shown(kit: MeterKit, client: AsyncClient) -> None:
+    await kit.record("billed", "tokens", 5)
+    without = [line for line in PLANS.splitlines() if "tokens" not in line]
+    kit.store.use(loads("\n".join(without)))
+    await make_snapshot(kit)
+    figures = (await client.get("/", headers=JSON)).json()
+    assert figures["delivered"]["tokens"]["unlinked"] == 5
 
 
 async def test_lists_are_read_page_by_page(kit: MeterKit, client: AsyncClient) -> None:

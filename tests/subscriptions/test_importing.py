@@ -132,6 +132,7 @@ async def test_customers_that_do_not_fit_are_named_with_the_reason(hooks: Hooked
     both: Any = [{"price": "price_pro"}, {"price": "price_max"}]
     await paying(hooks, "both", items=both)
     await paying(hooks, "fine")
+    await hooks.subscribe("fine", "price_other", metadata={})
     tried = await hooks.kit.subscriptions.import_from_stripe(dry_run=True)
     assert await customers(hooks) == set()
     done = await hooks.kit.subscriptions.import_from_stripe()

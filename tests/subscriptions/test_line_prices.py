@@ -124,32 +124,49 @@ async def test_a_key_that_may_not_write_it_stops_no_sync(at: Shop, caplog: pytes
     assert await sold(at) == {PLAN: "pro", PRICES: SOLD}
 
 
-async def test_many_prices_need_several_values(store_url: str) -> None:
-    names = [f"meter_with_a_long_name_{nth}" for nth in range(40)]
+NAMES: Final = [f"meter_with_a_long_name_{nth}" for nth in range(40)]
+AT_3_CENTS: Final = "included: 0, overage: {bill: {per: 1, amount_cents: 3}}"
+
+
+def with_many_meters() -> str:
+    """The plans file with 40 further meters, which all of its plans deny."""
     text = PLANS
-    for name in names:
+    for name in NAMES:
         text = text.replace("plans:\n", f"  {name}: {{unit: page, stripe: {{event_name: {name}}}}}\nplans:\n")
         text = text.replace(
             "      pages: {included: 10,",
             f"      {name}: {{included: 0, overage: deny}}\n      pages: {{included: 10,",
         )
-    priced = text.replace(
-        "included: 0, overage: deny", "included: 0, overage: {bill: {per: 1, amount_cents: 3}}"
-    )
+    return text
+
+
+async def test_many_prices_need_several_values(store_url: str) -> None:
+    priced = with_many_meters().replace("included: 0, overage: deny", AT_3_CENTS)
     async with shop(store_url, catalog=loads(priced), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
         await at.subscribed(plan="pro")
         values = [text for name, text in (await sold(at)).items() if name != PLAN]
         prices = {event: label for value in values for event, label in json.loads(value).items()}
         assert len(values) > 2
-        assert prices == {"words": "1/4", "pages": "1000/15", **dict.fromkeys(names, "1/3")}
+        assert prices == {"words": "1/4", "pages": "1000/15", **dict.fromkeys(NAMES, "1/3")}
         edited = loads(priced.replace("amount_cents: 3}", "amount_cents: 8}"))
         zed = await forget(at, edited)
-        await at.kit.record(zed, names[-1], 5)
+        await at.kit.record(zed, NAMES[-1], 5)
         at.go(END + timedelta(minutes=3))
         await at.kit.subscriptions.sync(zed)
         await at.kit.flush(everything=True)
         assert [(units, price) for _, units, price, _ in await usage_lines(at)] == [("5", "3")]
+
+
+async def test_a_plan_of_fewer_prices_keeps_none_of_the_last(store_url: str) -> None:
+    free, pro, team = re.split(r"(?=^  (?:pro|team):)", with_many_meters(), flags=re.MULTILINE)
+    text = f"{free}{pro.replace('included: 0, overage: deny', AT_3_CENTS)}{team}"
+    async with shop(store_url, catalog=loads(text), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        assert len(await sold(at)) > 2
+        await at.kit.subscriptions.change_plan("acme", "team")
+        assert await sold(at) == {PLAN: "team", PRICES: '{"words":"1/7","pages":"1000/10"}'}
 
 
 async def test_with_meters_it_says_nothing(store_url: str) -> None:

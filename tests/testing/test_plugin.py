@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ import pytest
 
 from meterkit import MeterKit
 
-KIT = MeterKit("plans.yaml", redis_url="memory://", flush=False)
+KIT = MeterKit("plans.yaml", redis_url="memory://", flush=False, enforcement="on")
 
 
 @pytest.mark.parametrize("nth", range(2))
@@ -55,6 +56,8 @@ def test_the_page_on_testing_holds(tmp_path: Path) -> None:
         # looptime's plugin is for pytest-asyncio: it fails without it.
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:looptime_plugin"],
         cwd=tmp_path,
+        # A developer's settings, which would let all requests pass.
+        env={**os.environ, "METERKIT_ENFORCEMENT": "off"},
         capture_output=True,
         text=True,
         check=False,
