@@ -542,6 +542,25 @@ async def test_a_named_price_may_have_all_currencies_or_each_its_own(at: Shop) -
     assert "has the currency usd, and the plans file says eur" in problem
 
 
+@pytest.mark.parametrize("changed", ["usd: 2900", "eur: 2700"])
+def test_ids_of_each_currency_are_printed_to_be_pasted(directory: Path, changed: str) -> None:
+    """It printed `price, eur: {stripe_price: …}`, which the plans file refuses."""
+    emulator = StripeEmulator()
+    with emulator.running() as url:
+        shell = InProcessShell(directory, METERKIT_STRIPE_API_KEY=STRIPE_KEY, METERKIT_STRIPE_API_BASE=url)
+        ids = f"{{usd: {emulator.add_price(2900)}, eur: {emulator.add_price(2700, currency='eur')}}}"
+        amount = "{amount_cents: {usd: 2900, eur: 2700}, interval: month"
+        plans = TWO.replace(amount, f"{amount}, stripe_price: {ids}").replace(changed, f"{changed[:-2]}50")
+        (directory / "plans.yaml").write_text(plans)
+        done = shell.run("stripe", "sync")
+        pasted = re.search(r"\nplans:\n  pro:\n    price: {stripe_price: ({.*})}\n", done.out)
+        assert pasted is not None, done.out
+        assert pasted[1] != ids
+        (directory / "plans.yaml").write_text(plans.replace(ids, pasted[1]))
+        again = shell.run("stripe", "sync")
+        assert (again.code, "stripe_price" in again.out, "made" in again.out) == (0, False, False)
+
+
 async def test_an_addon_price_of_another_interval_is_refused(at: Shop) -> None:
     at.emulator.add_price(500, interval="year", lookup_key="meterkit:addon:pack")
     problem = await at.refuses(TWO)

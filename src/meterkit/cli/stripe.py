@@ -25,11 +25,11 @@ from meterkit.subscriptions.price_sync import sync as sync_with
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.catalog import Catalog
     from meterkit.subscriptions.price_sync import StripeSync
     from meterkit.testing import StripeEmulator
 
 KEY: Final = "sk_test_emulator"
-_ADDONS: Final = "addons."
 
 commands = command_group("stripe", "Create meters and prices; run an emulator.")
 
@@ -55,12 +55,12 @@ async def sync(
         done = await sync_with(api, catalog, dry_run=dry_run)
     finally:
         await api.close()
-    session.show(asdict(done), lambda: _print_sync(done))
+    session.show(asdict(done), lambda: _print_sync(done, catalog))
     if done.problems:
         raise typer.Exit(1)
 
 
-def _print_sync(done: StripeSync) -> None:
+def _print_sync(done: StripeSync, catalog: Catalog) -> None:
     rows = [
         {
             "what": line.what,
@@ -76,9 +76,11 @@ def _print_sync(done: StripeSync) -> None:
         print_records(rows, empty="the plans file sells nothing through Stripe")
     if done.paste:
         echo("\nthe plans file names older prices; replace them:")
-        addons = {name: of for name, of in done.paste.items() if name.startswith(_ADDONS)}
-        _print_ids("plans", {name: of for name, of in done.paste.items() if name not in addons})
-        _print_ids("addons", {name.removeprefix(_ADDONS): of for name, of in addons.items()})
+        echo("plans:")
+        for name, prices in done.paste.items():
+            echo(f"  {name}:")
+            for line in dict.fromkeys(line.partition(", ")[0] for line in prices):
+                echo(f"    {line}: {{stripe_price: {_ids_to_paste(catalog, name, line, prices)}}}")
     for note in done.notes:
         print_note(note)
     for problem in done.problems:
@@ -87,14 +89,18 @@ def _print_sync(done: StripeSync) -> None:
         print_note("nothing was created")
 
 
-def _print_ids(section: str, named: Mapping[str, Mapping[str, str]]) -> None:
-    """Print the new price ids of a section of the plans file."""
-    if named:
-        echo(f"{section}:")
-    for name, prices in named.items():
-        echo(f"  {name}:")
-        for line, price in prices.items():
-            echo(f"    {line}: {{stripe_price: {price}}}")
+def _ids_to_paste(catalog: Catalog, plan: str, line: str, prices: Mapping[str, str]) -> str:
+    """Write the ids of a price as the plans file has them: one, or a map with all of its currencies."""
+    named = {
+        one: getattr(catalog.in_currency(one).plans[plan], line).stripe_price for one in catalog.currencies
+    }
+    first: dict[str, str] = {}  # Currencies with one id have the same price.
+    for currency, price in named.items():
+        first.setdefault(price, line if not first else f"{line}, {currency}")
+    if len(first) == 1:
+        return prices[line]
+    ids = {currency: prices.get(first[price], price) for currency, price in named.items()}
+    return f"{{{', '.join(f'{currency}: {price}' for currency, price in ids.items())}}}"
 
 
 @command(commands, unused=("redis",))

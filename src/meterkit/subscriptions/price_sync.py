@@ -81,8 +81,8 @@ class StripeSync:
 
     Attributes:
         problems: reasons why nothing was made, a line each.
-        paste: of each plan with outdated ids in the plans file, ``price`` and ``seat_price`` to an id; of an
-            add-on under ``addons.KEY``.
+        paste: of each plan with outdated ids in the plans file, ``price`` and ``seat_price`` to an id; of
+            another currency with a price of its own ``price, eur``.
     """
 
     lines: list[StripeSyncLine] = field(default_factory=list[StripeSyncLine])
