@@ -20,6 +20,7 @@ from drivers.kit_parts import note_upkeep
 from drivers.operator_pages import write_revenue
 from drivers.plans import plans_text
 from drivers.process_metrics import said_by, told
+from drivers.spools import spool_with
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, settled
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.anyio
 
 BOARD = Path(__file__).parents[2] / "docs" / "assets" / "grafana.json"
 PLANS = plans_text("metrics")
+AWAY = "redis://127.0.0.1:1"
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -104,8 +106,7 @@ async def test_request_metrics_have_no_label_of_a_customer(store_url: str) -> No
 
 
 async def test_a_store_that_is_away_is_told_of() -> None:
-    away = "redis://127.0.0.1:1"
-    kit = MeterKit(loads(PLANS), redis_url=away, flush=False, start_timeout=0.01, store_timeout=0.1)
+    kit = MeterKit(loads(PLANS), redis_url=AWAY, flush=False, start_timeout=0.01, store_timeout=0.1)
     async with kit, client_of(app_of(kit)) as client:
         assert 200 == (await client.get("/x", headers={"x-customer-id": "ada"})).status_code
         found = await samples(client)
@@ -136,10 +137,7 @@ async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tm
 async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     program = """
         import asyncio, httpx
-        from dataclasses import replace
-        from pathlib import Path
         from meterkit import MeterKit, MeterMiddleware, identify
-        from meterkit.store.spool_file import SpoolFile, SpoolHeader
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -155,14 +153,11 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
                 async with kit, httpx.AsyncClient(transport=to, base_url="http://app") as c:
                     for _ in range(5):
                         await c.get("/x", headers={"x-customer-id": "secret-ada"})
-            away = {"redis_url": "redis://127.0.0.1:1", "spool_dir": "spools", "start_timeout": 0.01}
+            away = {"redis_url": AWAY, "spool_dir": "spools", "start_timeout": 0.01}
             kits += [MeterKit(key_prefix=name, flush=False, **away) for name in ("one", "two")]
             for kit in kits[2:]:  # Each finds the other's spool in the directory that they share.
                 async with kit:
-                    store = kit.store
-                header = SpoolHeader.of(store.keys, str(store.address))
-                now = replace(header, producer="1", made_ms=store.now_ms())
-                SpoolFile.create(Path("spools"), now).close()
+                    pass
             for resource in reader.get_metrics_data().resource_metrics:
                 for scope in resource.scope_metrics:
                     for metric in scope.metrics:
@@ -170,7 +165,10 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
                             print(metric.name, sorted(dict(point.attributes).values()), point.value)
 
         asyncio.run(main())
-    """
+    """.replace("AWAY", repr(AWAY))
+    for name in ("one", "two"):
+        kit = MeterKit(loads(PLANS), redis_url=AWAY, key_prefix=name, flush=False)
+        spool_with(kit, tmp_path / "spools", "tokens", 1).close()
     lines = said_by(program, tmp_path, plans=PLANS).splitlines()
     assert "meterkit.requests ['client_error', 'free', 'none'] 10" in lines
     assert "meterkit.requests.degraded [] 0" in lines
