@@ -166,7 +166,8 @@ async def test_each_customer_is_tried_in_its_own_currency(valkey: Server, tmp_pa
     # Another order is the same file: who has no currency yet pays in the first one of the present file.
     (tmp_path / "next.yaml").write_text(cheaper.replace("[usd, eur, jpy]", "[jpy, usd, eur]"))
     shell = shell_of(valkey, tmp_path)
-    found = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06", "--json").json
+    given = ("simulate", "--plans", "next.yaml", "--period", "2031-06", "--cost", "words=2000")
+    found = shell.run(*given, "--json").json
     assert {one["customer"]: (one["currency"], one["now_cents"]) for one in found["customers"]} == {
         "ada": ("usd", 3140),
         "bob": ("eur", 2920),
@@ -179,14 +180,13 @@ async def test_each_customer_is_tried_in_its_own_currency(valkey: Server, tmp_pa
         "usd": {"now_cents": 3140, "then_cents": 3020},
     }
     assert found["disagreeing"] == []
-    text = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06").out
-    assert all(amount in text for amount in ("USD 31.40", "EUR 28.00", "JPY 8,600", "JPY 8,040"))
-    costs = ("--cost", "words=2000", "--json")  # In dollars: no euro is left of them.
-    found = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06", *costs).json
     margins = {
         one["customer"]: (one["now_margin_cents"], one["then_margin_cents"]) for one in found["customers"]
     }
+    # The cost is in dollars: no euro is left of them.
     assert margins == {"ada": (2_900, 2_780), **dict.fromkeys(("bob", "kim", "tim"), (None, None))}
+    text = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06").out
+    assert all(amount in text for amount in ("USD 31.40", "EUR 28.00", "JPY 8,600", "JPY 8,040"))
     (tmp_path / "next.yaml").write_text(plans_text("webhooks"))
     done = shell.run("simulate", "--plans", "next.yaml")
     assert (done.code != 0, "give it eur, jpy, too" in done.err) == (True, True)
