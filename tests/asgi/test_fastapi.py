@@ -322,9 +322,10 @@ def test_allows_outside_of_a_request_says_so() -> None:
         allows("full")
 
 
-async def test_in_shadow_a_request_has_every_feature() -> None:
+async def test_in_shadow_a_customer_has_every_feature() -> None:
     async with served(APP, settings={"enforcement": "shadow"}) as at:
         assert (await at.client.get("/v1/x")).json() == [True, True, True]
+        assert await at.kit.allows("acme", "full")
 
 
 async def test_off_asks_no_store() -> None:

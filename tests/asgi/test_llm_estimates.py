@@ -523,12 +523,13 @@ async def test_an_answer_without_usage_and_text_is_warned_of_once(
 ) -> None:
     async with metered(answering(chunks, kind, coding=coding), store_url) as at:
         for _ in range(3):
-            await ask(at, "/openai", method="GET", body=b"")
-        assert (await tokens(at.kit), await at.counted()) == ((0, 0), (3, 0))
-    (record,) = caplog.records
-    assert logging.WARNING == record.levelno
-    assert record.getMessage().startswith("/openai: token usage of a response is missing")
-    assert cause in record.getMessage()
+            for route in ("/openai", "/mistral"):
+                await ask(at, route, method="GET", body=b"")
+        assert (await tokens(at.kit), await at.counted()) == ((0, 0), (6, 0))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    for route, said in zip(("/openai", "/mistral"), caplog.messages, strict=True):
+        assert said.startswith(f"{route}: token usage of a response is missing")
+        assert cause in said
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,11 @@ async def test_scripts_of_other_origins_may_read_the_fields() -> None:
         assert denied.headers["access-control-allow-origin"] == "https://app.example"
         other = await at.client.get("/full", headers={"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
+        await at.kit.consume("acme", "requests", 4)
+        # Shadow mode serves what a limit would have refused.
+        shadowed = await at.client.get("/shadow", headers={"origin": "https://app.example"})
+        assert shadowed.status_code == 200
+        assert shadowed.headers["access-control-expose-headers"].lower() == exposed
 
 
 async def test_headers_none_and_both() -> None:
@@ -336,7 +341,7 @@ def recording_app() -> FastAPI:
 
         async with asyncio.TaskGroup() as group:
             group.create_task(nested())
-        record("tokens", 1)
+        record("tokens", 1, pages=2)
 
     @app.get("/v1/background/{kind}")
     async def background(kind: str, status: int = 200) -> PlainTextResponse:
@@ -359,7 +364,7 @@ def recording_app() -> FastAPI:
 
 @pytest.mark.parametrize(
     ("path", "tokens", "pages"),
-    [("/v1/sync", 7, 1), ("/v1/async", 6, 0), ("/v1/background/async", 7, 0), ("/v1/background/sync", 7, 0)],
+    [("/v1/sync", 7, 1), ("/v1/async", 6, 2), ("/v1/background/async", 7, 0), ("/v1/background/sync", 7, 0)],
 )
 async def test_recorded_from_anywhere_in_a_request(path: str, tokens: int, pages: int) -> None:
     # In debug mode, asyncio refuses what a thread must not do.

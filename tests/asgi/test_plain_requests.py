@@ -64,6 +64,20 @@ async def test_a_client_that_leaves_beside_the_last_message_pays() -> None:
         assert await at.counted() == (1, 0)
 
 
+async def test_an_answer_whose_last_message_fails_is_billed() -> None:
+    """The app has done its work, whether or not its client takes the answer."""
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the client has left")
+
+    async with served(answer) as at:
+        with pytest.raises(OSError, match="left"):
+            await at.app(http_scope("/v1/x"), staying(), send)
+        await settled(at.kit)
+        assert await at.counted() == (1, 0)
+
+
 async def test_usage_after_an_answer_has_the_answers_outcome() -> None:
     """The app is cancelled while a task sends the last message, which arrives nevertheless."""
     sending, gate = asyncio.Event(), asyncio.Event()

@@ -149,9 +149,10 @@ async def test_what_fails_without_the_store_is_rated_and_not_billed(valkey: Serv
 
 
 async def test_model_usage_counts_in_the_rates_of_this_process(valkey: Server) -> None:
-    said = compact(chat(None, usage=chat_usage(1, 60)))
+    output = {b"acme": 60, b"bolt": 30}
 
-    async def answers(_scope: Any, _receive: Any, send: Any) -> None:
+    async def answers(scope: Any, _receive: Any, send: Any) -> None:
+        said = compact(chat(None, usage=chat_usage(1, output[dict(scope["headers"])[b"x-customer-id"]])))
         headers = [(b"content-type", JSON_TYPE.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": said})
@@ -160,6 +161,7 @@ async def test_model_usage_counts_in_the_rates_of_this_process(valkey: Server) -
         await store.begins()
         store.app = metered(store.kit, answers)
         assert await store.statuses("acme", 3, "/chat") == [200, 429, 429]
+        assert await store.statuses("bolt", 3, "/chat") == [200, 200, 429]
         store.clock.advance(timedelta(hours=2))
         assert await store.get("acme", "/chat") == 200
         await store.ends()

@@ -255,6 +255,20 @@ def test_a_bad_storage_is_refused(storage: str, message: str) -> None:
     assert message in refusal(with_key("storage", storage))
 
 
+def test_each_documented_event_may_be_sent_by_each_channel() -> None:
+    events = (
+        "usage.threshold, usage.spike, storage.over, period.summary, credits.low, subscription.changed,"
+        " access.changed, dunning.reminder, trial.ending, payment.failed, payment.succeeded, top_up.failed,"
+        " top_up.refunded"
+    )
+    webhook = f"{{url: 'https://a.example', events: [{events}]}}"
+    email = f"{{from: ada@a.example, events: [{events}]}}"
+    notify = loads(with_key("notify", f"{{webhook: {webhook}, email: {email}}}")).notify
+    assert notify.webhook is not None
+    assert notify.email is not None
+    assert notify.webhook.events == notify.email.events == tuple(events.split(", "))
+
+
 @pytest.mark.parametrize("host", ["10.0.0.7", "[::1]", "localhost:8000"])
 def test_webhooks_may_have_a_private_address(host: str) -> None:
     notify = f"{{webhook: {{url: 'http://{host}/hook', events: [credits.low]}}}}"

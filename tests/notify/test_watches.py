@@ -122,6 +122,23 @@ async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: Met
     assert "costs USD 0.24." in plain.get_content()
 
 
+async def test_no_period_is_left_out_beyond_the_first_page(
+    hook: Receiver, kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Summaries are sent in the order in which periods end: that of acme ends after that of bolt."""
+    monkeypatch.setattr("meterkit.notify.period_watches._SUMMARIES_AT_ONCE", 1)
+    watch, ends = watch_of(kit), datetime(2031, 6, 3, 12, tzinfo=UTC)
+    await look(kit, watch)
+    month = {"start_ms": ends.replace(month=5), "end_ms": ends, "anchor_ms": ends.replace(month=5)}
+    begun = subscribed.subscription(**month, created_ms=ends.replace(month=5), plan="free")
+    await subscribed.fetched(kit, begun)
+    for customer in ("acme", "bolt"):
+        await kit.record(customer, "requests", 8)
+    clock.set(ends + timedelta(hours=2))
+    await look(kit, watch)
+    assert [data["customer"] for data in told(hook)] == ["bolt", "acme"]
+
+
 async def test_a_host_that_is_ahead_leaves_out_no_summary(store_url: str) -> None:
     async with kit_of(store_url, time) as kit:
         kit.store.clock = lambda: time() + 3 * 86_400

@@ -106,6 +106,21 @@ async def test_dead_webhooks_and_messages_are_redriven_by_name(
     assert (await client.get("/ledger?of=a%00")).status_code == 404
 
 
+async def test_a_long_history_keeps_its_latest_redrives(
+    kit: MeterKit, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.customers.history.HISTORY_MOST", 2)
+    await kit.customers.set_plan("acme", None)
+    names = ["msg_1", "msg_2", "msg_3"]
+    for name in names:
+        await kill_message(kit, name, "acme")
+    for name in names:
+        answer = await client.post("/redrive", data={"queue": "messages", "id": name}, headers=JSON)
+        assert answer.json()["redriven"] == [name]
+    entries = await kit.customers.history("acme")
+    assert [entry.before for entry in entries] == [f"dead: {name}" for name in names[1:]]
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

@@ -151,8 +151,10 @@ async def test_known_is_who_was_set_up_or_has_used_something(kit: MeterKit) -> N
     assert await kit.customers.known("a")
     await kit.customers.set_status("b", None)
     assert await kit.customers.known("b")
+    await kit.gauges.set("c", "seats", 3)
+    assert await kit.customers.known("c")
     assert (await kit.customers.set_plan("b", "pro")).missing_plan is None
-    for customer in ("a", "b"):
+    for customer in ("a", "b", "c"):
         await kit.customers.delete(customer)
         assert not await kit.customers.known(customer)
 

@@ -282,6 +282,14 @@ async def test_scheduled_changes_bind_at_their_second(kit: MeterKit, clock: Cloc
     assert await standing_of(kit, "zeta") == (0, 0)
 
 
+async def test_a_change_as_a_period_begins_rolls_by_its_terms(kit: MeterKit, clock: Clock) -> None:
+    await fetched(kit, subscription(**SUBSCRIBED))
+    clock.set(RENEWALS[0] + timedelta(seconds=20))  # Stripe's webhook comes a little later.
+    july = {"start_ms": RENEWALS[0], "end_ms": RENEWALS[1]}
+    await fetched(kit, subscription(**SUBSCRIBED | july, plan="small"))
+    assert await standing_of(kit) == (150, 50)
+
+
 async def test_a_share_of_a_period_rolls(kit: MeterKit, clock: Clock) -> None:
     await fetched(kit, subscription(**SUBSCRIBED))
     clock.set(NOW + timedelta(days=15))  # Half of the period.

@@ -187,6 +187,21 @@ async def test_i4_a_users_override_binds_at_once(kit: MeterKit, other: MeterKit,
     assert (await other.check("acme", "words", 6, subjects=USER)).allowed
 
 
+async def test_an_override_of_one_limit_keeps_the_plans_others(kit: MeterKit) -> None:
+    await kit.customers.subject("acme", user="u_7").override({"calls": {"included": 100}})
+    assert (await kit.check("acme", "calls", 10, subjects=USER)).allowed
+    decision = await kit.check("acme", "calls", 11, subjects=USER)  # The plan gives ten an hour.
+    assert decision.violated == ("user:calls-1h",)
+
+
+async def test_usage_by_user_begins_anew_with_the_period(kit: MeterKit, clock: Clock) -> None:
+    await kit.record("acme", {"calls": 3, "words": 100}, subjects=USER)
+    assert await spent(kit) == {"u_7": 100 * WORD}
+    clock.set(datetime(2031, 7, 1, tzinfo=UTC))  # No request of July has come yet.
+    assert await figures(kit, "calls") == await figures(kit, "words") == {"u_7": (0, 0)}
+    assert await spent(kit) == {"u_7": 0}
+
+
 async def test_an_override_that_cannot_be_read_is_refused(kit: MeterKit) -> None:
     subject = kit.customers.subject("acme", user="u_7")
     for meter, key, value in (

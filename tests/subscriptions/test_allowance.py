@@ -206,6 +206,10 @@ async def test_a_trial_extended_after_a_late_webhook_grants_once(store_url: str)
         assert (await balance(at), await granted(at)) == (left, before)
         at.go(MAY + 27 * DAY)
         assert await balance(at) == left - 1
+        at.go(MAY + 29 * DAY)
+        await at.kit.record("acme", "requests", 1)
+        # What was not granted again is on no list.
+        assert {grant.quantity for grant in await at.kit.grants.list("acme")} == {50, 7}
 
 
 CAPPED_PLANS: Final = plans_text("caps")

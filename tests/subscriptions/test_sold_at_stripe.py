@@ -47,6 +47,7 @@ OWN: Final[list[tuple[dict[str, Any], str]]] = [
     ({"subscription_data": {"billing_mode": {"type": "classic"}}}, "subscription_data.billing_mode"),
     ({"subscription_data": {"trial_period_days": 90}}, "subscription_data.trial_period_days"),
     ({"subscription_data[trial_period_days]": 90}, "subscription_data[trial_period_days]"),
+    ({"subscription_data[metadata][a]": "b"}, "subscription_data[metadata][a]"),
     ({"subscription_data": {"metadata[a]": "b"}}, "subscription_data.metadata[a]"),
     ({"line_items[0][price]": "price_free"}, "line_items[0][price]"),
 ]

@@ -367,6 +367,16 @@ def test_the_text_of_a_torn_document_is_estimated() -> None:
     assert (("ended_early",), 2) == (call.notes, reader.estimated_output_tokens)
 
 
+def test_the_text_of_a_torn_item_of_an_array_is_estimated() -> None:
+    whole = compact(gemini_chunk(TEXT))
+    torn = whole[: whole.index(TEXT.encode()) + BYTES]
+    for count in (0, 1, 5):
+        reader = open_reader()
+        reader.feed(b"[" + (whole + b",") * count + torn)
+        reader.close(complete=False)
+        assert reader.output_bytes_seen == (count + 1) * BYTES, count
+
+
 def test_a_torn_document_that_may_be_anything_is_nothing() -> None:
     assert read(b'{"items": [{"text": "abc', complete=False) == ()
 
