@@ -33,9 +33,10 @@ _NAMES: Final = {
     "notify": "watches",
     "promises": "i6_basic i6_recovered i6_restored",
     "storage": "presigning",
-    "store": "corrections customers gauges grants outbox_by_hand rates_table reservations small_writes"
-    " spend_limits scripts_model spool spool_file state_changes",
-    "subscriptions": "allowance deletion gains priced_as_recorded prices_by_model",
+    "store": "corrections currencies customers gauges grants outbox_by_hand rates_table reservations rollover"
+    " small_writes spend_limits scripts_model spool spool_file state_changes subjects",
+    "subscriptions": "allowance customer_currency deletion gains own_prices priced_as_recorded"
+    " prices_by_model",
 }
 TESTS: Final = (
     *("tests/unit", "tests/delivery"),

@@ -17,7 +17,15 @@ from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.drift_records import Drift, DriftKind
-from meterkit.decisions.allowance import Allowance, EarlierPeriod, PeriodGrants, PlanChange
+from meterkit.decisions.allowance import (
+    Allowance,
+    EarlierPeriod,
+    Overdraft,
+    PeriodGrants,
+    PlanChange,
+    RollRule,
+    Rolls,
+)
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import (
@@ -534,3 +542,28 @@ def test_rates_as_the_scripts_take_them_and_how_long_they_matter() -> None:
     assert keep_ms_of(()) == 900_000
     assert keep_ms_of((window, bucket)) == 8_100_000
     assert keep_ms_of((replace(bucket, burst=401),)) == 900_000 + 20_050
+
+
+# The latest three periods; a grant of the first ended at 100, and has two more to live on into.
+@pytest.mark.parametrize(
+    ("ended", "periods", "lives"),
+    [
+        (100, (0, 1, 2), True),
+        (100, (2, 2, 1), False),
+        (100, (2, 0, 2), False),
+        (200, (0, 0, 1), True),
+        (200, (2, 2, 0), False),
+        (300, (2, 2, 2), False),
+    ],
+)
+def test_a_grant_lives_on_while_each_periods_terms_let_it(
+    ended: int, periods: tuple[int, ...], lives: bool
+) -> None:
+    rules = (("p ai", tuple(RollRule(room=9, periods=count) for count in periods)),)
+    assert Rolls((0, 100, 200, 300), rules, keeps_ms=0).lives_until_now("p ai", ended) is lives
+
+
+def test_an_overdraft_is_read_with_what_a_later_release_adds() -> None:
+    found = Overdraft.of([100, 150, 200, "month", [["i:calls", 3]], [["c:ai", 2]], "later"])
+    assert found == Overdraft(100, 150, 200, "month", (("i:calls", 3),), (("c:ai", 2),))
+    assert [found.covers(at) for at in (99, 100, 199, 200)] == [False, True, True, False]
