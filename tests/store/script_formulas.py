@@ -69,8 +69,8 @@ class FormulaWorld(ScriptWorld):
     def report(self) -> None:
         """Report units under the event of a derived meter: its last ones are over its cap."""
         within, beyond, over = (self._few() for _ in range(3))
-        units, over_cap = within + beyond + over, self._few()
-        over_cap = min(over_cap, units)
+        units = within + beyond + over
+        over_cap = min(self._few(), units)
         classes = ["i"] * within + ["b"] * beyond + ["o"] * over
         counted = classes[: units - over_cap]
         expected = counted.count("i") + counted.count("b")

@@ -208,7 +208,7 @@ async def test_a_trial_extended_after_a_late_webhook_grants_once(store_url: str)
         assert await balance(at) == left - 1
         at.go(MAY + 29 * DAY)
         await at.kit.record("acme", "requests", 1)
-        # What was not granted again is on no list.
+        # No grant of nothing is listed.
         assert {grant.quantity for grant in await at.kit.grants.list("acme")} == {50, 7}
 
 

@@ -77,10 +77,11 @@ def _print_sync(done: StripeSync, catalog: Catalog) -> None:
     if done.paste:
         echo("\nthe plans file names older prices; replace them:")
         echo("plans:")
+        replaced = {line.instead_of: line.id for line in done.lines if line.instead_of}
         for name, prices in done.paste.items():
             echo(f"  {name}:")
             for line in dict.fromkeys(line.partition(", ")[0] for line in prices):
-                echo(f"    {line}: {{stripe_price: {_ids_to_paste(catalog, name, line, prices)}}}")
+                echo(f"    {line}: {{stripe_price: {_ids_to_paste(catalog, name, line, replaced)}}}")
     for note in done.notes:
         print_note(note)
     for problem in done.problems:
@@ -89,18 +90,14 @@ def _print_sync(done: StripeSync, catalog: Catalog) -> None:
         print_note("nothing was created")
 
 
-def _ids_to_paste(catalog: Catalog, plan: str, line: str, prices: Mapping[str, str]) -> str:
+def _ids_to_paste(catalog: Catalog, plan: str, line: str, replaced: Mapping[str, str]) -> str:
     """Write the ids of a price as the plans file has them: one, or a map with all of its currencies."""
     named = {
         one: getattr(catalog.in_currency(one).plans[plan], line).stripe_price for one in catalog.currencies
     }
-    first: dict[str, str] = {}  # Currencies with one id have the same price.
-    for currency, price in named.items():
-        first.setdefault(price, line if not first else f"{line}, {currency}")
-    if len(first) == 1:
-        return prices[line]
-    ids = {currency: prices.get(first[price], price) for currency, price in named.items()}
-    return f"{{{', '.join(f'{currency}: {price}' for currency, price in ids.items())}}}"
+    ids = {currency: replaced.get(price, price) for currency, price in named.items()}
+    first, *others = dict.fromkeys(ids.values())
+    return f"{{{', '.join(f'{currency}: {price}' for currency, price in ids.items())}}}" if others else first
 
 
 @command(commands, unused=("redis",))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.item_prices import interval_of
-from meterkit.decisions.subscription import ENDED
+from meterkit.decisions.subscription import BILLED, ENDED
 from meterkit.decisions.subscription_periods import CountingCycle, subscription_bounds
 
 if TYPE_CHECKING:
@@ -72,10 +72,6 @@ def _usage_cycle(subscription: SubscriptionState) -> tuple[SubscriptionState, Co
     return replace(subscription, start_ms=start_ms, end_ms=end_ms), counting
 
 
-_FREE: Final = frozenset({"trialing", "paused", "incomplete", "incomplete_expired", "canceled"})
-"""The statuses in which usage costs nothing."""
-
-
 def is_cut_short(known: SubscriptionState, at_ms: int) -> bool:
     """Whether usage was billed until an instant at which no renewal was due, so no draft takes up more.
 
@@ -87,13 +83,15 @@ def is_cut_short(known: SubscriptionState, at_ms: int) -> bool:
         at_ms: when Stripe has ended its period.
     """
     cycle, counting = _usage_cycle(known)
-    if not cycle.start_ms < at_ms or not known.has_begun_at(at_ms - 1) or known.status_at(at_ms - 1) in _FREE:
+    if not cycle.start_ms < at_ms or not known.has_begun_at(at_ms - 1):
+        return False
+    if known.status_at(at_ms - 1) not in BILLED:
         return False
     return at_ms != known.ends_ms() and subscription_bounds(cycle, counting, at_ms).start_ms != at_ms
 
 
 def stops_billing_ms(subscription: SubscriptionState) -> int:
-    """Instant at which Stripe stops billing usage: a pause or the end; :data:`NEVER_MS`: neither is known."""
+    """Instant at which Stripe stops billing usage: a pause or the end; ``NEVER_MS``: neither is known."""
     return subscription.usage_period[1] if subscription.status == "paused" else subscription.ends_ms()
 
 
