@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from time import time
 from typing import Any, Final
 
 import httpx
@@ -128,18 +129,21 @@ async def shop(
     start: datetime = START,
     catalog: Catalog = CATALOG,
     selling: Callable[[StripeEmulator, Catalog], None] | None = None,
+    is_real_time: bool = False,
     **settings: Any,
 ) -> AsyncGenerator[Shop]:
     """A kit on ``store_url`` whose Stripe is an emulator that sells the plans, reached over HTTP.
 
-    ``selling`` makes the prices there; default: :func:`sell`.
+    ``selling`` makes the prices there; default: :func:`sell`. In real time the store goes by its server's
+    clock, and the kit by ``kit.store.clock``.
     """
     clock = Clock(start)
-    emulator = StripeEmulator(clock=clock)
+    now = time if is_real_time else clock
+    emulator = StripeEmulator(clock=now)
     (selling or sell)(emulator, catalog)
     async with (
         served(emulator) as url,
-        kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,
+        kit_for(store_url, url, clock=now, catalog=catalog, **settings) as kit,
     ):
         yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)
 

@@ -24,5 +24,12 @@ async def drifts_of(kit: MeterKit) -> dict[str, tuple[Drift, ...]]:
     return dict(await DriftRecords(kit.store).all())
 
 
+async def due_price_ms(kit: MeterKit, customer: str = "acme") -> int | None:
+    """When a price of an override of a customer starts or ends at Stripe."""
+    admin = await kit.store.admin()
+    due = await admin.ask(admin.client.zscore(kit.store.keys.hooks("prices"), customer))
+    return None if due is None else int(due)
+
+
 async def forget_due_price(kit: MeterKit, customer: str = "acme") -> None:
     await due_prices(kit.store).remove(customer)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from time import time
 from typing import Any
 
 import pytest
 
 from drivers.customer_states import store_overrides
 from drivers.delivery import NOW
+from drivers.plans import completed
 from drivers.subscribed_customer import INSTANT, kit_of
 from drivers.subscribed_customer import PLANS as SUBSCRIBED
 from faults.refusals import before_asking, before_script
 from meterkit import MeterKit, UnknownFeatureError
+from meterkit.catalog import loads
 from meterkit.errors import CustomerError, MeterkitError, PlansError, StoreError
 from meterkit.testing import Clock
 from servers.stores import Server
@@ -180,6 +183,41 @@ async def test_i4_an_override_ends_in_every_process(kit: MeterKit, other: MeterK
     assert (await other.usage("acme"))["meters"]["requests"]["included"] == 5
     found = await kit.customers.get("acme")
     assert (found.overrides, found.override_ends) == ({}, {})
+
+
+AHEAD = """
+meters: {requests: {unit: request}, tokens: {unit: token}}
+features: [extra]
+default_plan: free
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    budget: {amount_cents: 900}
+    meters:
+      requests: {included: 5, overage: deny}
+      tokens: {included: 5, overage: deny}
+    subjects:
+      user: {requests: {rate: 10/minute}}
+"""
+GIVEN = ("requests", "tokens", "spend", "feature extra", "subject user:u_7")
+
+
+async def test_a_host_that_is_ahead_drops_no_override(store_url: str) -> None:
+    catalog, until = loads(completed(AHEAD)), datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    async with MeterKit(catalog, redis_url=store_url, shards=4, flush=False, store_timeout=60.0) as kit:
+        user = kit.customers.subject("acme", user="u_7")
+        await kit.customers.override(
+            "acme", {"requests": {"included": 50}, "spend": {"day": 500}}, until=until
+        )
+        await user.override({"requests": {"rate": "20/minute"}}, until=until)
+        kit.store.clock = lambda: time() + 3 * 86_400
+        await kit.customers.override("acme", {"tokens": {"included": 7}}, features=["extra"], until=until)
+        await kit.customers.subject("acme", user="u_8").override({"requests": {"rate": "30/minute"}})
+        with pytest.raises(MeterkitError, match="an override limits what 'acme' spends per day until"):
+            await kit.customers.spend_limit("acme", 700, "hour")
+        kit.store.clock = time
+        found = await kit.customers.get("acme")
+        assert found.override_ends == dict.fromkeys(GIVEN, until)
 
 
 async def test_features_are_given_and_taken_besides_the_plans(kit: MeterKit, other: MeterKit) -> None:

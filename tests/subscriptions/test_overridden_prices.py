@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from time import time
 from typing import Any, Final, Literal
 
 import pytest
@@ -14,7 +15,8 @@ from drivers.delivery import kit_for
 from drivers.priced_shop import CATALOG, PLANS, renewed, sell, usage_lines
 from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, shop
-from drivers.sync_queue import forget_due_price, queue_sync
+from drivers.sync_queue import due_price_ms, forget_due_price, queue_sync
+from drivers.webhooks import DAY
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import Catalog, loads
 from meterkit.testing import StripeEmulator
@@ -211,6 +213,23 @@ async def test_without_a_subscription_or_key_only_prices_are_refused(at: Shop, s
         with pytest.raises(MeterkitError, match="set METERKIT_STRIPE_API_KEY"):
             await keyless.customers.override("acme", priced(2))
         assert (await keyless.customers.get("acme")).overrides == stored
+
+
+async def test_a_host_that_is_ahead_ends_no_price_early(store_url: str) -> None:
+    until = datetime.now(UTC).replace(microsecond=0) + DAY
+    async with shop(store_url, catalog=CATALOG, selling=sell, is_real_time=True) as at:
+        begun = await at.subscribed(plan="basic")
+        await at.kit.customers.override("acme", priced(4), until=until)
+        (own,) = await own_prices(at)
+        at.kit.store.clock = lambda: time() + 3 * 86_400
+        await at.kit.subscriptions.retry_accepted()
+        assert own in await at.items(begun.id)
+        await at.kit.customers.override("acme", priced(2), until=until)
+        at.kit.store.clock = time
+        assert await due_price_ms(at.kit) == until.timestamp() * 1000
+        (changed,) = set(await own_prices(at)) - {own}
+        assert changed in await at.items(begun.id)
+        assert (await at.kit.customers.get("acme")).override_ends["tokens"] == until
 
 
 async def test_seats_changed_before_a_price_ends_leave_its_item(store_url: str) -> None:

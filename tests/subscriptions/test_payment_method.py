@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from time import time
 
 import pytest
 
@@ -464,6 +465,14 @@ async def test_a_deleted_customer_gets_no_second_trial(store_url: str, how: str,
         assert (found.id != first.id, found.trial_end) == (True, None)
         # Another customer has a trial.
         assert (await at.kit.subscriptions.create("eve", "tried")).subscription.status == "trialing"
+
+
+async def test_a_host_that_is_ahead_gives_no_second_trial(store_url: str) -> None:
+    async with shop(store_url, is_real_time=True) as at:
+        await at.kit.subscriptions.create("acme", "tried")
+        await at.kit.customers.delete("acme", cancel=True)
+        at.kit.store.clock = lambda: time() + 401 * 86_400
+        assert (await at.kit.subscriptions.create("acme", "tried")).subscription.trial_end is None
 
 
 async def test_a_deleted_customer_is_forgotten_after_400_days(store_url: str) -> None:

@@ -256,7 +256,7 @@ class Customers:
 
         A limit of ``spend`` above the budget of the customer's plan is refused: the lower one would apply.
         """
-        given, now_ms = check_overrides(overrides), self._store.now_ms()
+        given, now_ms = check_overrides(overrides), await self._states.clock_ms(check_customer(customer))
         switched = check_features(features)
         for name in switched or ():
             check_feature(name, self._store.catalog.features)
@@ -278,7 +278,7 @@ class Customers:
 
         if self._at_stripe is None:
             return await self._change_state(customer, change)
-        await self._at_stripe.store_override(check_customer(customer), list(kept), change)
+        await self._at_stripe.store_override(customer, list(kept), change)
         return await self.get(customer)
 
     def subject(self, customer: str, **subject: str) -> CustomerSubject[Customer]:
@@ -294,9 +294,12 @@ class Customers:
                 customer, lambda state: replace(state, overrides=change(state.overrides))
             )
 
-        store = self._store
         return CustomerSubject(
-            customer, subject, catalog=lambda: store.catalog, now_ms=store.now_ms, change=change
+            customer,
+            subject,
+            catalog=lambda: self._store.catalog,
+            clock_ms=self._states.clock_ms,
+            change=change,
         )
 
     async def spend_limit(
@@ -327,9 +330,9 @@ class Customers:
         given: Mapping[str, object] = {per: amount_cents}
         for plan in catalog.plans.values():
             lay_over(catalog, plan, {SPEND: given}, strict=True)
+        now_ms = await self._states.clock_ms(check_customer(customer))
 
         def change(state: CustomerState) -> CustomerState:
-            now_ms = self._store.now_ms()
             own = overrides_at(state.overrides, now_ms)
             kept = {span: limit for span, limit in own.meters.get(SPEND, {}).items() if span != per}
             if kept and SPEND in own.ends and amount_cents is not None:

@@ -138,7 +138,7 @@ class CustomerStates:
         """
         check_customer(customer)
         for _ in range(_TRIES):
-            found, now_ms = await self.find(customer), await self._clock_ms(customer)
+            found, now_ms = await self.find(customer), await self.clock_ms(customer)
             after = in_its_currency(found.state, change(found.state), self._store.catalog)
             changed = with_former_prices(found.state, after, now_ms)
             if changed != found.state:
@@ -158,7 +158,8 @@ class CustomerStates:
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
         )
 
-    async def _clock_ms(self, customer: str) -> int:
+    async def clock_ms(self, customer: str) -> int:
+        """The clock of the server that has the customer. Raises StoreError."""
         return await self._store.clock_ms(self._store.keys.customer(customer).shard)
 
     async def _with_plan_changes(
@@ -172,7 +173,7 @@ class CustomerStates:
     async def catch_up(self, customer: str) -> None:
         """Record and report transitions by the clock, or by another plans file, since the last time."""
         for _ in range(_TRIES):
-            found, now_ms = await self.find(customer), await self._clock_ms(customer)
+            found, now_ms = await self.find(customer), await self.clock_ms(customer)
             if found.rev == NO_STATE or await self._store_if_unchanged(
                 customer, found, found.state, "", now_ms
             ):

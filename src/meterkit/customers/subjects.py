@@ -39,7 +39,7 @@ class CustomerSubject(Generic[_Record]):
         customer: the customer's id.
         subject: the kind to the id.
         catalog: gives the active catalog.
-        now_ms: this process's clock.
+        clock_ms: asks for the clock of the server that has a customer.
         change: replaces the overrides of the customer, and returns the customer's record.
 
     Raises:
@@ -53,7 +53,7 @@ class CustomerSubject(Generic[_Record]):
         subject: Mapping[str, str],
         *,
         catalog: Callable[[], Catalog],
-        now_ms: Callable[[], int],
+        clock_ms: Callable[[str], Awaitable[int]],
         change: Callable[[str, Change], Awaitable[_Record]],
     ) -> None:
         self._customer = check_customer(customer)
@@ -63,7 +63,7 @@ class CustomerSubject(Generic[_Record]):
                 f"subject: found {len(given)} subjects; name one, as in subject({customer!r:.80}, user='u_7')"
             )
         self._kind, self._id = given[0]
-        self._catalog, self._now_ms, self._change = catalog, now_ms, change
+        self._catalog, self._clock_ms, self._change = catalog, clock_ms, change
         check_kind(self._kind, catalog())
 
     async def override(
@@ -89,7 +89,8 @@ class CustomerSubject(Generic[_Record]):
             StoreError: the store does not answer.
         """
         given = check_overrides(limits or {})
-        until_ms = None if until is None else check_end_ms(until, self._now_ms())
+        now_ms = await self._clock_ms(self._customer)
+        until_ms = None if until is None else check_end_ms(until, now_ms)
         catalog, member = self._catalog(), subject_member(self._kind, self._id)
         for plan in catalog.plans.values():
             if self._kind in plan.subjects:
@@ -100,7 +101,6 @@ class CustomerSubject(Generic[_Record]):
         kept: dict[str, object] = {meter: to_json_value(value, meter) for meter, value in given.items()}
 
         def change(stored: Stored) -> dict[str, dict[str, object]]:
-            now_ms = self._now_ms()
             return with_subject_override(stored, member, kept, until_ms=until_ms, now_ms=now_ms)
 
         return await self._change(self._customer, change)

@@ -361,7 +361,7 @@ class DriftLog:
         except StripeError:
             return
         if any(drift.kind in _PRICE_KINDS for drift in drifts) and _has_override_price(chosen, given):
-            await due_prices(self._store).put(customer, self._store.now_ms())
+            await due_prices(self._store).put_in(customer, 0)
         new = await self._drifts.put(customer, drifts)
         if new:
             self._log_first(customer, new[0])

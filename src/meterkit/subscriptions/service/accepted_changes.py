@@ -38,7 +38,6 @@ class AcceptedChanges:
     """
 
     def __init__(self, store: Store, apply: Callable[[str, str], Awaitable[object]]) -> None:
-        self._store = store
         self._states = CustomerStates(store)
         self._apply = apply
         self._due = DueCustomers(store, "changes", kept_ms=_KEPT_MS)
@@ -49,8 +48,8 @@ class AcceptedChanges:
         Raises:
             StoreError: the store does not answer.
         """
-        now_ms = self._store.now_ms()
-        await self._due.put(customer, now_ms + _AGAIN_MS)
+        now_ms = await self._states.clock_ms(customer)
+        await self._due.put_in(customer, _AGAIN_MS)
         await self._states.change(
             customer, lambda state: replace(state, asked_plan=plan, asked_ms=now_ms), cause="api"
         )
@@ -114,13 +113,13 @@ class AcceptedChanges:
             await self.drop(customer)
             return
         # Before the attempt: other processes, and this one after a crash, do not retry it meanwhile.
-        await self._due.put(customer, self._store.now_ms() + int(1000 * _TIMEOUT_S))
+        await self._due.put_in(customer, int(1000 * _TIMEOUT_S))
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await self._apply(customer, plan)
         except (StripeUnavailableError, TimeoutError) as error:
-            if self._store.now_ms() < state.asked_ms + _GIVEN_UP_MS:
-                await self._due.put(customer, self._store.now_ms() + _AGAIN_MS)
+            if await self._states.clock_ms(customer) < state.asked_ms + _GIVEN_UP_MS:
+                await self._due.put_in(customer, _AGAIN_MS)
                 return
             why = str(error) or "Stripe did not confirm it in time"
         except StoreError:

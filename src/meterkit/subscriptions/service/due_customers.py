@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.catalog.value_parsers import DAY_MS
+from meterkit.decisions.keys import HOOKS_SHARD
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
@@ -34,17 +35,19 @@ class DueCustomers:
         pipe.pexpire(self._key, self._kept_ms)
         await admin.ask(pipe.execute())
 
+    async def put_in(self, customer: str, in_ms: int) -> None:
+        """Set that a customer is due in a while, by the clock of the store."""
+        await self.put(customer, await self._store.clock_ms(HOOKS_SHARD) + in_ms)
+
     async def remove(self, customer: str) -> None:
         """Remove a customer."""
         admin = await self._store.admin()
         await admin.ask(admin.client.zrem(self._key, customer))
 
     async def due(self) -> list[str]:
-        """List the due customers."""
-        admin = await self._store.admin()
-        found: list[bytes] = await admin.ask(
-            admin.client.zrangebyscore(self._key, "-inf", self._store.now_ms())
-        )
+        """List the due customers, by the clock of the store."""
+        admin, now_ms = await self._store.admin(), await self._store.clock_ms(HOOKS_SHARD)
+        found: list[bytes] = await admin.ask(admin.client.zrangebyscore(self._key, "-inf", now_ms))
         return [member.decode() for member in found]
 
 

@@ -100,12 +100,12 @@ class OverrideRepricer:
             SubscriptionError: the subscription cannot be changed now.
             StripeError: Stripe refuses, or does not answer; ask again.
         """
-        _, state = await self._states.read(customer)
-        before, after = (self._given(one) for one in (state, change(state)))
+        (_, state), now_ms = await self._states.read(customer), await self._states.clock_ms(customer)
+        before, after = (overrides_at(one.overrides, now_ms).meters for one in (state, change(state)))
         priced = [name for name in meters if gives_price(after, name)]
         withdrawn = [name for name in meters if gives_price(before, name) and name not in priced]
-        is_subscribed = self._is_subscribed(state)
-        self._refuse_unlike_tiers(state, after, meters)
+        is_subscribed = _is_subscribed(state, now_ms)
+        self._refuse_unlike_tiers(state, after, meters, now_ms)
         if priced or (withdrawn and is_subscribed):
             self._refuse_without_stripe(customer, (*priced, *withdrawn)[0], is_subscribed=is_subscribed)
             async with hold_change_lease(self.store, customer):
@@ -134,13 +134,13 @@ class OverrideRepricer:
 
     async def _settle_customer(self, customer: str) -> None:
         # First, so that other processes, and this one after a crash, do not try meanwhile.
-        await self._enqueue_customer(customer, int(1000 * _TIMEOUT_S))
+        await self._due.put_in(customer, int(1000 * _TIMEOUT_S))
         why = ""
         try:
             async with asyncio.timeout(_TIMEOUT_S), hold_change_lease(self.store, customer):
                 await persistently(lambda again: self._switch_items(customer, (), _unchanged, again))
         except (StripeUnavailableError, SubscriptionBusyError, TimeoutError):
-            await self._enqueue_customer(customer, _SOON_MS)
+            await self._due.put_in(customer, _SOON_MS)
         except NoSubscriptionError:
             await self._due.remove(customer)
         except StoreError:
@@ -148,7 +148,7 @@ class OverrideRepricer:
         except MeterkitError as error:
             why = str(error)
         if why:
-            await self._enqueue_customer(customer, _LATER_MS)
+            await self._due.put_in(customer, _LATER_MS)
         if why and self._throttle.is_due((customer, why)):
             _logger.error(
                 "an override cannot change the overage price of customer %r at Stripe now; it is retried"
@@ -166,16 +166,17 @@ class OverrideRepricer:
     ) -> None:
         """Change a state and give the items at Stripe its prices, after a cut of the usage until now."""
         live, known, current = await self.changer.fetch_payable(customer, again)
-        _, state = await self._states.read(customer)
-        self._refuse_unbilled(current, self._given(change(state)), meters)
-        by_lines = is_billed_by_lines(state, self._catalog, self.store.now_ms())
+        (_, state), now_ms = await self._states.read(customer), await self._states.clock_ms(customer)
+        self._refuse_unbilled(current, overrides_at(change(state).overrides, now_ms).meters, meters)
+        by_lines = is_billed_by_lines(state, self._catalog, now_ms)
         if meters and by_lines != self._catalog.billing.is_by_lines:
             raise _refusal_before_move(customer, self._catalog.billing.usage)
         if by_lines:
-            rates = {name: self._unit_in_force(current, state, name) for name in meters}
+            rates = {name: self._unit_in_force(current, state, name, now_ms) for name in meters}
         else:
             rates = await self._read_unit_prices(live, known, meters) if meters else {}
-        later = self._later_overages(rates, known, current, (state, change(state)), by_lines=by_lines)
+        states = state, change(state)
+        later = self._later_overages(rates, known, current, states, now_ms, by_lines=by_lines)
 
         def settle(state: CustomerState) -> CustomerState:
             after = change(state)
@@ -183,16 +184,16 @@ class OverrideRepricer:
             for name, overage in later.items():
                 overrides = with_overage_until(overrides, name, overage, until_ms=known.end_ms)
             if by_lines:  # The change of the state ends the prices of ended ones.
-                overrides = without_ended(overrides, self.store.now_ms())
+                overrides = without_ended(overrides, now_ms)
             return replace(after, overrides=overrides)
 
         settled = settle(state)
         writer = TermsWriter(self.store, self.changer.api, settled)
-        target = PlanTerms(plan=current, seats=known.seats_at(self.store.now_ms()))
+        target = PlanTerms(plan=current, seats=known.seats_at(now_ms))
         if await writer.changes_metered_items(live, target):
             # If this process dies between Stripe and the store, the next run makes both agree.
-            await self._enqueue_customer(customer, _UNKNOWN_MS)
-            async with self.changer.cut(customer, self._ended_labels(current, state, settled)):
+            await self._due.put_in(customer, _UNKNOWN_MS)
+            async with self.changer.cut(customer, self._ended_labels(current, state, settled, now_ms)):
                 await writer.apply_now(live, target)
                 await self._states.change(customer, settle)
                 await self.changer.fetch(customer)
@@ -200,7 +201,7 @@ class OverrideRepricer:
             await self._states.change(customer, settle)
         if live.schedule is not None:
             await self._reschedule_phases(known.id, writer, again)
-        next_ms = next_end_ms(settled.overrides, self.store.now_ms())
+        next_ms = next_end_ms(settled.overrides, now_ms)
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
     async def _reschedule_phases(self, subscription: str, writer: TermsWriter, again: int) -> None:
@@ -231,6 +232,7 @@ class OverrideRepricer:
         known: SubscriptionState,
         plan: Plan,
         states: tuple[CustomerState, CustomerState],
+        now_ms: int,
         *,
         by_lines: bool,
     ) -> dict[str, object]:
@@ -238,25 +240,25 @@ class OverrideRepricer:
 
         A falling price is an upgrade, a rising one a downgrade; a price without a counterpart changes now.
         """
-        after, now_ms = self._given(states[1]), self.store.now_ms()
+        after = overrides_at(states[1].overrides, now_ms)
         changes, found = self._catalog.billing.changes, dict[str, object]()
         for name, old in units.items():
             if by_lines:
-                new = self._unit_in_force(plan, states[1], name)
+                new = self._unit_in_force(plan, states[1], name, now_ms)
             else:
-                new = self._unit_after(plan, after, name)
+                new = self._unit_after(plan, after.meters, name)
             if old is None or new is None or old == new:
                 continue
             if (changes.upgrade if new < old else changes.downgrade) == "now":
                 continue
-            own_end = overrides_at(states[1].overrides, now_ms).ends.get(name, NEVER_MS)
+            own_end = after.ends.get(name, NEVER_MS)
             if own_end <= known.end_ms:
                 raise MeterkitError(
                     f"override of {name}: its price would take effect when the period ends, at"
                     f" {date_and_time(from_ms(known.end_ms))} (`billing.changes`), and the override ends by"
                     " then: give a later `until`, or none"
                 )
-            found[name] = self._overage_until(plan, states[0], after, name, by_lines=by_lines)
+            found[name] = self._overage_until(plan, states[0], after.meters, name, now_ms, by_lines=by_lines)
         return found
 
     def _unit_after(self, plan: Plan, given: Given, name: str) -> Decimal | None:
@@ -276,37 +278,40 @@ class OverrideRepricer:
         wanted = metered_price(self._catalog, plan, self._catalog.meters[name], entitlement)
         return wanted.shape.unit if isinstance(wanted, WantedPrice) else None
 
-    def _unit_in_force(self, plan: Plan, state: CustomerState, name: str) -> Decimal | None:
+    def _unit_in_force(self, plan: Plan, state: CustomerState, name: str, now_ms: int) -> Decimal | None:
         """Unit price of invoice lines: of an override, else the one that the subscription has kept."""
-        given = entitlements_on(plan, state, self._catalog, self.store.now_ms())
+        given = entitlements_on(plan, state, self._catalog, now_ms)
         return self._unit_of(plan, given[name], name)
 
     def _overage_until(
-        self, plan: Plan, state: CustomerState, after: Given, name: str, *, by_lines: bool
+        self, plan: Plan, state: CustomerState, after: Given, name: str, now_ms: int, *, by_lines: bool
     ) -> object:
         """The overage of a meter until its price changes: the price of before, and the cap of now."""
         cap = override(self._catalog, plan, after)[name].overage.cap
         bill: dict[str, object] = {} if cap is None else {"cap": cap}
-        before = self._given(state)
+        before = overrides_at(state.overrides, now_ms).meters
         if by_lines:
-            was = entitlements_on(plan, state, self._catalog, self.store.now_ms())[name].overage
+            was = entitlements_on(plan, state, self._catalog, now_ms)[name].overage
         else:
             was = override(self._catalog, plan, before)[name].overage
         if by_lines or gives_price(before, name):
             bill |= {"per": was.per, "amount_cents": was.amount_cents}
         return {"bill": bill} if bill else "bill"
 
-    def _ended_labels(self, plan: Plan, before: CustomerState, after: CustomerState) -> dict[str, str]:
+    def _ended_labels(
+        self, plan: Plan, before: CustomerState, after: CustomerState, now_ms: int
+    ) -> dict[str, str]:
         """The labels of the prices that end with a switch, by the tokens of their meters."""
-        now_ms = self.store.now_ms()
         given = entitlements_on(plan, before, self._catalog, now_ms)
         then = entitlements_on(plan, after, self._catalog, now_ms, own_prices=False)
         return ended_labels(given, then, self._catalog)
 
-    def _refuse_unlike_tiers(self, state: CustomerState, given: Given, meters: Collection[str]) -> None:
-        known, now_ms = state.subscription, self.store.now_ms()
+    def _refuse_unlike_tiers(
+        self, state: CustomerState, given: Given, meters: Collection[str], now_ms: int
+    ) -> None:
+        known = state.subscription
         plan = None if known is None else self._catalog.plans.get(known.plan_at(now_ms) or "")
-        if plan is None or not self._is_subscribed(state):
+        if plan is None or not _is_subscribed(state, now_ms):
             return
         if (why := why_unlike_tiers(self._catalog, plan, given, meters)) is not None:
             raise MeterkitError(why)
@@ -336,16 +341,6 @@ class OverrideRepricer:
             ):
                 raise MeterkitError(f"override of {name}: Stripe cannot bill this price: {why}")
 
-    def _is_subscribed(self, state: CustomerState) -> bool:
-        known = state.subscription
-        return known is not None and known.status_at(self.store.now_ms()) not in ENDED
-
-    def _given(self, state: CustomerState) -> Given:
-        return overrides_at(state.overrides, self.store.now_ms()).meters
-
-    async def _enqueue_customer(self, customer: str, in_ms: int) -> None:
-        await self._due.put(customer, self.store.now_ms() + in_ms)
-
     @property
     def _catalog(self) -> Catalog:
         return self.store.catalog
@@ -367,3 +362,8 @@ def _refusal_before_move(customer: str, usage: str) -> SubscriptionError:
 
 def _unchanged(state: CustomerState) -> CustomerState:
     return state
+
+
+def _is_subscribed(state: CustomerState, now_ms: int) -> bool:
+    known = state.subscription
+    return known is not None and known.status_at(now_ms) not in ENDED

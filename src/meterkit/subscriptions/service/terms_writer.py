@@ -10,6 +10,7 @@ from meterkit.catalog.addons import with_addons
 from meterkit.catalog.meters import billed_meters
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
+from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import StripeError, SubscriptionError
 from meterkit.outbox.meters_or_lines import is_billed_by_lines, with_usage_billed
 from meterkit.subscriptions.change_rules import paid_seats, total_seats
@@ -398,7 +399,7 @@ class TermsWriter:
             at_ms: the instant.
             by_lines: whether invoice lines bill usage then; None: as it is known.
         """
-        catalog, at_ms = self._catalog, max(at_ms, self._store.now_ms())
+        catalog, at_ms = self._catalog, max(at_ms, await self._store.clock_ms(HOOKS_SHARD))
         if by_lines is None:
             by_lines = is_billed_by_lines(self._state, catalog, at_ms)
         paid = paid_seats(target.plan, seat_meter(catalog.meters), target.seats)

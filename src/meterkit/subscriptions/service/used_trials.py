@@ -24,8 +24,9 @@ async def remember_trial(store: Store, customer: str, subscription: Subscription
     """
     if subscription is None or not subscription.has_begun:
         return
-    admin, now_ms = await store.admin(), store.now_ms()
-    key = store.keys.shard(store.keys.customer(customer).shard, _PLACE)
+    shard = store.keys.customer(customer).shard
+    admin, now_ms = await store.admin(), await store.clock_ms(shard)
+    key = store.keys.shard(shard, _PLACE)
     pipe = admin.client.pipeline(transaction=False)
     pipe.zadd(key, {_digest(customer): now_ms + _KEPT_MS})
     pipe.pexpire(key, _KEPT_MS)
@@ -41,10 +42,10 @@ async def has_used_trial(store: Store, customer: str) -> bool:
     Raises:
         StoreError: the store does not answer.
     """
-    admin = await store.admin()
-    key = store.keys.shard(store.keys.customer(customer).shard, _PLACE)
+    admin, shard = await store.admin(), store.keys.customer(customer).shard
+    key = store.keys.shard(shard, _PLACE)
     until_ms: float | None = await admin.ask(admin.client.zscore(key, _digest(customer)))
-    return until_ms is not None and until_ms > store.now_ms()
+    return until_ms is not None and until_ms > await store.clock_ms(shard)
 
 
 def _digest(customer: str) -> str:
