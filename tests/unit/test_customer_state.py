@@ -358,6 +358,16 @@ def test_prices_of_an_earlier_subscription_hold_for_its_time(next_label: str) ->
     assert {at_ms: changed.prices_at(at_ms) for at_ms in expected} == expected
 
 
+def test_the_last_24_former_prices_are_kept() -> None:
+    known = replace(ACTIVE, created_ms=NOW_MS, metered="0", prices=(ItemPrice("words", "api_words", "1/1"),))
+    for turn in range(1, 31):
+        new = replace(known, metered=f"{turn}", prices=(ItemPrice("words", "api_words", f"1/{1 + turn}"),))
+        known = add_former_prices(known, new, NOW_MS + turn)
+    kept = [prices[0].label for _, prices in known.former_prices if prices]
+    # One place says that usage of the time before the subscription had none.
+    assert (len(known.former_prices), kept) == (24, [f"1/{number}" for number in range(8, 31)])
+
+
 # What the clock and the plans file change of a customer, and what handlers and the ledger say of it.
 
 

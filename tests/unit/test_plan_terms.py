@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pytest
 
@@ -26,8 +26,14 @@ from meterkit.decisions.allowance import (
     RollRule,
     Rolls,
 )
-from meterkit.decisions.compiled_decision import derived_from
-from meterkit.decisions.customer_overrides import overrides_at, with_overrides
+from meterkit.decisions.compiled_decision import derived_from, sends_included
+from meterkit.decisions.customer_overrides import (
+    overrides_at,
+    with_overage_until,
+    with_overrides,
+    with_subject_override,
+    without_ended,
+)
 from meterkit.decisions.customer_state import (
     CustomerState,
     entitlements_of,
@@ -37,6 +43,7 @@ from meterkit.decisions.customer_state import (
 )
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.grants import MICRO, Prepaid
+from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import MeterCounts, merge_json, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
@@ -45,6 +52,7 @@ from meterkit.decisions.policies import keep_ms_of, rate_numbers
 from meterkit.decisions.price_segments import PriceSegment, ended_labels, overage_cents, segments_of
 from meterkit.decisions.spending import UnitPrice, price_of
 from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_funds
+from meterkit.errors import MeterkitError
 
 # F-223: what each plan of a period gives by its share of it.
 
@@ -212,6 +220,49 @@ def test_a_customers_own_price_outlasts_a_change_of_plan() -> None:
             for plan, at_ms in ((PRO, NOW_MS - 1), (TOP, NOW_MS))
         )
         assert ended_labels(before, after, PRICE_SEGMENTS_CATALOG) == expected, until_ms
+
+
+def test_without_ended_leaves_what_holds_now() -> None:
+    later = with_overage_until({"tokens": {"included": 7}}, "tokens", "deny", until_ms=NOW_MS + 1)
+    ended = with_overrides({}, {"calls": {"included": 1}}, {}, until_ms=NOW_MS, now_ms=NOW_MS - 1)
+    assert without_ended(ended | later, NOW_MS) == later
+    assert without_ended(later, NOW_MS + 1) == {"tokens": {"included": 7}}
+    features = with_overrides({}, {}, {"extra": True}, until_ms=None, now_ms=NOW_MS)
+    assert without_ended(features, NOW_MS) == features
+
+
+def test_500_subjects_of_a_customer_have_overrides() -> None:
+    def given(stored: dict[str, dict[str, object]], member: str) -> dict[str, dict[str, object]]:
+        return with_subject_override(stored, member, {"calls": {"rate": 1}}, until_ms=None, now_ms=NOW_MS)
+
+    subjects: dict[str, object] = {f"user:{number}": {"calls": {}} for number in range(500)}
+    full = {"@subjects": subjects}
+    assert len(given(full, "user:0")["@subjects"]) == 500
+    with pytest.raises(MeterkitError, match="500 subjects of this customer have overrides"):
+        given(full, "user:500")
+
+
+def test_items_price_overridden_usage_where_meters_bill_it() -> None:
+    sold = (ItemPrice("tokens", "ai_tokens", "1/3"),)
+    own = replace(
+        paid("pro", prices=sold), overrides=with_overrides({}, OWN, None, until_ms=None, now_ms=NOW_MS)
+    )
+    usages: tuple[tuple[Literal["meters", "lines"], int], ...] = (("meters", 3), ("lines", 2))
+    for usage, expected in usages:
+        billing = replace(PRICE_SEGMENTS_CATALOG.billing, usage=usage)
+        catalog = replace(PRICE_SEGMENTS_CATALOG, billing=billing)
+        found = entitlements_on(PRO, own, catalog, to_ms(HALF))["tokens"].overage
+        assert (found.per, found.amount_cents) == (1, expected), usage
+
+
+def test_a_price_sends_included_units_of_its_own_meter_only() -> None:
+    meter = PRICE_SEGMENTS_CATALOG.meters["tokens"]
+    assert meter.stripe is not None
+    by_file = meter.stripe.report == "usage"
+    for sends in (True, False):
+        found = replace(PRO.entitlements["tokens"], sends_included=sends)
+        assert sends_included(found, meter) is sends
+        assert sends_included(found, replace(meter, name="words")) is by_file
 
 
 def test_each_unit_is_of_the_segment_in_which_it_was_counted() -> None:
