@@ -168,6 +168,7 @@ async def test_captured_figures_are_charged_as_a_response_with_them(store_url: s
         # One's own price comes first here, too: (1000 * 0.2 + 500 * 0.6) * 1.3.
         assert await capture(at, FIGURES, model="own-7b") == 650
         assert await capture(at, FIGURES, model="of-no-provider") == 0
+        assert await capture(at, answer(usage, "of-no-provider")) == 0
         # An amount that the app gives itself is the charge.
         assert await capture(at, {**FIGURES, "usd_charged": 77}, model="gpt-4o") == 77
 

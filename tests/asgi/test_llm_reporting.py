@@ -505,11 +505,12 @@ async def test_the_end_of_a_large_event_is_found_however_cut(end: bytes, store_u
         assert (b"".join(left), counted) == (long + end + LAST, (3, 4))
 
 
-async def test_a_stream_whose_end_is_torn_off_passes_to_the_last_byte(store_url: str) -> None:
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_stream_whose_end_is_torn_off_passes_to_the_last_byte(store_url: str, *, sync: bool) -> None:
     torn = sse(SAID[0]) + b'data: {"choices": [], "usage": {"prom'
-    left, _ = await through([torn[:50], torn[50:]], store_url)
+    left, _ = await through([torn[:50], torn[50:]], store_url, sync=sync)
     assert torn == b"".join(left)
-    left, counted = await through([sse(SAID[0]), sse(EXTRA).rstrip()], store_url)
+    left, counted = await through([sse(SAID[0]), sse(EXTRA).rstrip()], store_url, sync=sync)
     assert [sse(SAID[0])] == left
     assert (3, 4) == counted
 

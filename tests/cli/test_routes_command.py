@@ -110,6 +110,26 @@ def test_the_plans_file_of_the_apps_kit_is_the_one_that_counts(api: Shell) -> No
     assert "a function that prints" in done.err
 
 
+HOSTS = """\
+from starlette.applications import Starlette
+from starlette.routing import Host, Route, Router
+
+
+def page(request): ...
+
+
+operators = Router([Route("/v1/files/public", page)])
+app = Starlette(routes=[Host("operators.example", operators), Route("/v1/files/{name}", page)])
+"""
+
+
+def test_a_route_of_another_host_takes_no_part_of_a_route(api: Shell, directory: Path) -> None:
+    (directory / "shop" / "hosts.py").write_text(HOSTS)
+    theirs, files = api.run("routes", "shop.hosts:app", "--json").json["routes"]
+    public = {"line": "GET /v1/files/public", "metered": "exempt"}
+    assert (theirs["host"], theirs["line"], files["parts"]) == ("operators.example", public["line"], [public])
+
+
 FILES = """\
 from starlette.applications import Starlette
 from starlette.routing import Mount

@@ -12,9 +12,11 @@ from typing import Any, Final, Literal
 
 import pytest
 
+from drivers.audited_kit import sqlite_in
 from drivers.command_line import TIMEOUT_S, Shell, first_line
 from drivers.forked_command import RunningCommand
 from drivers.messages import PLANS, SECRET, mailbox, receiving_server
+from drivers.plans import completed
 from drivers.sampled import whole
 from drivers.subscribed_customer import fetched, subscription
 from faults.refusals import eventually
@@ -160,6 +162,25 @@ async def test_every_line_of_a_workers_log_is_an_object(
     names = ("level", "logger", "sealed", "left")
     assert [passed[name] for name in names] == ["INFO", "meterkit.worker", 1, 0]
     assert said[-1]["message"] == "stopped"
+
+
+@pytest.mark.dear("a worker is started")
+async def test_a_worker_makes_figures_where_processes_deliver_nothing(
+    directory: Path, store_url: str
+) -> None:
+    (directory / "plans.yaml").write_text(completed("meters: {pages: {unit: page}}"))
+    url = sqlite_in(directory)
+    shell = Shell(directory, METERKIT_REDIS_URL=store_url, METERKIT_AUDIT_URL=url, METERKIT_FLUSH="off")
+    async with shell.kit(audit_url=url) as kit:
+
+        async def has_snapshot() -> bool:
+            last, _ = await kit.revenue.look()
+            return last is not None
+
+        with shell.running("worker") as worker:
+            await eventually(has_snapshot)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(TIMEOUT_S) == 0
 
 
 @pytest.mark.dear("a worker is started")

@@ -136,6 +136,22 @@ async def test_i6_dropped_units_stay_dropped(at: Audited) -> None:
     assert await at.desk.places(meter="tokens") == {"parked": 7, "dead": 50}
 
 
+async def test_i6_units_dropped_in_a_lost_period_are_not_advised(store_url: str, audit_url: str) -> None:
+    """An operator has decided that they are not billed, and the books have forgotten it."""
+    async with paying(store_url, audit_url=audit_url) as at:
+        await at.kit.record("acme", "requests", 60)
+        at.stripe.fail_next("error", status=400, code="invalid_value")
+        await at.flush()
+        (one,) = await at.kit.outbox.list()
+        await at.kit.outbox.drop(one.identifier, reason="a test")
+        await at.reach(JUNE + timedelta(days=2))
+        at.go(at.clock.now() + timedelta(hours=3))
+        await lose(at)
+        (may,) = await rebuild_of(at.kit)
+        assert (may.period_start, may.audited, may.is_done) == (MAY, 60, True)
+        assert may.advice.endswith("nothing that is missing was to be billed")
+
+
 async def test_a_lost_period_is_named_beside_the_open_one(store_url: str, tmp_path: Path) -> None:
     """Usage after the loss is of another period: then the lost one was not named."""
     async with paying(store_url, audit_url=sqlite_in(tmp_path)) as at:
@@ -197,6 +213,24 @@ async def test_i13_a_lost_item_is_billed_at_its_own_price(store_url: str, tmp_pa
         assert await billed(at) == ([(26, 104)], [("price_four_words", 30), ("price_seven_words", 5)])
         (found,) = await at.kit.reconcile("acme", at=HALF)
         assert found.advice == ""
+
+
+async def test_i13_lost_items_of_two_prices_are_each_billed_at_theirs(store_url: str, tmp_path: Path) -> None:
+    """Units that Stripe has at one of them are taken off the dearer one alone."""
+    async with shop(store_url, catalog=SWITCHED, selling=sell, audit_url=sqlite_in(tmp_path)) as at:
+        await begin(at)
+        await at.kit.record("acme", "words", 30)
+        await at.kit.flush(everything=True)
+        for plan, words in (("two", 5), ("seven", 8)):
+            at.go(timedelta(minutes=10))
+            await at.kit.record("acme", "words", words)
+            await switch(at, plan)
+            await at.kit.subscriptions.sync("acme")
+        await lose(at)
+        assert [(one.raised, one.delivered, one.parked) for one in await rebuild_of(at.kit)] == [(53, 30, 13)]
+        await settle(at)
+        items, metered = await billed(at)
+        assert (sorted(items), metered) == ([(5, 20), (8, 16)], [("price_four_words", 30)])
 
 
 async def test_i13_parked_units_keep_their_price(store_url: str, tmp_path: Path) -> None:

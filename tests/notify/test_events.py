@@ -92,6 +92,17 @@ async def test_a_level_that_rises_to_a_threshold_is_told_of_each_time(any_store_
     assert levels == [(80, 4_000_000), (80, 5_000_000), (100, 5_000_000)]
 
 
+async def test_a_level_is_told_of_by_the_limit_of_its_time(any_store_url: str) -> None:
+    """Only the clock has ended the higher limit: no other change has reached this process."""
+    clock, hour = Clock(NOW), timedelta(hours=1)
+    async with told_on(any_store_url, clock) as (kit, told):
+        await kit.customers.override("acme", {"storage": {"included": 50_000_000}}, until=NOW + hour)
+        await kit.gauges.set("acme", "storage", 1)
+        clock.advance(hour)
+        await kit.gauges.set("acme", "storage", 4_500_000)
+    assert [(event.percent, event.included) for event in told] == [(80, 5_000_000)]
+
+
 async def test_a_request_that_reaches_a_threshold_is_told_of(any_store_url: str) -> None:
     async with told_on(any_store_url) as (kit, told):
         client = Client(MeterMiddleware(hello, kit=kit, identify=identify.header("x-customer-id")))

@@ -363,6 +363,20 @@ async def test_doctor_names_dead_and_unsent_messages(hook: Receiver, kit: MeterK
     assert (metrics["message_items webhook dead"], metrics["message_items email due"]) == (1, 0)
 
 
+async def test_doctor_names_the_dead_of_both_channels(
+    store_url: str, hook: Receiver, box: Mailbox, clock: Clock
+) -> None:
+    hook.status, box.refusal = 410, "550 no such user"
+    async with kit_of(store_url, clock, url=hook.url, smtp_url=box.url) as kit:
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "webhook", "email")
+        kept = await kit.notify.list()
+        seen, (dead,) = await looked_at(kit, "messages")
+    assert seen == "0 wait, 2 dead"
+    names = [one.id for one in (*kept["webhook"], *kept["email"])]
+    assert dead.problem == f"2 messages are dead, {names[0]}, {names[1]}: the receiver answers 410"
+
+
 async def test_a_kept_failure_is_short_and_has_no_secret(store_url: str, box: Mailbox, clock: Clock) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -75,6 +75,14 @@ async def test_bars_say_which_users_and_teams_use_most(store_url: str) -> None:
     assert before["subjects"] == []
 
 
+async def test_a_user_without_any_quantity_has_used_it_up(store_url: str) -> None:
+    plans = loads(PLANS.replace("user: {tokens: {included: 50}", "user: {tokens: {included: 0}"))
+    async with MeterKit(plans, redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.record("acme", "tokens", 3, subjects={"user": "u1"})
+        html = (await client.get("/")).text
+    assert card_of(html, "by-1").startswith("Usage by user Tokens u1 3 of 0, 100 %: used up")
+
+
 async def test_a_spend_limit_says_what_is_left_and_is_first_if_near(store_url: str) -> None:
     async with MeterKit(loads(PLANS), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
         for units, words, is_first in (

@@ -220,6 +220,15 @@ async def test_a_host_that_is_ahead_drops_no_override(store_url: str) -> None:
         assert found.override_ends == dict.fromkeys(GIVEN, until)
 
 
+async def test_an_override_that_ends_with_the_period_shortens_no_wait(kit: MeterKit) -> None:
+    """Waiting helps only those whose quantity the plan itself admits in the next period."""
+    end = datetime(2031, 7, 1, tzinfo=UTC)
+    await kit.customers.override("acme", {"requests": {"included": 50}}, until=end)
+    await kit.record("acme", "requests", 50)
+    waits = [(await kit.check("acme", "requests", quantity)).retry_after for quantity in (5, 6)]
+    assert waits == [end - NOW, None]
+
+
 async def test_features_are_given_and_taken_besides_the_plans(kit: MeterKit, other: MeterKit) -> None:
     """F-116: there was no override of features."""
     await kit.customers.set_plan("acme", "pro")

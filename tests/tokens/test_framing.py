@@ -16,7 +16,7 @@ from typing import Any, cast
 from zlib import crc32
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from drivers.sampled import few_examples, pairs
@@ -356,6 +356,16 @@ def test_cuts_change_nothing_however_malformed_the_rest_is(body: str, cuts: list
     assert skimmed(whole) == skimmed(whole, [*range(len(whole))])
 
 
+def test_each_of_several_objects_has_the_text_of_its_own() -> None:
+    found: list[int] = []
+    reader = LargeJsonReader(lambda _, measured: found.append(measured), lambda: None)
+    for text in ("four", "sixsix"):
+        drain(reader.feed(compact({"choices": [{"message": {"content": text}}]})))
+        assert reader.text_bytes == 0
+    reader.end()
+    assert found == [4, 6]
+
+
 @pytest.mark.parametrize("step", [1 << 30, 5_003])
 def test_frames_with_encoded_answers_of_any_size_are_read(step: int) -> None:
     usage = {"input_tokens": 3, "output_tokens": 4}
@@ -480,6 +490,10 @@ openai_events = (
 @given(
     st.lists(openai_events | st.builds(anthropic_named, texts), max_size=12),
     st.lists(st.integers(0, 4000), max_size=6),
+)
+@example(
+    [openai(text, ascii_only=False) for text in ("one", "two", "three")],
+    [len(openai("one", ascii_only=False))],
 )
 def test_several_events_in_one_chunk_are_measured_as_one_by_one(events: list[bytes], cuts: list[int]) -> None:
     body = b"".join(events)

@@ -71,6 +71,15 @@ class Dumped:
         return self.value
 
 
+class Slotted:
+    """An object with slots, one of which was never set."""
+
+    __slots__ = ("choices", "finish_reason", "usage")
+
+    def __init__(self, usage: object) -> None:
+        self.choices, self.usage = list[object](), usage
+
+
 class Broken:
     def to_dict(self) -> object:
         raise RuntimeError("no")
@@ -129,6 +138,7 @@ def test_usage_is_found_in_objects_and_dicts_of_the_sdks() -> None:
         (Dumped(COMPLETION.model_dump()), DETAILED_FIGURES),
         (Plain(choices=[], usage=chat_usage(3, 4)), ("reported", 3, 4, None, None, None)),
         (SimpleNamespace(choices=[], usage=COMPLETION.usage), DETAILED_FIGURES),
+        (Slotted(COMPLETION.usage), DETAILED_FIGURES),
         (SimpleNamespace(data=COMPLETION), DETAILED_FIGURES),
         (chat({"content": "a"}, usage=chat_usage(3, 1)), ("partial", 3, 1, None, None, None)),
         ({"input_tokens": 3, "output_tokens": 4, "total_tokens": 9}, ("reported", 3, 6, None, None, 2)),
