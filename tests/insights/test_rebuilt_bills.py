@@ -226,11 +226,14 @@ async def test_i13_lost_items_of_two_prices_are_each_billed_at_theirs(store_url:
             await at.kit.record("acme", "words", words)
             await switch(at, plan)
             await at.kit.subscriptions.sync("acme")
+        at.go(timedelta(minutes=10))
+        await at.kit.record("acme", "words", 9)
         await lose(at)
-        assert [(one.raised, one.delivered, one.parked) for one in await rebuild_of(at.kit)] == [(53, 30, 13)]
+        assert [(one.raised, one.delivered, one.parked) for one in await rebuild_of(at.kit)] == [(62, 30, 22)]
         await settle(at)
         items, metered = await billed(at)
-        assert (sorted(items), metered) == ([(5, 20), (8, 16)], [("price_four_words", 30)])
+        assert sorted(items) == [(5, 20), (8, 16)]
+        assert metered == [("price_four_words", 30), ("price_seven_words", 9)]
 
 
 async def test_i13_parked_units_keep_their_price(store_url: str, tmp_path: Path) -> None:

@@ -425,12 +425,12 @@ def test_a_record_is_read_as_it_was_written(cache: CustomerCache, *, anonymous: 
 def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
     cache = Store(parse_redis_url("redis://127.0.0.1:6379/0"), loads(SUBJECTS)).cache
     view = cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
-    decision = prepare_holding(view, {"words": 100}, "d")
+    decision = prepare_holding(view, {"words": 100, "calls": 2}, "d")
     settlement = Settlement(view, held=HeldQuantities.of(decision, 6), used=UsedQuantities.of({"words": 70}))
     found = read_record(write_record(settlement, 1, AT_MS, None), cache).settlement
     assert found.view.subjects is not None
     assert (found.view.subjects.given, found.held) == ((("user", "u_7"), ("team", "größe")), settlement.held)
-    assert found.held.subjects["user"].spent == 100 * 30
+    assert (found.held.subjects["user"].spent, len(found.held.subjects["user"].rates)) == (100 * 30, 1)
     assert found.spent == settlement.spent == {"user": 70 * 30}
 
 
