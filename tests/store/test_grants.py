@@ -258,6 +258,19 @@ async def test_what_cannot_be_granted_is_refused_with_a_reason(kit: MeterKit) ->
     assert await balance_of(kit) == 9 * 10**9
 
 
+async def test_a_repeat_after_the_end_of_a_grant_changes_nothing(kit: MeterKit, clock: Clock) -> None:
+    async def add(quantity: int) -> None:
+        await kit.grants.add("acme", {"ai": quantity}, grant_id="g", expires_at=NOW + timedelta(days=1))
+
+    await add(5)
+    clock.advance(timedelta(days=1))
+    await add(5)
+    assert [grant.status for grant in await kit.grants.list("acme")] == ["expired"]
+    assert await balance_of(kit) == 0
+    with pytest.raises(MeterkitError, match="was used for another quantity already"):
+        await add(6)
+
+
 # Customers with many grants: what they cost others, and how many there may be.
 
 

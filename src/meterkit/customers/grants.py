@@ -217,7 +217,8 @@ class Grants:
         _check_id(grant_id)
         if type(priority) is not int or not 0 <= priority <= _PRIORITY_MAX:
             raise MeterkitError(f"priority: found {priority!r:.40}; allowed is 0 to {_PRIORITY_MAX}")
-        if expires_ms <= max(now_ms, effective_ms):
+        is_over = expires_ms <= max(now_ms, effective_ms)
+        if is_over and not await self._was_given(customer, grant_id):  # A repeat may come after the end.
             found = "" if expires_at is None else expires_at.isoformat()
             raise MeterkitError(
                 f"expires_at: found {found}; it must lie in the future, and after effective_at"
@@ -280,6 +281,10 @@ class Grants:
         for line, part in funds.unwritten.items():
             lines[line] = str(int(lines.get(line, "0").partition(" ")[0]) + part)
         return funds.held, lines, now_ms
+
+    async def _was_given(self, customer: str, grant_id: str) -> bool:
+        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
+        return await admin.ask(admin.client.hget(keys.ledger, f"id {grant_id}")) is not None
 
     def _targets(self, quantities: object) -> Sequence[tuple[str, int]]:
         if not isinstance(quantities, Mapping) or not quantities:
