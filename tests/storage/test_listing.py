@@ -230,6 +230,14 @@ async def test_damaged_customers_hinder_no_others(kit: MeterKit) -> None:
     assert [await kit.gauges.get(name, "storage") for name in whole] == [10, 10, *[7] * 10]
 
 
+async def test_damaged_levels_hinder_no_other_customers(kit: MeterKit) -> None:
+    client = (await kit.store.admin()).client
+    await client.set(kit.store.keys.customer("bad").levels, "no hash")
+    with pytest.raises(StoreError, match=r"1 customers could not be recalculated, the first is 'bad'"):
+        await kit.storage.recalculate(lister=Objects({"ada/images/a": 7}))
+    assert await kit.gauges.get("ada", "storage") == 7
+
+
 async def test_events_wait_once_for_a_store_that_is_away(
     kit: MeterKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -434,5 +434,9 @@ async def _customers_with_bytes(store: Store, gauge: str, customer: str | None) 
             pipe = admin.client.pipeline(transaction=False)
             for name in with_levels:
                 pipe.hget(store.keys.customer(name).levels, gauge)
-            levels: list[bytes | None] = await admin.ask(pipe.execute())
+            levels: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+            for level in levels:
+                if isinstance(level, Exception) and not is_key_error(level):
+                    raise StoreError(f"the store at {admin.address} failed: {level}") from level
+            # One that cannot be read is found again when its levels are corrected.
             yield [name for name, level in zip(with_levels, levels, strict=True) if level is not None]
