@@ -174,12 +174,14 @@ prices:
       "gpt-*-mini": 1 per 1000
       "gpt-5-pro": 20 per 1000
       "[ab]-*": 1 per 1000
-      "a-*": 2 per 1000"""
+      "a-*": 2 per 1000
+      "gpt-5-nano": 1 per 1000"""
 
 
 def test_prices_behind_one_that_has_all_their_models_are_named() -> None:
     found = unreached(loads(free_plan("{tokens: {unit: token}}", top=PRICED)))
-    assert found == [(18, "never reached: 'gpt-5*' in line 16 matches all of it; move this one up")]
+    message = "never reached: 'gpt-5*' in line 16 matches all of it; move this one up"
+    assert found == [(18, message), (21, message)]
 
 
 def unasked(*routes: str, meters: str = "words: {included: 1_000}", more: str = "") -> list[str]:

@@ -144,6 +144,19 @@ async def test_each_loss_of_the_file_is_logged(path: Path, caplog: pytest.LogCap
             reader.read.clear()
 
 
+async def test_a_change_while_the_file_is_read_is_found(path: Path) -> None:
+    plans, read = WatchedPlans(path), list[str]()
+    plans.read(lambda _: swap(path, GOOD.format("later")))
+
+    async def reload() -> None:
+        plans.read(lambda catalog: read.append(catalog.default_plan))
+
+    watching = asyncio.create_task(plans.watch(reload, every_s=EVERY_S))
+    await eventually(lambda: read == ["later"])
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
 async def test_sighup_reads_the_file_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -140,6 +140,15 @@ async def test_an_answer_that_is_cut_off_is_unknown(raw: bytes) -> None:
     assert (outcome.kind, outcome.new_key) == ("unknown", False)
 
 
+async def test_an_answer_cut_off_on_a_kept_connection_is_unknown() -> None:
+    async with answering(created) as stand_in, opened(stand_in.url) as transport:
+        assert (await transport.send(INTENT)).kind == "delivered"
+        stand_in.answer, stand_in.closes = lambda _: answer(200, ACCEPTED)[:-1], True
+        outcome = await transport.send(replace(INTENT, identifier="4f1d"))
+    assert stand_in.connections == 1
+    assert (outcome.kind, outcome.refused) == ("unknown", False)
+
+
 async def test_a_refusal_of_the_environments_proxy_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
 

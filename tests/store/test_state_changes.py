@@ -140,6 +140,15 @@ async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(kit: MeterKit,
     assert len({event.id for event in told}) == 3
 
 
+async def test_a_reminder_names_no_end_where_access_stays(kit: MeterKit, clock: Clock) -> None:
+    told = recorder(kit, "dunning.reminder")
+    await fetched(kit, subscription(**FAILING | {"status": "unpaid"}))
+    clock.set(NOW + DAY)
+    await sweep(kit)
+    await eventually(lambda: len(told) == 1)
+    assert (told[0].access, told[0].until) == ("suspended", None)
+
+
 async def test_a_next_subscription_has_reminders_of_its_own(kit: MeterKit, clock: Clock) -> None:
     """Two of the former one were sent: the first one of the next is no repeat of them."""
     told = recorder(kit, "dunning.reminder")

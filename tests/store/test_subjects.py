@@ -211,6 +211,9 @@ async def test_an_override_that_cannot_be_read_is_refused(kit: MeterKit) -> None
     ):
         with pytest.raises(PlansError):
             await subject.override({meter: {key: value}})
+    too_large = {"limit": "1/day", "algorithm": "token-bucket", "burst": 10**15 - 1}
+    with pytest.raises(PlansError, match="cannot be counted exactly"):
+        await subject.override({"calls": {"rate": [too_large]}})
     assert (await kit.customers.get("acme")).subject_overrides == {}
     for named, said in (
         ({"app": "x"}, "declared are team, user"),
