@@ -277,6 +277,15 @@ async def test_the_nightly_sync_finds_a_price_that_ended(at: Shop) -> None:
     assert (await at.items(begun.id), await at.kit.subscriptions.check()) == (BASIC, {})
 
 
+async def test_a_price_that_is_to_end_sooner_ends_then(at: Shop) -> None:
+    begun = await at.subscribed(plan="basic")
+    await at.kit.customers.override("acme", priced(2), until=HALF + timedelta(days=1))
+    await at.kit.customers.override("acme", priced(2), until=HALF)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.retry_accepted()
+    assert (await at.items(begun.id), await at.kit.subscriptions.check()) == (BASIC, {})
+
+
 async def test_a_price_ends_at_its_until(at: Shop) -> None:
     begun = await at.subscribed(plan="basic")
     await at.kit.record("acme", "tokens", 100)

@@ -10,7 +10,7 @@ import pytest
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from meterkit import MeterUsage, SubscriptionError
+from meterkit import MeterUsage, NoSubscriptionError, SubscriptionError
 from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
@@ -168,6 +168,9 @@ async def test_a_cancellation_now_bills_metered_usage(at: Shop) -> None:
     at.clock.set(HALF)
     await at.kit.subscriptions.cancel("acme", immediately=True)
     assert await billed(at) == [(False, 26, 104)]
+    for dry_run in (True, False):
+        with pytest.raises(NoSubscriptionError):
+            await at.kit.subscriptions.move_usage("acme", dry_run=dry_run)
 
 
 async def test_metered_items_removed_at_stripe_leave_usage_to_lines(at: Shop) -> None:
