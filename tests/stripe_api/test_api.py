@@ -93,6 +93,14 @@ async def test_a_list_of_any_length_is_read_to_its_end(monkeypatch: pytest.Monke
         await api.list("/v1/customers")
 
 
+async def test_a_page_of_a_hundred_large_objects_is_read() -> None:
+    """Of a hundred subscriptions with items and invoices an import read none: a page had over a megabyte."""
+    large = [{"id": f"sub_{nth}", "items": "x" * 30_000} for nth in range(100)]
+    page = {"object": "list", "data": large, "has_more": False}
+    async with answering(answer(200, page)) as stand_in, asking(stand_in.url) as api:
+        assert [found["id"] for found in await api.list("/v1/subscriptions")] == [one["id"] for one in large]
+
+
 async def test_the_wire_form_is_that_of_the_official_sdk() -> None:
     assert stripe.api_version == API_VERSION
     params: dict[str, Any] = {

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Failure
 
 _IDLE_S_MAX: Final = 20.0  # Sooner than a server or a firewall between would close it.
-_ANSWER_BYTES_MAX: Final = 1_000_000
+# A page of a hundred subscriptions with their items, invoices and metadata has several megabytes.
+_ANSWER_BYTES_MAX: Final = 32_000_000
 
 
 class HttpClient:
@@ -72,13 +73,13 @@ class HttpClient:
                 allow_redirects=False,
                 trace_request_ctx=request,
             ) as response:
-                content = b""
+                content = bytearray()
                 async for piece in response.content.iter_any():
                     content += piece
                     if len(content) > _ANSWER_BYTES_MAX:
                         return RequestResult(failure="no_reply", message="the answer is too long")
                 found = {name.lower(): value for name, value in response.headers.items()}
-                return HttpResponse(response.status, found, content)
+                return HttpResponse(response.status, found, bytes(content))
         except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as error:
             # aiohttp's own errors, those of sockets and of time, a session that is closed.
             failure: Failure = "no_reply" if request.has_connection else "not_sent"
