@@ -17,6 +17,7 @@ from faults.inner_steps import failing
 from meterkit import SubscriptionChanged
 from meterkit.catalog import loads
 from meterkit.errors import StoreError, StripeUnavailableError
+from meterkit.subscriptions.service.change_lease import hold_change_lease
 from subscriptions.looks import known, synced
 
 pytestmark = pytest.mark.anyio
@@ -176,6 +177,33 @@ async def test_a_change_never_confirmed_is_given_up(store_url: str, monkeypatch:
     async with slow(store_url, lag_s=86_400) as at:
         assert await retried(at, 3) == ("basic", "cheaper")
         assert await retried(at, 20) == ("basic", None)
+
+
+async def test_an_accepted_change_waits_for_another_call(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was killed amid a change holds its customer for a minute, too."""
+    monkeypatch.setattr("meterkit.subscriptions.service.subscriptions_facade.ANSWER_S", 1.0)
+    async with slow(store_url) as at:
+        async with hold_change_lease(at.kit.store, "acme"):
+            assert await retried(at, 3) == ("basic", "cheaper")
+        assert await retried(at, 4) == ("cheaper", None)
+
+
+async def test_a_retried_change_does_not_undo_a_later_one(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with slow(store_url) as at:
+        monkeypatch.setattr("meterkit.subscriptions.service.accepted_changes.ANSWER_S", 600.0)
+        at.clock.set(HALF + timedelta(minutes=3))
+        before = len(at.emulator.requests)
+        async with anyio.create_task_group() as changing:
+            changing.start_soon(at.kit.subscriptions.change_plan, "acme", "other")
+            while len(at.emulator.requests) == before:  # noqa: ASYNC110 - the emulator tells nobody
+                await anyio.sleep(0)
+            await at.kit.subscriptions.retry_accepted()
+        found = await known(at)
+        assert (found.plan, found.pending_change) == ("other", None)
 
 
 @pytest.mark.parametrize(

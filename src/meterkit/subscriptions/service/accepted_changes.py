@@ -9,7 +9,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.customers.states import CustomerStates
-from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError
+from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError, SubscriptionBusyError
 from meterkit.subscriptions.service.change_lease import ANSWER_S
 from meterkit.subscriptions.service.due_customers import DueCustomers
 
@@ -62,7 +62,8 @@ class AcceptedChanges:
         Args:
             customer: the customer's id.
             plan: the key of the wanted plan.
-            change: makes the change; sets the event before it does anything that another call can finish.
+            change: makes the change, and drops a pending one while no other call can change the customer;
+                sets the event before it does anything that another call can finish.
 
         Returns:
             The result of ``change``; None: the change is accepted, and not confirmed yet.
@@ -73,19 +74,27 @@ class AcceptedChanges:
         started = asyncio.Event()
         try:
             async with asyncio.timeout(ANSWER_S):
-                made = await change(started)
+                return await change(started)
         except TimeoutError:
             if not started.is_set():
                 raise StripeUnavailableError("Stripe does not answer; nothing has changed") from None
             await self.put(customer, plan)
             return None
-        await self.drop(customer)
-        return made
 
-    async def drop(self, customer: str) -> None:
-        """Drop the pending change, if any. Raises StoreError."""
-        await self._states.change(customer, _without_asked_plan, cause="api")
-        await self._due.remove(customer)
+    async def is_pending(self, customer: str, plan: str) -> bool:
+        """Whether a change to this plan still waits: a later request may have replaced it. Raises StoreError."""
+        _, state = await self._states.read(customer)
+        return state.asked_plan == plan
+
+    async def drop(self, customer: str, plan: str | None = None) -> None:
+        """Drop the pending change, or only one to this plan. Raises StoreError."""
+
+        def change(state: CustomerState) -> CustomerState:
+            return _without_asked_plan(state) if plan in {None, state.asked_plan} else state
+
+        left = await self._states.change(customer, change, cause="api")
+        if left.asked_plan is None:
+            await self._due.remove(customer)
 
     async def run(self) -> None:
         """Retry due changes every two seconds, until cancelled.
@@ -117,7 +126,7 @@ class AcceptedChanges:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await self._apply(customer, plan)
-        except (StripeUnavailableError, TimeoutError) as error:
+        except (StripeUnavailableError, SubscriptionBusyError, TimeoutError) as error:
             if await self._states.clock_ms(customer) < state.asked_ms + _GIVEN_UP_MS:
                 await self._due.put_in(customer, _AGAIN_MS)
                 return
@@ -132,7 +141,7 @@ class AcceptedChanges:
             _logger.error(
                 "customer %r asked for plan %r and keeps the previous plan: %s", customer, plan, why
             )
-        await self.drop(customer)
+        await self.drop(customer, plan)
 
 
 def _without_asked_plan(state: CustomerState) -> CustomerState:

@@ -473,6 +473,7 @@ class Subscriptions:
         async with self._lease(customer):
             made, secret = await self._changer.change_plan(customer, wanted, started)
             known = await self._fetch_known(customer)
+            await self._accepted_changes.drop(customer)  # Otherwise a waiting retry could undo this one.
         return SubscriptionChange(
             subscription=known,
             proration=made.proration,
@@ -491,8 +492,10 @@ class Subscriptions:
         )
 
     async def _apply_accepted(self, customer: str, plan: str) -> None:
-        """Make an accepted change. Idempotent."""
+        """Make an accepted change, unless a later request has replaced it. Idempotent."""
         async with self._lease(customer):
+            if not await self._accepted_changes.is_pending(customer, plan):
+                return
             _, secret = await self._changer.change_plan(
                 customer, check_sold(plan, self._catalog), asyncio.Event()
             )
