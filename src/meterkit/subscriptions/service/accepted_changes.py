@@ -82,7 +82,7 @@ class AcceptedChanges:
             return None
 
     async def is_pending(self, customer: str, plan: str) -> bool:
-        """Whether a change to this plan still waits: a later request may have replaced it. Raises StoreError."""
+        """Whether a change to this plan still waits, and no later one has replaced it. Raises StoreError."""
         _, state = await self._states.read(customer)
         return state.asked_plan == plan
 
