@@ -404,6 +404,21 @@ async def test_a_spike_is_sent_once(store_url: str, tmp_path: Path, monkeypatch:
         }
 
 
+async def test_money_of_a_spike_is_rounded_half_up(store_url: str, tmp_path: Path) -> None:
+    plans, url = (
+        SPIKES.replace("per: 100, amount_cents: 12", "per: 1000, amount_cents: 15"),
+        written(tmp_path),
+    )
+    async with (
+        receiver() as hook,
+        kit_of(store_url, Clock(NOW), url=hook.url, plans=plans, audit_url=url) as kit,
+    ):
+        await SpikeWatch(kit.store, AuditDatabase(url), any_event).check()
+        await pass_over(kit, "webhook")
+        (found,) = told(hook)
+        assert (found["used_cents"], found["usual_cents"]) == (75, 2)
+
+
 def test_without_an_audit_log_the_key_is_refused_with_its_cure() -> None:
     catalog = loads(SPIKES.format(url="http://127.0.0.1:9"))
     refusal = r"usage\.spike under notify, which needs the audit log: set METER"

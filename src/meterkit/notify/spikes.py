@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from math import exp, log
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
+from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.notify.period_watches import (
     UNREADABLE,
     LeasedWatch,
@@ -287,7 +289,9 @@ class SpikeWatch:
         await SpikesToday(self._store).add(found)
 
         def cents(units: int) -> int | None:
-            return None if price is None else units * price["amount_cents"] // price["per"]
+            if price is None:
+                return None
+            return rounded_cents(Fraction(units * price["amount_cents"], price["per"]))
 
         units = {
             "used": spike.used,
