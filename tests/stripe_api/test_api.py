@@ -19,7 +19,9 @@ import stripe
 
 from drivers.emulated_account import StripeSession, unpaced
 from meterkit import MeterkitError, Settings, SettingsError, StripeError, StripeUnavailableError
+from meterkit.catalog import loads
 from meterkit.stripe.api import StripeApi
+from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.rate_limits import endpoint_of
 from meterkit.stripe.request import API_VERSION
 from meterkit.testing import Clock, StripeEmulator
@@ -291,3 +293,18 @@ def test_import_and_construction_leave_http_and_the_sdk_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_meter_that_reports_nothing_is_not_missed_at_stripe() -> None:
+    plans = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  pages: {unit: page, stripe: {event_name: pages}}
+  views: {unit: view, stripe: {event_name: views, report: none}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {pages: {included: 1}, views: {included: 1}}}
+"""
+    (missed,) = meter_differences(loads(plans), [])
+    assert missed.startswith("meter pages: Stripe has no active meter")

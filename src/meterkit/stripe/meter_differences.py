@@ -25,7 +25,7 @@ def meter_differences(catalog: Catalog, at_stripe: Iterable[Mapping[str, Any]]) 
     active = {meter["event_name"]: meter for meter in at_stripe if meter["status"] == _ACTIVE}
     found: list[str] = []
     for meter in catalog.meters.values():
-        if meter.stripe is None:
+        if meter.stripe is None or meter.stripe.report == "none":
             continue
         event_name = meter.stripe.event_name
         there = active.get(event_name)
