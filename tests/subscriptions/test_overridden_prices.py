@@ -281,6 +281,7 @@ async def test_a_price_that_is_to_end_sooner_ends_then(at: Shop) -> None:
     begun = await at.subscribed(plan="basic")
     await at.kit.customers.override("acme", priced(2), until=HALF + timedelta(days=1))
     await at.kit.customers.override("acme", priced(2), until=HALF)
+    assert await due_price_ms(at.kit) == HALF.timestamp() * 1000
     at.clock.set(HALF)
     await at.kit.subscriptions.retry_accepted()
     assert (await at.items(begun.id), await at.kit.subscriptions.check()) == (BASIC, {})
