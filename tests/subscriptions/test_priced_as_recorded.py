@@ -1,4 +1,5 @@
 """I13: usage is billed at the price in force when it was recorded, whoever changes it afterwards."""
+# Internals: the lease that another call for a customer holds.
 
 from __future__ import annotations
 
