@@ -72,7 +72,7 @@ class Dumped:
 
 
 class Slotted:
-    """An object with slots, one of which was never set."""
+    """An object with slots; one was never set."""
 
     __slots__ = ("choices", "finish_reason", "usage")
 
