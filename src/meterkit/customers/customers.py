@@ -256,10 +256,10 @@ class Customers:
 
         A limit of ``spend`` above the budget of the customer's plan is refused: the lower one would apply.
         """
-        given, now_ms = check_overrides(overrides), await self._states.clock_ms(check_customer(customer))
-        switched = check_features(features)
+        given, switched = check_overrides(overrides), check_features(features)
         for name in switched or ():
             check_feature(name, self._store.catalog.features)
+        now_ms = await self._states.clock_ms(check_customer(customer))
         until_ms = None if until is None else check_end_ms(until, now_ms)
         catalog = self._store.catalog
         for plan in catalog.plans.values():

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Storage
+    from meterkit.redis.admin import Admin
     from meterkit.storage.aws import ListingPage
     from meterkit.store.store import Store
 
@@ -283,6 +284,19 @@ def _has_former(levels: Iterable[str], gauge: str) -> bool:
     return any(":" in name and not name.startswith(f"{gauge}:") for name in levels)
 
 
+async def _ask_of_levels(admin: Admin, pipe: Any) -> list[Any]:
+    """Replies to questions about levels; one that cannot be read is found again when it is corrected.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    for reply in replies:
+        if isinstance(reply, Exception) and not is_key_error(reply):
+            raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
+    return replies
+
+
 async def _forget_former(store: Store, storage: Storage, customers: Sequence[str]) -> None:
     """Forget objects of customers that were recorded for another gauge; a listing then counts all anew.
 
@@ -295,11 +309,7 @@ async def _forget_former(store: Store, storage: Storage, customers: Sequence[str
     pipe = admin.client.pipeline(transaction=False)
     for one in keys:
         pipe.hkeys(one.levels)
-    found: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
-    for one, reply in zip(keys, found, strict=True):
-        if isinstance(reply, Exception) and not is_key_error(reply):
-            raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
-        # One that cannot be read is found again when its levels are corrected.
+    for one, reply in zip(keys, await _ask_of_levels(admin, pipe), strict=True):
         levels = [] if isinstance(reply, Exception) else [name.decode() for name in reply]
         if _has_former(levels, storage.gauge):
             sums = [name for name in levels if ":" in name]
@@ -434,9 +444,5 @@ async def _customers_with_bytes(store: Store, gauge: str, customer: str | None) 
             pipe = admin.client.pipeline(transaction=False)
             for name in with_levels:
                 pipe.hget(store.keys.customer(name).levels, gauge)
-            levels: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
-            for level in levels:
-                if isinstance(level, Exception) and not is_key_error(level):
-                    raise StoreError(f"the store at {admin.address} failed: {level}") from level
-            # One that cannot be read is found again when its levels are corrected.
+            levels = await _ask_of_levels(admin, pipe)
             yield [name for name, level in zip(with_levels, levels, strict=True) if level is not None]
