@@ -301,8 +301,8 @@ FAILS: Final = "fails: "
 ITSELF: Final = "the module cannot be run with it"
 CPU_S: Final = 20
 WAIT_S: Final = 10
-"""A mutant ends by processor time where it works without end, and by time where it waits without end. Load
-can only make one seem noticed, so it fails no run."""
+"""A test of a mutant ends by processor time where it works without end, and by time where it waits without
+end. Load can only make one seem noticed, so it fails no run."""
 
 
 @dataclass(slots=True)
@@ -467,16 +467,8 @@ class _Worker:
         self._is_sound: dict[str, bool] = {}
 
     def try_all(self, tried: Sequence[tuple[Mutant, Sequence[pytest.Item]]]) -> None:
-        self._start_server(tried)
         for mutant, items in tried:
             _note(self._tried(mutant, items) if items else f"not run\t{mutant}")
-
-    def _start_server(self, tried: Sequence[tuple[Mutant, Sequence[pytest.Item]]]) -> None:
-        """Start the server of the session by a test: each child would start its own."""
-        items = (item for _, each in tried for item in each)
-        first = next((item for item in items if "valkey" in getattr(item, "fixturenames", ())), None)
-        if first is not None:
-            _passes(self._session, first)
 
     def _tried(self, mutant: Mutant, items: Sequence[pytest.Item]) -> str:
         counts = self._noticed[f"{mutant.file}: {mutant.scope}"]
@@ -520,13 +512,14 @@ class _Worker:
     def _try(
         self, mutant: Mutant | None, items: Sequence[pytest.Item], tell: Callable[[str], object]
     ) -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+        _limit_cpu()
         tell(f"{ITSELF}\n")
         with suppress(BaseException):
             if mutant is not None and not apply(mutant):
                 tell("not applied\n")
                 return
             for item in items:
+                _limit_cpu()
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(WAIT_S + ceil(4 * self._took_s.get(item.nodeid, 0)))
                 tell(f"{item.nodeid}\n")
@@ -534,3 +527,10 @@ class _Worker:
                     tell(f"{FAILS}{item.nodeid}\n")
                     return
             tell("survives\n")
+
+
+def _limit_cpu() -> None:
+    """Let this process use up to :data:`CPU_S` seconds more."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (ceil(used.ru_utime + used.ru_stime) + CPU_S, most))
