@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from drivers.delivery import KEY_REFUSED, Desk, aclosing_transport, desk, flusher_of
+from drivers.delivery import KEY_REFUSED, Caplog, Desk, aclosing_transport, alerts, desk, flusher_of
 from servers.fixed_answers import Asked, answer, answering
 
 pytestmark = pytest.mark.anyio
@@ -94,3 +94,13 @@ async def test_a_later_response_ends_a_refusal_of_the_account(at: Desk) -> None:
     at.emulator.fail_next("error", when="before", status=500, times=None)
     second = await at.flush(everything=True, timeout_s=0, after=timedelta(minutes=2))
     assert (second.retried, second.left, second.blocked) == (1, 2, {})
+
+
+async def test_a_second_outage_within_an_hour_is_logged_again(at: Desk, caplog: Caplog) -> None:
+    await at.link("acme")
+    for outages in (1, 2):
+        at.emulator.fail_next(times=1, **KEY_REFUSED)
+        await at.record_and_flush(3, timeout_s=0, after=timedelta(minutes=2))
+        texts = [text.partition(" HTTP 401")[0] for text in alerts(caplog)]
+        assert texts == ["delivery to Stripe is paused:"] * outages
+        assert (await at.flush(everything=True, after=timedelta(minutes=2))).delivered == 1
