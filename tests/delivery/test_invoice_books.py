@@ -206,7 +206,7 @@ async def test_usage_billed_at_another_price_is_named(
     assert len([line for line in caplog.messages if said in line]) == 1
 
 
-async def switched(at: Ending, cents: int) -> None:
+async def switched(at: Ending, cents: int, **how: Any) -> None:
     """A person gives the item another price, and no webhook comes."""
     items = (await subscription(at))["items"]["data"]
     item = next(one for one in items if one["price"]["id"] == "price_pro_requests")
@@ -218,21 +218,54 @@ async def switched(at: Ending, cents: int) -> None:
         "recurring": recurring,
     }
     price = await at.found.client.v1.prices.create_async(made)
-    await at.found.client.v1.subscription_items.update_async(item["id"], {"price": price.id})
+    changed: Any = {"price": price.id, **how}
+    await at.found.client.v1.subscription_items.update_async(item["id"], changed)
+
+
+async def send_invoices(at: Ending) -> None:
+    """Have invoices sent, not charged: they stay open, so a person can void them."""
+    sent: Any = {"collection_method": "send_invoice", "days_until_due": 30}
+    await at.found.client.v1.subscriptions.update_async((await subscription(at)).id, sent)
+
+
+async def void_invoice(at: Ending) -> str:
+    """Void the newest invoice, as a person does; its id."""
+    invoice = (await at.found.client.v1.invoices.list_async()).data[0]
+    await at.found.client.v1.invoices.void_invoice_async(invoice.id)
+    return invoice.id
 
 
 async def test_units_of_a_void_invoice_are_named(at: Ending) -> None:
-    sent: Any = {"collection_method": "send_invoice", "days_until_due": 30}
-    await at.found.client.v1.subscriptions.update_async((await subscription(at)).id, sent)
+    await send_invoices(at)
     await at.kit.record("acme", "requests", 110)
     await at.flush()
     at.go(JUNE + 3 * HOUR)
     assert (await books(at)).advice == ""
-    invoice = (await at.found.client.v1.invoices.list_async()).data[0]
-    await at.found.client.v1.invoices.void_invoice_async(invoice.id)
+    voided = await void_invoice(at)
     one = await books(at)
     assert (one.confirmed, one.invoiced, one.invoice) == (100, 0, "none")
-    assert f"; {invoice.id} had 100 and is void): check who voided it, and why" in one.advice
+    assert f"; {voided} had 100 and is void): check who voided it, and why" in one.advice
+
+
+async def test_late_units_of_two_looks_at_a_close_add_up(at: Ending) -> None:
+    """Without proration a switch of prices drops 600 units, and a person voids the invoice of the others."""
+    await send_invoices(at)
+    await at.kit.record("acme", "requests", 610)
+    await at.flush()
+    at.clock.advance(10 * MINUTE)
+    await switched(at, 5, proration_behavior="none")
+    at.clock.advance(10 * MINUTE)
+    await at.kit.record("acme", "requests", 400)
+    await at.flush()
+    await at.reach(JUNE + 3 * HOUR)
+    await at.look()
+    one = await books(at)
+    assert (one.late, one.delivered, one.invoiced, one.advice) == (600, 400, 400, "")
+    await void_invoice(at)
+    await at.found.settle()
+    await at.look()
+    one = await books(at)
+    assert (one.late, one.delivered, one.invoiced, one.advice) == (1000, 0, 0, "")
 
 
 async def test_f_227_foreign_units_are_found_in_past_periods(store_url: str) -> None:
