@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import pytest
 
 from drivers.delivery import Caplog, alerts, lines_of
-from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, Ending, assert_books, paying
+from drivers.period_ends import EVENTS, HOUR, JUNE, MAY, MINUTE, Ending, assert_books, paying
 from drivers.plans import plans_text
 from drivers.store_keys import meter_token
 
@@ -105,7 +105,8 @@ async def replaced(at: Ending) -> None:
 async def finalized(at: Ending) -> None:
     """Another program finalizes the renewal's draft seconds after it was made."""
     at.go(JUNE + timedelta(seconds=5))
-    (draft,) = (await at.found.client.v1.invoices.list_async({"status": "draft"})).data
+    drafts = at.found.client.v1.invoices.list_async({"status": "draft", "customer": "cus_acme"})
+    (draft,) = (await drafts).data
     await at.found.client.v1.invoices.finalize_invoice_async(draft["id"])
 
 
@@ -262,6 +263,27 @@ async def test_each_unit_is_on_one_invoice_or_late(store_url: str, name: str, ca
         if not case.begun and case.billed:
             assert units["o"] - units["m"] == sum(case.billed) + case.lost + case.by_item + case.waiting
         assert ["late usage of customer" in said for said in alerts(caplog)] == [True] * case.said
+
+
+async def test_a_final_invoice_parks_no_usage_of_other_customers(store_url: str) -> None:
+    """Both subscriptions began in the same second, and Stripe did not respond to the usage of either."""
+    async with paying(store_url, PLANS, prices=PRICES, shards=1) as at:
+        at.found.customer("zeta")
+        await at.found.subscribe("zeta", items=[{"price": price} for price in PRICES])
+        await at.found.settle()
+        at.stripe.fail_next("error", status=503, times=None, path=EVENTS)
+        for number, customer in enumerate(("acme", "zeta")):
+            at.go(JUNE + 5 * (number - 2) * MINUTE)
+            await at.kit.record(customer, "requests", 30)
+            await at.flush()
+        await finalized(at)
+        await at.found.settle()
+        states = {intent.customer: intent.state for intent in await at.kit.outbox.list()}
+        assert states == {"acme": "parked", "zeta": "queued"}
+        at.stripe.clear_faults()
+        at.clock.advance(10 * MINUTE)
+        await at.flush()
+        assert at.stripe.accepted("cus_zeta", "requests") == 20
 
 
 async def test_usage_of_a_removed_item_is_billed_by_an_invoice_item(store_url: str, caplog: Caplog) -> None:
