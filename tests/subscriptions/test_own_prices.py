@@ -277,13 +277,20 @@ async def test_units_the_plan_did_not_bill_stay_free(store_url: str, currency: s
         await check_invoices(at, 135)
 
 
-async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str) -> None:
-    """Before any webhook tells of it: the price that the schedule names, not that of the file."""
-    async with shop(store_url, catalog=loads(MORE), selling=sell_nothing) as at:
+@pytest.mark.parametrize(
+    "present", ["{bill: {per: 1, amount_cents: 3}}", "deny"], ids=["from a price", "from no price"]
+)
+async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str, present: str) -> None:
+    """Before any webhook tells of it: the price that the schedule names, not that of the file.
+
+    That also holds where no item of the present plan has a meter.
+    """
+    sold = MORE.replace("{bill: {per: 1, amount_cents: 3}}", present)
+    async with shop(store_url, catalog=loads(sold), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
         await at.subscribed(PRESENT, plan="max")
         await at.kit.subscriptions.change_plan(PRESENT, "pro")
-        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(MORE.replace(*DEARER))) as kit:
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(sold.replace(*DEARER))) as kit:
             await kit.stripe.sync()
             at.go(END + MINUTE)
             await kit.record(PRESENT, "words", 30)
