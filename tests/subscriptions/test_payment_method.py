@@ -467,6 +467,23 @@ async def test_a_deleted_customer_gets_no_second_trial(store_url: str, how: str,
         assert (await at.kit.subscriptions.create("eve", "tried")).subscription.status == "trialing"
 
 
+async def test_a_deleted_customer_who_never_paid_has_a_trial(store_url: str) -> None:
+    async with shop(store_url) as at:
+        assert (await at.kit.subscriptions.create("acme", "pro")).subscription.status == "incomplete"
+        await at.kit.customers.delete("acme", cancel=True)
+        assert (await at.kit.subscriptions.create("acme", "tried")).subscription.status == "trialing"
+
+
+async def test_a_trial_that_ended_without_a_card_is_used_up(store_url: str) -> None:
+    """Its subscription waits for a card, as one that never began does."""
+    async with selling(store_url, REQUIRED + TRIED) as at:
+        await at.kit.subscriptions.create("acme", "tried")
+        at.go(TRIAL)
+        assert (await synced(at)).status == "incomplete"
+        await at.kit.customers.delete("acme", cancel=True)
+        assert (await at.kit.subscriptions.create("acme", "tried")).subscription.trial_end is None
+
+
 async def test_a_host_that_is_ahead_gives_no_second_trial(store_url: str) -> None:
     async with shop(store_url, is_real_time=True) as at:
         await at.kit.subscriptions.create("acme", "tried")

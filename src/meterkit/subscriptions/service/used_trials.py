@@ -17,12 +17,13 @@ _PAGE: Final = 1_000
 
 
 async def remember_trial(store: Store, customer: str, subscription: SubscriptionState | None) -> None:
-    """Keep a digest of the customer for 400 days if its subscription has begun.
+    """Keep a digest of the customer for 400 days if its subscription was ever paid for, or on trial.
 
     Raises:
         StoreError: the store does not answer.
     """
-    if subscription is None or not subscription.has_begun:
+    # After a trial without the required card, it is shown as one that never began.
+    if subscription is None or not (subscription.has_begun or subscription.trial_end_ms):
         return
     shard = store.keys.customer(customer).shard
     admin, now_ms = await store.admin(), await store.clock_ms(shard)
