@@ -131,6 +131,18 @@ async def test_i13_usage_recorded_during_a_change_has_the_new_price(at: Shop) ->
     assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5), ("price_cheaper_tokens", 40, 3)]
 
 
+async def test_i13_a_change_is_of_the_minute_of_stripes_clock(at: Shop) -> None:
+    """Stripe's clock is 50 seconds ahead: by the host's clock the change is in the minute before."""
+    await at.subscribed(plan="basic")
+    at.emulator.clock = lambda: at.clock() + 50
+    at.clock.set(HALF + timedelta(seconds=20))
+    await at.kit.record("acme", "tokens", 1_100)
+    await at.kit.subscriptions.change_plan("acme", "cheaper")
+    await at.kit.record("acme", "tokens", 40)
+    await renewed(at)
+    assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5), ("price_cheaper_tokens", 40, 3)]
+
+
 @asynccontextmanager
 async def slow(store_url: str, lag_s: int = 60) -> AsyncGenerator[Shop]:
     """A shop with a change of plan that Stripe, which counts what it accepts later, has not confirmed yet."""
