@@ -287,14 +287,17 @@ async def test_a_deleted_invoice_of_its_own_is_made_again(at: Shop) -> None:
 
 
 async def test_later_units_without_a_subscription_are_late(at: Shop) -> None:
+    """Each time on an invoice of its own: within a day Stripe repeats its response to the same key."""
     await bob(at)
     await flushed(at)
-    at.go(timedelta(hours=2))
-    await arrive_late(at, 5, "bob")
-    await flushed(at)
-    assert await usage_lines(at) == [*ONE_LINE, ("Words", "5", "4", 20)]
+    for units in (5, 3, 2):
+        at.go(timedelta(hours=2))
+        await arrive_late(at, units, "bob")
+        assert (await flushed(at)).left == 0
+    later = [("Words", f"{units}", "4", 4 * units) for units in (5, 3, 2)]
+    assert await usage_lines(at) == [*ONE_LINE, *later]
     counts = await words(at, "bob")
-    assert (counts["delivered"], counts["late"]) == (26, 5)
+    assert (counts["delivered"], counts["late"]) == (26, 10)
 
 
 async def test_usage_of_a_trial_has_no_line(store_url: str) -> None:
