@@ -104,16 +104,20 @@ async def test_usage_of_an_end_without_an_invoice_is_late(at: Ending, caplog: Ca
     await late_is_told_once(at, caplog, one)
 
 
-async def test_an_earlier_subscriptions_last_period_is_compared(at: Ending, caplog: Caplog) -> None:
+@pytest.mark.parametrize("days", [0, 3], ids=["told at once", "told days later"])
+async def test_an_earlier_subscriptions_last_period_is_compared(
+    at: Ending, caplog: Caplog, days: int
+) -> None:
     """F-101: the customer had another subscription before the end of the first one was known."""
     await end_after_use(at)
     at.clock.advance(10 * MINUTE)
     await at.found.client.v1.subscriptions.create_async({"customer": "cus_acme", "items": ITEMS})
+    at.clock.advance(timedelta(days=days))
     await at.found.settle()
-    await at.look()
-    at.go(JUNE + 3 * HOUR)
     one = await books(at)
     assert (one.delivered, one.invoiced, one.invoice) == (1000, 0, "none")
+    await at.look()
+    at.go(JUNE + timedelta(days=days, hours=3))
     await late_is_told_once(at, caplog, one)
 
 
