@@ -19,7 +19,7 @@ from drivers.emulated_account import reached
 from drivers.near_stripe import served
 from drivers.sampled import some
 from drivers.sdk_parameters import sample
-from drivers.shop import END, HALF, PLANS, START, Shop, sell
+from drivers.shop import END, HALF, PLANS, START, Shop, sell, shop
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import linked_of
@@ -259,6 +259,26 @@ async def test_an_operators_schedule_keeps_its_phases_and_every_field(at: Rich) 
     for was, now in zip(before["phases"][1]["items"], second["items"], strict=True):
         changed = ("plan", "price", "quantity")
         assert without(now, changed) == without(was, changed)
+
+
+async def test_an_operators_trial_ahead_goes_on_through_a_downgrade(store_url: str) -> None:
+    """The downgrade takes effect amid the trial of a phase ahead, so that phase is cut in two."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        begun = await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        made = await at.post("/v1/subscription_schedules", {"from_subscription": begun.id})
+        begins, change, trial_end, ends = (int((END + days * DAY).timestamp()) for days in (-5, 0, 10, 11))
+        items: Any = [{"price": price} for price in ("price_pro", "price_pro_ai_tokens")]
+        phases: Any = [
+            {"items": items, "start_date": made["phases"][0]["start_date"], "end_date": begins},
+            {"items": items, "end_date": ends, "trial_end": trial_end},
+        ]
+        await at.post(f"/v1/subscription_schedules/{made['id']}", {"phases": phases})
+        await at.kit.subscriptions.change_plan("acme", "team")
+        (schedule,) = await at.stripe_list("/v1/subscription_schedules")
+        cut = [(one["items"][0]["price"], one["trial_end"], one["end_date"]) for one in schedule["phases"]]
+        before, after = ("price_pro", change, change), ("price_team", trial_end, ends)
+        assert cut == [("price_pro", None, begins), before, after]
 
 
 CHANGES: Final[dict[str, Callable[[Rich], Awaitable[object]]]] = {
