@@ -20,6 +20,7 @@ from drivers.plans import completed
 from drivers.sampled import whole
 from drivers.subscribed_customer import fetched, subscription
 from faults.refusals import eventually
+from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 from servers.stores import Server, free_port, spawn_server
 
@@ -168,12 +169,14 @@ async def test_every_line_of_a_workers_log_is_an_object(
 async def test_a_worker_makes_figures_where_processes_deliver_nothing(
     directory: Path, store_url: str
 ) -> None:
+    """A process has a database of its own here, which shows that it makes none."""
     (directory / "plans.yaml").write_text(completed("meters: {pages: {unit: page}}"))
     url = sqlite_in(directory)
     shell = Shell(directory, METERKIT_REDIS_URL=store_url, METERKIT_AUDIT_URL=url, METERKIT_FLUSH="off")
-    async with shell.kit(audit_url=url) as kit:
+    reader = shell.kit(audit_url=url)
+    async with shell.kit(audit_url=f"sqlite:///{directory}/process.db") as process:
 
-        async def has_snapshot() -> bool:
+        async def has_snapshot(kit: MeterKit = reader) -> bool:
             last, _ = await kit.revenue.look()
             return last is not None
 
@@ -181,6 +184,7 @@ async def test_a_worker_makes_figures_where_processes_deliver_nothing(
             await eventually(has_snapshot)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(TIMEOUT_S) == 0
+        assert not await has_snapshot(process)
 
 
 @pytest.mark.dear("a worker is started")
