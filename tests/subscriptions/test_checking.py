@@ -162,3 +162,20 @@ async def test_a_state_changed_by_hand_is_named(at: Shop, field: str, stored: st
     drifts = (await at.kit.subscriptions.check())["acme"]
     said = [drift.message for drift in drifts if drift.kind == "ledger"]
     assert said == [f"its state has {field} '{by_hand}', and its ledger '{stored}'"]
+
+
+async def test_of_ended_subscriptions_the_last_to_end_is_compared(at: Shop) -> None:
+    first = await by_hand(at, **WHOLE)
+    at.go(HOUR)
+    second = await by_hand(at, **WHOLE)
+    for subscription in (second, first):
+        at.go(HOUR)
+        await at.stripe_delete(f"/v1/subscriptions/{subscription}?invoice_now=true")
+    (draft,) = [one for one in await at.invoices() if one["status"] == "draft"]
+    await at.stripe_change(f"/v1/invoices/{draft['id']}", auto_advance="false")
+    await at.kit.subscriptions.sync("acme")
+    before = len(at.emulator.requests)
+    drifts = (await at.kit.subscriptions.check())["acme"]
+    assert [(one.kind, one.subscription) for one in drifts] == [("draft_invoice", first)]
+    # The stored one is that which the list shows, so it is not fetched again.
+    assert [asked.path for asked in at.emulator.requests[before:]].count("/v1/subscriptions") == 1

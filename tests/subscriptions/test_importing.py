@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from drivers.shop import PLANS, Shop, sell_nothing, shop
-from drivers.webhooks import Hooked, hooked
+from drivers.webhooks import DAY, Hooked, hooked
 from meterkit import CustomerError, Imported, ImportProgress, MeterkitError, StripeUnavailableError
 from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
+
+HOUR = timedelta(hours=1)
 
 
 def at_stripe(hooks: Hooked, *customers: str, email: str | None = None, **metadata: str) -> None:
@@ -82,6 +84,18 @@ async def test_what_is_stored_is_what_a_look_at_each_customer_stores(hooks: Hook
         await hooks.kit.subscriptions.sync(customer)
         assert imported == await hooks.state(customer)
         assert imported.subscription is not None
+
+
+async def test_of_ended_subscriptions_the_last_to_end_is_imported(hooks: Hooked) -> None:
+    first = await paying(hooks, "acme")
+    hooks.clock.advance(HOUR)
+    second = await hooks.subscribe("acme", "price_max")
+    for subscription in (second, first):
+        hooks.clock.advance(HOUR)
+        await hooks.client.v1.subscriptions.cancel_async(subscription)
+    hooks.clock.advance(DAY)  # Changes of the last minutes are fetched again.
+    await hooks.kit.subscriptions.import_from_stripe()
+    assert (await hooks.kit.customers.get("acme")).subscription == first
 
 
 async def test_a_stopped_import_goes_on_where_it_was(hooks: Hooked, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ class ListedCustomer:
         items = items_of(found)
         if found.get("status") in LIVE:
             self.currency = text_in(found, "currency") or self.currency
-        slim = {name: found.get(name) for name in ("id", "status", "created")}
+        slim = {name: found.get(name) for name in ("id", "status", "created", "ended_at")}
         slim["items"] = {"data": [{"price": {"id": item.price, "lookup_key": item.key}} for item in items]}
         is_live = found.get("status") in LIVE
         named, plan = ids.of_subscription(found) if is_live else "", plan_in(items, catalog)

@@ -93,10 +93,10 @@ class DriftChecker:
         found: dict[str, list[dict[str, Any]]] = {linked: [] for linked in customers}
         async for page in self._api().pages("/v1/subscriptions", {"status": "all", "expand": _EXPAND}):
             for one in page:
-                own = found.get(id_in(one, "customer"))
-                # Of ended ones only the newest can be chosen; it is listed first.
-                if own is not None and (one.get("status") not in ENDED or not _has_ended(own)):
-                    own.append(await with_all_items(self._api(), one))
+                linked = id_in(one, "customer")
+                if linked in found:
+                    found[linked].append(await with_all_items(self._api(), one))
+                    found[linked] = self._without_former(found[linked], customers[linked][1].subscription)
         prices = await self._book.all()
         drifts: dict[str, tuple[Drift, ...]] = {}
         for linked, (customer, state) in customers.items():
@@ -152,6 +152,14 @@ class DriftChecker:
                     )
         return found
 
+    def _without_former(
+        self, found: Sequence[dict[str, Any]], known: SubscriptionState | None
+    ) -> list[dict[str, Any]]:
+        """Drop all ended subscriptions of a customer but the one that can be chosen: there may be many."""
+        ended = [one for one in found if one.get("status") in ENDED]
+        last = choose_subscription(ended, self._store.catalog, None if known is None else known.id)
+        return [one for one in found if one.get("status") not in ENDED or one is last]
+
     def _is_outdated(self, known: SubscriptionState | None, chosen: Mapping[str, Any] | None) -> bool:
         """Whether the stored subscription differs from the one at Stripe."""
         if chosen is None:
@@ -187,10 +195,6 @@ class DriftChecker:
             of_plan = compared_prices(of_plan, own, given, prices_in(shown))
         drifts = compare_customer(found, chosen, catalog, of_plan, facts)
         return (*drifts, *compare_usage(chosen, state, by_file))
-
-
-def _has_ended(found: Sequence[Mapping[str, Any]]) -> bool:
-    return any(one.get("status") in ENDED for one in found)
 
 
 _PAID: Final = frozenset({"active", "trialing"})
