@@ -228,7 +228,7 @@ async def test_another_markup_is_tried_without_money_prices(valkey: Server, tmp_
         for customer, calls in (("ada", 3), ("bob", 1)):
             for _ in range(calls):
                 await kit.record_usage(customer, answer_of("our-large", 0, 4_000))
-        await kit.record("bob", "usd_charged", 1_500_000)  # No call: no markup is on it.
+        await kit.record("bob", "usd_charged", 1_505_000)  # No call: no markup is on it.
     dearer = SOLD.replace("provider_prices}", "provider_prices, markup: 50%}")
     other = dearer.replace("1 per 1000}}", "2 per 1000}}").replace(
         "    meters: {output", "    subjects: {user: {output_tokens: {included: 5}}}\n    meters: {output"
@@ -245,13 +245,13 @@ async def test_another_markup_is_tried_without_money_prices(valkey: Server, tmp_
         }
         return charged, found["left_out"], {name: one["refused"] for name, one in customers.items()}
 
-    assert tried(dearer) == ({"ada": (1_200, 1_800), "bob": (550, 750)}, [], {"ada": {}, "bob": {}})
+    assert tried(dearer) == ({"ada": (1_200, 1_800), "bob": (551, 751)}, [], {"ada": {}, "bob": {}})
     charged, _, refused = tried(dearer.replace("quantity: 100", "quantity: 12"))
     # The third call would have found nothing left of twelve dollars.
-    assert (charged, refused["bob"]) == ({"ada": (1_200, 1_200), "bob": (550, 750)}, {})
+    assert (charged, refused["bob"]) == ({"ada": (1_200, 1_200), "bob": (551, 751)}, {})
     assert refused["ada"] == {"output_tokens": 4_000, "usd_charged": 6_000_000}
     charged, (prices, subjects), _ = tried(other)
-    assert charged == {"ada": (1_200, 1_200), "bob": (550, 550)}
+    assert charged == {"ada": (1_200, 1_200), "bob": (551, 551)}
     assert prices.startswith("what calls took from usd is that of the log: other prices under `models`")
     assert subjects.startswith("limits of each user are not tried for 2 customers: none of their usage")
 
@@ -289,6 +289,26 @@ async def test_days_are_shown_as_text_csv_and_json(valkey: Server, tmp_path: Pat
     ]
     (shown,) = shell.run("revenue", "--to", "2031-06-11", "--json").json
     assert (shown["currency"], shown["customers"], shown["arpa"]) == ("usd", 2, 1_500_000_000)
+
+
+async def test_shown_revenue_is_rounded_half_up(valkey: Server, tmp_path: Path) -> None:
+    audit_url = f"sqlite:///{tmp_path / 'audit.db'}"
+    (tmp_path / "plans.yaml").write_text(SUBSCRIBED)
+    settings = {
+        "METERKIT_REDIS_URL": valkey.url,
+        "METERKIT_AUDIT_URL": audit_url,
+        "METERKIT_SHARDS": "4",
+    }
+    async with hooked(valkey.url, audit_url=audit_url) as at:
+        coupon = await at.client.v1.coupons.create_async({"percent_off": 0.15, "duration": "forever"})
+        at.customer("acme")
+        await at.subscribe("acme", discounts=[{"coupon": coupon.id}])
+        await at.settle()
+        at.clock.advance(DAY)
+        await at.kit.revenue.snapshot()
+    # It pays 998.5 cents a month.
+    shell = InProcessShell(tmp_path, **settings)
+    assert shell.run("revenue", "--to", "2031-06-10").out.splitlines()[-1].split()[2:4] == ["USD", "9.99"]
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -105,6 +105,17 @@ async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(kit: MeterKit, 
     assert (shown["revenue_usd:mrr"], shown["plans_eur:pro"]) == (2570, 1500)
 
 
+async def test_money_of_revenue_is_rounded_half_up(
+    kit: MeterKit, client: AsyncClient, tmp_path: Path
+) -> None:
+    tables = RevenueTables(Database(sqlite_in(tmp_path)))
+    tables.write(LAST, [CustomerPayment("ada", "pro", "usd", 2_500_000)], [])
+    await make_snapshot(kit)
+    page = (await client.get("/")).text
+    assert '<data value="2500000">USD 0.03</data>' in page
+    assert "USD 0.02" not in page  # Nor in its tile.
+
+
 @pytest.mark.dear("each day of a month is kept")
 async def test_monthly_shares_match_the_lists_that_they_open(
     kit: MeterKit, client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

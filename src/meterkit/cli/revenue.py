@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.amount_wording import money, rounded_cents
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import WrongUsageError
 from meterkit.cli.output import echo, print_note, print_records
@@ -130,7 +130,7 @@ def _rows(found: RevenueDay, first: str) -> Iterator[dict[str, Any]]:
 
 
 def _shown(row: dict[str, Any], currency: str) -> dict[str, Any]:
-    cents = {name: round(Fraction(row[name] or 0, _MICRO)) for name in _MONEY}
+    cents = {name: rounded_cents(Fraction(row[name] or 0, _MICRO)) for name in _MONEY}
     amounts = {name: money(amount, row["currency"]) if row[name] else "" for name, amount in cents.items()}
     shares = {name: "" if row[name] is None else f"{row[name]:.1%}" for name in _SHARES}
     cac = "" if row["cac_cents"] is None else money(row["cac_cents"], currency)

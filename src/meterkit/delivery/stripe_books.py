@@ -6,7 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.amount_wording import money, rounded_cents
 from meterkit.customers.billed_usage import read_totals
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.invoice_deadlines import stops_billing_ms
@@ -244,7 +244,7 @@ def _advice_on_terms(terms: ItemTerms, there: Sequence[Mapping[str, Any]]) -> st
         (Fraction(unit_amount_decimal(one.label)) * one.overage for one in terms.priced), start=Fraction(0)
     )
     if abs(due - cents) > Fraction(len(there), 2):
-        exact = money(round(due), terms.currency)
+        exact = money(rounded_cents(due), terms.currency)
         return (
             f"the invoice items {names} for late units have {money(cents, terms.currency)}, and their price"
             f" comes to {exact}: check who changed them"

@@ -15,7 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from meterkit.catalog.amount_wording import exact_money, is_money, micro_money, minor_units, money, size_text
+from meterkit.catalog.amount_wording import (
+    exact_money,
+    is_money,
+    micro_money,
+    minor_units,
+    money,
+    rounded_cents,
+    size_text,
+)
 from meterkit.decisions.dunning import is_for_debt
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
@@ -157,7 +165,7 @@ def _last_day(end: datetime) -> str:
 
 
 def _micro_money(amount: int, currency: str) -> str:
-    return money(round(Fraction(amount, MICRO)), currency)
+    return money(rounded_cents(Fraction(amount, MICRO)), currency)
 
 
 def _micro_per_unit(currency: str) -> int:

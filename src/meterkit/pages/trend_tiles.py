@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import is_money, money
+from meterkit.catalog.amount_wording import is_money, money, rounded_cents
 from meterkit.decisions.grants import MICRO
 from meterkit.insights.overview.rows import ACTIVITY_DAYS
 from meterkit.pages.operator_lists import DAY_MINUTES
@@ -123,7 +124,7 @@ def _revenue_tiles(revenue: RevenueFigures, catalog: Catalog, only: str) -> list
 
 
 def _micro_money(amount: int, currency: str) -> str:
-    return money(round(amount / MICRO), currency)
+    return money(rounded_cents(Fraction(amount, MICRO)), currency)
 
 
 def _usage_tiles(activity: DailyActivity, catalog: Catalog, today: int) -> list[TrendTile]:

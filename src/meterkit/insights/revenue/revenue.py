@@ -11,6 +11,7 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.history import read_states_and_histories
 from meterkit.customers.states import list_customer_pages
@@ -369,7 +370,7 @@ def _build_revenue_day(tables: RevenueTables, day: date, currency: str) -> Reven
         forecast_error=by_currency(
             lambda name, _: None if (found := expected(name)) is None else found.error
         ),
-        cac=round(Fraction(spent, won)) if spent and won else None,
+        cac=rounded_cents(Fraction(spent, won)) if spent and won else None,
     )
 
 

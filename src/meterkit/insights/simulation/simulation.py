@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import CHARGED
 from meterkit.catalog.overage_prices import is_row
@@ -414,15 +415,17 @@ def _build_customer(
         customer=who,
         plan=case.tenure.plan,
         currency=currency,
-        now_cents=round(now),
-        then_cents=round(then),
+        now_cents=rounded_cents(now),
+        then_cents=rounded_cents(then),
         refused=tried.refused,
         refused_first_at=None if tried.first_ms is None else from_ms(tried.first_ms),
         estimates=tuple(_explain_estimates(case)),
-        now_margin_cents=None if costs is None else round(now - _cost(case.units, costs)),
-        then_margin_cents=None if costs is None else round(then - _cost(served, costs)),
-        now_charged_cents=None if charged is None else round(Fraction(charged.of.get(who, 0), _CENT)),
-        then_charged_cents=None if charged is None else round(Fraction(served.get(charged.meter, 0), _CENT)),
+        now_margin_cents=None if costs is None else rounded_cents(now - _cost(case.units, costs)),
+        then_margin_cents=None if costs is None else rounded_cents(then - _cost(served, costs)),
+        now_charged_cents=None if charged is None else rounded_cents(Fraction(charged.of.get(who, 0), _CENT)),
+        then_charged_cents=None
+        if charged is None
+        else rounded_cents(Fraction(served.get(charged.meter, 0), _CENT)),
     )
 
 
