@@ -60,6 +60,7 @@ class Books:
     autos: dict[str, Auto] = field(default_factory=dict[str, Auto])
     grants: dict[str, Grant] = field(default_factory=dict[str, Grant])
     refunds: dict[str, Refund] = field(default_factory=dict[str, Refund])
+    unreported: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     has_balance: bool = False
 
     def top_up(self, target: str, what: str, event: str, month: str, now: int) -> list[Any]:
@@ -97,8 +98,9 @@ class Books:
         name = f"a {target} {invoice}"
         known, grant, auto = self.refunds.get(name), self.grants.get(name), self.autos.get(target)
         more = refunded - (known.refunded if known else 0)
+        before = self.unreported.get(name, (0, 0))
         if more <= 0:
-            return [0, 0]
+            return [*before]
         part = 0
         if grant is not None:
             part = min(more, grant.quantity - grant.used)
@@ -109,7 +111,8 @@ class Books:
         self.has_balance = False
         if is_all and auto is not None and auto.state in {"paid", "pending"}:
             auto.state = "stopped"
-        return [more, part]
+        self.unreported[name] = (before[0] + more, before[1] + part)
+        return [*self.unreported[name]]
 
 
 class TopUps(ScriptWorld):
@@ -170,11 +173,17 @@ class TopUps(ScriptWorld):
         reply = self.run("reclaim_grant", (KEYS.grants, KEYS.ledger), name, refunded, int(is_all), self.wall)
         expected = self.books.reclaim(target, invoice, refunded, self.wall, is_all=is_all)
         self.compare(f"reclaim {name} {refunded}", expected, reply)
+        if self.random.random() < 0.5:
+            self.wire(pack("HDEL", KEYS.ledger, f"unreported {name}"))
+            self.books.unreported.pop(name, None)
         self.seen.add(f"reclaim {'more' if expected[0] > expected[1] else 'all' if expected[1] else 'none'}")
 
     def _check(self) -> None:
         grants = {name: str(grant) for name, grant in self.books.grants.items()}
         ledger = {f"refund {name}": str(refund) for name, refund in self.books.refunds.items()}
+        ledger |= {
+            f"unreported {name}": f"{more} {part}" for name, (more, part) in self.books.unreported.items()
+        }
         ledger |= {f"auto {target}": str(auto) for target, auto in self.books.autos.items()}
         balance = {"balance": "as it was"} if self.books.has_balance else {}
         for key, expected in ((KEYS.grants, grants | balance), (KEYS.ledger, ledger)):

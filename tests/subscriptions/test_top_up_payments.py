@@ -23,7 +23,7 @@ from drivers.top_ups import (
     with_card,
 )
 from drivers.webhooks import NOW, Hooked, hooked, shop
-from meterkit import PaymentMethodMissingError
+from meterkit import PaymentMethodMissingError, StoreError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
 
@@ -288,6 +288,31 @@ async def test_a_key_that_reads_no_disputes_takes_all_back(at: Hooked) -> None:
     at.emulator.fail_next("error", status=403, path="/v1/disputes")
     await at.settle()
     assert (await balance(at), await dead(at)) == (0, [])
+
+
+async def test_a_refund_is_reported_though_a_process_dies_before(
+    at: Hooked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    at.kit.on("top_up.refunded")(told.append)
+    invoice = str((await bought(at)).invoice)
+    with monkeypatch.context() as dying:
+        dying.setattr("meterkit.subscriptions.top_up_payments.publish_notice", unstored)
+        await refund(at, invoice, 300)
+        await at.settle()
+    assert await balance(at) == 7 * DOLLAR
+    at.clock.advance(timedelta(minutes=5))
+    await at.settle()
+    await refund(at, invoice, 200)
+    await at.settle()
+    await at.kit.stop()
+    await at.kit.start()
+    assert [(one.refunded_cents, one.taken_back_cents) for one in told] == [(300, 300), (200, 200)]
+    assert (await balance(at), await dead(at)) == (5 * DOLLAR, [])
+
+
+async def unstored(*_: object) -> None:
+    raise StoreError("the store does not answer")
 
 
 TAXED = loads(f'{PLANS}billing: {{checkout: {{"automatic_tax[enabled]": true}}}}\n')

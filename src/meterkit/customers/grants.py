@@ -134,7 +134,7 @@ class ReclaimedQuantity(NamedTuple):
     """The result of a refund of a grant's payment, in units of its meter, or in micro-credits.
 
     Attributes:
-        more: how much more was refunded than was known.
+        more: how much was refunded that :func:`mark_reclaim_reported` does not know of.
         taken: how much of that the grant had left; it was taken back.
     """
 
@@ -145,7 +145,7 @@ class ReclaimedQuantity(NamedTuple):
 async def reclaim_grant(
     store: Store, customer: str, target: str, *, grant_id: str, refunded: int, stops_automatic: bool
 ) -> ReclaimedQuantity:
-    """Take back of a grant the refunded part, as far as it is left. Repeated: a no-op.
+    """Take back of a grant the refunded part, as far as it is left. Repeated: a no-op with the same reply.
 
     Args:
         store: where the customer is.
@@ -163,6 +163,12 @@ async def reclaim_grant(
     more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded, int(stops_automatic))
     drop_allotments(store, customer)
     return ReclaimedQuantity(more=more, taken=taken)
+
+
+async def mark_reclaim_reported(store: Store, customer: str, target: str, grant_id: str) -> None:
+    """Mark all that was taken back of a grant as reported. Raises StoreError: the store does not answer."""
+    admin, keys = await store.admin(), store.keys.customer(customer)
+    await admin.ask(admin.client.hdel(keys.ledger, f"unreported a {target} {grant_id}"))
 
 
 _PRIORITY_MAX: Final = 1000

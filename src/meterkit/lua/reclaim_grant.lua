@@ -6,15 +6,18 @@
 -- ARGV  1 the grant's name    2 total refunded so far, this refund included (units, or micro-credits)
 --       3 1: automatic top-ups stop until the next purchase, see move_auto_top_up.lua; 0: they go on
 --       last: the caller's clock (ms)
--- Reply {units refunded since the last call, units of those that the grant still had}
+-- Field "unreported NAME": what was refunded and taken since the last event that reported it; deleted once that is sent
+-- Reply {units refunded and not reported yet, units of those that the grant still had}
 --include server_ms
 --include repay_debts
 local grants_key, ledger_key, name, refunded, stops_auto, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[#ARGV]
 local call, line = redis.call, 'refund ' .. name
 local known, taken = string.match(call('HGET', ledger_key, line) or '0 0', '^(%d+) (%d+)')
+local unreported = 'unreported ' .. name
+local more_before, part_before = string.match(call('HGET', ledger_key, unreported) or '0 0', '^(%d+) (%d+)$')
 local more = refunded - known
 if more <= 0 then
-  return {0, 0}
+  return {tonumber(more_before), tonumber(part_before)}
 end
 local now = server_ms(caller_ms)
 repay_debts(grants_key, ledger_key, now)
@@ -35,4 +38,6 @@ local state, rest = string.match(call('HGET', ledger_key, auto) or '', '^(%l+) (
 if stops_auto == '1' and (state == 'paid' or state == 'pending') then
   call('HSET', ledger_key, auto, 'stopped ' .. rest)
 end
+more, part = more_before + more, part_before + part
+call('HSET', ledger_key, unreported, string.format('%.0f %.0f', more, part))
 return {more, part}

@@ -11,7 +11,7 @@ import logging
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.customers.grants import add_grant, read_granted, reclaim_grant
+from meterkit.customers.grants import add_grant, mark_reclaim_reported, read_granted, reclaim_grant
 from meterkit.customers.links import StripeLinker
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError, StoreError
@@ -238,10 +238,11 @@ class TopUpPayments:
     ) -> None:
         customer, invoice = bought.customer, bought.invoice
         micros = returned_share(granted, returned, bought.paid_cents)
+        target = target_of("credit", bought.credit)
         found = await reclaim_grant(
             self._store,
             customer,
-            target_of("credit", bought.credit),
+            target,
             grant_id=invoice,
             refunded=micros,
             stops_automatic=stops_automatic,
@@ -268,3 +269,4 @@ class TopUpPayments:
             "taken_back_cents": taken_cents,
         }
         await publish_notice(self._store, customer, "top_up.refunded", data)
+        await mark_reclaim_reported(self._store, customer, target, invoice)
