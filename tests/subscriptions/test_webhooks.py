@@ -253,6 +253,44 @@ async def test_events_are_queued_while_stripe_is_down(at: Hooked, caplog: pytest
     assert 1 <= len([record for record in alarms if "none is lost" in record.message]) <= 5
 
 
+async def test_a_right_that_the_key_lacks_delays_no_other_sync(
+    at: Hooked, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    at.customer()
+    await at.settle()
+    at.emulator.fail_next("error", status=403, path="/v2/core/events/evt_t", times=None)
+    notice = {"id": "evt_t", "object": "v2.core.event", "type": "v1.billing.meter.error_report_triggered"}
+    await client.post("/", **signed(notice))
+    await at.kit.webhooks.work_off()
+    await at.subscribe()
+    await at.settle()
+    assert (await at.kit.customers.get("acme")).plan == "pro"
+    for _ in range(20):
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.webhooks.work_off()
+    assert (await waiting(at), await at.kit.webhooks.dead()) == (1, [])
+    assert "the sync of evt_t is tried again later" in caplog.text
+
+
+async def test_without_a_right_that_all_need_few_syncs_are_tried(
+    at: Hooked, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(30):
+        at.customer(f"c{number}")
+        await at.subscribe(f"c{number}")
+    at.emulator.fail_next("error", status=403, path=SUBSCRIPTIONS, times=None)
+    await at.bring()
+    for _ in range(5):
+        await at.kit.webhooks.work_off()
+        at.clock.advance(timedelta(minutes=11))
+    assert at.asked() == 10 + 4
+    assert caplog.text.count("none is lost") == 1
+    at.emulator.clear_faults()
+    at.clock.advance(timedelta(minutes=11))
+    await at.kit.webhooks.work_off()
+    assert await waiting(at) == 0
+
+
 async def test_a_repeated_refusal_is_given_up_and_kept(at: Hooked) -> None:
     at.customer()
     await at.subscribe()

@@ -44,10 +44,10 @@ class CircuitBreaker:
         self._wait_ms = min(most_ms, max(first_ms, 2 * self._wait_ms))
         self._admits_all, self._tripped_ms, self._until_ms = False, now_ms, now_ms + self._wait_ms
 
-    def failed(self, now_ms: int, *, first_ms: int, most_ms: int) -> None:
-        """No answer came. Many in a row trip it, and so does a failed trial call."""
+    def failed(self, now_ms: int, *, first_ms: int, most_ms: int, by_trial: bool = True) -> None:
+        """Count a failure. Many in a row trip it, and with ``by_trial`` so does a failed trial call."""
         self._failures += 1
-        if not self._admits_all or self._failures >= _FAILURES_MAX:
+        if (by_trial and not self._admits_all) or self._failures >= _FAILURES_MAX:
             self.trip(now_ms, first_ms=first_ms, most_ms=most_ms)
 
     def is_alert_due(self, now_ms: int) -> bool:

@@ -145,8 +145,11 @@ class SyncWorker:
     async def _schedule_retry(self, entry: SyncEntry, error: Exception) -> None:
         """Release an entry for a retry, or give it up, and log that."""
         decision = decide_retry(error, entry.attempts)
-        self._update_breaker(decision, error)
-        if decision.scope == "answer" and self._breaker.admits(self._store.now_ms()) != "all":
+        self._update_breaker(decision, error, entry.attempts)
+        admitted = self._breaker.admits(self._store.now_ms())
+        if (decision.scope == "answer" and admitted != "all") or (
+            decision.scope == "right" and admitted == "none"
+        ):
             # The entry is not at fault, and the breaker limits the requests.
             decision = replace(decision, delay_ms=min(decision.delay_ms, _ANSWER_MS[1]), counts=False)
         why = str(error) or type(error).__name__
@@ -164,7 +167,7 @@ class SyncWorker:
             return
         delay_ms = int(decision.delay_ms * _jitter(0.5, 1.0))
         await self._queue.retry(entry, why, delay_ms=delay_ms, counts=decision.counts)
-        if decision.scope == "entry":
+        if decision.scope in {"entry", "right"}:
             _logger.warning(
                 "the sync of %s is tried again later: %s",
                 entry.stripe_customer,
@@ -172,7 +175,7 @@ class SyncWorker:
                 exc_info=unexpected,
             )
 
-    def _update_breaker(self, decision: RetryDecision, error: Exception) -> None:
+    def _update_breaker(self, decision: RetryDecision, error: Exception, attempts: int) -> None:
         """Trip the circuit breaker on a failure of all requests; log an alert once, then hourly."""
         now_ms = self._store.now_ms()
         if decision.scope == "entry":
@@ -180,6 +183,12 @@ class SyncWorker:
             return
         if decision.scope == "key":
             self._breaker.trip(now_ms, first_ms=_KEY_MS[0], most_ms=_KEY_MS[1])
+        elif decision.scope == "right":
+            # Others may need no such right: only many entries in a row without it trip the breaker.
+            if not attempts:
+                self._breaker.failed(now_ms, first_ms=_KEY_MS[0], most_ms=_KEY_MS[1], by_trial=False)
+            if self._breaker.admits(now_ms) != "none":
+                return
         else:
             self._breaker.failed(now_ms, first_ms=_ANSWER_MS[0], most_ms=_ANSWER_MS[1])
         if self._breaker.is_alert_due(now_ms):
