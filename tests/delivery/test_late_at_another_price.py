@@ -279,6 +279,17 @@ async def test_a_deleted_item_is_named_by_reconcile_and_not_made_again(at: Shop)
     assert "have 0 of 26 late units: one was deleted there" in (await compared(at)).advice
 
 
+async def test_an_item_on_a_voided_invoice_is_named_by_reconcile(at: Shop) -> None:
+    await use_before_a_switch(at)
+    await at.kit.flush(everything=True)
+    await at.fail_payments()
+    await renewed(at)
+    assert (await compared(at)).advice == ""
+    (item,) = [one for one in await at.stripe_list(ITEMS) if "meterkit_late_item" in one["metadata"]]
+    await at.stripe_change(f"/v1/invoices/{item['invoice']}/void")
+    assert f"26 late units are on {item['invoice']}, which is void" in (await compared(at)).advice
+
+
 @pytest.mark.parametrize(("more", "items"), [(0, [(26, 104)]), (10, [(10, 40), (26, 104)])])
 async def test_i13_a_forgotten_item_is_not_billed_again(
     at: Shop, more: int, items: list[tuple[int, int]]

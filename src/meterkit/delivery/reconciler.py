@@ -272,7 +272,7 @@ class Reconciler:
                 uninvoiced=sum(late[name] for name in named),
             )
         advices = {event: await self._advise_on_event(usage, side) for event, side in sides.items()}
-        items = await item_books(store, self._api(), usage, state.stripe_customer, meters)
+        items = await item_books(store, self._api(), usage, state.stripe_customer, meters, invoices)
         return [
             Reconciled(
                 stripe_customer=state.stripe_customer,

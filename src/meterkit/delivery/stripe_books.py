@@ -181,7 +181,12 @@ class ItemBook(NamedTuple):
 
 
 async def item_books(
-    store: Store, api: StripeApi, usage: CustomerUsage, stripe_customer: str | None, meters: Sequence[str]
+    store: Store,
+    api: StripeApi,
+    usage: CustomerUsage,
+    stripe_customer: str | None,
+    meters: Sequence[str],
+    invoices: InvoiceReader,
 ) -> Mapping[str, ItemBook]:
     """Compare the units that invoice items bill, by meter; meters without any are left out.
 
@@ -191,6 +196,7 @@ async def item_books(
         usage: of a customer in a period.
         stripe_customer: the linked customer at Stripe; None: there is none.
         meters: by name.
+        invoices: reads the customer's invoices, asked only if items are on some.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -213,8 +219,24 @@ async def item_books(
         if waiting or made or there:
             advice = _advice_on_items(waiting, made, int(sum(map(units_of, there))))
             terms = ItemTerms(start_ms // 1000, usage["currency"], item_segments(totals[name][2]))
-            books[name] = ItemBook(waiting + made, advice or _advice_on_terms(terms, there))
+            advice = advice or _advice_on_terms(terms, there)
+            books[name] = ItemBook(waiting + made, advice or await _advice_on_void(invoices, there, start_ms))
     return books
+
+
+async def _advice_on_void(invoices: InvoiceReader, there: Sequence[Mapping[str, Any]], start_ms: int) -> str:
+    """Advise on items at Stripe whose invoice was voided; empty: no advice."""
+    on_invoices = [item for item in there if item.get("invoice")]
+    if not on_invoices:
+        return ""
+    made = await invoices.made(str(on_invoices[0]["customer"]), start_ms // 1000)
+    void = {invoice["id"] for invoice in made if invoice.get("status") == "void"}
+    lost = [item for item in on_invoices if item["invoice"] in void]
+    if not lost:
+        return ""
+    names = ", ".join(dict.fromkeys(str(item["invoice"]) for item in lost))
+    units = int(sum(map(units_of, lost)))
+    return f"{units} late units are on {names}, which is void: check who voided it, and why"
 
 
 class ItemTerms(NamedTuple):
