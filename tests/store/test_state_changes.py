@@ -250,6 +250,20 @@ async def test_an_unreadable_state_does_not_stop_the_sweep(
     assert "for customer 'c1' cannot be entered" in caplog.text
 
 
+async def test_a_damaged_key_of_a_customer_does_not_stop_the_sweep(
+    kit: MeterKit, valkey: Server, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for nth in range(3):
+        await fetched(kit, subscription(**FAILING), customer=f"c{nth}")
+    keys = kit.store.keys.customer("c0")
+    valkey.command("SET", keys.history, "no list")
+    valkey.command("SET", kit.store.keys.customer("c1").state, "no hash")
+    clock.set(NOW + 7 * DAY)
+    assert await sweep(kit) == 1
+    assert "for customer 'c0' cannot be entered" in caplog.text
+    assert "for customer 'c1' cannot be entered" in caplog.text
+
+
 async def test_a_host_that_is_ahead_enters_nothing_early(store_url: str) -> None:
     catalog, now = loads(completed(PLANS)), datetime.now(UTC)
     begun = now - 10 * DAY

@@ -359,6 +359,25 @@ async def test_every_linked_customer_is_read_once_a_night(store_url: str) -> Non
         assert (await at.kit.customers.get("c5")).plan == "pro"
 
 
+async def test_an_unreadable_state_keeps_no_other_from_its_night(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(NOW.replace(hour=0))
+    async with hooked(store_url, clock=clock, shards=1) as at:
+        for customer in ("c0", "c1", "c2"):
+            at.customer(customer)
+            await at.kit.customers.link(customer, f"cus_{customer}", force=True)
+        await at.kit.webhooks.work_off()
+        client, keys = (await at.kit.store.admin()).client, at.kit.store.keys
+        await client.hset(keys.customer("c0").state, "data", "[]")
+        await client.set(keys.customer("c1").state, "no hash")
+        await sweeper(at.kit).run_once()
+        assert (await at.kit.webhooks.backlog()).entries == 1
+        assert "the state of customer 'c0' cannot be read" in caplog.text
+        assert await at.kit.subscriptions.check() == {}
+        await at.kit.stop()
+
+
 SIX_HOURS_MS = 6 * 3_600_000
 DAY_MS = 4 * SIX_HOURS_MS
 

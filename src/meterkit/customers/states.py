@@ -11,7 +11,7 @@ import logging
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, replace
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.period_carryover import with_unlimited_use
 from meterkit.decisions.customer_overrides import without_amounts
@@ -47,6 +47,7 @@ from meterkit.outbox.meters_or_lines import (
     line_prices,
     line_switches,
 )
+from meterkit.redis.server import is_key_error
 from meterkit.store.event_names import read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
 
@@ -393,9 +394,9 @@ async def sweep_scheduled_transitions(store: Store) -> int:
 async def _catch_up(admin: Admin, states: CustomerStates, customer: str) -> bool:
     try:
         await states.catch_up(customer)
-    except StoreError:
-        raise
     except (ValueError, TypeError, MeterkitError) as error:  # Another release, or another program, wrote it.
+        if isinstance(error, StoreError) and not is_key_error(error.__cause__):
+            raise
         admin.warn_once(f"what the clock changes for customer {customer!r} cannot be entered: {error}")
         return False
     return True
@@ -433,18 +434,46 @@ async def list_customer_pages(admin: Admin, keys: Keys, most: int) -> AsyncGener
         yield page
 
 
-async def read_states(admin: Admin, keys: Keys, customers: Sequence[str]) -> dict[str, CustomerState]:
-    """Read the stored states of customers in one round trip; one without a record has the state of a new one.
+async def read_states(
+    admin: Admin, keys: Keys, customers: Sequence[str], *, skips_unreadable: bool = False
+) -> dict[str, CustomerState]:
+    """Read the states of customers in one round trip; one without a record has the state of a new one.
+
+    Args:
+        admin: the connection.
+        keys: names of the keys.
+        customers: by id.
+        skips_unreadable: leave out customers whose state cannot be read, and log a warning once for each.
 
     Raises:
-        StoreError: the store does not answer.
+        StoreError: the store does not answer, or a state cannot be read.
     """
     if not customers:
         return {}
     pipe = admin.client.pipeline(transaction=False)
     for customer in customers:
         pipe.hget(keys.customer(customer).state, "data")
-    found: list[bytes | None] = await admin.ask(pipe.execute())
-    return {
-        customer: CustomerState.parse(data or b"") for customer, data in zip(customers, found, strict=True)
-    }
+    replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    found: dict[str, CustomerState] = {}
+    for customer, reply in zip(customers, replies, strict=True):
+        if isinstance(reply, Exception) and not is_key_error(reply):
+            raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
+        state = _parse_state(reply)
+        if isinstance(state, CustomerState):
+            found[customer] = state
+            continue
+        message = f"the state of customer {customer!r} cannot be read: {state}"
+        if not skips_unreadable:
+            raise StoreError(message) from state
+        admin.warn_once(message)
+    return found
+
+
+def _parse_state(reply: bytes | Exception | None) -> CustomerState | Exception:
+    """The state in a reply, or why there is none."""
+    if isinstance(reply, Exception):
+        return reply
+    try:
+        return CustomerState.parse(reply or b"")
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        return error

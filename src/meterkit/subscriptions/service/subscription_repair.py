@@ -120,7 +120,8 @@ class DriftChecker:
         linked: dict[str, tuple[str, CustomerState]] = {}
         async with aclosing(list_customer_pages(admin, keys, _PAGE)) as pages:
             async for page in pages:
-                for customer, state in (await read_states(admin, keys, page)).items():
+                states = await read_states(admin, keys, page, skips_unreadable=True)
+                for customer, state in states.items():
                     if state.stripe_customer is not None:
                         linked[state.stripe_customer] = customer, state
         return linked

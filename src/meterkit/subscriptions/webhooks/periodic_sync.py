@@ -179,7 +179,8 @@ class EventSweeper:
         members: set[bytes] = await admin.ask(admin.client.smembers(keys.shard(shard, "customers")))
         customers = sorted(member.decode() for member in members)
         for start in range(0, len(customers), _PAGE):
-            states = await read_states(admin, keys, customers[start : start + _PAGE])
+            page = customers[start : start + _PAGE]
+            states = await read_states(admin, keys, page, skips_unreadable=True)
             for state in states.values():
                 if state.stripe_customer is not None:
                     delay_ms = _random.randrange(span_ms)
