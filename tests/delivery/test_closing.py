@@ -152,9 +152,11 @@ async def test_damaged_books_do_not_delay_other_closes(at: Desk, closing: Closin
     june = int(NOW.replace(day=1, hour=0, minute=0, second=0).timestamp() * 1000)
     field = f"{june}|{meter_token('requests')}d"
     await admin.ask(admin.client.hset(keys.customer("acme").totals, field, "odd"))
-    assert await closing.at(46) == (2, 0, 1)
+    await admin.ask(admin.client.set(keys.customer("beta").totals, "of somebody else", px=600_000))
+    assert await closing.at(46) == (1, 0, 2)
     (line,) = errors(caplog)
     assert "customer 'acme', until 2031-07-01 00:00 UTC: it cannot be read: ValueError" in line
+    assert "customer 'beta', until 2031-07-01 00:00 UTC: it cannot be read: StoreError" in line
 
 
 async def test_processes_that_deliver_look_by_themselves(

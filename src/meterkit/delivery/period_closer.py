@@ -23,6 +23,7 @@ from meterkit.outbox.close_queue import CLOSE_AFTER_MS, CloseQueue, PeriodClose
 from meterkit.outbox.invoice_ends import InvoiceEnd, read_invoice_end, store_invoice_end
 from meterkit.outbox.line_metadata import is_usage_invoice
 from meterkit.outbox.meters_or_lines import line_switches
+from meterkit.redis.server import is_key_error
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
@@ -331,9 +332,9 @@ class PeriodCloser:
                 await closes.forget(close)
                 return None, False
             why, may_wait = await checker.explain_open(usage)
-        except StoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 - damaged records of one customer do not stop the others
+        except Exception as error:  # damaged records of one customer do not stop the others
+            if isinstance(error, StoreError) and not is_key_error(error.__cause__):
+                raise
             return f"it cannot be read: {error!r:.200}", False
         if not why and await closes.forget(close):
             _logger.info(
