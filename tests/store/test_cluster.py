@@ -11,16 +11,19 @@ import asyncio
 import re
 import signal
 from collections.abc import Generator, Iterable
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from time import time
 from typing import Any, cast
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from asgi.test_llm_outliving import HELD, response, saying
 from drivers.changing_servers import CUSTOMERS, Load, recorded, under_load
 from drivers.delivery import CATALOG, Desk, desk
+from drivers.llm_apps import ask, metered
 from faults.proxy import TcpProxy
 from faults.refusals import FakeRedis, eventually, lane_of, loop_clock, open_sockets, settled, stopped
 from meterkit import MeterKit, SettingsError, StoreError
@@ -305,6 +308,30 @@ async def test_i9_other_shards_are_served_while_a_node_is_down() -> None:
             found = await recorded(kit)
             assert found[gone[0]] == 6
             assert {customer: found[customer] for customer in living} == dict.fromkeys(living, 2)
+
+
+async def test_i9_a_job_that_begins_as_its_node_goes_down_is_no_error() -> None:
+    """The customer's request is answered and counted; only the job's own hold is missing."""
+    with spawn_cluster("--cluster-require-full-coverage", "no") as cluster, ExitStack() as outage:
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            outage.enter_context(stopped(cluster.owner(at.kit.store.keys.customer("acme").counters)))
+            await eventually(is_down)
+            await saying(response("queued"))(scope, receive, send)
+
+        async def is_down() -> bool:
+            with suppress(StoreError):
+                await at.kit.consume("acme", "requests", 0)
+            return lane_of(at.kit).is_down
+
+        async with metered(app, cluster.url, plans=HELD, settings={"store_timeout": 0.5}) as at:
+            await ask(at, "/held")
+            outage.close()
+            lane = lane_of(at.kit)
+            await eventually(lambda: not lane.is_down and lane.unsettled == 0)
+            meters = (await at.kit.usage("acme"))["meters"]
+            assert (meters["requests"]["recorded"], meters["output_tokens"]["held"]) == (1, 0)
+            assert (lane.live, at.kit.store.job_holds.holds) == (set(), {})
 
 
 async def test_i9_a_slot_without_a_node_ends_no_connection(

@@ -61,7 +61,12 @@ class JobHold(HoldOwner):
         lane = self._lane
         if lane is not None:
             decision = prepare_renewing(self._view, self._quantities, ())
-            lane.spawn(self._acquire_hold(lane, decision, lane.call(decision)))
+            try:
+                pending = lane.call(decision)
+            except MeterkitError:  # Of a cluster, the node of this customer is down.
+                self.release_hold()
+            else:
+                lane.spawn(self._acquire_hold(lane, decision, pending))
 
     async def _acquire_hold(self, lane: Lane, decision: PreparedDecision, pending: Any) -> None:
         view = self._view
@@ -81,6 +86,8 @@ class JobHold(HoldOwner):
                     self._store.settle(lane, settle_decision(decision, self._slot, billed=False))
                 else:
                     lane.live.add(self)
+        if self._decided is None:
+            self.release_hold()
 
     async def renew(self) -> None:
         """Renew the hold, unless the job has ended elsewhere or has taken too long."""
@@ -110,7 +117,9 @@ class JobHold(HoldOwner):
         """Release the hold. Idempotent."""
         lane, holding, was_settled = self._lane, self._renewed or self._decided, self._settled
         self._settled = True
-        self._store.job_holds.holds.pop(self._job_id, None)
+        holds = self._store.job_holds.holds
+        if holds.get(self._job_id) is self:
+            del holds[self._job_id]
         if lane is not None and holding is not None and not was_settled:
             lane.live.discard(self)
             self._store.settle(lane, settle_decision(holding, self._slot, billed=False))
