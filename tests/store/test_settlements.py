@@ -307,6 +307,31 @@ async def test_i5_what_is_not_applied_blocks_none(valkey: Server, caplog: pytest
     assert f"that of 'zeta' failed: field {june}{meter_token('tokens')}i is not a whole" in caplog.text
 
 
+async def test_i11_an_answer_behind_a_failed_settlement_counts(kit: MeterKit, valkey: Server) -> None:
+    """The store had refused the second one, and its caller was told that it was recorded."""
+    customers = [name for name in map(str, range(99)) if kit.store.keys.customer(name).shard == 0]
+    damaged, other = customers[:2]
+    await kit.record(damaged, "tokens", 1)
+    await kit.record(other, "tokens", 1, event_id="e")
+    valkey.command("HSET", kit.store.keys.customer(damaged).counters, meter_field("tokens"), "many")
+    calls = kit.record(damaged, "tokens", 7), kit.record(other, "tokens", 2, event_id="e")
+    failed, refused = await asyncio.gather(*calls, return_exceptions=True)
+    assert f"not recorded: that of '{damaged}' failed: " in str(failed)
+    assert "1 of tokens were recorded under it before, now 2 are given" in str(refused)
+
+
+async def test_i11_a_failed_settlement_is_not_spooled(valkey: Server, tmp_path: Path) -> None:
+    """Its number is used up: whoever sends a spool takes it for applied."""
+    async with kit_at(valkey.url, shards=1, spool_dir=tmp_path) as kit:
+        await kit.record("acme", "tokens", 1)
+        valkey.command("HSET", kit.store.keys.customer("acme").counters, meter_field("tokens"), "many")
+        lane_of(kit).queues[0].pause_s = 60.0  # As after some failures.
+        with pytest.raises(StoreError, match="not recorded: that of 'acme' failed: "):
+            await kit.record("acme", "tokens", 7)
+        await settled(kit)
+        assert lane_of(kit).lost == 1
+
+
 # Captures that grants and credits pay: the ledger adds up to the balance.
 
 

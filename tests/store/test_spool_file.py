@@ -350,10 +350,10 @@ async def test_i11_a_record_not_applied_blocks_no_other(valkey: Server, tmp_path
             valkey.command("SET", counters, value)
         else:
             valkey.command("HSET", counters, meter_field("tokens"), value)
-        customers = enumerate(("globex", "acme", "globex"), start=1)
+        customers = enumerate(("globex", "acme", "globex", "acme", "globex"), start=1)
         await replay.send([record_of(kit, nth, 5, None, customer) for nth, customer in customers])
-        assert (await used(kit, "globex", "tokens"), replay.lost) == ((10, 0), 1)
-        assert replay.done == {0: 3}
+        assert (await used(kit, "globex", "tokens"), replay.lost) == ((15, 0), 2)
+        assert replay.done == {0: 5}
 
 
 def pings(server: Server) -> int:

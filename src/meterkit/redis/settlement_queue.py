@@ -36,6 +36,8 @@ CONFLICT: Final = 8
 """The event id has counted another quantity."""
 PARTLY: Final = 9
 """The event id has counted some of the meters."""
+NUMBERED: Final = frozenset({OK, DUPLICATE, REFUSED, DAMAGED, CONFLICT})
+"""The settlement's number is used: it is not sent again."""
 
 
 NEVER_SENT: Final = 2**53 - 1
@@ -216,7 +218,6 @@ _log = logging.getLogger("meterkit.store")
 
 _ERROR: Final = -1
 _WORDS_AT: Final = 2
-_NUMBERED: Final = frozenset({OK, DUPLICATE, REFUSED, DAMAGED, CONFLICT})
 
 _WAITING_MAX: Final = 10_000
 _SPILL_AFTER_S: Final = 1.0
@@ -245,6 +246,7 @@ class Producer:
         inflight: settlements sent and not answered yet.
         unapplied: settlements that the store answered and did not apply, and all sent after them.
         failed: error of the script for one of them, by its position in ``unapplied``.
+        answers: reply of each numbered one among them, likewise: numbered ones are not sent again.
         unanswered: settlements sent over a connection that has ended: applied or not.
     """
 
@@ -256,6 +258,7 @@ class Producer:
     inflight: deque[NumberedSettlement] = field(default_factory=deque["NumberedSettlement"])
     unapplied: list[NumberedSettlement] = field(default_factory=list["NumberedSettlement"])
     failed: dict[int, str] = field(default_factory=dict[int, str])
+    answers: dict[int, list[Any]] = field(default_factory=dict[int, "list[Any]"])
     unanswered: list[NumberedSettlement] = field(default_factory=list["NumberedSettlement"])
 
     def __post_init__(self) -> None:
@@ -279,11 +282,13 @@ class Producer:
             return
         answer: list[Any] = [OK] if is_applied else reply if isinstance(reply, list) and reply else [_ERROR]
         code = answer[0]
-        if self.unapplied or code not in _NUMBERED:
+        if self.unapplied or code not in NUMBERED:
             if isinstance(reply, ReplyError) and reply.of_script:
                 self.failed[len(self.unapplied)] = str(reply)
             elif code == DAMAGED:
                 self.failed[len(self.unapplied)] = f"field {answer[1].decode()} is not a whole number"
+            elif code in NUMBERED:
+                self.answers[len(self.unapplied)] = answer
             # The remaining meters are sent again in its place.
             self.unapplied.append(settlement.uncounted(answer[2]) if code == PARTLY else settlement)
             if code == STALE:
@@ -292,18 +297,24 @@ class Producer:
             return
         self.acknowledged += 1
         self.queue.pause_s = 0.0
-        if code == REFUSED:
-            resolve(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
-            settlement.on_refused(answer[1])
-        elif code == DAMAGED:
-            why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
-            resolve(settlement, StoreError(why, executed=False))
-            settlement.on_damaged(answer[1])
-        elif code == CONFLICT:
-            resolve(settlement, settlement.on_conflict(answer[2]))
-        resolve(settlement, None)
-        if code == OK and len(answer) > _WORDS_AT:
-            settlement.on_notices(answer[_WORDS_AT:])
+        end_numbered(settlement, answer)
+
+
+def end_numbered(settlement: NumberedSettlement, answer: list[Any]) -> None:
+    """Report the outcome of a settlement that the store has numbered, and will not apply again."""
+    code = answer[0]
+    if code == REFUSED:
+        resolve(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
+        settlement.on_refused(answer[1])
+    elif code == DAMAGED:
+        why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
+        resolve(settlement, StoreError(why, executed=False))
+        settlement.on_damaged(answer[1])
+    elif code == CONFLICT:
+        resolve(settlement, settlement.on_conflict(answer[2]))
+    resolve(settlement, None)
+    if code == OK and len(answer) > _WORDS_AT:
+        settlement.on_notices(answer[_WORDS_AT:])
 
 
 @dataclass(slots=True, eq=False)
@@ -366,10 +377,11 @@ class SettlementQueue:
         spool, producer = self.lane.spool, self.producer
         if spool is None or not self.unsettled:
             return
-        # Its late replies are dropped: fencing decides.
+        # Its late replies are dropped: fencing decides about those that were not answered.
         sent = [
-            (settlement, SentRecord(producer.key, producer.acknowledged + nth, producer.acknowledged))
-            for nth, settlement in enumerate(producer.unsettled, start=1)
+            (settlement, SentRecord(producer.key, producer.acknowledged + place + 1, producer.acknowledged))
+            for place, settlement in enumerate(producer.unsettled)
+            if not self._is_ended(producer, place, settlement)
         ]
         kept: list[tuple[NumberedSettlement, SentRecord | None]] = [
             *sent,
@@ -377,7 +389,7 @@ class SettlementQueue:
         ]
         if producer.acknowledged:
             self._spilled[producer.key] = producer.acknowledged
-            if not sent:
+            if kept and not sent:
                 # If this process ends before it can compare, the process that sends the spool compares.
                 kept[0] = (kept[0][0], SentRecord(producer.key, NEVER_SENT, producer.acknowledged))
         for left in (producer.inflight, producer.unapplied, producer.unanswered, self.waiting):
@@ -533,7 +545,12 @@ class SettlementQueue:
         if last < 0 < acknowledged:
             # It is not known whether the rest was applied: in doubt it is not billed.
             unknown = (*producer.unanswered, *producer.inflight)
-            self.waiting.extendleft(reversed(producer.unapplied))
+            retried = [
+                settlement
+                for place, settlement in enumerate(producer.unapplied)
+                if not self._is_ended(producer, place, settlement)
+            ]
+            self.waiting.extendleft(reversed(retried))
             for settlement in unknown:
                 resolve(settlement, StoreError(f"it is not known whether this is recorded: {_NO_RECORD}"))
             self._count_forgotten(acknowledged, last, len(unknown))
@@ -542,18 +559,24 @@ class SettlementQueue:
         applied = max(0, last - acknowledged)
         # Later ones were lost as well: scripts are applied, and lost, in order.
         self._count_forgotten(acknowledged, last)
-        retried: list[NumberedSettlement] = []
+        retried = list[NumberedSettlement]()
         for place, settlement in enumerate(unapplied):
-            if place in producer.failed:
-                # Its number may be used up, and a retry would fail again, before all others.
-                self._drop_settlement(
-                    settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}"
-                )
-            elif place < applied:
-                resolve(settlement, None)
-            else:
+            if place >= applied and place not in producer.failed:
                 retried.append(settlement)
+            elif not self._is_ended(producer, place, settlement):
+                resolve(settlement, None)
         self.waiting.extendleft(reversed(retried))
+
+    def _is_ended(self, producer: Producer, place: int, settlement: NumberedSettlement) -> bool:
+        """Report the outcome of an unsettled settlement, if the store's answer is final."""
+        if place in producer.failed:
+            # Its number may be used up, and a retry would fail again, before all others.
+            self._drop_settlement(
+                settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}"
+            )
+        elif place in producer.answers:
+            end_numbered(settlement, producer.answers[place])
+        return place in producer.failed or place in producer.answers
 
     def _drop_settlement(self, settlement: NumberedSettlement, why: str) -> None:
         resolve(settlement, StoreError(f"not recorded: {why}", executed=False))

@@ -159,13 +159,22 @@ class RewindError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Transfer:
-    """A record in flight."""
+    """A record in flight; ``is_done``: it is not sent again, but waits for those before it."""
 
     number: int
     shard: int
     settlement: Settlement
     sent: SentRecord | None
     reply: Any = None
+    is_done: bool = False
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether its number is used, or may be, by the reply."""
+        reply = self.reply
+        if isinstance(reply, ReplyError):
+            return reply.of_script
+        return bool(reply) and reply[0] in replies.NUMBERED
 
     def received(self, reply: Any) -> None:
         """Store the reply; a plain number is the time at which the settlement was applied."""
@@ -251,7 +260,8 @@ class SpoolReplay:
         while transfers:
             before = len(transfers)
             for transfer in transfers:
-                self._post(transfer)
+                if not transfer.is_done:
+                    self._post(transfer)
             lanes = {self.lane_of(shard) for shard in {transfer.shard for transfer in transfers}}
             await asyncio.gather(*(lane.await_replies() for lane in lanes))
             transfers = await self._find_unapplied(transfers)
@@ -278,15 +288,20 @@ class SpoolReplay:
         left: list[_Transfer] = []
         behind: set[int] = set()
         for transfer in transfers:
-            if transfer.shard not in behind:
-                retried = await self._read_reply(transfer)
-                if not retried:
-                    self.done[transfer.shard] = transfer.number
-                    continue
+            is_behind = transfer.shard in behind
+            if is_behind and not transfer.is_numbered:
+                left.append(transfer)
+                continue
+            retried = [] if transfer.is_done else await self._read_reply(transfer)
+            if is_behind:
+                # Sent again it would be a duplicate, which does not say what became of it.
+                transfer.is_done = not retried
+                left += retried or [transfer]
+            elif retried:
                 behind.add(transfer.shard)
                 left += retried
             else:
-                left.append(transfer)
+                self.done[transfer.shard] = transfer.number
         return left
 
     async def _read_reply(self, transfer: _Transfer) -> list[_Transfer]:
