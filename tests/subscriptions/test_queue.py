@@ -165,6 +165,19 @@ async def test_what_is_given_up_is_kept_and_can_be_tried_again(queue: SyncQueue,
     assert [entry.stripe_customer for entry in await queue.list_dead()] == ["cus_2"]
 
 
+async def test_a_hint_during_the_last_attempt_is_not_given_up(queue: SyncQueue) -> None:
+    """What was read of Stripe was older: it may be mended by then."""
+    await queue.add(hint("evt_1", note="in_1"))
+    entry = await one(queue)
+    await queue.add(hint("evt_2", note="in_2"))
+    assert not await queue.give_up(entry, "linked elsewhere")
+    assert await queue.list_dead() == []
+    again = await one(queue)
+    assert (again.cause, again.attempts, notes(again)) == ("evt_2", 0, ["in_1", "in_2"])
+    assert await queue.give_up(again, "linked elsewhere")
+    assert [(entry.cause, entry.notes) for entry in await queue.list_dead()] == [("evt_2", ("in_1", "in_2"))]
+
+
 async def test_beyond_200_notes_a_customer_is_queued_without_more(queue: SyncQueue) -> None:
     added = [await queue.add(hint(f"evt_{number}", note=f"in_{number}")) for number in range(201)]
     assert added == ["new"] * 200 + ["full"]

@@ -5,11 +5,11 @@
 -- KEYS[2] zset  due: when the entry is due, or when its lease ends (ms)    KEYS[3] hash  dead entries
 -- ARGV  1 the Stripe customer   2 the worker's token
 --       3 outcome: done, later, dead; or kept: the worker needs more time
---       4 done: number of hints when the entry was leased
+--       4 done, dead: number of hints when the entry was leased
 --       5 later, kept: delay (ms)   6 later: 1: it counts as an attempt; else 0   7 later, dead: reason
 --       8... names of its notes that are done    last: the caller's clock (ms)
--- If hints came while the worker had the entry, it is due at once.
--- Reply 1 done    0 the entry is gone, or another worker has it: nothing is done
+-- If hints came while the worker had the entry, it is neither done nor dead, but due at once.
+-- Reply 1 done    0 the entry is gone, or another worker has it: nothing is done; or it is not dead
 --include server_ms
 local entries_key, due_key, dead_key = unpack(KEYS)
 local customer, token, outcome, hint_count, span_ms, added_attempts, why = unpack(ARGV)
@@ -30,11 +30,11 @@ for i = first_note, #ARGV - 1 do
   end
 end
 entry.token, entry.why = '', why
-if outcome == 'dead' then
-  entry.at = now
-  call('HSET', dead_key, customer, cjson.encode(entry))
-end
-if outcome == 'dead' or outcome == 'done' and entry.n == tonumber(hint_count) then
+if outcome ~= 'later' and entry.n == tonumber(hint_count) then
+  if outcome == 'dead' then
+    entry.at = now
+    call('HSET', dead_key, customer, cjson.encode(entry))
+  end
   call('HDEL', entries_key, customer)
   call('ZREM', due_key, customer)
   return 1
@@ -42,4 +42,4 @@ end
 entry.attempts = outcome == 'later' and entry.attempts + added_attempts or 0
 call('HSET', entries_key, customer, cjson.encode(entry))
 call('ZADD', due_key, outcome == 'later' and now + span_ms or now, customer)
-return 1
+return outcome == 'dead' and 0 or 1

@@ -168,7 +168,7 @@ class SyncQueue:
         return await self._finish_entry(entry, "later", span_ms=delay_ms, counts=counts, why=why)
 
     async def give_up(self, entry: SyncEntry, why: str) -> bool:
-        """Move an entry to the dead ones; False if another worker has it."""
+        """Move an entry to the dead ones; False if another worker has it, or newer hints at it are due."""
         return await self._finish_entry(entry, "dead", why=why)
 
     async def list_dead(self) -> list[DeadWebhook]:

@@ -156,7 +156,8 @@ class SyncWorker:
         # No other code logs an error that is not ours.
         unexpected = None if isinstance(error, MeterkitError | TimeoutError) else error
         if decision.step == "dead":
-            await self._queue.give_up(entry, why)
+            if not await self._queue.give_up(entry, why):
+                return  # An event that came meanwhile has it synced again.
             _logger.error(
                 "the sync of %s is given up: %s; once that is fixed: meterkit webhooks redrive %s",
                 entry.stripe_customer,
