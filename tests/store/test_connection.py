@@ -11,8 +11,9 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -201,6 +202,32 @@ async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolve
     await connection.close()
     with pytest.raises(StoreError, match=f"{NAME}:.* cannot be reached: Connection refused$"):
         await Opener(free_port(), NAME)()
+
+
+@contextmanager
+def silent_at(address: str, port: int) -> Generator[None]:
+    """A host that answers nothing: no connection fits into its backlog any more."""
+    with ExitStack() as sockets:
+        listening = sockets.enter_context(socket.socket())
+        listening.bind((address, port))
+        listening.listen(0)
+        for _ in range(3):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((address, port))
+        yield
+
+
+async def test_i9_a_silent_address_hides_no_other(store_url: str, resolver: SimpleNamespace) -> None:
+    """Each attempt began with it, and it took all the time: the store was never reached."""
+    port = urlsplit(store_url).port or 0
+    resolver.addresses = ["127.0.0.78", "127.0.0.79", "127.0.0.1"]
+    resolver.answers.set()
+    with silent_at("127.0.0.78", port), silent_at("127.0.0.79", port):
+        async with kit_at(f"redis://{NAME}:{port}/0", store_timeout=0.25) as kit:
+            await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
+            admin = await kit.store.admin()
+            assert await admin.ask(admin.client.ping())
 
 
 # The reconnector by itself, in virtual time: how often it tries, what a start waits for, and what it logs.

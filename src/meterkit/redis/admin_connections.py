@@ -20,7 +20,7 @@ from redis.exceptions import (
 )
 
 from meterkit.redis.discovery import master_of
-from meterkit.redis.handshake import addresses_of
+from meterkit.redis.handshake import addresses_in_turn, skip_silent
 
 if TYPE_CHECKING:
     import ssl
@@ -118,14 +118,31 @@ class _PackedConnection:
 
 
 class _NamedConnection(_PackedConnection):
-    """Connection to a host by name, resolved in daemon threads before asyncio resolves it."""
+    """Connection to a host by name, resolved in daemon threads; its addresses are tried in turn."""
+
+    _place = ""
 
     async def _connect(self) -> None:
         own: Any = self
         inherited: Any = super()
         async with asyncio.timeout(own.socket_connect_timeout):
-            await addresses_of(own.host)
-        await inherited._connect()  # noqa: SLF001 - what redis-py has its own connections override
+            *others, last = await addresses_in_turn(own.host)
+        for place, self._place in (*others, last):
+            try:
+                await inherited._connect()  # noqa: SLF001 - what redis-py has its own connections override
+            except TimeoutError:
+                skip_silent(own.host, place)
+                raise
+            except OSError:
+                if place == last[0]:
+                    raise
+            else:
+                return
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        inherited: Any = super()
+        arguments = inherited._connection_arguments()  # noqa: SLF001 - as above
+        return {**arguments, "host": self._place}
 
 
 class _TcpConnection(_NamedConnection, Connection):
@@ -147,7 +164,8 @@ class _TlsConnection(_NamedConnection, SSLConnection):
     def _connection_arguments(self) -> Mapping[str, Any]:
         inherited: Any = super()
         arguments = inherited._connection_arguments()  # noqa: SLF001 - no setting of redis-py's is for this
-        return {**arguments, "ssl_shutdown_timeout": _TLS_END_S}
+        own: Any = self
+        return {**arguments, "server_hostname": own.host, "ssl_shutdown_timeout": _TLS_END_S}
 
 
 class _MasterLookupMixin:

@@ -13,7 +13,6 @@ import re
 import socket
 import ssl
 from asyncio import wrap_future
-from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from math import inf
@@ -94,6 +93,25 @@ async def addresses_of(host: str) -> Sequence[str]:
             del _lookups[host]
 
 
+_turns: Final[dict[str, int]] = {}
+"""Number of addresses of a name that did not answer in time: an attempt begins with the next one."""
+
+
+async def addresses_in_turn(host: str) -> Sequence[tuple[int, str]]:
+    """Addresses of a host to try in this order, each with its place for :func:`skip_silent`.
+
+    Raises:
+        OSError, UnicodeError: as for :func:`addresses_of`.
+    """
+    found, turn = await addresses_of(host), _turns.get(host, 0)
+    return [(place, found[place % len(found)]) for place in range(turn, turn + len(found))]
+
+
+def skip_silent(host: str, place: int) -> None:
+    """Begin the next attempt behind an address: it did not answer, and took all the time of this one."""
+    _turns[host] = place + 1
+
+
 def _is_address(host: str) -> bool:
     try:
         ip_address(host)
@@ -166,18 +184,26 @@ async def connect(
 
 
 async def _connect_to_host(protocol: Callable[[], Connection], address: Address) -> Connection:
-    """Connect to the first address of a name that accepts the connection."""
+    """Connect to the first address of a name that accepts the connection.
+
+    One that does not answer takes the time of the whole attempt: the next attempt begins with another one.
+    """
     create = asyncio.get_running_loop().create_connection
     tls: dict[str, Any] = {}
     if address.tls is not None:
         tls = {"ssl": address.tls.context, "server_hostname": address.host}
-    *others, last = await addresses_of(address.host)
-    for host in others:
-        with suppress(OSError):
+    refusal = OSError("the name has no address")
+    for place, host in await addresses_in_turn(address.host):
+        try:
             _, connection = await create(protocol, host, address.port, **tls)
+        except OSError as error:
+            refusal = error
+        except asyncio.CancelledError:
+            skip_silent(address.host, place)
+            raise
+        else:
             return connection
-    _, connection = await create(protocol, last, address.port, **tls)
-    return connection
+    raise refusal
 
 
 def _describe_error(error: OSError, tls: Tls | None) -> str:
