@@ -44,6 +44,15 @@ from meterkit.store.views import CustomerCache
 from servers.stores import Server
 
 SUBJECTS = plans_text("subjects")
+BY_MODEL = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  input_tokens: {unit: token}
+  large_input: {unit: token, from: input_tokens, where: {model: "*-large*"}}
+plans: {free: {price: {amount_cents: 0, interval: month}}}
+"""
 HEADER = SpoolHeader(store="redis://here", prefix="mk", shards=4, producer="p", made_ms=1)
 
 
@@ -263,6 +272,21 @@ async def test_i11_a_spool_damaged_under_its_process_is_kept(
         assert "1 settlements are lost" in caplog.text
         await kit.record("acme", "tokens", 2)
         assert await used(kit, "acme", "tokens") == (2, 0)
+
+
+@pytest.mark.anyio
+async def test_i11_a_long_name_of_a_model_damages_no_spool(proxy: TcpProxy, tmp_path: Path) -> None:
+    """An app may pass on the name that a client sends; no record behind one so long was read."""
+    async with kit_at(proxy.url, shards=1, plans=loads(BY_MODEL), spool_dir=tmp_path) as kit:
+        async with kit.reserve("acme", {"input_tokens": 3}) as reservation:
+            await proxy.set("refuse")
+            await eventually(lambda: lane_of(kit).is_down)
+            await reservation.capture({"input_tokens": 3}, model="m" * 1_100_000)
+        await kit.record("globex", "input_tokens", 5)
+        await proxy.set("pass")
+        await eventually(lambda: lane_of(kit).connected and lane_of(kit).unsettled == 0)
+        assert await used(kit, "acme", "input_tokens") == (3, 0)
+        assert (await used(kit, "globex", "input_tokens"), lane_of(kit).lost) == ((5, 0), 0)
 
 
 # Records are sent by another process, by the word of the one that wrote them.

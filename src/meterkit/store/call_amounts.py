@@ -39,9 +39,14 @@ def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list
     return used_of(amounts_of(calls, compiled), compiled)
 
 
+_NAME_MAX: Final = 256
+"""Characters of a name that are kept: it comes from outside, and a spool takes records of a megabyte."""
+
+
 def dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
     """Model and provider as the conditions of derived meters know them."""
-    return {name: value for name, value in (("model", model), ("provider", provider)) if value is not None}
+    named = (("model", model), ("provider", provider))
+    return {name: value[:_NAME_MAX] for name, value in named if value is not None}
 
 
 class _Parts(NamedTuple):
