@@ -22,8 +22,7 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.health.worker_queues import check_stored_objects
-from meterkit.storage import aws
-from meterkit.storage.aws import ListingPage, Version
+from meterkit.storage.aws import Aws, ListingPage, Version
 from meterkit.storage.object_records import ObjectRecord
 from meterkit.storage.recalculation import BucketListing, ListedVersion, VersionDifference, find_differences
 from meterkit.storage.service import ObjectStorage
@@ -370,6 +369,17 @@ async def test_messages_of_a_queue_count_and_go(far: MeterKit, address: str) -> 
     assert [message["Body"] for message in left] == ["not of an object store"]
 
 
+async def test_a_queue_without_a_region_cannot_be_read(
+    far: MeterKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # It remembers the region of other tests.
+    with pytest.raises(MeterkitError, match=r"the queue of storage events cannot be read: .* region"):
+        await far.storage.poll("https://sqs.example/queue", wait_s=0)
+
+
 async def test_one_process_recalculates_each_hour(
     far: MeterKit, s3: Any, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -434,13 +444,12 @@ async def test_a_listing_goes_page_by_page(far: MeterKit, s3: Any, monkeypatch: 
     for number in range(5):
         s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 10**number)
     called: list[dict[str, Any]] = []
-    whole = aws._call_in_thread  # pyright: ignore[reportPrivateUsage]
+    whole = Aws._call  # pyright: ignore[reportPrivateUsage]
 
-    async def paged(what: str, call: Any) -> Any:
-        call.keywords["MaxKeys"] = 2
-        called.append(call.keywords)
-        return await whole(what, call)
+    async def paged(self: Aws, what: str, service: str, method: str, **arguments: Any) -> Any:
+        called.append(arguments)
+        return await whole(self, what, service, method, MaxKeys=2, **arguments)
 
-    monkeypatch.setattr(aws, "_call_in_thread", paged)
+    monkeypatch.setattr(Aws, "_call", paged)
     assert await far.storage.recalculate() == {"ada": 11111}
     assert len(called) > 1

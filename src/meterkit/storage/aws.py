@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.periods import to_ms
@@ -43,6 +44,7 @@ class Aws:
     def __init__(self, endpoint: str | None) -> None:
         self._endpoint = endpoint
         self._client: Callable[[str], Any] = cache(self._make_client)
+        self._making = Lock()  # Two threads must not make clients of one session.
 
     def require(self) -> Any:
         """Import boto3. Raises MeterkitError if it is not installed."""
@@ -62,7 +64,17 @@ class Aws:
             retries={"mode": "standard", "total_max_attempts": 5},
         )
         endpoint = self._endpoint if service == "s3" else None
-        return boto3.client(service, endpoint_url=endpoint, config=config)
+        with self._making:
+            return boto3.client(service, endpoint_url=endpoint, config=config)
+
+    async def _call(self, what: str, service: str, method: str, **arguments: Any) -> Any:
+        """Call a method in a thread; so is its client made, which reads files and may find no region."""
+        self.require()
+        errors: Any = import_module("botocore.exceptions")
+        try:
+            return await in_thread(lambda: getattr(self._client(service), method)(**arguments))
+        except (errors.BotoCoreError, errors.ClientError) as error:
+            raise MeterkitError(f"{what}: {error}") from error
 
     async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[ListingPage]:
         """Yield all versions of objects with a key prefix, page by page.
@@ -72,8 +84,10 @@ class Aws:
         """
         more: dict[str, str] = {}
         while True:
-            listing = partial(self._client("s3").list_object_versions, Bucket=bucket, Prefix=prefix, **more)
-            reply: dict[str, Any] = await _call_in_thread(f"the bucket {bucket} cannot be listed", listing)
+            what = f"the bucket {bucket} cannot be listed"
+            reply: dict[str, Any] = await self._call(
+                what, "s3", "list_object_versions", Bucket=bucket, Prefix=prefix, **more
+            )
             date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
             yield ListingPage(
                 [Version(one["Key"], one["VersionId"], one["Size"]) for one in reply.get("Versions", ())],
@@ -87,37 +101,31 @@ class Aws:
 
     async def presign(self, bucket: str, key: str, size: int, *, lasts_s: int) -> str:
         """Presign a PUT of exactly ``size`` bytes; raises as :meth:`pages` does."""
-        call = partial(
-            self._client("s3").generate_presigned_url,
-            "put_object",
+        found: str = await self._call(
+            f"an upload to the bucket {bucket} cannot be presigned",
+            "s3",
+            "generate_presigned_url",
+            ClientMethod="put_object",
             Params={"Bucket": bucket, "Key": key, "ContentLength": size},
             ExpiresIn=lasts_s,
         )
-        found: str = await _call_in_thread(f"an upload to the bucket {bucket} cannot be presigned", call)
         return found
 
     async def receive(self, queue_url: str, *, wait_s: int = _WAIT_S) -> Sequence[tuple[str, str]]:
         """Receive up to ten messages of a queue: body and receipt; raises as :meth:`pages` does."""
-        call = partial(
-            self._client("sqs").receive_message,
+        reply = await self._call(
+            "the queue of storage events cannot be read",
+            "sqs",
+            "receive_message",
             QueueUrl=queue_url,
             MaxNumberOfMessages=_MESSAGES_MOST,
             WaitTimeSeconds=wait_s,
         )
-        reply = await _call_in_thread("the queue of storage events cannot be read", call)
         return [(one["Body"], one["ReceiptHandle"]) for one in reply.get("Messages", ())]
 
     async def delete(self, queue_url: str, receipts: Sequence[str]) -> None:
         """Delete messages from a queue; raises as :meth:`pages` does."""
         entries = [{"Id": str(nth), "ReceiptHandle": receipt} for nth, receipt in enumerate(receipts)]
         if entries:
-            call = partial(self._client("sqs").delete_message_batch, QueueUrl=queue_url, Entries=entries)
-            await _call_in_thread("messages cannot be deleted from the queue of storage events", call)
-
-
-async def _call_in_thread(what: str, call: Callable[[], Any]) -> Any:
-    errors: Any = import_module("botocore.exceptions")
-    try:
-        return await in_thread(call)
-    except (errors.BotoCoreError, errors.ClientError) as error:
-        raise MeterkitError(f"{what}: {error}") from error
+            what = "messages cannot be deleted from the queue of storage events"
+            await self._call(what, "sqs", "delete_message_batch", QueueUrl=queue_url, Entries=entries)
