@@ -114,6 +114,16 @@ async def test_override_ends_with_its_block_and_names_the_plans() -> None:
             pass
 
 
+@pytest.mark.anyio
+async def test_of_overrides_the_innermost_counts() -> None:
+    async with in_memory(Clock()) as kit:
+        with override(kit, plan="pro"):
+            with override(kit, plan="free"):
+                assert (await kit.usage("ada"))["plan"] == "free"
+            assert (await kit.usage("ada"))["plan"] == "pro"
+        assert (await kit.usage("ada"))["plan"] == "free"
+
+
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.load import digest
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.kit import MeterKit
 
+_written: Final[WeakKeyDictionary[MeterKit, Catalog]] = WeakKeyDictionary()
+"""What a kit sells outside of all blocks: within one it has the same plan under each key."""
+
 
 @contextmanager
 def override(kit: MeterKit, *, plan: str) -> Generator[None]:
@@ -23,7 +27,7 @@ def override(kit: MeterKit, *, plan: str) -> Generator[None]:
 
     From the next decision on, in this process, ``plan`` holds whatever plan a customer was put on, and also
     where payments have it restricted; a suspended one stays refused. Nothing is written, and what
-    was used before counts.
+    was used before counts. Of blocks within each other, the innermost counts.
 
     Args:
         kit: whose customers.
@@ -33,13 +37,17 @@ def override(kit: MeterKit, *, plan: str) -> Generator[None]:
         MeterkitError: there is no such plan.
     """
     before = kit.catalog
-    if plan not in before.plans:
-        raise MeterkitError(unknown("plan", plan, before.plans))
-    kit.store.use(digest(_with_one_plan(before, plan)))
+    written = _written.get(kit, before)
+    if plan not in written.plans:
+        raise MeterkitError(unknown("plan", plan, written.plans))
+    kit.store.use(digest(_with_one_plan(written, plan)))
+    _written[kit] = written
     try:
         yield
     finally:
         kit.store.use(before)
+        if before is written:
+            del _written[kit]
 
 
 def _with_one_plan(catalog: Catalog, plan: str) -> Catalog:
