@@ -15,7 +15,7 @@ GOOD = sorted((HERE / "good").glob("*.yaml"))
 # What the schema can see are spellings, words and keys; not names that must exist, nor what must fit.
 SEEN = (
     "anonymous_map", "anonymous_proxies", "anonymous_proxy_text", "anonymous_words", "billing",
-    "concurrency_zero", "currencies_none", "currency_upper",
+    "concurrency_zero", "currencies_none", "currency_upper", "derived_dimension",
     "entitlement_keys", "event_name_long", "event_name_missing", "everything_missing",
     "included_numbers", "list_where_map", "match_paths", "meter_names", "meter_needs_unit",
     "meter_unknown_keys", "overage_price", "overage_words", "plan_keys", "price_words", "rate_map",

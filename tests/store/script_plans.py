@@ -21,8 +21,8 @@ meters:
   jobs: {unit: job, stripe: {event_name: jobs, report: none}}
   plain: {unit: item}
   notes: {unit: note}
-  large: {unit: token, from: tokens, where: {size: "l*"}, stripe: {event_name: large, report: usage}}
-  coded: {unit: token, from: tokens, where: {size: "*", code: "yes"}}
+  large: {unit: token, from: tokens, where: {provider: "l*"}, stripe: {event_name: large, report: usage}}
+  coded: {unit: token, from: tokens, where: {provider: "*", model: "yes"}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
@@ -97,8 +97,8 @@ meters:
   pages: {unit: page}
   notes: {unit: note}
   input_tokens: {unit: token}
-  large: {unit: word, from: words, where: {size: "l*"}, stripe: {event_name: large, report: usage}}
-  coded: {unit: word, from: words, where: {size: "*", code: "yes"}}
+  large: {unit: word, from: words, where: {provider: "l*"}, stripe: {event_name: large, report: usage}}
+  coded: {unit: word, from: words, where: {provider: "*", model: "yes"}}
 prices:
   words: {default: 1 per 64, models: {"*mini": 1 per 500, "big-*": 9, opus: 3 per 4}}
   images: {default: 3, models: {opus: 5, "*ini": 1 per 2}}

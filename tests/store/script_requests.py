@@ -520,8 +520,14 @@ def view_of(known: CustomerView) -> View:
 
 _CLOCK: Final = "return tonumber(caller_ms)"
 _DIMENSIONS: Final[tuple[Mapping[str, str], ...]] = (
-    *({}, {}, {"size": "large"}, {"size": "small", "code": "yes"}, {"size": "l", "code": "yes"}),
-    *({"model": "opus"}, {"model": "mini"}, {"size": "large", "model": "big-mini"}, {"model": "unheard"}),
+    *(
+        {},
+        {},
+        {"provider": "large"},
+        {"provider": "small", "model": "yes"},
+        {"provider": "l", "model": "yes"},
+    ),
+    *({"model": "opus"}, {"model": "mini"}, {"provider": "large", "model": "big-mini"}, {"model": "unheard"}),
 )
 
 

@@ -45,7 +45,8 @@ class MeterTable(Table, what="a meter"):
     stripe = Key(StripeTable, "The Stripe meter event that carries the billable usage.")
     source = Key(NAME, "The counter that this meter is a part of.", name="from")
     where = Key(
-        MapOf(NAME, text(256), "dimensions and patterns", 1), "Which part: dimension to pattern with *."
+        MapOf(WordChoice(("model", "provider")), text(256), "dimensions and patterns", 1),
+        "Which part: model, provider or both, each to a pattern with *.",
     )
 
 
