@@ -70,6 +70,8 @@ _PRICE_ID: Final = text(
     255, pattern=r"\S+", allowed="the id of a price at Stripe, such as price_1Q2w3E4r5T6y7U8i"
 )
 
+_SEAT_UNITS: Final = frozenset({"seat", "seats"})
+
 _NO_PRICE: Final[dict[str, Any]] = {"amount_cents": 0, "interval": "month"}  # Where it was refused.
 _NO_SEAT_PRICE: Final[dict[str, Any]] = {"amount_cents": 0}
 
@@ -301,8 +303,20 @@ def _build_plan(key: str, values: PlanTable, declared: DeclaredNames) -> Plan:
         addons=values.addons or (),
     )
     _check_addons(plan, values, declared)
+    _check_seat_price(values, declared)
     default: PaymentMethodTerm = "required" if can_cost(plan, declared) else "optional"
     return replace(plan, payment_method=values.payment_method or default)
+
+
+def _check_seat_price(values: PlanTable, declared: DeclaredNames) -> None:
+    """Refuse a seat price where nothing says which gauge counts seats: none would grow, nor be included."""
+    meters = drop_refused(declared.meters)
+    gauges = [name for name, meter in meters.items() if meter.kind == "gauge" and meter.unit in _SEAT_UNITS]
+    if values.seat_price is not None and len(gauges) > 1 and "seats" not in gauges:
+        message = (
+            f"seats are counted on one gauge, and {', '.join(gauges)} count seats; name one of them `seats`"
+        )
+        values.refuse("seat_price", message)
 
 
 def can_cost(plan: Plan, declared: DeclaredNames) -> bool:
