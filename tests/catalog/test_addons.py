@@ -125,6 +125,36 @@ def test_an_add_on_that_no_plan_lists_is_named() -> None:
     assert message == "no plan lists this add-on, so no customer can buy it; write `addons: [more]` in a plan"
 
 
+@pytest.mark.parametrize(
+    ("sold", "notes"),
+    [
+        ("meters: {pages: {included: 10}}", 1),
+        ("meters: {calls: {included: 10}}", 0),
+        ("meters: {pages: {included: 10}, calls: {included: 10}}", 0),
+        ("meters: {pages: {included: 10}}, grants: [{meter: calls, quantity: 1, every: period}]", 0),
+        ("meters: {pages: {included: 10}}, features: [export]", 0),
+        ("meters: {pages: {included: 10}}, features: [search]", 1),
+        ("max: 3", 0),
+    ],
+)
+def test_an_add_on_that_adds_nothing_to_a_plan_is_named(sold: str, notes: int) -> None:
+    text = f"""schema: 1
+currency: usd
+default_plan: free
+meters: {{pages: {{unit: page}}, calls: {{unit: call}}}}
+features: [export, search]
+addons: {{more: {{price: {{amount_cents: 1, interval: month}}, {sold}}}}}
+plans:
+  free:
+    price: {{amount_cents: 0, interval: month}}
+    features: [search]
+    meters: {{pages: {{included: unlimited}}, calls: {{included: 5}}}}
+    addons: [more]
+"""
+    message = "more adds nothing to this plan, and is charged; take it out of `addons`"
+    assert [(note.path, note.message) for note in loads(text).notes] == [("plans.free", message)] * notes
+
+
 def test_a_request_that_fits_with_an_add_on_is_allowed() -> None:
     top = """routes: [{match: "*", consume: {pages: 20}}]
 addons: {more: {price: {amount_cents: 1, interval: month}, meters: {pages: {included: 10}}}}"""

@@ -46,6 +46,7 @@ from meterkit.catalog.notes import (
     note_billing_lines,
     note_default_plan,
     note_equal_ranks,
+    note_idle_addons,
     note_repeated_tiers,
     note_unfed_meters,
     note_unlisted_addons,
@@ -291,6 +292,7 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     note_repeated_tiers(plans.values(), meters, money.changes, values.place("plans"), problems)
     note_equal_ranks(plans, meters, money.changes, values.places("plans"), problems)
     note_unlisted_addons(plans.values(), values.places("addons"), problems)
+    note_idle_addons(plans.values(), addons, values.places("plans"), problems)
     return Catalog(
         source=problems.source,
         content_hash="",

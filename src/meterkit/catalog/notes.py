@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.errors import FilePlace, Note, NoteKind, Problems
     from meterkit.catalog.meters import MeterTable
     from meterkit.catalog.model_prices import ModelPrices
-    from meterkit.catalog.models import Catalog, Changes, Enforcement, Entitlement, Meter, Plan, Route
+    from meterkit.catalog.models import Addon, Catalog, Changes, Enforcement, Entitlement, Meter, Plan, Route
 
 _logger = logging.getLogger("meterkit")
 _plans_logger = logging.getLogger("meterkit.plans")
@@ -248,6 +248,33 @@ def note_unlisted_addons(plans: Iterable[Plan], places: Mapping[str, FilePlace],
         if key not in sold:
             cure = f"write `addons: [{key}]` in a plan"
             problems.note(place, "informs", f"no plan lists this add-on, so no customer can buy it; {cure}")
+
+
+def note_idle_addons(
+    plans: Iterable[Plan],
+    addons: Mapping[str, Addon],
+    places: Mapping[str, FilePlace],
+    problems: Problems,
+) -> None:
+    """Name the add-ons that add nothing to a plan, which has their features and limits none of their meters.
+
+    One without all of these may be sold for what the app does.
+
+    Args:
+        plans: of the file.
+        addons: of the file.
+        places: where each plan stands.
+        problems: the list to add to.
+    """
+    for plan in plans:
+        for key in plan.addons:
+            addon = addons.get(key)
+            if addon is None or addon.grants or not (addon.included or addon.features):
+                continue
+            is_unlimited = all(plan.entitlements[meter].included is None for meter in addon.included)
+            if is_unlimited and addon.features <= plan.features:
+                message = f"{key} adds nothing to this plan, and is charged; take it out of `addons`"
+                problems.note(places[plan.key], "informs", message)
 
 
 def note_billing_lines(
