@@ -115,6 +115,18 @@ async def test_each_turn_of_gemini_live_counts(path: str) -> None:
         assert (1122, 42 + 136 + 10) == await tokens(at.kit)
 
 
+@pytest.mark.parametrize("path", ["/auto", "/gemini"])
+async def test_each_turn_of_gemini_live_on_vertex_counts(path: str) -> None:
+    figures = [
+        {"promptTokenCount": 500 * n, "candidatesTokenCount": n, "totalTokenCount": 501 * n} for n in (1, 2)
+    ]
+    ended = {"serverContent": {"turnComplete": True}, "usageMetadata": figures[0]}
+    events = [{"setupComplete": {}}, said("x" * 400), ended, said("y" * 400), {"usageMetadata": figures[1]}]
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
+        await talk(at, path, events)
+        assert (1500, 3) == await tokens(at.kit)
+
+
 async def test_an_answer_that_the_close_cuts_off_is_estimated() -> None:
     item = {"content": [{"type": "input_text", "text": "a" * 80}]}
     asked = {"type": "conversation.item.create", "item": item}

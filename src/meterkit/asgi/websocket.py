@@ -33,6 +33,7 @@ from meterkit.tokens.json_values import load, table
 from meterkit.tokens.layout import may_have_figures, may_report
 from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.providers import BY_NAME
+from meterkit.tokens.providers.gemini import GEMINI_LIVE
 from meterkit.tokens.requested_model import SessionModels, is_transcription, requested_models
 
 if TYPE_CHECKING:
@@ -347,7 +348,8 @@ class SocketUsage:
         self._observer = self._new_observer()
 
     def _new_observer(self) -> UsageObserver:
-        return UsageObserver(BY_NAME[self.usage], declared=self._declared)
+        apis = (GEMINI_LIVE,) if self.usage == GEMINI_LIVE.name else BY_NAME[self.usage]
+        return UsageObserver(apis, declared=self._declared)
 
     def sent(self, message: Message) -> None:
         """Read a message of the app's."""
@@ -372,7 +374,7 @@ class SocketUsage:
             return
         if not (self._declared or _LIVE.isdisjoint(event)):
             # The figures of a turn come in a message that has nothing else.
-            self.usage, self._declared = "gemini", True
+            self.usage, self._declared = GEMINI_LIVE.name, True
             observer = self._observer = self._new_observer()
         # A transcription is another model's call: an answer that has begun goes on.
         is_apart = is_transcription(event)

@@ -262,6 +262,19 @@ def _context(usage: Table) -> dict[str, str]:
     return context_of(service_tier=tier or traffic.lower().removeprefix("on_demand_"))
 
 
+def _live_usage_in(event: Table, strict: bool) -> EventUsage | None:
+    """Usage in a message of Gemini Live.
+
+    On Vertex AI a turn has the name of a response's candidates for its tokens:
+    https://github.com/googleapis/python-genai (`_UsageMetadata_from_vertex`)
+    """
+    usage = table(event.get("usageMetadata"))
+    if usage is not None and "candidatesTokenCount" in usage:
+        of_turn = {"responseTokenCount": usage["candidatesTokenCount"], **usage}
+        event = {**event, "usageMetadata": of_turn}
+    return _usage_in(event, strict)
+
+
 def _has_live_usage(usage: Table) -> bool:
     """Whether it is the usage of a turn of Gemini Live."""
     return "responseTokenCount" in usage or usage.get("response_token_count") is not None
@@ -299,3 +312,5 @@ GEMINI: Final = ProviderApi(
     recognises=_recognises,
     marks=(b'"candidates"', b'"serverContent"', b'"server_content"', b'"promptFeedback"', b'"interaction'),
 )
+GEMINI_LIVE: Final = replace(GEMINI, usage_in=_live_usage_in)
+"""Messages of a websocket."""
