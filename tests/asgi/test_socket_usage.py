@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from drivers.app import Served, ignore, no_more
 from drivers.llm_apps import PLANS, answering, metered, read_all, tokens
 from faults.refusals import eventually, settled
+from meterkit import record_usage
 from tokens.openai_payloads import PAYLOADS, TRANSCRIBED, response
 from tokens.recordings import JSON_TYPE, SSE_TYPE
 
@@ -22,7 +23,9 @@ pytestmark = pytest.mark.anyio
 SOCKETS = PLANS.replace(
     "routes:\n",
     "routes:\n"
-    + "".join(f'  - {{match: "WS /{word}", usage: {word}}}\n' for word in ("auto", "openai", "gemini")),
+    + "".join(
+        f'  - {{match: "WS /{word}", usage: {word}}}\n' for word in ("auto", "openai", "gemini", "none")
+    ),
 )
 
 
@@ -95,6 +98,19 @@ async def provider(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.send", **content})
 
 
+async def reporting_provider(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reports each event itself, the even ones before they are sent."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    for at, event in enumerate(scope["events"]):
+        message = {"type": "websocket.send", "text": json.dumps(event)}
+        if at % 2:
+            await send(message)
+        record_usage(event)
+        if not at % 2:
+            await send(message)
+
+
 @pytest.mark.parametrize(("path", "as_bytes"), [("/auto", True), ("/openai", False)])
 async def test_each_answer_of_a_realtime_session_counts_once(path: str, as_bytes: bool) -> None:
     events = [
@@ -105,6 +121,22 @@ async def test_each_answer_of_a_realtime_session_counts_once(path: str, as_bytes
     async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, path, events, as_bytes=as_bytes)
         assert (100, 30, 8) == await tokens(at.kit, "input_tokens", "output_tokens", "cached_input_tokens")
+
+
+@pytest.mark.parametrize(
+    ("path", "events"),
+    [
+        ("/auto", [done(f"r{n}", 10, 1) for n in range(40)]),
+        ("/none", [done(f"r{n}", 10, 1) for n in range(100)]),
+        ("/gemini", [turn(10, 1) for _ in range(40)]),
+    ],
+)
+async def test_an_answer_that_the_app_reports_too_counts_once(
+    path: str, events: list[dict[str, Any]]
+) -> None:
+    async with metered(reporting_provider, "memory://", plans=SOCKETS) as at:
+        await talk(at, path, events)
+        assert (10 * len(events), len(events)) == await tokens(at.kit)
 
 
 @pytest.mark.parametrize("path", ["/auto", "/gemini"])

@@ -214,6 +214,8 @@ class AdmittedRequest(HoldOwner):
             recorded: what the app has recorded itself.
         """
         route, scope = self._route, self._scope
+        if llm.reports.overflowed:
+            self.warn("a request reports more model calls than meterkit distinguishes; the first count")
         if is_counting(scope["path"]):
             return
         self.warn_of_lost(calls)

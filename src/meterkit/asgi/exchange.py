@@ -437,6 +437,7 @@ class Exchange(AdmittedRequest):
                 return result
             parts = llm.uncounted(self._view.cache, self._name_calls, self._requested_models)
             outliving = llm.outliving(self._name_calls, self._requested_models)
+            llm.forget_oldest(self._view.cache, self._name_calls, self._requested_models)
         self._settle_late(lane, parts)
         settle = partial(settle_jobs, route=self._route, billed=self._outcome() in self._charge_on)
         call_on_loop(self._store, lane, settle, self._store, lane, self._view, None, outliving)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import ref
 
 from meterkit.asgi.dearest_model import dearest_name
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.settlement_parts import UsedQuantities
     from meterkit.tokens.tap import StreamTap
+
+_KEPT: Final = 64, 16
+"""Counted calls that are kept at most, and how many of each side once these are exceeded."""
+_READ_KEPT: Final = 16, 8
+"""The same where the app reports no call itself."""
 
 NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
 """Gives calls what they lack: model and provider; see :func:`meterkit.asgi.dearest_model.name_calls`."""
@@ -94,6 +99,10 @@ class LlmCalls:
             self._taps = [call for call in self._taps if all(call is not one for one in known.snapshot)]
         self._taps += calls
 
+    def add_read(self, calls: Sequence[CallUsage]) -> None:
+        """Add calls that a message of an open websocket has reported."""
+        self._body += tuple(calls)
+
     def snapshot_taps(self) -> None:
         """Add the calls of streams that have not ended by what was read of them; their end replaces this.
 
@@ -140,6 +149,29 @@ class LlmCalls:
             name: gives each call its model and provider, as the route and the request have them.
             requested: gives the models that the request names.
         """
+        more = self._amounts(compiled, name, requested)
+        if self._counted:
+            more = amounts_beyond(self._counted, more)
+        for place, amount in more.items():
+            self._counted[place] = self._counted.get(place, 0) + amount
+        return used_of(more, compiled)
+
+    def forget_oldest(self, compiled: CompiledCatalog, name: NameCalls, requested: RequestedModels) -> None:
+        """Forget the oldest counted calls once there are many: a websocket or a task may last for days."""
+        reported = len(self.reports) + len(self._taps)
+        is_read_only = not (reported or self._open_taps)
+        most, least = _READ_KEPT if is_read_only else _KEPT
+        if len(self._body) + reported <= most or any(tap.snapshot for tap in self._open_taps.values()):
+            return
+        self.reports.keep_newest(least)
+        self._taps = self._taps[-least:]
+        # Reports and what is read of the same calls go together.
+        forgotten = reported - len(self.reports) - len(self._taps)
+        self._body = self._body[-min(least, max(least // 2, len(self._body) - forgotten)) :]
+        self._counted = self._amounts(compiled, name, requested)
+
+    def _amounts(self, compiled: CompiledCatalog, name: NameCalls, requested: RequestedModels) -> Amounts:
+        """Add up all calls that end with their request, and the figures of ``usage_fields``."""
         joined = [call for call in self._joined_calls(requested) if call_event_id(call) is None]
         calls = self._name_unpriced(name(joined), joined, compiled)
         more = amounts_of(calls, compiled, has_figures=bool(self._fields))
@@ -151,11 +183,7 @@ class LlmCalls:
         for meter, quantity in self._fields.items():
             if quantity and meter in compiled.counters:
                 more[ALL_CALLS, True, meter] = more[ALL_CALLS, False, meter] = quantity
-        if self._counted:
-            more = amounts_beyond(self._counted, more)
-        for place, amount in more.items():
-            self._counted[place] = self._counted.get(place, 0) + amount
-        return used_of(more, compiled)
+        return more
 
     def outliving(self, name: NameCalls, requested: RequestedModels) -> dict[str, CallUsage]:
         """Calls that outlive their request, by the event ids under which they are counted."""

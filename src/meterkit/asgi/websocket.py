@@ -21,7 +21,6 @@ from meterkit.decisions.customer_state import keep_holds_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import ASK_ONLY, Demand
 from meterkit.errors import StoreError
-from meterkit.store.call_amounts import used_by_model
 from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement, settle_decision
@@ -111,8 +110,8 @@ class WebSocketExchange(Exchange):
 
     def _count_calls(self, calls: Sequence[CallUsage]) -> None:
         """Count answers of a model at once: an open websocket may last for days."""
-        if self._lane is not None:
-            self._settle_late(self._lane, used_by_model(self._name_calls(calls), self._view.cache))
+        named = self._name_calls(calls)
+        self.update_calls(lambda known: known.add_read(named))
 
     def _requested_models(self) -> Sequence[str]:
         """Find the model of the session by the server, otherwise those that the client or the URL names."""

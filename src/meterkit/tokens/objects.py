@@ -152,15 +152,32 @@ def _unwrap_chunk(obj: Any) -> tuple[Any, Any]:
     return chunk, metadata
 
 
+_REPORTED_MAX: Final = 10_000
+"""Calls that an app can report in one request; those after its end are forgotten once they are counted."""
+
+
 class UsageReports:
     """The calls that an app reports object by object: responses, chunks and usage objects."""
 
     __slots__ = ("_calls", "_models", "_reported")
 
     def __init__(self) -> None:
-        self._reported = ReportedCalls()
+        self._reported = ReportedCalls(most=_REPORTED_MAX)
         self._models = StreamModels()
         self._calls: list[CallUsage] = []
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether there were more calls than are distinguished: the further ones are not counted."""
+        return self._reported.overflowed
+
+    def __len__(self) -> int:
+        return len(self._calls) + len(self._reported)
+
+    def keep_newest(self, most: int) -> None:
+        """Forget all calls but the newest ones."""
+        self._calls = self._calls[-most:]
+        self._reported.keep_newest(most)
 
     def take(self, report: Report) -> bool:
         """Take what an object says; see :func:`read_report`.
@@ -169,7 +186,8 @@ class UsageReports:
             False where usage was to be expected of it and there is none.
         """
         calls = [item for item in report if isinstance(item, CallUsage)]
-        self._calls = deduplicate_calls((*self._calls, *calls))
+        if calls:
+            self._calls = deduplicate_calls((*self._calls, *calls))
         taken = [self._add_event(item) for item in report if not isinstance(item, CallUsage)]
         return any(taken) or any(call.source != "missing" for call in calls)
 
@@ -254,8 +272,10 @@ class StreamModels:
     def note(self, piece: Table) -> None:
         """Take a piece of a stream, which may name its model."""
         model = first_text(piece, CALL_MODEL)
-        if model is None or len(self._by_id) >= _STREAMS_MAX:
+        if model is None:
             return
+        if len(self._by_id) >= _STREAMS_MAX:
+            del self._by_id[next(iter(self._by_id))]
         self._names[model] = None
         for path in CALL_ID:
             if (name := short_id(dig(piece, path))) is not None:

@@ -186,11 +186,19 @@ class _Call:
 
 
 class ReportedCalls:
-    """The calls of one response, in the order in which they were first seen."""
+    """The calls of one response, in the order in which they were first seen.
 
-    __slots__ = ("_by_id", "_calls", "_current", "overflowed")
+    Args:
+        most: calls that are distinguished.
 
-    def __init__(self) -> None:
+    Attributes:
+        overflowed: whether there were more, which are not counted.
+    """
+
+    __slots__ = ("_by_id", "_calls", "_current", "_most", "overflowed")
+
+    def __init__(self, *, most: int = CALLS_MAX) -> None:
+        self._most = most
         self._calls: list[_Call] = []
         self._by_id: dict[str, _Call] = {}
         self._current: _Call | None = None
@@ -211,7 +219,7 @@ class ReportedCalls:
         if call is None and current is not None and current.is_continued_by(event_usage, spoken=spoken):
             call = current
         if call is None:
-            if len(self._calls) == CALLS_MAX:
+            if len(self._calls) == self._most:
                 self.overflowed = True
                 return
             call = _Call(event_usage)
@@ -225,6 +233,12 @@ class ReportedCalls:
         """The stream of the current call is over: what follows without an id is another call."""
         if self._current is not None:
             self._current.ended = True
+
+    def keep_newest(self, most: int) -> None:
+        """Forget all calls but the newest ones."""
+        self._calls = self._calls[-most:]
+        kept = set(map(id, self._calls))
+        self._by_id = {name: call for name, call in self._by_id.items() if id(call) in kept}
 
     def usages(self, *, complete: bool) -> tuple[CallUsage, ...]:
         """Usage of the calls.
