@@ -282,6 +282,14 @@ async def test_an_unreadable_answer_is_estimated_for_a_model(
     assert expected == ("content coding" in caplog.text)
 
 
+@pytest.mark.parametrize("coding", ["none", "UTF-8", "gzip, identity"])
+async def test_codings_that_change_nothing_hide_no_figures(coding: str, store_url: str) -> None:
+    body = REPORTED if "gzip" not in coding else gzip.compress(REPORTED)
+    async with metered(answering([body], JSON_TYPE, coding=coding), store_url) as at:
+        await ask(at, "/auto")
+        assert (1420, 310) == await tokens(at.kit)
+
+
 async def test_leaving_while_a_message_is_read_is_counted(store_url: str) -> None:
     body = compact({**chat({"content": "x" * 2_000_000}, finish="stop"), "usage": DETAILED})
     asking: asyncio.Future[None]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 from meterkit.asgi.exchange import Exchange
 from meterkit.catalog.models import BILLED_ON_SUCCESS
 from meterkit.tokens.framing.content_codings import make_decoder
+from meterkit.tokens.framing.content_types import SSE, content_of
 from meterkit.tokens.framing.incremental import drain, feed_large, run_steps
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import LargeJsonReader
@@ -81,8 +82,6 @@ INPUT_REQUIRED: Final = "input_required"
 _CLIENT_ERRORS: Final = range(-32602, -32599)
 _CANCELLED: Final = ((-32800, "Request cancelled"), (0, "Request cancelled"))
 """Errors with which the MCP SDK, from 2.0 on and before, answers a call that its client has cancelled."""
-_IDENTITY: Final = (b"", b"identity")
-_SSE: Final = b"text/event-stream"
 _LEAF: Final = ValuePlace()
 _MESSAGE: Final = ValuePlace(
     {
@@ -118,13 +117,11 @@ class McpResponseReader:
     )
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        named = {name.lower(): value.strip().lower() for name, value in headers}
-        coding = named.get(b"content-encoding", b"")
-        self._decoding = None if coding in _IDENTITY else make_decoder(coding)
-        self._is_readable = coding in _IDENTITY or self._decoding is not None
+        kind, coding = content_of(headers)
+        self._decoding = make_decoder(coding) if coding else None
+        self._is_readable = not coding or self._decoding is not None
         takers = EventCallbacks(self._take_event, self._wants, self._open_large)
-        is_stream = named.get(b"content-type", b"").startswith(_SSE)
-        self._framing = SseReader(takers) if is_stream else JsonReader(takers, unseen=True)
+        self._framing = SseReader(takers) if kind == SSE else JsonReader(takers, unseen=True)
         self._is_answered = self._has_begun = self.is_cancelled = False
         self.outcome: Outcome | None = None
 

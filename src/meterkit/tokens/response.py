@@ -6,7 +6,6 @@ from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.framing.content_codings import (
-    IDENTITY,
     PIECE_BYTES,
     ContentDecoder,
     make_decoder,
@@ -83,9 +82,9 @@ class ResponseReader:
         self._observer = UsageObserver(apis, declared=self._declared)
         self._repeats = RepeatedEvents(self._observer)
         self.skip_repeats = self._repeats.skip
-        self._decoding: ContentDecoder | None = None if coding in IDENTITY else make_decoder(coding)
+        self._decoding: ContentDecoder | None = make_decoder(coding) if coding else None
         # Whether it is in a content coding that cannot be undone.
-        self._is_coded = coding not in IDENTITY and self._decoding is None
+        self._is_coded = bool(coding) and self._decoding is None
         self._unread_bytes = 0
         self._coded_bytes_per_token = (
             _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN

@@ -7,7 +7,7 @@ from math import floor, isfinite
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.framing.content_codings import IDENTITY, PIECE_BYTES, make_decoder, read_pieces
+from meterkit.tokens.framing.content_codings import PIECE_BYTES, make_decoder, read_pieces
 from meterkit.tokens.framing.content_types import content_of, has_answer
 from meterkit.tokens.framing.incremental import drain, feed_large
 from meterkit.tokens.framing.json import JsonReader
@@ -48,8 +48,8 @@ class FieldsReader:
         paths = [path for alternatives in self._paths.values() for path in alternatives]
         self._needles = [_DONE, *{path[-1].encode() for path in paths}]
         self._place = _place_of([*paths, *CALL_ID])
-        self._decoding = None if coding in IDENTITY else make_decoder(coding)
-        self.is_coded = coding not in IDENTITY and self._decoding is None
+        self._decoding = make_decoder(coding) if coding else None
+        self.is_coded = bool(coding) and self._decoding is None
         # Calls without an id are named by how many have ended before.
         self._call: str | int = 0
         self._ended = 0

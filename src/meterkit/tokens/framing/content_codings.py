@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 16 << 10
 """Bytes read without a pause, unless they are slow to read."""
 
-IDENTITY: Final = (b"", b"identity")
-"""Content codings that change nothing."""
-
 
 def read_pieces(chunk: bytes, decoding: ContentDecoder | None, take: Callable[[bytes], Work | None]) -> Work:
     """Hand on what a chunk holds, decoded, in pieces of bounded size."""

@@ -28,6 +28,8 @@ _NDJSON: Final = re.compile(rb"application/(?:(?:x-)?ndjson|jsonl|(?:x-)?jsonlin
 _HTML: Final = b"text/html"
 _JSON_FRAMINGS: Final[Mapping[bytes, Framing]] = {b"{": "json", b"[": "json", b'"': "text"}
 _BODILESS: Final = (204, 205)
+# Apps write `none` so that no proxy compresses or holds back an event stream, and `utf-8` by mistake.
+_IDENTITY: Final = frozenset({b"", b"identity", b"none", b"utf-8", b"utf8"})
 _OK: Final = range(200, 300)
 
 
@@ -37,15 +39,19 @@ def has_answer(status: int) -> bool:
 
 
 def content_of(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
-    """The content type without parameters, and the content coding, both in lower case."""
-    kind = coding = b""
+    """The content type without parameters, and the content codings, both in lower case.
+
+    Codings that change nothing are left out: what remains is empty, or has to be decoded.
+    """
+    kind = b""
+    codings: list[bytes] = []
     for name, value in headers:
         lowered = name.lower()
         if lowered == b"content-type":
             kind = value.partition(b";")[0].strip().lower()
         elif lowered == b"content-encoding":
-            coding = value.strip().lower()
-    return kind, coding
+            codings += map(bytes.strip, value.lower().split(b","))
+    return kind, b",".join(name for name in codings if name not in _IDENTITY)
 
 
 def is_lines(kind: bytes) -> bool:
