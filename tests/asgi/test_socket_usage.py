@@ -148,6 +148,19 @@ async def test_each_turn_of_gemini_live_counts(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/auto", "/gemini"])
+async def test_a_search_of_gemini_live_counts_with_its_turn(path: str) -> None:
+    grounding = {"groundingMetadata": {"webSearchQueries": ["weather", "weather today"]}}
+    spoken = {"modelTurn": {"parts": [{"inlineData": {"mimeType": "audio/pcm", "data": "A" * 400}}]}}
+    searched = {"serverContent": {**spoken, **grounding}}
+    plans = SOCKETS.replace("  total_tokens:", "  web_searches: {unit: search}\n  total_tokens:")
+    async with metered(provider, "memory://", plans=plans) as at:
+        await talk(
+            at, path, [{"setupComplete": {}}, searched, searched, turn(500, 10), said("x"), turn(600, 10)]
+        )
+        assert (1100, 20, 1) == await tokens(at.kit, "input_tokens", "output_tokens", "web_searches")
+
+
+@pytest.mark.parametrize("path", ["/auto", "/gemini"])
 async def test_each_turn_of_gemini_live_on_vertex_counts(path: str) -> None:
     figures = [
         {"promptTokenCount": 500 * n, "candidatesTokenCount": n, "totalTokenCount": 501 * n} for n in (1, 2)

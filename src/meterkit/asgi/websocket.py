@@ -110,8 +110,9 @@ class WebSocketExchange(Exchange):
 
     def _count_calls(self, calls: Sequence[CallUsage]) -> None:
         """Count answers of a model at once: an open websocket may last for days."""
-        named = self._name_calls(calls)
-        self.update_calls(lambda known: known.add_read(named))
+        if self._lane is not None:
+            named = self._name_calls(calls)
+            self.update_calls(lambda known: known.add_read(named))
 
     def _requested_models(self) -> Sequence[str]:
         """Find the model of the session by the server, otherwise those that the client or the URL names."""
@@ -312,6 +313,7 @@ _IDS_MAX: Final = 1_000
 _MEDIA: Final = (b'audio.delta"', b'"audio"', b'"inlineData"', b'"mediaChunks"', b'"realtimeInput"')
 _LIVE: Final = frozenset({"setupComplete", "serverContent"})
 _SAYS: Final = (b'.delta"', b'"serverContent"')
+_SEARCHES: Final = b'"webSearchQueries"'
 
 
 @dataclass(slots=True, eq=False)
@@ -355,7 +357,7 @@ class SocketUsage:
         data = _data_of(message)
         with ErrorGuard(self._stop_reading):
             self.session.sent(data)
-        reports = may_report(data) or may_have_figures(data)
+        reports = may_report(data) or may_have_figures(data) or _SEARCHES in data
         if not reports and not any(mark in data for mark in _SAYS):
             return
         if len(data) > _BYTES_MAX or (not reports and any(mark in data for mark in _MEDIA)):

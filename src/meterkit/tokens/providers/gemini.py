@@ -128,8 +128,9 @@ def _searches(event: Table, model: str | None) -> dict[str, int]:
     https://ai.google.dev/gemini-api/docs/google-search
     """
     queries = set[str]()
-    for candidate in rows(event.get("candidates")):
-        grounding = dig(candidate, ("groundingMetadata",)) or dig(candidate, ("grounding_metadata",))
+    live = event.get("serverContent") or event.get("server_content")
+    for answer in (*rows(event.get("candidates")), live):
+        grounding = dig(answer, ("groundingMetadata",)) or dig(answer, ("grounding_metadata",))
         found = dig(grounding, ("webSearchQueries",)) or dig(grounding, ("web_search_queries",))
         queries.update(query for query in rows(found) if isinstance(query, str) and query.strip())
     return {"web_searches": _charged_searches(len(queries), model)} if queries else {}
@@ -263,7 +264,7 @@ def _context(usage: Table) -> dict[str, str]:
 
 
 def _live_usage_in(event: Table, strict: bool) -> EventUsage | None:
-    """Usage in a message of Gemini Live.
+    """Usage in a message of Gemini Live; searches come before the figures of their turn.
 
     On Vertex AI a turn has the name of a response's candidates for its tokens:
     https://github.com/googleapis/python-genai (`_UsageMetadata_from_vertex`)
@@ -272,7 +273,10 @@ def _live_usage_in(event: Table, strict: bool) -> EventUsage | None:
     if usage is not None and "candidatesTokenCount" in usage:
         of_turn = {"responseTokenCount": usage["candidatesTokenCount"], **usage}
         event = {**event, "usageMetadata": of_turn}
-    return _usage_in(event, strict)
+    found, searches = _usage_in(event, strict), _searches(event, None)
+    if found is None and searches:
+        return EventUsage(counts=searches, settle=_settle, provider="gcp.gemini")
+    return None if found is None else replace(found, opens=False)  # Each turn has a reader of its own.
 
 
 def _has_live_usage(usage: Table) -> bool:
