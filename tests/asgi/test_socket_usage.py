@@ -166,7 +166,8 @@ async def test_each_turn_of_gemini_live_on_vertex_counts(path: str) -> None:
         {"promptTokenCount": 500 * n, "candidatesTokenCount": n, "totalTokenCount": 501 * n} for n in (1, 2)
     ]
     ended = {"serverContent": {"turnComplete": True}, "usageMetadata": figures[0]}
-    events = [{"setupComplete": {}}, said("x" * 400), ended, said("y" * 400), {"usageMetadata": figures[1]}]
+    second = {"usageMetadata": figures[1]}
+    events: list[dict[str, Any]] = [{"setupComplete": {}}, said("x" * 400), ended, said("y" * 400), second]
     async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, path, events)
         assert (1500, 3) == await tokens(at.kit)
