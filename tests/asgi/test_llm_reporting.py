@@ -133,6 +133,17 @@ async def test_more_than_a_thousand_calls_of_a_request_count(store_url: str) -> 
         assert (3 * 1_010, 4 * 1_010) == await tokens(at.kit)
 
 
+async def test_calls_beyond_the_bound_of_a_request_are_named(
+    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.tokens.objects._REPORTED_MAX", 2)
+    calls = [{**WHOLE, "id": f"c{n}"} for n in range(3)]
+    async with metered(calling(DONE, *calls), store_url) as at:
+        await post(at)
+        assert (6, 8) == await tokens(at.kit)
+    assert "reports more model calls than meterkit distinguishes" in caplog.text
+
+
 async def test_an_object_without_usage_warns_once(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with metered(calling(DONE, *[whole("c1", None)] * 2), store_url) as at:
         assert (await post(at), await tokens(at.kit), await at.counted()) == (200, (0, 0), (1, 0))

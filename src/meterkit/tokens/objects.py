@@ -272,10 +272,8 @@ class StreamModels:
     def note(self, piece: Table) -> None:
         """Take a piece of a stream, which may name its model."""
         model = first_text(piece, CALL_MODEL)
-        if model is None:
+        if model is None or len(self._by_id) >= _STREAMS_MAX:
             return
-        if len(self._by_id) >= _STREAMS_MAX:
-            del self._by_id[next(iter(self._by_id))]
         self._names[model] = None
         for path in CALL_ID:
             if (name := short_id(dig(piece, path))) is not None:
