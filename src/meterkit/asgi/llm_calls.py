@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _KEPT: Final = 64, 16
 """Counted calls that are kept at most, and how many of each side once these are exceeded."""
 _READ_KEPT: Final = 16, 8
-"""The same where the app reports no call itself."""
+"""Counted calls that are kept where the app reports no call itself, likewise."""
 
 NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
 """Gives calls what they lack: model and provider; see :func:`meterkit.asgi.dearest_model.name_calls`."""
