@@ -89,6 +89,30 @@ async def test_a_grant_does_not_pay_for_earlier_overage(store_url: str) -> None:
     )
 
 
+async def test_nothing_is_billed_that_credits_can_pay_for(store_url: str, tmp_path: Path) -> None:
+    url, clock = sqlite_in(tmp_path), Clock(START)
+    plans = PLANS.replace("costs: {pages: 2}", "costs: {pages: 2, tokens: 1 per 10}")
+    async with (
+        MeterKit(loads(plans), redis_url=store_url, clock=clock, audit_url=url) as kit,
+        page_of(kit) as client,
+    ):
+        await kit.grants.add("acme", {"coins": 4_000}, grant_id="bought")
+        for _ in range(2):
+            await kit.record("acme", "tokens", 600)
+            await kit.record("acme", "pages", 20)
+            clock.advance(timedelta(days=1))
+        await drain_all(kit, url)
+        shown = (await client.get("/", headers=JSON)).json()
+        html = (await client.get("/")).text
+    usage, forecast = shown["usage"], shown["forecast"]
+    assert (usage["balance"], usage["meters"]["tokens"]["overage"]) == ({"coins": 3_920}, 0)
+    assert cards_in(html)["tokens"].startswith(
+        "enough: Tokens 39,200 left 1,200 of 40,400 2 % used ▲ Forecast: 18,000 39,400 of it from credits"
+    )
+    assert forecast["meters"]["pages"][0] == 600  # All but ten are paid by credits, and are not refused.
+    assert forecast["cost_cents"][0] == 2_900
+
+
 async def test_a_mark_and_words_say_where_usage_is_heading(store_url: str, tmp_path: Path) -> None:
     url, clock = sqlite_in(tmp_path), Clock(START)
     async with (

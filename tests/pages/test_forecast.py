@@ -14,6 +14,7 @@ from drivers.plans import plans_text
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.plan_costs import build_terms
+from meterkit.pages.credit_balances import CreditBalance
 from meterkit.pages.forecast import forecast_usage
 from meterkit.pages.other_plans import price_on_plans
 from meterkit.pages.usage_figures import days_of
@@ -22,8 +23,11 @@ CATALOG = loads(plans_text("forecast"))
 SMALL, CAPPED = ((plan, build_terms(CATALOG, plan, plan.entitlements, 0)) for plan in CATALOG.plans.values())
 
 
-def counts(recorded: int, *, overage: int = 0, included: int | str = 100, granted: int = 0) -> Any:
-    return {"recorded": recorded, "overage": overage, "included": included, "granted": granted}
+def counts(
+    recorded: int, *, overage: int = 0, included: int | str = 100, granted: int = 0, over_cap: int = 0
+) -> Any:
+    classes = {"overage": overage, "included": included, "granted": granted, "over_cap": over_cap}
+    return {"recorded": recorded, **classes}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,16 @@ def test_what_would_be_refused_is_not_expected() -> None:
     assert (found["meters"], found["cost_cents"]) == ({"tokens": (55, 55, 55)}, (1_000, 1_000, 1_000))
 
 
+def test_credits_pay_for_usage_that_is_expected() -> None:
+    balances = [CreditBalance(60_000_000, {"calls": 1_000_000, "tokens": 2_000_000})]
+    usage = {"calls": counts(110), "tokens": counts(40, included=50)}
+    days = {"calls": [10, 10], "tokens": [9, 9]}
+    found = forecast_usage(days, usage, 10, SMALL[1], balances)
+    # 60 credits pay for 60 of the 100 more calls, and alone for 30 tokens beyond those included.
+    assert found["meters"] == {"calls": (210, 210, 210), "tokens": (80, 80, 80)}
+    assert found["cost_cents"] == (1_020, 1_020, 1_020)
+
+
 def test_other_plans_with_what_they_grant() -> None:
     # On `capped` credits pay for 30 tokens beyond 10, and a grant for 20 calls.
     within, beyond = {"calls": 140, "tokens": 40}, {"calls": 141, "tokens": 41}
@@ -85,9 +99,11 @@ def test_on_other_plans_grants_of_meters_pay_before_credits() -> None:
 def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
     (small,) = price_on_plans(CATALOG, [CAPPED], {"calls": 5_000}, SMALL[1], {})
     assert (small["cost_cents"], small["refused"]) == (1_248, ["calls"])
-    usage = {"calls": counts(5_000, included=0, overage=50)}  # Of a plan before with a lower cap.
+    usage = {
+        "calls": counts(5_000, included=0, overage=50, over_cap=4_950)
+    }  # Of a plan before with a lower cap.
     assert forecast_usage({"calls": [300, 300]}, usage, 10, CAPPED[1])["cost_cents"] == (1_220, 1_220, 1_220)
-    lower = counts(100, included=0, overage=50)
+    lower = counts(100, included=0, overage=50, over_cap=50)
     assert forecast_usage({"calls": [50, 50]}, {"calls": lower}, 10, CAPPED[1])["cost_cents"] == (1_228,) * 3
 
 

@@ -7,12 +7,14 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.pages.credit_balances import pay_by_credits, payable_units
 from meterkit.pages.overage_by_model import split_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meterkit.insights.simulation.plan_costs import TrialTerms
+    from meterkit.pages.credit_balances import CreditBalance
     from meterkit.store.customer_usage import MeterUsage
 
 _LAST_DAYS: Final = 14
@@ -36,36 +38,58 @@ class PeriodForecast(TypedDict):
 
 
 def forecast_usage(
-    days: Mapping[str, Sequence[int]], usage: Mapping[str, MeterUsage], rest_days: float, terms: TrialTerms
+    days: Mapping[str, Sequence[int]],
+    usage: Mapping[str, MeterUsage],
+    rest_days: float,
+    terms: TrialTerms,
+    balances: Sequence[CreditBalance] = (),
 ) -> PeriodForecast:
     """Forecast the end of the period, by its last complete days, at most fourteen.
 
-    Usage above a plan's ceiling would be refused, so the forecast leaves it out.
+    Usage above a plan's ceiling that no grant or credit pays would be refused, so the forecast leaves it out.
 
     Args:
         days: meter to the units of each complete day of the period.
         usage: of the meters so far.
         rest_days: the rest of the period.
         terms: of the plan.
+        balances: of credits, which pay before overage is counted.
     """
     found = {
-        name: _forecast_meter(usage[name], of[-_LAST_DAYS:], rest_days, terms.ceilings.get(name))
+        name: _forecast_meter(
+            usage[name],
+            of[-_LAST_DAYS:],
+            rest_days,
+            terms.ceilings.get(name),
+            payable_units(balances, name),
+        )
         for name, of in days.items()
         if of and name in usage
     }
-    costs = [_expected_cost(usage, found, nth, terms) for nth in range(len(ForecastRange._fields))]
+    costs = [_expected_cost(usage, found, nth, terms, balances) for nth in range(len(ForecastRange._fields))]
     return {"meters": found, "cost_cents": ForecastRange(*costs)}
 
 
 def _expected_cost(
-    usage: Mapping[str, MeterUsage], ends: Mapping[str, ForecastRange], nth: int, terms: TrialTerms
+    usage: Mapping[str, MeterUsage],
+    ends: Mapping[str, ForecastRange],
+    nth: int,
+    terms: TrialTerms,
+    balances: Sequence[CreditBalance],
 ) -> int:
     """Compute the cost at the end of the period; of prices by model by the models of the overage so far."""
     rows = {row for of in terms.price_rows.values() for row in of.all}
-    expected = {
-        name: _expected_overage(counts, ends.get(name), nth, terms.caps.get(name))
+    more = {
+        name: _units_beyond(counts, ends[name][nth] if name in ends else None)
         for name, counts in usage.items()
         if name not in rows
+    }
+    unpaid = pay_by_credits(balances, more)
+    expected = {
+        name: usage[name]["overage"] + min(units, max(0, terms.caps[name] - usage[name]["overage"]))
+        if name in terms.caps
+        else usage[name]["overage"] + units
+        for name, units in unpaid.items()
     }
     split = split_by_model(
         expected, terms.price_rows, {row: usage[row]["overage"] for row in rows if row in usage}
@@ -75,20 +99,23 @@ def _expected_cost(
 
 
 def _forecast_meter(
-    counts: MeterUsage, days: Sequence[int], rest_days: float, ceiling: int | None
+    counts: MeterUsage, days: Sequence[int], rest_days: float, ceiling: int | None, payable: int
 ) -> ForecastRange:
     used, mean = counts["recorded"], fmean(days)
     more, spread = mean * rest_days, _SPREADS * (stdev(days) if len(days) > 1 else mean) * sqrt(rest_days)
     ends = (used + max(0, units) for units in (round(more), floor(more - spread), ceil(more + spread)))
-    most = None if ceiling is None else max(used, ceiling + counts["granted"])
+    most, included = None, counts["included"]
+    if ceiling is not None and included != "unlimited":
+        available = included + counts["granted"]
+        credited = max(0, used - counts["overage"] - counts["over_cap"] - available)
+        most = max(used, ceiling + counts["granted"] + credited + payable)
     return ForecastRange(*(end if most is None else min(end, most) for end in ends))
 
 
-def _expected_overage(counts: MeterUsage, ends: ForecastRange | None, nth: int, cap: int | None) -> int:
-    """Return the overage at the end of the period: usage beyond included and grants, up to the cap."""
+def _units_beyond(counts: MeterUsage, end: int | None) -> int:
+    """Count the units until the end of the period that only credits can pay for."""
     included = counts["included"]
-    if ends is None or included == "unlimited":
-        return counts["overage"]
+    if end is None or included == "unlimited":
+        return 0
     paid = max(counts["recorded"] - counts["overage"], included + counts["granted"])
-    more = ends[nth] - paid
-    return max(counts["overage"], more if cap is None else min(more, cap))
+    return max(0, end - paid - counts["overage"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from meterkit.pages.credit_balances import credit_balances, payable_units
 from meterkit.pages.price_wording import price_text
 from meterkit.pages.usage_bar import UsageBar
 from meterkit.pages.usage_figures import beyond_included
@@ -68,6 +69,7 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
     plan, forecast = catalog.plans.get(figures["usage"]["plan"]), figures["forecast"]
     overage = {} if plan is None else {name: of.overage for name, of in plan.entitlements.items()}
     meters = figures["usage"]["meters"]
+    balances = credit_balances(catalog, figures["usage"]["balance_micros"])
     ends = {} if forecast is None else forecast["meters"]
     found = [
         _make_card(
@@ -76,6 +78,7 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
             expected=ends[name].expected if name in ends else None,
             is_gauge=meter.kind == "gauge",
             is_billed=name in overage and overage[name].mode == "bill",
+            payable=payable_units(balances, name),
             price=price_text(name, overage[name].rows if name in overage else None, meters, meter.unit),
         )
         for name, counts in meters.items()
@@ -94,6 +97,7 @@ def _make_card(
     expected: int | None,
     is_gauge: bool,
     is_billed: bool,
+    payable: int,
     price: str | None,
 ) -> MeterCard:
     used, granted, overage = counts["used"], counts["granted"], counts["overage"]
@@ -103,6 +107,9 @@ def _make_card(
         )
     included, remaining = counts["included"], counts["remaining"]
     available = included + granted
+    if is_billed and payable:
+        paid = max(available, counts["recorded"] - overage)
+        available = max(paid + payable, used - overage)  # A hold may have taken some of the balance.
     # Of billed overage and of a gauge's tolerance, something may remain without any credit.
     if remaining != "unlimited" and not is_billed and not is_gauge and remaining > max(0, available - used):
         available = used + remaining

@@ -21,6 +21,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.plan_costs import PlanOffers, plan_cost, read_tenures
 from meterkit.log_throttle import MINUTE_S, Throttle
+from meterkit.pages.credit_balances import credit_balances
 from meterkit.pages.forecast import forecast_usage
 from meterkit.pages.other_plans import price_on_plans
 from meterkit.pages.subject_figures import read_subjects
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
+    from meterkit.pages.credit_balances import CreditBalance
     from meterkit.pages.forecast import PeriodForecast
     from meterkit.pages.other_plans import OtherPlan
     from meterkit.pages.subject_figures import SubjectFigures
@@ -287,7 +289,9 @@ async def usage_figures(
     return {
         **found,
         "cost": cost_of(catalog, usage, priced, is_free=tenure.is_unpaid),
-        "forecast": _make_forecast(days, usage, start_ms, end_ms, now_ms, terms),
+        "forecast": _make_forecast(
+            days, usage, start_ms, end_ms, now_ms, terms, credit_balances(catalog, usage["balance_micros"])
+        ),
         "other_plans": _price_other_plans(catalog, usage, tenure, seats, terms),
         "seats": seats,
         "storage": stored_of(catalog, usage),
@@ -329,7 +333,13 @@ def _newest_changes(history: Sequence[HistoryEntry]) -> list[dict[str, object]]:
 
 
 def _make_forecast(
-    days: DailyUsage | None, usage: CustomerUsage, start_ms: int, end_ms: int, now_ms: int, terms: TrialTerms
+    days: DailyUsage | None,
+    usage: CustomerUsage,
+    start_ms: int,
+    end_ms: int,
+    now_ms: int,
+    terms: TrialTerms,
+    balances: Sequence[CreditBalance],
 ) -> PeriodForecast | None:
     if days is None:
         return None
@@ -339,7 +349,7 @@ def _make_forecast(
     if True not in used:
         return None
     since = {name: of[used.index(True) :] for name, of in complete.items()}
-    return forecast_usage(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms)
+    return forecast_usage(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms, balances)
 
 
 def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> SeatFigures | None:
