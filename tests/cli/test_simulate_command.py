@@ -1,4 +1,5 @@
 """``meterkit simulate``: what it prints, what it leaves out and says so, and what it refuses."""
+# Internals: a table of revenue, filled by hand.
 
 from __future__ import annotations
 
@@ -19,6 +20,9 @@ from drivers.webhooks import DAY, hooked
 from drivers.webhooks import PLANS as SUBSCRIBED
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
+from meterkit.insights.revenue.revenue_formulas import CustomerPayment
+from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.testing import Clock
 from servers.stores import Server
 
@@ -107,6 +111,15 @@ async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tm
     alone = shell.run(*given, "--customer", "bob", "--json").json
     assert [one["customer"] for one in alone["customers"]] == ["bob"]
     assert "there are no customers" in shell.run(*given, "--customer", "typo").err
+
+
+async def test_half_a_cent_of_a_yearly_price_is_rounded_up(valkey: Server, tmp_path: Path) -> None:
+    plans = PLANS.replace("12_000", "12_030")
+    async with logging(valkey, tmp_path, plans) as kit:
+        await kit.record("ada", "words", 1)
+    shell = shell_of(valkey, tmp_path)
+    found = shell.run("simulate", "--plans", "plans.yaml", "--period", "2031-06", "--json").json
+    assert found["totals"] == {"usd": {"now_cents": 1_003, "then_cents": 1_003}}
 
 
 async def test_usage_that_the_log_lacks_is_named(valkey: Server, tmp_path: Path) -> None:
@@ -291,31 +304,29 @@ async def test_days_are_shown_as_text_csv_and_json(valkey: Server, tmp_path: Pat
     assert (shown["currency"], shown["customers"], shown["arpa"]) == ("usd", 2, 1_500_000_000)
 
 
-async def test_shown_revenue_is_rounded_half_up(valkey: Server, tmp_path: Path) -> None:
-    audit_url = f"sqlite:///{tmp_path / 'audit.db'}"
-    (tmp_path / "plans.yaml").write_text(SUBSCRIBED)
-    settings = {
-        "METERKIT_REDIS_URL": valkey.url,
-        "METERKIT_AUDIT_URL": audit_url,
-        "METERKIT_SHARDS": "4",
-    }
-    async with hooked(valkey.url, audit_url=audit_url) as at:
-        coupon = await at.client.v1.coupons.create_async({"percent_off": 0.15, "duration": "forever"})
-        at.customer("acme")
-        await at.subscribe("acme", discounts=[{"coupon": coupon.id}])
-        await at.settle()
-        at.clock.advance(DAY)
-        await at.kit.revenue.snapshot()
-    # It pays 998.5 cents a month.
-    shell = InProcessShell(tmp_path, **settings)
-    assert shell.run("revenue", "--to", "2031-06-10").out.splitlines()[-1].split()[2:4] == ["USD", "9.99"]
+async def test_half_a_cent_of_revenue_is_rounded_up(valkey: Server, tmp_path: Path) -> None:
+    day = datetime.now(UTC).date() - timedelta(days=3)
+    paid = [CustomerPayment("acme", "pro", "usd", 1_000_500_000)]
+    async with logging(valkey, tmp_path, PLANS):
+        RevenueTables(Database(f"sqlite:///{tmp_path}/audit.db")).write(day, paid, [])
+    assert "USD 10.01" in shell_of(valkey, tmp_path).run("revenue").out
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     shell = InProcessShell(tmp_path, METERKIT_REDIS_URL="memory://", METERKIT_AUDIT_URL="sqlite://")
     (tmp_path / "plans.yaml").write_text(SUBSCRIBED)
-    for wrong in ("2031-06-10", "2031-06-10=-1", "2031-06-31=1", "today=1", "2031-06-10=1e3"):
+    for wrong in (
+        "2031-06-10",
+        "2031-06-10=-1",
+        "2031-06-31=1",
+        "today=1",
+        "2031-06-10=1e3",
+        "2031-06-10=1_",
+    ):
         done = shell.run("revenue", "spend", wrong)
+        assert (done.code, "allowed is" in done.err) == (2, True), wrong
+    for wrong in ("words", "words=1_", "words=1__0", "words=_1"):
+        done = shell.run("simulate", "--plans", "plans.yaml", "--cost", wrong)
         assert (done.code, "allowed is" in done.err) == (2, True), wrong
     both = shell.run("revenue", "--csv", "--json")
     assert (both.code, "not both" in both.err) == (2, True)

@@ -105,15 +105,13 @@ async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(kit: MeterKit, 
     assert (shown["revenue_usd:mrr"], shown["plans_eur:pro"]) == (2570, 1500)
 
 
-async def test_money_of_revenue_is_rounded_half_up(
-    kit: MeterKit, client: AsyncClient, tmp_path: Path
-) -> None:
+async def test_half_a_cent_is_rounded_up(kit: MeterKit, client: AsyncClient, tmp_path: Path) -> None:
     tables = RevenueTables(Database(sqlite_in(tmp_path)))
-    tables.write(LAST, [CustomerPayment("ada", "pro", "usd", 2_500_000)], [])
+    tables.write(LAST, [CustomerPayment("ada", "pro", "usd", 1_000_500_000)], [])
     await make_snapshot(kit)
-    page = (await client.get("/")).text
-    assert '<data value="2500000">USD 0.03</data>' in page
-    assert "USD 0.02" not in page  # Nor in its tile.
+    for path in ("/", "/paying?of=usd"):
+        page = (await client.get(path)).text
+        assert ("USD 10.01" in page, "USD 10.00" in page) == (True, False)
 
 
 @pytest.mark.dear("each day of a month is kept")

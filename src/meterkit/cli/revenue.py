@@ -112,7 +112,7 @@ async def spend(
 
 def _spent(text: str) -> tuple[date, int]:
     day, equals, cents = text.partition("=")
-    if not equals or not re.fullmatch(r"[0-9][0-9_]{0,17}", cents):
+    if not equals or not re.fullmatch(r"[0-9](_?[0-9]){0,17}", cents):
         raise WrongUsageError(f"found {text!r:.60}; allowed is DAY=CENTS, such as 2026-10-01=150000")
     return _day(day), int(cents)
 

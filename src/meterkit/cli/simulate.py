@@ -91,7 +91,7 @@ async def simulate(
 
 def _cost(text: str) -> tuple[str, Fraction]:
     meter, equals, cents = text.partition("=")
-    if not equals or not re.fullmatch(r"[0-9][0-9_]{0,11}(\.[0-9]{1,6})?", cents):
+    if not equals or not re.fullmatch(r"[0-9](_?[0-9]){0,11}(\.[0-9]{1,6})?", cents):
         raise WrongUsageError(f"found {text!r:.60}; allowed is METER=CENTS, such as output_tokens=40 or 0.5")
     return meter, Fraction(cents) / _PER
 

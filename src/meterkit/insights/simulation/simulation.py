@@ -422,11 +422,13 @@ def _build_customer(
         estimates=tuple(_explain_estimates(case)),
         now_margin_cents=None if costs is None else rounded_cents(now - _cost(case.units, costs)),
         then_margin_cents=None if costs is None else rounded_cents(then - _cost(served, costs)),
-        now_charged_cents=None if charged is None else rounded_cents(Fraction(charged.of.get(who, 0), _CENT)),
-        then_charged_cents=None
-        if charged is None
-        else rounded_cents(Fraction(served.get(charged.meter, 0), _CENT)),
+        now_charged_cents=None if charged is None else _charged_cents(charged.of.get(who, 0)),
+        then_charged_cents=None if charged is None else _charged_cents(served.get(charged.meter, 0)),
     )
+
+
+def _charged_cents(micros: int) -> int:
+    return rounded_cents(Fraction(micros, _CENT))
 
 
 def _cost(units: Mapping[str, int], costs: Mapping[str, Fraction]) -> Fraction:
