@@ -48,3 +48,25 @@ async def test_pages_speak_of_lines(store_url: str, tmp_path: Path) -> None:
         assert tile is not None
         assert tile[1] == "1"
         assert "Meter events delivered" not in page
+
+
+async def test_a_redriven_line_stands_in_the_ledger(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 126)
+        await end_period(at)
+        at.emulator.fail_next("error", status=403, path="*")
+        await at.kit.flush()
+        (line,) = await at.kit.outbox.items.list()
+        form = {"queue": "outbox", "id": line.identifier, "reason": "Stripe is back"}
+        async with pages_of(at.kit) as operator:
+            headers = {**JSON, "sec-fetch-site": "same-origin"}
+            answer = await operator.post("/redrive", data=form, headers=headers)
+        assert answer.json() == {"redriven": [line.identifier], "refused": {}}
+        (entry,) = [one for one in await at.kit.customers.history("acme") if one.kind == "redrive"]
+        assert (entry.before, entry.after, entry.cause) == (
+            f"queued: {line.identifier}",
+            "redriven: Stripe is back",
+            "operator ada",
+        )

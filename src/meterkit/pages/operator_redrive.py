@@ -13,7 +13,6 @@ from meterkit.pages.operator_queues import LISTED_MOST, read_owners
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.usage_figures import PagesKit
     from meterkit.store.store import Store
 
@@ -43,7 +42,7 @@ async def redrive(
         StoreError: the store does not answer; earlier entries stay redriven.
     """
     if queue == "outbox":
-        return await _redrive_intents(kit.outbox, ids, by=f"operator {operator}", reason=reason)
+        return await _redrive_intents(kit, ids, operator=operator, reason=reason)
     if queue == "webhooks":
         owners = await read_owners(kit.store, [one.stripe_customer for one in await kit.webhooks.dead()])
     else:
@@ -60,15 +59,18 @@ async def redrive(
     return RedriveResult(chosen, {one: "it is not dead" for one in dict.fromkeys(ids) if one not in owners})
 
 
-async def _redrive_intents(outbox: Intents, ids: Sequence[str], *, by: str, reason: str) -> RedriveResult:
-    redriven, refused = list[str](), dict[str, str]()
-    items = {item.identifier for item in await outbox.items.list(limit=LISTED_MOST)}
+async def _redrive_intents(kit: PagesKit, ids: Sequence[str], *, operator: str, reason: str) -> RedriveResult:
+    redriven, refused, outbox = list[str](), dict[str, str](), kit.outbox
+    items = {item.identifier: item for item in await outbox.items.list(limit=LISTED_MOST)}
     for one in dict.fromkeys(ids):
         try:
             if one in items:
+                await _record_redrive(
+                    kit.store, items[one].customer, one, operator=operator, reason=reason, state="queued"
+                )
                 await outbox.items.redrive(one)
             else:
-                await outbox.redrive(one, reason=reason, by=by)
+                await outbox.redrive(one, reason=reason, by=f"operator {operator}")
         except StoreError:
             raise
         except MeterkitError as error:
@@ -78,10 +80,17 @@ async def _redrive_intents(outbox: Intents, ids: Sequence[str], *, by: str, reas
     return RedriveResult(redriven, refused)
 
 
-async def _record_redrive(store: Store, customer: str, what: str, *, operator: str, reason: str) -> None:
+async def _record_redrive(
+    store: Store, customer: str, what: str, *, operator: str, reason: str, state: str = "dead"
+) -> None:
     after = f"redriven: {reason}" if reason else "redriven"
     _logger.info("operator %r redrives %s of customer %r", operator, what, customer)
     if customer:
         await add_entry(
-            store, customer, kind="redrive", before=f"dead: {what}", after=after, cause=f"operator {operator}"
+            store,
+            customer,
+            kind="redrive",
+            before=f"{state}: {what}",
+            after=after,
+            cause=f"operator {operator}",
         )
