@@ -232,6 +232,15 @@ async def test_usage_that_stripe_does_not_take(
     assert finding.problem.startswith("1,000 of tokens in 1 intent, of unknown: ")
 
 
+async def test_a_damaged_record_is_a_finding_that_names_it(directory: Path, sound: Server) -> None:
+    async with MeterKit(directory / "plans.yaml", redis_url=sound.url, flush=False) as kit:
+        await kit.customers.set_plan("acme", "pro")
+        admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
+        await admin.ask(admin.client.hset(keys.state, "data", "x"))
+    found = await of_check("plans", directory, sound.url)
+    assert "the record of customer 'acme' cannot be read" in found.problem
+
+
 async def test_a_plan_that_the_plans_file_has_lost(directory: Path, sound: Server) -> None:
     """Its customers were served on the default plan, which only one log line said."""
     async with kit_of(directory, sound.url) as kit, kit:

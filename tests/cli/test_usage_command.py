@@ -159,6 +159,20 @@ async def test_every_customer_with_usage_is_shown_sorted_and_once(stored: Shell)
     assert "idle" not in table
 
 
+async def test_damaged_customers_are_named_and_others_shown(stored: Shell) -> None:
+    async with stored.kit() as kit:
+        for customer in ("ada", "bob", "eve"):
+            await kit.record(customer, "tokens", 5)
+            await kit.customers.set_plan(customer, "pro")
+        admin, keys = await kit.store.admin(), kit.store.keys.customer("bob")
+        await admin.ask(admin.client.hset(keys.state, "data", "x"))
+    done = stored.run("usage", "--all", "--json")
+    assert ([found["customer"] for found in done.json], done.code) == (["ada", "eve"], 1)
+    assert "no usage for customer 'bob': the stored data cannot be read" in done.err
+    done = stored.run("customers", "list")
+    assert (done.code, "the record of customer 'bob' cannot be read" in done.err) == (1, True)
+
+
 async def test_where_nobody_has_used_anything_it_says_so(stored: Shell) -> None:
     for arguments in ([], ["ada", "--all"], ["--all", "--csv", "--json"], ["ada", "--period", "soon"]):
         assert 2 == stored.run("usage", *arguments).code

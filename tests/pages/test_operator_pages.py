@@ -83,6 +83,25 @@ async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, clien
     ]
 
 
+@pytest.mark.parametrize("part", ["state", "counters"])
+async def test_a_damaged_customer_hinders_no_figures(
+    kit: MeterKit, client: AsyncClient, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    for customer in ("ada", "bob", "eve"):
+        await kit.customers.set_plan(customer, "pro")
+        await kit.record(customer, "requests", 8)
+    keys, admin = kit.store.keys.customer("bob"), await kit.store.admin()
+    if part == "state":
+        await admin.ask(admin.client.hset(keys.state, "data", "x"))
+    else:
+        for name in await admin.ask(admin.client.hkeys(keys.counters)):
+            await admin.ask(admin.client.hset(keys.counters, name, "x"))
+    await make_snapshot(kit)
+    assert [one["customer"] for one in (await client.get("/all.json")).json()] == ["ada", "eve"]
+    assert "no figures on operator pages for customer 'bob': the stored data cannot be read" in caplog.text
+    assert (await client.get("/")).status_code == 200
+
+
 async def test_units_of_a_meter_that_has_left_the_file_are_shown(kit: MeterKit, client: AsyncClient) -> None:
     await kit.record("billed", "tokens", 5)
     without = [line for line in PLANS.splitlines() if "tokens" not in line]

@@ -95,7 +95,8 @@ async def usage(
 ) -> None:
     """Show a customer's usage, what is left, and what Stripe has.
 
-    Shows this billing period unless --period names another.
+    Shows this billing period unless --period names another. --all exits 1 if it leaves out a customer whose
+    stored data cannot be read.
     """
     if every == (customer is not None):
         raise WrongUsageError("give CUSTOMER or --all")
@@ -113,8 +114,11 @@ async def usage(
             session.show(earned, lambda: _print_models(earned, kit.catalog))
             return
         if customer is None:
-            async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
+            skipped: list[str] = []
+            async with aclosing(usage_of_all(kit.store, at_ms=at_ms, skipped=skipped)) as pages:
                 await _print_all(pages, session, as_csv=as_csv)
+            if skipped:
+                raise typer.Exit(1)
             return
         await note_unknown(kit, customer)
         if by is not None:

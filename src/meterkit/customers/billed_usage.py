@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.customers.history import HISTORY_MOST, plan_until, read_history
@@ -22,6 +23,7 @@ from meterkit.decisions.price_segments import (
     shown_label,
 )
 from meterkit.store.customer_usage import count_reported
+from meterkit.store.unreadable_data import log_unreadable, read_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -34,18 +36,27 @@ if TYPE_CHECKING:
 _CUSTOMERS_AT_ONCE: Final = 100
 
 
-async def usage_of_all(store: Store, *, at_ms: int | None = None) -> AsyncGenerator[Sequence[CustomerUsage]]:
+async def usage_of_all(
+    store: Store, *, at_ms: int | None = None, skipped: list[str] | None = None
+) -> AsyncGenerator[Sequence[CustomerUsage]]:
     """Read the usage of all customers in this period, or in that of another instant, in pages sorted by id.
 
-    Customers without usage are left out. Each page shows the moment at which it was read.
+    Customers without usage are left out. Each page shows the moment at which it was read. Those whose stored
+    data cannot be read are logged, and added to ``skipped``.
 
     Raises:
         StoreError: the store does not answer.
         MeterkitError: the temporary folder has no room for the ids.
     """
+
+    async def skip(customer: str, error: Exception) -> None:
+        await log_unreadable(store, customer, "usage", error)
+        if skipped is not None:
+            skipped.append(customer)
+
     async with customers_with_counts(store) as customers:
         async for names in customers.names(_CUSTOMERS_AT_ONCE):
-            page = await store.usage_of_many(names, at_ms=at_ms)
+            page = await read_each(names, partial(store.usage_of_many, at_ms=at_ms), skip)
             yield [found for found in page if _has_usage(found)]
 
 

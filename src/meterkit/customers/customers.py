@@ -34,6 +34,7 @@ from meterkit.store.input_checks import (
     shown,
     to_json_value,
 )
+from meterkit.store.unreadable_data import UnreadableDataError, read_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -144,8 +145,16 @@ _LISTED_AT_ONCE: Final = 100
 
 
 async def read_customers(store: Store, customers: Sequence[str]) -> Sequence[Customer]:
-    """The records of several customers."""
-    found, now_ms = await CustomerStates(store).find_many(customers), store.now_ms()
+    """The records of several customers.
+
+    Raises:
+        UnreadableDataError: the record of one cannot be read.
+    """
+
+    async def refuse(customer: str, error: Exception) -> None:
+        raise UnreadableDataError(f"the record of customer {customer!r} cannot be read: {error!r}") from error
+
+    found, now_ms = await read_each(customers, CustomerStates(store).find_many, refuse), store.now_ms()
     return [build_customer(*one, store.catalog, now_ms) for one in zip(customers, found, strict=True)]
 
 

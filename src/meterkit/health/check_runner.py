@@ -53,8 +53,9 @@ from meterkit.health.worker_queues import (
     check_webhooks,
     find_missing_secret,
 )
-from meterkit.insights.health_report import Health
+from meterkit.insights.health_report import Finding, Health
 from meterkit.outbox.outbox import Outbox
+from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -63,6 +64,9 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
 
 
+_RESTORE: Final = (
+    "restore that key from a backup of the store; another program, or a newer release, may have written it"
+)
 _MEMORY_STORE: Final = "memory:// lives in one process: this one cannot see the app's"
 
 
@@ -160,6 +164,10 @@ async def _run_check(
 ) -> None:
     try:
         found.looked_at[check], more = await run(subject)
+    except (UnreadableDataError, *UNREADABLE) as error:
+        found.looked_at[check] = "stored data cannot be read"
+        problem = f"stored data that is checked cannot be read: {error}"
+        found.findings.append(Finding(check=check, problem=problem, cure=_RESTORE))
     except (CheckSkippedError, MeterkitError) as error:
         found.not_looked_at[check] = str(error)
     else:

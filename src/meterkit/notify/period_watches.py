@@ -25,6 +25,7 @@ from meterkit.outbox.intents import count_members
 from meterkit.store.customer_notices import publish_notice
 from meterkit.store.gauge_levels import change_level
 from meterkit.store.task_lease import TaskLease
+from meterkit.store.unreadable_data import UNREADABLE, log_unreadable, read_each
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
-UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
-"""Errors of reading a stored value that is damaged or of another release."""
 _EVERY_S: Final = 300.0
 _LEASE_MS: Final = 600_000
 _EVENT_TTL_MS: Final = 2 * 86_400_000
@@ -69,13 +68,6 @@ class LeasedWatch:
         """Check unless the event is unwanted or another process has the lease."""
         if self._is_wanted(self._event) and await self.lease.acquire():
             await check()
-
-
-async def log_unreadable(store: Store, customer: str, event: str, error: Exception) -> None:
-    """Log once that a customer is skipped: one damaged value must not stop the events of others."""
-    (await store.admin()).warn_once(
-        f"no {event} for customer {customer!r}: the stored data cannot be read: {error!r}"
-    )
 
 
 def digest_of(*parts: str | int) -> str:
@@ -357,14 +349,12 @@ class SummaryWatch:
         self, customers: Sequence[str], *, at_ms: int | None = None
     ) -> list[tuple[int, str]]:
         """Read when the period before the present one, or before that of another instant, ended."""
-        try:
-            usages = await self._store.usage_of_many(customers, at_ms=at_ms)
-        except UNREADABLE as error:
-            if len(customers) > 1:
-                found = [await self._read_period_ends([customer], at_ms=at_ms) for customer in customers]
-                return [end for ends in found for end in ends]
-            await log_unreadable(self._store, customers[0], SUMMARY_EVENT, error)
-            return []
+        store = self._store
+
+        async def skip(customer: str, error: Exception) -> None:
+            await log_unreadable(store, customer, SUMMARY_EVENT, error)
+
+        usages = await read_each(customers, partial(store.usage_of_many, at_ms=at_ms), skip)
         return [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
 
     async def _make_summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:

@@ -15,14 +15,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from meterkit.catalog.amount_wording import rounded_cents
-from meterkit.notify.period_watches import (
-    UNREADABLE,
-    LeasedWatch,
-    currency_attribute,
-    digest_of,
-    log_unreadable,
-    notify_once,
-)
+from meterkit.notify.period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
+from meterkit.store.unreadable_data import UNREADABLE, log_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

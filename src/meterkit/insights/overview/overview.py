@@ -21,6 +21,7 @@ from meterkit.insights.overview.rows import CustomerRow, OverviewTotals, UsageRo
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.task_lease import TaskLease
+from meterkit.store.unreadable_data import log_unreadable, read_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -134,7 +135,7 @@ class CustomerOverview:
         rows, of_meters = list[CustomerRow](), list[UsageRow]()
         async with self._list_all() as customers:
             async for names in customers.names(_PAGE):
-                for usage in await store.usage_of_many(names):
+                for usage in await read_each(names, store.usage_of_many, self._skip):
                     row = build_row(usage, store.catalog.meters)
                     of_meters += totals.add(row, usage)
                     rows.append(row)
@@ -150,6 +151,9 @@ class CustomerOverview:
         }
         await in_thread(tables.finish, at_ms, figures)
         return figures
+
+    async def _skip(self, customer: str, error: Exception) -> None:
+        await log_unreadable(self._store, customer, "figures on operator pages", error)
 
     async def _read_activity(self, at_ms: int, known: OverviewSnapshot | None) -> DailyActivity:
         read: Any = import_module("meterkit.insights.overview.daily_activity").read_daily_activity

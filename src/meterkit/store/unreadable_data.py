@@ -1,0 +1,49 @@
+"""Stored data of a customer that is damaged, or of another release: it must not hold up other customers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from meterkit.store.store import Store
+
+_T = TypeVar("_T")
+
+UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
+"""Errors of reading a stored value that is damaged or of another release."""
+
+
+class UnreadableDataError(MeterkitError):
+    """Stored data cannot be read; the message names the customer."""
+
+
+async def log_unreadable(store: Store, customer: str, what: str, error: Exception) -> None:
+    """Log once that a customer is skipped, and what it lacks for that."""
+    (await store.admin()).warn_once(
+        f"no {what} for customer {customer!r}: the stored data cannot be read: {error!r}"
+    )
+
+
+async def read_each(
+    customers: Sequence[str],
+    read: Callable[[Sequence[str]], Awaitable[Sequence[_T]]],
+    skip: Callable[[str, Exception], Awaitable[None]],
+) -> list[_T]:
+    """Read something of several customers at once, without those whose stored data cannot be read.
+
+    Args:
+        customers: their ids.
+        read: reads them, one entry for each.
+        skip: called with each customer that is left out, and the error.
+    """
+    try:
+        return [*await read(customers)]
+    except UNREADABLE as error:
+        if len(customers) == 1:
+            await skip(customers[0], error)
+            return []
+    return [one for customer in customers for one in await read_each([customer], read, skip)]
