@@ -50,6 +50,7 @@ from meterkit.outbox.meters_or_lines import (
 from meterkit.redis.server import is_key_error
 from meterkit.store.event_names import read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
+from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -475,5 +476,5 @@ def _parse_state(reply: bytes | Exception | None) -> CustomerState | Exception:
         return reply
     try:
         return CustomerState.parse(reply or b"")
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except UNREADABLE as error:
         return error
