@@ -22,30 +22,16 @@ from faults.python_mutants import Mutant, mutants, survivors_known
 ROOT: Final = Path(__file__).parents[1]
 NOTICED: Final = Path(__file__).parent / "faults" / "python_noticed.txt"
 SAMPLE: Final = 2
+LEAST: Final = 0.75
+"""Such a share of all that are tried must be noticed. It may only rise: decision 0193 says what it was."""
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "customers": 128, "redis": 128}
 """Of each room one in so many mutants is tried, and one of each module."""
-_NAMES: Final = {
-    "asgi": "gauges llm_outliving repeats llm_model_prices llm_money llm_off_request llm_reporting",
-    "catalog": "overrides",
-    "cli": "hidden_parts",
-    "insights": "ledger",
-    "notify": "watches",
-    "promises": "i6_basic i6_recovered i6_restored",
-    "storage": "presigning",
-    "store": "corrections currencies customers gauges grants outbox_by_hand rates_table reservations rollover"
-    " small_writes spend_limits scripts_model spool spool_file state_changes subjects",
-    "subscriptions": "allowance customer_currency deletion gains own_prices priced_as_recorded"
-    " prices_by_model",
-}
-TESTS: Final = (
-    *("tests/unit", "tests/delivery"),
-    "tests/store/test_servers.py::test_a_flusher_says_it_delivers_nothing",
-    "tests/store/test_subjects.py::test_an_override_that_cannot_be_read_is_refused",
-    "tests/store/test_tls.py::test_a_server_without_tls_is_refused",
-    *(f"tests/{room}/test_{name}.py" for room, names in _NAMES.items() for name in names.split()),
+_ROOMS: Final = (
+    "unit store delivery subscriptions asgi insights notify storage testing catalog pages cli promises"
 )
-"""The tests that are tried on mutants, those that execute a mutant's line."""
+TESTS: Final = tuple(f"tests/{room}" for room in _ROOMS.split())
+"""The tests that are tried on mutants, of those that execute a mutant's line the narrowest first."""
 
 
 @cache
@@ -105,24 +91,14 @@ def test_a_sample_of_mutants_is_noticed(tmp_path: Path) -> None:
     assert len(found) == SAMPLE
 
 
-def test_every_test_that_is_tried_is_there() -> None:
-    assert [name for name in TESTS if not (ROOT / name.partition("::")[0]).exists()] == []
-
-
-@pytest.mark.skipif(not ALL, reason="minutes: make mutants")
-def test_every_mutant_is_noticed_or_known_to_survive(tmp_path: Path) -> None:
+@pytest.mark.skipif(not ALL, reason="hours: make mutants")
+def test_mutants_are_noticed_or_known_to_survive(tmp_path: Path) -> None:
     known = survivors_known()
     chosen = [str(mutant) for room in PARTS for mutant in tried(room) if str(mutant) not in known]
-    # A test that fails without a mutant, on a machine that is busy, has no part in a verdict: what only that
-    # would have noticed is tried again.
-    for name in ("first", "again"):
-        (tmp_path / name).mkdir()
-        found = run(tmp_path / name, " ".join(PARTS), TESTS, chosen)
-        left = [line for line in found if not line.startswith(("noticed", "fails without a mutant"))]
-        chosen = [line.partition("\t")[2] for line in left]
-        if not chosen:
-            break
-    assert not chosen, "\n".join(chosen)
+    found = run(tmp_path, " ".join(PARTS), TESTS, chosen)
+    left = [line for line in found if not line.startswith(("noticed", "fails without a mutant"))]
+    print(*left, sep="\n")  # noqa: T201 - `make mutants ARGS=-rP` lists them
+    assert len(left) <= (1 - LEAST) * len(chosen), "\n".join(left)
 
 
 def test_every_survivor_has_a_reason() -> None:
