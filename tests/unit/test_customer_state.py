@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import product
 from typing import Any, Final, get_args
 
@@ -17,15 +18,20 @@ from meterkit.decisions.customer_state import (
     CustomerState,
     EffectivePlan,
     add_former_prices,
+    bounds_of,
     effective_plan,
     entitlements_of,
     refusal_for_feature,
+    with_former_prices,
+    with_former_starts,
+    with_learned_prices,
     with_subscription,
 )
 from meterkit.decisions.dunning import Access
 from meterkit.decisions.item_prices import ItemPrice
-from meterkit.decisions.periods import bounds_at
+from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.subscription import NEVER_MS, Status, SubscriptionState, meters_switched_by_others
+from meterkit.decisions.subscription_periods import CountingCycle
 from meterkit.decisions.transitions import (
     BY_CLOCK,
     TermsInForce,
@@ -153,7 +159,14 @@ def test_seats_are_those_of_a_subscription_that_is_paid_for() -> None:
     owing = replace(ACTIVE, status="past_due", failed_at_ms=FAILED_MS)
     sold = [ACTIVE, owing, replace(ACTIVE, status="incomplete"), replace(ACTIVE, status="paused")]
     assert [of_the_shop(CustomerState(subscription=one)).seats for one in sold] == [3, 3, 0, 0]
-    assert of_the_shop(CustomerState(plan="pro")).seats == 0
+    by_hand: tuple[Status, ...] = ("active", "incomplete", "canceled")
+    for state in (
+        CustomerState(plan="pro"),
+        # Of a sign-up that is not paid for, nothing counts, whatever is set by hand.
+        *(CustomerState(status=one, subscription=replace(ACTIVE, status="incomplete")) for one in by_hand),
+        *(CustomerState(status=one, subscription=ACTIVE) for one in by_hand[1:]),
+    ):
+        assert of_the_shop(state).seats == 0, state
     more = of_the_shop(CustomerState(subscription=replace(ACTIVE, seats=25)))
     assert entitlements_of(more, SHOP)["seats"].included == 25
 
@@ -178,6 +191,11 @@ def test_periods_go_by_the_subscriptions_plan_while_it_lasts() -> None:
     year = replace(ACTIVE, plan="yearly", end_ms=ACTIVE.start_ms + 365 * DAY_MS)
     for subscription, per in ((year, "year"), (replace(year, status="incomplete"), "month")):
         assert of_the_shop(CustomerState(plan="pro", subscription=subscription)).counting.per == per
+    # The plans file has it by the year by now; this customer still pays by the month.
+    older = replace(year, base_price="2900 usd month")
+    trial = replace(older, status="trialing", trial_end_ms=END_MS)  # Nothing is paid yet.
+    for subscription, per in ((older, "month"), (trial, "year")):
+        assert of_the_shop(CustomerState(subscription=subscription)).counting.per == per
 
 
 def test_a_scheduled_plan_of_another_interval_restarts_periods() -> None:
@@ -203,6 +221,9 @@ def test_settings_by_hand_stand_until_the_subscription_changes() -> None:
         # Of the same one only what is other than before.
         (ACTIVE, replace(ACTIVE, plan="free"), (None, "past_due", FAILED_MS)),
         (ACTIVE, replace(ACTIVE, status="unpaid"), ("yearly", None, 0)),
+        (ACTIVE, replace(ACTIVE, status="canceled"), (None, None, 0)),
+        # What was set after its end stays.
+        *[(replace(ACTIVE, status="canceled"),) * 2 + (("yearly", "past_due", FAILED_MS),)],
     ):
         found = with_subscription(replace(BY_HAND, subscription=known), fetched)
         assert (found.plan, found.status, found.status_since_ms) == kept, (known, fetched)
@@ -356,6 +377,156 @@ def test_prices_of_an_earlier_subscription_hold_for_its_time(next_label: str) ->
     changed = add_former_prices(known, again, began_ms + 2 * DAY_MS)
     expected = {NOW_MS: first_prices, NOW_MS + 2 * DAY_MS: (), began_ms + DAY_MS: next_prices}
     assert {at_ms: changed.prices_at(at_ms) for at_ms in expected} == expected
+
+
+A_PRICE, OTHER_PRICE = ((ItemPrice("words", "api_words", label),) for label in ("1/3", "1/5"))
+SOLD_MS: Final = NOW_MS - 9 * DAY_MS
+ENDED_MS: Final = NOW_MS - 400 * DAY_MS
+SELLING: Final = replace(ACTIVE, created_ms=SOLD_MS, metered="mtr_1=price_1", prices=A_PRICE)
+OTHER_ITEM: Final[dict[str, Any]] = {"metered": "mtr_1=price_2", "prices": OTHER_PRICE}
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "expected"),
+    [
+        pytest.param({}, OTHER_ITEM, ((SOLD_MS, ()), (NOW_MS, A_PRICE)), id="another item ends its price"),
+        pytest.param({}, {"prices": OTHER_PRICE}, (), id="the same item is read otherwise"),
+        pytest.param({}, {"metered": "mtr_1=price_2"}, (), id="another item has the same price"),
+        pytest.param(
+            {"metered": ""},
+            {"metered": "", "prices": OTHER_PRICE},
+            ((SOLD_MS, ()), (NOW_MS, A_PRICE)),
+            id="without items the prices are those of invoice lines",
+        ),
+        pytest.param({"prices": ()}, OTHER_ITEM, (), id="no price was known"),
+        pytest.param(
+            {"pending_at_ms": NOW_MS - 5},
+            OTHER_ITEM,
+            ((SOLD_MS, ()), (NOW_MS - 5, A_PRICE)),
+            id="a scheduled change that has come ended it at its instant",
+        ),
+        pytest.param(
+            {"pending_at_ms": NOW_MS + 5},
+            OTHER_ITEM,
+            ((SOLD_MS, ()), (NOW_MS, A_PRICE)),
+            id="a scheduled change is ahead still",
+        ),
+        pytest.param(
+            {"former_prices": ((ENDED_MS, OTHER_PRICE), (ENDED_MS + 1, OTHER_PRICE))},
+            {},
+            ((ENDED_MS + 1, OTHER_PRICE),),
+            id="one that ended 400 days ago is forgotten",
+        ),
+    ],
+)
+def test_prices_that_end_with_a_change_are_kept(
+    known: dict[str, Any], new: dict[str, Any], expected: object
+) -> None:
+    before = replace(STATE, subscription=replace(SELLING, **known))
+    after = replace(STATE, subscription=replace(SELLING, **new))
+    kept = with_former_prices(before, after, NOW_MS).subscription
+    assert kept is not None
+    assert kept.former_prices == expected
+    assert kept == replace(SELLING, **new, former_prices=expected)
+    assert with_former_prices(STATE, CustomerState(), NOW_MS) == CustomerState()
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "is_learnt"),
+    [
+        pytest.param({}, {}, True, id="of the same items"),
+        pytest.param({}, {"metered": "mtr_1=price_2"}, False, id="of other items"),
+        pytest.param({"metered": ""}, {"metered": ""}, False, id="of none"),
+        pytest.param({}, {"id": "sub_2"}, False, id="of another subscription"),
+    ],
+)
+def test_prices_that_a_later_reading_tells_are_learnt(
+    known: dict[str, Any], new: dict[str, Any], is_learnt: bool
+) -> None:
+    before = replace(STATE, plan="top", subscription=replace(SELLING, **known))
+    after = replace(STATE, subscription=replace(SELLING, prices=OTHER_PRICE, seats=9, **new))
+    learnt = replace(before, subscription=replace(SELLING, prices=OTHER_PRICE))
+    assert with_learned_prices(before, after) == (learnt if is_learnt else before)
+    assert with_learned_prices(before, CustomerState()) == before
+
+
+def test_a_plan_set_by_hand_has_prices_that_items_lack() -> None:
+    calls, words = ItemPrice("calls", "api_calls", "1/9"), ItemPrice("words", "api_words", "1/7")
+    dropped = ItemPrice("words", "api_words", "1/2", is_dropped=True)
+    for sold, by_hand, plan, expected in (
+        (A_PRICE, (words, calls), "top", (*A_PRICE, calls)),
+        (A_PRICE, (words, calls), "pro", A_PRICE),
+        ((dropped,), (words,), "top", (dropped, words)),
+        (A_PRICE, (), "top", A_PRICE),
+    ):
+        of = replace(STATE, plan="top", plan_prices=by_hand, subscription=replace(SELLING, prices=sold))
+        assert of.prices_on(plan, NOW_MS) == expected
+    alone = CustomerState(plan="top", plan_prices=A_PRICE)
+    assert [alone.prices_on(plan, NOW_MS) for plan in ("top", "pro")] == [A_PRICE, ()]
+
+
+def of_day(year: int, month: int, day: int) -> int:
+    return to_ms(datetime(year, month, day, tzinfo=UTC))
+
+
+MONTHLY: Final = CountingCycle(per="month")
+LEFT: Final = replace(
+    ACTIVE,
+    start_ms=of_day(2031, 3, 10),
+    end_ms=of_day(2031, 4, 10),
+    anchor_ms=of_day(2031, 1, 10),
+    created_ms=of_day(2031, 1, 10),
+)
+EACH_PERIOD: Final = tuple(of_day(2031, month, 10) for month in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("known", "earlier", "follower", "expected"),
+    [
+        pytest.param({}, (), "sub_2", EACH_PERIOD, id="another one follows"),
+        pytest.param({}, (), None, EACH_PERIOD, id="none follows"),
+        pytest.param(
+            {},
+            (of_day(2030, 12, 3), EACH_PERIOD[0]),
+            "sub_2",
+            (of_day(2030, 12, 3), *EACH_PERIOD),
+            id="those of the one before stay",
+        ),
+        pytest.param({}, (7,), "sub_1", (7,), id="the same one goes on"),
+        pytest.param({"status": "incomplete"}, (7,), "sub_2", (7,), id="it was never paid for"),
+        pytest.param(
+            {"created_ms": of_day(2028, 1, 10)},
+            (7,),
+            "sub_2",
+            tuple(of_day(2029 + month // 12, month % 12 + 1, 10) for month in range(2, 27)),
+            id="of many the last 25",
+        ),
+    ],
+)
+def test_periods_of_a_subscription_outlive_it(
+    known: dict[str, Any], earlier: tuple[int, ...], follower: str | None, expected: tuple[int, ...]
+) -> None:
+    before = CustomerState(subscription=replace(LEFT, **known), former_starts_ms=earlier)
+    next_one = None if follower is None else replace(LEFT, id=follower)
+    found = with_former_starts(before, replace(before, subscription=next_one), MONTHLY, of_day(2031, 3, 20))
+    assert found == replace(before, subscription=next_one, former_starts_ms=expected)
+
+
+def test_a_trial_without_its_payment_method_ends_its_period() -> None:
+    ends_ms, april_ms, may_ms = of_day(2031, 3, 20), of_day(2031, 4, 1), of_day(2031, 5, 1)
+    begun_ms = of_day(2031, 3, 6)
+    trial = replace(LEFT, status="trialing", trial_end_ms=ends_ms, awaits_payment_method=True)
+    of = CustomerState(
+        subscription=replace(trial, start_ms=begun_ms, end_ms=ends_ms, created_ms=begun_ms, anchor_ms=ends_ms)
+    )
+    for at_ms, start_ms, end_ms in (
+        (ends_ms - 1, begun_ms, ends_ms),
+        (ends_ms, ends_ms, april_ms),
+        (april_ms - 1, ends_ms, april_ms),
+        (april_ms, april_ms, may_ms),
+    ):
+        found = bounds_of(of, MONTHLY, at_ms)
+        assert (found.start_ms, found.end_ms) == (start_ms, end_ms), at_ms
 
 
 def test_the_last_24_former_prices_are_kept() -> None:
@@ -580,3 +751,7 @@ def test_the_plans_file_says_how_many_attempts_end_grace() -> None:
         at_ms = [FAILED_MS + days * DAY_MS for days in (0, 2, 5)]
         found = [effective_plan(state, catalog, one).access for one in at_ms]
         assert found == [expected, "restricted", "suspended"], (attempts, failures)
+    # A status set by hand stands for one failed attempt.
+    for attempts, expected in (("1", "restricted"), ("2", "grace")):
+        catalog = loads(f"{PLANS.rstrip()[:-1]}, attempts: {attempts}}}")
+        assert standing("past_due", catalog=catalog).access == expected

@@ -15,6 +15,7 @@ import pytest
 from drivers.plans import free_plan
 from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
+from meterkit.catalog.addons import with_addons
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.customers.drift_records import Drift, DriftKind
 from meterkit.decisions.allowance import (
@@ -28,6 +29,7 @@ from meterkit.decisions.allowance import (
 )
 from meterkit.decisions.compiled_decision import derived_from, sends_included
 from meterkit.decisions.customer_overrides import (
+    next_end_ms,
     overrides_at,
     with_overage_until,
     with_overrides,
@@ -52,6 +54,7 @@ from meterkit.decisions.policies import keep_ms_of, rate_numbers
 from meterkit.decisions.price_segments import PriceSegment, ended_labels, overage_cents, segments_of
 from meterkit.decisions.spending import UnitPrice, price_of
 from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_funds
+from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError
 
 # F-223: what each plan of a period gives by its share of it.
@@ -247,12 +250,37 @@ def test_items_price_overridden_usage_where_meters_bill_it() -> None:
     own = replace(
         paid("pro", prices=sold), overrides=with_overrides({}, OWN, None, until_ms=None, now_ms=NOW_MS)
     )
-    usages: tuple[tuple[Literal["meters", "lines"], int], ...] = (("meters", 3), ("lines", 2))
-    for usage, expected in usages:
+    more = replace(own, overrides={"tokens": {"included": 9}})
+    usages: tuple[tuple[Literal["meters", "lines"], CustomerState, int], ...] = (
+        ("meters", own, 3),
+        ("lines", own, 2),
+        ("lines", more, 3),
+    )
+    for usage, state, expected in usages:
         billing = replace(PRICE_SEGMENTS_CATALOG.billing, usage=usage)
         catalog = replace(PRICE_SEGMENTS_CATALOG, billing=billing)
-        found = entitlements_on(PRO, own, catalog, to_ms(HALF))["tokens"].overage
+        found = entitlements_on(PRO, state, catalog, to_ms(HALF))["tokens"].overage
         assert (found.per, found.amount_cents) == (1, expected), usage
+
+
+def test_a_plan_is_read_in_the_customers_currency_with_addons() -> None:
+    bill = "{included: 5, overage: {bill: {per: 1, amount_cents: {usd: 12, eur: 11}}}}"
+    text = free_plan("{tokens: {unit: token, stripe: {event_name: ai_tokens}}}", f"{{tokens: {bill}}}")
+    text = text.replace("currency: usd", "currency: [usd, eur]").replace(
+        "cents: 0", "cents: {usd: 0, eur: 0}"
+    )
+    pack = "{price: {amount_cents: {usd: 9, eur: 8}, interval: month}, meters: {tokens: {included: 10}}}"
+    catalog = loads(f"{text}\n    addons: [pack]\naddons: {{pack: {pack}}}")
+    plan = catalog.plans["free"]
+    for currency, bought, expected in (
+        ("", (), (5, 12)),
+        ("eur", (), (5, 11)),
+        ("eur", (("pack", 2),), (25, 11)),
+        ("usd", (("pack", 2),), (25, 12)),
+    ):
+        sold = with_addons(plan, bought, catalog) if bought else plan
+        found = entitlements_on(sold, CustomerState(currency=currency), catalog, NOW_MS)["tokens"]
+        assert (found.included, found.overage.amount_cents) == expected, (currency, bought)
 
 
 def test_a_price_sends_included_units_of_its_own_meter_only() -> None:
@@ -448,6 +476,29 @@ def test_an_override_ends_at_its_millisecond() -> None:
     ends = {"requests": LATER_MS, "feature chat": LATER_MS}
     assert (before.meters, before.features, before.ends) == (MORE, {"chat": True}, ends)
     assert (after.meters, after.features, after.ends) == ({}, {}, {})
+    assert with_overrides(stored, {}, None, until_ms=None, now_ms=LATER_MS) == {}
+
+
+def test_the_price_of_an_override_takes_effect_at_its_millisecond() -> None:
+    now = {"tokens": {"included": 7, "overage": "deny"}}
+    stored = with_overage_until(OWN, "tokens", "deny", until_ms=LATER_MS)
+    before, after = (overrides_at(stored, at_ms) for at_ms in (LATER_MS - 1, LATER_MS))
+    assert (before.meters, before.asked, before.price_changes) == (
+        {"tokens": {"overage": "deny"}},
+        OWN,
+        {"tokens": LATER_MS},
+    )
+    assert (after.meters, after.asked, after.price_changes) == (OWN, OWN, {})
+    assert overrides_at(now, LATER_MS).meters == now
+
+
+def test_the_next_override_to_end_is_the_earliest() -> None:
+    first = with_overrides({}, MORE, {"chat": True}, until_ms=LATER_MS, now_ms=NOW_MS)
+    both = with_overrides(first, {"pages": {"included": 3}}, None, until_ms=LATER_MS + 9, now_ms=NOW_MS)
+    priced = with_overage_until(both, "tokens", "deny", until_ms=LATER_MS + 4)
+    found = [next_end_ms(priced, LATER_MS + later) for later in (-1, 0, 4, 9)]
+    assert found == [LATER_MS, LATER_MS + 4, LATER_MS + 9, NEVER_MS]
+    assert [next_end_ms(stored, NOW_MS) for stored in ({}, MORE)] == [NEVER_MS, NEVER_MS]
 
 
 # What units cost beyond what is included, and the budgets that bound it.

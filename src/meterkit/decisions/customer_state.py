@@ -450,10 +450,12 @@ def bounds_of(state: CustomerState, counting: CountingCycle, at_ms: int) -> Boun
         bounds, made_ms = subscription_bounds(subscription, counting, at_ms), subscription.made_ms
         return former_bounds(bounds, state.former_starts_ms, at_ms) if at_ms < made_ms else bounds
     bounds = bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)
+    bounds = former_bounds(bounds, state.former_starts_ms, at_ms)
     trial_end_ms = subscription.trial_end_ms if subscription is not None else None
-    if trial_end_ms is not None and bounds.start_ms < trial_end_ms <= at_ms:
-        return replace(bounds, start_ms=trial_end_ms)  # A trial is over, and what it requires has not come.
-    return former_bounds(bounds, state.former_starts_ms, at_ms)
+    if trial_end_ms is None or at_ms < trial_end_ms:
+        return bounds
+    # A trial is over, and what it requires has not come.
+    return replace(bounds, start_ms=max(bounds.start_ms, trial_end_ms))
 
 
 def with_former_starts(
@@ -517,9 +519,8 @@ def add_former_prices(known: SubscriptionState, new: SubscriptionState, now_ms: 
         now_ms: the instant.
     """
     kept = tuple(one for one in known.former_prices if one[0] > now_ms - _KEPT_MS)
-    before, until_ms, is_same = known.prices, now_ms, known.id == new.id
-    if known.pending_at_ms is not None and known.pending_at_ms < now_ms:
-        until_ms = known.pending_at_ms
+    before, is_same = known.prices, known.id == new.id
+    until_ms = now_ms if known.pending_at_ms is None else min(now_ms, known.pending_at_ms)
     # Where both are empty, lines bill the usage, and its prices are our own.
     is_other = known.metered != new.metered or not new.metered
     has_ended = before != new.prices and is_other if is_same else True
