@@ -7,16 +7,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, Literal
 
 import pytest
 
-from drivers.plans import free_plan
+from drivers.plans import free_plan, plans_text
 from drivers.subscribed_customer import subscription
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.catalog.addons import with_addons
-from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.models import QUANTITY_MAX, Overage
 from meterkit.customers.drift_records import Drift, DriftKind
 from meterkit.decisions.allowance import (
     Allowance,
@@ -37,15 +38,27 @@ from meterkit.decisions.customer_overrides import (
     without_ended,
 )
 from meterkit.decisions.customer_state import (
+    NO_STATE,
     CustomerState,
+    effective_plan,
     entitlements_of,
     entitlements_on,
     with_seats,
     with_subscription,
 )
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel
-from meterkit.decisions.grants import MICRO, Prepaid
-from meterkit.decisions.item_prices import ItemPrice
+from meterkit.decisions.grants import MICRO, Prepaid, PrepaidPlans, grant_lines, prepaid_of
+from meterkit.decisions.item_prices import (
+    FixedPrice,
+    ItemPrice,
+    base_interval,
+    dump_item_prices,
+    exact_label,
+    interval_of,
+    parse_item_prices,
+    prices_by_meter,
+    with_item_prices,
+)
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import MeterCounts, merge_json, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
@@ -283,6 +296,171 @@ def test_a_plan_is_read_in_the_customers_currency_with_addons() -> None:
         assert (found.included, found.overage.amount_cents) == expected, (currency, bought)
 
 
+ITEMS: Final = loads(
+    free_plan(
+        """
+  tokens: {unit: token, stripe: {event_name: ai_tokens}}
+  words:  {unit: word, stripe: {event_name: ai_words, report: usage}}
+  large:  {unit: token, from: tokens, where: {model: big}, stripe: {event_name: ai_large}}
+  silent: {unit: word, stripe: {event_name: ai_silent, report: none}}
+  calls:  {unit: call}""",
+        """
+      tokens: {included: 5, overage: {bill: {per: 1_000, amount_cents: 12}}}
+      words:  {included: 5, overage: {bill: {per: 1_000, amount_cents: 12}}}""",
+    )
+)
+ITEMS_GIVEN: Final = ITEMS.plans["free"].entitlements
+NONE_INCLUDED: Final = {"included": 0}
+
+
+@pytest.mark.parametrize(
+    ("meter", "on_plan", "label", "free", "expected"),
+    [
+        pytest.param("tokens", {}, "10/7", 0, (5, None, 10, 7), id="flat, as the file sends overage alone"),
+        pytest.param("tokens", {}, "10/7", 1, (1, True, 10, 7), id="a free tier sends all units"),
+        pytest.param("words", {}, "10/7", 8, (8, None, 10, 7), id="a free tier, as the file sends all"),
+        pytest.param("words", {}, "10/7", 0, (5, False, 10, 7), id="flat, it sends overage alone"),
+        pytest.param("words", {"included": 1}, "10/7", 0, (1, False, 10, 7), id="with one unit included"),
+        pytest.param("words", NONE_INCLUDED, "10/7", 0, (0, None, 10, 7), id="nothing included to send"),
+        pytest.param("tokens", {}, "500/6", 0, (5, None, 1_000, 12), id="the same price otherwise spelled"),
+        pytest.param("tokens", {}, "?volume", 9, (5, None, 1_000, 12), id="no unit price applies"),
+        pytest.param("tokens", {"included": None}, "10/7", 0, (None, None, 1_000, 12), id="unlimited"),
+        pytest.param("large", {}, "10/7", 0, (None, None, 10, 7), id="a derived meter's own price"),
+        pytest.param("silent", {}, "10/7", 9, (0, None, None, None), id="of a meter that sends nothing"),
+    ],
+)
+def test_what_an_items_price_makes_of_a_plan(
+    meter: str, on_plan: dict[str, Any], label: str, free: int, expected: tuple[int | bool | None, ...]
+) -> None:
+    given = {**ITEMS_GIVEN, meter: replace(ITEMS_GIVEN[meter], **on_plan)}
+    sold = (ItemPrice(meter, f"ai_{meter}", label, free),)
+    found = with_item_prices(given, sold, ITEMS)
+    terms = found[meter]
+    per_and_cents = terms.overage.per, terms.overage.amount_cents
+    assert (terms.included, terms.sends_included, *per_and_cents) == expected
+    assert {name: one for name, one in found.items() if name != meter} == {
+        name: one for name, one in given.items() if name != meter
+    }
+
+
+def test_an_items_price_is_none_of_a_plan_that_refuses_overage() -> None:
+    refusing = replace(ITEMS_GIVEN["tokens"], overage=Overage(mode="deny"))
+    sold = (ItemPrice("tokens", "ai_tokens", "10/7"),)
+    given = {**ITEMS_GIVEN, "tokens": refusing}
+    assert with_item_prices(given, sold, ITEMS) == given
+    assert with_item_prices(given, (), ITEMS) is given
+
+
+def test_an_item_bills_the_meter_of_its_event() -> None:
+    for meter, event, found in (
+        ("renamed", "ai_tokens", ["tokens"]),
+        ("words", "ai_tokens", ["tokens"]),
+        ("tokens", "before", ["tokens"]),
+        ("renamed", "before", []),
+        ("silent", "ai_silent", []),
+        ("calls", "before", []),
+    ):
+        sold = ItemPrice(meter, event, "1/2")
+        assert prices_by_meter((sold,), ITEMS) == dict.fromkeys(found, sold), (meter, event)
+    by_event, by_name = ItemPrice("", "ai_tokens", "1/2"), ItemPrice("tokens", "before", "1/3")
+    assert prices_by_meter((by_name, by_event), ITEMS) == {"tokens": by_event}
+
+
+def test_an_equal_price_keeps_the_files_spelling() -> None:
+    for per, amount_cents, label, expected in (
+        (500, 1, "1000/2", (500, 1)),
+        (None, 2, "10/20", (None, 2)),
+        (500, 1, "1000/3", (1000, 3)),
+        (None, None, "1000/2", (1000, 2)),
+        (500, 0, "1/0", (500, 0)),
+    ):
+        given = Overage(mode="bill", per=per, amount_cents=amount_cents, cap=9)
+        found = ItemPrice("tokens", "ai_tokens", label).apply_to(given)
+        assert found == replace(given, per=expected[0], amount_cents=expected[1]), label
+
+
+def test_a_label_has_as_many_decimals_as_stripe_shows() -> None:
+    labels = {
+        "12": "1/12",
+        "1200": "1/1200",
+        "0.5": "10/5",
+        "12.0250": "1000/12025",
+        "0.000000000001": "1000000000000/1",
+        "0.00": "1/0",
+    }
+    assert {amount: exact_label(Decimal(amount)) for amount in labels} == labels
+
+
+def test_item_prices_are_stored_without_their_defaults() -> None:
+    kept = {
+        ItemPrice("tokens", "ai_tokens", "1/2"): ["tokens", "ai_tokens", "1/2"],
+        ItemPrice("tokens", "ai_tokens", "1/2", 7): ["tokens", "ai_tokens", "1/2", 7],
+        ItemPrice("tokens", "ai_tokens", "1/2", 0, is_dropped=True): ["tokens", "ai_tokens", "1/2", 0, True],
+    }
+    assert dump_item_prices(kept) == [*kept.values()]
+    assert parse_item_prices(kept.values()) == (*kept,)
+    assert parse_item_prices([["tokens", "ai_tokens", "1/2", 0, True, "newer"]]) == (*kept,)[2:]
+
+
+BY_MODEL: Final = loads(plans_text("overage_by_model"))
+DEFAULT_ROW, MINI_ROW, GPT_ROW, O_ROW, CLAUDE_ROW = (
+    f"output_tokens:{name}" for name in ("(default)", "gpt-5-mini*", "gpt-5*", "o*", "claude*")
+)
+
+
+@pytest.mark.parametrize(
+    ("sold", "rows", "highest"),
+    [
+        # By the file: 1, 2, 3 and 6 cents for 1,000, and 4 for the default.
+        pytest.param({GPT_ROW: "1000/5"}, (MINI_ROW, GPT_ROW, O_ROW, CLAUDE_ROW), CLAUDE_ROW, id="one model"),
+        pytest.param(
+            {MINI_ROW: "1000/9"}, (MINI_ROW, GPT_ROW, O_ROW, CLAUDE_ROW), MINI_ROW, id="the dearest model"
+        ),
+        pytest.param({"output_tokens": "1000/4", O_ROW: "1000/3"}, (O_ROW,), DEFAULT_ROW, id="the default"),
+        pytest.param(
+            {"output_tokens": "1000/4", O_ROW: "1/0"}, (O_ROW,), DEFAULT_ROW, id="a model costs nothing"
+        ),
+        pytest.param(
+            {"output_tokens": "1/0", GPT_ROW: "1000/1", O_ROW: "1/0"},
+            (GPT_ROW, O_ROW),
+            GPT_ROW,
+            id="all else costs nothing",
+        ),
+        pytest.param({}, (MINI_ROW, GPT_ROW, O_ROW, CLAUDE_ROW), CLAUDE_ROW, id="without items"),
+    ],
+)
+def test_models_without_an_item_have_the_default_price(
+    sold: dict[str, str], rows: tuple[str, ...], highest: str
+) -> None:
+    given = BY_MODEL.plans["other"].entitlements
+    items = tuple(ItemPrice(event, event, label) for event, label in sold.items())
+    found = with_item_prices(given, items, BY_MODEL)
+    terms = found["output_tokens"].overage.rows
+    assert terms is not None
+    assert tuple(row for _, row in terms.models) == rows
+    assert (terms.highest, terms.default) == (highest, DEFAULT_ROW)
+    for event, label in sold.items():
+        priced = found[DEFAULT_ROW if event == "output_tokens" else event].overage
+        per, amount_cents = map(int, label.split("/"))
+        assert Fraction(priced.amount_cents or 0, priced.per or 1) == Fraction(amount_cents, per)
+    # A plan without overage has no price of any model.
+    free = BY_MODEL.plans["free"].entitlements
+    assert with_item_prices(free, items, BY_MODEL) == free
+
+
+def test_fixed_prices_are_rounded_half_up_and_periods_named() -> None:
+    for amount, quantity, cents in (("1/2", 1, 1), ("1/2", 3, 2), ("2/5", 1, 0), ("29", 2, 58)):
+        price = FixedPrice.parse(f"{amount} eur 3 months")
+        assert price == FixedPrice(Fraction(amount), "eur", "3 months")
+        assert price.cents(quantity) == cents
+    assert FixedPrice(Fraction(7), "eur", "month").cents() == 7
+    assert FixedPrice.parse("") is None
+    labels = {"2900 usd month": "month", "2900 usd year": "year", "2900 usd 3 months": None, "": None}
+    assert {label: base_interval(label) for label in labels} == labels
+    month_ms = 31 * DAY_MS
+    assert [interval_of(7, 7 + span_ms) for span_ms in (month_ms, month_ms + 1)] == ["month", "year"]
+
+
 def test_a_price_sends_included_units_of_its_own_meter_only() -> None:
     meter = PRICE_SEGMENTS_CATALOG.meters["tokens"]
     assert meter.stripe is not None
@@ -460,6 +638,147 @@ def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
     asked, pages, answered = told["paying"]
     assert (asked, pages) == (["asked", "m:asked", "c:ai", 1_000], ["pages", "m:pages", "", 0])
     assert answered == ["answered", "", "", 0]
+
+
+def test_the_decision_script_is_told_what_backs_each_ceiling() -> None:
+    asked = ("asked", "pages"), {"answered": 5}, {"asked": 2, "answered": 3}
+    told = json.loads(PREPAID.backing_terms(*asked, {}, {}, BALANCE_PRO.entitlements))
+    assert told["asked"] == [["m:asked", 1], ["m:pages", 0]]
+    of_asked, of_answered = told["backed"]
+    assert of_asked == ["c:ai", 1_000, 100, "m:asked", 2, 0]
+    assert of_answered == ["c:ai", 4_000, 50, "m:answered", 3, 5]
+
+
+def test_what_the_grants_of_a_period_pay_for() -> None:
+    limits = (("m:pages", 15), ("c:ai", 100 * MICRO))
+    high = tuple((target, 10**12) for target, _ in limits)
+    cheap = replace(PREPAID, paid_with={**PREPAID.paid_with, "asked": ("c:ai", 1)})
+    free = replace(PREPAID, paid_with={**PREPAID.paid_with, "asked": ("c:ai", 0)})
+    # A balance in money may owe, which its grants pay first.
+    money = replace(PREPAID, money="c:ai")
+
+    def limited(most: tuple[tuple[str, int], ...]) -> Prepaid:
+        return replace(PREPAID, allowance=Allowance(grants=PeriodGrants(PREPAID.recurring, most)))
+
+    for prepaid, pages, asked, answered in (
+        (PREPAID, 20, 500_000, 125_000),
+        (limited(limits), 15, 100_000, 25_000),
+        (limited(high), 20, 500_000, 125_000),
+        (cheap, 20, 500 * MICRO, 125_000),
+        (free, 20, 500 * MICRO, 125_000),
+        (money, 20, 0, 0),
+    ):
+        found = [prepaid.recurring_units(meter) for meter in ("pages", "asked", "answered")]
+        assert found == [pages, asked, answered]
+
+
+OF_MODELS: Final = loads(
+    free_plan(
+        "{asked: {unit: token}, pages: {unit: page}}",
+        """
+      asked: {included: 100, overage: deny}
+    grants:
+      - {meter: pages, quantity: 4, every: period, id: b}
+      - {meter: pages, quantity: 1, every: period, id: a}
+      - {meter: pages, quantity: 7, every: period, priority: 10}
+      - {meter: pages, quantity: 2, every: period, priority: 10}
+      - {meter: pages, quantity: 3, every: period, priority: 10, expires: 10d}
+      - {credit: ai, quantity: 9, every: once, id: hello}""",
+        """credits: {ai: {costs: {asked: prices.models}, low_balance: 20%}}
+prices: {models: {unknown_model: free, models: {"big*": 9 per 1000, "mini*": 1 per 1000}}}""",
+    )
+)
+OF_MODELS_PREPAID: Final = Prepaid.of(OF_MODELS.plans["free"], OF_MODELS)
+
+
+def test_lines_that_differ_in_the_quantity_alone_are_one_grant() -> None:
+    """By priority, then what has an end of its own, the soonest first, then by name."""
+    found = [tuple(line[1:]) for line in grant_lines(OF_MODELS.plans["free"])]
+    by_period = [("m:pages", 9, 10, 0), ("m:pages", 1, 50, 0), ("m:pages", 4, 50, 0)]
+    assert found == [("m:pages", 3, 10, 10 * DAY_MS), *by_period]
+
+
+def test_a_cost_by_model_is_the_highest_where_the_model_is_unknown() -> None:
+    prepaid = OF_MODELS_PREPAID
+    for model, cost in (("", 9_000), ("big-2", 9_000), ("mini", 1_000), ("other", 0), (None, 0)):
+        assert prepaid.costs_of(model) == {"asked": cost}, model
+        assert prepaid.decision_costs(model) == {"asked": max(cost, 1)}, model
+        assert prepaid.held_costs(model) == {"asked": max(cost, 1) if model is not None else 9_000}, model
+    known = {"asked": 7, "of another file": 8}
+    assert [prepaid.all_costs(of) for of in (None, known)] == [{"asked": 9_000}, {"asked": 7}]
+
+
+def test_only_named_customers_are_known_for_what_was_given_once() -> None:
+    for prepaid, is_named, fleeting in (
+        (OF_MODELS_PREPAID, True, None),
+        (OF_MODELS_PREPAID, False, 1),
+        (PREPAID, False, None),
+    ):
+        told = json.loads(prepaid.payment_terms([("pages", True)], {}, is_named=is_named))
+        assert told.get("fleeting") == fleeting
+
+
+MONEY: Final = loads(
+    free_plan(
+        "{output_tokens: {unit: token}}",
+        top="""credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    top_up: {packs: [1000], auto: {below: 500, amount: 2000, at_most: 3 per month}}""",
+    )
+)
+
+
+def test_use_beyond_money_is_a_debt_of_those_who_can_owe() -> None:
+    prepaid = Prepaid.of(MONEY.plans["free"], MONEY)
+    told = [json.loads(prepaid.payment_terms([], {}, owes=owes))["money"] for owes in (True, False)]
+    assert told == ["c:usd", ""]
+
+
+def test_a_balance_is_low_by_share_or_below_the_top_up() -> None:
+    of_money, of_share = (Prepaid.of(one.plans["free"], one) for one in (MONEY, OF_MODELS))
+    # 500 cents are five million millionths of a dollar.
+    assert (of_money.low, of_share.low, PREPAID.low) == ({"c:usd": (0, 5 * MICRO)}, {"c:ai": (20, 0)}, {})
+
+
+SOLD_GRANTS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {calls: {unit: call}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro:
+    price: {amount_cents: 100, interval: month}
+    GRANTS
+"""
+NO_GRANTS: Final = loads(SOLD_GRANTS.replace("    GRANTS\n", ""))
+ON_A_PLAN: Final = loads(
+    SOLD_GRANTS.replace("GRANTS", "grants: [{meter: calls, quantity: 3, every: period}]")
+)
+
+
+@pytest.mark.parametrize(
+    ("catalog", "plan", "rev", "given", "expected"),
+    [
+        pytest.param(NO_GRANTS, "pro", "1:1", {}, False, id="nothing is granted"),
+        pytest.param(NO_GRANTS, "pro", NO_STATE, {"granted": True}, True, id="the app has granted some"),
+        pytest.param(ON_A_PLAN, "pro", NO_STATE, {}, True, id="the plan grants some"),
+        pytest.param(ON_A_PLAN, "free", NO_STATE, {}, False, id="it never had the plan that does"),
+        pytest.param(ON_A_PLAN, "free", "1:1", {}, True, id="it may have had the plan that does"),
+        pytest.param(MONEY, "free", NO_STATE, {}, True, id="it may owe money"),
+        pytest.param(MONEY, "free", NO_STATE, {"anonymous": True}, False, id="anonymous, it owes none"),
+        pytest.param(NO_GRANTS, "free", NO_STATE, {"anonymous": False}, False, id="it may not"),
+    ],
+)
+def test_which_customers_may_have_grants(
+    catalog: Catalog, plan: str, rev: str, given: dict[str, bool], expected: bool
+) -> None:
+    state = CustomerState(plan=plan, granted=given.get("granted", False))
+    terms, anonymous = effective_plan(state, catalog, NOW_MS), given.get("anonymous", False)
+    found = prepaid_of(rev, state, terms, PrepaidPlans(catalog), anonymous=anonymous)
+    assert found == (Prepaid.of(catalog.plans[plan], catalog) if expected else None)
 
 
 def test_processes_of_two_releases_name_the_same_grants_alike() -> None:

@@ -31,7 +31,7 @@ from meterkit.decisions.compiled_decision import (
     demands_of,
     reported_parts,
 )
-from meterkit.decisions.decision import Decision
+from meterkit.decisions.decision import Decision, GaugeLevel, SpendLevel
 from meterkit.decisions.fallback_rules import (
     NO_REMAINDERS,
     RemainingQuantity,
@@ -52,6 +52,7 @@ from meterkit.decisions.keys import (
 )
 from meterkit.decisions.policies import TOKEN_BUCKET, Demand, rate_numbers
 from meterkit.decisions.rate_waits import EXACT_WINDOW_MS_MAX, weighted_count
+from meterkit.decisions.subjects import compile_subject
 from meterkit.decisions.verdicts import reset_ms
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack
@@ -106,6 +107,7 @@ def refusal(
         pytest.param(BUCKET, (11, 1, 0), 1, 1, id="a rest counts as a unit"),
         pytest.param(PERIOD, (0, 0, 0), 1, 5_000_000, id="a ceiling waits for the next period"),
         pytest.param(PERIOD, (3, 1, 2), 1, 299_750, id="holds vanish with their slots, the old first"),
+        pytest.param(PERIOD, (3, 3, 0), 3, 599_750, id="those of this slot with the next one's end"),
         pytest.param(CONCURRENCY, (2, 1, 1), 1, 1000, id="concurrency waits a second"),
     ],
 )
@@ -116,6 +118,193 @@ def test_a_refusal_by_one_policy(
     wait, policy = timedelta(milliseconds=wait_ms), POLICIES[nth]
     assert (found.allowed, found.limit, found.remaining, found.violated) == (False, policy, 0, (policy,))
     assert (found.retry_after, found.reset_after) == (wait, wait)
+
+
+def test_a_request_for_a_whole_bucket_waits_until_it_is_full() -> None:
+    catalog = in_process("{limit: 7/3 seconds, algorithm: token-bucket, burst: 12}")
+    found = verdicts.refused_decision(
+        asking(12, catalog), [1, NOW_MS, PERIOD_END_MS, 1, 0, 0, 100, 0, 0], PERIOD_END_MS
+    )
+    assert (found.remaining, found.retry_after) == (11, timedelta(milliseconds=429))
+
+
+@pytest.mark.parametrize("rate", ["10/minute", "{limit: 10/minute, algorithm: fixed-window}"])
+def test_more_than_a_rate_ever_admits_has_no_time(rate: str) -> None:
+    for numbers, remaining in (((0, 0, 0), 10), ((4, 0, 0), 6), ((12, 0, 0), 0)):
+        reply = [1, NOW_MS, PERIOD_END_MS, *numbers, 100, 0, 0]
+        found = verdicts.refused_decision(asking(11, in_process(rate)), reply, PERIOD_END_MS)
+        assert (found.violated, found.remaining, found.retry_after) == (("tokens-1m",), remaining, None)
+    # As much as it admits waits for the window's end, or until nothing of it counts.
+    found = verdicts.refused_decision(
+        asking(10, in_process(rate)), [1, NOW_MS, PERIOD_END_MS, 1, 0, 0, 100, 0, 0], PERIOD_END_MS
+    )
+    assert found.retry_after == timedelta(milliseconds=59_750 + 60_000 * (rate == "10/minute"))
+
+
+def test_a_policy_that_still_has_enough_is_not_violated() -> None:
+    found = refusal({SECOND: (10, 0, 0), BUCKET: (11, 0, 0), PERIOD: (3, 1, 1)})
+    assert found.violated == (POLICIES[SECOND],)
+
+
+def test_a_repeat_is_refused_by_rates_and_concurrency_alone() -> None:
+    numbers = [
+        number for nth, unused in enumerate(UNUSED) for number in unused if nth not in {SECOND, PERIOD}
+    ]
+    reply = [8, NOW_MS, PERIOD_END_MS, *(10, 0, 0), *numbers[:6], *(0, 0, 0), *numbers[6:]]
+    found = verdicts.refused_decision(program(), reply, 0)
+    assert (found.reason, found.violated) == ("rate", (POLICIES[SECOND],))
+    demands = {"storage": one(20), "calls": one(1)}
+    limited = compile_program(LIMITED.plans["free"].entitlements, LIMITED, demands)
+    reply = [8, NOW_MS, PERIOD_END_MS, *(5, 0, 0), *(9, 0, 0), *(100, 100, 0)]
+    found = verdicts.refused_decision(limited, reply, 0)
+    assert (found.reason, found.violated, found.gauge) == ("rate", ("calls-1m",), None)
+
+
+def test_each_ceiling_tells_whether_grants_backed_it() -> None:
+    both = compile_program(ENTITLEMENTS, CATALOG, {"requests": one(1), "tokens": one(1)})
+    rates, concurrency = [0, 0, 0] * 4, [2, 0, 0]
+    for requests, tokens, backed, reason in (
+        (0, 9, [1, 0], "credits"),
+        (0, 9, [0, 1], "included"),
+        (9, 0, [1, 0], "cap"),
+        (9, 0, [0, 1], "credits"),
+        (0, 0, [0, 1], "included"),
+        (9, 0, [], "cap"),
+    ):
+        ceilings = [requests, 0, 0, tokens, 0, 0]
+        reply = [1, NOW_MS, PERIOD_END_MS, *rates, *ceilings, *concurrency, *backed]
+        assert verdicts.refused_decision(both, reply, 0).reason == reason, (requests, tokens, backed)
+
+
+LIMITED_PLANS = free_plan(
+    """
+  words:   {unit: word, stripe: {event_name: words}}
+  calls:   {unit: call}
+  storage: {unit: byte, kind: gauge}
+  seats:   {unit: seat, kind: gauge}""",
+    """
+      words:   {included: 0, overage: {bill: {per: 1, amount_cents: 1}}}
+      calls:   {rate: 5/minute, included: 1000, overage: deny}
+      storage: {included: 100, overage: deny}
+      seats:   {included: 3, overage: deny}
+    budget: {amount_cents: 200}
+    subjects:
+      team: {calls: {included: 100}}
+      user: {calls: {rate: 5/minute}, words: {concurrency: 2}}""",
+)
+LIMITED = loads(LIMITED_PLANS)
+HOURLY = loads(LIMITED_PLANS.replace("amount_cents: 200", "amount_cents: 200, per: hour"))
+HOLDS_END_MS = 599_750
+TEN_CALLS = {"calls": Demand(needed=10, taken=10)}
+
+
+def limited_to(*kinds: str, demands: Mapping[str, Demand] = TEN_CALLS, **flags: Any) -> Program:
+    """A program, with the demands on one subject of each kind."""
+    plan = LIMITED.plans["free"]
+    asked = [
+        compile_subject(
+            plan.subjects[kind], demands, plan.entitlements, LIMITED, in_flight=True, rates_only=False
+        )
+        for kind in kinds
+    ]
+    found = compile_program(plan.entitlements, LIMITED, demands, **flags)
+    return found.with_subjects(tuple(asked)) if asked else found
+
+
+@pytest.mark.parametrize(
+    ("left", "held", "needed", "spent_cents", "wait_ms"),
+    [
+        pytest.param(0, 0, 30_000, 200, 5_000_000, id="nothing is left until the period ends"),
+        pytest.param(50_000, 40_000, 30_000, 199, HOLDS_END_MS, id="holds may end"),
+        pytest.param(30_000, 40_000, 30_000, 201, HOLDS_END_MS, id="holds are all of the rest, and more"),
+        pytest.param(29_999, 0, 30_000, 198, 5_000_000, id="a part of a cent is spent as a whole one"),
+        pytest.param(1_000_000, 0, 2_000_000, 100, 5_000_000, id="the whole budget is needed"),
+        pytest.param(2_000_000, 0, 2_000_001, 0, None, id="no budget ever has as much"),
+    ],
+)
+def test_a_budget_refuses_until_it_has_what_is_needed(
+    left: int, held: int, needed: int, spent_cents: int, wait_ms: int | None
+) -> None:
+    after = None if wait_ms is None else timedelta(milliseconds=wait_ms)
+    ceiling, budget = (10**9, 0, 0), (left, held, needed)
+    for catalog, name in ((LIMITED, "spend-period"), (HOURLY, "spend-1h")):
+        spending = compile_program(catalog.plans["free"].entitlements, catalog, {"words": one(3)})
+        found = verdicts.refused_decision(spending, [1, NOW_MS, PERIOD_END_MS, *ceiling, *budget], 0)
+        assert (found.reason, found.limit, found.violated) == ("spend", name, (name,))
+        assert found.spend == SpendLevel(limit_cents=200, spent_cents=spent_cents)
+        assert found.remaining == max(0, 200 - spent_cents)
+        is_hourly = name == "spend-1h" and wait_ms == 5_000_000
+        expected = timedelta(milliseconds=3_599_750) if is_hourly else after
+        assert (found.retry_after, found.reset_after) == (expected, expected)
+
+
+def test_a_period_that_ends_before_holds_do_ends_the_wait() -> None:
+    spending = limited_to(demands={"words": one(3)})
+    reply = [1, NOW_MS, NOW_MS + 1000, *(10**9, 0, 0), *(50_000, 40_000, 30_000)]
+    assert verdicts.refused_decision(spending, reply, 0).retry_after == timedelta(seconds=1)
+
+
+def test_what_costs_nothing_is_refused_by_no_budget() -> None:
+    spending = limited_to(demands={"words": one(3), "calls": one(1)})
+    reply = [1, NOW_MS, PERIOD_END_MS, *(5, 0, 0), *(10**9, 0, 0), *(9, 0, 0), *(-5, 0, 0)]
+    found = verdicts.refused_decision(spending, reply, 0)
+    assert (found.reason, found.violated, found.spend) == ("rate", ("calls-1m",), None)
+
+
+@pytest.mark.parametrize(
+    ("grow", "storage", "seats", "reason", "told"),
+    [
+        pytest.param((20, 0), (90, 5), (3, 0), "storage", ("storage", "byte", 100, 95, 20, 5), id="storage"),
+        pytest.param((20, 1), (78, 5), (2, 0), "storage", ("storage", "byte", 100, 83, 20, 17), id="holds"),
+        pytest.param((20, 1), (80, 0), (3, 0), "seats", ("seats", "seat", 3, 3, 1, 0), id="only seats"),
+        pytest.param((20, 1), (99, 0), (3, 0), "storage", ("storage", "byte", 100, 99, 20, 1), id="both"),
+        pytest.param((20, 0), (110, 0), (0, 0), "storage", ("storage", "byte", 100, 110, 20, 0), id="over"),
+    ],
+)
+def test_a_gauge_refuses_before_all_else_and_names_no_time(
+    grow: tuple[int, int],
+    storage: tuple[int, int],
+    seats: tuple[int, int],
+    reason: str,
+    told: tuple[str, str, int, int, int, int],
+) -> None:
+    grown = {name: one(more) for name, more in zip(("seats", "storage"), grow[::-1], strict=True) if more}
+    program = limited_to(demands={"calls": one(1), **grown})
+    gauges = {"seats": (3, *seats), "storage": (100, *storage)}
+    numbers = [number for name in grown for number in gauges[name]]
+    found = verdicts.refused_decision(
+        program, [1, NOW_MS, PERIOD_END_MS, *(5, 0, 0), *(9, 0, 0), *numbers], 0
+    )
+    meter, unit, limit, used, requested, remaining = told
+    level = GaugeLevel(meter=meter, unit=unit, limit=limit, used=used, requested=requested)
+    assert found == Decision(
+        allowed=False,
+        reason=found.reason,
+        limit=meter,
+        remaining=remaining,
+        violated=found.violated,
+        gauge=level,
+    )
+    assert (found.reason, found.violated[0]) == (reason, "calls-1m")
+
+
+@pytest.mark.parametrize(
+    ("own", "of_team", "admitted", "wait_ms"),
+    [
+        pytest.param(0, 100, 4, 5_000_000, id="the next period admits as much"),
+        pytest.param(0, 100, 3, None, id="the next period admits less"),
+        pytest.param(1000, 0, 3, 5_000_000, id="a subject's limit stays as it is"),
+    ],
+)
+def test_the_next_periods_limit_is_the_customers_own(
+    own: int, of_team: int, admitted: int, wait_ms: int | None
+) -> None:
+    reply = [1, NOW_MS, PERIOD_END_MS, *(0, 0, 0), *(own, 0, 0), *(of_team, 0, 0)]
+    after = None if wait_ms is None else timedelta(milliseconds=wait_ms)
+    program = limited_to("team", demands={"calls": one(4)})
+    found = verdicts.refused_decision(program, reply, 0, lambda _, __: admitted)
+    assert found.violated == ("calls-period" if own == 0 else "team:calls-period",)
+    assert found.retry_after == after
 
 
 def test_a_period_that_ends_before_holds_do_leaves_them() -> None:
@@ -155,7 +344,9 @@ def test_an_admission_names_the_policy_nearest_to_exhaustion() -> None:
         # As much as was asked is left: one more is, when a ninth has passed of the nine counted.
         (SECOND, (-2, 0), 750 + 250),
         (MINUTE, (4, 0), 59_750),
+        (SECOND, (10, 0), 0),  # More is never left.
         (BUCKET, (5, 1), 1),
+        (BUCKET, (5, 0), 429),
         (PERIOD, (4, 0), 5_000_000),
         (CONCURRENCY, (1, 0), None),
     ):
@@ -163,6 +354,26 @@ def test_an_admission_names_the_policy_nearest_to_exhaustion() -> None:
         reset = None if wait_ms is None else timedelta(milliseconds=wait_ms)
         left = max(0, told[0])
         assert found == Decision(allowed=True, limit=POLICIES[nth], remaining=left, reset_after=reset)
+
+
+@pytest.mark.parametrize(
+    ("left", "wait_ms"),
+    [
+        pytest.param(4, 429, id="as much as was asked is left: one unit more"),
+        pytest.param(5, 429, id="more is left: one unit more"),
+        pytest.param(2, 858, id="less is left: as much as was asked"),
+    ],
+)
+def test_a_bucket_resets_when_it_has_what_was_asked(left: int, wait_ms: int) -> None:
+    found = verdicts.allowed_decision(program(4), [0, NOW_MS, BUCKET + 1, left, 0], PERIOD_END_MS)
+    assert (found.remaining, found.reset_after) == (left, timedelta(milliseconds=wait_ms))
+
+
+def test_a_budget_resets_with_its_window_or_the_period() -> None:
+    for catalog, wait_ms in ((LIMITED, 5_000_000), (HOURLY, 3_599_750)):
+        spending = compile_program(catalog.plans["free"].entitlements, catalog, {"words": one(3)})
+        found = verdicts.allowed_decision(spending, [0, NOW_MS, 2, 150, 0], PERIOD_END_MS)
+        assert (found.remaining, found.reset_after) == (150, timedelta(milliseconds=wait_ms))
 
 
 def test_an_admission_without_policies_names_none() -> None:

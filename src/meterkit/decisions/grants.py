@@ -192,10 +192,11 @@ class Prepaid:
 
         A balance in money is left out: it may be in debt, which its grants pay first.
         """
-        credit, cost = self.paid_with.get(meter, ("", 1))
         units = self._recurring_quantity(target_of("meter", meter))
-        if credit in {"", self.money}:
+        paying = self.paid_with.get(meter)
+        if paying is None or paying[0] == self.money:
             return units
+        credit, cost = paying
         if meter in self.by_model:
             cost = self.by_model[meter].highest
         return units + self._recurring_quantity(credit) // max(1, cost)

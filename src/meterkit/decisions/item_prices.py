@@ -82,8 +82,7 @@ def dump_item_prices(prices: Iterable[ItemPrice]) -> list[list[str | int]]:
 def exact_label(unit_amount: Decimal) -> str:
     """The label of a price per unit in minor units, with as many decimals as Stripe shows."""
     exact = unit_amount.normalize()
-    exponent = exact.as_tuple().exponent
-    places = max(0, -exponent) if isinstance(exponent, int) else 0
+    places = max(0, len(exact.as_tuple().digits) - exact.adjusted() - 1)
     return f"{10**places}/{int(exact.scaleb(places))}"
 
 
