@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from datetime import timedelta
 from hashlib import blake2b
 from itertools import chain
@@ -29,6 +30,7 @@ from meterkit.decisions.compiled_decision import (
     Program,
     compile_program,
     demands_of,
+    has_flat_price,
     reported_parts,
 )
 from meterkit.decisions.decision import Decision, GaugeLevel, SpendLevel
@@ -41,16 +43,18 @@ from meterkit.decisions.fallback_rules import (
     remaining_by_policy,
 )
 from meterkit.decisions.grants import Prepaid
+from meterkit.decisions.held_prices import ModelPricing
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
     Keys,
     concurrency_field,
+    credit_hold_field,
     meter_field,
     rate_field,
     route_name,
     shard_of,
 )
-from meterkit.decisions.policies import TOKEN_BUCKET, Demand, rate_numbers
+from meterkit.decisions.policies import CEILING, TOKEN_BUCKET, Demand, rate_numbers
 from meterkit.decisions.rate_waits import EXACT_WINDOW_MS_MAX, weighted_count
 from meterkit.decisions.subjects import compile_subject
 from meterkit.decisions.verdicts import reset_ms
@@ -479,6 +483,25 @@ def test_rates_precede_ceilings_concurrency_and_recording() -> None:
     assert [measure.policy.name for measure in found.measures] == names
     assert (found.held, found.concurrency, found.settled) == ({"requests": 2}, ("requests",), {"requests": 2})
     assert found.settles
+    # A quantity that is bound later replaces what is needed, at least one, and what is taken.
+    sliding, bucket, plain, ceiling = (8, 9), (14, 15), (20, 21), (24, 25)
+    places = ((sliding, "requests"), (bucket, "requests"), (plain, "plain"), (ceiling, "requests"))
+    assert found.quantity_places == tuple(
+        (place, meter, least) for pair, meter in places for place, least in zip(pair, (1, 0), strict=True)
+    )
+
+
+def test_what_has_a_limit_of_units_or_requests_is_held() -> None:
+    for demands, flags, holds in (
+        ({"requests": one(1)}, {}, True),
+        ({"requests": one(1)}, {"in_flight": False}, True),
+        ({"requests": one(1, 0)}, {}, True),
+        ({"requests": one(1, 0)}, {"in_flight": False}, False),
+        ({"plain": one(1)}, {}, False),
+        ({"tokens": one(1)}, {}, True),
+        ({"tokens": one(1, 0)}, {}, False),
+    ):
+        assert compiled(demands, **flags).holds is holds, (demands, flags)
 
 
 def test_a_cap_is_told_apart_from_included() -> None:
@@ -566,6 +589,151 @@ def test_what_credit_pays_is_held_without_a_ceiling() -> None:
     bound = [("requests",), ("silent",), ("requests", "silent")]
     exact = [BoundProgram(program, dict.fromkeys(names, 0)).is_exact for names in bound]
     assert exact == [True, False, False]
+
+
+CREDITED = loads(
+    free_plan(
+        """
+  calls:   {unit: call}
+  tokens:  {unit: token}
+  words:   {unit: word, stripe: {event_name: words}}
+  notes:   {unit: note}
+  pages:   {unit: page}
+  storage: {unit: byte, kind: gauge}""",
+        """
+      calls:   {included: 1000, overage: deny}
+      tokens:  {included: 10, overage: deny}
+      words:   {included: 0, overage: {bill: {per: 1, amount_cents: 1}}}
+      notes:   {included: 5, overage: deny}
+      storage: {included: 100, overage: {percent: 5, grace: 7d}}""",
+        """credits: {ai: {costs: {calls: 3 per 1000, tokens: prices.models, words: 1}}}
+prices: {models: {unknown_model: free, models: {"big*": 9 per 1000}}}""",
+    )
+)
+EVERY_COST = ["calls", "tokens", "words"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "ceilings", "backed", "costs"),
+    [
+        pytest.param("calls", [["m:calls", 1]], EVERY_COST, {}, id="of one cost"),
+        pytest.param("tokens", [["m:tokens", 2]], EVERY_COST, {"tokens": 9_000}, id="by model"),
+        pytest.param("words", [], EVERY_COST, {}, id="without a ceiling"),
+        pytest.param("notes", [["m:notes", 0]], [], {}, id="no credit pays for it"),
+        pytest.param("pages", None, [], {}, id="without ceiling and credit"),
+    ],
+)
+def test_what_may_back_a_ceiling_is_read_with_it(
+    asked: str, ceilings: list[Any] | None, backed: list[str], costs: dict[str, int]
+) -> None:
+    plan = CREDITED.plans["free"]
+    prepaid, demands = Prepaid.of(plan, CREDITED), {asked: one(3), "storage": one(20)}
+    found = compile_program(plan.entitlements, CREDITED, demands, prepaid=prepaid)
+    assert (found.held, found.costs) == (
+        {"storage": 20} if asked == "pages" else {asked: 3, "storage": 20},
+        costs,
+    )
+    terms = json.loads(found.extra_terms)
+    # The first field has place 2.
+    ((gauge, _, place, *limit),) = terms["levels"]
+    assert (gauge, found.fields[place - 2], limit) == (
+        "storage",
+        meter_field("storage"),
+        [100, 105, 604_800_000, False],
+    )
+    assert terms.get("asked") == ceilings
+    lines = terms.get("backed", [])
+    assert [line[3] for line in lines] == [f"m:{name}" for name in backed]
+    for name, (_, _, _, _, at, quantity, *by_model) in zip(backed, lines, strict=True):
+        assert found.fields[at - 2] == meter_field(name)
+        assert quantity == (3 if asked == name == "words" else 0)
+        assert [found.fields[at - 2] for at in by_model[:1]] == [credit_hold_field("tokens")] * (
+            name == "tokens"
+        )
+
+
+def test_costs_of_models_count_where_credit_pays_alone() -> None:
+    plan, at = CREDITED.plans["free"], ModelPricing({"tokens": 7})
+    prepaid = Prepaid.of(plan, CREDITED)
+    for paying, flags, costs in (
+        (prepaid, {}, {"tokens": 7}),
+        (prepaid, {"rates_only": True}, {}),
+        (None, {}, {}),
+    ):
+        found = compile_program(
+            plan.entitlements, CREDITED, {"tokens": one(3)}, prepaid=paying, at=at, **flags
+        )
+        assert found.costs == costs, flags
+
+
+def test_holds_of_subjects_are_held_with_the_rest() -> None:
+    """A subject's limit bounds nothing of the customer's."""
+    for kinds, meter, holds in (
+        (["user"], "calls", False),  # A rate holds nothing.
+        (["user"], "words", True),
+        (["team"], "calls", True),
+        (["user", "team"], "calls", True),
+    ):
+        asked = limited_to(*kinds, demands={meter: one(1)}, rates_only=True)
+        assert (asked.holds, asked.settles, asked.numbers[3]) == (holds, True, len(kinds)), (kinds, meter)
+    own = limited_to("user", demands={"calls": one(1)})
+    assert own.holds
+    assert limited_to(demands={"calls": one(1)}, rates_only=True).holds is False
+
+
+def test_a_subjects_ceiling_makes_no_number_exact() -> None:
+    plan = PAID.plans["free"]
+    paying = Prepaid.of(plan, PAID)
+    program = compile_program(plan.entitlements, PAID, {"silent": one(2)}, prepaid=paying)
+    limits = replace(LIMITED.plans["free"].subjects["team"], limits={"silent": plan.entitlements["requests"]})
+    limits = replace(limits, limits={"silent": replace(limits.limits["silent"], meter="silent")})
+    asked = compile_subject(
+        limits, {"silent": one(2)}, plan.entitlements, PAID, in_flight=False, rates_only=False
+    )
+    assert [measure.kind for measure in asked.measures][-1:] == [CEILING]
+    for bound in (program, program.with_subjects((asked,))):
+        assert BoundProgram(bound, {"silent": 0}).is_exact is False
+
+
+def test_what_each_line_asks_for() -> None:
+    meters = """
+  requests:      {unit: request}
+  images:        {unit: image}
+  output_tokens: {unit: token}
+  seats:         {unit: seat, kind: gauge}"""
+    top = """credits: {usd: {unit: money, costs: {tokens: provider_prices, markup: MARKUP}}}
+routes:
+  - {match: "POST /members", grow: {seats: 2}, consume: {requests: 1}}
+  - {match: "WS /live", consume: {requests: 1}, per_message: {images: 1}}
+  - {match: "POST /draw", records: [images]}
+  - {match: "POST /chat", usage: openai}"""
+    for markup, is_charged in (("20%", True), ("-100%", False)):
+        catalog = loads(free_plan(meters, top=top.replace("MARKUP", markup)))
+        (money,) = (name for name, meter in catalog.meters.items() if meter.charges is not None)
+        members, live, draw, chat = (demands_of(route, catalog) for route in catalog.routes)
+        assert (members, live, draw) == (
+            {"requests": one(1), "seats": one(2)},
+            {"requests": one(1)},
+            {"images": one(1, 0)},
+        )
+        tokens = {"output_tokens": one(1, 0)}
+        assert chat == (tokens | {money: one(1, 0)} if is_charged else tokens)
+        assert demands_of(catalog.routes[-1], catalog, free=[money]) == tokens
+
+
+def test_only_a_flat_price_gets_overage_alone() -> None:
+    meters, given = PROGRAM_CATALOG.meters, PROGRAM_ENTITLEMENTS["requests"]
+    for meter, entitlement, is_flat in (
+        ("requests", None, True),
+        ("requests", given, True),
+        ("requests", replace(given, sends_included=True), False),
+        ("requests", replace(given, sends_included=False), True),
+        ("tokens", None, False),
+        ("tokens", replace(PROGRAM_ENTITLEMENTS["tokens"], sends_included=False), False),
+        ("silent", None, False),
+        ("plain", None, False),
+    ):
+        assert has_flat_price(entitlement, meters[meter]) is is_flat, (meter, entitlement)
 
 
 def test_an_unknown_number_of_tokens_needs_something_left() -> None:
@@ -684,6 +852,13 @@ def test_a_refusal_has_the_form_of_the_scripts_reply() -> None:
         reply, counts = decide_by_rates(program, {minute: (119, 8, 1), hour: (2, 7, 2)}, left, now_ms)
         told = (4, 0, 0, 3, 0, 0, int(is_backed))
         assert (reply, counts) == ([1, now_ms, 0, 0, 8, 0, 7, 2, 0, *told], {})
+
+
+def test_of_a_subjects_rate_a_refusal_without_the_store_knows_nothing() -> None:
+    program = limited_to("user", demands={"calls": one(1)})
+    left = {"calls-period": RemainingQuantity(0, is_backed=False, until_ms=10**9)}
+    reply, _ = decide_by_rates(program, {}, left, 60_000)
+    assert reply == [1, 60_000, 0, *(0, 0, 0), *(0, 0, 0), *(0, 0, 0), 0]
 
 
 # Names of keys are a format: a process of the next release reads those of this one.
