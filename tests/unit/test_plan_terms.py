@@ -392,7 +392,7 @@ def test_a_label_has_as_many_decimals_as_stripe_shows() -> None:
 
 
 def test_item_prices_are_stored_without_their_defaults() -> None:
-    kept = {
+    kept: dict[ItemPrice, list[str | int]] = {
         ItemPrice("tokens", "ai_tokens", "1/2"): ["tokens", "ai_tokens", "1/2"],
         ItemPrice("tokens", "ai_tokens", "1/2", 7): ["tokens", "ai_tokens", "1/2", 7],
         ItemPrice("tokens", "ai_tokens", "1/2", 0, is_dropped=True): ["tokens", "ai_tokens", "1/2", 0, True],
@@ -795,7 +795,10 @@ def test_an_override_ends_at_its_millisecond() -> None:
     ends = {"requests": LATER_MS, "feature chat": LATER_MS}
     assert (before.meters, before.features, before.ends) == (MORE, {"chat": True}, ends)
     assert (after.meters, after.features, after.ends) == ({}, {}, {})
-    assert with_overrides(stored, {}, None, until_ms=None, now_ms=LATER_MS) == {}
+    # What has ended is not stored, not even for this millisecond.
+    priced = with_overage_until(stored, "requests", "deny", until_ms=LATER_MS)
+    for known, features in ((stored, None), (priced, None), ({}, {"chat": True})):
+        assert with_overrides(known, {}, features, until_ms=LATER_MS, now_ms=LATER_MS) == {}
 
 
 def test_the_price_of_an_override_takes_effect_at_its_millisecond() -> None:

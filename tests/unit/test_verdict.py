@@ -655,15 +655,15 @@ def test_what_may_back_a_ceiling_is_read_with_it(
 def test_costs_of_models_count_where_credit_pays_alone() -> None:
     plan, at = CREDITED.plans["free"], ModelPricing({"tokens": 7})
     prepaid = Prepaid.of(plan, CREDITED)
-    for paying, flags, costs in (
-        (prepaid, {}, {"tokens": 7}),
-        (prepaid, {"rates_only": True}, {}),
-        (None, {}, {}),
+    for paying, rates_only, costs in (
+        (prepaid, False, {"tokens": 7}),
+        (prepaid, True, {}),
+        (None, False, {}),
     ):
         found = compile_program(
-            plan.entitlements, CREDITED, {"tokens": one(3)}, prepaid=paying, at=at, **flags
+            plan.entitlements, CREDITED, {"tokens": one(3)}, prepaid=paying, at=at, rates_only=rates_only
         )
-        assert found.costs == costs, flags
+        assert found.costs == costs, rates_only
 
 
 def test_holds_of_subjects_are_held_with_the_rest() -> None:

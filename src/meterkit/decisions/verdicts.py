@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.decision import Decision, Reason, SpendLevel
@@ -44,7 +45,6 @@ IN_FLIGHT: Final = Decision(
     allowed=False, reason="in_flight", retry_after=timedelta(milliseconds=UNKNOWN_WAIT_MS)
 )
 """The refusal of a repeat whose first request has not ended; its end is unknown."""
-_FOREVER_MS: Final = 10**18
 
 
 def allowed_decision(
@@ -143,7 +143,8 @@ def refused_decision(
             violated.append((measure, left, wait))
             if measure.kind == GAUGE:
                 full.append(gauge_refusal(measure.policy, x, y + z, measure.needed))
-            reasons.append("credits" if is_backed else _reason(measure))
+            else:
+                reasons.append("credits" if is_backed else _reason(measure))
     names = tuple(found[0].policy.name for found in violated)
     if full:
         reason, gauge = min(full, key=lambda found: _PRECEDENCE.index(found[0]))
@@ -151,7 +152,7 @@ def refused_decision(
         return Decision(
             allowed=False, reason=reason, limit=gauge.meter, remaining=left, violated=names, gauge=gauge
         )
-    longest, left, wait = max(violated, key=lambda found: _FOREVER_MS if found[2] is None else found[2])
+    longest, left, wait = max(violated, key=lambda found: inf if found[2] is None else found[2])
     after = None if wait is None else timedelta(milliseconds=wait)
     return Decision(
         allowed=False,
@@ -166,8 +167,6 @@ def refused_decision(
 
 
 def _reason(measure: PolicyMeasure) -> Reason:
-    if measure.kind == GAUGE:
-        return gauge_refusal(measure.policy, 0, 0, 0)[0]
     if measure.kind == CONCURRENCY:
         return "concurrency"
     if measure.kind == CEILING:
