@@ -452,6 +452,7 @@ def test_fixed_prices_are_rounded_half_up_and_periods_named() -> None:
     for amount, quantity, cents in (("1/2", 1, 1), ("1/2", 3, 2), ("2/5", 1, 0), ("29", 2, 58)):
         price = FixedPrice.parse(f"{amount} eur 3 months")
         assert price == FixedPrice(Fraction(amount), "eur", "3 months")
+        assert price is not None
         assert price.cents(quantity) == cents
     assert FixedPrice(Fraction(7), "eur", "month").cents() == 7
     assert FixedPrice.parse("") is None
@@ -698,7 +699,7 @@ def test_lines_that_differ_in_the_quantity_alone_are_one_grant() -> None:
     assert found == [("m:pages", 3, 10, 10 * DAY_MS), *by_period]
 
 
-def test_a_cost_by_model_is_the_highest_where_the_model_is_unknown() -> None:
+def test_a_cost_by_model_is_the_highest_of_unknown_models() -> None:
     prepaid = OF_MODELS_PREPAID
     for model, cost in (("", 9_000), ("big-2", 9_000), ("mini", 1_000), ("other", 0), (None, 0)):
         assert prepaid.costs_of(model) == {"asked": cost}, model
@@ -801,7 +802,7 @@ def test_an_override_ends_at_its_millisecond() -> None:
         assert with_overrides(known, {}, features, until_ms=LATER_MS, now_ms=LATER_MS) == {}
 
 
-def test_the_price_of_an_override_takes_effect_at_its_millisecond() -> None:
+def test_an_overrides_price_takes_effect_at_its_millisecond() -> None:
     now = {"tokens": {"included": 7, "overage": "deny"}}
     stored = with_overage_until(OWN, "tokens", "deny", until_ms=LATER_MS)
     before, after = (overrides_at(stored, at_ms) for at_ms in (LATER_MS - 1, LATER_MS))

@@ -854,7 +854,7 @@ def test_a_refusal_has_the_form_of_the_scripts_reply() -> None:
         assert (reply, counts) == ([1, now_ms, 0, 0, 8, 0, 7, 2, 0, *told], {})
 
 
-def test_of_a_subjects_rate_a_refusal_without_the_store_knows_nothing() -> None:
+def test_a_refusal_without_the_store_has_no_subjects_rates() -> None:
     program = limited_to("user", demands={"calls": one(1)})
     left = {"calls-period": RemainingQuantity(0, is_backed=False, until_ms=10**9)}
     reply, _ = decide_by_rates(program, {}, left, 60_000)

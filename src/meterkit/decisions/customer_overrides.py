@@ -213,7 +213,7 @@ def _is_effective(entry: Mapping[str, Any], now_ms: int) -> bool:
 
 def _entitlement_at(entry: Mapping[str, object], now_ms: int) -> dict[str, object]:
     """Entitlement of an entry as it was set; empty if it has ended."""
-    live = entry if now_ms < _end_ms(entry) else {}
+    live: Mapping[str, object] = entry if now_ms < _end_ms(entry) else {}
     return {key: value for key, value in live.items() if not key.startswith(_MARK)}
 
 
