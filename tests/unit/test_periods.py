@@ -16,8 +16,14 @@ from hypothesis import strategies as st
 
 from drivers.sampled import few_examples
 from meterkit.catalog import loads
-from meterkit.decisions.customer_state import CustomerState, effective_plan
-from meterkit.decisions.invoice_deadlines import is_final, renewals_of
+from meterkit.decisions.customer_state import CustomerState, effective_plan, with_former_starts
+from meterkit.decisions.invoice_deadlines import (
+    Renewals,
+    is_cut_short,
+    is_final,
+    renewals_of,
+    stops_billing_ms,
+)
 from meterkit.decisions.periods import (
     Bounds,
     bounds_at,
@@ -27,9 +33,10 @@ from meterkit.decisions.periods import (
     stamped_span_s,
     to_ms,
 )
-from meterkit.decisions.subscription import SubscriptionState
+from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.subscription_periods import (
     CountingCycle,
+    former_bounds,
     is_provisional,
     shown_period,
     subscription_bounds,
@@ -379,3 +386,283 @@ def test_a_draft_takes_usage_until_five_minutes_before_its_end() -> None:
             found = is_final(made_ms, final_ms=0, held_ms=held_ms, now_ms=made_ms + after_ms)
             assert found == expected
     assert is_final(made_ms, final_ms=1, held_ms=made_ms + 5 * hour_ms, now_ms=made_ms)
+
+
+UNTIL_15: Final = {"cancel_at_ms": "2031-05-15"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "at", "expected"),
+    [
+        pytest.param({}, "05-15", True, id="amid its period"),
+        pytest.param({"status": "past_due"}, "05-15", True, id="though it owes"),
+        pytest.param({"status": "unpaid"}, "05-15", True, id="though it was given up"),
+        pytest.param({}, "05-01", False, id="not at the start of its period"),
+        pytest.param(
+            {"start_ms": "2031-05-10"}, "05-10", False, id="nor where another price began amid the month"
+        ),
+        pytest.param({}, "05-01T00:00:01", True, id="a second after that"),
+        pytest.param({}, "05-31T23:59:59", True, id="a second before its renewal"),
+        pytest.param({}, "06-01", False, id="not at its renewal"),
+        pytest.param({}, "07-01", False, id="not at the renewal after that"),
+        pytest.param(UNTIL_15, "05-15", False, id="not at its known end, which has an invoice"),
+        pytest.param(UNTIL_15, "05-14", True, id="before its known end"),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": "2031-05-20"}, "05-15", False, id="not in a trial"
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": "2031-05-15"}, "05-15", False, id="nor at its end"
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": "2031-05-14T23:59:59.999"},
+            "05-15",
+            True,
+            id="after a trial",
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": "2031-05-15T00:00:00.001"},
+            "05-15",
+            False,
+            id="as a trial ends",
+        ),
+        pytest.param({"status": "paused"}, "05-15", False, id="not in a pause"),
+        pytest.param({"status": "incomplete"}, "05-15", False, id="not before it is paid for"),
+        pytest.param({"status": "canceled"}, "05-15", False, id="not after it has ended"),
+        pytest.param(
+            {"usage_start_ms": "2031-05-10", "usage_end_ms": "2031-06-10", "anchor_ms": "2031-05-10"},
+            *("05-10", False),
+            id="by the period of its metered prices",
+        ),
+    ],
+)
+def test_usage_was_billed_at_an_instant_without_a_renewal(
+    changed: dict[str, Any], at: str, expected: bool
+) -> None:
+    dates: dict[str, Any] = {"anchor": "2031-02-01", "created_ms": "2031-02-01"}
+    known = subscription("2031-05-01", "2031-06-01", **dates | changed)
+    assert is_cut_short(known, ms(f"2031-{at}")) is expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({"status": "incomplete"}, None, id="never paid for"),
+        pytest.param({"status": "paused"}, None, id="paused"),
+        pytest.param(
+            {"trial_end_ms": ms("2031-04-10")},
+            ("2031-04-10", "2031-04-10", "2031-05-01"),
+            id="since its trial, which has no invoice with usage",
+        ),
+        pytest.param(
+            {"status": "canceled", "ended_at_ms": ms("2031-05-21")},
+            ("2031-02-01", "2031-05-01", "2031-05-21"),
+            id="ended by a clock that is ahead of ours",
+        ),
+    ],
+)
+def test_which_invoices_a_subscription_has(
+    changed: dict[str, Any], expected: tuple[str, str, str] | None
+) -> None:
+    renewals = renewals_of(replace(MONTHLY, **changed), ms("2031-05-20"))
+    assert renewals == (expected and tuple(map(ms, expected)))
+
+
+def test_the_invoice_that_has_the_usage_of_an_instant() -> None:
+    renewals = Renewals(since_ms=10, before_ms=20, latest_ms=30)
+    found = {at_ms: renewals.invoiced_ms(at_ms, 15) for at_ms in (9, 10, 19, 20, 29, 30)}
+    assert found == {9: None, 10: 15, 19: 15, 20: 30, 29: 30, 30: None}
+    assert renewals_of(None, 0) is None
+
+
+def test_usage_is_billed_until_a_pause_or_the_end() -> None:
+    usage = replace(MONTHLY, **USAGE_BY_MONTH | {"usage_end_ms": 7})
+    found = [stops_billing_ms(one) for one in (replace(usage, status="paused"), usage)]
+    assert found == [7, NEVER_MS]
+    assert stops_billing_ms(replace(MONTHLY, cancel_at_ms=9)) == 9
+
+
+@pytest.mark.parametrize(
+    ("starts", "at_ms", "expected"),
+    [
+        pytest.param((), 150, (100, 200), id="none is kept: the month"),
+        pytest.param((120, 150), 119, (100, 120), id="before the first, until that"),
+        pytest.param((120, 150), 120, (120, 150), id="from the first one on"),
+        pytest.param((120, 150), 149, (120, 150), id="until the second one"),
+        pytest.param((120, 150), 150, (150, 200), id="from the last one on, until the month ends"),
+        pytest.param((50,), 150, (100, 200), id="a month after the last one"),
+        pytest.param((250,), 150, (100, 200), id="a month before the first one"),
+        pytest.param((50, 400), 150, (50, 400), id="a year"),
+    ],
+)
+def test_periods_of_former_subscriptions_stay(
+    starts: tuple[int, ...], at_ms: int, expected: tuple[int, int]
+) -> None:
+    found = former_bounds(Bounds(start_ms=100, end_ms=200, next_end_ms=300), starts, at_ms)
+    assert (found.start_ms, found.end_ms) == expected
+    assert found.next_end_ms == max(300, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("known", "changed", "expected"),
+    [
+        pytest.param("2031-06-04T23:58:00.001", {}, 7, id="goes on within two minutes"),
+        pytest.param("2031-06-04T23:58", {}, "2031-06-04T23:58", id="ends after two minutes"),
+        pytest.param("2031-05-05", {}, 0, id="of a month of 31 days: the anchor says it"),
+        pytest.param("2031-05-06", {}, "2031-05-06", id="of a day less: kept"),
+        pytest.param("2030-06-05", {}, 0, id="of a year: the anchor says it"),
+        pytest.param("2031-05-04", {}, "2031-05-04", id="of 32 days: less than a year"),
+        pytest.param("2031-05-20", {"created_ms": ms("2031-05-20")}, 0, id="the first: its making says it"),
+    ],
+)
+def test_where_a_period_that_was_cut_short_began(
+    known: str, changed: dict[str, Any], expected: str | int
+) -> None:
+    """One that ends on 5 June, when the next one begins."""
+    made: dict[str, Any] = {"created_ms": ms("2029-05-05"), **changed}
+    before = replace(subscription(known, "2031-06-05", anchor="2031-06-05"), former_start_ms=7, **made)
+    after = replace(subscription("2031-06-05", "2031-07-05"), **made)
+    found = with_former_start(after, before).former_start_ms
+    assert found == (ms(expected) if isinstance(expected, str) else expected)
+
+
+BY_THE_YEAR: Final = CountingCycle(per="year")
+BY_THE_MONTH: Final = CountingCycle(per="month")
+ANEW: Final = CountingCycle(per="year", anew_ms=ms("2031-07-10"))
+PAUSED_IN_MAY: Final = ((ms("2031-04-10"), ms("2031-05-10")), (ms("2031-01-02"), ms("2031-01-09")))
+
+
+@pytest.mark.parametrize(
+    ("changed", "counting", "now", "expected"),
+    [
+        # A period whose end the anchor says began with that month.
+        pytest.param({}, BY_THE_MONTH, "05-20", ("2031-05-01", "2031-06-01"), id="a month"),
+        pytest.param(
+            {"start_ms": ms("2031-05-10")},
+            *(BY_THE_MONTH, "05-20", ("2031-05-01", "2031-06-01")),
+            id="another price amid the month begins none",
+        ),
+        pytest.param(
+            {"start_ms": ms("2031-05-10"), "created_ms": ms("2031-05-04")},
+            *(BY_THE_MONTH, "05-20", ("2031-05-04", "2031-06-01")),
+            id="nor before the subscription was made",
+        ),
+        pytest.param(
+            {"start_ms": ms("2031-05-10"), "paused_spans": PAUSED_IN_MAY},
+            *(BY_THE_MONTH, "05-20", ("2031-05-10", "2031-06-01")),
+            id="the end of a pause begins one",
+        ),
+        pytest.param(
+            {"start_ms": ms("2031-05-11"), "paused_spans": PAUSED_IN_MAY},
+            *(BY_THE_MONTH, "05-20", ("2031-05-01", "2031-06-01")),
+            id="what comes a day after a pause does not",
+        ),
+        pytest.param(
+            {"start_ms": ms("2031-05-10"), "end_ms": ms("2031-05-25")},
+            *(BY_THE_MONTH, "05-20", ("2031-05-10", "2031-05-25")),
+            id="one that ends before its month is one",
+        ),
+        pytest.param(
+            {"former_start_ms": ms("2031-04-10")},
+            *(BY_THE_MONTH, "04-20", ("2031-04-10", "2031-05-01")),
+            id="the one before, where it is kept",
+        ),
+        pytest.param(
+            {"former_start_ms": ms("2031-03-31")},
+            *(BY_THE_MONTH, "03-31T12:00", ("2031-03-31", "2031-05-01")),
+            id="the one before, of 31 days, is one",
+        ),
+        pytest.param(
+            {"former_start_ms": ms("2031-03-30")},
+            *(BY_THE_MONTH, "03-31", ("2031-03-30", "2031-04-01")),
+            id="the one before, of 32 days, is cut by the anchor",
+        ),
+        pytest.param(
+            {"former_start_ms": ms("2031-06-09")},
+            *(BY_THE_MONTH, "04-20", ("2031-04-01", "2031-05-01")),
+            id="none is before that began later",
+        ),
+        pytest.param(
+            {"created_ms": ms("2031-04-12"), "former_start_ms": ms("2031-04-02")},
+            *(BY_THE_MONTH, "04-20", ("2031-04-12", "2031-05-01")),
+            id="none began before the subscription was made",
+        ),
+        pytest.param(
+            {"end_ms": ms("2031-05-30")},
+            ANEW,
+            "06-10",
+            ("2031-05-30", "2031-07-10"),
+            id="until it begins anew",
+        ),
+        pytest.param({}, ANEW, "07-10", ("2031-07-10", "2032-07-10"), id="a year from where it begins anew"),
+        pytest.param(
+            {"end_ms": ms("2031-07-20")},
+            ANEW,
+            "07-25",
+            ("2031-07-20", "2032-07-10"),
+            id="its period was longer",
+        ),
+        pytest.param(
+            {"cancel_at_ms": ms("2031-04-20")},
+            *(BY_THE_MONTH, "04-19", ("2031-04-01", "2031-04-20")),
+            id="it ended before the period that is known",
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": ms("2031-05-12"), "anchor_ms": ms("2031-05-12")},
+            *(BY_THE_MONTH, "05-12", ("2031-05-12", "2031-06-12")),
+            id="the trial's end ends a period",
+        ),
+        pytest.param(
+            {"trial_end_ms": ms("2031-05-12")},
+            *(BY_THE_MONTH, "05-12", ("2031-05-01", "2031-06-01")),
+            id="one of a trial that is over does not",
+        ),
+    ],
+)
+def test_a_period_by_all_that_is_known(
+    changed: dict[str, Any], counting: CountingCycle, now: str, expected: tuple[str, str]
+) -> None:
+    bounds = subscription_bounds(replace(MONTHLY, **changed), counting, ms(f"2031-{now}"))
+    assert (written(bounds.start_ms), written(bounds.end_ms)) == expected
+
+
+def test_a_month_and_a_year_that_are_one_period() -> None:
+    """The longest month and year are one period, wherever the anchor is; a day more is not."""
+    for per, days, is_one in (
+        ("month", 31, True),
+        ("month", 32, False),
+        ("year", 366, True),
+        ("year", 367, False),
+    ):
+        counting = CountingCycle(per=per)
+        end_ms = MONTHLY.start_ms + days * DAY_MS
+        found = subscription_bounds(replace(MONTHLY, end_ms=end_ms, anchor_ms=0), counting, MONTHLY.start_ms)
+        assert ((found.start_ms, found.end_ms) == (MONTHLY.start_ms, end_ms)) is is_one, (per, days)
+
+
+def test_a_period_is_provisional_by_the_end_that_counts() -> None:
+    trial = replace(MONTHLY, status="trialing", trial_end_ms=MONTHLY.start_ms + DAY_MS)
+    ending = replace(MONTHLY, cancel_at_ms=MONTHLY.end_ms + DAY_MS)
+    for found, expected in (
+        (MONTHLY, [False, False, True, True]),
+        (trial, [True, True, True, True]),
+        (ending, [False, False, True, False]),
+        (replace(MONTHLY, status="incomplete"), [False, False, False, False]),
+    ):
+        instants = (
+            MONTHLY.start_ms + DAY_MS,
+            MONTHLY.end_ms - 1,
+            MONTHLY.end_ms,
+            MONTHLY.end_ms + DAY_MS,
+        )
+        assert [is_provisional(found, at_ms) for at_ms in instants] == expected, found
+    # The clock that made a trial may be ahead of ours: it is not over before it began.
+    odd = replace(trial, trial_end_ms=MONTHLY.start_ms - DAY_MS)
+    assert [is_provisional(odd, MONTHLY.start_ms + after_ms) for after_ms in (-1, 0)] == [False, True]
+
+
+def test_a_state_keeps_where_its_last_25_periods_began() -> None:
+    """Grants look back 24 of them, from the one that follows."""
+    old = subscription("2031-05-01", "2031-06-01", anchor="2028-02-01", created_ms="2028-02-01")
+    before, now_ms = CustomerState(subscription=old), ms("2031-05-20")
+    after = with_former_starts(before, CustomerState(), BY_THE_MONTH, now_ms)
+    assert (len(after.former_starts_ms), written(after.former_starts_ms[0])) == (25, "2029-05-01")

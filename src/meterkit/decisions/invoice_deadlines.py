@@ -83,9 +83,7 @@ def is_cut_short(known: SubscriptionState, at_ms: int) -> bool:
         at_ms: when Stripe has ended its period.
     """
     cycle, counting = _usage_cycle(known)
-    if not cycle.start_ms < at_ms or not known.has_begun_at(at_ms - 1):
-        return False
-    if known.status_at(at_ms - 1) not in BILLED:
+    if not cycle.start_ms < at_ms or known.status_at(at_ms - 1) not in BILLED:
         return False
     return at_ms != known.ends_ms() and subscription_bounds(cycle, counting, at_ms).start_ms != at_ms
 

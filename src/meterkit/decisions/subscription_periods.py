@@ -153,6 +153,4 @@ def former_bounds(found: Bounds, starts: Sequence[int], at_ms: int) -> Bounds:
         end_ms = starts[place] if place else min(end_ms, starts[0])
     if place:
         start_ms = starts[place - 1] if place < len(starts) else max(start_ms, starts[-1])
-    if (start_ms, end_ms) == (found.start_ms, found.end_ms):
-        return found
     return Bounds(start_ms=start_ms, end_ms=end_ms, next_end_ms=max(found.next_end_ms, end_ms))
