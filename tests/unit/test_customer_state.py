@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any, Final, get_args
@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 import pytest
 
 from meterkit.catalog import Catalog, loads
+from meterkit.catalog.models import Bought
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.customer_state import (
     CustomerState,
@@ -755,3 +756,389 @@ def test_the_plans_file_says_how_many_attempts_end_grace() -> None:
     for attempts, expected in (("1", "restricted"), ("2", "grace")):
         catalog = loads(f"{PLANS.rstrip()[:-1]}, attempts: {attempts}}}")
         assert standing("past_due", catalog=catalog).access == expected
+
+
+# A subscription by the clock: each of its answers one millisecond before an instant, and at it.
+
+
+BUNDLE: Final = (("pack", 2),)
+TOLD: Final = (ItemPrice("words", "api_words", "1/3"),)
+TO_COME: Final = (ItemPrice("words", "api_words", "1/5"),)
+AT_END: Final[dict[str, Any]] = {"pending_at_ms": END_MS}
+ENDS: Final[dict[str, Any]] = {"cancel_at_ms": END_MS}
+UNSAVED: Final[dict[str, Any]] = TRIAL | {"awaits_payment_method": True}
+OVER: Final[dict[str, Any]] = {"status": "canceled", "ended_at_ms": NOW_MS}
+
+
+@pytest.mark.parametrize(
+    ("asked", "changed", "expected"),
+    [
+        pytest.param("status_at", {}, ("active", "active"), id="nothing is scheduled"),
+        pytest.param("status_at", ENDS, ("active", "canceled"), id="its cancellation"),
+        pytest.param("status_at", ENDS | OVER, ("canceled", "canceled"), id="it has ended before"),
+        pytest.param(
+            *("status_at", ENDS | {"status": "incomplete_expired"}, ("incomplete_expired",) * 2),
+            id="it was never paid for",
+        ),
+        pytest.param("status_at", TRIAL, ("trialing", "active"), id="its trial ends"),
+        pytest.param("status_at", TRIAL | ENDS, ("trialing", "canceled"), id="its trial ends with it"),
+        pytest.param("status_at", UNSAVED, ("trialing", "incomplete"), id="its trial ends without a card"),
+        pytest.param(
+            *("status_at", {"status": "trialing"}, ("trialing", "trialing")), id="a trial without a known end"
+        ),
+        pytest.param(
+            "status_at", TRIAL | {"status": "past_due"}, ("past_due", "past_due"), id="its trial is over"
+        ),
+        pytest.param("has_begun_at", {}, (True, True), id="it is paid for"),
+        pytest.param("has_begun_at", {"status": "incomplete"}, (False, False), id="it is not paid for"),
+        pytest.param("has_begun_at", OVER, (True, True), id="it was paid for"),
+        pytest.param("has_begun_at", OVER | {"never_began": True}, (False, False), id="it never began"),
+        pytest.param("has_begun_at", TRIAL, (True, True), id="a trial goes on"),
+        pytest.param("has_begun_at", UNSAVED, (True, False), id="a trial ends without the card it requires"),
+        pytest.param(
+            "has_begun_at", UNSAVED | {"status": "active"}, (True, True), id="it is paid for without a card"
+        ),
+        pytest.param("plan_at", AT_END | {"pending_plan": "top"}, ("pro", "top"), id="a scheduled plan"),
+        pytest.param("plan_at", {"pending_plan": "top"}, ("pro", "pro"), id="a plan without an instant"),
+        pytest.param("plan_at", AT_END | {"pending_seats": 5}, ("pro", "pro"), id="a plan beside seats"),
+        pytest.param("seats_at", AT_END | {"pending_seats": 5}, (3, 5), id="scheduled seats"),
+        pytest.param("seats_at", AT_END | {"pending_seats": 0}, (3, 0), id="no seats any more"),
+        pytest.param("seats_at", AT_END | {"pending_plan": "top"}, (3, 3), id="seats beside a plan"),
+        pytest.param("seats_at", {"pending_seats": 5}, (3, 3), id="seats without an instant"),
+        pytest.param("seats_at", ENDS, (3, 0), id="seats end with it"),
+        pytest.param("addons_at", {"addons": BUNDLE}, (BUNDLE, BUNDLE), id="add-ons"),
+        pytest.param(
+            *("addons_at", AT_END | {"addons": BUNDLE, "pending_addons": ()}, (BUNDLE, ())),
+            id="they are given up",
+        ),
+        pytest.param("addons_at", AT_END | {"pending_addons": BUNDLE}, ((), BUNDLE), id="the first ones"),
+        pytest.param(
+            *("addons_at", AT_END | {"addons": BUNDLE, "pending_plan": "top"}, (BUNDLE, BUNDLE)),
+            id="add-ons beside a plan",
+        ),
+        pytest.param("addons_at", {"pending_addons": BUNDLE}, ((), ()), id="add-ons without an instant"),
+        pytest.param("addons_at", ENDS | {"addons": BUNDLE}, (BUNDLE, ()), id="they end with it"),
+        pytest.param("addons_at", {}, ((), ()), id="no add-ons"),
+        pytest.param("interval_at", {}, ("month", "month"), id="by the length of its period"),
+        pytest.param(
+            "interval_at",
+            {"base_price": "1 usd year"},
+            ("year", "year"),
+            id="by its price, whatever the length",
+        ),
+        pytest.param("interval_at", AT_END, ("month", None), id="of what is scheduled it is not known"),
+        pytest.param("interval_at", TRIAL, (None, None), id="of a trial it is not known"),
+        pytest.param("interval_at", {"status": "incomplete"}, (None, None), id="nothing is paid for"),
+        pytest.param("mrr_at", ENDS, (7, 0), id="revenue until it ends"),
+        pytest.param("mrr_at", TRIAL, (0, 7), id="revenue from the end of a trial on"),
+        pytest.param("mrr_at", UNSAVED, (0, 0), id="no revenue without a card"),
+        pytest.param("mrr_at", {"status": "past_due"}, (7, 7), id="revenue that is owed"),
+        pytest.param("mrr_at", {"status": "unpaid"}, (0, 0), id="none that was given up"),
+        pytest.param("mrr_at", OVER | {"never_began": True}, (0, 0), id="none of what never began"),
+        pytest.param("is_unpaid_at", {}, (False, False), id="collection is not paused"),
+        pytest.param("is_unpaid_at", {"void_from_ms": END_MS}, (False, True), id="collection is paused"),
+        pytest.param(
+            *("is_unpaid_at", {"void_from_ms": NOW_MS, "void_until_ms": END_MS}, (True, False)),
+            id="collection resumes",
+        ),
+        pytest.param(
+            "is_unpaid_at",
+            {"void_from_ms": NOW_MS} | ENDS,
+            (True, False),
+            id="it ends, its collection paused",
+        ),
+        pytest.param(
+            *("is_unpaid_at", {"void_from_ms": NOW_MS, "status": "incomplete"}, (False, False)),
+            id="there is nothing to collect yet",
+        ),
+        pytest.param("prices_at", {"prices": TOLD}, (TOLD, TOLD), id="prices"),
+        pytest.param("prices_at", {"prices": TOLD} | ENDS, (TOLD, ()), id="they end with it"),
+        pytest.param(
+            "prices_at", {"prices": TOLD, "created_ms": END_MS}, ((), TOLD), id="they begin with it"
+        ),
+        pytest.param("prices_at", {"prices": TOLD, "status": "incomplete"}, ((), ()), id="none before that"),
+        pytest.param("prices_at", UNSAVED | {"prices": TOLD}, (TOLD, ()), id="none without a card"),
+        pytest.param(
+            *("prices_at", AT_END | {"prices": TOLD, "pending_prices": TO_COME}, (TOLD, TO_COME)),
+            id="scheduled prices",
+        ),
+        pytest.param(
+            *("prices_at", AT_END | {"prices": TOLD, "pending_seats": 5}, (TOLD, TOLD)),
+            id="prices stay where only seats change",
+        ),
+        pytest.param(
+            *("prices_at", AT_END | {"prices": TOLD, "pending_plan": "pro"}, (TOLD, TOLD)),
+            id="prices stay where the plan does",
+        ),
+        pytest.param(
+            *("prices_at", AT_END | {"prices": TOLD, "pending_plan": "top"}, (TOLD, ())),
+            id="another plan's are not known",
+        ),
+        pytest.param(
+            *("prices_at", {"prices": TO_COME, "former_prices": ((END_MS, TOLD),)}, (TOLD, TO_COME)),
+            id="former prices, until their end",
+        ),
+        pytest.param(
+            *("prices_at", {"former_prices": ((END_MS, ()),), "prices": TOLD}, ((), TOLD)),
+            id="there were none formerly",
+        ),
+        pytest.param(
+            "prices_at",
+            {"former_prices": ((END_MS, TOLD), (END_MS + 9, TO_COME)), "created_ms": END_MS + 9},
+            (TOLD, TO_COME),
+            id="those of two earlier subscriptions",
+        ),
+        pytest.param("next_change_ms", {}, (NEVER_MS, NEVER_MS), id="no change"),
+        pytest.param("next_change_ms", TRIAL, (END_MS, NEVER_MS), id="a trial's end changes it"),
+        pytest.param(
+            "next_change_ms",
+            {"trial_end_ms": END_MS},
+            (NEVER_MS, NEVER_MS),
+            id="but not that of one that is over",
+        ),
+        pytest.param("next_change_ms", ENDS | AT_END, (END_MS, NEVER_MS), id="two changes at once"),
+        pytest.param(
+            *("next_change_ms", AT_END | {"cancel_at_ms": END_MS + 9}, (END_MS, END_MS + 9)),
+            id="two changes, one by one",
+        ),
+        pytest.param(
+            *("next_change_ms", {"void_from_ms": END_MS, "void_until_ms": END_MS + 9}, (END_MS, END_MS + 9)),
+            id="collection is paused and resumes",
+        ),
+        pytest.param(
+            "next_change_ms", OVER | AT_END, (NEVER_MS, NEVER_MS), id="what has ended never changes"
+        ),
+    ],
+)
+def test_a_subscription_by_the_clock(
+    asked: str, changed: dict[str, Any], expected: tuple[object, object]
+) -> None:
+    found = replace(ACTIVE, mrr=7, **changed)
+    assert tuple(getattr(found, asked)(at_ms) for at_ms in (END_MS - 1, END_MS)) == expected
+
+
+SHORTLY_MS: Final = 120_000
+
+
+@pytest.mark.parametrize(
+    ("asked", "changed", "free"),
+    [
+        # The period begins two minutes before 1,000,000, then, a millisecond before 2,000,000, and then.
+        pytest.param("is_trial_of", {}, (0, 0, 0, 0, 0), id="no trial"),
+        pytest.param(
+            *("is_trial_of", {"created_ms": 1_000_000, "trial_end_ms": 2_000_000}, (0, 0, 1, 1, 0)),
+            id="its trial, whatever its status is now",
+        ),
+        pytest.param(
+            *("is_trial_of", {"free_spans": ((0, 9), (1_000_000, 2_000_000))}, (0, 0, 1, 1, 0)),
+            id="the second of two trials",
+        ),
+        pytest.param(
+            *("is_trial_of", {"free_spans": ((0, 9),), "trial_end_ms": 2_000_000}, (0, 0, 0, 0, 0)),
+            id="the kept trials alone, where there are any",
+        ),
+        pytest.param("is_paused_from", {}, (0, 0, 0, 0, 0), id="no pause"),
+        pytest.param(
+            *("is_paused_from", {"paused_spans": ((1_000_000, 2_000_000), (0, 9))}, (0, 1, 1, 1, 0)),
+            id="the first of two pauses, which may begin two minutes later",
+        ),
+    ],
+)
+def test_periods_of_trials_and_pauses(asked: str, changed: dict[str, Any], free: tuple[int, ...]) -> None:
+    known = replace(ACTIVE, **changed)
+    instants = (1_000_000 - SHORTLY_MS, 1_000_001 - SHORTLY_MS, 1_000_000, 1_999_999, 2_000_000)
+    assert tuple(getattr(known, asked)(at_ms) for at_ms in instants) == free
+    assert tuple(known.is_usage_free_of(at_ms) for at_ms in instants) == free
+
+
+def test_paused_collection_voids_the_invoice_that_is_made_then() -> None:
+    voiding = replace(ACTIVE, void_from_ms=NOW_MS, void_until_ms=END_MS)
+    asked = ((NOW_MS,), (NOW_MS - 1,), (NOW_MS - 1, NOW_MS), (NOW_MS, END_MS))
+    assert [voiding.is_usage_free_of(*of) for of in asked] == [True, False, True, False]
+
+
+def test_lines_and_metered_prices_take_turns() -> None:
+    for switches, expected in (((), [False] * 4), ((5,), [False, True, True, True])):
+        known = replace(ACTIVE, line_switches=switches)
+        assert [known.is_by_lines_at(at_ms) for at_ms in (4, 5, 7, 9)] == expected
+    known = replace(ACTIVE, line_switches=(5, 7, 9))
+    assert [known.is_by_lines_at(at_ms) for at_ms in (4, 5, 6, 7, 8, 9)] == [0, 1, 1, 0, 0, 1]
+
+
+def test_since_when_a_subscription_is_and_owes() -> None:
+    start_ms = ACTIVE.start_ms
+    made = [replace(ACTIVE, created_ms=at_ms).made_ms for at_ms in (0, start_ms - 1, start_ms + 1)]
+    assert made == [start_ms, start_ms - 1, start_ms]
+    assert [replace(ACTIVE, failed_at_ms=at_ms).failed_since_ms() for at_ms in (0, 5)] == [start_ms, 5]
+    by_usage = replace(ACTIVE, usage_start_ms=0, usage_end_ms=9)
+    assert [one.usage_period for one in (ACTIVE, by_usage)] == [(start_ms, END_MS), (0, 9)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({}, NEVER_MS, id="it goes on"),
+        pytest.param({"status": "canceled", "cancel_at_ms": 5}, 5, id="its end was scheduled"),
+        pytest.param({"status": "canceled", "ended_at_ms": 4, "cancel_at_ms": 5}, 4, id="it ended earlier"),
+        pytest.param(TRIAL, NEVER_MS, id="after its trial it goes on"),
+        pytest.param(TRIAL | {"trial_end_action": "pause"}, NEVER_MS, id="after its trial it is paused"),
+        pytest.param(TRIAL | {"trial_end_action": "cancel"}, END_MS, id="it ends with its trial"),
+        pytest.param(
+            TRIAL | {"trial_end_action": "cancel", "status": "active"}, NEVER_MS, id="its trial is over"
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_action": "cancel"}, NEVER_MS, id="its trial has no known end"
+        ),
+    ],
+)
+def test_the_end_of_a_subscription(changed: dict[str, Any], expected: int) -> None:
+    assert replace(ACTIVE, **changed).ends_ms() == expected
+
+
+OWED: Final = replace(ACTIVE, status="past_due", failures=3, failed_at_ms=NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        pytest.param(OWED, replace(OWED, failures=1, failed_at_ms=NOW_MS + 5), (3, NOW_MS), id="fewer shown"),
+        pytest.param(
+            OWED, replace(OWED, failures=4, failed_at_ms=NOW_MS - 5), (4, NOW_MS - 5), id="more shown"
+        ),
+        pytest.param(
+            OWED, replace(OWED, status="unpaid", failures=0), (3, NOW_MS), id="given up since: it owes still"
+        ),
+        pytest.param(OWED, replace(OWED, status="active", failures=0), (0, NOW_MS), id="paid"),
+        pytest.param(
+            replace(OWED, status="active"),
+            replace(OWED, failures=1),
+            (1, NOW_MS),
+            id="the first since it was paid",
+        ),
+    ],
+)
+def test_failures_of_an_earlier_invoice_count(
+    before: SubscriptionState, now: SubscriptionState, expected: tuple[int, int]
+) -> None:
+    found = now.with_known_failures(before)
+    assert (found.failures, found.failed_at_ms) == expected
+
+
+GONE: Final = replace(
+    ACTIVE, plan="gone", seats=9, addons=(("more", 1),), metered="m=1", mrr=5, currency="eur"
+)
+READ: Final = replace(GONE, plan="pro", seats=3, addons=(("pack", 2),))
+"""As a plans file without its plan and add-on reads it."""
+
+
+@pytest.mark.parametrize(
+    ("known", "read", "expected"),
+    [
+        pytest.param(GONE, READ, ("gone", 9, GONE.addons), id="all of a plan that this file lacks"),
+        pytest.param(
+            GONE, replace(READ, plan=None, mrr=6), ("gone", 9, GONE.addons), id="no plan of this file"
+        ),
+        pytest.param(
+            GONE, replace(READ, metered="m=2"), ("pro", 3, READ.addons), id="its usage's price is new"
+        ),
+        pytest.param(GONE, replace(READ, mrr=6), ("pro", 3, READ.addons), id="its revenue is another"),
+        pytest.param(
+            GONE, replace(READ, currency="usd"), ("pro", 3, READ.addons), id="its currency is another"
+        ),
+        pytest.param(replace(GONE, id="sub_0"), READ, ("pro", 3, READ.addons), id="another subscription"),
+        pytest.param(
+            replace(GONE, plan="top"), READ, ("pro", 3, (("more", 1), ("pack", 2))), id="an add-on it lacks"
+        ),
+        pytest.param(
+            *(replace(GONE, plan="top"), replace(READ, mrr=6), ("pro", 3, READ.addons)),
+            id="an add-on that may be given up",
+        ),
+        pytest.param(
+            *(replace(GONE, plan=None), replace(READ, plan=None), (None, 3, (("more", 1), ("pack", 2)))),
+            id="no plan before, either",
+        ),
+        pytest.param(
+            replace(GONE, plan="top", addons=(("pack", 7),)),
+            READ,
+            ("pro", 3, READ.addons),
+            id="all are known",
+        ),
+    ],
+)
+def test_an_older_plans_file_reads_a_subscription(
+    known: SubscriptionState, read: SubscriptionState, expected: tuple[str | None, int, Bought]
+) -> None:
+    found = read.with_known_plan(known, {"pro", "top"}, {"pack"})
+    assert (found.plan, found.seats, found.addons) == expected
+
+
+MOMENTS: Final = tuple(field.name for field in fields(SubscriptionState) if field.name.endswith("_ms"))
+
+
+def test_all_of_a_subscription_survives_storage() -> None:
+    prices = (ItemPrice("words", "api_words", "1/3", free=4),)
+    given: dict[str, Any] = {name: place for place, name in enumerate(MOMENTS, 1)}
+    given |= {name: f"a {name}" for name in ("id", "base_price", "seat_price", "mark", "currency", "metered")}
+    given |= {"status": "past_due", "plan": None, "trial_end_action": "pause", "pending_plan": "top"}
+    given |= {"cancel_at_period_end": True, "never_began": True, "awaits_payment_method": True}
+    given |= {"seats": 2, "pending_seats": 0, "failures": 1, "mrr": 5, "addons": BUNDLE}
+    given |= {"pending_addons": (("more", 1), ("pack", 3)), "addon_prices": (("pack", "2 usd month"),)}
+    given |= {"prices": prices, "pending_prices": TO_COME, "former_prices": ((4, ()), (9, prices))}
+    given |= {"line_switches": (4, 5), "free_spans": ((1, 2), (3, 4)), "paused_spans": ((5, 6),)}
+    full = SubscriptionState(**given)
+    kept = json.loads(json.dumps(full.kept()))
+    assert set(kept) == {field.name for field in fields(full)}
+    long, short = ["words", "api_words", "1/3", 4], ["words", "api_words", "1/5"]
+    assert (kept["prices"], kept["pending_prices"], kept["former_prices"][1]) == (
+        [long],
+        [short],
+        [9, [long]],
+    )
+    # A process has one text of it for all customers.
+    assert SubscriptionState.of(kept).status is full.status
+    assert SubscriptionState.of(kept | {"of_a_later_release": 1}) == full
+    # Nothing is what an add-on was given up to; none at all leaves them as they are.
+    for pending in (None, ()):
+        one = replace(ACTIVE, pending_addons=pending)
+        assert SubscriptionState.of(json.loads(json.dumps(one.kept()))) == one
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "expected"),
+    [
+        pytest.param({}, {}, set[str](), id="none: the same prices"),
+        pytest.param({}, {"metered": "a=1 b=3"}, {"b"}, id="another price"),
+        pytest.param({}, {"metered": "a=1"}, {"b"}, id="one that is gone"),
+        pytest.param({}, {"metered": "a=1 b=2 c=3"}, {"c"}, id="one that has come"),
+        pytest.param({}, {"metered": "a=2 b=1"}, {"a", "b"}, id="two"),
+        pytest.param({"metered": ""}, {"metered": "a=1"}, set[str](), id="none where none was known"),
+        pytest.param({}, {"id": "sub_2", "metered": ""}, set[str](), id="none of another subscription"),
+        pytest.param({}, {"mark": "later", "metered": ""}, set[str](), id="none that meterkit has changed"),
+        pytest.param({}, {"status": "canceled", "metered": ""}, set[str](), id="none of what has ended"),
+        pytest.param(
+            {"pending_plan": "top", "pending_at_ms": NOW_MS},
+            {"metered": ""},
+            set[str](),
+            id="none by schedule",
+        ),
+        pytest.param(
+            {"line_switches": (END_MS,)},
+            {"metered": "", "start_ms": END_MS},
+            set[str](),
+            id="none by lines now",
+        ),
+        pytest.param(
+            *({"line_switches": (ACTIVE.start_ms,)}, {"metered": "", "start_ms": END_MS}, {"a", "b"}),
+            id="both where lines billed before",
+        ),
+    ],
+)
+def test_metered_prices_that_others_have_changed(
+    known: dict[str, Any], found: dict[str, Any], expected: set[str]
+) -> None:
+    before = (
+        replace(ACTIVE, metered="a=1 b=2", **known) if "metered" not in known else replace(ACTIVE, **known)
+    )
+    assert meters_switched_by_others(before, replace(before, **found), NOW_MS) == expected
+    assert meters_switched_by_others(before, None, NOW_MS) == set()
+    assert meters_switched_by_others(None, before, NOW_MS) == set()

@@ -627,12 +627,13 @@ def test_a_period_by_all_that_is_known(
 
 def test_a_month_and_a_year_that_are_one_period() -> None:
     """The longest month and year are one period, wherever the anchor is; a day more is not."""
-    for per, days, is_one in (
+    cases: tuple[tuple[Interval, int, bool], ...] = (
         ("month", 31, True),
         ("month", 32, False),
         ("year", 366, True),
         ("year", 367, False),
-    ):
+    )
+    for per, days, is_one in cases:
         counting = CountingCycle(per=per)
         end_ms = MONTHLY.start_ms + days * DAY_MS
         found = subscription_bounds(replace(MONTHLY, end_ms=end_ms, anchor_ms=0), counting, MONTHLY.start_ms)

@@ -303,7 +303,7 @@ class SubscriptionState:
 
         https://docs.stripe.com/billing/subscriptions/analytics/glossary
         """
-        return self.mrr if self.has_begun and self.status_at(now_ms) in _BRINGING else 0
+        return self.mrr if self.status_at(now_ms) in _BRINGING else 0
 
     def next_change_ms(self, now_ms: int) -> int:
         """Next scheduled change; :data:`NEVER_MS`: none."""
