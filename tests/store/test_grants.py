@@ -530,6 +530,19 @@ async def test_grants_of_periods_without_use_count_until_they_expire(store_url: 
         assert sum(line.quantity for line in await kit.grants.ledger("acme")) == 199 * MICRO
 
 
+async def test_they_count_in_restricted_access_used_or_not(store_url: str, clock: Clock) -> None:
+    async with kit_of(store_url, clock, KEPT) as kit:
+        for customer in ("acme", "idle"):
+            await kit.customers.set_plan(customer, "kept")
+        await kit.record("acme", "tokens", 1)
+        clock.set(JULY)
+        for customer, left in (("acme", 99), ("idle", 100)):
+            await kit.customers.set_status(customer, "paused")
+            assert (await kit.usage(customer))["balance"]["ai"] == left
+            assert (await kit.check(customer, "tokens", left)).allowed
+            assert not (await kit.check(customer, "tokens", left + 1)).allowed
+
+
 async def test_a_subscription_gets_them_from_its_beginning_on(store_url: str, clock: Clock) -> None:
     async with kit_of(store_url, clock, KEPT) as kit:
         first = subscription(plan="kept", start_ms=JUNE, end_ms=JULY, anchor_ms=JUNE, created_ms=JUNE)

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final, Literal
+from itertools import pairwise
+from typing import Any, Final, Literal, get_args
 
 import pytest
 
@@ -18,10 +20,13 @@ from drivers.subscribed_customer import subscription
 from meterkit.catalog import Catalog, loads
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.models import QUANTITY_MAX, Overage
+from meterkit.catalog import Catalog, Plan, loads
+from meterkit.catalog.models import QUANTITY_MAX, Bought, Rollover
 from meterkit.customers.drift_records import Drift, DriftKind
 from meterkit.decisions.allowance import (
     Allowance,
     EarlierPeriod,
+    OnceGrant,
     Overdraft,
     PeriodGrants,
     PlanChange,
@@ -59,15 +64,39 @@ from meterkit.decisions.item_prices import (
     prices_by_meter,
     with_item_prices,
 )
+from meterkit.decisions.grants import MICRO, Prepaid, once_lines
+from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import MeterCounts, merge_json, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
-from meterkit.decisions.plan_shares import effective_terms, with_plan_changes
+from meterkit.decisions.plan_shares import (
+    PlanSpan,
+    effective_terms,
+    overdraft_after,
+    overdraft_of,
+    plan_shares,
+    plan_spans,
+    spend_before_subscription,
+    uncut_period,
+    with_plan_changes,
+)
 from meterkit.decisions.policies import keep_ms_of, rate_numbers
 from meterkit.decisions.price_segments import PriceSegment, ended_labels, overage_cents, segments_of
+from meterkit.decisions.rollover import (
+    PlanHistory,
+    find_once,
+    find_rolls,
+    grant_reach,
+    living_lines,
+    mark_rolled,
+    roll_rules,
+)
 from meterkit.decisions.spending import UnitPrice, price_of
 from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_funds
 from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.stored_plan_changes import UNKNOWN_PLAN, compact_plan_changes
+from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.subscription_periods import CountingCycle, Interval
 from meterkit.errors import MeterkitError
 
 # F-223: what each plan of a period gives by its share of it.
@@ -992,3 +1021,901 @@ def test_an_overdraft_is_read_with_what_a_later_release_adds() -> None:
     found = Overdraft.of([100, 150, 200, "month", [["i:calls", 3]], [["c:ai", 2]], "later"])
     assert found == Overdraft(100, 150, 200, "month", (("i:calls", 3),), (("c:ai", 2),))
     assert [found.covers(at) for at in (99, 100, 199, 200)] == [False, True, True, False]
+
+
+# What reaches beyond its period: grants with a life of their own, rolled over, given once.
+
+
+AI: Final = "credits: {ai: {costs: {calls: 1 per 1}}}"
+
+
+def plan_with(*grants: str) -> Plan:
+    return loads(free_plan("{calls: {unit: call}}", f"{{}}\n    grants: [{', '.join(grants)}]", AI)).plans[
+        "free"
+    ]
+
+
+BARE: Final = plan_with()
+PLAIN: Final = plan_with("{credit: ai, quantity: 5, every: period}")
+ROLLING: Final = plan_with(
+    "{credit: ai, quantity: 10, every: period, rollover: {at_most: 30, for: 2 periods}}",
+    "{meter: calls, quantity: 3, every: period, rollover: {at_most: 3, for: 1 periods}}",
+)
+LESS: Final = replace(ROLLING.grants[0], quantity=1, rollover=Rollover(at_most=5, periods=1))
+TWICE: Final = replace(BARE, grants=(ROLLING.grants[0], LESS))
+"""As with an add-on that has the same grant."""
+LIVING: Final = plan_with(
+    "{credit: ai, quantity: 1, every: period, expires: 90d}",
+    "{meter: calls, quantity: 1, every: period, expires: 30d}",
+)
+GIFT: Final = plan_with("{meter: calls, quantity: 7, every: once, expires: 60d}")
+OTHER_GIFT: Final = plan_with(
+    "{credit: ai, quantity: 3, every: once}", "{credit: ai, quantity: 1, every: period}"
+)
+OF_AI, OF_CALLS = "p c:ai 50-period", "p m:calls 50-period"
+CALLS_ONCE: Final = ("o m:calls 50-5184000000ms-once", "m:calls", 7, 50, 60 * DAY_MS)
+AI_ONCE: Final = ("o c:ai 50-period-once", "c:ai", 3_000_000, 50, 0)
+PERIOD: Final = 30 * DAY_MS
+EVER: Final = -NEVER_MS
+
+
+def nth(number: int, days: float = 0) -> int:
+    """An instant of the period with a number: all have thirty days."""
+    return number * PERIOD + round(days * DAY_MS)
+
+
+def thirty_days(at_ms: int) -> Bounds:
+    begun_ms = at_ms // PERIOD * PERIOD
+    return Bounds(start_ms=begun_ms, end_ms=begun_ms + PERIOD, next_end_ms=begun_ms + 2 * PERIOD)
+
+
+def history(*plans: tuple[Plan | None, int, bool], whole: bool = False) -> PlanHistory:
+    return PlanHistory(plans, thirty_days, not whole)
+
+
+def test_how_far_grants_of_a_plans_file_reach() -> None:
+    for given, expected in (
+        ((BARE,), (0, 0, False)),
+        ((PLAIN,), (0, 0, False)),
+        ((LIVING, PLAIN), (90 * DAY_MS, 0, False)),
+        ((PLAIN, ROLLING, PLAIN), (0, 2, False)),
+        ((GIFT, PLAIN), (60 * DAY_MS, 0, True)),
+    ):
+        plans = {str(place): plan for place, plan in enumerate(given)}
+        assert grant_reach(replace(CATALOG, plans=plans)) == expected
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        pytest.param(None, {}, id="none of a plan that is not known"),
+        pytest.param(PLAIN, {}, id="none of a grant that ends with its period"),
+        pytest.param(GIFT, {}, id="none of what is given once"),
+        pytest.param(
+            ROLLING,
+            {OF_AI: RollRule(20_000_000, 2), OF_CALLS: RollRule(0, 1)},
+            id="the cap less the new share",
+        ),
+        pytest.param(TWICE, {OF_AI: RollRule(24_000_000, 2)}, id="two of one name add up"),
+    ],
+)
+def test_the_terms_on_which_grants_live_on(plan: Plan | None, expected: dict[str, RollRule]) -> None:
+    assert roll_rules(plan) == expected
+
+
+def test_a_plan_counts_from_the_first_minute_where_it_is_charged() -> None:
+    for is_priced, after_ms, expected in (
+        (True, 60_000, PLAIN),
+        (True, 60_001, BARE),
+        (False, 0, PLAIN),
+        (False, 1, BARE),
+    ):
+        found = history((BARE, EVER, False), (PLAIN, nth(5) + after_ms, is_priced))
+        assert found.plan_at(nth(5)) is expected, (is_priced, after_ms)
+
+
+@pytest.mark.parametrize(
+    ("later", "whole", "expected"),
+    [
+        pytest.param((nth(5, 9), True), False, True, id="of two that are charged by the second each"),
+        pytest.param((nth(5) + 60_001, True), False, True, id="one that lasted beyond the first minute"),
+        pytest.param((nth(5) + 60_000, True), False, False, id="not one that ended within it"),
+        pytest.param((nth(5, 9), False), False, False, id="not one before a change that is not charged"),
+        pytest.param((nth(5, 9), True), True, False, id="not one before another where the last gives all"),
+        pytest.param((nth(6) - 1, False), False, False, id="not one that ended at the last instant"),
+        pytest.param((nth(6), False), False, True, id="one that ended with the period"),
+    ],
+)
+def test_which_plans_of_a_period_give(later: tuple[int, bool], whole: bool, expected: bool) -> None:
+    found = history((BARE, EVER, False), (PLAIN, nth(5, 1), False), (GIFT, *later), whole=whole)
+    assert found.is_of_period(1, thirty_days(nth(5))) is expected
+    assert found.is_of_period(2, thirty_days(nth(5)))
+
+
+ONE, NONE, BOTH = RollRule(20_000_000, 2), RollRule(0, 0), RollRule(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        pytest.param(history((PLAIN, EVER, False)), None, id="nothing lives on"),
+        pytest.param(
+            history((ROLLING, EVER, False)),
+            Rolls(
+                (nth(3), nth(4), nth(5), nth(6)),
+                ((OF_AI, (ONE, ONE, ONE)), (OF_CALLS, (BOTH, BOTH, BOTH))),
+                2 * 33 * DAY_MS,
+            ),
+            id="as far back as the longest of them",
+        ),
+        pytest.param(
+            history((PLAIN, EVER, False), (ROLLING, nth(4) + 60_000, True)),
+            Rolls(
+                (nth(3), nth(4), nth(5), nth(6)),
+                ((OF_AI, (NONE, ONE, ONE)), (OF_CALLS, (NONE, BOTH, BOTH))),
+                0,
+            ),
+            id="into a period that began on another plan nothing did",
+        ),
+        pytest.param(
+            history((ROLLING, EVER, False), (PLAIN, nth(4), False), (ROLLING, nth(5), False)),
+            Rolls((nth(4), nth(5), nth(6)), ((OF_AI, (NONE, ONE)), (OF_CALLS, (NONE, BOTH))), 0),
+            id="no further than that",
+        ),
+        pytest.param(history((ROLLING, EVER, False), (PLAIN, nth(5), False)), None, id="not on this plan"),
+        pytest.param(
+            history((ROLLING, EVER, False), (None, nth(5), False)), None, id="not on an unknown plan"
+        ),
+    ],
+)
+def test_what_may_live_on_into_a_period(found: PlanHistory, expected: Rolls | None) -> None:
+    rolls = find_rolls(found, nth(5, 3))
+    # Scripts know such grants for as many periods longer, each of its length and three days more.
+    keeps_ms = 0 if expected is None else (len(expected.starts) - 2) * (PERIOD + 3 * DAY_MS)
+    assert rolls == (expected and expected._replace(keeps_ms=keeps_ms))
+
+
+FIRST: Final = OnceGrant(CALLS_ONCE, nth(3), nth(4))
+
+
+@pytest.mark.parametrize(
+    ("found", "plans", "expected"),
+    [
+        pytest.param(history((GIFT, EVER, False)), (GIFT,), None, id="since ever: in this period"),
+        pytest.param(
+            history((BARE, EVER, False), (GIFT, nth(5), False)), (GIFT,), None, id="since now: in this period"
+        ),
+        pytest.param(
+            history((BARE, EVER, False), (GIFT, nth(5) - 1, False)),
+            *((GIFT,), (OnceGrant(CALLS_ONCE, nth(4), nth(5)),)),
+            id="since a millisecond before: in the last one",
+        ),
+        pytest.param(
+            history((BARE, EVER, False), (GIFT, nth(3, 2), True)), (GIFT,), (FIRST,), id="in its first period"
+        ),
+        pytest.param(
+            history(
+                (BARE, EVER, False), (GIFT, nth(3, 2), True), (BARE, nth(4), True), (GIFT, nth(4, 2), True)
+            ),
+            *((GIFT,), (FIRST,)),
+            id="in the first of two",
+        ),
+        pytest.param(
+            history(
+                (BARE, EVER, False),
+                (GIFT, nth(3, 2), True),
+                (BARE, nth(3, 3), False),
+                (GIFT, nth(4, 2), True),
+            ),
+            *((GIFT,), (OnceGrant(CALLS_ONCE, nth(4), nth(5)),)),
+            id="in the first whose plan gave anything",
+        ),
+        pytest.param(
+            history((BARE, EVER, False), (GIFT, nth(3, 2), True), (BARE, nth(4), False)),
+            *((BARE,), (FIRST,)),
+            id="the rest of its life, after its plan",
+        ),
+        pytest.param(
+            history((BARE, EVER, False), (OTHER_GIFT, nth(3, 2), True), (BARE, nth(4), False)),
+            *((BARE,), None),
+            id="nothing after its plan, without a life of its own",
+        ),
+        pytest.param(
+            history((BARE, EVER, False), (None, nth(3, 2), True), (GIFT, nth(5, 1), True)),
+            *((BARE, GIFT), None),
+            id="nothing of a plan that is not known",
+        ),
+        pytest.param(
+            history((GIFT, EVER, False), (OTHER_GIFT, nth(5, 1), True)),
+            *((GIFT, OTHER_GIFT), (OnceGrant(AI_ONCE), OnceGrant(CALLS_ONCE))),
+            id="whole, of each plan of this period",
+        ),
+    ],
+)
+def test_what_is_given_once_in_a_life(
+    found: PlanHistory, plans: tuple[Plan, ...], expected: tuple[OnceGrant, ...] | None
+) -> None:
+    over_ms = nth(3) + 60 * DAY_MS
+    assert find_once(found, plans, nth(5), over_ms - 1) == expected
+    if plans == (BARE,):
+        assert find_once(found, plans, nth(5), over_ms) is None
+
+
+def test_grants_of_a_former_period_that_may_live_on_are_marked() -> None:
+    ends, stays, lives = (OF_AI, "c:ai", 5, 50, 0), ("p", "m:calls", 5, 50, 0), (OF_AI, "c:ai", 1, 50, 9)
+    grants = PeriodGrants((ends, stays, lives), (("c:ai", 6),))
+    rolls = Rolls((nth(4), nth(5), nth(6)), ((OF_AI, (ONE, ONE)),), 0)
+    assert mark_rolled(grants, None, nth(5)) == grants
+    marked = mark_rolled(grants, rolls, nth(5))
+    assert marked == grants._replace(lines=((*ends[:4], -1), stays, lives))
+    assert mark_rolled(grants, rolls, nth(6)) == grants
+
+
+def test_a_grant_of_a_former_period_pays_while_it_lives() -> None:
+    line, over = (OF_CALLS, "m:calls", 1, 50, 40 * DAY_MS), (OF_AI, "c:ai", 5, 50, 0)
+    grants = PeriodGrants((over, line))
+    for now_ms, expected in ((nth(4, 40) - 1, [line]), (nth(4, 40), [])):
+        assert [*living_lines(grants, None, nth(4), now_ms, Counter())] == expected
+
+
+@pytest.mark.parametrize(
+    ("rooms", "expected"),
+    [
+        pytest.param((20,), 3, id="of three periods at least"),
+        pytest.param((30,), 3, id="as many as the cap has room for"),
+        pytest.param((31,), 4, id="one more where a unit is left"),
+        pytest.param((0, 45), 5, id="by the largest of its caps"),
+    ],
+)
+def test_nothing_older_than_a_cap_lives_on(rooms: tuple[int, ...], expected: int) -> None:
+    """Ten units of each of nine periods, the latest first."""
+    rolls = Rolls((nth(4), nth(5), nth(6)), ((OF_AI, tuple(RollRule(room, 9) for room in rooms)),), 0)
+    grants, listed = PeriodGrants(((OF_AI, "c:ai", 10, 50, -1),)), Counter[str]()
+    found = [[*living_lines(grants, rolls, nth(4 - age), nth(5), listed)] for age in range(9)]
+    assert [bool(lines) for lines in found] == [age < expected for age in range(9)]
+
+
+# Plan changes as a state stores them: few, and no allowance is less for it.
+
+
+HOUR_MS: Final = 3_600_000
+PACK: Final = (("pack", 1),)
+
+
+def hourly(plans: str, *, first: int = nth(5), used: int = 0) -> list[PlanChange]:
+    """Changes each an hour after the other, of plans named by letters; a capital's is not charged."""
+    return [
+        PlanChange(
+            plan.lower(), first + place * HOUR_MS, plan.islower(), (("calls", used + place),) * (used > 0)
+        )
+        for place, plan in enumerate(plans, 1)
+    ]
+
+
+def compacted(changes: list[PlanChange]) -> list[PlanChange]:
+    start_of = thirty_days
+    return [*compact_plan_changes(changes, changes[-1].until_ms, lambda at_ms: start_of(at_ms).start_ms)]
+
+
+def in_short(changes: list[PlanChange]) -> list[tuple[str, int, bool]]:
+    """Each plan with the hours until which it was in force, and whether its end is charged."""
+    return [(one.plan, (one.until_ms - nth(5)) // HOUR_MS, one.is_priced) for one in changes]
+
+
+def test_changes_of_the_last_400_days_are_kept() -> None:
+    changes = [PlanChange("a", at_ms, True) for at_ms in (0, 1, 400 * DAY_MS)]
+    assert compacted(changes) == changes[1:]
+    for number in (1, 64):
+        assert compacted(hourly("ab" * 32)[:number]) == hourly("ab" * 32)[:number]
+
+
+def test_plans_of_a_period_are_sorted_where_they_are_many() -> None:
+    # The first change stays, as its beginning is not known, and so does the last.
+    assert in_short(compacted(hourly("x" + "ab" * 32 + "z"))) == [
+        *(("x", 1, True), ("a", 33, True), ("b", 65, True), ("z", 66, True))
+    ]
+    # One that is not charged stays where it is.
+    assert in_short(compacted(hourly("x" + "ab" * 4 + "aB" + "ab" * 30 + "z"))) == [
+        *(("x", 1, True), ("a", 6, True), ("b", 11, False), ("a", 41, True), ("b", 71, True), ("z", 72, True))
+    ]
+
+
+def test_a_plan_of_the_first_minute_stays_where_it_is() -> None:
+    for after_ms, expected in ((60_000, ["x", "a", "b", "a", "z"]), (60_001, ["x", "a", "b", "z"])):
+        changes = [PlanChange("x", nth(5) + after_ms, True), *hourly("ab" * 33 + "z")]
+        assert [one.plan for one in compacted(changes)] == expected
+
+
+def test_a_plan_that_ends_with_its_period_is_of_that_period() -> None:
+    # The 65th hour ends the period; an hour is of the next one, with which it ends.
+    first = nth(6) - 65 * HOUR_MS
+    changes = hourly("x" + "ab" * 32 + "ab" + "z", first=first)
+    assert [(one.plan, (one.until_ms - first) // HOUR_MS) for one in compacted(changes)] == [
+        *(("x", 1), ("a", 33), ("b", 65), ("a", 66), ("b", 67), ("z", 68))
+    ]
+    # One that lasts into the next period is of neither.
+    late = [one._replace(until_ms=one.until_ms + 1) for one in changes]
+    assert [one.plan for one in compacted(late)] == ["x", "a", "b", "b", "a", "b", "z"]
+
+
+def test_a_plan_keeps_the_most_that_it_included() -> None:
+    changes = hourly("x" + "ab" * 32 + "z", used=7)
+    changes[3] = changes[3]._replace(used=(("calls", 99), ("words", 0)))
+    used = {one.plan: dict(one.used) for one in compacted(changes)}
+    assert used == {"x": {"calls": 8}, "a": {"calls": 99, "words": 0}, "b": {"calls": 72}, "z": {"calls": 73}}
+
+
+@pytest.mark.parametrize(
+    ("bought", "expected"),
+    [
+        pytest.param([(), ()], [((), 66)], id="none"),
+        pytest.param([(("pack", 1),), ()], [((("pack", 1),), 33), ((), 33)], id="one for half the time"),
+        pytest.param(
+            [(("pack", 1),), (("pack", 4),)],
+            [((("pack", 3),), 33), ((("pack", 2),), 33)],
+            id="two and a half on average",
+        ),
+        pytest.param([(("pack", 3),), (("pack", 3),)], [((("pack", 3),), 66)], id="as many all the time"),
+        pytest.param(
+            [(("odd", 1), ("pack", 1)), (("pack", 2),), (("pack", 3),)],
+            [((("odd", 1), ("pack", 2)), 22), ((("pack", 2),), 44)],
+            id="two kinds, each for its time",
+        ),
+    ],
+)
+def test_add_ons_of_a_plan_are_sorted_by_their_number(
+    bought: list[Bought], expected: list[tuple[Bought, int]]
+) -> None:
+    changes = hourly("x" + "a" * 66 + "z")
+    changes[1:-1] = [
+        one._replace(bought=bought[place % len(bought)]) for place, one in enumerate(changes[1:-1])
+    ]
+    found = compacted(changes)
+    lengths = [(after.until_ms - before.until_ms) // HOUR_MS for before, after in pairwise(found[:-1])]
+    assert [(one.bought, length) for one, length in zip(found[1:-1], lengths, strict=True)] == expected
+
+
+def test_only_the_last_of_what_is_sorted_is_not_charged() -> None:
+    changes = [one._replace(bought=PACK) for one in hourly("x" + "a" * 64 + "Az")]
+    changes[9] = changes[9]._replace(bought=())
+    found = compacted(changes)
+    assert in_short(found) == [("x", 1, True), ("a", 65, True), ("a", 66, False), ("z", 67, True)]
+    assert [one.bought for one in found] == [PACK, PACK, (), PACK]
+
+
+def test_the_oldest_changes_give_way_before_the_latest_period() -> None:
+    def daily(number: int) -> list[PlanChange]:
+        return [
+            PlanChange("ab"[place % 2], nth(5, place * 30 / 70), False, (), (("pack", 1),))
+            for place in range(number)
+        ]
+
+    def each(number: int) -> list[PlanChange]:
+        return [PlanChange("a", nth(place, 1), True, (), (("pack", 1),)) for place in range(5 - number, 5)]
+
+    # One more than 64: the oldest is dropped, and the next one is a plan that gives nothing.
+    unknown: dict[str, Any] = {"plan": UNKNOWN_PLAN, "bought": ()}
+    for dropped in (0, 1, 2):
+        changes = [*each(4), *daily(60 + dropped)[1:], PlanChange("z", nth(6), False)]
+        kept = changes[dropped:]
+        kept[0] = kept[0]._replace(**unknown) if dropped else kept[0]
+        assert compacted(changes) == kept, dropped
+    # All of the latest period stay, and so does the one that it begins with, up to its first minute.
+    for number, last_ms, first in (
+        *((1, nth(4, 1), 0), (2, nth(4, 1), 1), (4, nth(4, 1), 3)),
+        *((4, nth(5) + 60_000, 3), (4, nth(5) + 60_001, 2)),
+    ):
+        early = each(number)
+        early[-1] = early[-1]._replace(until_ms=last_ms, is_priced=False)
+        changes = [*early, *daily(70)[1:], PlanChange("z", nth(6), False)]
+        kept = changes[first:]
+        kept[0] = kept[0]._replace(**unknown) if first else kept[0]
+        assert compacted(changes) == kept, (number, last_ms)
+    # Of a period that has only begun, all but 64 go.
+    changes = [*daily(70), PlanChange("z", nth(6) + 1, False)]
+    assert compacted(changes)[1:] == changes[8:]
+
+
+# The plans of a customer and their shares of a period, and use beyond what a cut period was paid for.
+
+
+def at_ms(days: float, after_ms: int = 0) -> int:
+    """An instant of June: so many days after its beginning."""
+    return to_ms(START) + round(days * DAY_MS) + after_ms
+
+
+JUNE_MS, MIDDLE_MS, JULY_MS = at_ms(0), at_ms(15), at_ms(30)
+WHOLE: Final = replace(
+    CATALOG, billing=replace(CATALOG.billing, changes=replace(CATALOG.billing.changes, allowance="whole"))
+)
+PENDING: Final[dict[str, Any]] = {"pending_at_ms": MIDDLE_MS}
+TO_B: Final[dict[str, Any]] = PENDING | {"pending_plan": "b"}
+PAUSING: Final = replace(CATALOG, dunning=replace(CATALOG.dunning, restrict_to="endless"))
+TRIAL: Final[dict[str, Any]] = {"status": "trialing", "trial_end_ms": MIDDLE_MS, "addons": PACK}
+
+
+def span(plan: str, from_ms: int = EVER, *, priced: bool = True, bought: Bought = ()) -> PlanSpan:
+    return PlanSpan(plan, from_ms, priced and from_ms != EVER, bought=bought)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        pytest.param(CustomerState(), [span("free")], id="no subscription"),
+        pytest.param(paid("a"), [span("a")], id="no change"),
+        pytest.param(paid("a", **TO_B), [span("a"), span("b", MIDDLE_MS)], id="a scheduled plan"),
+        pytest.param(paid("a", **PENDING, pending_seats=5), [span("a")], id="scheduled seats change no plan"),
+        pytest.param(
+            paid("a", **PENDING, pending_addons=PACK),
+            [span("a"), span("a", MIDDLE_MS, bought=PACK)],
+            id="scheduled add-ons",
+        ),
+        pytest.param(
+            paid("a", cancel_at_ms=MIDDLE_MS, addons=PACK),
+            [span("a", bought=PACK), span("free", MIDDLE_MS, priced=False)],
+            id="a cancellation, for which nothing is charged",
+        ),
+        pytest.param(
+            paid("a", **TRIAL, trial_end_action="pause"),
+            [span("a", bought=PACK), span("endless", MIDDLE_MS)],
+            id="a pause leaves the plan of restricted access, without add-ons",
+        ),
+        pytest.param(
+            replace(paid("a", **TRIAL, trial_end_action="pause"), status="active"),
+            [span("a", bought=PACK)],
+            id="a status set by hand lets no trial's pause through",
+        ),
+        pytest.param(
+            replace(paid("a", addons=PACK), status="paused"),
+            [span("a", bought=PACK)],
+            id="restricted access by hand changes no plan",
+        ),
+        pytest.param(
+            replace(paid("a", addons=PACK), status="canceled"), [span("free")], id="an end by hand does"
+        ),
+        pytest.param(paid("a", status="incomplete", **TO_B), [span("free")], id="it is not paid for"),
+        pytest.param(
+            replace(
+                paid("a", pending_plan="b", pending_at_ms=at_ms(9)),
+                plan_changes=(PlanChange("free", at_ms(10), True, (("calls", 5),), PACK),),
+            ),
+            [PlanSpan("free", EVER, False, (("calls", 5),), PACK), span("b", at_ms(10))],
+            id="a stored change, and what came before it",
+        ),
+        pytest.param(
+            replace(
+                paid("a"),
+                plan_changes=(PlanChange("free", at_ms(9), False), PlanChange("b", at_ms(10), True)),
+            ),
+            [span("free"), span("b", at_ms(9), priced=False), span("a", at_ms(10))],
+            id="two stored changes",
+        ),
+    ],
+)
+def test_the_plans_that_a_customer_had(state: CustomerState, expected: list[PlanSpan]) -> None:
+    assert plan_spans(state, PAUSING, MIDDLE_MS) == expected
+    ahead = [one for one in expected if one.from_ms < MIDDLE_MS]
+    assert plan_spans(state, PAUSING, MIDDLE_MS - 1) == ahead
+
+
+OTHER: Final = paid("b", id="sub_2")
+ENDED_JUNE_9: Final = paid("a", status="canceled", ended_at_ms=at_ms(9))
+CHANGED: Final = replace(paid("b"), plan_changes=(PlanChange("a", MIDDLE_MS, True),))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        pytest.param(paid("a"), paid("a"), (), id="nothing changes"),
+        pytest.param(paid("a"), paid("b"), (PlanChange("a", MIDDLE_MS, True),), id="within a subscription"),
+        pytest.param(paid("a"), OTHER, (PlanChange("a", MIDDLE_MS, False),), id="to another subscription"),
+        pytest.param(CustomerState(), OTHER, (PlanChange("free", MIDDLE_MS, False),), id="to the first one"),
+        pytest.param(
+            CustomerState(), CustomerState(plan="b"), (PlanChange("free", MIDDLE_MS, False),), id="by hand"
+        ),
+        pytest.param(
+            paid("a"),
+            replace(paid("a"), plan="b"),
+            (PlanChange("a", MIDDLE_MS, False),),
+            id="by hand beside one",
+        ),
+        pytest.param(
+            replace(paid("a"), plan="b"),
+            replace(paid("a", addons=PACK), plan="b"),
+            (PlanChange("b", MIDDLE_MS, True),),
+            id="of add-ons where the plan is set by hand",
+        ),
+        pytest.param(
+            paid("a", addons=PACK),
+            paid("a"),
+            (PlanChange("a", MIDDLE_MS, True, bought=PACK),),
+            id="of add-ons that are given up",
+        ),
+        pytest.param(
+            paid("a"),
+            ENDED_JUNE_9,
+            (PlanChange("a", at_ms(9), False),),
+            id="by an end that is heard of later",
+        ),
+        pytest.param(
+            paid("a"),
+            paid("a", status="canceled", ended_at_ms=at_ms(16)),
+            (PlanChange("a", MIDDLE_MS, False),),
+            id="by an end that our clock has not reached",
+        ),
+        pytest.param(
+            OTHER,
+            ENDED_JUNE_9,
+            (PlanChange("b", MIDDLE_MS, False),),
+            id="not by the end of another subscription",
+        ),
+        pytest.param(
+            CustomerState(plan="b"),
+            replace(ENDED_JUNE_9, plan="a"),
+            (PlanChange("b", MIDDLE_MS, False),),
+            id="not by one that was not known",
+        ),
+        pytest.param(
+            CHANGED,
+            paid("endless"),
+            (PlanChange("a", MIDDLE_MS, True),),
+            id="one at the same instant gives way",
+        ),
+        pytest.param(CHANGED, paid("a"), (), id="one that is taken back at the same instant"),
+        pytest.param(
+            replace(
+                paid("b"), plan_changes=(PlanChange("a", MIDDLE_MS, True), PlanChange("b", at_ms(16), False))
+            ),
+            paid("endless"),
+            (PlanChange("a", MIDDLE_MS, False),),
+            id="one that is not charged, even where it gives way",
+        ),
+        pytest.param(
+            replace(paid("b"), plan_changes=(PlanChange("a", at_ms(9), True, (("calls", 5),), PACK),)),
+            paid("endless"),
+            (PlanChange("a", at_ms(9), True, (("calls", 5),), PACK), PlanChange("b", MIDDLE_MS, True)),
+            id="one that was earlier stays",
+        ),
+    ],
+)
+def test_changes_of_plan_as_they_are_stored(
+    before: CustomerState, after: CustomerState, expected: tuple[PlanChange, ...]
+) -> None:
+    assert with_plan_changes(before, after, CATALOG, MIDDLE_MS).plan_changes == expected
+
+
+def test_periods_of_a_year_stay_after_its_subscription() -> None:
+    """They are counted as before it ended, not by the plan that is in force then."""
+    begun_ms = to_ms(START.replace(year=2029))
+    known = paid("annual", start_ms=at_ms(-365), end_ms=JUNE_MS, created_ms=begun_ms, cancel_at_ms=JUNE_MS)
+    after = with_plan_changes(known, CustomerState(), CATALOG, JUNE_MS)
+    assert after.former_starts_ms == (begun_ms, at_ms(-365), JUNE_MS)
+
+
+A_DAY: Final = Fraction(1, 30)
+BY_MONTH, BY_YEAR = (CountingCycle(per=per) for per in get_args(Interval))
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        pytest.param([span("a")], [], id="one plan"),
+        pytest.param([span("a"), span("b", at_ms(10))], [("a", 10), ("b", 20)], id="two plans"),
+        pytest.param(
+            [span("a"), span("b", at_ms(10)), span("a", at_ms(12))],
+            [("a", 10), ("b", 2), ("a", 18)],
+            id="three",
+        ),
+        pytest.param(
+            [span("a"), span("b", at_ms(-9)), span("a", at_ms(10))],
+            [("b", 10), ("a", 20)],
+            id="one from before",
+        ),
+        pytest.param([span("a"), span("b", at_ms(10), priced=False)], [], id="one that is not charged"),
+        pytest.param(
+            [span("a"), span("b", at_ms(9), priced=False), span("a", at_ms(10))],
+            [("b", 10), ("a", 20)],
+            id="one that is not charged holds from the beginning",
+        ),
+        pytest.param([span("a"), span("b", JUNE_MS)], [], id="one at the beginning"),
+        pytest.param([span("a"), span("b", JUNE_MS + 60_000)], [("b", 30)], id="one in the first minute"),
+        pytest.param(
+            [span("a"), span("b", JUNE_MS + 60_001)],
+            [("a", Fraction(60_001, DAY_MS)), ("b", 30 - Fraction(60_001, DAY_MS))],
+            id="one after the first minute",
+        ),
+        pytest.param([span("a"), span("b", JULY_MS)], [], id="one of the next period"),
+        pytest.param(
+            [span("a"), span("b", JULY_MS - 1)],
+            [("a", 30 - Fraction(1, DAY_MS)), ("b", Fraction(1, DAY_MS))],
+            id="one at the last instant",
+        ),
+        pytest.param(
+            [span(UNKNOWN_PLAN), span("b", at_ms(10))], [(None, 10), ("b", 20)], id="an unknown one"
+        ),
+        pytest.param([span("gone"), span("b", at_ms(10))], [("free", 10), ("b", 20)], id="one that is gone"),
+        pytest.param(
+            [span("a"), span("annual", at_ms(6))], [("a", 6), ("annual", 2)], id="one by the year: a twelfth"
+        ),
+    ],
+)
+def test_shares_of_plans_in_a_period(
+    spans: list[PlanSpan], expected: list[tuple[str | None, int | Fraction]]
+) -> None:
+    found = plan_shares(spans, JUNE_MS, JULY_MS, BY_MONTH, CATALOG)
+    assert [(share.plan and share.plan.key, share.share / A_DAY) for share in found] == expected
+    assert plan_shares(spans, JUNE_MS, JULY_MS, BY_MONTH, WHOLE) == ()
+
+
+def test_a_share_has_add_ons_and_is_of_the_whole_year() -> None:
+    spans = [span("a")._replace(used=(("calls", 5),)), span("b", at_ms(15), bought=PACK)]
+    first, last = plan_shares(spans, JUNE_MS, JULY_MS, BY_YEAR, CATALOG)
+    assert [first.share, last.share] == [6, 6]
+    assert (first.used, last.used) == ({"calls": 5}, {})
+    included = [share.plan and share.plan.entitlements["calls"].included for share in (first, last)]
+    assert included == [100, 1_010]
+
+
+def test_what_was_used_without_a_limit_stays_included() -> None:
+    # Half of June on a gives 50, nine days on b 300.
+    for used, expected in ((20, 350), (50, 350), (700, 1_000)):
+        changes = (
+            PlanChange("a", MIDDLE_MS, True),
+            PlanChange("endless", at_ms(21), True, (("calls", used), ("words", 9_999))),
+        )
+        assert calls_of(replace(paid("b"), plan_changes=changes), END - DAY) == expected
+    # Without a figure, nothing was used.
+    silent = (PlanChange("a", MIDDLE_MS, True), PlanChange("endless", at_ms(21), True))
+    assert calls_of(replace(paid("b"), plan_changes=silent), END - DAY) == 350
+
+
+def test_an_allowance_is_of_counters_that_meterkit_counts_alone() -> None:
+    meters = """
+  calls:  {unit: call}
+  plain:  {unit: call}
+  billed: {unit: call, stripe: {event_name: billed}}
+  tiers:  {unit: call, stripe: {event_name: tiers, report: usage}}
+  space:  {unit: byte, kind: gauge}"""
+    each = ", ".join(f"{name}: {{included: 10, overage: deny}}" for name in ("calls", "billed", "space"))
+    limits = f"{{{each}}}"
+    plans = f"""
+  a: {{rank: 1, price: {{amount_cents: 1, interval: month}}, meters: {limits[:-1]}, tiers: {{included: 9}}}}}}
+  b: {{rank: 2, price: {{amount_cents: 2, interval: month}}, meters: {limits[:-1]}, tiers: {{included: 9}}}}}}
+"""
+    catalog = loads(free_plan(meters, limits) + plans)
+    state = replace(paid("b"), plan_changes=(PlanChange("a", MIDDLE_MS, True),))
+    allowance = effective_terms(state, catalog, JULY_MS - 1).allowance
+    assert allowance is not None
+    assert dict(allowance.included) == {"calls": 10, "billed": 10}
+
+
+BEYOND: Final = Overdraft(at_ms(-31), at_ms(-9), JUNE_MS, "month", (("i:calls", 250),), (("i:calls", 30),))
+USED: Final = {"i:calls": 80, "c:ai": 5 * MICRO, "m:calls": 2, "i:other": 9, "c:gone": 7}
+
+
+@pytest.mark.parametrize(
+    ("state", "catalog", "expected"),
+    [
+        pytest.param(
+            paid("a"), CATALOG, {"i:calls": 30, "c:ai": MICRO, "c:gone": 7}, id="beyond half of its plan"
+        ),
+        pytest.param(
+            replace(paid("b"), plan_changes=(PlanChange("a", at_ms(12), True),)),
+            CATALOG,
+            # A hundred for twelve days, a thousand for three: 140. Credits: ⌈2.8 + 7⌉.
+            {"m:calls": 0, "c:gone": 7},
+            id="within the shares of two plans",
+        ),
+        pytest.param(
+            replace(paid("a"), plan_changes=(PlanChange("b", at_ms(12), True),)),
+            WHOLE,
+            {"i:calls": 30, "c:ai": MICRO, "c:gone": 7},
+            id="beyond half of the last one, where it gives the whole",
+        ),
+        pytest.param(
+            replace(paid("a"), overdraft=BEYOND),
+            CATALOG,
+            {"i:calls": 280, "c:ai": MICRO, "c:gone": 7},
+            id="more than before",
+        ),
+    ],
+)
+def test_use_beyond_a_period_that_was_cut_short(
+    state: CustomerState, catalog: Catalog, expected: dict[str, int]
+) -> None:
+    """In the middle of June: half of it was paid."""
+    found = overdraft_of(state, catalog, MIDDLE_MS - 1, MIDDLE_MS, USED)
+    assert found[:4] == (JUNE_MS, MIDDLE_MS, JULY_MS, "month")
+    assert found.units == tuple(sorted((target, units) for target, units in expected.items() if units))
+    assert found.before == (() if state.overdraft is None else (("i:calls", 250),))
+
+
+def month(number: int) -> datetime:
+    """Amid a month after June 2031."""
+    years, months = divmod(START.month - 1 + number, 12)
+    return HALF.replace(year=START.year + years, month=months + 1)
+
+
+def test_each_later_period_makes_up_for_a_part() -> None:
+    state = replace(paid("a"), overdraft=BEYOND)
+    assert [calls_of(state, month(number)) for number in range(4)] == [0, 0, 50, 100]
+    assert calls_of(replace(state, plan="a"), month(0)) == 100
+    # What was cut began so shortly before that counts went on in June.
+    for before_ms, expected in ((119_999, 70), (120_000, 0)):
+        shortly = BEYOND._replace(start_ms=JUNE_MS - before_ms, cut_ms=JUNE_MS - 1)
+        assert calls_of(replace(state, overdraft=shortly), month(0)) == expected, before_ms
+    # 24 periods look back to it.
+    much = replace(state, overdraft=BEYOND._replace(units=(("i:calls", 10**9),)))
+    assert [calls_of(much, month(number)) for number in (23, 24)] == [0, 100]
+
+
+def test_grants_are_less_by_what_is_overdrawn() -> None:
+    state = replace(paid("a"), overdraft=BEYOND._replace(units=(("c:ai", 5 * MICRO), ("m:calls", 9))))
+    allowance = effective_terms(state, CATALOG, MIDDLE_MS).allowance
+    assert allowance is not None
+    assert allowance.grants is not None
+    assert dict(allowance.grants.limits) == {"c:ai": 2 * MICRO, "m:calls": 0}
+
+
+def test_an_overdraft_after_the_last_period() -> None:
+    assert overdraft_after(paid("a"), CATALOG, MIDDLE_MS) is None
+    state = replace(paid("a"), overdraft=BEYOND)
+    for last_ms, left in ((MIDDLE_MS, 150), (to_ms(month(1)), 50), (to_ms(month(2)), 0)):
+        units = (("i:calls", left),) if left else ()
+        assert overdraft_after(state, CATALOG, last_ms) == BEYOND._replace(units=units, before=units)
+    # Half of June on each of two plans makes up for 550.
+    changed = replace(state, plan_changes=(PlanChange("b", MIDDLE_MS, True),))
+    found = overdraft_after(changed, CATALOG, JULY_MS - 1)
+    assert found is not None
+    assert found.units == ()
+
+
+SPENT: Final = Overdraft(JUNE_MS, at_ms(3), JULY_MS, "month", (("i:calls", 4),))
+
+
+def test_use_before_a_subscription_counts_without_one_again() -> None:
+    ended = paid("a", status="canceled", created_ms=JUNE_MS, start_ms=JUNE_MS, ended_at_ms=JUNE_MS)
+    for state in (CustomerState(), ended, paid("a", status="incomplete")):
+        spent = replace(state, spent=SPENT, overdraft=BEYOND)
+        assert [calls_of(spent, month(number)) for number in (0, 1)] == [6, 10], state
+    # Within a subscription it does not.
+    assert calls_of(replace(paid("a"), spent=SPENT), month(0)) == 100
+
+
+def test_use_of_the_month_in_which_a_subscription_begins() -> None:
+    fresh = Overdraft(JUNE_MS, at_ms(10), JULY_MS, "month", (("c:ai", 2), ("i:calls", 3)))
+    used = {"i:calls": 3, "c:ai": 2}
+    for spent, expected in (
+        (None, fresh),
+        (SPENT._replace(start_ms=at_ms(-31), end_ms=JUNE_MS), fresh),
+        (SPENT, fresh._replace(units=(("c:ai", 2), ("i:calls", 7)), before=(("i:calls", 4),))),
+    ):
+        state = CustomerState(spent=spent)
+        assert spend_before_subscription(state, CATALOG, MIDDLE_MS, used, at_ms(10)) == expected
+
+
+def test_a_cancellation_leaves_the_period_that_is_paid_for() -> None:
+    for state in (paid("a"), paid("a", cancel_at_ms=MIDDLE_MS), CustomerState()):
+        assert uncut_period(state, CATALOG, at_ms(3)) == (JUNE_MS, JULY_MS)
+
+
+REACHING: Final = loads(
+    PLANS.replace("every: period}\n", "every: period, rollover: {at_most: 20, for: 2 periods}}\n", 1).replace(
+        "every: period, priority: 1}", "every: period, priority: 1, expires: 45d}"
+    )
+    + "  gift: {rank: 9, price: {amount_cents: 1, interval: month}, meters: {calls: {included: 1}},"
+    " grants: [{credit: ai, quantity: 2, every: once, expires: 90d}]}\n"
+    "dunning: {restrict_to: free}\n"
+)
+OLD: Final[dict[str, Any]] = {"created_ms": at_ms(-31 - 30 - 31)}
+LIVES: Final = f"p m:calls 1-{45 * DAY_MS}ms"
+
+
+def earlier(state: CustomerState, at: int = MIDDLE_MS - 1) -> list[tuple[int, list[tuple[str, int]], bool]]:
+    """Earlier periods whose grants count: the days before June, grants with their lives, the certainty."""
+    allowance = effective_terms(state, REACHING, at).allowance
+    assert allowance is not None
+    return [
+        (
+            (JUNE_MS - one.start_ms) // DAY_MS,
+            [(line[0], line[4]) for line in one.grants.lines],
+            one.is_certain,
+        )
+        for one in allowance.earlier
+    ]
+
+
+ROLLED: Final = (OF_AI, -1)
+ALIVE: Final = (LIVES, 45 * DAY_MS)
+
+
+@pytest.mark.parametrize(
+    ("state", "at", "expected"),
+    [
+        pytest.param(
+            paid("a", **OLD), MIDDLE_MS, [(31, [ROLLED], True), (61, [ROLLED], True)], id="rolled over twice"
+        ),
+        pytest.param(
+            paid("a", **OLD),
+            at_ms(14, -1),
+            [(31, [ALIVE, ROLLED], True), (61, [ROLLED], True)],
+            id="and what has a life of its own, to its last instant",
+        ),
+        pytest.param(
+            paid("a", **OLD), at_ms(14), [(31, [ROLLED], True), (61, [ROLLED], True)], id="which is over then"
+        ),
+        pytest.param(
+            paid("a", **OLD, status="past_due", failures=9, failed_at_ms=at_ms(2)),
+            at_ms(3),
+            [(31, [ALIVE, ROLLED], True), (61, [ROLLED], True)],
+            id="restricted: all of them live on",
+        ),
+        pytest.param(
+            replace(paid("a", **OLD, status="paused"), plan_changes=(PlanChange("a", at_ms(2), True),)),
+            at_ms(3),
+            [(31, [ALIVE, ROLLED], True), (61, [ROLLED], True)],
+            id="paused: so they do",
+        ),
+        pytest.param(
+            paid("a"),
+            at_ms(3),
+            [(31, [ROLLED], False), (61, [ROLLED], False)],
+            id="before it, for all we know",
+        ),
+        pytest.param(
+            replace(paid("a"), plan_changes=(PlanChange("free", JUNE_MS, False),)),
+            at_ms(3),
+            [],
+            id="free before",
+        ),
+        pytest.param(
+            replace(paid("a", created_ms=at_ms(-31)), plan_changes=(PlanChange("b", at_ms(-31), False),)),
+            at_ms(3),
+            [(31, [ALIVE, ROLLED], True)],
+            id="another plan before",
+        ),
+    ],
+)
+def test_earlier_periods_whose_grants_may_pay(
+    state: CustomerState, at: int, expected: list[tuple[int, list[tuple[str, int]], bool]]
+) -> None:
+    assert earlier(state, at) == expected
+
+
+def test_a_gift_is_named_with_the_period_that_gave_it() -> None:
+    def given(state: CustomerState, at: int = MIDDLE_MS) -> tuple[OnceGrant, ...] | None:
+        effective = effective_terms(state, REACHING, at)
+        return None if effective.allowance is None else effective.allowance.once
+
+    (line,) = once_lines(REACHING.plans["gift"])
+    assert given(paid("gift", **OLD)) is None
+    since_may = replace(paid("gift", **OLD), plan_changes=(PlanChange("free", at_ms(-9), True),))
+    assert given(since_may) == (OnceGrant(line, at_ms(-31), JUNE_MS),)
+    since_june = replace(paid("gift", **OLD), plan_changes=(PlanChange("b", at_ms(9), True),))
+    assert given(since_june) is None
+    was_june = replace(paid("b", **OLD), plan_changes=(PlanChange("gift", at_ms(9), True),))
+    assert given(was_june) == (OnceGrant(line),)
+    assert given(replace(since_may, status="paused")) == ()
+
+
+def test_terms_that_another_period_ends_are_not_kept_beyond_it() -> None:
+    for state, catalog, expected in (
+        (paid("a"), CATALOG, NEVER_MS),
+        (replace(paid("b"), plan_changes=(PlanChange("a", at_ms(9), True),)), CATALOG, JULY_MS),
+        (replace(paid("a"), overdraft=BEYOND), CATALOG, JULY_MS),
+        (paid("b"), REACHING, JULY_MS),
+        (paid("gift"), REACHING, JULY_MS),
+    ):
+        assert effective_terms(state, catalog, at_ms(10)).valid_until_ms == expected, state
+
+
+def test_a_plan_set_by_hand_has_shares_of_add_ons_alone() -> None:
+    """Stripe charges no plan that is set by hand: the latest counts from the beginning."""
+    changes = (
+        PlanChange("a", at_ms(5), True),
+        PlanChange("b", at_ms(10), False),
+        PlanChange("b", at_ms(20), True, (), (("pack", 3),)),
+    )
+    state = replace(paid("a"), plan="b", plan_changes=changes)
+    # Twenty days of b, ten of them with three packs.
+    assert calls_of(state, END - DAY) == 1_000 + 20

@@ -216,9 +216,8 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     effective, reach = effective_plan(state, catalog, now_ms), grant_reach(catalog)
     is_open = effective.access not in {"restricted", "suspended"}
     has_changed = is_open and _has_changed_since(state, effective.bounds.start_ms, now_ms)
-    is_overdrawn = is_open and (state.overdraft is not None or state.spent is not None)
-    life_ms = reach.life_ms if is_open else 0
-    if not (has_changed or life_ms or is_overdrawn or reach.periods or reach.has_once):
+    is_overdrawn = state.overdraft is not None or state.spent is not None
+    if not (has_changed or reach.life_ms or is_overdrawn or reach.periods or reach.has_once):
         return effective
     spans, counting = plan_spans(state, catalog, now_ms), effective.counting
     shares: tuple[PlanShare, ...] = ()
@@ -227,9 +226,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
         shares = plan_shares(charged, *_uncut_period(state, counting, now_ms), counting, catalog)
     history = _plan_history(state, spans, counting, catalog) if reach.periods or reach.has_once else None
     rolls = None if history is None else find_rolls(history, now_ms)
-    earlier: tuple[EarlierPeriod, ...] = ()
-    if is_open or rolls is not None:
-        earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, life_ms, rolls))
+    earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, reach.life_ms, rolls))
     overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms) if is_open else {}
     once: tuple[OnceGrant, ...] | None = None
     if history is not None and reach.has_once:

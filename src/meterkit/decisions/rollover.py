@@ -55,7 +55,7 @@ def roll_rules(plan: Plan | None) -> dict[str, RollRule]:
     """
     found: dict[str, RollRule] = {}
     for grant in () if plan is None else plan.grants:
-        if grant.every == "period" and grant.rollover is not None:
+        if grant.rollover is not None:
             name, rollover = grant_name(grant), grant.rollover
             room, periods = found.get(name, _NOTHING)
             room += micros_of(replace(grant, quantity=rollover.at_most - grant.quantity))
@@ -124,14 +124,15 @@ def find_once(
         now_ms: now.
     """
     found = {line[0]: OnceGrant(line) for plan in reversed(plans) for line in once_lines(plan)}
-    first: dict[str, OnceGrant] = {}
+    first: dict[str, tuple[int, OnceGrant]] = {}
     for place, (plan, from_ms, _) in reversed(tuple(enumerate(history.plans))):
         lines = () if plan is None or not -NEVER_MS < from_ms < start_ms else once_lines(plan)
-        bounds = history.bounds_at(from_ms) if lines else None
-        if bounds is not None and bounds.start_ms < start_ms and history.is_of_period(place, bounds):
-            first |= {line[0]: OnceGrant(line, bounds.start_ms, bounds.end_ms) for line in lines}
-    for name, once in first.items():
-        if name in found or (once.start_ms or 0) + once.line[4] > now_ms:
+        if lines and history.is_of_period(place, bounds := history.bounds_at(from_ms)):
+            for line in lines:
+                once = OnceGrant(line, bounds.start_ms, bounds.end_ms)
+                first[line[0]] = (bounds.start_ms + line[4], once)
+    for name, (over_ms, once) in first.items():
+        if name in found or over_ms > now_ms:
             found[name] = once
     given = tuple(found.values())
     return None if given == tuple(map(OnceGrant, once_lines(plans[-1]))) else given

@@ -65,7 +65,7 @@ def _merge_within_periods(
         from_ms, until_ms = changes[place - 1].until_ms, changes[place].until_ms
         start_ms = start_of(from_ms)
         is_inside = from_ms > start_ms + AT_ONCE_MS and start_of(until_ms - 1) == start_ms
-        return (start_ms, runs[place - 1]) if is_inside else (start_ms, runs[place - 1], place)
+        return (start_ms, runs[place - 1]) if is_inside else (place,)
 
     for _, places in groupby(range(1, len(changes)), run_of):
         first, *others = places
