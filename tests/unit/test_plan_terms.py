@@ -1665,6 +1665,8 @@ def test_what_was_used_without_a_limit_stays_included() -> None:
         )
         assert calls_of(replace(paid("b"), plan_changes=changes), END - DAY) == expected
     # Without a figure, nothing was used.
+    endless = replace(paid("a"), plan_changes=(PlanChange("endless", MIDDLE_MS, True),))
+    assert calls_of(endless, END - DAY) == 50
     silent = (PlanChange("a", MIDDLE_MS, True), PlanChange("endless", at_ms(21), True))
     assert calls_of(replace(paid("b"), plan_changes=silent), END - DAY) == 350
 
@@ -1730,6 +1732,13 @@ def test_use_beyond_a_period_that_was_cut_short(
     assert found.before == (() if state.overdraft is None else (("i:calls", 250),))
 
 
+def test_one_unit_beyond_is_an_overdraft_and_none_used_is_none() -> None:
+    found = overdraft_of(
+        replace(paid("a"), overdraft=BEYOND), CATALOG, MIDDLE_MS - 1, MIDDLE_MS, {"c:gone": 1}
+    )
+    assert found.units == (("c:gone", 1), ("i:calls", 200))
+
+
 def month(number: int) -> datetime:
     """Amid a month after June 2031."""
     years, months = divmod(START.month - 1 + number, 12)
@@ -1763,6 +1772,16 @@ def test_an_overdraft_after_the_last_period() -> None:
     for last_ms, left in ((MIDDLE_MS, 150), (to_ms(month(1)), 50), (to_ms(month(2)), 0)):
         units = (("i:calls", left),) if left else ()
         assert overdraft_after(state, CATALOG, last_ms) == BEYOND._replace(units=units, before=units)
+    # What no plan gives is never made up for; what is made up for is left out.
+    for units, left in ((101, (("i:calls", 1),)), (100, ())):
+        odd = replace(state, overdraft=BEYOND._replace(units=(("c:gone", 7), ("i:calls", units))))
+        after = overdraft_after(odd, CATALOG, MIDDLE_MS)
+        assert after is not None
+        assert after.units == (("c:gone", 7), *left)
+    much = replace(state, overdraft=BEYOND._replace(units=(("i:calls", 10**9),)))
+    forgiven = overdraft_after(much, CATALOG, to_ms(month(24)))
+    assert forgiven is not None
+    assert forgiven.units == ()
     # Half of June on each of two plans makes up for 550.
     changed = replace(state, plan_changes=(PlanChange("b", MIDDLE_MS, True),))
     found = overdraft_after(changed, CATALOG, JULY_MS - 1)
@@ -1776,8 +1795,8 @@ SPENT: Final = Overdraft(JUNE_MS, at_ms(3), JULY_MS, "month", (("i:calls", 4),))
 def test_use_before_a_subscription_counts_without_one_again() -> None:
     ended = paid("a", status="canceled", created_ms=JUNE_MS, start_ms=JUNE_MS, ended_at_ms=JUNE_MS)
     for state in (CustomerState(), ended, paid("a", status="incomplete")):
-        spent = replace(state, spent=SPENT, overdraft=BEYOND)
-        assert [calls_of(spent, month(number)) for number in (0, 1)] == [6, 10], state
+        for spent in (replace(state, spent=SPENT), replace(state, spent=SPENT, overdraft=BEYOND)):
+            assert [calls_of(spent, month(number)) for number in (0, 1)] == [6, 10], state
     # Within a subscription it does not.
     assert calls_of(replace(paid("a"), spent=SPENT), month(0)) == 100
 
@@ -1806,6 +1825,20 @@ REACHING: Final = loads(
     + "  gift: {rank: 9, price: {amount_cents: 1, interval: month}, meters: {calls: {included: 1}},"
     " grants: [{credit: ai, quantity: 2, every: once, expires: 90d}]}\n"
     "dunning: {restrict_to: free}\n"
+)
+ROLLING_ONCE: Final = loads(
+    PLANS.replace("every: period}\n", "every: period, rollover: {at_most: 20, for: 1 period}}\n", 1)
+)
+PLAIN_CREDIT: Final = replace(REACHING.plans["a"].grants[0], rollover=None)
+LASTING: Final = replace(
+    REACHING,
+    plans={
+        **REACHING.plans,
+        "a": replace(REACHING.plans["a"], grants=(PLAIN_CREDIT, REACHING.plans["a"].grants[1])),
+    },
+)
+NO_GIFT: Final = replace(
+    LASTING, plans={name: plan for name, plan in LASTING.plans.items() if name != "gift"}
 )
 OLD: Final[dict[str, Any]] = {"created_ms": at_ms(-31 - 30 - 31)}
 LIVES: Final = f"p m:calls 1-{45 * DAY_MS}ms"
@@ -1869,6 +1902,18 @@ ALIVE: Final = (LIVES, 45 * DAY_MS)
             id="free before",
         ),
         pytest.param(
+            replace(paid("a"), plan_changes=(PlanChange("free", at_ms(-45), False),)),
+            at_ms(3),
+            [(31, [ROLLED], True), (61, [ROLLED], True)],
+            id="the same by hand before",
+        ),
+        pytest.param(
+            CustomerState(plan="a", plan_changes=(PlanChange("free", at_ms(-45), False),)),
+            at_ms(3),
+            [(31, [ALIVE, ROLLED], True), (61, [ROLLED], True)],
+            id="by hand, without a subscription",
+        ),
+        pytest.param(
             replace(paid("a", created_ms=at_ms(-31)), plan_changes=(PlanChange("b", at_ms(-31), False),)),
             at_ms(3),
             [(31, [ALIVE, ROLLED], True)],
@@ -1905,6 +1950,12 @@ def test_terms_that_another_period_ends_are_not_kept_beyond_it() -> None:
         (replace(paid("a"), overdraft=BEYOND), CATALOG, JULY_MS),
         (paid("b"), REACHING, JULY_MS),
         (paid("gift"), REACHING, JULY_MS),
+        # Another plan of the file has a grant that rolls over, or lives on.
+        (paid("b"), ROLLING_ONCE, JULY_MS),
+        (paid("b"), LASTING, NEVER_MS),
+        # Of two grants one lives on.
+        (paid("a"), LASTING, JULY_MS),
+        (paid("gift"), LASTING, JULY_MS),
     ):
         assert effective_terms(state, catalog, at_ms(10)).valid_until_ms == expected, state
 
@@ -1919,3 +1970,101 @@ def test_a_plan_set_by_hand_has_shares_of_add_ons_alone() -> None:
     state = replace(paid("a"), plan="b", plan_changes=changes)
     # Twenty days of b, ten of them with three packs.
     assert calls_of(state, END - DAY) == 1_000 + 20
+
+
+def test_restricted_access_has_no_shares_of_plans() -> None:
+    changes = (PlanChange("b", at_ms(1), True),)
+    owing = replace(paid("a", status="past_due", failures=9, failed_at_ms=at_ms(2)), plan_changes=changes)
+    assert calls_of(owing, HALF) == 10
+    # Nor has it gifts where the file has none.
+    assert effective_terms(owing, ROLLING_ONCE, MIDDLE_MS).allowance is None
+
+
+def test_a_plan_that_was_replaced_gave_no_gift_if_the_last_gives_all() -> None:
+    changes = (PlanChange("free", at_ms(-9), True), PlanChange("gift", at_ms(-5), True))
+    state = replace(paid("b", **OLD), plan_changes=changes)
+    for catalog, is_given in ((REACHING, True), (replace(REACHING, billing=WHOLE.billing), False)):
+        allowance = effective_terms(state, catalog, MIDDLE_MS).allowance
+        assert bool(allowance and allowance.once) is is_given
+
+
+def limits_of(state: CustomerState) -> list[dict[str, int]]:
+    """The most that each earlier period gives, where that is not what its plan says."""
+    allowance = effective_terms(state, REACHING, at_ms(3)).allowance
+    assert allowance is not None
+    return [dict(one.grants.limits) for one in allowance.earlier]
+
+
+def test_an_earlier_period_gives_no_more_than_its_shares() -> None:
+    known = paid("a", **OLD)
+    assert limits_of(known) == [{}, {}]
+    # Half of May on a plan without grants.
+    changed = replace(known, plan_changes=(PlanChange("free", at_ms(-15.5), True),))
+    assert limits_of(changed) == [{"c:ai": 4 * MICRO, "m:calls": 2}]
+    # Seven units were overdrawn in March; what was left of March, and April, made up for three each.
+    cut = Overdraft(at_ms(-92), at_ms(-70), at_ms(-61), "month", (("m:calls", 7),))
+    overdrawn = paid("a", created_ms=at_ms(-70))
+    given = [{"c:ai": 7 * MICRO, "m:calls": 2}, {"c:ai": 7 * MICRO, "m:calls": 0}]
+    assert limits_of(replace(overdrawn, overdraft=cut))[-2:] == given
+
+
+@pytest.mark.parametrize(
+    ("catalog", "cut", "at", "expected"),
+    [
+        pytest.param(
+            NO_GIFT, (-40, -35, -31), at_ms(5, -1), True, id="while what has a life of its own may live"
+        ),
+        pytest.param(NO_GIFT, (-40, -35, -31), at_ms(5), False, id="not beyond that"),
+        pytest.param(NO_GIFT, (-29, -3, 21), at_ms(21, -1), True, id="until its end, which is later"),
+        pytest.param(NO_GIFT, (-29, -3, 21), at_ms(21), False, id="not from its end on"),
+        pytest.param(REACHING, (-92, -60, -59), MIDDLE_MS, True, id="while it may have rolled over"),
+        pytest.param(
+            REACHING, (-92, -61, -59), MIDDLE_MS, False, id="not if it ended as the earliest begins"
+        ),
+    ],
+)
+def test_a_period_that_was_cut_short_gives_its_part(
+    catalog: Catalog, cut: tuple[int, int, int], at: int, expected: bool
+) -> None:
+    begun_ms, cut_ms, over_ms = map(at_ms, cut)
+    known = replace(paid("a", **OLD), overdraft=Overdraft(begun_ms, cut_ms, over_ms, "month"))
+    allowance = effective_terms(known, catalog, at).allowance
+    earlier = () if allowance is None else allowance.earlier
+    found = [one for one in earlier if (one.start_ms, one.end_ms) == (begun_ms, cut_ms)]
+    assert [one.is_certain for one in found] == [True] * expected
+
+
+@pytest.mark.parametrize(
+    ("begun_ms", "expected"),
+    [
+        pytest.param(at_ms(-31, -1), [-31], id="the one before, by a millisecond"),
+        pytest.param(at_ms(-31), [-61], id="from its first instant on"),
+        pytest.param(at_ms(0, -1), [-61], id="to its last instant"),
+        pytest.param(at_ms(0), [-61, -31], id="the one after"),
+    ],
+)
+def test_a_cut_period_stands_for_the_one_that_it_began_in(begun_ms: int, expected: list[int]) -> None:
+    cut = Overdraft(begun_ms, at_ms(0, 1), at_ms(9), "month")
+    allowance = effective_terms(replace(paid("a", **OLD), overdraft=cut), REACHING, MIDDLE_MS).allowance
+    assert allowance is not None
+    whole = {one.start_ms for one in allowance.earlier if one.end_ms != cut.cut_ms}
+    assert whole == {at_ms(days) for days in expected}
+
+
+def test_a_long_life_is_looked_back_for_beyond_what_rolls_over() -> None:
+    known = paid("a", created_ms=at_ms(-400))
+    long_lived = loads(PLANS.replace("priority: 1}", "priority: 1, expires: 200d}"))
+    rolling = replace(long_lived.plans["a"].grants[0], rollover=REACHING.plans["a"].grants[0].rollover)
+    plan = replace(long_lived.plans["a"], grants=(rolling, long_lived.plans["a"].grants[1]))
+    for own in (long_lived, replace(long_lived, plans={**long_lived.plans, "a": plan})):
+        allowance = effective_terms(known, own, at_ms(3)).allowance
+        assert allowance is not None
+        # That of December began 185 days before.
+        assert [(JUNE_MS - one.start_ms) // DAY_MS for one in allowance.earlier] == [
+            31,
+            61,
+            92,
+            120,
+            151,
+            182,
+        ]

@@ -254,15 +254,13 @@ def _since_set_by_hand(spans: Sequence[PlanSpan]) -> list[PlanSpan]:
     """
     same = list(takewhile(lambda span: span.plan == spans[-1].plan, reversed(spans)))
     first = same.pop()
-    return [first._replace(from_ms=-NEVER_MS, is_priced=False), *reversed(same)]
+    return [first._replace(from_ms=-NEVER_MS), *reversed(same)]
 
 
 def _plan_history(
     state: CustomerState, spans: Sequence[PlanSpan], counting: CountingCycle, catalog: Catalog
 ) -> PlanHistory:
-    plans = [
-        (_share_of(span, Fraction(1), counting, catalog).plan, span.from_ms, span.is_priced) for span in spans
-    ]
+    plans = [(_plan_of(span, catalog), span.from_ms, span.is_priced) for span in spans]
     is_prorated = catalog.billing.changes.allowance != "whole"
     return PlanHistory(plans, partial(bounds_of, state, counting), is_prorated)
 
@@ -315,12 +313,18 @@ def _shares_of_spans(
 
 def _share_of(span: PlanSpan, share: Fraction, counting: CountingCycle, catalog: Catalog) -> PlanShare:
     """A plan's share; one that is counted over a year gives a month a twelfth, and the reverse."""
-    if span.plan == UNKNOWN_PLAN:
-        return PlanShare(None, share)
-    plan = catalog.plans.get(span.plan, catalog.plans[catalog.default_plan])
-    share *= Fraction(_MONTHS[counting.per], _MONTHS[counted_per(plan)])
-    plan = with_addons(plan, span.bought, catalog) if span.bought else plan
+    plan = _plan_of(span, catalog)
+    if plan is not None:
+        share *= Fraction(_MONTHS[counting.per], _MONTHS[counted_per(plan)])
     return PlanShare(plan, share, dict(span.used))
+
+
+def _plan_of(span: PlanSpan, catalog: Catalog) -> Plan | None:
+    """The plan with its add-ons; None: it is not known."""
+    if span.plan == UNKNOWN_PLAN:
+        return None
+    plan = catalog.plans.get(span.plan, catalog.plans[catalog.default_plan])
+    return with_addons(plan, span.bought, catalog) if span.bought else plan
 
 
 def _prorated_included(
@@ -413,17 +417,16 @@ def _earlier_periods(
         given = mark_rolled(_prorated_grants(_cut_shares(spans, cut, catalog)), rolls, cut.cut_ms)
         yield EarlierPeriod(cut.start_ms, cut.cut_ms, given, True)
     subscription, first_ms = state.subscription, 0
-    certain_ms = free_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
+    certain_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
     if subscription is not None and subscription.has_begun_at(now_ms):
         first_ms = subscription.made_ms
         certain_ms = min(certain_ms, first_ms)
     end_ms = bounds_of(state, counting, now_ms).start_ms
-    for _ in range(max(_PERIODS_MAX, 0 if rolls is None else len(rolls.starts))):
+    most = _PERIODS_MAX if rolls is None else max(_PERIODS_MAX, len(rolls.starts))
+    for _ in range(most):
         start_ms = bounds_of(state, counting, end_ms - 1).start_ms
         is_before = start_ms < first_ms
         if start_ms < rolled_ms and (is_before or start_ms + life_ms <= now_ms):
-            return
-        if is_before and end_ms > min(first_ms, free_ms):
             return
         is_cut = cut is not None and start_ms <= cut.start_ms < end_ms
         overdrawn = _overdraft_at(state, spans, counting, catalog, start_ms)
