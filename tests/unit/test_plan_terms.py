@@ -1980,7 +1980,7 @@ def test_restricted_access_has_no_shares_of_plans() -> None:
     assert effective_terms(owing, ROLLING_ONCE, MIDDLE_MS).allowance is None
 
 
-def test_a_plan_that_was_replaced_gave_no_gift_if_the_last_gives_all() -> None:
+def test_a_replaced_plan_gave_no_gift_if_the_last_gives_all() -> None:
     changes = (PlanChange("free", at_ms(-9), True), PlanChange("gift", at_ms(-5), True))
     state = replace(paid("b", **OLD), plan_changes=changes)
     for catalog, is_given in ((REACHING, True), (replace(REACHING, billing=WHOLE.billing), False)):
