@@ -17,11 +17,9 @@ import pytest
 
 from drivers.plans import free_plan, plans_text
 from drivers.subscribed_customer import subscription
-from meterkit.catalog import Catalog, loads
-from meterkit.catalog.addons import with_addons
-from meterkit.catalog.models import QUANTITY_MAX, Overage
 from meterkit.catalog import Catalog, Plan, loads
-from meterkit.catalog.models import QUANTITY_MAX, Bought, Rollover
+from meterkit.catalog.addons import with_addons
+from meterkit.catalog.models import QUANTITY_MAX, Bought, Overage, Rollover
 from meterkit.customers.drift_records import Drift, DriftKind
 from meterkit.decisions.allowance import (
     Allowance,
@@ -52,7 +50,7 @@ from meterkit.decisions.customer_state import (
     with_subscription,
 )
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel
-from meterkit.decisions.grants import MICRO, Prepaid, PrepaidPlans, grant_lines, prepaid_of
+from meterkit.decisions.grants import MICRO, Prepaid, PrepaidPlans, grant_lines, once_lines, prepaid_of
 from meterkit.decisions.item_prices import (
     FixedPrice,
     ItemPrice,
@@ -64,8 +62,6 @@ from meterkit.decisions.item_prices import (
     prices_by_meter,
     with_item_prices,
 )
-from meterkit.decisions.grants import MICRO, Prepaid, once_lines
-from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import MeterCounts, merge_json, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
@@ -93,7 +89,6 @@ from meterkit.decisions.rollover import (
 )
 from meterkit.decisions.spending import UnitPrice, price_of
 from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_funds
-from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.stored_plan_changes import UNKNOWN_PLAN, compact_plan_changes
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle, Interval
