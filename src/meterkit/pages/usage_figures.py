@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
-    from meterkit.pages.credit_balances import CreditBalance
     from meterkit.pages.forecast import PeriodForecast
     from meterkit.pages.other_plans import OtherPlan
     from meterkit.pages.subject_figures import SubjectFigures
@@ -289,9 +288,7 @@ async def usage_figures(
     return {
         **found,
         "cost": cost_of(catalog, usage, priced, is_free=tenure.is_unpaid),
-        "forecast": _make_forecast(
-            days, usage, start_ms, end_ms, now_ms, terms, credit_balances(catalog, usage["balance_micros"])
-        ),
+        "forecast": _make_forecast(catalog, days, usage, start_ms, end_ms, now_ms, terms),
         "other_plans": _price_other_plans(catalog, usage, tenure, seats, terms),
         "seats": seats,
         "storage": stored_of(catalog, usage),
@@ -333,13 +330,13 @@ def _newest_changes(history: Sequence[HistoryEntry]) -> list[dict[str, object]]:
 
 
 def _make_forecast(
+    catalog: Catalog,
     days: DailyUsage | None,
     usage: CustomerUsage,
     start_ms: int,
     end_ms: int,
     now_ms: int,
     terms: TrialTerms,
-    balances: Sequence[CreditBalance],
 ) -> PeriodForecast | None:
     if days is None:
         return None
@@ -349,6 +346,7 @@ def _make_forecast(
     if True not in used:
         return None
     since = {name: of[used.index(True) :] for name, of in complete.items()}
+    balances = credit_balances(catalog, usage["balance_micros"])
     return forecast_usage(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms, balances)
 
 

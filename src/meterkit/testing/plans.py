@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit.kit import MeterKit
 
 _written: Final[WeakKeyDictionary[MeterKit, Catalog]] = WeakKeyDictionary()
-"""What a kit sells outside of all blocks: within one it has the same plan under each key."""
+"""Catalogs of kits outside of all blocks: within one, each key has the same plan."""
 
 
 @contextmanager
