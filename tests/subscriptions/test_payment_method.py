@@ -14,7 +14,7 @@ from drivers.customer_states import closed_period_cents
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.sampled import whole
-from drivers.shop import PLANS, START, Shop, shop
+from drivers.shop import END, PLANS, START, Shop, shop
 from drivers.webhooks import DAY, Hooked, hooked
 from drivers.webhooks import NOW as HOOKED_AT
 from meterkit import NewSubscription, Subscription, SubscriptionExistsError
@@ -441,6 +441,44 @@ async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url
             for day in (START, START + TRIAL)
         ]
         assert charges == [0, 60]
+
+
+async def test_a_trial_given_later_leaves_the_months_before_it_billed(store_url: str) -> None:
+    text = PLANS.replace(
+        "      tokens:   {included: 100, overage: bill}\n      seats:    {included: 5, overage: deny}\n",
+        "      tokens:   {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}\n",
+    )
+    async with shop(store_url, catalog=loads(text)) as at:
+        await at.subscribed(plan="team")
+
+        async def closed_cents(*days: datetime) -> list[int]:
+            usages = [await at.kit.usage("acme", period=day) for day in days]
+            return [await closed_period_cents(at.kit, usage) for usage in usages]
+
+        async def use(quantity: int) -> None:
+            await at.kit.record("acme", "tokens", quantity)
+            await at.kit.flush(everything=True)
+
+        async def give_trial(days: int) -> datetime:
+            (shown,) = await at.stripe_list("/v1/subscriptions")
+            ends = at.clock.now() + timedelta(days=days)
+            await at.stripe_change(f"/v1/subscriptions/{shown['id']}", trial_end=str(int(ends.timestamp())))
+            await at.kit.subscriptions.sync("acme")
+            return ends
+
+        await use(150)
+        at.go(END + timedelta(days=10))
+        await at.kit.subscriptions.sync("acme")
+        first = at.clock.now()
+        ends = await give_trial(20)
+        await use(160)
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 0
+        at.go(ends + timedelta(days=5))
+        await at.kit.subscriptions.sync("acme")
+        assert await closed_cents(START, first) == [100, 0]
+        # A second one takes the place of the first at Stripe.
+        await give_trial(10)
+        assert await closed_cents(START, first) == [100, 0]
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,9 @@ class SubscriptionState:
         former_prices: ended ones, each with the instant of its end, oldest first.
         line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
             of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
-        free_spans: its trial and those of earlier subscriptions: first instant, and the first one after it;
-            only where invoice lines bill usage.
+        free_spans: its trials and those of earlier subscriptions: first instant, and the first one after it;
+            only where invoice lines bill usage, or a trial was given after its creation; empty: its trial
+            began then.
         paused_spans: its pauses and those of earlier subscriptions, likewise; one that lasts ends with
             :data:`NEVER_MS`.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
@@ -339,8 +340,8 @@ class SubscriptionState:
         return self.is_trial_of(start_ms) or self.is_paused_from(start_ms) or self.is_unpaid_at(at_ms)
 
     def is_trial_of(self, start_ms: int) -> bool:
-        """Whether the period that begins then is one of a trial."""
-        return any(from_ms <= start_ms < till_ms for from_ms, till_ms in self.trials())
+        """Whether the period that begins then is one of a trial, which may begin a little later than that."""
+        return any(from_ms - SHORTEST_MS < start_ms < till_ms for from_ms, till_ms in self.trials())
 
     def is_paused_from(self, start_ms: int) -> bool:
         """Whether the period that begins then is one of a pause, which may begin a little later than that."""

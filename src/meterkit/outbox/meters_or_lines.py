@@ -104,11 +104,18 @@ def keep_line_terms(
         shown: what Stripe shows of these terms.
     """
     switches = _next_switches(subscription, known, catalog, shown.planned_ms)
-    free_spans = _next_free_spans(subscription, known, shown.trial_ms) if switches else ()
+    keeps_trials = bool(switches) or _begins_later(subscription, shown.trial_ms)
+    free_spans = _next_free_spans(subscription, known, shown.trial_ms) if keeps_trials else ()
     paused_spans = _next_paused_spans(subscription, known)
     changed = replace(subscription, line_switches=switches, free_spans=free_spans, paused_spans=paused_spans)
     is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
     return _keep_line_prices(changed, known, catalog, shown.prices) if is_now_by_lines else changed
+
+
+def _begins_later(subscription: SubscriptionState, trial_ms: tuple[int, int] | None) -> bool:
+    """Whether a trial was given to a subscription that had begun: what was used before it is billed."""
+    created_ms = subscription.created_ms
+    return trial_ms is not None and created_ms > 0 and trial_ms[0] >= created_ms + SHORTEST_MS
 
 
 def _next_free_spans(
@@ -122,7 +129,10 @@ def _next_free_spans(
     if known is not None and known.id != subscription.id:
         until_ms = _followed_ms(known, subscription)
         spans = {from_ms: min(till_ms, until_ms) for from_ms, till_ms in spans.items()}
-    if trial_ms is not None:  # Its end may have moved.
+    if trial_ms is not None:
+        # A state may have the same trial from another instant on: an earlier release took its creation.
+        spans = {from_ms: till_ms for from_ms, till_ms in spans.items() if till_ms != trial_ms[1]}
+        # Its end may have moved.
         spans[trial_ms[0]] = min(trial_ms[1], subscription.ends_ms())
     return tuple(sorted(spans.items())[-_SPANS_MOST:])
 
