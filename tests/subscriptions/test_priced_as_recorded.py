@@ -220,6 +220,25 @@ async def test_a_retried_change_does_not_undo_a_later_one(
         assert (found.plan, found.pending_change) == ("other", None)
 
 
+@pytest.mark.parametrize("queue", ["changes", "prices"])
+async def test_damaged_customers_hold_up_no_accepted_change(
+    store_url: str, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with slow(store_url) as at:
+        client, keys = (await at.kit.store.admin()).client, at.kit.store.keys
+        await client.hset(keys.customer("a0").state, "data", "[]")
+        await client.set(keys.customer("a1").state, "no hash")
+        await client.zadd(keys.hooks(queue), {"a0": 1, "a1": 2})
+        assert await retried(at, 3) == ("cheaper", None)
+        # Each is tried again an hour later.
+        assert await client.zcount(keys.hooks(queue), "-inf", (HALF.timestamp() + 3_600) * 1000) == 0
+        assert await client.zcard(keys.hooks(queue)) == 2
+        assert [f"of customer '{name}' cannot be made" in caplog.text for name in ("a0", "a1")] == [
+            True,
+            True,
+        ]
+
+
 @pytest.mark.parametrize(
     ("plan", "late_usage"),
     [("cheaper", "next_period"), whole("none", "next_period"), ("cheaper", "dead_letter")],

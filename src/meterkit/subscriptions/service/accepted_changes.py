@@ -112,8 +112,7 @@ class AcceptedChanges:
         Raises:
             StoreError: the store does not answer.
         """
-        for customer in await self._due.due():
-            await self._retry(customer)
+        await self._due.handle_due(self._retry, "the accepted change of plan")
 
     async def _retry(self, customer: str) -> None:
         _, state = await self._states.read(customer)

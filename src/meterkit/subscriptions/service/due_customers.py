@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING
 
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.decisions.periods import HOUR_MS
+from meterkit.errors import StoreError
+from meterkit.redis.server import is_key_error
+from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from meterkit.store.store import Store
 
 
@@ -49,6 +55,24 @@ class DueCustomers:
         admin, now_ms = await self._store.admin(), await self._store.clock_ms(HOOKS_SHARD)
         found: list[bytes] = await admin.ask(admin.client.zrangebyscore(self._key, "-inf", now_ms))
         return [member.decode() for member in found]
+
+    async def handle_due(self, handle: Callable[[str], Awaitable[None]], what: str) -> None:
+        """Handle each due customer. One whose data cannot be read holds up no other: it is due in an hour.
+
+        Args:
+            handle: makes the change of a customer, and sets when it is due next, or removes it.
+            what: the change, for the log.
+        """
+        for customer in await self.due():
+            try:
+                await handle(customer)
+            except (StoreError, *UNREADABLE) as error:
+                if isinstance(error, StoreError) and not is_key_error(error.__cause__):
+                    raise
+                await self.put_in(customer, HOUR_MS)
+                (await self._store.admin()).warn_once(
+                    f"{what} of customer {customer!r} cannot be made; it is tried again every hour: {error!r}"
+                )
 
 
 def due_prices(store: Store) -> DueCustomers:

@@ -129,8 +129,7 @@ class OverrideRepricer:
         Raises:
             StoreError: the store does not answer.
         """
-        for customer in await self._due.due():
-            await self._settle_customer(customer)
+        await self._due.handle_due(self._settle_customer, "the change of an override's price")
 
     async def _settle_customer(self, customer: str) -> None:
         # First, so that other processes, and this one after a crash, do not try meanwhile.
