@@ -180,8 +180,8 @@ def _read_tier(params: Params) -> PricingTier:
         raise ApiError(message, param=params.path("unit_amount"))
     return PricingTier(
         up_to=None if end == "inf" else _read_positive(params, "up_to"),
-        unit_amount=unit or Decimal(0),
-        flat_amount=flat or Decimal(0),
+        unit_amount=unit,
+        flat_amount=flat,
     )
 
 

@@ -23,13 +23,23 @@ class PricingTier:
 
     Attributes:
         up_to: the last unit of it; None: no end.
-        unit_amount: minor units of the currency for each unit in it.
-        flat_amount: minor units for reaching it.
+        unit_amount: minor units of the currency for each unit in it; None: it was given no such amount.
+        flat_amount: minor units for reaching it; likewise.
     """
 
     up_to: int | None
-    unit_amount: Decimal = Decimal(0)
-    flat_amount: Decimal = Decimal(0)
+    unit_amount: Decimal | None = None
+    flat_amount: Decimal | None = None
+
+    @property
+    def unit(self) -> Decimal:
+        """The charge for each unit in it."""
+        return self.unit_amount or Decimal(0)
+
+    @property
+    def flat(self) -> Decimal:
+        """The charge for reaching it."""
+        return self.flat_amount or Decimal(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +131,8 @@ def _graduated_charges(tiers: Sequence[PricingTier], quantity: Decimal) -> list[
         end = quantity if tier.up_to is None else min(quantity, Decimal(tier.up_to))
         inside = end - below
         if inside > 0 or number == 1:
-            amount = Fraction(inside) * Fraction(tier.unit_amount) + Fraction(tier.flat_amount)
-            charges.append(
-                TierCharge(quantity=inside, amount=amount, unit_amount=tier.unit_amount, tier=number)
-            )
+            amount = Fraction(inside) * Fraction(tier.unit) + Fraction(tier.flat)
+            charges.append(TierCharge(quantity=inside, amount=amount, unit_amount=tier.unit, tier=number))
         below = max(below, end)
     return charges
 
@@ -133,8 +141,8 @@ def _volume_charge(tiers: Sequence[PricingTier], quantity: Decimal) -> list[Tier
     number, tier = next(
         (number, tier) for number, tier in enumerate(tiers, 1) if tier.up_to is None or quantity <= tier.up_to
     )
-    amount = Fraction(quantity) * Fraction(tier.unit_amount) + Fraction(tier.flat_amount)
-    return [TierCharge(quantity=quantity, amount=amount, unit_amount=tier.unit_amount, tier=number)]
+    amount = Fraction(quantity) * Fraction(tier.unit) + Fraction(tier.flat)
+    return [TierCharge(quantity=quantity, amount=amount, unit_amount=tier.unit, tier=number)]
 
 
 PRODUCT_TEXTS: Final = ("description", "statement_descriptor", "tax_code", "unit_label", "url")
@@ -290,10 +298,8 @@ class Price:
         """Return the tiers, which Stripe shows only where they are expanded."""
         return [
             {
-                "flat_amount": _integer_or_none(tier.flat_amount) if tier.flat_amount else None,
-                "flat_amount_decimal": decimal_text(tier.flat_amount) if tier.flat_amount else None,
-                "unit_amount": _integer_or_none(tier.unit_amount),
-                "unit_amount_decimal": decimal_text(tier.unit_amount),
+                **_amount_to_json("flat_amount", tier.flat_amount),
+                **_amount_to_json("unit_amount", tier.unit_amount),
                 "up_to": tier.up_to,
             }
             for tier in self.pricing.tiers
@@ -354,10 +360,14 @@ class Prices(ObjectRegistry[Price]):
 
 
 def _unit_amount_to_json(pricing: PriceScheme) -> JsonObject:
-    unit = pricing.unit_amount
+    return _amount_to_json("unit_amount", pricing.unit_amount)
+
+
+def _amount_to_json(name: str, amount: Decimal | None) -> JsonObject:
+    """Return an amount as Stripe shows it; one that was not given is null."""
     return {
-        "unit_amount": None if unit is None else _integer_or_none(unit),
-        "unit_amount_decimal": None if unit is None else decimal_text(unit),
+        name: None if amount is None else _integer_or_none(amount),
+        f"{name}_decimal": None if amount is None else decimal_text(amount),
     }
 
 

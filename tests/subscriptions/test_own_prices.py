@@ -224,6 +224,35 @@ async def test_f_227_an_inexact_price_is_named(store_url: str, price: dict[str, 
         assert await named(at) == []
 
 
+FREE_TIER: Final[dict[str, str]] = {
+    **{"billing_scheme": "tiered", "tiers_mode": "graduated", "tiers[0][up_to]": "10"},
+    **{"tiers[0][flat_amount]": "0", "tiers[1][up_to]": "inf"},
+    **{"tiers[1][flat_amount]": "0", "tiers[1][unit_amount]": "5"},
+}
+
+
+@pytest.mark.parametrize("first", [{}, {"tiers[0][unit_amount]": "0"}])
+async def test_a_flat_amount_of_0_costs_nothing(store_url: str, first: dict[str, str]) -> None:
+    """Stripe shows a flat amount of 0 that a person gave, and no unit amount where that was left out."""
+    catalog = loads(PLANS.replace(*USAGE_SENT))
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        (made,) = [one for one in await at.stripe_list("/v1/prices") if one["recurring"]["meter"]]
+        base = next(one for one in await at.stripe_list("/v1/prices") if not one["recurring"]["meter"])
+        await at.stripe_change(f"/v1/prices/{made['id']}", active="false", lookup_key="")
+        recurring = {"interval": "month", "usage_type": "metered", "meter": made["recurring"]["meter"]}
+        terms = {"currency": "usd", "product": base["product"], "recurring": recurring}
+        by_hand = await at.post("/v1/prices", {**terms, **FREE_TIER, **first})
+        done = await at.kit.stripe.sync()
+        assert done.problems == []
+        assert [one.id for one in done.lines if one.name == "pro, words"] == [by_hand["id"]]
+        await at.subscribed(PRESENT, plan="pro")
+        await at.kit.record(PRESENT, "words", 30)
+        words = (await at.kit.usage(PRESENT))["meters"]["words"]
+        assert (words["overage_cents"], words.get("price", {}).get("estimated")) == (100, None)
+        assert await at.kit.subscriptions.check() == {}
+
+
 MORE: Final = f"""{PLANS}  max:
     rank: 20
     price: {{amount_cents: 2000, interval: month}}

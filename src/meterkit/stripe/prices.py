@@ -6,6 +6,7 @@ expanded, and their tiers once more (https://docs.stripe.com/api/prices/object#p
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -67,3 +68,9 @@ async def with_option_tiers(api: StripeApi, price: dict[str, Any]) -> dict[str, 
 
 def _options_of(price: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     return price.get(OPTIONS) or {}
+
+
+def has_flat_amount(tier: Mapping[str, Any]) -> bool:
+    """Whether a tier costs something to be reached; Stripe shows a flat amount of 0 that was given."""
+    shown = tier.get("flat_amount_decimal")
+    return bool(Decimal(shown) if shown is not None else tier.get("flat_amount"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.item_prices import ItemPrice, exact_label, unknown_label
 from meterkit.errors import StripeError, StripeUnavailableError
-from meterkit.stripe.prices import PRICES, fetch_price
+from meterkit.stripe.prices import PRICES, fetch_price, has_flat_amount
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.price_currencies import as_charged, prices_in_other_currencies
 from meterkit.subscriptions.stripe_objects import items_in, key_in, meter_in, part_of, text_in
@@ -193,9 +193,10 @@ def _label_of(price: Mapping[str, Any], currency: str, billed_in: str) -> tuple[
         return unknown_label("it is of packages of several units"), 0
     if not tiers and price.get("billing_scheme") != _TIERED:
         return _unit_label(price), 0
-    if price.get("tiers_mode") != "graduated" or any(_has_flat_amount(tier) for tier in tiers):
+    if price.get("tiers_mode") != "graduated" or any(map(has_flat_amount, tiers)):
         return unknown_label("it has tiers that are not graduated, or that cost a flat amount"), 0
-    first, *others = (_unit_label(tier) for tier in tiers)
+    # A tier has a unit amount, or a flat one alone, of 0 here.
+    first, *others = (_unit_label(tier, missing=Decimal(0)) for tier in tiers)
     if set(others) <= {first}:
         return first, 0
     if first == exact_label(Decimal(0)) and len(set(others)) == 1:
@@ -203,15 +204,12 @@ def _label_of(price: Mapping[str, Any], currency: str, billed_in: str) -> tuple[
     return unknown_label("it has several tiers that cost something"), 0
 
 
-def _unit_label(priced: Mapping[str, Any]) -> str:
-    """The label of the unit amount of a price or a tier."""
+def _unit_label(priced: Mapping[str, Any], missing: Decimal | None = None) -> str:
+    """The label of the unit amount of a price or a tier; ``missing``: its amount where it names none."""
     shown = priced.get("unit_amount_decimal")
+    shown = priced.get("unit_amount") if shown is None else shown
     try:
-        amount = Decimal(str(priced.get("unit_amount") if shown is None else shown))
+        amount = Decimal(str(missing if shown is None else shown))
     except InvalidOperation:
         return unknown_label("it names no unit amount")
     return exact_label(amount) if amount.is_finite() else unknown_label("it names no unit amount")
-
-
-def _has_flat_amount(tier: Mapping[str, Any]) -> bool:
-    return bool(tier.get("flat_amount_decimal") or tier.get("flat_amount"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.amount_wording import exact_money
 from meterkit.catalog.meters import billed_as, billed_meters, is_sold, is_titled
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.stripe.prices import shown_in
+from meterkit.stripe.prices import has_flat_amount, shown_in
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.stripe_objects import (
     LOOKUP_MARK,
@@ -280,7 +280,7 @@ def shape_of(price: Mapping[str, Any]) -> PriceShape:
         not recurring
         or recurring.get("interval_count", 1) != 1
         or len(tiers) > (2 if is_free_first else 1)
-        or any(tier.get("flat_amount_decimal") or tier.get("flat_amount") for tier in tiers)
+        or any(map(has_flat_amount, tiers))
         or (bool(tiers) and price.get("tiers_mode") != "graduated")
         or transform.get("round", "up") != "up"
     )
