@@ -164,6 +164,8 @@ async def test_a_refusal_is_raised_once_with_stripes_words(status: int, told: di
         error(409, code="idempotency_key_in_use"),
         answer(500, {"error": {"type": "api_error"}}),
         answer(200, "<html>log in</html>"),
+        answer(200, "[" * 100_000),
+        answer(503, "", date="Mon, 01 Jan 99999999999 00:00:00 GMT"),
         answer(400, {"error": {"type": "invalid_request_error"}}, stripe_should_retry="true"),
     ],
 )

@@ -179,7 +179,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object that a body is; an empty one where it is none."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
@@ -206,5 +206,5 @@ def _first_bytes(body: bytes) -> str:
 def _parse_date(headers: Mapping[str, str]) -> int | None:
     try:
         return int(parsedate_to_datetime(headers["date"]).timestamp())
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
