@@ -526,3 +526,14 @@ async def test_spikes_of_all_shards_are_listed(store_url: str, clock: Clock) -> 
         assert await spikes.count() == 3
         clock.advance(timedelta(days=1))
         assert (await spikes.count(), await spikes.all()) == (0, [])
+
+
+async def test_a_deletion_forgets_the_spikes_of_two_days_ago(store_url: str, clock: Clock) -> None:
+    async with kit_of(store_url, clock, shards=1) as kit:
+        spikes = SpikesToday(kit.store)
+        for customer in ("acme", "bolt"):
+            await spikes.add(CustomerSpike(customer, "requests", kit.store.now_ms(), "day", 900, 9))
+        clock.advance(timedelta(days=2))
+        await kit.customers.delete("acme")
+        clock.advance(timedelta(days=-2))
+        assert [one.customer for one in await spikes.all()] == ["bolt"]

@@ -225,9 +225,13 @@ async def test_f_227_an_inexact_price_is_named(store_url: str, price: dict[str, 
 
 
 FREE_TIER: Final[dict[str, str]] = {
-    **{"billing_scheme": "tiered", "tiers_mode": "graduated", "tiers[0][up_to]": "10"},
-    **{"tiers[0][flat_amount]": "0", "tiers[1][up_to]": "inf"},
-    **{"tiers[1][flat_amount]": "0", "tiers[1][unit_amount]": "5"},
+    "billing_scheme": "tiered",
+    "tiers_mode": "graduated",
+    "tiers[0][up_to]": "10",
+    "tiers[0][flat_amount]": "0",
+    "tiers[1][up_to]": "inf",
+    "tiers[1][flat_amount]": "0",
+    "tiers[1][unit_amount]": "5",
 }
 
 

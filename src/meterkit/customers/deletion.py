@@ -156,7 +156,8 @@ async def _forget_in_lists(store: Store, customer: str) -> None:
     shard = keys.customer(customer).shard
     for key in (keys.hooks("changes"), keys.hooks("prices"), keys.relist(shard)):
         await admin.ask(admin.client.zrem(key, customer))
-    for key in (keys.spikes(shard, now_ms), keys.spikes(shard, now_ms - _DAY_MS)):
+    # The keys of a day are kept for two days after its last spike.
+    for key in (keys.spikes(shard, now_ms - days * _DAY_MS) for days in range(3)):
         names: list[bytes] = await admin.ask(admin.client.hkeys(key))
         own = [name for name in names if name.decode().partition(" ")[2] == customer]
         if own:
