@@ -13,12 +13,14 @@ import pytest
 
 from drivers.delivery import NOW
 from drivers.plans import plans_text
+from drivers.store_keys import meter_field
 from drivers.subscribed_customer import kit_of
 from drivers.worker_process import Holding
 from drivers.workers import Worker, start
 from faults.proxy import TcpProxy
 from faults.refusals import evalsha_calls, eventually, lane_of, renew_holds, settled
 from meterkit import MeterKit, MeterkitError, PlansError, SubjectUsage
+from meterkit.errors import StoreError
 from meterkit.testing import Clock
 from servers.stores import Server
 from tokens.recordings import chat_usage
@@ -200,6 +202,16 @@ async def test_usage_by_user_begins_anew_with_the_period(kit: MeterKit, clock: C
     clock.set(datetime(2031, 7, 1, tzinfo=UTC))  # No request of July has come yet.
     assert await figures(kit, "calls") == await figures(kit, "words") == {"u_7": (0, 0)}
     assert await spent(kit) == {"u_7": 0}
+
+
+@pytest.mark.parametrize("field", ["h", meter_field("words")])
+async def test_usage_lost_for_a_damaged_user_is_not_recorded(kit: MeterKit, field: str) -> None:
+    await kit.record("acme", "words", 100, subjects=USER)
+    client = (await kit.store.admin()).client
+    await client.hset(kit.store.keys.subject("acme", "user", "u_7"), field, "many")
+    with pytest.raises(StoreError, match="not recorded"):
+        await kit.record("acme", "words", 50, subjects=USER)
+    assert (await kit.usage("acme"))["meters"]["words"]["recorded"] == 100
 
 
 async def test_an_override_that_cannot_be_read_is_refused(kit: MeterKit) -> None:

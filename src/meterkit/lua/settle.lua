@@ -119,6 +119,12 @@ if options then
   backdated_period, drops_backdated, pay, keep_grants, is_repeat, remember_key, reports_payment = read_options(options, KEYS,
     rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot)
 end
+local write_subjects
+if subject_keys then -- First: nothing of the customer is written where a subject's counters are damaged.
+--include settle_subjects
+  write_subjects = settle_subjects(subject_keys, subject_words, subject_terms, begins_ms, ends_ms, hold_slot,
+    not (is_repeat or backdated_period and drops_backdated), now)
+end
 local rates_at = meters_at + METER_BYTES * meter_count
 local thresholds_at = rates_at + SETTLED_RATE_BYTES * rate_count
 if priced_count > 0 then
@@ -187,9 +193,5 @@ if begins_to_wait then
   new_expiry_ms = schedule_seal(waiting_key, customer, seal_delay_ms, ends_ms, new_expiry_ms, now)
 end
 write_counters(hset, hset_count, now, begins_ms, ends_ms, rev, expires_ms, new_expiry_ms, 0)
-if subject_keys then
---include settle_subjects
-  words[#words + 1] = settle_subjects(subject_keys, subject_words, subject_terms, begins_ms, ends_ms, hold_slot,
-    not (is_repeat or backdated_period and drops_backdated), now)
-end
+words[#words + 1] = write_subjects and write_subjects()
 return refused_field and {TOO_MUCH, refused_field} or words[1] and {OK, now, unpack(words)} or now

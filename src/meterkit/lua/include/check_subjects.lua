@@ -12,6 +12,7 @@
 --include unpack_rate
 --include advance_rate
 --include check_subject_budget
+--include unpack_life
 --include write_subject
 local function check_subjects(keys, words, terms, begins_ms, now, is_refused, is_repeat, is_counting, report_policy)
   local read, pack, current_slot = struct.unpack, cmsgpack.pack, math.floor(now / HOLD_SLOT_MS)
@@ -54,7 +55,7 @@ local function check_subjects(keys, words, terms, begins_ms, now, is_refused, is
         begins_ms, now, current_slot, is_refused, is_repeat, is_counting, report_policy, hset, hset_count)
     end
     behind = behind + limit_count + budget_fields + 1
-    changed[nth - 1] = {member, hset, hset_count, fields[1], now + keep_ms, math.floor(keep_ms / 8)}
+    changed[nth - 1] = {member, hset, hset_count, unpack_life(fields[1]), now + keep_ms, math.floor(keep_ms / 8)}
   end
   return is_refused, function()
     for _, subject in ipairs(changed) do

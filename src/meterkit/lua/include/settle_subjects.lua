@@ -4,14 +4,16 @@
 --   count what is spent; then recorded, held of each meter; kind, window, refill, quantity, when it was counted of each
 --   rate; see settle
 --   begins_ms, ends_ms: of the customer's period; hold_slot: in which the request holds; is_recorded: whether it is recorded
--- Returns nil, or the word of the reply if a subject was not stored; see write_subject.
+-- Writes nothing itself, so that a damaged field ends the script before anything is written. Returns write_subjects(),
+-- which returns nil, or the word of the reply if a subject was not stored; see write_subject.
 --include unpack_meter
 --include release_hold
 --include correct_rate
+--include unpack_life
 --include write_subject
 local function settle_subjects(keys, words, terms, begins_ms, ends_ms, hold_slot, is_recorded, now)
   local read, pack, current_slot = struct.unpack, cmsgpack.pack, math.floor(now / HOLD_SLOT_MS)
-  local has_room, behind, at = true, 1, 1
+  local changed, behind, at = {}, 1, 1
   for nth = 2, #keys do
     local meter_count, rate_count, spend_rate_count
     meter_count, rate_count, spend_rate_count, at = read('<ddd', terms, at)
@@ -45,9 +47,14 @@ local function settle_subjects(keys, words, terms, begins_ms, ends_ms, hold_slot
       hset_count = hset_count + 2
     end
     lives_ms = QUARTER_HOUR_MS + math.max(lives_ms, now + longest_ms)
-    local is_stored = write_subject(keys[1], now, words[behind], hset, hset_count, fields[1], lives_ms, math.floor(longest_ms / 8))
-    has_room = has_room and is_stored
+    changed[nth - 1] = {words[behind], hset, hset_count, unpack_life(fields[1]), lives_ms, math.floor(longest_ms / 8)}
     behind = behind + meter_count + rate_count + 1
   end
-  return not has_room and 'subjects' or nil
+  return function()
+    local has_room = true
+    for _, subject in ipairs(changed) do
+      has_room = write_subject(keys[1], now, unpack(subject)) and has_room
+    end
+    return not has_room and 'subjects' or nil
+  end
 end
