@@ -12,6 +12,7 @@ import pytest
 from meterkit.errors import StoreError
 
 Step = Literal[
+    "a deletion goes on behind its script",
     "a flush lists its work",
     "a late item is noted",
     "a restart is confirmed",
@@ -25,6 +26,7 @@ Step = Literal[
     "the store is asked whether to deliver",
 ]
 _PLACES: Final[dict[Step, str]] = {
+    "a deletion goes on behind its script": "meterkit.customers.deletion._forget_in_lists",
     "a flush lists its work": "meterkit.outbox.outbox.Outbox.work",
     "a late item is noted": "meterkit.outbox.invoice_item_queue.InvoiceItemQueue.settle",
     "a restart is confirmed": "meterkit.store.server_restarts.ServerLives.confirm",

@@ -537,8 +537,8 @@ class Shard:
         counted = [int(bool(customer.fields())), int(bool(customer.data)), len(customer.closed)]
         counted += [len(grants), len(ledger), 1, 0, len(self.histories[name])]
         digests = sorted(digest.encode() for digest in self.corrections.get(name, ()))
-        mine = (self.customers, self.grants, self.ledgers, self.forces, self.turns, self.histories)
-        for kept in (*mine, self.corrections):
+        # Histories and corrections are erased last, by the caller.
+        for kept in (self.customers, self.grants, self.ledgers, self.forces, self.turns):
             kept.pop(name, None)
         self.members.discard(name)
         self.unlinked.pop(name, None)

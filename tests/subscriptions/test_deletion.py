@@ -24,10 +24,10 @@ from drivers.shop import PLANS as PLANS_OF_SHOP
 from drivers.shop import Shop, sell_nothing, shop
 from drivers.subscribed_customer import erase
 from drivers.webhooks import NOW, Hooked, hooked
-from faults.inner_steps import wrapped
+from faults.inner_steps import failing, wrapped
 from meterkit import Caller, MeterMiddleware
 from meterkit.catalog import loads
-from meterkit.errors import CustomerError, StripeUnavailableError
+from meterkit.errors import CustomerError, StoreError, StripeUnavailableError
 from servers.stores import Server
 from storage.objects import Happened
 from subscriptions.looks import linked_of
@@ -252,6 +252,12 @@ def keys_of_the_page() -> list[str]:
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
 
 
+async def leaked(server: Server) -> list[str]:
+    """Keys that have the id, and may not after a deletion."""
+    allowed = [pattern_of(name) for name in LEFT]
+    return [key for key in await scan(server) if not any(one.match(key) for one in allowed)]
+
+
 @asynccontextmanager
 async def at_work(store_url: str, directory: Path) -> AsyncGenerator[Hooked]:
     async with hooked(
@@ -346,8 +352,22 @@ async def test_a_deleted_customers_id_stays_only_where_listed(
         assert WHO not in told[0]
         assert (await at.kit.usage("yan"))["meters"]["input_tokens"]["recorded"] == 0
         assert not await at.kit.customers.known(WHO)
-        left = await scan(valkey)
-        allowed = [pattern_of(name) for name in LEFT]
-        assert [key for key in left if not any(one.match(key) for one in allowed)] == []
+        assert await leaked(valkey) == []
         told_by_page = PAGE.read_text("utf-8").partition("## Customers")[0]
         assert [name for name in LEFT if f"`{name.partition('}:')[2]}`" not in told_by_page] == []
+
+
+async def test_a_repeat_erases_what_a_failed_deletion_left(
+    valkey: Server, store_url: str, tmp_path: Path
+) -> None:
+    async with at_work(store_url, tmp_path) as at:
+        await live(at)
+        at.clock.advance(timedelta(minutes=6))
+        await at.kit.flush(everything=True)
+        with failing("a deletion goes on behind its script"), pytest.raises(StoreError):
+            await at.kit.customers.delete(WHO, cancel=True)
+        deleted = await at.kit.customers.delete(WHO)
+        assert (deleted.state, deleted.link, deleted.corrections) == (0, 1, 1)
+        await at.settle()
+        assert await leaked(valkey) == []
+        assert not await at.kit.customers.known(WHO)

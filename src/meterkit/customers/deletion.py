@@ -83,7 +83,8 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
         *[store.keys.audit(keys.shard)] * store.is_audited,
     ]
     links = StripeLinker(store)
-    await _forget_former_links(store, customer)
+    former = await _former_links(store, customer)
+    await _forget_former_links(store, customer, former)
     for _ in range(_TRIES):
         rev, state = await states.read(customer)
         if state.stripe_customer is not None:
@@ -106,15 +107,17 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
             await admin.ask(
                 admin.client.delete(*(store.keys.presigned(customer, hour - n) for n in range(3)))
             )
-            linked = state.stripe_customer
-            if linked is not None:
-                await links.retire(customer, linked, done=True)
-                await remember_deleted(admin, store.keys, linked, customer)
+            linked = {name for name in former if await links.has_tombstone(customer, name)}
+            if state.stripe_customer is not None:
+                linked.add(state.stripe_customer)
+            for name in sorted(linked):
+                await links.retire(customer, name, done=True)
+                await remember_deleted(admin, store.keys, name, customer)
             _, counters, set_up, periods, grants, grant_ledger, gauges, idempotency_keys, history, ids = reply
-            return Deleted(
+            deleted = Deleted(
                 customer=customer,
                 state=set_up,
-                link=int(linked is not None),
+                link=int(bool(linked)),
                 counters=counters,
                 periods=periods,
                 grants=grants,
@@ -123,10 +126,13 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
                 idempotency_keys=idempotency_keys,
                 history=history,
                 notices=await _forget_notices(store, customer),
-                corrections=await _forget_corrections(store, keys.shard, ids),
+                corrections=await _forget_corrections(store, customer, ids),
                 subjects=await _forget_subjects(store, customer),
                 jobs=await forget_jobs(store, customer),
             )
+            # Last: a repeat of a deletion that failed needs it.
+            await admin.ask(admin.client.ltrim(keys.history, history, -1))
+            return deleted
     raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
 
 
@@ -139,12 +145,17 @@ def _cure_of(store: Store) -> str:
     )
 
 
-async def _forget_former_links(store: Store, customer: str) -> None:
-    """Replace the customer's id by its shard at the Stripe customers that it was linked to before."""
+async def _former_links(store: Store, customer: str) -> list[str]:
+    """List the Stripe customers that the customer's history names."""
     entries = await read_history(store, customer)
     links = [(entry.before, entry.after) for entry in entries if entry.kind == "link"]
+    return sorted({name for pair in links for name in pair if name})
+
+
+async def _forget_former_links(store: Store, customer: str, former: Sequence[str]) -> None:
+    """Replace the customer's id by its shard at the Stripe customers that it was linked to before."""
     admin = await store.admin()
-    for stripe_customer in sorted({name for pair in links for name in pair if name}):
+    for stripe_customer in former:
         if await admin.ask(admin.client.hget(store.keys.formers(stripe_customer), customer)):
             await remember_deleted(admin, store.keys, stripe_customer, customer)
 
@@ -164,13 +175,15 @@ async def _forget_in_lists(store: Store, customer: str) -> None:
             await admin.ask(admin.client.hdel(key, *own))
 
 
-async def _forget_corrections(store: Store, shard: int, digests: Sequence[bytes]) -> int:
+async def _forget_corrections(store: Store, customer: str, digests: Sequence[bytes]) -> int:
     """Erase what was done under the ids of corrections; how many there were."""
     if not digests:
         return 0
-    admin = await store.admin()
+    admin, shard = await store.admin(), store.keys.customer(customer).shard
     names = [store.keys.correction(shard, digest.decode()) for digest in digests]
-    return int(await admin.ask(admin.client.delete(*names)))
+    erased = int(await admin.ask(admin.client.delete(*names)))
+    await admin.ask(admin.client.srem(store.keys.customer(customer).corrections, *digests))
+    return erased
 
 
 async def _forget_subjects(store: Store, customer: str) -> int:

@@ -337,6 +337,12 @@ class StripeLinker:
                 return
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
 
+    async def has_tombstone(self, customer: str, stripe_customer: str) -> bool:
+        """Whether there is a tombstone that still has the customer's id. Raises StoreError."""
+        admin = await self._store.admin()
+        claim = await self._read_claim(admin, self._store.keys.link(stripe_customer))
+        return claim_owner(claim) == customer and claim.endswith(_RETIRED)
+
     async def is_retired(self, stripe_customer: str) -> bool:
         """Check whether the claim is a tombstone. Raises StoreError if the store does not answer."""
         admin = await self._store.admin()

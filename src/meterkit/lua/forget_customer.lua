@@ -1,6 +1,7 @@
 #!lua
--- forget_customer: deletes a customer's state, counters, levels, totals and ledgers, unless usage is undelivered, parked or
--- dead.
+-- forget_customer: deletes a customer's state, counters, levels, totals and grants, unless usage is undelivered, parked or
+-- dead. The caller erases the ledger of changes and the digests last: they say what else there is to erase, also to a
+-- repeat.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
 -- KEYS[5] zset  dirty       KEYS[6] zset  unlinked    KEYS[7] hash  grants    KEYS[8] hash  their ledger
@@ -42,8 +43,7 @@ local gauges = call('HKEYS', levels_key)
 local reply = {0, #call('HKEYS', counters_key), call('EXISTS', state_key), #totals / 2, #call('HKEYS', grants_key),
   #call('HKEYS', ledger_key), #gauges, call('ZCOUNT', marks_key, '-inf', '+inf'),
   call('LLEN', history_key), call('SMEMBERS', corrections_key)}
-call('DEL', counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key, history_key,
-  corrections_key, objects_key)
+call('DEL', counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key, objects_key)
 call('SREM', customers_key, customer)
 call('ZREM', unlinked_key, customer)
 call('ZREM', turns_key, customer)
