@@ -72,6 +72,33 @@ async def test_a_customer_with_broken_keys_is_set_aside_and_named(
         assert (await at.flush()).unsealed == []  # Not before ten minutes have passed.
 
 
+@pytest.mark.parametrize("broken", ["state", "totals", "totals of a final invoice"])
+async def test_keys_that_break_while_usage_waits_delay_no_other(
+    store_url: str, valkey: Server, broken: str
+) -> None:
+    async with desk(store_url, shards=1) as at:
+        await at.use("acme", "zeta", "mira", requests=6)
+        at.clock.advance(timedelta(minutes=6))
+        assert await at.seal() == 3
+        keys = at.kit.store.keys.customer("mira")
+        if broken == "totals of a final invoice":
+            client = (await at.kit.store.admin()).client
+            (first, *others) = await client.hkeys(keys.totals)
+            period = first.decode().partition("|")[0]
+            ended = {f"{period}|{name}": at.kit.store.now_ms() for name in "ef"}
+            await client.hset(keys.totals, mapping={**dict.fromkeys([first, *others], "many"), **ended})
+        else:
+            valkey.command("SET", keys.state if broken == "state" else keys.totals, "text", "EX", 100)
+        at.clock.advance(timedelta(minutes=6))
+
+        async def sync(_customer: str) -> None:
+            raise AssertionError("none has a subscription")
+
+        await flusher_of(at.kit, at.transport, look=sync).flush(everything=True, timeout_s=0)
+        assert [at.accepted(customer) for customer in ("acme", "zeta")] == [6, 6]
+        assert at.accepted("mira") == (6 if broken == "state" else 0)
+
+
 @pytest.fixture
 async def newer(at: Desk) -> AsyncGenerator[MeterKit]:
     """A kit of a plans file without tokens, of which acme has used 150."""

@@ -6,12 +6,14 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import from_ms, iso
+from meterkit.errors import StoreError
 from meterkit.outbox.intents import parse_sealed, read_intents, read_intents_in
 from meterkit.outbox.invoice_ends import find_too_late
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.resend_window import compare_in_ms
 from meterkit.outbox.sealer import LateUsage, add_late_usage
+from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -92,15 +94,26 @@ class LateIntents:
     async def divert(self, shard: int, due: Sequence[SealedIntent]) -> tuple[list[SealedIntent], int, int]:
         """Remove late intents from due ones; return the others, and the counts withdrawn and parked.
 
+        A late intent of a customer whose totals cannot be counted in waits, and delays no other.
+
         Raises:
-            StoreError: the store does not answer, or the totals of a customer cannot be counted in.
+            StoreError: the store does not answer.
         """
         late = await find_too_late(self._store, shard, (sealed for sealed in due if sealed.value > 0))
         if not late:
             return list(due), 0, 0
         names = [sealed.identifier for sealed in due if sealed.identifier in late]
         admin = await (await self._store.admin()).for_delivery().at(self._store.keys.shard(shard, "intents"))
-        withdrawn, parked = await self._take_out(await read_intents(self._store, admin, shard, names))
+        withdrawn = parked = 0
+        for intent in await read_intents(self._store, admin, shard, names):
+            try:
+                more = await self._take_out([intent])
+            except StoreError as error:
+                if error.__cause__ is not None and not is_key_error(error.__cause__):
+                    raise
+                admin.warn_once(str(error))
+                continue
+            withdrawn, parked = withdrawn + more[0], parked + more[1]
         return [sealed for sealed in due if sealed.identifier not in late], withdrawn, parked
 
     async def recall(self, customer: str, period_ms: int, *, until_ms: int) -> None:

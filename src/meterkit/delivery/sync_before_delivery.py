@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.cancellation import start_task
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError
+from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -59,7 +60,10 @@ class SyncBeforeDelivery:
         pipe = admin.client.pipeline(transaction=False)
         for name in customers:
             pipe.hget(keys.customer(name).state, "data")
-        states: list[bytes | None] = await admin.ask(pipe.execute())
+        states: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+        for refused in states:
+            if isinstance(refused, Exception) and not is_key_error(refused):
+                raise StoreError(f"the store at {admin.address} failed: {refused}") from refused
         sold = [
             name for name, data in zip(customers, states, strict=True) if _has_metered_prices(data, now_ms)
         ]
@@ -82,8 +86,10 @@ class SyncBeforeDelivery:
                 await self._sync(customer)
 
 
-def _has_metered_prices(data: bytes | None, now_ms: int) -> bool:
+def _has_metered_prices(data: bytes | Exception | None, now_ms: int) -> bool:
     """Whether a customer's subscription has metered prices, which others may change."""
+    if isinstance(data, Exception):
+        return False
     try:
         subscription = CustomerState.parse(data or b"").subscription
     except (ValueError, TypeError, AttributeError, MeterkitError):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.invoice_deadlines import is_final, renewals_of
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -89,9 +90,14 @@ async def find_too_late(store: Store, shard: int, asked: Iterable[SealedIntent])
         customer_keys = keys.customer(customer)
         pipe.hget(customer_keys.state, "data")
         pipe.hmget(customer_keys.totals, [f"{period}|f", f"{period}|h", f"{period}|e"])
-    found = iter(await admin.ask(pipe.execute()))
+    replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
     late = set[str]()
-    for same, data, (final, held, ended) in zip(old.values(), found, found, strict=False):
+    for same, data, ends in zip(old.values(), replies[::2], replies[1::2], strict=True):
+        if refused := next((one for one in (data, ends) if isinstance(one, Exception)), None):
+            if not is_key_error(refused):
+                raise StoreError(f"the store at {admin.address} failed: {refused}") from refused
+            continue  # Damaged keys of one customer delay no other.
+        final, held, ended = ends
         end = InvoiceEnd(held_ms=_parse_int(held), final_ms=_parse_int(final))
         if _is_too_late(same[0], data or b"", end, now_ms, is_closed=ended is not None):
             late.update(one.identifier for one in same)

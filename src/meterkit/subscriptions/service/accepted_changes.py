@@ -115,8 +115,8 @@ class AcceptedChanges:
         await self._due.handle_due(self._retry, "the accepted change of plan")
 
     async def _retry(self, customer: str) -> None:
-        # First, so that other processes, and this one after a crash, do not retry it meanwhile, and a state that
-        # cannot be read delays no other customer's change.
+        # First, so that other processes, and this one after a crash, do not retry it meanwhile, and a state
+        # that cannot be read delays no other customer's change.
         await self._due.put_in(customer, int(1000 * _TIMEOUT_S))
         _, state = await self._states.read(customer)
         plan = state.asked_plan
