@@ -75,7 +75,7 @@ local rev, terms, customer, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
 local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, seal_delay_ms,
   meter_count, rate_count, threshold_count, subject_count, priced_count, meters_at = read('<ddddddddddd', terms)
-local subject_keys, subject_words, subject_terms
+local subject_keys, subject_words, subject_terms, write_subjects
 if subject_count > 0 then -- Included here, so that other requests do not pay for creating the functions.
 --include pop_subjects
   subject_keys, subject_words, subject_terms = pop_subjects(KEYS, ARGV, subject_count, 2)
@@ -119,13 +119,12 @@ if options then
   backdated_period, drops_backdated, pay, keep_grants, is_repeat, remember_key, reports_payment = read_options(options, KEYS,
     rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot)
 end
-local write_subjects
 if subject_keys then -- First: nothing of the customer is written where a subject's counters are damaged.
 --include settle_subjects
   write_subjects = settle_subjects(subject_keys, subject_words, subject_terms, begins_ms, ends_ms, hold_slot,
     not (is_repeat or backdated_period and drops_backdated), now)
 end
-local rates_at = meters_at + METER_BYTES * meter_count
+local rates_at, current_slot = meters_at + METER_BYTES * meter_count, math.floor(now / HOLD_SLOT_MS)
 local thresholds_at = rates_at + SETTLED_RATE_BYTES * rate_count
 if priced_count > 0 then
 --include count_spend
@@ -135,7 +134,6 @@ end
 local words, backdated_units, source_units = {}, {}, nil
 local has_recorded, begins_to_wait, lasts_ms, priced_units, spent, refused_field = false, false, QUARTER_HOUR_MS, 0, nil, nil
 local hset, hset_count = {counters_key, 'h', nil, nil, nil, nil, nil}, 3 -- With room for two fields.
-local current_slot = math.floor(now / HOLD_SLOT_MS)
 for place = 2, meter_count + 1 do
   local quantity, released, allowance, cap, reports_included, reports_overage, event =
     read('<ddddddd', terms, meters_at + METER_BYTES * (place - 2))
