@@ -406,18 +406,6 @@ async def test_what_lives_on_after_a_subscription_counts_its_periods(store_url: 
         assert {line.period_start for line in moves} == {NOW, RENEWALS[0], clock.now()}
 
 
-async def test_what_was_idle_before_a_subscription_rolls_into_it(kit: MeterKit, clock: Clock) -> None:
-    for customer, used in (("acme", 0), ("busy", 1)):
-        await kit.customers.set_plan(customer, "pro")
-        await kit.record(customer, "tokens", used)
-    clock.advance(timedelta(days=9))
-    begun = clock.now()
-    first = subscription(start_ms=begun, created_ms=begun, anchor_ms=begun, end_ms=begun + timedelta(days=30))
-    for customer, left in (("acme", 1_000), ("busy", 999)):
-        await fetched(kit, first, customer=customer)
-        assert await standing_of(kit, customer) == (left, left - 500)
-
-
 async def test_in_restricted_access_it_lives_on(kit: MeterKit, clock: Clock) -> None:
     await kit.customers.set_plan("acme", "pro")
     await use(kit, 100)

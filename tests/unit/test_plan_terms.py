@@ -1897,12 +1897,6 @@ ALIVE: Final = (LIVES, 45 * DAY_MS)
             id="free before",
         ),
         pytest.param(
-            replace(paid("a"), plan_changes=(PlanChange("free", at_ms(-45), False),)),
-            at_ms(3),
-            [(31, [ROLLED], True), (61, [ROLLED], True)],
-            id="the same by hand before",
-        ),
-        pytest.param(
             CustomerState(plan="a", plan_changes=(PlanChange("free", at_ms(-45), False),)),
             at_ms(3),
             [(31, [ALIVE, ROLLED], True), (61, [ROLLED], True)],

@@ -417,7 +417,7 @@ def _earlier_periods(
         given = mark_rolled(_prorated_grants(_cut_shares(spans, cut, catalog)), rolls, cut.cut_ms)
         yield EarlierPeriod(cut.start_ms, cut.cut_ms, given, True)
     subscription, first_ms = state.subscription, 0
-    certain_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
+    certain_ms = free_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
     if subscription is not None and subscription.has_begun_at(now_ms):
         first_ms = subscription.made_ms
         certain_ms = min(certain_ms, first_ms)
@@ -427,6 +427,8 @@ def _earlier_periods(
         start_ms = bounds_of(state, counting, end_ms - 1).start_ms
         is_before = start_ms < first_ms
         if start_ms < rolled_ms and (is_before or start_ms + life_ms <= now_ms):
+            return
+        if is_before and end_ms > min(first_ms, free_ms):
             return
         is_cut = cut is not None and start_ms <= cut.start_ms < end_ms
         overdrawn = _overdraft_at(state, spans, counting, catalog, start_ms)
