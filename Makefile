@@ -3,7 +3,7 @@
 #   make test            all tests
 #   make field           all servers, loops and lifespans, other frameworks, and all of what `make test` runs a sample of; prints the matrix
 #   make coverage        the tests again, and which lines and branches of meterkit they do not run
-#   make mutants         mutants of the scripts, and of Python: each must fail a test
+#   make mutants         mutants: each of the scripts, and four of five of Python, must fail a test
 #   make soak            ten minutes in which all is killed at random, every mutant of the scripts, properties, crashes and lives at length
 #   make test-oldest     the tests of what depends on other packages, with the oldest versions that pyproject.toml allows
 #   make test-sdks       token counts off the objects of providers' SDKs and of frameworks around them, installed for it
