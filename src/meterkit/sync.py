@@ -91,6 +91,7 @@ class DaemonLoop:
         self._thread.start()
         found = begun.get()
         if isinstance(found, BaseException):
+            self._thread.join()
             raise found
         self.loop = found
 

@@ -193,17 +193,6 @@ async def test_a_change_never_confirmed_is_given_up(store_url: str, monkeypatch:
         assert await retried(at, 20) == ("basic", None)
 
 
-async def test_an_unreadable_state_delays_no_accepted_change(store_url: str) -> None:
-    async with slow(store_url) as at:
-        store = at.kit.store
-        client = (await store.admin()).client
-        await client.hset(store.keys.customer("aa").state, "data", "[]")
-        await client.zadd(store.keys.hooks("changes"), {"aa": 0})
-        with pytest.raises(TypeError):  # Its state is no object.
-            await retried(at, 3)
-        assert await retried(at, 3) == ("cheaper", None)
-
-
 async def test_an_accepted_change_waits_for_another_call(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

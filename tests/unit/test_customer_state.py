@@ -926,11 +926,11 @@ SHORTLY_MS: Final = 120_000
         # The period begins two minutes before 1,000,000, then, a millisecond before 2,000,000, and then.
         pytest.param("is_trial_of", {}, (0, 0, 0, 0, 0), id="no trial"),
         pytest.param(
-            *("is_trial_of", {"created_ms": 1_000_000, "trial_end_ms": 2_000_000}, (0, 0, 1, 1, 0)),
+            *("is_trial_of", {"created_ms": 1_000_000, "trial_end_ms": 2_000_000}, (0, 1, 1, 1, 0)),
             id="its trial, whatever its status is now",
         ),
         pytest.param(
-            *("is_trial_of", {"free_spans": ((0, 9), (1_000_000, 2_000_000))}, (0, 0, 1, 1, 0)),
+            *("is_trial_of", {"free_spans": ((0, 9), (1_000_000, 2_000_000))}, (0, 1, 1, 1, 0)),
             id="the second of two trials",
         ),
         pytest.param(
