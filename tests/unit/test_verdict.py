@@ -42,7 +42,7 @@ from meterkit.decisions.fallback_rules import (
     drop_replenished,
     remaining_by_policy,
 )
-from meterkit.decisions.grants import Prepaid
+from meterkit.decisions.grants import Prepaid, grant_name
 from meterkit.decisions.held_prices import ModelPricing
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
@@ -54,8 +54,10 @@ from meterkit.decisions.keys import (
     route_name,
     shard_of,
 )
+from meterkit.decisions.periods import Bounds
 from meterkit.decisions.policies import CEILING, TOKEN_BUCKET, Demand, rate_numbers
 from meterkit.decisions.rate_waits import EXACT_WINDOW_MS_MAX, weighted_count
+from meterkit.decisions.stored_grants import MovedGrant, find_moved_grants, read_funds
 from meterkit.decisions.subjects import compile_subject
 from meterkit.decisions.verdicts import reset_ms
 from meterkit.errors import PlansError
@@ -962,3 +964,126 @@ def test_to_scripts_of_other_origins_the_fields_are_shown() -> None:
         ours = [pair for pair in told if pair[0] in {b"ratelimit", b"ratelimit-policy"}]
         assert len(ours) == 2
         assert told == merge_headers(headers, ours, expose=True)
+
+
+GRANTS_CATALOG = loads(
+    free_plan(
+        "{pages: {unit: page}}",
+        """{pages: {included: 0}}
+    grants:
+      - {id: plain, meter: pages, quantity: 5, every: period}
+      - {id: rolls, meter: pages, quantity: 5, every: period, rollover: {at_most: 9, for: 2 periods}}
+      - {id: lives, meter: pages, quantity: 5, every: period, expires: 90d}
+      - {id: first, meter: pages, quantity: 5, every: once}""",
+    )
+)
+GRANT_NAMES = {grant.key: grant_name(grant) for grant in GRANTS_CATALOG.plans["free"].grants}
+PLAIN, ROLLS, LIVES, FIRST = GRANT_NAMES.values()
+OLDER, BEGAN, ENDS = 10**9, 3 * 10**9, 5 * 10**9
+LONG = 9 * 10**9
+"""The end of a grant with a life of its own."""
+KNOWN_PERIOD = Bounds(start_ms=BEGAN, end_ms=ENDS, next_end_ms=7 * 10**9)
+ANOTHER, SAME = BEGAN + 120_000, BEGAN + 119_999
+
+
+@pytest.mark.parametrize(
+    ("name", "effective", "expires", "after", "expected"),
+    [
+        # Another period begins two minutes later or more: what ended with the known one ends there.
+        pytest.param(f"{PLAIN} {BEGAN}", BEGAN, ENDS, (ANOTHER, ENDS), (ANOTHER, ENDS), id="ends-earlier"),
+        pytest.param(f"{FIRST} {BEGAN}", BEGAN, ENDS, (ANOTHER, ENDS), (ANOTHER, ENDS), id="once-ends-too"),
+        pytest.param(f"{ROLLS} {OLDER}", OLDER, ENDS, (ANOTHER, ENDS), (ANOTHER, ENDS), id="rolled-in-ends"),
+        pytest.param(
+            f"{ROLLS} {OLDER}", OLDER, ENDS + 1, (ANOTHER, ENDS), None, id="other-end-is-not-rolled"
+        ),
+        pytest.param(f"{ROLLS} {OLDER}", BEGAN, ENDS, (ANOTHER, ENDS), None, id="begun-with-it-not-rolled"),
+        pytest.param(f"{PLAIN} {OLDER}", OLDER, ENDS, (ANOTHER, ENDS), None, id="plain-never-rolled"),
+        pytest.param(f"{LIVES} {BEGAN}", BEGAN, LONG, (ANOTHER, ENDS), None, id="own-life-stays"),
+        pytest.param(f"p m:pages gone {BEGAN}", BEGAN, ENDS, (ANOTHER, ENDS), None, id="no-longer-sold"),
+        pytest.param(f"p m:pages gone {OLDER}", OLDER, ENDS, (ANOTHER, ENDS), None, id="nor-an-older-one"),
+        pytest.param(f"a m:pages {BEGAN}", BEGAN, ENDS, (ANOTHER, ENDS), None, id="the-apps-own"),
+        pytest.param(f"{PLAIN} {BEGAN}", BEGAN, ANOTHER, (ANOTHER, ENDS), None, id="over-by-then"),
+        pytest.param(
+            f"{PLAIN} {BEGAN}",
+            BEGAN,
+            ANOTHER + 1,
+            (ANOTHER, ENDS),
+            (ANOTHER, ANOTHER + 1),
+            id="over-just-after",
+        ),
+        # Sooner than that, or earlier, the same period begins again: the plan would give it by the new start.
+        pytest.param(
+            f"{PLAIN} {BEGAN}",
+            BEGAN,
+            ENDS,
+            (SAME, ENDS + 7),
+            (ENDS + 7, ENDS + 7, f"{PLAIN} {SAME}"),
+            id="same-period-is-given-once",
+        ),
+        pytest.param(
+            f"{LIVES} {BEGAN}",
+            BEGAN,
+            LONG,
+            (BEGAN - 1, ENDS),
+            (LONG, LONG, f"{LIVES} {BEGAN - 1}"),
+            id="begins-earlier",
+        ),
+        pytest.param(
+            f"{FIRST} {BEGAN}", BEGAN, ENDS, (SAME, ENDS + 7), (ENDS + 7, ENDS + 7), id="once-is-once"
+        ),
+        pytest.param(f"{ROLLS} {OLDER}", OLDER, ENDS, (SAME, ENDS + 7), (ENDS + 7, ENDS + 7), id="rolled-in"),
+        pytest.param(f"{LIVES} {SAME}", SAME, LONG, (SAME, ENDS), (LONG, LONG), id="given-already"),
+        pytest.param(f"{PLAIN} {OLDER}", OLDER, ENDS, (SAME, ENDS), None, id="of-another-period"),
+        # Prolonged: it lives as long; until then it stays in the store.
+        pytest.param(
+            f"{PLAIN} {BEGAN}", BEGAN, ENDS, (BEGAN, ENDS + 7), (ENDS + 7, ENDS + 7), id="prolonged"
+        ),
+        pytest.param(
+            f"{LIVES} {BEGAN}",
+            BEGAN,
+            ENDS - 5,
+            (BEGAN, ENDS + 7),
+            (ENDS - 5, ENDS + 7),
+            id="short-life-is-kept",
+        ),
+        pytest.param(f"{PLAIN} {BEGAN}", BEGAN, ENDS, (BEGAN, ENDS), None, id="nothing-moved"),
+    ],
+)
+def test_which_grants_move_with_their_period(
+    name: str, effective: int, expires: int, after: tuple[int, int], expected: tuple[Any, ...] | None
+) -> None:
+    fields = {name: f"m:pages 5 0 50 {effective} {expires} {effective} {expires}"}
+    moved = Bounds(start_ms=after[0], end_ms=after[1], next_end_ms=KNOWN_PERIOD.next_end_ms)
+    found = find_moved_grants(fields, GRANTS_CATALOG, KNOWN_PERIOD, moved)
+    assert found == ([] if expected is None else [MovedGrant(name, *expected)])
+
+
+@pytest.mark.parametrize(
+    ("grants", "repaid", "owed"),
+    [
+        pytest.param({}, {}, 10, id="without-grants-all-is-owed"),
+        pytest.param({"a": (4, 1, BEGAN, LONG)}, {"a": 3}, 7, id="what-is-left-of-one-repays"),
+        pytest.param({"a": (30, 0, BEGAN, LONG)}, {"a": 10}, 0, id="no-more-than-is-owed"),
+        pytest.param({"a": (30, 0, BEGAN + 1, LONG)}, {}, 10, id="not-one-that-begins-later"),
+        pytest.param({"a": (30, 0, OLDER, OLDER + 5)}, {}, 10, id="not-one-that-had-ended"),
+        pytest.param({"a": (30, 0, OLDER, OLDER + 6)}, {"a": 10}, 0, id="one-that-ended-just-after"),
+        pytest.param(
+            {"a": (30, 0, BEGAN, LONG), "b": (6, 0, OLDER, LONG)},
+            {"a": 4, "b": 6},
+            0,
+            id="the-older-one-first",
+        ),
+    ],
+)
+def test_grants_repay_a_debt(
+    grants: Mapping[str, tuple[int, int, int, int]], repaid: Mapping[str, int], owed: int
+) -> None:
+    fields = {
+        f"a c:ai {name}": f"c:ai {quantity} {used} 50 {effective} {expires} {effective} {expires}"
+        for name, (quantity, used, effective, expires) in grants.items()
+    }
+    funds = read_funds({**fields, "d c:ai": f"10 {OLDER + 5}"}, None, KNOWN_PERIOD, BEGAN)
+    assert funds.unwritten == {f"repay a c:ai {name}": part for name, part in repaid.items()}
+    assert funds.owed == ({"c:ai": owed} if owed else {})
+    left = {one.name.rpartition(" ")[2]: one.left for one in funds.held}
+    assert left == {name: given[0] - given[1] - repaid.get(name, 0) for name, given in grants.items()}
