@@ -667,3 +667,82 @@ def test_a_state_keeps_where_its_last_25_periods_began() -> None:
     before, now_ms = CustomerState(subscription=old), ms("2031-05-20")
     after = with_former_starts(before, CustomerState(), BY_THE_MONTH, now_ms)
     assert (len(after.former_starts_ms), written(after.former_starts_ms[0])) == (25, "2029-05-01")
+
+
+@pytest.mark.parametrize(
+    ("now", "anchor", "interval", "expected"),
+    [
+        pytest.param(
+            "2026-10-31T23:59:59",
+            None,
+            "month",
+            ("2026-10-01", "2026-11-01", "2026-12-01"),
+            id="last-second-of-a-month",
+        ),
+        pytest.param(
+            "2026-11-01", None, "month", ("2026-11-01", "2026-12-01", "2027-01-01"), id="first-of-a-month"
+        ),
+        pytest.param(
+            "2027-01-01", None, "year", ("2027-01-01", "2028-01-01", "2029-01-01"), id="calendar-year"
+        ),
+        pytest.param(
+            "2026-05-15",
+            "2026-01-15",
+            "month",
+            ("2026-05-15", "2026-06-15", "2026-07-15"),
+            id="at-its-renewal",
+        ),
+        pytest.param(
+            "2026-05-14T23:59:59",
+            "2026-01-15",
+            "month",
+            ("2026-04-15", "2026-05-15", "2026-06-15"),
+            id="a-second-before-its-renewal",
+        ),
+        pytest.param(
+            "2027-02-28", "2026-12-31", "month", ("2027-02-28", "2027-03-31", "2027-04-30"), id="the-31st"
+        ),
+        pytest.param(
+            "2027-03-01", "2026-12-29", "month", ("2027-02-28", "2027-03-29", "2027-04-29"), id="the-29th"
+        ),
+        pytest.param(
+            "2027-03-01", "2026-12-28", "month", ("2027-02-28", "2027-03-28", "2027-04-28"), id="the-28th"
+        ),
+        pytest.param(
+            "2027-03-01", "2024-02-29", "year", ("2027-02-28", "2028-02-29", "2029-02-28"), id="a-leap-day"
+        ),
+        pytest.param(
+            "2027-01-05",
+            "2025-12-10",
+            "month",
+            ("2026-12-10", "2027-01-10", "2027-02-10"),
+            id="over-new-year",
+        ),
+    ],
+)
+def test_a_periods_edges(
+    now: str, anchor: str | None, interval: Interval, expected: tuple[str, str, str]
+) -> None:
+    assert bounds(now, anchor, interval) == expected
+
+
+@pytest.mark.parametrize(
+    ("period", "expected"),
+    [
+        pytest.param("1970-01-01", "1970-01-01", id="the-first-day-there-is"),
+        pytest.param("2026-10", "2026-10-01", id="a-month-is-its-first-day"),
+        pytest.param("2026-10-01T02:00:00+02:00", "2026-10-01", id="an-instant-with-a-zone"),
+        pytest.param("9989-12-31T23:59:59", "9989-12-31T23:59:59", id="the-last-second-there-is"),
+        pytest.param(datetime(2026, 10, 5, tzinfo=UTC), "2026-10-05", id="an-aware-instant"),
+        pytest.param("9990-01-01", None, id="the-first-instant-too-late"),
+        pytest.param("1969-12-31T23:59:59.999", None, id="a-millisecond-too-early"),
+        pytest.param(datetime(2026, 10, 5), None, id="a-naive-instant"),  # noqa: DTZ001
+        pytest.param(7, None, id="a-number"),
+    ],
+)
+def test_what_names_a_period(period: object, expected: str | None) -> None:
+    if expected is not None:
+        assert period_ms(period) == ms(expected)
+        return
+    with pytest.raises(MeterkitError, match="period: found"):
+        period_ms(period)
