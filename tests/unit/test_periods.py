@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drivers.plans import free_plan
 from drivers.sampled import few_examples
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_former_starts
@@ -33,6 +34,8 @@ from meterkit.decisions.periods import (
     stamped_span_s,
     to_ms,
 )
+from meterkit.decisions.policies import Demand, billed_most, ceiling_of, counter_terms
+from meterkit.decisions.spending import SpendingTerms
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.subscription_periods import (
     CountingCycle,
@@ -746,3 +749,60 @@ def test_what_names_a_period(period: object, expected: str | None) -> None:
         return
     with pytest.raises(MeterkitError, match="period: found"):
         period_ms(period)
+
+
+@pytest.mark.parametrize(
+    ("terms", "ceiling", "billed", "numbers"),
+    [
+        pytest.param("{included: 9, overage: deny}", 9, None, (9, -1, 3, 2), id="denied-beyond-included"),
+        pytest.param("{included: 9}", 9, None, (9, -1, 3, 2), id="included-alone-denies"),
+        pytest.param("{included: 0}", 0, None, (0, -1, 3, 2), id="nothing-included"),
+        pytest.param("{included: 9, overage: bill}", None, None, None, id="billed-without-a-cap"),
+        pytest.param(
+            "{included: 9, overage: {bill: {cap: 4}}}", 13, 4, (9, 4, 3, 2), id="billed-up-to-a-cap"
+        ),
+        pytest.param("{included: 9, overage: {bill: {cap: 0}}}", 9, 0, (9, 0, 3, 2), id="a-cap-of-nothing"),
+        pytest.param(
+            "{included: 9, overage: {bill: {cap: 999_999_999_999_999}}}",
+            10**15 - 1,
+            10**15 - 1,
+            (9, 10**15 - 10, 3, 2),
+            id="no-more-than-the-largest-quantity",
+        ),
+        pytest.param("{included: unlimited}", None, None, None, id="unlimited"),
+    ],
+)
+def test_the_ceiling_of_a_period(
+    terms: str, ceiling: int | None, billed: int | None, numbers: tuple[int, ...] | None
+) -> None:
+    catalog = loads(
+        free_plan(
+            "{pages: {unit: page, stripe: {event_name: p}}, seats: {unit: seat, kind: gauge}}",
+            f"{{pages: {terms}}}",
+        )
+    )
+    entitlements = catalog.plans["free"].entitlements
+    assert (ceiling_of(entitlements["pages"]), billed_most(entitlements["pages"])) == (ceiling, billed)
+    demands = {"pages": Demand.of(2, spare=1), "seats": Demand.of(1)}
+    rates, ceilings, concurrency = counter_terms(
+        entitlements, catalog, demands, SpendingTerms((), {}), in_flight=True
+    )
+    assert [one.numbers for one in ceilings] == ([] if numbers is None else [numbers])
+    capped = numbers is not None and numbers[1] >= 0
+    assert [(one.measure.limit, one.measure.capped) for one in ceilings] == (
+        [] if numbers is None else [(ceiling, capped)]
+    )
+    assert (rates, concurrency) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("quantity", "spare", "needed"),
+    [
+        pytest.param(0, 0, 1, id="of-nothing-something-must-be-left"),
+        pytest.param(1, 0, 1, id="of-one"),
+        pytest.param(2, 0, 2, id="of-two"),
+        pytest.param(2, 3, 5, id="with-some-to-spare"),
+    ],
+)
+def test_what_a_demand_needs(quantity: int, spare: int, needed: int) -> None:
+    assert Demand.of(quantity, spare) == Demand(needed=needed, taken=quantity)
