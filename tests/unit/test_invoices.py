@@ -12,14 +12,30 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from drivers.delivery import NOW
 from drivers.kept_intents import NOW_MS, PERIOD_MS, ObjectsAtStripe, keep, subscription
 from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.keys import Keys, concurrency_field, job_digest, meter_token
+from meterkit.decisions.price_segments import (
+    PriceSegment,
+    billed_labels,
+    ended_labels,
+    ended_marks,
+    is_same_price,
+    is_split,
+    overage_cents,
+    segments_of,
+    sent_label,
+    sent_price,
+    sent_segments,
+    unit_amount_decimal,
+)
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.delivery.exact_charges import read_price_terms
@@ -44,6 +60,11 @@ from meterkit.outbox.sealer import LateUsage
 from meterkit.store.store import Store
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Entitlement
 
 pytestmark = pytest.mark.anyio
 
@@ -484,3 +505,194 @@ def test_the_invoice_of_a_renewal() -> None:
     )
     for changed, expected in cases:
         assert is_renewal_of(RENEWAL | changed, "sub_1", 7) == expected, changed
+
+
+# The price of each unit, by when it was recorded: labels, segments as the store keeps them, and their cost.
+
+
+PRICED: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  words: {unit: word, stripe: {event_name: api_words}}
+  long_words: {unit: word, from: words, where: {model: "*-long*"}, stripe: {event_name: api_long_words}}
+  long_free: {unit: word, from: words, where: {model: "*-free*"}}
+  pages: {unit: page, stripe: {event_name: api_pages}}
+  whole: {unit: page, stripe: {event_name: api_whole, report: usage}}
+  calls: {unit: call}
+  seats: {unit: seat, kind: gauge}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      words: {included: 9, overage: deny}
+      long_words: {included: 9, overage: deny}
+      pages: {included: 9, overage: deny}
+      whole: {included: 9, overage: deny}
+  pro:
+    price: {amount_cents: 900, interval: month}
+    meters:
+      words: {included: 9, overage: {bill: {per: 1000, amount_cents: 12}}}
+      pages: {included: 9, overage: {bill: {per: 1, amount_cents: 2}}}
+      whole: {included: 9, overage: {bill: {per: 1, amount_cents: 3}}}
+""")
+FREE: Final = PRICED.plans["free"].entitlements
+PRO: Final = PRICED.plans["pro"].entitlements
+OWN: Final = replace(
+    PRO["long_words"], overage=replace(PRO["long_words"].overage, mode="bill", per=None, amount_cents=5)
+)
+
+
+def test_the_labels_of_prices_are_by_their_plan_and_their_event() -> None:
+    """In full: a price ends where one of these labels is another one."""
+    sold = {"words": "1000/12", "long_words": "1000/12", "long_free": "0", "pages": "1/2", "whole": "1/3"}
+    assert billed_labels(PRO, PRICED) == {meter_token(name): one for name, one in sold.items()} | {
+        meter_token("calls"): "0"
+    }
+    free = {"words": "-", "long_words": "-", "long_free": "0", "pages": "0", "whole": "-", "calls": "0"}
+    assert billed_labels(FREE, PRICED) == {meter_token(name): one for name, one in free.items()}
+    ended = {name: sold[name] for name in ("words", "long_words", "pages", "whole")}
+    assert ended_labels(PRO, FREE, PRICED) == {meter_token(name): one for name, one in ended.items()}
+    assert ended_labels(PRO, PRO, PRICED) == ended_labels(PRO, dict(PRO), PRICED) == {}
+    assert [name for name in sold if is_split(name, PRICED.meters)] == ["words", "long_words"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meter", "label", "priced"),
+    [
+        pytest.param(PRO, "pages", "1/2", "pages", id="a meter has its own price"),
+        pytest.param(
+            PRO, "long_words", "1000/12", "words", id="a derived one without a price has its source's"
+        ),
+        pytest.param(dict(PRO) | {"long_words": OWN}, "long_words", "1/5", "long_words", id="else its own"),
+        pytest.param(FREE, "pages", "-", "pages", id="a plan that denies overage has no price"),
+        pytest.param(FREE, "long_words", "-", "words", id="nor has it of a derived meter"),
+    ],
+)
+def test_a_unit_that_is_sent_has_the_price_of(
+    given: Mapping[str, Entitlement], meter: str, label: str, priced: str
+) -> None:
+    assert sent_price(meter, given, PRICED.meters) == (label, priced)
+    assert sent_label(meter, given, PRICED.meters) == label
+
+
+@pytest.mark.parametrize(
+    ("sold", "unsent", "missed", "expected"),
+    [
+        pytest.param([], 0, {}, "", id="nothing was sold"),
+        pytest.param([("2", 0)], 0, {}, "", id="no unit was sold at a price that has ended"),
+        pytest.param([("3", 5)], 0, {}, "", id="the price of now has not ended"),
+        pytest.param([("2", 1)], 0, {}, "1/2 1 1;", id="one unit was sold at an ended price"),
+        pytest.param([("1/2", 5), ("3", 7), ("2", 4)], 0, {}, "2/1 5 5;1/2 9 9;", id="two prices have ended"),
+        pytest.param([("2", 5), ("4", 3)], 2, {}, "1/2 3 5;1/4 6 8;", id="some are not for meters any more"),
+        pytest.param(
+            [("2", 5), ("4", 3)], 0, {"4": 2}, "1/2 5 5;1/4 6 8;", id="some of the second are missed"
+        ),
+        pytest.param([("2", 5)], 6, {}, "1/2 0 5;", id="more are not for meters than were sold"),
+    ],
+)
+def test_marks_of_ended_prices_add_up(
+    sold: list[tuple[str, int]], unsent: int, missed: dict[str, int], expected: str
+) -> None:
+    by_price = [(Fraction(cents), units) for cents, units in sold]
+    missing = {Fraction(cents): units for cents, units in missed.items()}
+    assert ended_marks(by_price, label="1/3", unsent=unsent, missed=missing) == expected
+
+
+MARKS: Final = "1/2 4 6;1/3 7 9;"
+
+
+@pytest.mark.parametrize(
+    ("marks", "sealed", "overage", "expected"),
+    [
+        pytest.param("", 0, 0, [("1/5", 0, 0)], id="nothing has happened"),
+        pytest.param("", 3, 4, [("1/5", 3, 4)], id="no price has ended"),
+        pytest.param(
+            MARKS, 7, 9, [("1/2", 4, 6), ("1/3", 3, 3), ("1/5", 0, 0)], id="the last has just begun"
+        ),
+        pytest.param(MARKS, 8, 11, [("1/2", 4, 6), ("1/3", 3, 3), ("1/5", 1, 2)], id="the last has units"),
+        pytest.param(
+            MARKS, 6, 8, [("1/2", 4, 6), ("1/3", 2, 2), ("1/5", 0, 0)], id="one less is of the last"
+        ),
+        pytest.param(MARKS, 3, 1, [("1/2", 3, 1), ("1/3", 0, 0), ("1/5", 0, 0)], id="then of the one before"),
+    ],
+)
+def test_segments_have_what_a_correction_has_left_of_them(
+    marks: str, sealed: int, overage: int, expected: list[tuple[str, int, int]]
+) -> None:
+    assert segments_of(marks, label="1/5", sealed=sealed, overage=overage) == expected
+
+
+def test_sent_units_are_those_of_items_then_those_of_meters() -> None:
+    assert sent_segments("1/2 4 6;", "1/7 2;1/9 1;", label="1/5", sent=10) == [
+        ("1/7", 0, 2), ("1/9", 0, 1), ("1/2", 0, 4), ("1/5", 0, 3),
+    ]  # fmt: skip
+    assert sent_segments("", label="1/5", sent=0) == [("1/5", 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        pytest.param([], 0, id="no segment"),
+        pytest.param([("1/2", 3)], 6, id="one price"),
+        pytest.param([("1/2", 3), ("1/5", 1)], 11, id="two prices"),
+        pytest.param([("2/1", 1), ("2/1", 1)], 2, id="each segment is rounded as its line is"),
+        pytest.param([("1/2", 3), ("-", 0)], 6, id="a price that is not known has no units"),
+        pytest.param([("1/2", 3), ("-", 1)], None, id="a price that is not known has a unit"),
+        pytest.param([("-", 0)], None, id="no segment has a price"),
+        pytest.param([("1/2", 0)], 0, id="no unit"),
+        pytest.param([("0", 9), ("1/2", 1)], 2, id="what is not billed costs nothing"),
+        pytest.param([("1/2*", 9), ("1/3", 1)], 3, id="what is counted by model costs nothing here"),
+    ],
+)
+def test_overage_costs_what_its_lines_add_up_to(
+    segments: list[tuple[str, int]], expected: int | None
+) -> None:
+    assert overage_cents([PriceSegment(label, 0, units) for label, units in segments]) == expected
+
+
+def test_prices_are_the_same_by_their_amount_for_a_unit() -> None:
+    pairs = [("1/2", "10/20"), ("1/2*", "1/2"), ("1/2", "1/3"), ("-", "-"), ("1/2", "-"), ("0", "0")]
+    assert [is_same_price(*pair) for pair in pairs] == [True, True, False, False, False, False]
+    found = [unit_amount_decimal(label) for label in ("3/2", "1000/12", "-", "1/0", "1/200")]
+    assert found == [Decimal(text) for text in ("0.666666666666", "0.012", "0", "0", "200")]
+
+
+def test_a_segment_keeps_what_no_model_has_counted() -> None:
+    priced, plain = PriceSegment("1/2*", 1, 5), PriceSegment("1/2", 1, 5)
+    assert [priced.outside_rows(8, elsewhere) for elsewhere in (0, 7, 8, 9)] == [
+        ("1/2", 1, 8), ("1/2", 1, 1), ("1/2", 1, 0), ("1/2", 1, 0),
+    ]  # fmt: skip
+    assert plain.outside_rows(8, 2) == ("1/2", 1, 3)
+
+
+# The names of keys, which a release must find again in the store of the one before. With one shard.
+
+
+KEYS: Final = Keys("mk", 1)
+
+
+def test_keys_of_a_customer_have_the_names_that_the_store_has() -> None:
+    acme, guest = KEYS.customer("acme"), KEYS.customer("acme", anonymous=True)
+    found = (acme.counters, acme.state, acme.grants, acme.objects, acme.dirty, acme.notices)
+    assert found == ("mk:{0}:c:acme", "mk:{0}:s:acme", "mk:{0}:g:acme", "mk:{0}:q:acme", "mk:{0}:dirty",
+                     "mk:{0}:notices")  # fmt: skip
+    assert (guest.counters, guest.levels) == ("mk:{0}:a:acme", "mk:{0}:av:acme")
+
+
+def test_keys_of_a_shard_have_the_names_that_the_store_has() -> None:
+    named = (KEYS.meta, KEYS.producer(0, "p"), KEYS.jobs("acme"), KEYS.correction(0, "d"))
+    assert named == ("mk:meta", "mk:{0}:w:p", "mk:{0}:z:acme", "mk:{0}:r:d")
+    named = (KEYS.beginning("acme"), KEYS.totals(0, "acme"), KEYS.notices(0), KEYS.shard(0, "outbox"))
+    assert named == ("mk:{0}:b:acme", "mk:{0}:t:acme", "mk:{0}:notices", "mk:{0}:outbox")
+    assert len(KEYS.event(0, "acme", "e")) == len("mk:{0}:e:") + 32  # 16 bytes, in hexadecimal.
+    assert len(job_digest("job_1")) == 32
+    assert len(meter_token("words")) == 4
+    assert concurrency_field("words") == meter_token("words") + "n"
+
+
+@pytest.mark.parametrize(("at_ms", "day"), [(2 * DAY_MS - 1, 1), (2 * DAY_MS, 2), (3 * DAY_MS - 1, 2)])
+def test_keys_of_a_day_change_at_its_first_millisecond(at_ms: int, day: int) -> None:
+    named = (KEYS.delivered(0, at_ms), KEYS.batches(0, at_ms), KEYS.spikes(0, at_ms))
+    assert named == (f"mk:{{0}}:delivered:{day}", f"mk:{{0}}:batches:{day}", f"mk:{{0}}:spikes:{day}")
