@@ -29,16 +29,22 @@ from meterkit.decisions.customer_state import (
     with_subscription,
 )
 from meterkit.decisions.dunning import Access
+from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.subscription import NEVER_MS, Status, SubscriptionState, meters_switched_by_others
 from meterkit.decisions.subscription_periods import CountingCycle
 from meterkit.decisions.transitions import (
     BY_CLOCK,
+    BY_PLANS_FILE,
     TermsInForce,
     Transition,
+    addons_text,
     find_transitions,
+    manual_entries,
     notices_of,
+    parse_addons,
+    parse_mrr,
     reminders_of,
     transition_entries,
 )
@@ -1142,3 +1148,79 @@ def test_metered_prices_that_others_have_changed(
     assert meters_switched_by_others(before, replace(before, **found), NOW_MS) == expected
     assert meters_switched_by_others(before, None, NOW_MS) == set()
     assert meters_switched_by_others(None, before, NOW_MS) == set()
+
+
+def test_words_of_the_ledger_are_read_back() -> None:
+    bought = (("words", 2), ("backups", 1))
+    assert (addons_text(bought), parse_addons("2 words, 1 backups")) == ("2 words, 1 backups", bought)
+    assert (addons_text(()), parse_addons("")) == ("", ())
+    found = [parse_mrr(text) for text in ("2900 usd pro", "2900 usd", "")]
+    assert found == [(2900, "usd", "pro"), (2900, "usd", ""), (0, "", "")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({"mrr": 5, "currency": "usd"}, ("mrr", "5 usd"), id="what it brings"),
+        pytest.param({"mrr": 5, "currency": "usd", "paid_plan": "top"}, ("mrr", "5 usd top"), id="paid for"),
+        pytest.param(
+            {"addons": (("pack", 2),), "pending_addons": ()},
+            ("scheduled", "top with 5 seats and no add-ons from 2027-01-15T08:00:00Z"),
+            id="none is left",
+        ),
+    ],
+)
+def test_a_line_of_the_ledger_says(changed: dict[str, Any], expected: tuple[str, str]) -> None:
+    found = list(transition_entries(Transition(AFTER, replace(AFTER, **changed), "webhook")))
+    assert (found[-1].kind, found[-1].after) == expected
+
+
+def test_the_ledger_has_links_and_overrides_set_by_hand() -> None:
+    linked = CustomerState(stripe_customer="cus_1", overrides={"b": {"included": 1}, "a": {}})
+    found = list(manual_entries(CustomerState(), linked, 5, "app"))
+    assert [(one.kind, one.before, one.after, one.at_ms) for one in found] == [
+        ("link", "", "cus_1", 5),
+        ("overrides", "", '{"a": {}, "b": {"included": 1}}', 5),
+    ]
+    assert [one.after for one in manual_entries(linked, CustomerState(), 5, "app")] == ["", ""]
+    assert list(manual_entries(linked, linked, 5, "app")) == []
+
+
+def test_another_subscription_is_reminded_from_its_first_reminder() -> None:
+    owing = replace(ACTIVE, status="past_due", failed_at_ms=NOW_MS, failures=1)
+    was = replace(AFTER, subscription="sub_0", status="past_due", reminded=1)
+    step = Transition(was, replace(was, subscription="sub_1"), "webhook")
+    (told,) = reminders_of("ada", step, owing, IN_FORCE_CATALOG.dunning)
+    assert (told.data["after_ms"], len(told.data["id"])) == (DAY_MS, 32)
+    same = Transition(was, replace(was, at_ms=NOW_MS + 1), "webhook")
+    assert list(reminders_of("ada", same, owing, IN_FORCE_CATALOG.dunning)) == []
+
+
+@pytest.mark.parametrize("late_ms", [-5, 0, 5])
+def test_another_plans_file_changes_all_in_one_step(late_ms: int) -> None:
+    known = in_force(state(plan="top"))
+    (step,), after = find_transitions(known, state(), IN_FORCE_CATALOG, NOW_MS + late_ms)
+    assert (step.before, step.after, step.cause) == (known, after, BY_PLANS_FILE)
+    assert (after.plan, after.at_ms) == ("pro", max(NOW_MS, NOW_MS + late_ms))
+
+
+LIMIT: Final = GaugeLimit(100, 105, 10)
+
+
+@pytest.mark.parametrize(
+    ("limit", "level", "now_ms", "expected"),
+    [
+        pytest.param(LIMIT, StoredLevel(100, 0, 100), 99, 105, id="not above what is included"),
+        pytest.param(LIMIT, StoredLevel(101, 50, 100), 59, 105, id="grace lasts"),
+        pytest.param(LIMIT, StoredLevel(101, 50, 100), 60, 100, id="grace ends"),
+        pytest.param(LIMIT, StoredLevel(101, 0, 100), 60, 105, id="its instant is not known"),
+        pytest.param(LIMIT._replace(keeps=True), StoredLevel(101, 50, 120), 60, 120, id="it keeps its limit"),
+        pytest.param(LIMIT._replace(keeps=True), StoredLevel(101, 50, 0), 60, 100, id="it had none included"),
+        pytest.param(
+            LIMIT._replace(keeps=True), StoredLevel(101, 50, -1), 60, 10**15 - 1, id="was unlimited"
+        ),
+        pytest.param(LIMIT._replace(keeps=True), StoredLevel(100, 50, -1), 60, 105, id="it fits again"),
+    ],
+)
+def test_the_limit_of_a_gauge(limit: GaugeLimit, level: StoredLevel, now_ms: int, expected: int) -> None:
+    assert limit.at(level, now_ms) == expected
