@@ -1186,7 +1186,7 @@ def test_the_ledger_has_links_and_overrides_set_by_hand() -> None:
     assert list(manual_entries(linked, linked, 5, "app")) == []
 
 
-def test_another_subscription_is_reminded_from_its_first_reminder() -> None:
+def test_another_subscription_is_reminded_from_its_first() -> None:
     owing = replace(ACTIVE, status="past_due", failed_at_ms=NOW_MS, failures=1)
     was = replace(AFTER, subscription="sub_0", status="past_due", reminded=1)
     step = Transition(was, replace(was, subscription="sub_1"), "webhook")
