@@ -308,7 +308,7 @@ async def test_i5_what_is_not_applied_blocks_none(valkey: Server, caplog: pytest
 
 
 async def test_i11_an_answer_behind_a_failed_settlement_counts(kit: MeterKit, valkey: Server) -> None:
-    """The store had refused the second one, and its caller was told that it was recorded."""
+    """The store had refused the second one, and its call returned as if it was recorded."""
     customers = [name for name in map(str, range(99)) if kit.store.keys.customer(name).shard == 0]
     damaged, other = customers[:2]
     await kit.record(damaged, "tokens", 1)
@@ -321,7 +321,7 @@ async def test_i11_an_answer_behind_a_failed_settlement_counts(kit: MeterKit, va
 
 
 async def test_i11_a_failed_settlement_is_not_spooled(valkey: Server, tmp_path: Path) -> None:
-    """Its number is used up: whoever sends a spool takes it for applied."""
+    """Its number is used up: a process that sends a spool takes it for applied."""
     async with kit_at(valkey.url, shards=1, spool_dir=tmp_path) as kit:
         await kit.record("acme", "tokens", 1)
         valkey.command("HSET", kit.store.keys.customer("acme").counters, meter_field("tokens"), "many")

@@ -166,7 +166,7 @@ async def test_what_is_given_up_is_kept_and_can_be_tried_again(queue: SyncQueue,
 
 
 async def test_a_hint_during_the_last_attempt_is_not_given_up(queue: SyncQueue) -> None:
-    """What was read of Stripe was older: it may be mended by then."""
+    """The data read of Stripe was older: it may be mended by then."""
     await queue.add(hint("evt_1", note="in_1"))
     entry = await one(queue)
     await queue.add(hint("evt_2", note="in_2"))

@@ -229,7 +229,7 @@ def test_settings_by_hand_stand_until_the_subscription_changes() -> None:
         (ACTIVE, replace(ACTIVE, plan="free"), (None, "past_due", FAILED_MS)),
         (ACTIVE, replace(ACTIVE, status="unpaid"), ("yearly", None, 0)),
         (ACTIVE, replace(ACTIVE, status="canceled"), (None, None, 0)),
-        # What was set after its end stays.
+        # An entry that was set after its end stays.
         *[(replace(ACTIVE, status="canceled"),) * 2 + (("yearly", "past_due", FAILED_MS),)],
     ):
         found = with_subscription(replace(BY_HAND, subscription=known), fetched)
@@ -1103,7 +1103,7 @@ def test_all_of_a_subscription_survives_storage() -> None:
     # A process has one text of it for all customers.
     assert SubscriptionState.of(kept).status is full.status
     assert SubscriptionState.of(kept | {"of_a_later_release": 1}) == full
-    # Nothing is what an add-on was given up to; none at all leaves them as they are.
+    # An empty list gives up all add-ons; none at all leaves them as they are.
     for pending in (None, ()):
         one = replace(ACTIVE, pending_addons=pending)
         assert SubscriptionState.of(json.loads(json.dumps(one.kept()))) == one

@@ -820,7 +820,7 @@ def test_an_override_ends_at_its_millisecond() -> None:
     ends = {"requests": LATER_MS, "feature chat": LATER_MS}
     assert (before.meters, before.features, before.ends) == (MORE, {"chat": True}, ends)
     assert (after.meters, after.features, after.ends) == ({}, {}, {})
-    # What has ended is not stored, not even for this millisecond.
+    # An ended entry is not stored, not even for this millisecond.
     priced = with_overage_until(stored, "requests", "deny", until_ms=LATER_MS)
     for known, features in ((stored, None), (priced, None), ({}, {"chat": True})):
         assert with_overrides(known, {}, features, until_ms=LATER_MS, now_ms=LATER_MS) == {}
@@ -1744,7 +1744,7 @@ def test_each_later_period_makes_up_for_a_part() -> None:
     state = replace(paid("a"), overdraft=BEYOND)
     assert [calls_of(state, month(number)) for number in range(4)] == [0, 0, 50, 100]
     assert calls_of(replace(state, plan="a"), month(0)) == 100
-    # What was cut began so shortly before that counts went on in June.
+    # The period that was cut began so shortly before that counts went on in June.
     for before_ms, expected in ((119_999, 70), (120_000, 0)):
         shortly = BEYOND._replace(start_ms=JUNE_MS - before_ms, cut_ms=JUNE_MS - 1)
         assert calls_of(replace(state, overdraft=shortly), month(0)) == expected, before_ms
