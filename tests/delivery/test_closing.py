@@ -138,7 +138,7 @@ async def test_a_moved_close_is_looked_at_when_the_period_is_over(at: Desk, clos
 async def test_what_cannot_be_noted_holds_up_no_delivery(at: Desk, caplog: Caplog) -> None:
     keys, admin = at.kit.store.keys, await at.kit.store.admin()
     odd = keys.shard(keys.customer("acme").shard, "closes")
-    await admin.ask(admin.client.set(odd, "of somebody else", px=600_000))
+    await admin.ask(admin.client.set(odd, "of another program", px=600_000))
     await at.use("acme", requests=7)
     assert (await at.flush(everything=True)).is_complete
     assert at.accepted("acme") == 7
@@ -152,7 +152,7 @@ async def test_damaged_books_do_not_delay_other_closes(at: Desk, closing: Closin
     june = int(NOW.replace(day=1, hour=0, minute=0, second=0).timestamp() * 1000)
     field = f"{june}|{meter_token('requests')}d"
     await admin.ask(admin.client.hset(keys.customer("acme").totals, field, "odd"))
-    await admin.ask(admin.client.set(keys.customer("beta").totals, "of somebody else", px=600_000))
+    await admin.ask(admin.client.set(keys.customer("beta").totals, "of another program", px=600_000))
     assert await closing.at(46) == (1, 0, 2)
     (line,) = errors(caplog)
     assert "customer 'acme', until 2031-07-01 00:00 UTC: it cannot be read: ValueError" in line

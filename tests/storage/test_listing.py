@@ -444,12 +444,12 @@ async def test_a_listing_goes_page_by_page(far: MeterKit, s3: Any, monkeypatch: 
     for number in range(5):
         s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 10**number)
     called: list[dict[str, Any]] = []
-    whole = Aws._call  # pyright: ignore[reportPrivateUsage]
+    whole = Aws._call_in_thread  # pyright: ignore[reportPrivateUsage]
 
     async def paged(self: Aws, what: str, service: str, method: str, **arguments: Any) -> Any:
         called.append(arguments)
         return await whole(self, what, service, method, MaxKeys=2, **arguments)
 
-    monkeypatch.setattr(Aws, "_call", paged)
+    monkeypatch.setattr(Aws, "_call_in_thread", paged)
     assert await far.storage.recalculate() == {"ada": 11111}
     assert len(called) > 1

@@ -149,7 +149,7 @@ class LlmCalls:
             name: gives each call its model and provider, as the route and the request have them.
             requested: gives the models that the request names.
         """
-        more = self._amounts(compiled, name, requested)
+        more = self._sum_amounts(compiled, name, requested)
         if self._counted:
             more = amounts_beyond(self._counted, more)
         for place, amount in more.items():
@@ -168,9 +168,9 @@ class LlmCalls:
         # Reports and what is read of the same calls go together.
         forgotten = reported - len(self.reports) - len(self._taps)
         self._body = self._body[-min(least, max(least // 2, len(self._body) - forgotten)) :]
-        self._counted = self._amounts(compiled, name, requested)
+        self._counted = self._sum_amounts(compiled, name, requested)
 
-    def _amounts(self, compiled: CompiledCatalog, name: NameCalls, requested: RequestedModels) -> Amounts:
+    def _sum_amounts(self, compiled: CompiledCatalog, name: NameCalls, requested: RequestedModels) -> Amounts:
         """Add up all calls that end with their request, and the figures of ``usage_fields``."""
         joined = [call for call in self._joined_calls(requested) if call_event_id(call) is None]
         calls = self._name_unpriced(name(joined), joined, compiled)

@@ -77,6 +77,11 @@ def is_money(unit: str) -> bool:
     return unit.startswith(MICRO_UNIT)
 
 
+def rounded_money(micros: int, currency: str) -> str:
+    """Millionths of a minor unit as people write an amount, rounded half up: ``USD 0.02``."""
+    return money(rounded_cents(Fraction(micros, 1_000_000)), currency)
+
+
 def micro_money(amount: int, unit: str) -> str:
     """A quantity of such a meter as people write it: ``USD 0.0195``."""
     currency = unit.removeprefix(MICRO_UNIT).lower()

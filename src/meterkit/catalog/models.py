@@ -153,6 +153,9 @@ SPEND: Final = "spend"
 QUANTITY_MAX: Final = 10**15 - 1
 CREDITS_MAX: Final = 9 * 10**9
 
+SEAT_UNITS: Final = frozenset({"seat", "seats"})
+"""Units of a gauge that counts seats."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:

@@ -12,7 +12,7 @@ from meterkit.catalog.currencies import CHARGED_AMOUNT, PerCurrency
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
 from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter, meters_billed_by_tiers
-from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, Rollover, SeatPrice
+from meterkit.catalog.models import CREDITS_MAX, SEAT_UNITS, Plan, PlanGrant, Price, Rollover, SeatPrice
 from meterkit.catalog.notes import note_entitlement, note_trial
 from meterkit.catalog.overage_prices import (
     bill_by_model,
@@ -69,8 +69,6 @@ _RESERVED: Final = {
 _PRICE_ID: Final = text(
     255, pattern=r"\S+", allowed="the id of a price at Stripe, such as price_1Q2w3E4r5T6y7U8i"
 )
-
-_SEAT_UNITS: Final = frozenset({"seat", "seats"})
 
 _NO_PRICE: Final[dict[str, Any]] = {"amount_cents": 0, "interval": "month"}  # Where it was refused.
 _NO_SEAT_PRICE: Final[dict[str, Any]] = {"amount_cents": 0}
@@ -311,7 +309,7 @@ def _build_plan(key: str, values: PlanTable, declared: DeclaredNames) -> Plan:
 def _check_seat_price(values: PlanTable, declared: DeclaredNames) -> None:
     """Refuse a seat price where nothing says which gauge counts seats: none would grow, nor be included."""
     meters = drop_refused(declared.meters)
-    gauges = [name for name, meter in meters.items() if meter.kind == "gauge" and meter.unit in _SEAT_UNITS]
+    gauges = [name for name, meter in meters.items() if meter.kind == "gauge" and meter.unit in SEAT_UNITS]
     if values.seat_price is not None and len(gauges) > 1 and "seats" not in gauges:
         message = (
             f"seats are counted on one gauge, and {', '.join(gauges)} count seats; name one of them `seats`"

@@ -50,7 +50,7 @@ async def usage_of_all(
     """
 
     async def skip(customer: str, error: Exception) -> None:
-        await log_unreadable(store, customer, "usage", error)
+        await log_unreadable(store, "usage", customer, error)
         if skipped is not None:
             skipped.append(customer)
 

@@ -11,7 +11,7 @@ import logging
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, replace
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.customers.period_carryover import with_unlimited_use
 from meterkit.decisions.customer_overrides import without_amounts
@@ -47,10 +47,9 @@ from meterkit.outbox.meters_or_lines import (
     line_prices,
     line_switches,
 )
-from meterkit.redis.server import is_key_error
 from meterkit.store.event_names import read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
-from meterkit.store.unreadable_data import UNREADABLE
+from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -396,7 +395,7 @@ async def _catch_up(admin: Admin, states: CustomerStates, customer: str) -> bool
     try:
         await states.catch_up(customer)
     except (ValueError, TypeError, MeterkitError) as error:  # Another release, or another program, wrote it.
-        if isinstance(error, StoreError) and not is_key_error(error.__cause__):
+        if is_of_the_store(error):
             raise
         admin.warn_once(f"what the clock changes for customer {customer!r} cannot be entered: {error}")
         return False
@@ -454,11 +453,9 @@ async def read_states(
     pipe = admin.client.pipeline(transaction=False)
     for customer in customers:
         pipe.hget(keys.customer(customer).state, "data")
-    replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    replies = await admin.ask_each(pipe)
     found: dict[str, CustomerState] = {}
     for customer, reply in zip(customers, replies, strict=True):
-        if isinstance(reply, Exception) and not is_key_error(reply):
-            raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
         state = _parse_state(reply)
         if isinstance(state, CustomerState):
             found[customer] = state

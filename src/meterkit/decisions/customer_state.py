@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
 from meterkit.catalog.addons import with_addons
+from meterkit.catalog.models import SEAT_UNITS
 from meterkit.decisions.allowance import Overdraft, PlanChange
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
@@ -46,7 +47,6 @@ _COUNTING: Final[Mapping[Interval, CountingCycle]] = {
     "month": CountingCycle(per="month"),
     "year": CountingCycle(per="year"),
 }
-_UNITS: Final = frozenset({"seat", "seats"})
 
 
 def seat_meter(meters: Mapping[str, Meter]) -> str | None:
@@ -54,7 +54,7 @@ def seat_meter(meters: Mapping[str, Meter]) -> str | None:
     gauges = {name: meter.unit for name, meter in meters.items() if meter.kind == "gauge"}
     if _SEATS in gauges:
         return _SEATS
-    found = [name for name, unit in gauges.items() if unit in _UNITS]
+    found = [name for name, unit in gauges.items() if unit in SEAT_UNITS]
     return found[0] if len(found) == 1 else None
 
 

@@ -23,8 +23,8 @@ from meterkit.outbox.close_queue import CLOSE_AFTER_MS, CloseQueue, PeriodClose
 from meterkit.outbox.invoice_ends import InvoiceEnd, read_invoice_end, store_invoice_end
 from meterkit.outbox.line_metadata import is_usage_invoice
 from meterkit.outbox.meters_or_lines import line_switches
-from meterkit.redis.server import is_key_error
 from meterkit.store.task_lease import TaskLease
+from meterkit.store.unreadable_data import is_of_the_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -333,7 +333,7 @@ class PeriodCloser:
                 return None, False
             why, may_wait = await checker.explain_open(usage)
         except Exception as error:  # damaged records of one customer do not stop the others
-            if isinstance(error, StoreError) and not is_key_error(error.__cause__):
+            if is_of_the_store(error):
                 raise
             return f"it cannot be read: {error!r:.200}", False
         if not why and await closes.forget(close):

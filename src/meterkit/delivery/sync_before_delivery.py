@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meterkit.cancellation import start_task
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError
-from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -60,10 +59,7 @@ class SyncBeforeDelivery:
         pipe = admin.client.pipeline(transaction=False)
         for name in customers:
             pipe.hget(keys.customer(name).state, "data")
-        states: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
-        for refused in states:
-            if isinstance(refused, Exception) and not is_key_error(refused):
-                raise StoreError(f"the store at {admin.address} failed: {refused}") from refused
+        states = await admin.ask_each(pipe)
         sold = [
             name for name, data in zip(customers, states, strict=True) if _has_metered_prices(data, now_ms)
         ]

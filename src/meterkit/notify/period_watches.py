@@ -189,7 +189,7 @@ class StorageWatch:
                     try:
                         level = StoredLevel.read(packed).level
                     except ValueError as error:
-                        await log_unreadable(store, customer, STORAGE_EVENT, error)
+                        await log_unreadable(store, STORAGE_EVENT, customer, error)
                         continue
                     if level > least[gauge]:
                         view = store.cache.get(customer)
@@ -214,7 +214,7 @@ class StorageWatch:
                 digest = digest_of(customer, STORAGE_EVENT, gauge)
                 await notify_once(self._store, customer, STORAGE_EVENT, digest, make)
         except UNREADABLE as error:
-            await log_unreadable(self._store, customer, STORAGE_EVENT, error)
+            await log_unreadable(self._store, STORAGE_EVENT, customer, error)
 
     async def _make_storage_event(
         self, customer: str, gauge: str, level: StoredLevel
@@ -339,7 +339,7 @@ class SummaryWatch:
         try:
             summary = await self._make_summary(customer, end_ms)
         except UNREADABLE as error:
-            await log_unreadable(self._store, customer, SUMMARY_EVENT, error)
+            await log_unreadable(self._store, SUMMARY_EVENT, customer, error)
             return
         if summary is not None:
             await publish_notice(self._store, customer, SUMMARY_EVENT, summary)
@@ -349,12 +349,8 @@ class SummaryWatch:
         self, customers: Sequence[str], *, at_ms: int | None = None
     ) -> list[tuple[int, str]]:
         """Read when the period before the present one, or before that of another instant, ended."""
-        store = self._store
-
-        async def skip(customer: str, error: Exception) -> None:
-            await log_unreadable(store, customer, SUMMARY_EVENT, error)
-
-        usages = await read_each(customers, partial(store.usage_of_many, at_ms=at_ms), skip)
+        read = partial(self._store.usage_of_many, at_ms=at_ms)
+        usages = await read_each(customers, read, partial(log_unreadable, self._store, SUMMARY_EVENT))
         return [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
 
     async def _make_summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:

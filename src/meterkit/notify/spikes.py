@@ -260,7 +260,7 @@ class SpikeWatch:
                 try:
                     await notify_once(self._store, customer, EVENT, event_id, make)
                 except UNREADABLE as error:
-                    await log_unreadable(self._store, customer, EVENT, error)
+                    await log_unreadable(self._store, EVENT, customer, error)
                 await self._watch.lease.acquire()
 
     async def _make_event(

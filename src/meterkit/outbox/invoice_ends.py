@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.invoice_deadlines import is_final, renewals_of
-from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.server import is_key_error
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -90,12 +89,10 @@ async def find_too_late(store: Store, shard: int, asked: Iterable[SealedIntent])
         customer_keys = keys.customer(customer)
         pipe.hget(customer_keys.state, "data")
         pipe.hmget(customer_keys.totals, [f"{period}|f", f"{period}|h", f"{period}|e"])
-    replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    replies = await admin.ask_each(pipe)
     late = set[str]()
     for same, data, ends in zip(old.values(), replies[::2], replies[1::2], strict=True):
-        if refused := next((one for one in (data, ends) if isinstance(one, Exception)), None):
-            if not is_key_error(refused):
-                raise StoreError(f"the store at {admin.address} failed: {refused}") from refused
+        if isinstance(data, Exception) or isinstance(ends, Exception):
             continue  # Damaged keys of one customer delay no other.
         final, held, ended = ends
         end = InvoiceEnd(held_ms=_parse_int(held), final_ms=_parse_int(final))

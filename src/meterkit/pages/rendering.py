@@ -6,7 +6,6 @@ import json
 import re
 from datetime import timedelta
 from decimal import Decimal
-from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +20,7 @@ from meterkit.catalog.amount_wording import (
     micro_money,
     minor_units,
     money,
-    rounded_cents,
+    rounded_money,
     size_text,
 )
 from meterkit.decisions.dunning import is_for_debt
@@ -91,7 +90,7 @@ class PageRenderer:
         self._environment.tests["for_debt"] = is_for_debt
         self._environment.filters |= {
             "money": money,
-            "micro_money": _micro_money,
+            "micro_money": rounded_money,
             "micro_per_unit": _micro_per_unit,
             "per_cent": _per_cent,
             "day": _day,
@@ -162,10 +161,6 @@ def _day(at: datetime) -> str:
 def _last_day(end: datetime) -> str:
     """Format the last day of a period that ends at an instant."""
     return _day(end - timedelta(milliseconds=1))
-
-
-def _micro_money(amount: int, currency: str) -> str:
-    return money(rounded_cents(Fraction(amount, MICRO)), currency)
 
 
 def _micro_per_unit(currency: str) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import is_money, money, rounded_cents
-from meterkit.decisions.grants import MICRO
+from meterkit.catalog.amount_wording import is_money, rounded_money
 from meterkit.insights.overview.rows import ACTIVITY_DAYS
 from meterkit.pages.operator_lists import DAY_MINUTES
 
@@ -113,18 +111,14 @@ def _revenue_tiles(revenue: RevenueFigures, catalog: Catalog, only: str) -> list
     return [
         TrendTile(
             "Recurring revenue",
-            _micro_money(mrr[-1], currency),
-            f"{_micro_money(mrr[0], currency)} {len(mrr) - 1} days before" if len(mrr) > 1 else "",
+            rounded_money(mrr[-1], currency),
+            f"{rounded_money(mrr[0], currency)} {len(mrr) - 1} days before" if len(mrr) > 1 else "",
             f"#revenue_{currency}",
             line_points(mrr),
         )
         for currency in order[:_CURRENCIES_MAX]
         if (mrr := by_currency[currency])
     ]
-
-
-def _micro_money(amount: int, currency: str) -> str:
-    return money(rounded_cents(Fraction(amount, MICRO)), currency)
 
 
 def _usage_tiles(activity: DailyActivity, catalog: Catalog, today: int) -> list[TrendTile]:

@@ -24,6 +24,7 @@ from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.errors import StoreError
 from meterkit.redis.admin_connections import Pool, new_client
 from meterkit.redis.discovery import find_slots, redirection_of, slot_of, slots_of_myself
+from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -412,6 +413,18 @@ class Admin:
             # From Python 3.12 on fakeredis replies without yielding to the event loop.
             await asyncio.sleep(0)
         return reply
+
+    async def ask_each(self, pipe: Any) -> list[Any]:
+        """Run a pipeline; a command that is refused because of its key's value has the error as its reply.
+
+        Raises:
+            StoreError: the store did not answer, or refused a command for another reason.
+        """
+        replies: list[Any] = await self.ask(pipe.execute(raise_on_error=False))
+        for reply in replies:
+            if isinstance(reply, Exception) and not is_key_error(reply):
+                raise StoreError(f"the store at {self._address} failed: {reply}") from reply
+        return replies
 
     def _describe_error(self, error: Exception) -> str:
         cause = error.__context__

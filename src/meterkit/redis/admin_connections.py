@@ -20,7 +20,7 @@ from redis.exceptions import (
 )
 
 from meterkit.redis.discovery import master_of
-from meterkit.redis.handshake import addresses_in_turn, skip_silent
+from meterkit.redis.handshake import addresses_to_try, skip_silent
 
 if TYPE_CHECKING:
     import ssl
@@ -126,7 +126,7 @@ class _NamedConnection(_PackedConnection):
         own: Any = self
         inherited: Any = super()
         async with asyncio.timeout(own.socket_connect_timeout):
-            *others, last = await addresses_in_turn(own.host)
+            *others, last = await addresses_to_try(own.host)
         for place, self._place in (*others, last):
             try:
                 await inherited._connect()  # noqa: SLF001 - what redis-py has its own connections override

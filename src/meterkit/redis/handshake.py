@@ -97,7 +97,7 @@ _turns: Final[dict[str, int]] = {}
 """Number of addresses of a name that did not answer in time: an attempt begins with the next one."""
 
 
-async def addresses_in_turn(host: str) -> Sequence[tuple[int, str]]:
+async def addresses_to_try(host: str) -> Sequence[tuple[int, str]]:
     """Addresses of a host to try in this order, each with its place for :func:`skip_silent`.
 
     Raises:
@@ -193,7 +193,7 @@ async def _connect_to_host(protocol: Callable[[], Connection], address: Address)
     if address.tls is not None:
         tls = {"ssl": address.tls.context, "server_hostname": address.host}
     refusal = OSError("the name has no address")
-    for place, host in await addresses_in_turn(address.host):
+    for place, host in await addresses_to_try(address.host):
         try:
             _, connection = await create(protocol, host, address.port, **tls)
         except OSError as error:

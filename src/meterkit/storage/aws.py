@@ -67,7 +67,7 @@ class Aws:
         with self._making:
             return boto3.client(service, endpoint_url=endpoint, config=config)
 
-    async def _call(self, what: str, service: str, method: str, **arguments: Any) -> Any:
+    async def _call_in_thread(self, what: str, service: str, method: str, **arguments: Any) -> Any:
         """Call a method in a thread; so is its client made, which reads files and may find no region."""
         self.require()
         errors: Any = import_module("botocore.exceptions")
@@ -85,7 +85,7 @@ class Aws:
         more: dict[str, str] = {}
         while True:
             what = f"the bucket {bucket} cannot be listed"
-            reply: dict[str, Any] = await self._call(
+            reply: dict[str, Any] = await self._call_in_thread(
                 what, "s3", "list_object_versions", Bucket=bucket, Prefix=prefix, **more
             )
             date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
@@ -101,7 +101,7 @@ class Aws:
 
     async def presign(self, bucket: str, key: str, size: int, *, lasts_s: int) -> str:
         """Presign a PUT of exactly ``size`` bytes; raises as :meth:`pages` does."""
-        found: str = await self._call(
+        found: str = await self._call_in_thread(
             f"an upload to the bucket {bucket} cannot be presigned",
             "s3",
             "generate_presigned_url",
@@ -113,7 +113,7 @@ class Aws:
 
     async def receive(self, queue_url: str, *, wait_s: int = _WAIT_S) -> Sequence[tuple[str, str]]:
         """Receive up to ten messages of a queue: body and receipt; raises as :meth:`pages` does."""
-        reply = await self._call(
+        reply = await self._call_in_thread(
             "the queue of storage events cannot be read",
             "sqs",
             "receive_message",
@@ -128,4 +128,6 @@ class Aws:
         entries = [{"Id": str(nth), "ReceiptHandle": receipt} for nth, receipt in enumerate(receipts)]
         if entries:
             what = "messages cannot be deleted from the queue of storage events"
-            await self._call(what, "sqs", "delete_message_batch", QueueUrl=queue_url, Entries=entries)
+            await self._call_in_thread(
+                what, "sqs", "delete_message_batch", QueueUrl=queue_url, Entries=entries
+            )

@@ -16,7 +16,6 @@ from meterkit.customers.sorted_customers import TemporaryTables
 from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.packed import unpack_field
 from meterkit.errors import StoreError
-from meterkit.redis.server import is_key_error
 from meterkit.storage.object_owners import find_owner
 from meterkit.storage.object_records import (
     AT_ONCE,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Storage
-    from meterkit.redis.admin import Admin
     from meterkit.storage.aws import ListingPage
     from meterkit.store.store import Store
 
@@ -284,19 +282,6 @@ def _has_former(levels: Iterable[str], gauge: str) -> bool:
     return any(":" in name and not name.startswith(f"{gauge}:") for name in levels)
 
 
-async def _ask_of_levels(admin: Admin, pipe: Any) -> list[Any]:
-    """Replies to questions about levels; one that cannot be read is found again when it is corrected.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
-    for reply in replies:
-        if isinstance(reply, Exception) and not is_key_error(reply):
-            raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
-    return replies
-
-
 async def _forget_former(store: Store, storage: Storage, customers: Sequence[str]) -> None:
     """Forget objects of customers that were recorded for another gauge; a listing then counts all anew.
 
@@ -309,7 +294,8 @@ async def _forget_former(store: Store, storage: Storage, customers: Sequence[str
     pipe = admin.client.pipeline(transaction=False)
     for one in keys:
         pipe.hkeys(one.levels)
-    for one, reply in zip(keys, await _ask_of_levels(admin, pipe), strict=True):
+    for one, reply in zip(keys, await admin.ask_each(pipe), strict=True):
+        # One that cannot be read is found again when its levels are corrected.
         levels = [] if isinstance(reply, Exception) else [name.decode() for name in reply]
         if _has_former(levels, storage.gauge):
             sums = [name for name in levels if ":" in name]
@@ -444,5 +430,5 @@ async def _customers_with_bytes(store: Store, gauge: str, customer: str | None) 
             pipe = admin.client.pipeline(transaction=False)
             for name in with_levels:
                 pipe.hget(store.keys.customer(name).levels, gauge)
-            levels = await _ask_of_levels(admin, pipe)
+            levels = await admin.ask_each(pipe)
             yield [name for name, level in zip(with_levels, levels, strict=True) if level is not None]

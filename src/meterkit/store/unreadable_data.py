@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +22,12 @@ class UnreadableDataError(MeterkitError):
     """Stored data cannot be read; the message names the customer."""
 
 
-async def log_unreadable(store: Store, customer: str, what: str, error: Exception) -> None:
+def is_of_the_store(error: Exception) -> bool:
+    """Whether the store failed, and not over the value of one key."""
+    return isinstance(error, StoreError) and not is_key_error(error.__cause__)
+
+
+async def log_unreadable(store: Store, what: str, customer: str, error: Exception) -> None:
     """Log once that a customer is skipped, and what it lacks for that."""
     (await store.admin()).warn_once(
         f"no {what} for customer {customer!r}: the stored data cannot be read: {error!r}"

@@ -79,12 +79,9 @@ async def read_shard_backlogs(store: Store) -> Sequence[ShardBacklog]:
     for shard in range(store.keys.shards):
         pipe.xlen(store.keys.audit(shard))
         pipe.exists(store.keys.audit_sums(shard))
-    found: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    found = await admin.ask_each(pipe)
     waiting: list[ShardBacklog] = []
     for shard, (entries, sums) in enumerate(zip(found[::2], found[1::2], strict=True)):
-        for reply in (entries, sums):
-            if isinstance(reply, Exception) and not is_key_error(reply):
-                raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
         if isinstance(entries, Exception):
             waiting.append(ShardBacklog(shard, 0, is_full=False, trouble=str(entries)))
         elif entries or sums:

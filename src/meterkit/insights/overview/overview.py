@@ -10,7 +10,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -133,9 +133,10 @@ class CustomerOverview:
             {name for name, meter in store.catalog.meters.items() if meter.stripe is not None}
         )
         rows, of_meters = list[CustomerRow](), list[UsageRow]()
+        skip = partial(log_unreadable, store, "figures on operator pages")
         async with self._list_all() as customers:
             async for names in customers.names(_PAGE):
-                for usage in await read_each(names, store.usage_of_many, self._skip):
+                for usage in await read_each(names, store.usage_of_many, skip):
                     row = build_row(usage, store.catalog.meters)
                     of_meters += totals.add(row, usage)
                     rows.append(row)
@@ -151,9 +152,6 @@ class CustomerOverview:
         }
         await in_thread(tables.finish, at_ms, figures)
         return figures
-
-    async def _skip(self, customer: str, error: Exception) -> None:
-        await log_unreadable(self._store, customer, "figures on operator pages", error)
 
     async def _read_activity(self, at_ms: int, known: OverviewSnapshot | None) -> DailyActivity:
         read: Any = import_module("meterkit.insights.overview.daily_activity").read_daily_activity

@@ -8,8 +8,7 @@ from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
-from meterkit.redis.server import is_key_error
-from meterkit.store.unreadable_data import UNREADABLE
+from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -67,7 +66,7 @@ class DueCustomers:
             try:
                 await handle(customer)
             except (StoreError, *UNREADABLE) as error:
-                if isinstance(error, StoreError) and not is_key_error(error.__cause__):
+                if is_of_the_store(error):
                     raise
                 await self.put_in(customer, HOUR_MS)
                 (await self._store.admin()).warn_once(
