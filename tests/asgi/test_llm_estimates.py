@@ -350,6 +350,17 @@ async def test_auto_reads_answers_to_post_only(store_url: str) -> None:
         assert (2840, 620) == await tokens(at.kit)
 
 
+async def test_auto_bills_a_model_asked_by_any_method(store_url: str) -> None:
+    """A client chooses the method, and a handler may take any: its choice must not make a call free."""
+    async with metered(answering([REPORTED], JSON_TYPE), store_url) as at:
+        for times, method in enumerate(("PATCH", "PUT", "GET", "DELETE", "BREW"), 1):
+            await ask(at, "/auto", method=method)
+            assert (1420 * times, 310 * times) == await tokens(at.kit), method
+        counted = await tokens(at.kit)
+        await ask(at, "/auto", method="PATCH", body=b'{"title": "My chat"}')
+        assert counted == await tokens(at.kit)
+
+
 @pytest.mark.parametrize("ends", [True, False])
 async def test_auto_bills_only_models(ends: bool, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """F-33: nor at hang-up, whatever was asked."""

@@ -212,6 +212,16 @@ async def test_a_poll_is_not_refused_by_the_hold_of_its_job(poll: str, store_url
         await counts(at, recorded=400, held=0)
 
 
+@pytest.mark.parametrize("method", ["PATCH", "GET", "BREW"])
+async def test_a_request_with_a_body_asks_by_any_method(method: str, store_url: str) -> None:
+    """A client chooses the method, and a handler may take any."""
+    async with served(job_app, plans=JOBS, redis_url=store_url) as at:
+        await job_begun(at)
+        asked = await at.client.request(method, "/v1/chat", json={"messages": []})
+        assert asked.status_code == 429
+        assert await at.statuses("/v1/chat", method=method, headers={"content-length": "0"}) == [200]
+
+
 async def test_only_the_customers_own_job_makes_a_request_a_poll(store_url: str) -> None:
     async with served(job_app, plans=JOBS, redis_url=store_url) as at:
         await job_begun(at)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
+from meterkit.asgi.buffered_body import announces_body
 from meterkit.asgi.identify import client_ip
 from meterkit.asgi.limit_fields import FixedFields, LimitFields
 from meterkit.asgi.mcp import McpLines
@@ -102,7 +103,8 @@ class ActivePlans:
 
     def route_for(self, route: Route, scope: Scope) -> Route:
         """Route of an HTTP request; its poll route if the request can only fetch work."""
-        return self.poll_route(route) if is_fetched(route.usage, scope["method"].upper()) else route
+        is_poll = is_fetched(route.usage, scope["method"].upper()) and not announces_body(scope)
+        return self.poll_route(route) if is_poll else route
 
     def unknown_customer(self) -> CustomerView:
         """View for requests that pass although their customer is unknown."""

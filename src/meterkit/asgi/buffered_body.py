@@ -109,6 +109,11 @@ def header_of(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key.lower() == name]
 
 
+def announces_body(scope: Scope) -> bool:
+    """Whether a request says that it has a body."""
+    return any(value.strip(b"0 ") for name in _ANNOUNCING for value in header_of(scope, name))
+
+
 def decode_body(scope: Scope, head: bytes, size: int, *, ended: bool) -> tuple[bytes, int, bool]:
     """Decode a body: its text, the size of the whole, and whether it is known to its end.
 

@@ -57,14 +57,12 @@ class LlmCalls:
 
     Args:
         reading: of the response; None where its route reads none.
-        is_fetched: whether the response is a stored one: of it only work counts that outlived its request.
     """
 
-    __slots__ = ("_body", "_counted", "_fields", "_is_fetched", "_open_taps", "_taps", "reading", "reports")
+    __slots__ = ("_body", "_counted", "_fields", "_open_taps", "_taps", "reading", "reports")
 
-    def __init__(self, reading: ResponseUsage | None = None, *, is_fetched: bool = False) -> None:
+    def __init__(self, reading: ResponseUsage | None = None) -> None:
         self.reading = reading
-        self._is_fetched = is_fetched
         self.reports = UsageReports()
         self._taps: list[CallUsage] = []
         self._open_taps: dict[object, OpenTap] = {}
@@ -84,7 +82,7 @@ class LlmCalls:
     @property
     def unread_figure(self) -> str | None:
         """Path of a token figure in the response that is not read; None if the app reported usage."""
-        if self.reading is None or self._is_fetched or self._taps or self.reports.usages():
+        if self.reading is None or self.reading.is_fetched or self._taps or self.reports.usages():
             return None
         return self.reading.unread_figure
 
@@ -131,7 +129,7 @@ class LlmCalls:
         if self.reading is not None:
             self._body = self.reading.close(complete=complete, gone=gone)
             self._fields = self.reading.figures
-            if self._is_fetched:
+            if self.reading.is_fetched:  # Only work counts that outlived its request.
                 self._body = tuple(call for call in self._body if call.outlives)
         if any(call.source == "reported" for call in (*self.reports.usages(), *self._taps)):
             return tuple(call for call in self._body if call.source in ("reported", "partial"))

@@ -43,9 +43,10 @@ class ResponseUsage:
         request: what the app receives.
         complain: logs an error of the reader, which the app never sees.
         estimate: the app's own estimator of the input, for responses without usage; None: it has none.
-        is_fetched: whether the response is a stored one, whose figures were counted before.
+        is_fetched: whether the response is a stored one, unless the request's body asks a model.
 
     Attributes:
+        is_fetched: whether the response is a stored one, whose figures were counted before.
         skip_repeats: tries to take a piece in place of :meth:`read`, if it repeats the one before.
         figures: the quantities found at the paths of ``usage_fields``, by meter, once it is closed.
         unread_figure: the path of a token figure that ``usage`` does not read, once it is closed.
@@ -61,13 +62,13 @@ class ResponseUsage:
         "_fields",
         "_input_tokens",
         "_is_behind",
-        "_is_fetched",
         "_piece_bytes",
         "_reader",
         "_request",
         "_route",
         "_work",
         "figures",
+        "is_fetched",
         "skip_repeats",
         "unread_figure",
     )
@@ -82,7 +83,7 @@ class ResponseUsage:
         is_fetched: bool = False,
     ) -> None:
         self._route = route
-        self._is_fetched = is_fetched
+        self.is_fetched = is_fetched
         self._fields: FieldsReader | None = None
         self.figures: Mapping[str, int] = {}
         self.unread_figure: str | None = None
@@ -103,7 +104,9 @@ class ResponseUsage:
         """Open the reader for the head of the response."""
         status, headers, fields = message["status"], message.get("headers", ()), self._route.usage_fields
         with self._guard():
-            if fields and not self._is_fetched:
+            # A client chooses the method, and some handlers take any.
+            self.is_fetched = self.is_fetched and not self._is_asked()
+            if fields and not self.is_fetched:
                 self._fields = FieldsReader.open(fields, status=status, headers=headers)
             self._reader = ResponseReader.open(self._route.usage, status=status, headers=headers)
             if self._fields is not None:
@@ -295,7 +298,7 @@ class ResponseUsage:
             return False
         body, size = self._request.content()
         asked = read_request(body) if size <= len(body) else None
-        return self._is_fetched or (asked is not None and asked.is_set("background"))
+        return self.is_fetched or (asked is not None and asked.is_set("background"))
 
     def _has_request_body(self) -> bool:
         return self._request is not None and self._request.head()[1] > 0

@@ -73,6 +73,7 @@ _PATHS: Final[ValueShape[tuple[str, ...]]] = AnyForm(
 )
 _OF_MCP: Final[dict[str, Any]] = {"idempotency_header": None}
 """A key of one call would stand for calls of other tools at the same path."""
+_WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 _VERBS: Final = ("consume", "per_message", "grow", "reserve")
 _QUANTITIES: Final = MapOf(NAME, quantity(), "meters and quantities", 1)
 
@@ -207,7 +208,7 @@ def _build_usage(values: RouteTable, method: str | None) -> dict[str, Any]:
     return {
         "usage": "fields" if fields and word == "none" else word,
         "usage_fields": fields,
-        "is_poll": method is not None and is_fetched(word, method),
+        "is_poll": method in _WITHOUT_BODY and is_fetched(word, method),
     }
 
 
@@ -356,7 +357,7 @@ def reads_tokens(route: Route) -> bool:
 
 
 def is_fetched(usage: str, method: str) -> bool:
-    """Whether `usage: auto` takes a response for work that an earlier request began."""
+    """Whether `usage: auto` takes a response for a stored one, unless the request's body asks a model."""
     return usage == "auto" and method not in {"POST", "WS"}
 
 
