@@ -25,7 +25,7 @@ SAMPLE: Final = 2
 LEAST: Final = 0.8
 """Such a share of all that are tried must be noticed. It may only rise: decision 0193 says what it was."""
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
-PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "customers": 128, "redis": 128}
+PARTS: Final = {"decisions": 4, "delivery": 16, "outbox": 16, "store": 128, "customers": 128, "redis": 128}
 """Of each room one in so many mutants is tried, and one of each module."""
 _ROOMS: Final = (
     "unit store delivery subscriptions asgi insights notify storage testing catalog pages cli promises"
