@@ -258,6 +258,23 @@ async def test_each_invoice_is_on_exactly_one_statement(at: Ending, when: dateti
     assert sorted(shown) == sorted(invoice.id for invoice in stripe._account.invoices)
 
 
+async def test_an_earlier_trial_stays_free_beside_a_new_subscription(store_url: str, tmp_path: Path) -> None:
+    ends: Any = {"end_behavior": {"missing_payment_method": "cancel"}}
+    begun: Any = {"trial_period_days": 14, "trial_settings": ends}
+    more: Any = {"begun": begun, "card": None, "audit_url": sqlite_in(tmp_path)}
+    async with paying(store_url, PLANS, clock=Clock(APRIL), prices=PRICES, **more) as at:
+        await at.kit.record("acme", "words", 130)
+        await at.reach(APRIL + 15 * DAY)
+        before = await at.kit.statement("acme", APRIL)
+        assert before.total_cents == 0
+        at.stripe.add_payment_method("cus_acme", "pm_card_visa")
+        await at.found.subscribe(items=[{"price": price} for price in PRICES])
+        await at.found.settle()
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.usage("acme"))["plan"] == "pro"
+        assert await at.kit.statement("acme", APRIL) == before
+
+
 CAPPED_CATALOG: Final = loads(plans_text("capped_books"))
 
 

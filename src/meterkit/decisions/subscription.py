@@ -100,8 +100,8 @@ class SubscriptionState:
         line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
             of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
         free_spans: its trials and those of earlier subscriptions: first instant, and the first one after it;
-            only where invoice lines bill usage, or a trial was given after its creation; empty: its trial
-            began then.
+            only where invoice lines bill usage, an earlier one had a trial, or its own was given after its
+            creation; empty: its trial began then.
         paused_spans: its pauses and those of earlier subscriptions, likewise; one that lasts ends with
             :data:`NEVER_MS`.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not

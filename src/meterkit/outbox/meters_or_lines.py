@@ -104,7 +104,9 @@ def keep_line_terms(
         shown: what Stripe shows of these terms.
     """
     switches = _next_switches(subscription, known, catalog, shown.planned_ms)
-    keeps_trials = bool(switches) or _begins_later(subscription, shown.trial_ms)
+    keeps_trials = (
+        bool(switches) or _begins_later(subscription, shown.trial_ms) or _follows_trial(subscription, known)
+    )
     free_spans = _next_free_spans(subscription, known, shown.trial_ms) if keeps_trials else ()
     paused_spans = _next_paused_spans(subscription, known)
     changed = replace(subscription, line_switches=switches, free_spans=free_spans, paused_spans=paused_spans)
@@ -116,6 +118,13 @@ def _begins_later(subscription: SubscriptionState, trial_ms: tuple[int, int] | N
     """Whether a trial was given to a subscription that had begun: what was used before it is billed."""
     created_ms = subscription.created_ms
     return trial_ms is not None and created_ms > 0 and trial_ms[0] >= created_ms + SHORTEST_MS
+
+
+def _follows_trial(subscription: SubscriptionState, known: SubscriptionState | None) -> bool:
+    """Whether an earlier subscription had a trial: its usage stays free."""
+    if known is None:
+        return False
+    return bool(known.free_spans if known.id == subscription.id else known.trials())
 
 
 def _next_free_spans(
