@@ -167,6 +167,16 @@ async def test_revenue_of_the_restricted_is_that_of_their_plan(at: Books) -> Non
     assert at.rows(by_day) == rows
 
 
+async def test_a_currency_whose_customers_all_left_keeps_its_shares(at: Books) -> None:
+    tables, usd, eur = RevenueTables(Database(f"sqlite:///{at.path}")), paying(ada=8), paying("eur", bob=5)
+    for day, found in (((1, 1), usd + eur), ((1, 2), usd + eur), ((1, 3), usd), ((2, 1), usd)):
+        tables.write(date(2031, *day), found, [])
+    last = await at.revenue.at(date(2031, 2, 1))
+    assert (last.mrr, last.customers) == ({"eur": 0, "usd": 8}, {"eur": 0, "usd": 1})
+    assert (last.nrr, last.grr) == ({"eur": 0.0, "usd": 1.0}, last.nrr)
+    assert (last.customer_churn, last.gross_churn) == ({"eur": 1.0, "usd": 0.0}, last.customer_churn)
+
+
 async def test_without_an_audit_log_the_setting_is_named(store_url: str) -> None:
     async with hooked(store_url, catalog=CATALOG) as at:
         with pytest.raises(SettingsError, match="METERKIT_AUDIT_URL"):

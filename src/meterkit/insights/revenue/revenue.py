@@ -343,12 +343,13 @@ def _build_revenue_day(tables: RevenueTables, day: date, currency: str) -> Reven
     spent, won = tables.spent(before + _DAY, day), moved.get(currency, DayFigures()).new_customers
     usage, expected = tables.usage(before + _DAY, day), _forecast_reader(tables, day)
 
-    def by_currency(value: Callable[[str, DayFigures], _T]) -> dict[str, _T]:
-        return {name: value(name, of) for name, of in figures.items()}
+    # A currency that brings nothing any more has lost what it brought in the month.
+    names = sorted({*figures, *retained, *moved})
 
-    lost = (
-        {name: churn_of(starts.get(name), moved.get(name)) for name in figures} if starts is not None else {}
-    )
+    def by_currency(value: Callable[[str, DayFigures], _T]) -> dict[str, _T]:
+        return {name: value(name, figures.get(name, DayFigures())) for name in names}
+
+    lost = {name: churn_of(starts.get(name), moved.get(name)) for name in names} if starts is not None else {}
     return RevenueDay(
         day=day,
         mrr=by_currency(lambda _, of: of.mrr),
