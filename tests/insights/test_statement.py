@@ -258,6 +258,24 @@ async def test_each_invoice_is_on_exactly_one_statement(at: Ending, when: dateti
     assert sorted(shown) == sorted(invoice.id for invoice in stripe._account.invoices)
 
 
+async def test_usage_of_a_void_renewal_costs_nothing_once_resumed(at: Ending) -> None:
+    await at.kit.record("acme", "words", 130)
+    await at.flush()
+    client = at.found.client.v1.subscriptions
+    (sold,) = (await client.list_async()).data
+    for behavior, until in (({"behavior": "void"}, MAY + 2 * HOUR), ("", MAY + 2 * DAY)):
+        paused: Any = {"pause_collection": behavior}
+        await client.update_async(sold.id, paused)
+        await at.reach(until)
+        await at.drain()
+        found = await at.kit.statement("acme", APRIL + DAY)
+        (words,) = usage_of(found, "words")
+        assert (words.quantity, words.amount_cents) == (30, 0)
+        assert words.note == "not billed: the renewal's invoice is void"
+        assert (found.total_cents, found.is_final) == (1000, True)
+    assert [invoice["status"] for invoice in at.invoices()] == ["void"]
+
+
 async def test_an_earlier_trial_stays_free_beside_a_new_subscription(store_url: str, tmp_path: Path) -> None:
     ends: Any = {"end_behavior": {"missing_payment_method": "cancel"}}
     begun: Any = {"trial_period_days": 14, "trial_settings": ends}

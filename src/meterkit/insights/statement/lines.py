@@ -402,6 +402,14 @@ def without_amount(line: StatementLine, currency: str) -> StatementLine:
     return replace(line, unit_amount="", amount_cents=0, note="; ".join(filter(None, (line.note, note))))
 
 
+def unbilled(line: StatementLine) -> StatementLine:
+    """A line whose invoice is void: nothing is paid for it."""
+    if line.invoice is not None or line.kind != "usage":
+        return line
+    note = "; ".join(filter(None, (line.note, "not billed: the renewal's invoice is void")))
+    return replace(line, amount_cents=0, note=note)
+
+
 def build_event(row: Mapping[str, Any], reason: str) -> StatementEvent:
     """A row of the audit log as an event of a statement; ``reason``: of a correction, else empty."""
     occurred = row["occurred_at_ms"]

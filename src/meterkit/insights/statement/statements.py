@@ -27,6 +27,7 @@ from meterkit.insights.statement.lines import (
     price_in,
     price_line,
     select_events,
+    unbilled,
     without_amount,
 )
 from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_line
@@ -78,7 +79,7 @@ class PeriodInvoices:
         """The invoices that belong to a period (Unix seconds), oldest first, each with all its lines.
 
         That is the first invoice of a subscription that begins in it, those of changes in it, and that of the
-        renewal at its end. Void invoices are left out.
+        renewal at its end, void ones too.
         """
         asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": start_s}}
         found = [
@@ -125,9 +126,9 @@ class PeriodInvoices:
 
 def _is_of_period(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
     parent: Mapping[str, Any] = invoice.get("parent") or {}
-    if invoice.get("status") != "void" and is_usage_invoice(invoice, end_s * 1000):
+    if is_usage_invoice(invoice, end_s * 1000):
         return True
-    if parent.get("type") != "subscription_details" or invoice.get("status") == "void":
+    if parent.get("type") != "subscription_details":
         return False
     if invoice.get("billing_reason") == "subscription_create":
         return bool(start_s <= invoice["created"] < end_s)
@@ -246,9 +247,13 @@ class Statements:
         at_ms = None if period is None else period_ms(period)
         (usage,) = await self._store.usage_of_many([customer], at_ms=at_ms, former=True)
         _, state = await CustomerStates(self._store).read(customer)
-        made = _StatementBuilder(self._store, database, usage, state)
-        invoices = await self._read_invoices(state, usage)
-        lines, wanted = await made.lines(invoices, None if not invoices else PeriodInvoices(self._api()))
+        made, end_ms = _StatementBuilder(self._store, database, usage, state), to_ms(usage["period"]["end"])
+        all_invoices = await self._read_invoices(state, usage)
+        invoices = [one for one in all_invoices if one["status"] != "void"]
+        # What a void renewal had billed is never paid.
+        is_void = _has_renewal(all_invoices, end_ms) and not _has_renewal(invoices, end_ms)
+        reader = PeriodInvoices(self._api()) if all_invoices else None
+        lines, wanted = await made.lines(invoices, reader, is_void=is_void)
         currency = str(invoices[0]["currency"]) if invoices else usage["currency"]
         if currency != usage["currency"]:
             lines = [without_amount(line, usage["currency"]) for line in lines]
@@ -260,7 +265,7 @@ class Statements:
             period_start=usage["period"]["start"],
             period_end=usage["period"]["end"],
             currency=currency,
-            is_final=_is_final(invoices, to_ms(usage["period"]["end"])) and not made.waiting_meters(),
+            is_final=_is_final(invoices, end_ms, is_void=is_void) and not made.waiting_meters(),
             invoices=tuple(map(build_invoice, invoices)),
             lines=tuple(lines),
             total_cents=sum(totals),
@@ -322,9 +327,12 @@ class _StatementBuilder:
         self._start_ms = to_ms(usage["period"]["start"])
 
     async def lines(
-        self, invoices: Sequence[Mapping[str, Any]], reader: PeriodInvoices | None
+        self, invoices: Sequence[Mapping[str, Any]], reader: PeriodInvoices | None, *, is_void: bool
     ) -> tuple[list[StatementLine], dict[str, EventSelection]]:
-        """The lines without events, and by id which events each has."""
+        """The lines without events, and by id which events each has.
+
+        ``is_void``: the invoice of the renewal is void.
+        """
         by_event = await self._by_event()
         meters = {event: names[0] for event, names in by_event.items()}
         names = {names[0]: names for names in by_event.values()}
@@ -357,6 +365,8 @@ class _StatementBuilder:
                 else self._price_line(one, wanted[one.id].meters, costs, lines, has_invoice=has_invoice)
                 for one in lines
             ]
+        if is_void:
+            lines = [one if one.meter in self.waiting_meters() else unbilled(one) for one in lines]
         found = [one for one in lines if not self._is_empty(one, has_invoice=has_invoice)]
         if reader is None:
             found = [*await self._fixed_lines(), *found]
@@ -507,6 +517,7 @@ def _has_renewal(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:
     return max((int(one["period_end"]) for one in invoices), default=0) >= end_ms // 1000
 
 
-def _is_final(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:
-    """Whether the invoice of the renewal is there, and none is a draft."""
-    return _has_renewal(invoices, end_ms) and all(one["status"] != "draft" for one in invoices)
+def _is_final(invoices: Sequence[Mapping[str, Any]], end_ms: int, *, is_void: bool) -> bool:
+    """Whether the invoice of the renewal is there, or void, and none is a draft."""
+    is_renewed = is_void or _has_renewal(invoices, end_ms)
+    return is_renewed and all(one["status"] != "draft" for one in invoices)
