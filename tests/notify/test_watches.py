@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 
 from drivers import subscribed_customer as subscribed
-from drivers.audit_database import AuditRow, insert_rows, to_ms
+from drivers.audit_database import AuditRow, drain_all, insert_rows, to_ms
 from drivers.messages import NOW, PLANS, SECRET, Mailbox, Receiver, any_event, kit_of, pass_over, receiver
 from drivers.synthetic_usage import history
 from meterkit import MeterKit, PeriodSummary
@@ -402,6 +402,20 @@ async def test_a_spike_is_sent_once(store_url: str, tmp_path: Path, monkeypatch:
             "four_weeks_at_this_pace_cents": 403_200,
             "last_four_weeks_cents": 8_064,
         }
+
+
+async def test_a_deleted_customer_has_no_more_spikes(store_url: str, tmp_path: Path) -> None:
+    clock, url = Clock(NOW), written(tmp_path)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SPIKES, audit_url=url) as kit:
+        watch = SpikeWatch(kit.store, AuditDatabase(url), any_event)
+        await kit.record("acme", "requests", 1)
+        await kit.customers.delete("acme")
+        clock.advance(timedelta(minutes=5))
+        await drain_all(kit, url)
+        await watch.check()
+        await pass_over(kit, "webhook")
+        assert hook.posts == []
+        assert await SpikesToday(kit.store).all() == []
 
 
 async def test_money_of_a_spike_is_rounded_half_up(store_url: str, tmp_path: Path) -> None:

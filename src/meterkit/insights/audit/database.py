@@ -362,7 +362,7 @@ class Database:
         return [(str(customer), str(meter)) for customer, meter in self.read(asked)]
 
     def hours(self, customer: str, meter: str, since_ms: int) -> Mapping[int, int]:
-        """Units by hour since 1970.
+        """Units by hour since 1970, without rows before a deletion.
 
         Raises:
             MeterkitError: the database does not answer.
@@ -375,6 +375,7 @@ class Database:
             table.meter == meter,
             table.kind.in_(COUNTED),
             table.recorded_at_ms >= since_ms - _AHEAD_MS,
+            table.recorded_at_ms > last_deletion(customer),
             at_ms >= since_ms,
         )
         return {int(at) // _HOUR_MS: int(units) for at, units in self.read(asked.group_by(hour))}
