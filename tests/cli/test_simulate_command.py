@@ -150,6 +150,22 @@ async def test_usage_from_before_a_deletion_is_not_tried(valkey: Server, tmp_pat
     assert [(one["customer"], one["then_cents"]) for one in found.json["customers"]] == [("ada", 1_100)]
 
 
+async def test_usage_after_a_deletion_is_tried_in_an_earlier_period(valkey: Server, tmp_path: Path) -> None:
+    """Before the deletion a subscription had begun a period amid the month, whose first day is next to count."""
+    clock, url = Clock(NOW), f"sqlite:///{tmp_path}/audit.db"
+    start_ms = int((NOW - timedelta(days=5)).timestamp() * 1000)
+    async with logging(valkey, tmp_path, PLANS, clock) as kit:
+        insert_rows(url, [AuditRow("x/1", "words", "recorded", "ada", start_ms, start_ms + 1, 90_000)])
+        await kit.customers.delete("ada")
+        clock.advance(timedelta(hours=1))
+        await kit.record("ada", "words", 1_200)
+    found = shell_of(valkey, tmp_path).run(
+        *("simulate", "--plans", "plans.yaml", "--period", "2031-06-10", "--json")
+    )
+    assert [(one["customer"], one["then_cents"]) for one in found.json["customers"]] == [("ada", 1_100)]
+    assert found.json["not_logged"] == {}
+
+
 async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp_path: Path) -> None:
     shell = await log_of(valkey, tmp_path)
     (tmp_path / "euros.yaml").write_text(NEXT.replace("currency: usd", "currency: eur"))

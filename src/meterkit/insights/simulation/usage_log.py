@@ -283,15 +283,18 @@ def _read_pages(
 ) -> Iterator[list[Any]]:
     table = TABLE.c
     own = [] if customer is None else [table.customer == customer]
-    last = (
-        select(table.customer, func.max(table.period_start_ms).label("start"))
-        .where(table.period_start_ms <= at_ms, table.period_start_ms > at_ms - _LONGEST_MS, *own)
-        .group_by(table.customer)
-        .subquery()
-    )
     deleted = (
         select(table.customer, func.max(table.recorded_at_ms).label("at"))
         .where(table.kind == "deleted", *own)
+        .group_by(table.customer)
+        .subquery()
+    )
+    # A customer who was deleted may have periods again that began before the deletion.
+    is_kept = or_(deleted.c.at.is_(None), table.recorded_at_ms > deleted.c.at)
+    last = (
+        select(table.customer, func.max(table.period_start_ms).label("start"))
+        .outerjoin(deleted, table.customer == deleted.c.customer)
+        .where(table.period_start_ms <= at_ms, table.period_start_ms > at_ms - _LONGEST_MS, is_kept, *own)
         .group_by(table.customer)
         .subquery()
     )
@@ -304,8 +307,7 @@ def _read_pages(
         select(*columns)
         .join(last, and_(table.customer == last.c.customer, table.period_start_ms == last.c.start))
         .outerjoin(deleted, table.customer == deleted.c.customer)
-        .where(table.kind.in_(_COUNTED), table.meter.not_in(without))
-        .where(or_(deleted.c.at.is_(None), table.recorded_at_ms > deleted.c.at))
+        .where(table.kind.in_(_COUNTED), table.meter.not_in(without), is_kept)
     )
     with database.begun() as connection:
         found: Any = connection.execution_options(stream_results=True).execute(asked)
