@@ -14,12 +14,13 @@ from meterkit.tokens.framing.content_codings import (
 from meterkit.tokens.framing.content_types import (
     BLANK,
     EVENT_STREAM,
+    are_lines,
     content_of,
     has_answer,
     is_readable,
 )
 from meterkit.tokens.framing.eventstream import EventStreamReader
-from meterkit.tokens.framing.incremental import IncrementalReader, drain, feed_large
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, drain, feed_large
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import UNKNOWN, Base64JsonReader, LargeJsonReader
 from meterkit.tokens.framing.sniffed_body import SniffedBody, feed_nothing
@@ -385,11 +386,14 @@ def read_body(body: bytes) -> tuple[CallUsage, ...]:
 class BodyReader:
     """Reads the pieces of a body of unknown content type."""
 
-    __slots__ = ("_lines", "_reader")
+    __slots__ = ("_held", "_lines", "_reader")
 
     def __init__(self) -> None:
         self._reader: ResponseReader | None = None
-        self._lines = False
+        # Whether the pieces are lines without their ends; None: not known yet.
+        self._lines: bool | None = None
+        # The beginning of a line that may go on in the next piece.
+        self._held = b""
 
     @property
     def estimated_output_tokens(self) -> int:
@@ -404,9 +408,23 @@ class BodyReader:
                 return
             line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
             kind = _kind_of(data + b"\n" if line else data)
-            self._lines = line and kind != _JSON
             self._reader = ResponseReader("auto", kind, coding=b"")
+            if line and kind == _SSE:
+                self._held = data
+                return
+            self._lines = line and kind != _JSON
+        elif self._lines is None:
+            self._lines = are_lines(self._held, data)
+            if self._lines is None and len(self._held) <= EVENT_BYTES_MAX:
+                self._held += data
+                return
+            self._feed_held(b"\n" if self._lines else b"")
         self._reader.feed(data + b"\n" if self._lines else data)
+
+    def _feed_held(self, end: bytes = b"") -> None:
+        if self._reader is not None and self._held:
+            self._reader.feed(self._held + end)
+            self._held = b""
 
     def close(self, *, complete: bool) -> tuple[CallUsage, ...]:
         """Usage of the calls; none where it was no language model's.
@@ -414,6 +432,7 @@ class BodyReader:
         Args:
             complete: whether the body came to its end.
         """
+        self._feed_held()
         return () if self._reader is None else _recognised_calls(self._reader.close(complete=complete))
 
     def snapshot(self) -> tuple[CallUsage, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.tokens.framing.content_types import are_lines
 from meterkit.tokens.json_values import load, table
 
 if TYPE_CHECKING:
@@ -33,10 +34,18 @@ class UsageChunkFilter:
 
     def pass_on(self, piece: bytes | bytearray | str) -> bytes | str | None:
         """Filter a chunk, keeping its type; None if nothing is left."""
-        if self._by_line is None and piece:
-            self._is_text = isinstance(piece, str)
-            self._by_line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
         data = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)
+        if self._by_line is None and (data or self._held):
+            self._is_text = isinstance(piece, str)
+            self._by_line = self._recognise_lines(data)
+            if self._by_line is None:
+                # The first event has no usage: the client gets it as it comes.
+                self._held += data
+                self._passed = len(self._held)
+                return self._restore_type(data)
+            if self._by_line:
+                self._held.clear()
+                self._passed = 0
         if not self._by_line:
             return self._restore_type(self._filter_events(data))
         if self._hidden and not data:
@@ -51,6 +60,14 @@ class UsageChunkFilter:
         held = bytes(self._held[self._passed :])
         self._held.clear()
         return None if _is_extra(held) else self._restore_type(held)
+
+    def _recognise_lines(self, data: bytes) -> bool | None:
+        """Whether pieces are lines without their ends; None: the first line may go on in the next piece."""
+        if not self._is_text or len(self._held) > _HELD_BYTES_MAX:
+            return False
+        if self._held:
+            return are_lines(bytes(self._held), data)
+        return None if _LINE_END.search(data) is None else False
 
     def _filter_events(self, data: bytes) -> bytes:
         held = self._held

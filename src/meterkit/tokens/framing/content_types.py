@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from meterkit.tokens.framing.eventstream import PRELUDE_BYTES, is_prelude
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX
+from meterkit.tokens.json_values import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -98,6 +99,35 @@ def recognise_framing(head: bytes, kind: bytes, *, is_over: bool = False) -> Fra
     if kind == EVENT_STREAM or is_prelude(head):
         return "frames"
     return "sse" if kind == SSE and head else "unknown"
+
+
+def are_lines(begun: bytes, piece: bytes) -> bool | None:
+    """Whether the texts of server-sent events are lines without their ends, as the first ones tell.
+
+    An HTTP client gives such lines, or texts that are cut anywhere.
+
+    Args:
+        begun: the first texts, which have no line's end.
+        piece: the next one.
+
+    Returns:
+        None where that goes on in the same line: more of them are needed.
+    """
+    if b"\n" in piece or b"\r" in piece:
+        return False
+    if not begun.startswith(_SSE_NAMES) or (piece and not piece.startswith(_SSE_NAMES)):
+        return None
+    name, _, data = begun.partition(b":")
+    return True if name != b"data" or _is_whole(data.strip()) else None
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the data of an event may have ended."""
+    try:
+        load(data)
+    except ValueError:
+        return data == b"[DONE]"
+    return True
 
 
 def _recognise_lines(head: bytes, *, is_over: bool) -> Framing | None:
