@@ -151,7 +151,7 @@ async def test_usage_from_before_a_deletion_is_not_tried(valkey: Server, tmp_pat
 
 
 async def test_usage_after_a_deletion_is_tried_in_an_earlier_period(valkey: Server, tmp_path: Path) -> None:
-    """Before the deletion a subscription had begun a period amid the month, whose first day is next to count."""
+    """Before the deletion a subscription had begun a period amid the month; after it the month counts."""
     clock, url = Clock(NOW), f"sqlite:///{tmp_path}/audit.db"
     start_ms = int((NOW - timedelta(days=5)).timestamp() * 1000)
     async with logging(valkey, tmp_path, PLANS, clock) as kit:
@@ -164,6 +164,23 @@ async def test_usage_after_a_deletion_is_tried_in_an_earlier_period(valkey: Serv
     )
     assert [(one["customer"], one["then_cents"]) for one in found.json["customers"]] == [("ada", 1_100)]
     assert found.json["not_logged"] == {}
+
+
+async def test_damaged_customers_are_named_and_others_tried(valkey: Server, tmp_path: Path) -> None:
+    async with logging(valkey, tmp_path, PLANS) as kit:
+        for customer in ("ada", "bob", "eve"):
+            await kit.customers.set_plan(customer, "free")
+            await kit.record(customer, "words", 1_200)
+        admin, keys = await kit.store.admin(), kit.store.keys
+        await admin.client.hset(keys.customer("bob").state, "data", b"{")
+        await admin.client.delete(keys.customer("eve").history)
+        await admin.client.set(keys.customer("eve").history, b"no list")
+    found = shell_of(valkey, tmp_path).run(
+        *("simulate", "--plans", "plans.yaml", "--period", "2031-06-10", "--json")
+    )
+    assert [one["customer"] for one in found.json["customers"]] == ["ada"]
+    told = [note.partition(":")[0] for note in found.json["left_out"]]
+    assert told == [f"customer {who!r} is not tried" for who in ("bob", "eve")]
 
 
 async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp_path: Path) -> None:

@@ -167,6 +167,20 @@ async def test_revenue_of_the_restricted_is_that_of_their_plan(at: Books) -> Non
     assert at.rows(by_day) == rows
 
 
+async def test_a_damaged_record_is_named_and_its_days_follow(at: Books) -> None:
+    for customer in ("ada", "bob"):
+        await at.subscribe(customer, "max")
+    admin, key = await at.kit.store.admin(), at.kit.store.keys.customer("bob").state
+    kept = await admin.client.hget(key, "data")
+    await admin.client.hset(key, "data", b"{")
+    at.at.clock.set(on(1, 2))
+    with pytest.raises(MeterkitError, match="the record of customer 'bob' cannot be read"):
+        await at.revenue.snapshot()
+    await admin.client.hset(key, "data", kept)
+    assert await at.revenue.snapshot() == [date(2031, 1, 1)]
+    assert (await at.moved(date(2031, 1, 1)))["customers"] == 2
+
+
 async def test_a_currency_whose_customers_all_left_keeps_its_shares(at: Books) -> None:
     tables, usd, eur = RevenueTables(Database(f"sqlite:///{at.path}")), paying(ada=8), paying("eur", bob=5)
     for day, found in (((1, 1), usd + eur), ((1, 2), usd + eur), ((1, 3), usd), ((2, 1), usd)):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import from_ms
+from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,24 +61,38 @@ async def read_history(store: Store, customer: str) -> Sequence[HistoryEntry]:
 
 
 async def read_states_and_histories(
-    store: Store, customers: Iterable[str]
-) -> list[tuple[CustomerState, list[HistoryEntry]]]:
+    store: Store, customers: Iterable[str], skipped: dict[str, str] | None = None
+) -> dict[str, tuple[CustomerState, list[HistoryEntry]]]:
     """The state of each of some customers and its history, oldest first, in one round trip.
+
+    Args:
+        store: has both.
+        customers: their ids.
+        skipped: gets the customers whose record cannot be read, which are left out, and why.
 
     Raises:
         StoreError: the store does not answer.
+        UnreadableDataError: the record of one cannot be read, and ``skipped`` is not given.
     """
-    admin = (await store.admin()).for_delivery()
+    admin, asked = (await store.admin()).for_delivery(), list(customers)
     pipe = admin.client.pipeline(transaction=False)
-    for customer in customers:
+    for customer in asked:
         keys = store.keys.customer(customer)
         pipe.hget(keys.state, "data")
         pipe.lrange(keys.history, 0, -1)
-    replies: list[Any] = await admin.ask(pipe.execute())
-    return [
-        (CustomerState.parse(data or b""), [parse_entry(line) for line in lines])
-        for data, lines in zip(replies[::2], replies[1::2], strict=True)
-    ]
+    replies = await admin.ask_each(pipe)
+    found: dict[str, tuple[CustomerState, list[HistoryEntry]]] = {}
+    for customer, data, lines in zip(asked, replies[::2], replies[1::2], strict=True):
+        try:
+            found[customer] = CustomerState.parse(data or b""), [parse_entry(line) for line in lines]
+        except UNREADABLE as error:  # The reply of a damaged key is an error, which is read as little.
+            damage = next((reply for reply in (data, lines) if isinstance(reply, Exception)), error)
+            if skipped is None:
+                raise UnreadableDataError(
+                    f"the record of customer {customer!r} cannot be read: {damage}"
+                ) from error
+            skipped[customer] = str(damage)
+    return found
 
 
 async def is_relinked(store: Store, customer: str, since: datetime) -> bool:

@@ -62,10 +62,11 @@ async def read_payments(store: Store, at_ms: int) -> list[CustomerPayment]:
 
     Raises:
         StoreError: the store does not answer.
+        UnreadableDataError: the record of a customer cannot be read, without which the sum would be wrong.
     """
     found: list[CustomerPayment] = []
     async for page in list_customer_pages((await store.admin()).for_delivery(), store.keys, _PAGE):
-        kept = zip(page, await read_states_and_histories(store, page), strict=True)
+        kept = (await read_states_and_histories(store, page)).items()
         paying = (payment_at(who, state, ledger, store.catalog, at_ms) for who, (state, ledger) in kept)
         found += [one for one in paying if one is not None]
     return sorted(found)

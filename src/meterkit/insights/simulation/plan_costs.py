@@ -397,7 +397,12 @@ class PlanOffers:
 
 
 async def read_tenures(
-    store: Store, at_ms: int, started: Mapping[str, int], *, customer: str | None = None
+    store: Store,
+    at_ms: int,
+    started: Mapping[str, int],
+    *,
+    customer: str | None = None,
+    skipped: dict[str, str] | None = None,
 ) -> dict[str, PlanTenure]:
     """Read each customer's tenure in the period of an instant, by name.
 
@@ -407,9 +412,11 @@ async def read_tenures(
         started: customers with usage, and when the period of it began; if that period had ended by the
             instant, it is another one.
         customer: the only one to look at; None: all. Without a state and usage it is left out.
+        skipped: gets the customers whose record cannot be read, which are left out, and why.
 
     Raises:
         StoreError: the store does not answer.
+        UnreadableDataError: the record of one cannot be read, and ``skipped`` is not given.
     """
     names = {customer} if customer is not None else set(started)
     if customer is None:
@@ -418,7 +425,7 @@ async def read_tenures(
     found: dict[str, PlanTenure] = {}
     for first in range(0, len(ordered), _PAGE):
         page = ordered[first : first + _PAGE]
-        for name, (state, ledger) in zip(page, await read_states_and_histories(store, page), strict=True):
+        for name, (state, ledger) in (await read_states_and_histories(store, page, skipped)).items():
             if state is INITIAL_STATE and name not in started:
                 continue  # Nothing is known of this customer: the name may be a typo.
             found[name] = _build_tenure(

@@ -150,14 +150,16 @@ async def simulate(
         sums = await asyncio.to_thread(log.sums)
         started = {who: of.start_ms for who, of in sums.items()}
         now, then = PlanOffers(store.catalog, own_prices=True), PlanOffers(catalog)
+        skipped: dict[str, str] = {}
+        had = await read_tenures(store, at_ms, started, customer=customer, skipped=skipped)
         cases = {
             who: _CustomerCase(
-                tenure=had,
-                sums=sums.get(who) if started.get(who) == had.start_ms else None,
-                now=now.to(had),
-                then=then.to(had),
+                tenure=tenure,
+                sums=sums.get(who) if started.get(who) == tenure.start_ms else None,
+                now=now.to(tenure),
+                then=then.to(tenure),
             )
-            for who, had in (await read_tenures(store, at_ms, started, customer=customer)).items()
+            for who, tenure in had.items()
         }
         trial = _SimulationTrial(log, catalog, cases, progress)
         tried = await trial.tried()
@@ -172,7 +174,13 @@ async def simulate(
         missing_plans=_missing_plans(cases.values(), catalog),
         not_logged=await _count_not_logged(store, cases, at_ms, customer),
         unpriced=_unpriced(cases, tried),
-        left_out=_describe_left_out(store.catalog, catalog, trial.unnamed),
+        left_out=[
+            *_describe_left_out(store.catalog, catalog, trial.unnamed),
+            *(
+                f"customer {who!r} is not tried: the record cannot be read: {why}"
+                for who, why in skipped.items()
+            ),
+        ],
         checked=len(twice),
         disagreeing=[who for who in twice if _without_zeros(again[who]) != _without_zeros(tried[who])],
     )

@@ -135,7 +135,7 @@ class DriftChecker:
         for start in range(0, len(named), _PAGE):
             batch = named[start : start + _PAGE]
             ids = [customer for customer, _ in batch]
-            ledgers = [ledger for _, ledger in await read_states_and_histories(self._store, ids)]
+            ledgers = [ledger for _, ledger in (await read_states_and_histories(self._store, ids)).values()]
             for (customer, state), one, ledger in zip(
                 batch, await states.find_many(ids), ledgers, strict=True
             ):
