@@ -79,6 +79,21 @@ async def test_a_fetched_job_counts_once(
     assert [] == caplog.records
 
 
+@pytest.mark.parametrize("word", ["auto", "openai"])
+async def test_a_stored_response_that_a_path_names_counts_once(word: str, store_url: str) -> None:
+    """A change of its metadata is a `POST`, and a line may name no method."""
+    plans = PLANS.replace("routes:\n", f'routes:\n  - {{match: "/v1/{{path:path}}", usage: {word}}}\n')
+    said = [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]
+    chat = {"id": "chatcmpl-1", "object": "chat.completion", "choices": said, "usage": chat_usage(600, 400)}
+    done = {**response("completed", LONG), "background": False}
+    for path, answer in (("/v1/chat/completions", chat), ("/v1/responses", done)):
+        async with metered(saying(answer), store_url, plans=plans) as at:
+            await asked(at, path)
+            for method in ("POST", "GET"):
+                await asked(at, f"{path}/{answer['id']}", method=method, body=b"{}")
+            assert (600, 400) == await tokens(at.kit)
+
+
 async def test_a_job_counts_once_whatever_provider_a_route_names(store_url: str) -> None:
     """A route knows the provider, a worker or another route only the shape of the answer."""
     plans = PLANS.replace("routes:\n", 'routes:\n  - {match: "/azure", usage: auto, provider: azure}\n')

@@ -347,7 +347,7 @@ class AdmittedRequest(HoldOwner):
             self._reading = ResponseUsage(
                 self._route, request, complain=self.warn, estimate=estimate, is_fetched=fetched
             )
-            self._llm = LlmCalls(self._reading)
+            self._llm = LlmCalls(self._reading, self._scope["path"])
             self._nothing_to_settle = False
 
     def _requested_models(self) -> Sequence[str]:

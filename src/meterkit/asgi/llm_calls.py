@@ -19,6 +19,7 @@ from meterkit.store.call_amounts import (
 from meterkit.tokens.batch_lines import call_event_id
 from meterkit.tokens.call_usage import CallUsage, fill_estimates
 from meterkit.tokens.joined_reports import deduplicate_calls, join_reports, join_response
+from meterkit.tokens.json_values import short_id
 from meterkit.tokens.objects import UsageReports
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ _KEPT: Final = 64, 16
 """Counted calls that are kept at most, and how many of each side once these are exceeded."""
 _READ_KEPT: Final = 16, 8
 """Counted calls that are kept where the app reports no call itself, likewise."""
+
+_STORED: Final = ("chatcmpl-", "resp_")
+"""Beginnings of the ids of responses that OpenAI stores, shows again, and changes the metadata of."""
 
 NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
 """Gives calls what they lack: model and provider; see :func:`meterkit.asgi.dearest_model.name_calls`."""
@@ -57,12 +61,14 @@ class LlmCalls:
 
     Args:
         reading: of the response; None where its route reads none.
+        path: of the request, which may name a stored response.
     """
 
-    __slots__ = ("_body", "_counted", "_fields", "_open_taps", "_taps", "reading", "reports")
+    __slots__ = ("_body", "_counted", "_fields", "_open_taps", "_path", "_taps", "reading", "reports")
 
-    def __init__(self, reading: ResponseUsage | None = None) -> None:
+    def __init__(self, reading: ResponseUsage | None = None, path: str = "") -> None:
         self.reading = reading
+        self._path = path
         self.reports = UsageReports()
         self._taps: list[CallUsage] = []
         self._open_taps: dict[object, OpenTap] = {}
@@ -129,11 +135,18 @@ class LlmCalls:
         if self.reading is not None:
             self._body = self.reading.close(complete=complete, gone=gone)
             self._fields = self.reading.figures
-            if self.reading.is_fetched:  # Only work counts that outlived its request.
-                self._body = tuple(call for call in self._body if call.outlives)
+            if self.reading.is_fetched or any(beginning in self._path for beginning in _STORED):
+                self._body = tuple(call for call in self._body if call.outlives or not self._is_stored(call))
         if any(call.source == "reported" for call in (*self.reports.usages(), *self._taps)):
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
+
+    def _is_stored(self, call: CallUsage) -> bool:
+        """Whether a call in the response was made by an earlier request, which has counted it."""
+        if self.reading is not None and self.reading.is_fetched:
+            return True
+        name = call.response_id or ""
+        return name.startswith(_STORED) and name in map(short_id, self._path.split("/"))
 
     def uncounted(
         self, compiled: CompiledCatalog, name: NameCalls, requested: RequestedModels
