@@ -174,13 +174,7 @@ async def simulate(
         missing_plans=_missing_plans(cases.values(), catalog),
         not_logged=await _count_not_logged(store, cases, at_ms, customer),
         unpriced=_unpriced(cases, tried),
-        left_out=[
-            *_describe_left_out(store.catalog, catalog, trial.unnamed),
-            *(
-                f"customer {who!r} is not tried: the record cannot be read: {why}"
-                for who, why in skipped.items()
-            ),
-        ],
+        left_out=_describe_left_out(store.catalog, catalog, trial.unnamed, skipped),
         checked=len(twice),
         disagreeing=[who for who in twice if _without_zeros(again[who]) != _without_zeros(tried[who])],
     )
@@ -237,7 +231,9 @@ def _scale_charges(log: UsageLog, now: Catalog, then: Catalog) -> _ChargedUnits 
     return _ChargedUnits(meter, charged)
 
 
-def _describe_left_out(now: Catalog, then: Catalog, unnamed: Mapping[str, int]) -> list[str]:
+def _describe_left_out(
+    now: Catalog, then: Catalog, unnamed: Mapping[str, int], skipped: Mapping[str, str]
+) -> list[str]:
     found: list[str] = []
     meter = _charged_meter(now)
     if meter is not None and _other_markup(now, then, meter) is None:
@@ -255,6 +251,8 @@ def _describe_left_out(now: Catalog, then: Catalog, unnamed: Mapping[str, int]) 
             f"top-ups of {', '.join(sorted(sold))} are not bought: what they paid for is tried without them,"
             " and may be shown as refused"
         )
+    for customer, why in skipped.items():
+        found.append(f"customer {customer!r} is not tried: the record cannot be read: {why}")
     return found
 
 
