@@ -252,7 +252,7 @@ class Statements:
         invoices = [one for one in all_invoices if one["status"] != "void"]
         # What a void renewal had billed is never paid.
         is_void = _has_renewal(all_invoices, end_ms) and not _has_renewal(invoices, end_ms)
-        reader = PeriodInvoices(self._api()) if all_invoices else None
+        reader = PeriodInvoices(self._api()) if invoices or is_void else None
         lines, wanted = await made.lines(invoices, reader, is_void=is_void)
         currency = str(invoices[0]["currency"]) if invoices else usage["currency"]
         if currency != usage["currency"]:
