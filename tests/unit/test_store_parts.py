@@ -55,7 +55,7 @@ from meterkit.store.compiled_catalog import CatalogAlarms
 from meterkit.store.customer_usage import read_usage_reply
 from meterkit.store.fallback_decider import Fallback
 from meterkit.store.holds import HoldOwner
-from meterkit.store.input_checks import check_customer, check_event_id
+from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.store.prepared_decisions import prepare_reserving
 from meterkit.store.request_idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
@@ -139,6 +139,13 @@ def test_a_customer_id_has_up_to_256_bytes_and_a_claim_names_it() -> None:
             check_customer(f"{longest}a")
         with pytest.raises(MeterkitError, match="event_id: found a text of 257 bytes"):
             check_event_id(f"{longest}a")
+
+
+def test_a_request_names_up_to_three_subjects() -> None:
+    three = {"user": "u_7", "team": "red", "key": "k"}
+    assert check_subjects(three) == tuple(three.items())
+    with pytest.raises(MeterkitError, match="found 4; allowed is a mapping of at most 3 kinds"):
+        check_subjects(three | {"app": "ios"})
 
 
 def test_late_usage_is_logged_with_what_becomes_of_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
 from datetime import timedelta
+from fractions import Fraction
 from hashlib import blake2b
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 from zlib import crc32
 
 import pytest
@@ -58,7 +59,7 @@ from meterkit.decisions.periods import Bounds
 from meterkit.decisions.policies import CEILING, TOKEN_BUCKET, Demand, rate_numbers
 from meterkit.decisions.rate_waits import EXACT_WINDOW_MS_MAX, weighted_count
 from meterkit.decisions.stored_grants import MovedGrant, find_moved_grants, read_funds
-from meterkit.decisions.subjects import compile_subject
+from meterkit.decisions.subjects import SubjectHold, compile_subject, cost_of, renew_hold
 from meterkit.decisions.verdicts import reset_ms
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack
@@ -85,6 +86,7 @@ ENTITLEMENTS = CATALOG.plans["free"].entitlements
 NOW_MS = 1_800_000_000_250
 PERIOD_END_MS = NOW_MS + 5_000_000
 HOUR_MS = 3_600_000
+DAY_MS = 86_400_000
 
 # The policies of a request, and their numbers in a refusal: nothing used.
 SECOND, MINUTE, BUCKET, PERIOD, CONCURRENCY = range(5)
@@ -697,6 +699,239 @@ def test_a_subjects_ceiling_makes_no_number_exact() -> None:
         assert BoundProgram(bound, {"silent": 0}).is_exact is False
 
 
+OWNED: Final = loads(
+    free_plan(
+        """
+  calls:  {unit: call}
+  pages:  {unit: page}
+  words:  {unit: word, stripe: {event_name: words}}
+  lines:  {unit: line, stripe: {event_name: lines}}
+  tokens: {unit: token, stripe: {event_name: tokens}}""",
+        """
+      words:  {included: 100, overage: {bill: {per: 1000, amount_cents: 3}}}
+      lines:  {included: 0, overage: {bill: {per: 3, amount_cents: 1}}}
+      tokens: {included: 0, overage: {bill: {price: prices.out}}}
+    subjects:
+      user:
+        calls:  {rate: {limit: 10/hour, algorithm: fixed-window}}
+        pages:  {concurrency: 2}
+        words:  {included: 90}
+        budget: {amount_cents: 5, per: day}
+      team:
+        lines:  {included: 7}
+        budget: {amount_cents: 2}
+      bot:
+        words:  {rate: 5/second, included: 8}""",
+        'prices: {out: {default: 4 per 1000, models: {"big*": 9 per 1000, "mini*": 1 per 1000}}}',
+    )
+)
+OWNED_PLAN: Final = OWNED.plans["free"]
+MINI_ROW: Final = OWNED_PLAN.entitlements["tokens"].overage.rows.of("mini")  # type: ignore[union-attr]
+# A word costs 30 micro-units, a line a third of 10,000, a token 90, 40 or 10.
+
+
+@pytest.mark.parametrize(
+    ("quantities", "model", "rows", "cost"),
+    [
+        pytest.param({}, "", {}, 0, id="nothing costs nothing"),
+        pytest.param({"calls": 7}, "", {}, 0, id="what has no price costs nothing"),
+        pytest.param({"words": 0, "lines": 0}, "", {}, 0, id="no units cost nothing"),
+        pytest.param({"words": 1}, "", {}, 30, id="an included unit costs what one beyond costs"),
+        pytest.param({"calls": 7, "words": 101}, "", {}, 3030, id="so many units so many times"),
+        pytest.param({"lines": 2}, "", {}, Fraction(20_000, 3), id="parts of a micro-unit are kept"),
+        pytest.param({"words": 2, "lines": 3}, "", {}, 10_060, id="prices of several meters add up"),
+        pytest.param({"tokens": 2}, "", {}, 180, id="an unknown model costs the highest price"),
+        pytest.param({"tokens": 2}, None, {}, 80, id="no model costs the default"),
+        pytest.param({"tokens": 2}, "other", {}, 80, id="a model of no pattern costs the default"),
+        pytest.param({"tokens": 2}, "mini-1", {}, 20, id="a model costs its own"),
+        pytest.param({"tokens": 2, MINI_ROW: 2}, "mini-1", {}, 20, id="what is counted by model counts once"),
+        pytest.param({MINI_ROW: 2}, "mini-1", {}, 0, id="what is counted by model alone counts not at all"),
+        pytest.param({"tokens": 2}, "", {"tokens": MINI_ROW}, 20, id="a requested model costs its own"),
+    ],
+)
+def test_every_unit_of_a_subject_costs_the_plans_price(
+    quantities: dict[str, int], model: str | None, rows: dict[str, str], cost: Fraction
+) -> None:
+    assert cost_of(quantities, OWNED_PLAN.entitlements, OWNED, model, rows) == cost
+
+
+CALLS, WORDS, LINES, PAGES, SPEND, SPEND_OF_DAY = (
+    rate_field("calls", HOUR_MS, "fixed-window"),
+    meter_field("words"),
+    meter_field("lines"),
+    concurrency_field("pages"),
+    meter_field("spend"),
+    rate_field("spend", DAY_MS, "fixed-window"),
+)
+WORDS_RATE: Final = rate_field("words", 1000, "sliding-window")
+QUARTER_HOUR_MS: Final = 900_000
+A_LOT: Final = {"calls": one(2), "words": one(3), "pages": one(1)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "demands", "flags", "fields", "counts", "numbers", "policies", "hold"),
+    [
+        pytest.param(
+            "user",
+            A_LOT,
+            {},
+            (CALLS, WORDS, PAGES, SPEND, SPEND_OF_DAY),
+            (2 * HOUR_MS, 1, 1, 1, 2),
+            [(2, HOUR_MS, 10, 0, 2, 2), (90, 3, 3), (2, 1, 1), (DAY_MS, 50_000, 10_000, 90, 90)],
+            "user:calls-1h user:words-period user:pages-concurrency user:spend-1d",
+            SubjectHold({"words": 3}, ("pages",), 90, frozenset({CALLS})),
+            id="a request is checked against each limit, then the budget of a day",
+        ),
+        pytest.param(
+            "user",
+            A_LOT,
+            {"in_flight": False},
+            (CALLS, WORDS, SPEND, SPEND_OF_DAY),
+            (2 * HOUR_MS, 1, 1, 0, 2),
+            [(2, HOUR_MS, 10, 0, 2, 2), (90, 3, 3), (DAY_MS, 50_000, 10_000, 90, 90)],
+            "user:calls-1h user:words-period user:spend-1d",
+            SubjectHold({"words": 3}, (), 90, frozenset({CALLS})),
+            id="what is no request is not in flight",
+        ),
+        pytest.param(
+            "user",
+            A_LOT,
+            {"rates_only": True},
+            (CALLS,),
+            (2 * HOUR_MS, 1, 0, 0, 0),
+            [(2, HOUR_MS, 10, 0, 2, 2)],
+            "user:calls-1h",
+            SubjectHold({}, (), 0, frozenset({CALLS})),
+            id="a line that is always served is checked against rates alone",
+        ),
+        pytest.param(
+            "user",
+            {"words": one(1, 0)},
+            {},
+            (WORDS, SPEND, SPEND_OF_DAY),
+            (0, 0, 1, 0, 2),
+            [(90, 1, 0), (DAY_MS, 50_000, 10_000, 30, 0)],
+            "user:words-period user:spend-1d",
+            SubjectHold(),
+            id="what is asked for with 0 needs one, and holds nothing",
+        ),
+        pytest.param(
+            "user",
+            {"calls": one(1), "pages": one(1)},
+            {},
+            (CALLS, PAGES),
+            (2 * HOUR_MS, 1, 0, 1, 0),
+            [(2, HOUR_MS, 10, 0, 1, 1), (2, 1, 1)],
+            "user:calls-1h user:pages-concurrency",
+            SubjectHold({}, ("pages",), 0, frozenset({CALLS})),
+            id="what costs nothing spends no budget",
+        ),
+        pytest.param(
+            "team",
+            {"calls": one(1), "lines": one(4, 3)},
+            {},
+            (LINES, SPEND),
+            (0, 0, 1, 0, 1),
+            [(7, 4, 3), (0, 20_000, 10_000, 13_334, 10_000)],
+            "team:lines-period team:spend-period",
+            SubjectHold({"lines": 3}, (), 10_000),
+            id="the budget of a period has one field, and parts of a micro-unit count as one",
+        ),
+        pytest.param(
+            "team",
+            {"tokens": one(2), MINI_ROW: one(2)},
+            {"rows": {"tokens": MINI_ROW}},
+            (SPEND,),
+            (0, 0, 0, 0, 1),
+            [(0, 20_000, 10_000, 20, 20)],
+            "team:spend-period",
+            SubjectHold({}, (), 20),
+            id="a requested model costs its own price",
+        ),
+        pytest.param(
+            "team",
+            {"tokens": one(2)},
+            {},
+            (SPEND,),
+            (0, 0, 0, 0, 1),
+            [(0, 20_000, 10_000, 180, 180)],
+            "team:spend-period",
+            SubjectHold({}, (), 180),
+            id="an unknown model costs the highest",
+        ),
+        pytest.param(
+            "bot",
+            {"words": one(3)},
+            {},
+            (WORDS_RATE, WORDS),
+            (2000, 1, 1, 0, 0),
+            [(1, 1000, 5, 0, 3, 3), (8, 3, 3)],
+            "bot:words-1s bot:words-period",
+            SubjectHold({"words": 3}, (), 0, frozenset({WORDS_RATE})),
+            id="without a budget nothing is spent",
+        ),
+        pytest.param("bot", {"calls": one(1)}, {}, (), (0, 0, 0, 0, 0), [], "", SubjectHold(), id="no limit"),
+    ],
+)
+def test_a_subject_is_checked_against_its_own_limits(
+    kind: str,
+    demands: dict[str, Demand],
+    flags: dict[str, Any],
+    fields: tuple[str, ...],
+    counts: tuple[int, ...],
+    numbers: list[tuple[int, ...]],
+    policies: str,
+    hold: SubjectHold,
+) -> None:
+    """The terms are those of check_subjects.lua; counters outlive two windows by a quarter of an hour."""
+    found = compile_subject(
+        OWNED_PLAN.subjects[kind],
+        demands,
+        OWNED_PLAN.entitlements,
+        OWNED,
+        **({"in_flight": True, "rates_only": False} | flags),
+    )
+    assert found.fields == fields
+    keep_ms, *others = counts
+    assert found.numbers == (QUARTER_HOUR_MS + keep_ms, *others, *chain.from_iterable(numbers))
+    assert [measure.policy.name for measure in found.measures] == policies.split()
+    assert (found.kind, found.hold) == (kind, hold)
+
+
+@pytest.mark.parametrize(
+    ("hold", "fields", "numbers"),
+    [
+        pytest.param(
+            SubjectHold({"words": 3, "lines": 2}, ("pages",), 90, frozenset({CALLS})),
+            (WORDS, LINES, PAGES, SPEND),
+            (0, 2, 1, 1, *(0, 0, 3), *(0, 0, 2), *(0, 0, 1), *(0, 0, 1, 0, 90)),
+            id="as much as before, and in the rates nothing again",
+        ),
+        pytest.param(
+            SubjectHold({"words": 3}), (WORDS,), (0, 1, 0, 0, *(0, 0, 3)), id="one meter, which costs nothing"
+        ),
+        pytest.param(
+            SubjectHold({}, ("pages", "calls")),
+            (PAGES, concurrency_field("calls")),
+            (0, 0, 2, 0, *(0, 0, 1), *(0, 0, 1)),
+            id="a request in flight of each meter",
+        ),
+        pytest.param(
+            SubjectHold({}, (), 90), (SPEND,), (0, 0, 0, 1, *(0, 0, 1, 0, 90)), id="what it may cost alone"
+        ),
+        pytest.param(SubjectHold(rates=frozenset({CALLS})), (), (0, 0, 0, 0), id="nothing"),
+    ],
+)
+def test_a_renewed_hold_of_a_subject_repeats_what_it_holds(
+    hold: SubjectHold, fields: tuple[str, ...], numbers: tuple[int, ...]
+) -> None:
+    """Nothing is needed, so that no limit can refuse it."""
+    found = renew_hold("user", hold)
+    assert (found.kind, found.fields, found.measures) == ("user", fields, ())
+    assert found.numbers == (QUARTER_HOUR_MS, *numbers)
+    assert found.hold == hold._replace(rates=frozenset())
+
+
 def test_what_each_line_asks_for() -> None:
     meters = """
   requests:      {unit: request}
@@ -867,7 +1102,6 @@ def test_a_refusal_without_the_store_has_no_subjects_rates() -> None:
 
 
 KEYS = Keys("mk", 128)
-DAY_MS = 86_400_000
 
 
 def test_keys_of_a_shard() -> None:
