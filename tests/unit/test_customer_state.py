@@ -29,8 +29,9 @@ from meterkit.decisions.customer_state import (
     with_subscription,
 )
 from meterkit.decisions.dunning import Access
-from meterkit.decisions.gauges import GaugeLimit, StoredLevel
+from meterkit.decisions.gauges import GaugeLimit, StoredLevel, add_gauge_terms, presigned_bytes_at
 from meterkit.decisions.item_prices import ItemPrice
+from meterkit.decisions.keys import meter_field
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.subscription import NEVER_MS, Status, SubscriptionState, meters_switched_by_others
 from meterkit.decisions.subscription_periods import CountingCycle
@@ -1224,3 +1225,55 @@ LIMIT: Final = GaugeLimit(100, 105, 10)
 )
 def test_the_limit_of_a_gauge(limit: GaugeLimit, level: StoredLevel, now_ms: int, expected: int) -> None:
     assert limit.at(level, now_ms) == expected
+
+
+SLOT_5_MS: Final = 5 * 300_000
+PACKED: Final = b"\xfd"  # The format; behind it small numbers are their own bytes.
+
+
+@pytest.mark.parametrize(
+    ("packed", "now_ms", "held"),
+    [
+        pytest.param(None, SLOT_5_MS, 0, id="none was ever presigned"),
+        pytest.param(PACKED, SLOT_5_MS, 0, id="none is left"),
+        pytest.param(PACKED + b"\x06\x0a", SLOT_5_MS, 10, id="one holds from the first instant of its slots"),
+        pytest.param(PACKED + b"\x06\x0a", SLOT_5_MS + 299_999, 10, id="to the last"),
+        pytest.param(PACKED + b"\x06\x0a", SLOT_5_MS + 300_000, 0, id="and no longer"),
+        pytest.param(PACKED + b"\x06\x0a\x07\x14\x09\x03", SLOT_5_MS, 33, id="several add up"),
+        pytest.param(PACKED + b"\x06\x0a\x07\x14\x09\x03", SLOT_5_MS + 300_000, 23, id="the first has ended"),
+        pytest.param(PACKED + b"\x06", SLOT_5_MS, None, id="a damaged one without a quantity"),
+        pytest.param(PACKED + b"\x06\xa1x", SLOT_5_MS, None, id="a damaged quantity"),
+    ],
+)
+def test_presigned_uploads_hold_until_their_slot_begins(
+    packed: bytes | None, now_ms: int, held: int | None
+) -> None:
+    if held is None:
+        with pytest.raises(ValueError, match="not the holds of presigned uploads"):
+            presigned_bytes_at(packed, now_ms)
+    else:
+        assert presigned_bytes_at(packed, now_ms) == held
+
+
+@pytest.mark.parametrize(
+    ("further", "gauges", "expected"),
+    [
+        pytest.param("", {}, "", id="none is to grow"),
+        pytest.param('{"a":1}', {}, '{"a":1}', id="none is to grow behind other terms"),
+        pytest.param(
+            "", {"seats": GaugeLimit(3, 3, 0)}, '{"levels":[["seats","SEATS",4,3,3,0,false]]}', id="one"
+        ),
+        pytest.param(
+            '{"a":1}',
+            {"storage": LIMIT, "seats": GaugeLimit(3, 3, 0, keeps=True)},
+            '{"a":1,"levels":[["storage","STORAGE",4,100,105,10,false],["seats","SEATS",5,3,3,0,true]]}',
+            id="the second of two is read behind the first",
+        ),
+    ],
+)
+def test_the_script_gets_each_gauge_that_is_to_grow(
+    further: str, gauges: dict[str, GaugeLimit], expected: str
+) -> None:
+    for name in gauges:
+        expected = expected.replace(name.upper(), meter_field(name))
+    assert add_gauge_terms(further, gauges, first=4) == expected
