@@ -18,6 +18,7 @@ from drivers.plans import free_plan
 from drivers.sampled import few_examples
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_former_starts
+from meterkit.decisions.decision import Policy
 from meterkit.decisions.invoice_deadlines import (
     Renewals,
     is_cut_short,
@@ -34,8 +35,15 @@ from meterkit.decisions.periods import (
     stamped_span_s,
     to_ms,
 )
-from meterkit.decisions.policies import Demand, billed_most, ceiling_of, counter_terms
-from meterkit.decisions.spending import SpendingTerms
+from meterkit.decisions.policies import (
+    CONCURRENCY,
+    Demand,
+    billed_most,
+    ceiling_of,
+    counter_terms,
+    route_policies,
+)
+from meterkit.decisions.spending import UNCAPPED, SpendingTerms, UnitPrice
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.subscription_periods import (
     CountingCycle,
@@ -806,3 +814,64 @@ def test_the_ceiling_of_a_period(
 )
 def test_what_a_demand_needs(quantity: int, spare: int, needed: int) -> None:
     assert Demand.of(quantity, spare) == Demand(needed=needed, taken=quantity)
+
+
+@pytest.mark.parametrize(
+    ("terms", "priced", "numbers"),
+    [
+        pytest.param("{included: 9, overage: BILL}", True, (9, UNCAPPED, 3, 2), id="a-price-without-a-cap"),
+        pytest.param("{included: 0, overage: BILL}", True, (0, UNCAPPED, 3, 2), id="billed-from-the-first"),
+        pytest.param("{included: 9, overage: BILL}", False, None, id="without-a-budget-nothing-is-held"),
+        pytest.param("{included: 9, overage: deny}", True, (9, -1, 3, 2), id="a-ceiling-is-one-already"),
+    ],
+)
+def test_under_a_budget_what_has_a_price_is_held(
+    terms: str, priced: bool, numbers: tuple[int, ...] | None
+) -> None:
+    written = terms.replace("BILL", "{bill: {per: 1, amount_cents: 1}}")
+    catalog = loads(free_plan("{pages: {unit: page, stripe: {event_name: p}}}", f"{{pages: {written}}}"))
+    spending = SpendingTerms((), {"pages": UnitPrice(10_000, 1, is_all=0)} if priced else {})
+    _, ceilings, _ = counter_terms(
+        catalog.plans["free"].entitlements,
+        catalog,
+        {"pages": Demand.of(2, spare=1)},
+        spending,
+        in_flight=True,
+    )
+    assert [one.numbers for one in ceilings] == ([] if numbers is None else [numbers])
+    if numbers is not None:
+        included, beyond, needed, _ = numbers
+        measure = ceilings[0].measure
+        assert (measure.limit, measure.needed) == (UNCAPPED if beyond == UNCAPPED else included, needed)
+        assert measure.capped is (beyond >= 0)
+
+
+@pytest.mark.parametrize("in_flight", [True, False])
+def test_a_request_takes_one_place_whatever_it_consumes(in_flight: bool) -> None:
+    catalog = loads(free_plan("{pages: {unit: page}}", "{pages: {concurrency: 4}}"))
+    given, asked = catalog.plans["free"].entitlements, {"pages": Demand.of(7)}
+    _, _, found = counter_terms(given, catalog, asked, SpendingTerms((), {}), in_flight=in_flight)
+    assert [one.numbers for one in found] == [(4, -1, 1, 1)] * in_flight
+    shown = [(one.measure.kind, one.measure.limit, one.measure.needed) for one in found]
+    assert shown == [(CONCURRENCY, 4, 1)] * in_flight
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        pytest.param("", [], id="none"),
+        pytest.param("5/second", [("route-1s", 5, 1)], id="one"),
+        pytest.param(
+            "[5/second, {limit: 7/90 minutes, algorithm: fixed-window}]",
+            [("route-1s", 5, 1), ("route-90m", 7, 5400)],
+            id="the-second-of-two-by-its-own-window",
+        ),
+    ],
+)
+def test_a_lines_own_rates_are_policies_in_requests(rates: str, expected: list[tuple[str, int, int]]) -> None:
+    line = f'routes: [{{match: "*"{f", rate: {rates}" * bool(rates)}, consume: {{pages: 1}}}}]'
+    (route,) = loads(free_plan("{pages: {unit: page}}", top=line)).routes
+    assert route_policies(route) == tuple(
+        Policy(name=name, meter="", kind="rate", quota=limit, window_s=window_s)
+        for name, limit, window_s in expected
+    )

@@ -544,6 +544,9 @@ def test_a_refill_of_a_million_parts_is_the_least() -> None:
         return tuple(rate_numbers(rate, "requests"))
 
     assert numbers(2_000_001, 2 * 10**9, 8_999_998) == (3, 10**9, 8_999_998, 10**6)
+    # A bucket owes up to two units more than its burst, times its window: 9 * 10^15 is counted exactly.
+    assert numbers(2_000_001, 1_999_999_999, 4_499_998) == (3, 1_999_999_999, 4_499_998, 2_000_001)
+    assert numbers(2_000_001, 2 * 10**9, 4_499_999) == (3, 1_999_999_555, 4_499_999, 2_000_000)
     for inexact in ((1_999_999, 2 * 10**9, 8_999_998), (1, 30 * 86_400_000, QUANTITY_MAX)):
         with pytest.raises(PlansError, match="make the burst smaller or the rate faster"):
             numbers(*inexact)
