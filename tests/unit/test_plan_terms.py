@@ -88,7 +88,7 @@ from meterkit.decisions.rollover import (
     roll_rules,
 )
 from meterkit.decisions.spending import UnitPrice, price_of
-from meterkit.decisions.stored_grants import GrantBalance, StoredGrant, read_funds
+from meterkit.decisions.stored_grants import GrantBalance, GrantFunds, StoredGrant, read_funds, rolled_over
 from meterkit.decisions.stored_plan_changes import UNKNOWN_PLAN, compact_plan_changes
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle, Interval
@@ -654,6 +654,8 @@ def test_grants_of_a_meter_come_before_credit() -> None:
     assert more("asked", answered, CREDIT, held=81) == 996
     assert more("pages", pages, prepaid=None) == 30
     assert more("asked", replace(CREDIT, used=0, quantity=1), held=51) == 0
+    cheapest = replace(PREPAID, paid_with={**PREPAID.paid_with, "asked": ("c:ai", 1)})
+    assert more("asked", CREDIT, held=10_000, prepaid=cheapest) == 0
     # Without credit the cheapest meter gets nothing.
     assert more("asked", prepaid=replace(PREPAID, paid_with={"asked": ("c:ai", 1)})) == 0
 
@@ -2057,3 +2059,475 @@ def test_a_long_life_is_looked_back_for_beyond_what_rolls_over() -> None:
             151,
             182,
         ]
+
+
+# What lives on. Three periods, the last of which is now: each begins where the one before ends.
+P0, P1, P2, P3 = START_MS - 60 * DAY_MS, START_MS - 30 * DAY_MS, START_MS, END_MS
+ROLLS: Final = "p m:pages rolls"
+OTHER: Final = "p m:pages other"
+ANEW_MS: Final = 120_000
+"""A period that begins again so much later is another one."""
+# Up to 9 of older units, for two more periods.
+NINE: Final = RollRule(9, 2)
+
+
+def on_file(
+    start: int,
+    left: int,
+    ends: int,
+    *,
+    used: int = 4,
+    name: str = ROLLS,
+    until: int | None = None,
+    effective: int | None = None,
+) -> StoredGrant:
+    at = start if effective is None else effective
+    times = {"effective_ms": at, "expires_ms": ends, "created_ms": at, "until_ms": until or ends}
+    whole = {"quantity": left + used, "used": used, "priority": 50}
+    return StoredGrant(name=f"{name} {start}", target="m:pages", **whole, **times)
+
+
+def texts_of(*grants: StoredGrant) -> dict[str, str]:
+    return {
+        one.name: f"{one.target} {one.quantity} {one.used} {one.priority} {one.effective_ms}"
+        f" {one.expires_ms} {one.created_ms} {one.until_ms}"
+        for one in grants
+    }
+
+
+def living(*rules: RollRule, **names: tuple[RollRule, ...]) -> Rolls:
+    return Rolls((P0, P1, P2, P3), ((ROLLS, rules), *names.items()), keeps_ms=0)
+
+
+def funds_of(
+    fields: dict[str, str], allowance: Allowance, now_ms: int = BALANCE_NOW_MS, **terms: Any
+) -> GrantFunds:
+    """Grants where the plan gives nothing but what these terms say."""
+    prepaid = replace(PREPAID, **{"recurring": (), "once": (), **terms}, allowance=allowance)
+    return read_funds(fields, prepaid, BOUNDS, now_ms)
+
+
+def from_to(before: int, after: int, name: str) -> str:
+    return f"rollover {before} {after} {name}"
+
+
+R0, R1, R2 = (f"{ROLLS} {start}" for start in (P0, P1, P2))
+
+
+@pytest.mark.parametrize(
+    ("grants", "rules", "fields", "left", "lines"),
+    [
+        pytest.param(
+            [on_file(P1, 6, P2)],
+            (NINE, NINE, NINE),
+            {},
+            {R1: (6, P3, P3)},
+            {from_to(P1, P2, R1): 6},
+            id="what is left lives on into the next period",
+        ),
+        pytest.param(
+            [on_file(P1, 16, P2)],
+            (NINE, NINE, NINE),
+            {},
+            {R1: (9, P3, P3)},
+            {from_to(P1, P2, R1): 9, f"expire {R1}": 7},
+            id="what is beyond the cap is cut",
+        ),
+        pytest.param(
+            [on_file(P0, 5, P2), on_file(P1, 6, P2)],
+            (NINE, NINE, NINE),
+            {},
+            {R0: (3, P3, P3), R1: (6, P3, P3)},
+            {from_to(P1, P2, R0): 3, from_to(P1, P2, R1): 6, f"expire {R0}": 2},
+            id="the oldest is cut first",
+        ),
+        pytest.param(
+            [on_file(P0, 5, P2), on_file(P1, 6, P3)],
+            (NINE, NINE, NINE),
+            {},
+            {R0: (3, P3, P3), R1: (6, P3, P3)},
+            {from_to(P1, P2, R0): 3, f"expire {R0}": 2},
+            id="what lives on already leaves less room",
+        ),
+        pytest.param(
+            [on_file(P0, 5, P1)],
+            (NINE, NINE, NINE),
+            {},
+            {R0: (5, P3, P3)},
+            {from_to(P0, P1, R0): 5, from_to(P1, P2, R0): 5},
+            id="a period without use rolls too",
+        ),
+        pytest.param(
+            [on_file(P0, 15, P1)],
+            (NINE, RollRule(12, 2), NINE),
+            {},
+            {R0: (9, P3, P3)},
+            {from_to(P0, P1, R0): 12, from_to(P1, P2, R0): 9, f"expire {R0}": 6},
+            id="each period cuts by the cap of its own plan",
+        ),
+        pytest.param(
+            [on_file(P0, 5, P2)],
+            (RollRule(9, 1), RollRule(9, 1), RollRule(9, 1)),
+            {},
+            {R0: (5, P2, P3)},
+            {},
+            id="for one period it lives no second one",
+        ),
+        pytest.param(
+            [on_file(P1, 6, P2)],
+            (NINE, NINE, RollRule(0, 0)),
+            {},
+            {R1: (6, P2, P3)},
+            {},
+            id="a plan without rollover ends it",
+        ),
+        pytest.param(
+            [on_file(P1, 6, P2)],
+            (NINE, NINE, RollRule(0, 2)),
+            {},
+            {R1: (0, P2, P3)},
+            {f"expire {R1}": 6},
+            id="a cap of the new grant alone leaves no room",
+        ),
+        pytest.param(
+            [on_file(P1, 0, P2)],
+            (NINE, NINE, NINE),
+            {},
+            {R1: (0, P2, P3)},
+            {},
+            id="of a used up grant nothing lives on, but it is not given again",
+        ),
+        pytest.param(
+            [on_file(P2, 16, P3), on_file(P1, 6, P2)],
+            (NINE, NINE, NINE),
+            {},
+            {R2: (16, P3, P3), R1: (6, P3, P3)},
+            {from_to(P1, P2, R1): 6},
+            id="the new grant takes no room of older ones",
+        ),
+        pytest.param(
+            [on_file(P1, 16, P2, effective=P2 - ANEW_MS + 1)],
+            (NINE, NINE, NINE),
+            {},
+            {R1: (16, P2, P3)},
+            {},
+            id="begun less than two minutes before it is this period's",
+        ),
+        pytest.param(
+            [on_file(P1, 16, P2, effective=P2 - ANEW_MS)],
+            (NINE, NINE, NINE),
+            {},
+            {R1: (9, P3, P3)},
+            {from_to(P1, P2, R1): 9, f"expire {R1}": 7},
+            id="begun two minutes before it is older",
+        ),
+        pytest.param(
+            [on_file(P1, 6, P2 - 1)],
+            (NINE, NINE, NINE),
+            {},
+            {R1: (6, P2 - 1, P3)},
+            {},
+            id="what ended before its period did lives no longer",
+        ),
+        pytest.param(
+            [on_file(P0, 6, P1, effective=P0 - ANEW_MS)],
+            (NINE, NINE, NINE),
+            {},
+            {R0: (6, P1, P1)},
+            {},
+            id="one of an older period than these is over",
+        ),
+        pytest.param(
+            [on_file(P0, 6, P1, effective=P0 - ANEW_MS + 1)],
+            (NINE, NINE, NINE),
+            {},
+            {R0: (6, P3, P3)},
+            {from_to(P0, P1, R0): 6, from_to(P1, P2, R0): 6},
+            id="one of the oldest of these lives on",
+        ),
+        pytest.param(
+            [on_file(P0 - DAY_MS, 6, P0 + 5, until=P3 + 7)],
+            (NINE, NINE, NINE),
+            {},
+            {f"{ROLLS} {P0 - DAY_MS}": (6, P2, P3 + 7)},
+            {from_to(P0, P0, f"{ROLLS} {P0 - DAY_MS}"): 6, from_to(P0, P1, f"{ROLLS} {P0 - DAY_MS}"): 6},
+            id="an older one that the store has lives on for two periods",
+        ),
+        pytest.param(
+            [on_file(P1, 6, P2, name=OTHER), on_file(P1, 6, P2, name="a m:pages rolls")],
+            (NINE, NINE, NINE),
+            {},
+            {f"{OTHER} {P1}": (6, P2, P2), f"a m:pages rolls {P1}": (6, P2, P2)},
+            {},
+            id="no other grant lives on",
+        ),
+        pytest.param(
+            [on_file(P1, 6, P2)],
+            (NINE, NINE, NINE),
+            {"d m:pages": f"4 {P1 + 5}"},
+            {R1: (2, P3, P3)},
+            {from_to(P1, P2, R1): 2, f"repay {R1}": 4},
+            id="a debt is paid before the rest lives on",
+        ),
+        pytest.param(
+            [on_file(P0, 5, P1), on_file(P1, 6, P2)],
+            (NINE, NINE, NINE),
+            {"d m:pages": f"3 {P1 + 5}"},
+            {R0: (2, P3, P3), R1: (6, P3, P3)},
+            {from_to(P0, P1, R0): 5, from_to(P1, P2, R0): 2, from_to(P1, P2, R1): 6, f"repay {R0}": 3},
+            id="a debt is paid with the oldest that lived then",
+        ),
+        pytest.param(
+            [on_file(P0, 5, P1), on_file(P1 - 1, 6, P3, name="a m:pages x")],
+            (NINE, NINE, NINE),
+            {"d m:pages": f"3 {P1 + 5}"},
+            {R0: (5, P3, P3), f"a m:pages x {P1 - 1}": (3, P3, P3)},
+            {from_to(P0, P1, R0): 5, from_to(P1, P2, R0): 5, f"repay a m:pages x {P1 - 1}": 3},
+            id="or with one that began in the last millisecond before",
+        ),
+    ],
+)
+def test_what_is_left_of_a_periods_grant_lives_on(
+    grants: list[StoredGrant],
+    rules: tuple[RollRule, ...],
+    fields: dict[str, str],
+    left: dict[str, tuple[int, int, int]],
+    lines: dict[str, int],
+) -> None:
+    """What is left, when it ends, and when it leaves the store; lines of the ledger."""
+    found = funds_of({**texts_of(*grants), **fields}, Allowance(rolls=living(*rules)))
+    assert {one.name: (one.left, one.expires_ms, one.until_ms) for one in found.held} == left
+    assert found.unwritten == lines
+    assert found.owed == {}
+
+
+def test_a_grant_that_leaves_the_store_now_is_listed_once() -> None:
+    for until in (P2 - 1, P2, P2 + 1):
+        found = funds_of(texts_of(on_file(P1, 6, P2 - 1, until=until, name=OTHER)), Allowance(), P2)
+        assert [one.left for one in found.held] == [6]
+
+
+def test_each_grant_that_lives_on_has_room_of_its_own() -> None:
+    grants = on_file(P1, 8, P2), on_file(P1, 7, P2, name=OTHER)
+    found = funds_of(texts_of(*grants), Allowance(rolls=living(NINE, NINE, NINE, **{OTHER: (NINE,) * 3})))
+    assert {one.name: one.left for one in found.held} == {R1: 8, f"{OTHER} {P1}": 7}
+
+
+def test_a_used_up_grant_stays_from_the_end_of_its_period() -> None:
+    found = funds_of(texts_of(on_file(P1, 0, P2)), Allowance(rolls=living(NINE, NINE, NINE)), P2)
+    assert [one.until_ms for one in found.held] == [P3]
+
+
+@pytest.mark.parametrize(
+    ("effective", "ends", "now_ms", "expected"),
+    [
+        pytest.param(P1, P3, P2, 6, id="of the period before"),
+        pytest.param(P2 - ANEW_MS, P3, P2, 6, id="of two minutes before"),
+        pytest.param(P2 - ANEW_MS + 1, P3, P2, 0, id="less than two minutes before it is of this period"),
+        pytest.param(P2, P3, P2, 0, id="of this period"),
+        pytest.param(P1, P3, P3 - 1, 6, id="until it ends"),
+        pytest.param(P1, P2, P2, 0, id="not when it has ended"),
+    ],
+)
+def test_what_has_lived_on_into_a_period(effective: int, ends: int, now_ms: int, expected: int) -> None:
+    held = on_file(P1, 6, ends, effective=effective), on_file(P1, 5, P3, name=OTHER)
+    rolls = living(NINE, NINE, NINE)
+    assert rolled_over(held, Allowance(rolls=rolls), now_ms)["m:pages"] == expected
+    assert rolled_over((*held, held[0]), Allowance(rolls=rolls), now_ms)["m:pages"] == 2 * expected
+    for nothing in (None, Allowance()):
+        assert rolled_over(held, nothing, now_ms) == {}
+
+
+@pytest.mark.parametrize(
+    ("span", "life_ms", "rule", "grants", "expected"),
+    [
+        pytest.param((P1, P2), 31 * DAY_MS + 1, None, [], {R1: (25, P2 + DAY_MS + 1)}, id="its life goes on"),
+        pytest.param((P1, P2), 31 * DAY_MS, None, [], {}, id="its life is over at this instant"),
+        pytest.param(
+            (P1, P2),
+            40 * DAY_MS,
+            None,
+            [on_file(P2, 20, P3)],
+            {R1: (25, P2 + 10 * DAY_MS), R2: (20, P3)},
+            id="one that begins as it ends is the next period's",
+        ),
+        pytest.param(
+            (P1, P2),
+            40 * DAY_MS,
+            None,
+            [on_file(P1 + 7, 6, P3, effective=P1)],
+            {f"{ROLLS} {P1 + 7}": (21, P3)},
+            id="one that begins with the period is its own, whatever its name",
+        ),
+        pytest.param((P1, P2), -1, NINE, [], {R1: (9, P3)}, id="what is to live on is given first"),
+        pytest.param(
+            (P0, P1), -1, NINE, [on_file(P1, 6, P2)], {R1: (6, P3)}, id="a younger one proves it was stored"
+        ),
+        pytest.param(
+            (P1, P2),
+            -1,
+            RollRule(30, 1),
+            [on_file(P0, 6, P1)],
+            {R0: (6, P2), R1: (25, P3)},
+            id="an older one proves nothing",
+        ),
+    ],
+)
+def test_grants_of_an_earlier_period_are_given_late(
+    span: tuple[int, int],
+    life_ms: int,
+    rule: RollRule | None,
+    grants: list[StoredGrant],
+    expected: dict[str, tuple[int, int]],
+) -> None:
+    """What is left, and when it ends."""
+    earlier = EarlierPeriod(*span, PeriodGrants(((ROLLS, "m:pages", 25, 50, life_ms),)), is_certain=True)
+    rolls = None if rule is None else living(rule, rule, rule)
+    found = funds_of(texts_of(*grants), Allowance(earlier=(earlier,), rolls=rolls))
+    assert {one.name: (one.left, one.expires_ms) for one in found.held} == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_given"),
+    [
+        pytest.param({}, False, id="nothing proves that the customer was on the plan then"),
+        pytest.param(texts_of(on_file(P2, 5, P3, name="a m:pages x")), False, id="a grant of its end"),
+        pytest.param(
+            texts_of(on_file(P2 - 1, 5, P3, name="a m:pages x")), True, id="a grant from just before its end"
+        ),
+        pytest.param(
+            texts_of(on_file(P2, 5, P3, name="a m:pages x"), on_file(P1, 5, P3, name="a m:pages y")),
+            True,
+            id="the older of two grants",
+        ),
+        pytest.param({"past m:pages": f"{P2} 5 {P2 - 1}"}, True, id="one that has left the store"),
+        pytest.param({"past m:pages": f"{P2 - 1} 5 {P2}"}, False, id="one of its end that has left"),
+    ],
+)
+def test_a_grant_from_before_the_end_of_a_period_proves_its_plan(
+    fields: dict[str, str], is_given: bool
+) -> None:
+    grants = PeriodGrants(((ROLLS, "m:pages", 25, 50, 40 * DAY_MS),))
+    allowance = Allowance(earlier=(EarlierPeriod(P1, P2, grants, is_certain=False),))
+    assert (R1 in {one.name for one in funds_of(fields, allowance).held}) is is_given
+
+
+@pytest.mark.parametrize(
+    ("life_ms", "start_ms", "now_ms", "ends", "leaves"),
+    [
+        pytest.param(0, P2, P3 - 1, P3, P3, id="without a life of its own it ends with its period"),
+        pytest.param(0, P3, P3, BOUNDS.next_end_ms, BOUNDS.next_end_ms, id="the next one begins as it ends"),
+        pytest.param(90 * DAY_MS, P2, BALANCE_NOW_MS, P2 + 90 * DAY_MS, P2 + 90 * DAY_MS, id="a long life"),
+        pytest.param(5, P2, BALANCE_NOW_MS, P2 + 5, P3, id="over, it stays in the store for its period"),
+    ],
+)
+def test_when_a_periods_grant_ends(life_ms: int, start_ms: int, now_ms: int, ends: int, leaves: int) -> None:
+    found = funds_of({}, Allowance(), now_ms, recurring=((ROLLS, "m:pages", 25, 50, life_ms),))
+    shown = [(one.name, one.quantity, one.effective_ms, one.expires_ms, one.until_ms) for one in found.held]
+    assert shown == [(f"{ROLLS} {start_ms}", 25, start_ms, ends, leaves)]
+
+
+HELLO: Final = "o m:pages hello"
+
+
+@pytest.mark.parametrize(
+    ("life_ms", "span", "fields", "expected"),
+    [
+        pytest.param(0, (), {}, (P2, P3, P3), id="until the period ends"),
+        pytest.param(90 * DAY_MS, (), {}, (P2, P2 + 90 * DAY_MS, P2 + 90 * DAY_MS), id="a life of its own"),
+        pytest.param(DAY_MS + 1, (), {}, (P2, P2 + DAY_MS + 1, P3), id="a short life is kept for the period"),
+        pytest.param(DAY_MS, (), {}, None, id="a life that is over at this instant"),
+        pytest.param(0, (), {"once m:pages hello": f"{P0}"}, None, id="it was given before"),
+        pytest.param(0, (), {"once m:pages other": f"{P0}"}, (P2, P3, P3), id="another one was given before"),
+        pytest.param(40 * DAY_MS, (P1, P2), {}, (P1, P1 + 40 * DAY_MS, P1 + 40 * DAY_MS), id="its rest"),
+        pytest.param(0, (P1, P2), {}, None, id="its first period is over"),
+    ],
+)
+def test_a_grant_is_given_once_in_a_life(
+    life_ms: int, span: tuple[int, ...], fields: dict[str, str], expected: tuple[int, int, int] | None
+) -> None:
+    """When it begins, ends, and leaves the store."""
+    once = OnceGrant((HELLO, "m:pages", 7, 50, life_ms), *span)
+    found = funds_of(fields, Allowance(), once=(once,))
+    shown = [(one.name, one.left, one.effective_ms, one.expires_ms, one.until_ms) for one in found.held]
+    assert shown == ([] if expected is None else [(f"{HELLO} {expected[0]}", 7, *expected)])
+
+
+@pytest.mark.parametrize(
+    ("limit", "grants", "expected"),
+    [
+        pytest.param(20, {"p m:pages a": (2, 10), "p m:pages b": (3, 50)}, [2, 3], id="as much as was given"),
+        pytest.param(
+            18, {"p m:pages a": (2, 10), "p m:pages b": (3, 50)}, [2, 1], id="what pays last is cut"
+        ),
+        pytest.param(
+            16, {"p m:pages a": (2, 10), "p m:pages b": (3, 50)}, [1, 0], id="then what pays before it"
+        ),
+        pytest.param(
+            12, {"p m:pages a": (2, 10), "p m:pages b": (3, 50)}, [0, 0], id="what is used is never cut"
+        ),
+        pytest.param(8, {"p m:pages a": (2, 10)}, [0], id="a single one by all that is left"),
+        pytest.param(8, {"p m:pages a": (2, 10), "a m:pages b": (3, 50)}, [0, 3], id="none of the app's"),
+    ],
+)
+def test_a_change_of_plan_cuts_unused_units_beyond_its_limit(
+    limit: int, grants: dict[str, tuple[int, int]], expected: list[int]
+) -> None:
+    """Of ten units each, some are left."""
+    fields = texts_of(
+        *(
+            replace(on_file(P2, left, P3, used=10 - left, name=name), priority=priority)
+            for name, (left, priority) in grants.items()
+        )
+    )
+    allowance = Allowance(grants=PeriodGrants((), (("m:pages", limit),)))
+    assert [one.left for one in funds_of(fields, allowance).held] == expected
+
+
+# Tokens cost 9,000 micro-credits by a large model, 2,000 by one that has no price of its own.
+MODELS: Final = loads(
+    free_plan(
+        "{asked: {unit: token}, answered: {unit: token}}",
+        """
+      asked:    {included: 100, overage: deny}
+      answered: {included: 50, overage: deny}""",
+        """credits: {ai: {costs: {asked: prices.models, answered: 4 per 1000}}}
+prices: {models: {default: 2 per 1000, models: {"big*": 9 per 1000, "mini*": 1 per 1000}}}""",
+    )
+)
+MODELS_PLAN: Final = MODELS.plans["free"]
+
+
+@pytest.mark.parametrize(
+    ("meter", "micros", "counted", "held", "cost", "expected"),
+    [
+        pytest.param("asked", MICRO, 100, {}, 0, 500, id="at the default, where nothing is held"),
+        # The held units are subtracted later: what pays them is added to what the rest pays.
+        pytest.param("asked", MICRO, 100, {"asked": 10}, 90_000, 455 + 10, id="held at the highest cost"),
+        pytest.param("asked", MICRO, 100, {"asked": 10}, 10_000, 495 + 10, id="held at a low one"),
+        pytest.param("asked", MICRO, 95, {"asked": 10}, 90_000, 477 + 5, id="five held ones are included"),
+        pytest.param("asked", MICRO, 90, {"asked": 10}, 90_000, 500, id="all held ones are included"),
+        pytest.param("asked", 50_000, 100, {"asked": 10}, 90_000, 5, id="it pays some of the held ones"),
+        pytest.param("asked", 100_000, 100, {"asked": 2}, 100_001, 2 + 41, id="no unit costs more"),
+        pytest.param("asked", 0, 100, {"asked": 10}, 90_000, 0, id="it pays none of them"),
+        pytest.param("asked", MICRO, 100, {"answered": 60}, 0, 480, id="the other meter's beyond included"),
+        pytest.param("asked", 30_000, 100, {"answered": 60}, 0, 0, id="the other meter's take all of it"),
+        pytest.param("answered", MICRO, 50, {"asked": 200}, 200_000, 200, id="the other's at what they cost"),
+        pytest.param("answered", MICRO, 50, {"asked": 110}, 99 * 9_000, 227, id="at the highest at most"),
+    ],
+)
+def test_held_units_claim_what_they_may_cost_by_their_model(
+    meter: str, micros: int, counted: int, held: dict[str, int], cost: int, expected: int
+) -> None:
+    """``counted`` is counted of the meter, and nothing of the other one."""
+    balance = GrantBalance(
+        [holding("a c:ai one", "c:ai", micros)], Prepaid.of(MODELS_PLAN, MODELS), BALANCE_NOW_MS
+    )
+    found = balance.units_beyond_plan(
+        meter,
+        MODELS_PLAN.entitlements,
+        lambda name: counted if name == meter else 0,
+        lambda name: held.get(name, 0),
+        lambda _: cost,
+    )
+    assert found == expected
