@@ -1277,3 +1277,30 @@ def test_the_script_gets_each_gauge_that_is_to_grow(
     for name in gauges:
         expected = expected.replace(name.upper(), meter_field(name))
     assert add_gauge_terms(further, gauges, first=4) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        pytest.param({}, (500, "eur", ""), id="an active one, for its plan"),
+        pytest.param({"mrr": 0}, (0, "", ""), id="nothing, in no currency"),
+        pytest.param({"status": "trialing"}, (0, "", ""), id="a trial brings nothing"),
+        pytest.param({"status": "past_due", "failed_at_ms": NOW_MS}, (500, "eur", ""), id="in grace"),
+        pytest.param(
+            {"status": "past_due", "failed_at_ms": NOW_MS - 7 * DAY_MS},
+            (500, "eur", "pro"),
+            id="restricted to another plan, for its own",
+        ),
+        pytest.param(
+            {"status": "past_due", "failed_at_ms": NOW_MS - 14 * DAY_MS}, (500, "eur", ""), id="suspended"
+        ),
+        pytest.param(
+            {"status": "past_due", "failed_at_ms": NOW_MS - 7 * DAY_MS, "plan": None},
+            (500, "eur", ""),
+            id="restricted, of a plan that is not known",
+        ),
+    ],
+)
+def test_what_a_subscription_brings_in_a_month(changed: dict[str, Any], told: tuple[int, str, str]) -> None:
+    found = in_force(state(**{"mrr": 500, "currency": "eur"} | changed))
+    assert (found.mrr, found.currency, found.paid_plan) == told

@@ -20,6 +20,8 @@ from drivers.delivery import NOW
 from drivers.kept_intents import NOW_MS, PERIOD_MS, ObjectsAtStripe, keep, subscription
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.catalog.model_prices import PriceRows
+from meterkit.catalog.models import Overage
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys, concurrency_field, job_digest, meter_token
 from meterkit.decisions.price_segments import (
@@ -29,6 +31,7 @@ from meterkit.decisions.price_segments import (
     ended_marks,
     is_same_price,
     is_split,
+    label_of,
     overage_cents,
     segments_of,
     sent_label,
@@ -556,6 +559,45 @@ def test_the_labels_of_prices_are_by_their_plan_and_their_event() -> None:
     assert ended_labels(PRO, FREE, PRICED) == {meter_token(name): one for name, one in ended.items()}
     assert ended_labels(PRO, PRO, PRICED) == ended_labels(PRO, dict(PRO), PRICED) == {}
     assert [name for name in sold if is_split(name, PRICED.meters)] == ["words", "long_words"]
+    # A part that Stripe is not sent leaves its source whole.
+    for part, expected in (("long_words", True), ("long_free", False)):
+        meters = {name: PRICED.meters[name] for name in ("words", part)}
+        assert is_split("words", meters) is expected
+
+
+PRICED_BY_MODEL: Final = PriceRows(default="pages:(default)", models=(), highest="pages:(default)")
+
+
+@pytest.mark.parametrize(
+    ("meter", "overage", "own", "sent"),
+    [
+        pytest.param("pages", Overage(mode="bill", amount_cents=2), "1/2", "1/2", id="a price of each unit"),
+        pytest.param("pages", Overage(mode="bill", per=9, amount_cents=0), "9/0", "9/0", id="a price of 0"),
+        pytest.param("pages", Overage(mode="bill"), "-", "-", id="billed, at a price that is not known"),
+        pytest.param("pages", Overage(mode="deny", per=1, amount_cents=2), "-", "-", id="a price, denied"),
+        pytest.param(
+            "pages",
+            Overage(mode="bill", per=1, amount_cents=2, rows=PRICED_BY_MODEL),
+            "1/2*",
+            "1/2*",
+            id="priced by model",
+        ),
+        pytest.param(
+            "long_words",
+            Overage(mode="deny", per=3, amount_cents=5),
+            "-",
+            "3/5",
+            id="a derived one has the price of its item even where the plan denies",
+        ),
+        pytest.param("long_words", Overage(mode="bill"), "-", "1000/12", id="else that of its source"),
+    ],
+)
+def test_the_label_of_a_price_in_the_plan_and_as_sent(
+    meter: str, overage: Overage, own: str, sent: str
+) -> None:
+    given = dict(PRO) | {meter: replace(PRO[meter], overage=overage)}
+    assert label_of(given[meter]) == own
+    assert sent_label(meter, given, PRICED.meters) == sent
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ from meterkit.decisions.held_prices import ModelPricing
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
     Keys,
+    check_tokens,
     concurrency_field,
     credit_hold_field,
     meter_field,
@@ -1151,6 +1152,34 @@ def test_a_route_stands_for_its_method_and_path() -> None:
     asked, rest = loads(free_plan("{requests: {unit: request}}", top=routes)).routes
     assert route_name(asked) == "route POST /ask"
     assert route_name(rest).startswith("route * ")
+
+
+@pytest.mark.parametrize(
+    ("match", "name"),
+    [
+        pytest.param("tools/call search*", "tools/call search*", id="of some tools"),
+        pytest.param("tools/call", "tools/call *", id="of every tool"),
+        pytest.param("*", "* *", id="of every message"),
+    ],
+)
+def test_a_route_of_messages_stands_for_its_method_and_tool(match: str, name: str) -> None:
+    line = f'routes: [{{match: "MCP {match}", consume: {{requests: 1}}}}]'
+    (route,) = loads(free_plan("{requests: {unit: request}}", top=line)).routes
+    assert route_name(route).split() == ["route", "MCP", str(route.path), *name.split()]
+
+
+@pytest.mark.parametrize("has_subjects", [True, False])
+def test_what_subjects_spend_shares_a_field_with_no_meter(has_subjects: bool) -> None:
+    """An override may give each subject a budget, even where the plan gives none."""
+    meter = "m1213842"
+    assert meter_field(meter) == meter_field("spend")
+    limits = f"{{}}\n    subjects: {{user: {{{meter}: {{included: 5}}}}}}" if has_subjects else "{}"
+    catalog = loads(free_plan(f"{{{meter}: {{unit: unit}}}}", limits))
+    if has_subjects:
+        with pytest.raises(PlansError, match=f"spend and the meter {meter} would be counted as one"):
+            check_tokens(catalog)
+    else:
+        check_tokens(catalog)
 
 
 # The short way gives clients the same fields as the long one.
