@@ -1,0 +1,608 @@
+"""Which way a customer's usage reaches its invoices, by period, and at which prices: pure tables."""
+
+# Internals: pure tables of instants and prices; a seam shows each as one line of an invoice.
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+
+from meterkit.catalog import loads
+from meterkit.catalog.models import Overage
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.item_prices import ItemPrice, ItemPrices
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
+from meterkit.decisions.transitions import TermsInForce
+from meterkit.outbox.meters_or_lines import (
+    ShownLineTerms,
+    end_dropped_prices,
+    has_metered_periods,
+    is_billed_by_lines,
+    keep_line_terms,
+    line_prices,
+    line_switches,
+    must_move,
+    with_new_models,
+    with_usage_billed,
+)
+
+PLANS: Final = """
+schema: 1
+currency: [usd, eur]
+default_plan: free
+billing: {usage: lines}
+meters:
+  words: {unit: word, stripe: {event_name: api_words}}
+  pages: {unit: page, stripe: {event_name: api_pages}}
+  rows:  {unit: row, stripe: {event_name: api_rows}}
+  calls: {unit: call}
+plans:
+  free:
+    price: {amount_cents: {usd: 0, eur: 0}, interval: month}
+    meters: {words: {included: 9}, pages: {included: 9}, rows: {included: 9}}
+  pro:
+    price: {amount_cents: {usd: 900, eur: 800}, interval: month}
+    meters:
+      words: {included: 9, overage: {bill: {per: 1000, amount_cents: {usd: 12, eur: 11}}}}
+      pages: {included: 9, overage: {bill: {per: 1, amount_cents: {usd: 2, eur: 3}}}}
+      rows:  {included: 9}
+"""
+LINES: Final = loads(PLANS)
+METERS: Final = loads(PLANS.replace("usage: lines", "usage: meters"))
+METERED: Final = "mtr_words=price_1"
+
+BEFORE, START, LATER, END = 1_000_000_000, 2_000_000_000, 3_000_000_000, 4_000_000_000
+MINUTES_2: Final = 120_000
+
+
+def sold(**changed: Any) -> SubscriptionState:
+    known: dict[str, Any] = {"id": "sub_1", "status": "active", "plan": "pro", "currency": "usd"}
+    return SubscriptionState(**(known | {"start_ms": START, "end_ms": END, "anchor_ms": END} | changed))
+
+
+def canceled(at_ms: int, **changed: Any) -> SubscriptionState:
+    return sold(status="canceled", ended_at_ms=at_ms, **changed)
+
+
+@pytest.mark.parametrize(
+    ("subscription", "with_lines", "with_meters"),
+    [
+        pytest.param(None, (0,), (), id="without a subscription the file decides"),
+        pytest.param(sold(), (0,), (), id="it decides where nothing of either is known"),
+        pytest.param(sold(metered=METERED), (), (), id="metered items bill on"),
+        pytest.param(canceled(LATER, metered=METERED), (LATER,), (), id="from its end on the file decides"),
+        pytest.param(sold(line_switches=(0,)), (0,), (0,), id="lines bill on"),
+        pytest.param(canceled(LATER, line_switches=(0,)), (0,), (0, LATER), id="until its end"),
+        pytest.param(
+            canceled(LATER, line_switches=(0, LATER - 1)),
+            (0, LATER - 1, LATER),
+            (0, LATER - 1),
+            id="a switch just before the end was made",
+        ),
+        pytest.param(
+            canceled(LATER, line_switches=(0, LATER)), (0,), (0, LATER), id="one at the end was not"
+        ),
+        pytest.param(
+            sold(line_switches=(0, END), cancel_at_ms=LATER), (0,), (0, LATER), id="nor will one behind it be"
+        ),
+        pytest.param(
+            sold(line_switches=(LATER,), metered=METERED), (LATER,), (LATER,), id="a scheduled one counts"
+        ),
+    ],
+)
+def test_which_way_usage_is_billed_from_when_on(
+    subscription: SubscriptionState | None, with_lines: tuple[int, ...], with_meters: tuple[int, ...]
+) -> None:
+    state = CustomerState(subscription=subscription)
+    for catalog, expected in ((LINES, with_lines), (METERS, with_meters)):
+        assert line_switches(state, catalog) == expected
+        assert has_metered_periods(state, catalog) is (expected != (0,))
+        for at_ms in (1, BEFORE, LATER - 2, LATER - 1, LATER, LATER + 1, END):
+            by_lines = len([one for one in expected if one <= at_ms]) in {1, 3}
+            assert is_billed_by_lines(state, catalog, at_ms) is by_lines
+
+
+@pytest.mark.parametrize(
+    ("subscription", "to_lines", "to_meters"),
+    [
+        pytest.param(None, False, False, id="nobody"),
+        pytest.param(canceled(LATER, metered=METERED), False, False, id="one that has ended"),
+        pytest.param(sold(metered=METERED), True, False, id="with metered items"),
+        pytest.param(sold(line_switches=(0,)), False, True, id="with lines"),
+        pytest.param(sold(metered=METERED, line_switches=(END,)), False, True, id="on its way to lines"),
+        pytest.param(sold(line_switches=(0, END)), True, False, id="on its way to meters"),
+    ],
+)
+def test_who_must_move(subscription: SubscriptionState | None, to_lines: bool, to_meters: bool) -> None:
+    state = CustomerState(subscription=subscription)
+    assert [must_move(state, catalog) for catalog in (LINES, METERS)] == [to_lines, to_meters]
+
+
+def test_until_it_is_moved_a_customer_has_a_file_of_its_own() -> None:
+    for catalog, other in ((LINES, METERS), (METERS, LINES)):
+        by_lines = catalog.billing.is_by_lines
+        assert with_usage_billed(catalog, by_lines=by_lines) is catalog
+        changed = with_usage_billed(catalog, by_lines=not by_lines)
+        assert changed.billing == other.billing
+        assert changed.in_currency("eur").billing == other.billing
+        assert changed.plans == catalog.plans
+
+
+def shown(planned_ms: int | None = None, trial_ms: tuple[int, int] | None = None, **prices: str) -> Any:
+    return ShownLineTerms(planned_ms, trial_ms, prices)
+
+
+ITEMS: Final = {"metered": METERED}
+BY_LINES: Final = {"line_switches": (0,)}
+
+
+@pytest.mark.parametrize(
+    ("known", "fetched", "planned_ms", "with_lines", "with_meters"),
+    [
+        pytest.param(None, {}, None, (0,), (), id="a new one goes by the file"),
+        pytest.param(None, ITEMS, None, (), (), id="a new one with metered items has these"),
+        pytest.param(None, ITEMS, END, (END,), (), id="they are to be removed"),
+        pytest.param(None, {}, END, (0, END), (), id="they are to be added to what lines bill"),
+        pytest.param(sold(**BY_LINES), {}, None, (0,), (0,), id="lines stay"),
+        pytest.param(sold(**ITEMS), ITEMS, None, (), (), id="metered items stay"),
+        pytest.param(sold(**ITEMS), {}, None, (START,), (), id="items are gone: lines bill the open period"),
+        pytest.param(sold(**BY_LINES), ITEMS, None, (0, END), (0, END), id="new items bill the next period"),
+        pytest.param(sold(**BY_LINES), ITEMS, LATER, (0,), (0,), id="items, and a plan for them"),
+        pytest.param(sold(**ITEMS), ITEMS, LATER, (LATER,), (), id="lines are planned, if the file has them"),
+        pytest.param(
+            sold(**ITEMS, line_switches=(LATER,)), ITEMS, LATER, (LATER,), (LATER,), id="they stay planned"
+        ),
+        pytest.param(sold(**ITEMS, line_switches=(LATER,)), ITEMS, None, (), (), id="a plan is called off"),
+        pytest.param(sold(**ITEMS), ITEMS, START, (), (), id="what was planned until now is no plan"),
+        pytest.param(sold(**ITEMS), ITEMS, START + 1, (START + 1,), (), id="what comes after it is one"),
+        pytest.param(sold(**BY_LINES), {}, LATER, (0, LATER), (0, LATER), id="items are planned"),
+        pytest.param(
+            sold(**ITEMS, line_switches=(START,)), ITEMS, None, (), (), id="what was planned did not happen"
+        ),
+        pytest.param(sold(line_switches=(0, START)), {}, None, (0,), (0,), id="nor did the way back happen"),
+        pytest.param(
+            sold(**ITEMS, line_switches=(START,)),
+            {},
+            None,
+            (START,),
+            (START,),
+            id="it happened",
+        ),
+        pytest.param(sold(**BY_LINES, id="sub_0"), {}, None, (0,), (0,), id="the next one has lines, too"),
+        pytest.param(
+            sold(**BY_LINES, id="sub_0"), ITEMS, None, (0, START), (0, START), id="the next one has items"
+        ),
+        pytest.param(sold(**ITEMS, id="sub_0"), {}, None, (START,), (), id="the next one has none"),
+        pytest.param(
+            sold(line_switches=(0, 1, BEFORE)),
+            {},
+            LATER,
+            (0, 1, BEFORE, LATER),
+            (0, 1, BEFORE, LATER),
+            id="lines for the second time",
+        ),
+        pytest.param(
+            sold(line_switches=(0, START + 1)), {}, None, (0,), (0,), id="a switch ahead is planned anew"
+        ),
+    ],
+)
+def test_when_a_subscription_changes_its_way(
+    known: SubscriptionState | None,
+    fetched: dict[str, Any],
+    planned_ms: int | None,
+    with_lines: tuple[int, ...],
+    with_meters: tuple[int, ...],
+) -> None:
+    for catalog, expected in ((LINES, with_lines), (METERS, with_meters)):
+        found = keep_line_terms(sold(**fetched), known, catalog, shown(planned_ms))
+        assert found.line_switches == expected
+
+
+@pytest.mark.parametrize(
+    ("fetched", "has_items"),
+    [
+        pytest.param({}, False, id="none"),
+        pytest.param({"metered": METERED}, True, id="of prices that are not known"),
+        pytest.param({"metered": METERED, "prices": (ItemPrice("", "e", "1/2"),)}, False, id="of no meter"),
+        pytest.param(
+            {"metered": METERED, "prices": (ItemPrice("", "e", "1/2"), ItemPrice("words", "f", "1/2"))},
+            True,
+            id="one of a meter",
+        ),
+    ],
+)
+def test_only_items_of_the_files_meters_count(fetched: dict[str, Any], has_items: bool) -> None:
+    found = keep_line_terms(sold(**fetched), None, LINES, shown())
+    assert found.line_switches == (() if has_items else (0,))
+
+
+@pytest.mark.parametrize(
+    ("known", "fetched", "trial_ms", "expected"),
+    [
+        pytest.param(None, {}, None, (), id="none"),
+        pytest.param(None, {}, (START, LATER), ((START, LATER),), id="one"),
+        pytest.param(None, {"cancel_at_ms": LATER - 5}, (START, LATER), ((START, LATER - 5),), id="cut"),
+        pytest.param(
+            sold(**BY_LINES, free_spans=((START, LATER),)),
+            {},
+            None,
+            ((START, LATER),),
+            id="a known one",
+        ),
+        pytest.param(
+            sold(**BY_LINES, free_spans=((START, LATER),)),
+            {},
+            (START, LATER + 7),
+            ((START, LATER + 7),),
+            id="its end has moved",
+        ),
+        pytest.param(
+            sold(**BY_LINES, free_spans=((BEFORE, LATER),)),
+            {},
+            (START, LATER),
+            ((START, LATER),),
+            id="its beginning is known better",
+        ),
+        pytest.param(
+            sold(**BY_LINES, free_spans=((5, 6), (BEFORE, LATER))),
+            {},
+            (START, END),
+            ((5, 6), (BEFORE, LATER), (START, END)),
+            id="another one",
+        ),
+        pytest.param(
+            sold(**BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
+            {"created_ms": START},
+            None,
+            ((BEFORE, START),),
+            id="one of an earlier subscription is over when the next one begins",
+        ),
+        pytest.param(
+            canceled(START - 9, **BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
+            {"created_ms": START},
+            None,
+            ((BEFORE, START - 9),),
+            id="or when its own ended",
+        ),
+        pytest.param(
+            sold(**BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
+            {},
+            None,
+            ((BEFORE, START),),
+            id="the next one begins with its period where no more is known",
+        ),
+        pytest.param(
+            sold(**BY_LINES, free_spans=((1, 2), (3, 4), (5, 6), (7, 8))),
+            {},
+            (START, LATER),
+            ((3, 4), (5, 6), (7, 8), (START, LATER)),
+            id="the last four",
+        ),
+    ],
+)
+def test_trials_are_known_for_late_usage(
+    known: SubscriptionState | None,
+    fetched: dict[str, Any],
+    trial_ms: tuple[int, int] | None,
+    expected: tuple[tuple[int, int], ...],
+) -> None:
+    found = keep_line_terms(sold(**fetched), known, LINES, shown(trial_ms=trial_ms))
+    assert found.free_spans == expected
+
+
+@pytest.mark.parametrize(
+    ("created_ms", "begins_ms", "is_kept"),
+    [
+        pytest.param(START, START, False, id="from its creation"),
+        pytest.param(START, START + MINUTES_2 - 1, False, id="from a little later"),
+        pytest.param(START, START + MINUTES_2, True, id="from two minutes later"),
+        pytest.param(0, START, False, id="of one whose creation is not known"),
+        pytest.param(1, 1 + MINUTES_2, True, id="of one that was made early"),
+    ],
+)
+def test_with_meters_a_trial_is_kept_that_began_later(created_ms: int, begins_ms: int, is_kept: bool) -> None:
+    trial_ms = (begins_ms, LATER)
+    found = keep_line_terms(sold(**ITEMS, created_ms=created_ms), None, METERS, shown(trial_ms=trial_ms))
+    assert found.free_spans == ((trial_ms,) if is_kept else ())
+    assert keep_line_terms(sold(**ITEMS, created_ms=created_ms), None, METERS, shown()).free_spans == ()
+
+
+OPEN: Final = (BEFORE, NEVER_MS)
+
+
+@pytest.mark.parametrize(
+    ("known", "fetched", "expected"),
+    [
+        pytest.param(None, {}, (), id="none"),
+        pytest.param(None, {"status": "paused"}, ((END, NEVER_MS),), id="it begins with the period's end"),
+        pytest.param(
+            sold(paused_spans=((END, NEVER_MS),)),
+            {"status": "paused"},
+            ((END, NEVER_MS),),
+            id="it goes on",
+        ),
+        pytest.param(sold(paused_spans=(OPEN,)), {}, ((BEFORE, START),), id="it ended as a period began"),
+        pytest.param(
+            sold(paused_spans=(OPEN,)),
+            {"usage_start_ms": LATER, "usage_end_ms": END},
+            ((BEFORE, LATER),),
+            id="a period of metered prices",
+        ),
+        pytest.param(
+            sold(paused_spans=((START - MINUTES_2, NEVER_MS),)),
+            {},
+            ((START - MINUTES_2, START),),
+            id="of two minutes",
+        ),
+        pytest.param(
+            sold(paused_spans=((START - MINUTES_2 + 1, NEVER_MS),)), {}, (), id="of less than two minutes"
+        ),
+        pytest.param(
+            sold(paused_spans=(OPEN,)),
+            {"status": "canceled", "ended_at_ms": LATER},
+            ((BEFORE, LATER),),
+            id="until its subscription ended",
+        ),
+        pytest.param(
+            sold(id="sub_0", paused_spans=(OPEN,)),
+            {"created_ms": LATER},
+            ((BEFORE, LATER),),
+            id="until the next subscription began",
+        ),
+        pytest.param(
+            sold(paused_spans=((1, 200_000), OPEN)),
+            {},
+            ((1, 200_000), (BEFORE, START)),
+            id="one that was over stays as it is",
+        ),
+        pytest.param(
+            sold(paused_spans=((1, 200_001), (300_000, 500_000), (600_000, 800_000), OPEN)),
+            {"status": "paused"},
+            ((300_000, 500_000), (600_000, 800_000), OPEN, (END, NEVER_MS)),
+            id="the last four",
+        ),
+    ],
+)
+def test_pauses_are_known_for_late_usage(
+    known: SubscriptionState | None, fetched: dict[str, Any], expected: tuple[tuple[int, int], ...]
+) -> None:
+    for catalog in (LINES, METERS):
+        assert keep_line_terms(sold(**fetched), known, catalog, shown()).paused_spans == expected
+
+
+WORDS: Final = ItemPrice("words", "api_words", "1000/12")
+PAGES: Final = ItemPrice("pages", "api_pages", "1/2")
+OWN_WORDS: Final = WORDS._replace(label="1000/10")
+OWN_ROWS: Final = ItemPrice("rows", "api_rows", "1/7")
+DROPPED: Final = OWN_ROWS._replace(is_dropped=True)
+TIERS: Final = ItemPrice("pages", "api_pages", "?tiers")
+
+
+@pytest.mark.parametrize(
+    ("plan", "currency", "own", "expected"),
+    [
+        pytest.param("pro", "usd", (), (WORDS, PAGES), id="those of the file"),
+        pytest.param(
+            "pro",
+            "eur",
+            (),
+            (WORDS._replace(label="1000/11"), PAGES._replace(label="1/3")),
+            id="in the customer's currency",
+        ),
+        pytest.param("free", "usd", (), (), id="none of a plan that bills nothing"),
+        pytest.param("pro", "usd", (OWN_WORDS,), (OWN_WORDS, PAGES), id="the customer's own stays"),
+        pytest.param(
+            "pro",
+            "usd",
+            (OWN_WORDS._replace(meter="letters"),),
+            (OWN_WORDS, PAGES),
+            id="of a meter that has another name by now",
+        ),
+        pytest.param("pro", "usd", (OWN_ROWS,), (WORDS, PAGES, DROPPED), id="what is not billed is kept"),
+        pytest.param("free", "usd", (OWN_WORDS,), (OWN_WORDS._replace(is_dropped=True),), id="of any plan"),
+    ],
+)
+def test_the_prices_of_lines(plan: str, currency: str, own: ItemPrices, expected: ItemPrices) -> None:
+    catalog = LINES.in_currency(currency)
+    assert line_prices(catalog.plans[plan], catalog, own) == expected
+
+
+@pytest.mark.parametrize(
+    ("overage", "expected"),
+    [
+        pytest.param(Overage(mode="bill", amount_cents=12), (WORDS._replace(label="1/12"), PAGES), id="each"),
+        pytest.param(Overage(mode="bill"), (PAGES,), id="at a price that is only at Stripe"),
+        pytest.param(Overage(mode="deny"), (PAGES,), id="none"),
+    ],
+)
+def test_the_price_of_a_unit_without_a_number_of_units(overage: Overage, expected: ItemPrices) -> None:
+    given = LINES.plans["pro"].entitlements
+    changed = {**given, "words": replace(given["words"], overage=overage)}
+    assert line_prices(replace(LINES.plans["pro"], entitlements=changed), LINES) == expected
+
+
+def test_at_most_200_prices_are_kept() -> None:
+    own = tuple(ItemPrice(f"m{nth}", f"e{nth}", "1/1") for nth in range(210))
+    found = line_prices(LINES.plans["pro"], LINES, own)
+    assert (len(found), found[:2]) == (200, (WORDS, PAGES))
+
+
+@pytest.mark.parametrize(
+    ("known", "fetched", "prices", "expected"),
+    [
+        pytest.param(None, {}, {}, (WORDS, PAGES), id="a new one has those of the file"),
+        pytest.param(None, {}, {"api_words": "1000/10"}, (OWN_WORDS, PAGES), id="or those it was sold at"),
+        pytest.param(
+            sold(**BY_LINES, prices=(OWN_WORDS, TIERS)),
+            {},
+            {"api_words": "1000/9"},
+            (OWN_WORDS, PAGES),
+            id="a known one keeps its unit prices",
+        ),
+        pytest.param(
+            sold(**BY_LINES, prices=(OWN_WORDS,), plan="free"),
+            {},
+            {},
+            (WORDS, PAGES),
+            id="on another plan it has those of the file",
+        ),
+        pytest.param(
+            sold(**BY_LINES, prices=(OWN_WORDS,), id="sub_0"),
+            {},
+            {},
+            (WORDS, PAGES),
+            id="so has the next one",
+        ),
+        pytest.param(
+            sold(**BY_LINES, prices=(OWN_WORDS,), plan="gone"),
+            {"plan": "gone"},
+            {},
+            (OWN_WORDS,),
+            id="a plan that is not in the file keeps them",
+        ),
+        pytest.param(None, {"plan": "gone", "prices": (PAGES,)}, {}, (PAGES,), id="a new one on such a plan"),
+        pytest.param(None, {"plan": None, "prices": (PAGES,)}, {}, (PAGES,), id="or on none"),
+        pytest.param(
+            None,
+            {"currency": "eur"},
+            {},
+            (WORDS._replace(label="1000/11"), PAGES._replace(label="1/3")),
+            id="in the customer's currency",
+        ),
+        pytest.param(
+            sold(**ITEMS, line_switches=(LATER,)),
+            {**ITEMS, "prices": (TIERS,)},
+            {},
+            (TIERS,),
+            id="until its move metered items have theirs",
+        ),
+    ],
+)
+def test_a_subscription_keeps_the_prices_it_was_sold_at(
+    known: SubscriptionState | None, fetched: dict[str, Any], prices: dict[str, str], expected: ItemPrices
+) -> None:
+    found = keep_line_terms(sold(**fetched), known, LINES, shown(**prices))
+    assert found.prices == expected
+
+
+BY_MODEL: Final = loads("""
+schema: 1
+currency: usd
+default_plan: pro
+billing: {usage: lines}
+meters: {tokens: {unit: token, stripe: {event_name: api_tokens}}}
+prices: {out: {default: 4 per 1000, models: {big: 9 per 1000}}}
+plans:
+  pro:
+    price: {amount_cents: 900, interval: month}
+    meters: {tokens: {included: 9, overage: {bill: {price: prices.out}}}}
+""")
+DEFAULT: Final = ItemPrice("tokens", "api_tokens", "250/1")
+OWN_DEFAULT: Final = DEFAULT._replace(label="1000/3")
+BIG: Final = ItemPrice("tokens:big", "api_tokens:big", "1000/9")
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({"prices": (OWN_DEFAULT,)}, (OWN_DEFAULT, BIG), id="a model is newer"),
+        pytest.param({"prices": (OWN_DEFAULT, BIG)}, None, id="none is"),
+        pytest.param({"prices": (OWN_DEFAULT,), "status": "canceled"}, None, id="it has ended"),
+        pytest.param({"prices": (OWN_DEFAULT,), "line_switches": ()}, None, id="metered items bill it"),
+        pytest.param({"prices": (OWN_DEFAULT,), "plan": "gone"}, None, id="its plan is gone"),
+        pytest.param({"prices": (OWN_DEFAULT,), "plan": None}, None, id="it has no plan"),
+        pytest.param({"prices": (OWN_DEFAULT._replace(label="?tiers"),)}, None, id="it has no unit price"),
+    ],
+)
+def test_a_repair_adds_the_prices_of_new_models(changed: dict[str, Any], expected: ItemPrices | None) -> None:
+    state = CustomerState(subscription=sold(**(BY_LINES | changed)))
+    found = with_new_models(state, BY_MODEL)
+    if expected is None:
+        assert found is state
+    else:
+        assert found == replace(state, subscription=replace(state.subscription, prices=expected))
+
+
+def test_a_model_newer_than_the_customer_costs_the_customers_default() -> None:
+    plan = BY_MODEL.plans["pro"]
+    assert line_prices(plan, BY_MODEL) == (DEFAULT, BIG)
+    assert line_prices(plan, BY_MODEL, (OWN_DEFAULT,)) == (OWN_DEFAULT,)
+    assert line_prices(plan, BY_MODEL, (OWN_DEFAULT,), has_new_models=True) == (OWN_DEFAULT, BIG)
+    no_customer = CustomerState()
+    assert with_new_models(no_customer, BY_MODEL) is no_customer
+
+
+ROWS_TOKEN, WORDS_TOKEN = meter_token("rows"), meter_token("words")
+WITH_ROWS: Final = CustomerState(subscription=sold(**BY_LINES, prices=(WORDS, OWN_ROWS)))
+WITHOUT: Final = CustomerState(subscription=sold(**BY_LINES, prices=(WORDS,)))
+NOTHING_BILLED: Final = {ROWS_TOKEN: "0"}
+
+
+def holding(*prices: ItemPrice) -> CustomerState:
+    return CustomerState(subscription=sold(**BY_LINES, prices=prices))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "labels", "expected"),
+    [
+        pytest.param(WITH_ROWS, WITHOUT, {}, {ROWS_TOKEN: "1/7"}, id="a price that is gone has ended"),
+        pytest.param(WITH_ROWS, WITH_ROWS, {}, {}, id="one that goes on has not"),
+        pytest.param(
+            WITH_ROWS, holding(WORDS, DROPPED), {}, {ROWS_TOKEN: "1/7"}, id="one that is billed no more has"
+        ),
+        pytest.param(
+            WITH_ROWS,
+            WITHOUT,
+            {ROWS_TOKEN: "1/9", WORDS_TOKEN: "1/8"},
+            {ROWS_TOKEN: "1/9", WORDS_TOKEN: "1/8"},
+            id="what ends by the file ends at the file's price",
+        ),
+        pytest.param(
+            WITH_ROWS,
+            WITH_ROWS,
+            NOTHING_BILLED,
+            {ROWS_TOKEN: "1/7"},
+            id="what the file bills no more",
+        ),
+        pytest.param(holding(DROPPED), WITHOUT, {}, {}, id="a price that had ended before"),
+        pytest.param(holding(TIERS), WITHOUT, {}, {}, id="one that is no unit price"),
+        pytest.param(
+            replace(WITH_ROWS, overrides={"rows": {"overage": "deny"}}), WITHOUT, {}, {}, id="one overridden"
+        ),
+        pytest.param(
+            replace(WITH_ROWS, overrides={"rows": {"included": 5}}),
+            WITHOUT,
+            {},
+            {ROWS_TOKEN: "1/7"},
+            id="an override of something else",
+        ),
+        pytest.param(
+            CustomerState(subscription=sold(**ITEMS, prices=(OWN_ROWS,))),
+            WITHOUT,
+            NOTHING_BILLED,
+            NOTHING_BILLED,
+            id="metered items end at Stripe",
+        ),
+        pytest.param(
+            CustomerState(plan="pro", plan_prices=(OWN_ROWS,)),
+            CustomerState(plan="pro", plan_prices=(OWN_ROWS,)),
+            NOTHING_BILLED,
+            {ROWS_TOKEN: "1/7"},
+            id="of a plan set by hand, without a subscription",
+        ),
+    ],
+)
+def test_prices_of_lines_end_that_the_file_does_not_bill(
+    old: CustomerState, new: CustomerState, labels: dict[str, str], expected: dict[str, str]
+) -> None:
+    then, now = TermsInForce(plan="pro", at_ms=START), TermsInForce(plan="pro", at_ms=LATER)
+    assert end_dropped_prices(labels, (old, then), (new, now), LINES) == expected
+
+
+def test_a_plan_that_access_is_restricted_to_denies_what_it_denies() -> None:
+    then, now = TermsInForce(plan="free", at_ms=START), TermsInForce(plan="free", at_ms=LATER)
+    found = end_dropped_prices(NOTHING_BILLED, (WITH_ROWS, then), (WITH_ROWS, now), LINES)
+    assert found == NOTHING_BILLED
