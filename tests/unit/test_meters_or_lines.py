@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import cache
 from typing import Any, Final
 
 import pytest
 
+from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.catalog.models import Overage
 from meterkit.decisions.customer_state import CustomerState
@@ -16,6 +19,7 @@ from meterkit.decisions.item_prices import ItemPrice, ItemPrices
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.transitions import TermsInForce
+from meterkit.outbox.invoice_line_prices import EndedPeriod, line_products, line_terms
 from meterkit.outbox.meters_or_lines import (
     ShownLineTerms,
     end_dropped_prices,
@@ -28,6 +32,8 @@ from meterkit.outbox.meters_or_lines import (
     with_new_models,
     with_usage_billed,
 )
+from meterkit.store.event_names import ReportedMeter
+from meterkit.store.views import CustomerCache, CustomerView
 
 PLANS: Final = """
 schema: 1
@@ -606,3 +612,234 @@ def test_a_plan_that_access_is_restricted_to_denies_what_it_denies() -> None:
     then, now = TermsInForce(plan="free", at_ms=START), TermsInForce(plan="free", at_ms=LATER)
     found = end_dropped_prices(NOTHING_BILLED, (WITH_ROWS, then), (WITH_ROWS, now), LINES)
     assert found == NOTHING_BILLED
+
+
+# The terms of the lines of a period that is over.
+
+
+@cache
+def customers_of(file: str) -> CustomerCache:
+    catalog = {"lines": LINES, "meters": METERS}[file]
+    return MeterKit(catalog, redis_url="memory://", flush=False).store.cache
+
+
+def terms_of(
+    state: CustomerState,
+    *periods: tuple[int, int],
+    now_ms: int = END + 5,
+    reported: dict[str, ReportedMeter] | None = None,
+    file: str = "lines",
+) -> dict[str, Any]:
+    view = CustomerView(
+        customers_of(file), "ada", now_ms, anonymous=False, rev="2:1", data=state.dump().encode()
+    )
+    found: dict[str, Any] = json.loads(
+        line_terms(view, [EndedPeriod(*one) for one in periods], reported or {}, now_ms)
+    )
+    return found
+
+
+def lines_of(**changed: Any) -> CustomerState:
+    return CustomerState(subscription=sold(**(BY_LINES | {"created_ms": START} | changed)))
+
+
+WHOLE: Final = (START, END)
+RENEWED: Final = {"start_ms": END, "end_ms": 2 * END, "anchor_ms": END}
+TRIAL: Final = {"free_spans": ((START, LATER),)}
+PAUSE: Final = {"paused_spans": ((START, LATER),)}
+
+
+@pytest.mark.parametrize(
+    ("state", "period", "expected"),
+    [
+        pytest.param(lines_of(**RENEWED), WHOLE, ("sub_1", False), id="of a subscription"),
+        pytest.param(lines_of(**RENEWED), (START - 1, END), ("", False), id="begun just before it"),
+        pytest.param(
+            lines_of(**RENEWED, created_ms=0), (END, END + 1), ("sub_1", False), id="begun with its period"
+        ),
+        pytest.param(
+            lines_of(**RENEWED, created_ms=0),
+            (END - 1, END),
+            ("", False),
+            id="begun before its period, where its creation is not known",
+        ),
+        pytest.param(
+            lines_of(status="canceled", ended_at_ms=LATER),
+            (LATER - 1, LATER),
+            ("sub_1", False),
+            id="begun just before its end",
+        ),
+        pytest.param(
+            lines_of(status="canceled", ended_at_ms=LATER), (LATER, END), ("", False), id="begun at its end"
+        ),
+        pytest.param(lines_of(status="incomplete"), WHOLE, ("", False), id="of one that was never paid for"),
+        pytest.param(lines_of(**RENEWED, **TRIAL), WHOLE, ("sub_1", True), id="of a trial"),
+        pytest.param(
+            lines_of(**RENEWED, **TRIAL), (LATER - 1, LATER), ("sub_1", True), id="begun as a trial ended"
+        ),
+        pytest.param(lines_of(**RENEWED, **TRIAL), (LATER, END), ("sub_1", False), id="begun after a trial"),
+        pytest.param(
+            lines_of(**RENEWED, free_spans=((START + MINUTES_2 - 1, END),)),
+            WHOLE,
+            ("sub_1", True),
+            id="of a trial that begins less than two minutes later",
+        ),
+        pytest.param(
+            lines_of(**RENEWED, free_spans=((START + MINUTES_2, END),)),
+            (START, START + MINUTES_2),
+            ("sub_1", False),
+            id="used up before a trial that begins two minutes later",
+        ),
+        pytest.param(
+            lines_of(**RENEWED, created_ms=LATER, **TRIAL),
+            WHOLE,
+            ("", True),
+            id="of a trial of an earlier subscription",
+        ),
+        pytest.param(lines_of(**RENEWED, **PAUSE), WHOLE, ("sub_1", True), id="of a pause"),
+        pytest.param(
+            lines_of(**RENEWED, created_ms=LATER, **PAUSE),
+            WHOLE,
+            ("", True),
+            id="of a pause of an earlier subscription",
+        ),
+        pytest.param(
+            lines_of(**RENEWED, void_from_ms=END), WHOLE, ("sub_1", True), id="whose invoice is voided"
+        ),
+        pytest.param(
+            lines_of(**RENEWED, void_from_ms=END + 1), WHOLE, ("sub_1", False), id="one of later is voided"
+        ),
+        pytest.param(CustomerState(), WHOLE, ("", False), id="without a subscription"),
+    ],
+)
+def test_which_subscription_has_the_lines_of_a_period(
+    state: CustomerState, period: tuple[int, int], expected: tuple[str, bool]
+) -> None:
+    """The subscription, and whether the lines cost nothing."""
+    (found,) = terms_of(state, period)["periods"].values()
+    assert (found["subscription"], found["free"]) == expected
+
+
+FILE_LABELS: Final = {"words": "1000/12", "pages": "1/2", "rows": "0"}
+DENIED: Final = {"words": "0", "pages": "0", "rows": "0"}
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        pytest.param(lines_of(**RENEWED), FILE_LABELS, id="those of the plan"),
+        pytest.param(
+            lines_of(**RENEWED, prices=(OWN_WORDS, OWN_ROWS)),
+            FILE_LABELS | {"words": "1000/10", "rows": "1/7"},
+            id="its own prices go before these",
+        ),
+        pytest.param(lines_of(**RENEWED, prices=(TIERS,)), FILE_LABELS, id="only unit prices do"),
+        pytest.param(
+            lines_of(**RENEWED, currency="eur"), FILE_LABELS, id="the customer's state has the currency"
+        ),
+        pytest.param(
+            replace(lines_of(**RENEWED, currency="eur"), currency="eur"),
+            FILE_LABELS | {"words": "1000/11", "pages": "1/3"},
+            id="in the customer's currency",
+        ),
+        pytest.param(
+            lines_of(plan="gone", prices=(OWN_WORDS,)),
+            {"words": "1000/10", "pages": "-", "rows": "-"},
+            id="a plan that left the file has its own alone",
+        ),
+        pytest.param(
+            lines_of(plan=None), dict.fromkeys(FILE_LABELS, "-"), id="no plan has no price that is known"
+        ),
+        pytest.param(
+            replace(lines_of(**RENEWED), plan="free"), DENIED, id="a plan set by hand goes before its own"
+        ),
+        pytest.param(
+            replace(lines_of(status="canceled", ended_at_ms=END), plan="free"),
+            FILE_LABELS,
+            id="but not one set since its end",
+        ),
+        pytest.param(CustomerState(), DENIED, id="the default plan without a subscription"),
+        pytest.param(CustomerState(plan="pro"), FILE_LABELS, id="a plan set by hand without one"),
+        pytest.param(
+            CustomerState(plan="pro", plan_prices=(OWN_WORDS,)),
+            FILE_LABELS | {"words": "1000/10"},
+            id="at the prices that it was set at",
+        ),
+        pytest.param(
+            lines_of(**RENEWED, pending_plan="free", pending_at_ms=END),
+            FILE_LABELS,
+            id="until its end",
+        ),
+        pytest.param(
+            lines_of(**RENEWED, pending_plan="free", pending_at_ms=END - 1),
+            DENIED,
+            id="of its last instant",
+        ),
+    ],
+)
+def test_the_labels_of_the_lines_of_a_period(state: CustomerState, expected: dict[str, str]) -> None:
+    (found,) = terms_of(state, WHOLE)["periods"].values()
+    assert found["meters"] == {meter_token(name): [name, label] for name, label in expected.items()}
+
+
+def test_a_period_that_another_one_cut_has_the_terms_of_the_cut() -> None:
+    """A plan that begins with the next period is none of the one before."""
+    state = lines_of(
+        start_ms=LATER, end_ms=2 * END, anchor_ms=LATER, pending_plan="free", pending_at_ms=LATER
+    )
+    terms = terms_of(state, WHOLE, (START, LATER), now_ms=LATER + 5)
+    assert terms["periods"].keys() == {str(START)}
+    for period in (WHOLE, (START, LATER)):
+        (found,) = terms_of(state, period, now_ms=LATER + 5)["periods"].values()
+        assert found["meters"][WORDS_TOKEN] == ["words", "1000/12"]
+    (found,) = terms_of(state, (LATER, END), now_ms=END)["periods"].values()
+    assert found["meters"][WORDS_TOKEN] == ["words", "0"]
+
+
+def test_a_period_that_is_open_has_the_terms_of_its_last_instant() -> None:
+    state = lines_of(
+        start_ms=LATER, end_ms=2 * END, anchor_ms=LATER, pending_plan="free", pending_at_ms=LATER + 1
+    )
+    (found,) = terms_of(state, (LATER, END), now_ms=LATER + 5)["periods"].values()
+    assert found["meters"][WORDS_TOKEN] == ["words", "0"]
+
+
+def test_a_meter_that_left_the_file_has_the_price_of_its_event() -> None:
+    reported = {
+        "aaaa": ReportedMeter(meter="old_words", event_name="api_words"),
+        "bbbb": ReportedMeter(meter="letters", event_name="api_letters"),
+        "cccc": ReportedMeter(meter="gone", event_name="api_gone"),
+        "dddd": ReportedMeter(meter="old_rows", event_name="api_rows"),
+        WORDS_TOKEN: ReportedMeter(meter="words", event_name="api_words"),
+    }
+    own = (ItemPrice("letters", "api_letters", "1/4"), ItemPrice("gone", "api_gone", "?tiers"))
+    (found,) = terms_of(lines_of(**RENEWED, prices=own), WHOLE, reported=reported)["periods"].values()
+    assert {token: tuple(found["meters"][token]) for token in reported} == {
+        "aaaa": ("old_words", "1000/12"),
+        "bbbb": ("letters", "1/4"),
+        "cccc": ("gone", ""),
+        "dddd": ("old_rows", ""),
+        WORDS_TOKEN: ("words", "1000/12"),
+    }
+
+
+def test_what_all_lines_of_a_customer_share() -> None:
+    linked = replace(lines_of(**RENEWED), stripe_customer="cus_1", currency="eur")
+    terms = terms_of(linked, WHOLE)
+    assert (terms["by_lines"], terms["switches"], terms["most"]) == (1, [0], 200)
+    assert terms["item"] == {"stripe": "cus_1", "currency": "eur", "metered": ""}
+    assert "late" not in terms
+    assert terms_of(lines_of(**RENEWED))["item"] == {"stripe": "", "currency": "usd", "metered": ""}
+    assert terms_of(lines_of(**RENEWED))["periods"] == {}
+    moved = replace(lines_of(**RENEWED, line_switches=(END,)), stripe_customer="cus_1")
+    assert terms_of(moved)["late"]["item"]["subscription"] == "sub_1"
+    assert "late" not in terms_of(CustomerState(), file="meters")
+
+
+def test_the_products_of_lines() -> None:
+    found = [(meter.name, product) for meter, product in line_products(LINES)]
+    assert found == [
+        (name, {"id": f"meterkit_meter_{name}", "name": name.title()}) for name in ("words", "pages", "rows")
+    ]
+    silent = loads(PLANS.replace("event_name: api_pages", "event_name: api_pages, report: none"))
+    assert [meter.name for meter, _ in line_products(silent)] == ["words", "rows"]

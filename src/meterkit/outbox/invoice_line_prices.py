@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import ReportedMeter
     from meterkit.store.views import CustomerView
 
-_MARGIN_MS: Final = 120_000
-"""Longest time by which a period may begin before the trial that it counts; see close_period.lua."""
 LINES_MOST: Final = 200
 """Largest number of lines of a period; beyond it, the prices of each meter are summed: see group_lines.lua.
 
@@ -101,12 +99,12 @@ def _period_terms(
             given = entitlements_on(plan, state, catalog, at_ms)
         return {
             "subscription": subscription.id,
-            "free": _is_free(subscription, period.begins_ms, ends_ms),
+            "free": subscription.is_usage_free_of(period.begins_ms, ends_ms),
             "meters": _price_labels(given, state.prices_on(named, at_ms), reported, catalog),
         }
     effective = effective_plan(state, catalog, at_ms)
     is_free = subscription is not None and (
-        _is_of_trial(subscription, period.begins_ms) or subscription.is_paused_from(period.begins_ms)
+        subscription.is_trial_of(period.begins_ms) or subscription.is_paused_from(period.begins_ms)
     )
     labels = _price_labels(entitlements_of(effective, catalog), effective.prices, reported, catalog)
     return {"subscription": "", "free": is_free, "meters": labels}
@@ -124,16 +122,6 @@ def _billed_plan(state: CustomerState, subscription: SubscriptionState, at_ms: i
 def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:
     made_ms = subscription.created_ms or subscription.start_ms
     return subscription.has_begun and made_ms <= begins_ms < subscription.ends_ms()
-
-
-def _is_free(subscription: SubscriptionState, begins_ms: int, ends_ms: int) -> bool:
-    """Whether usage of a period costs nothing: of a trial or a pause, or its invoice is voided."""
-    return _is_of_trial(subscription, begins_ms) or subscription.is_usage_free_of(begins_ms, ends_ms)
-
-
-def _is_of_trial(subscription: SubscriptionState, begins_ms: int) -> bool:
-    """Whether a period began in a trial, of an earlier subscription too."""
-    return any(from_ms - _MARGIN_MS <= begins_ms < till_ms for from_ms, till_ms in subscription.trials())
 
 
 def _price_labels(
