@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
 
 from meterkit import MeterKit
-from meterkit.catalog import loads
+from meterkit.catalog import Entitlement, loads
 from meterkit.catalog.models import Overage
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.item_prices import ItemPrice, ItemPrices
@@ -20,6 +22,15 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.transitions import TermsInForce
 from meterkit.outbox.invoice_line_prices import EndedPeriod, line_products, line_terms
+from meterkit.outbox.late_usage_prices import (
+    deciding_meter,
+    format_overage_price,
+    invoice_terms,
+    is_billed_at,
+    item_terms,
+    late_class,
+    unit_label,
+)
 from meterkit.outbox.meters_or_lines import (
     ShownLineTerms,
     end_dropped_prices,
@@ -66,7 +77,8 @@ MINUTES_2: Final = 120_000
 
 def sold(**changed: Any) -> SubscriptionState:
     known: dict[str, Any] = {"id": "sub_1", "status": "active", "plan": "pro", "currency": "usd"}
-    return SubscriptionState(**(known | {"start_ms": START, "end_ms": END, "anchor_ms": END} | changed))
+    known |= {"start_ms": START, "end_ms": END, "anchor_ms": END, **changed}
+    return SubscriptionState(**known)
 
 
 def canceled(at_ms: int, **changed: Any) -> SubscriptionState:
@@ -137,7 +149,11 @@ def test_until_it_is_moved_a_customer_has_a_file_of_its_own() -> None:
         assert changed.plans == catalog.plans
 
 
-def shown(planned_ms: int | None = None, trial_ms: tuple[int, int] | None = None, **prices: str) -> Any:
+def shown(
+    planned_ms: int | None = None,
+    trial_ms: tuple[int, int] | None = None,
+    prices: Mapping[str, str] = MappingProxyType({}),
+) -> ShownLineTerms:
     return ShownLineTerms(planned_ms, trial_ms, prices)
 
 
@@ -490,7 +506,7 @@ def test_at_most_200_prices_are_kept() -> None:
 def test_a_subscription_keeps_the_prices_it_was_sold_at(
     known: SubscriptionState | None, fetched: dict[str, Any], prices: dict[str, str], expected: ItemPrices
 ) -> None:
-    found = keep_line_terms(sold(**fetched), known, LINES, shown(**prices))
+    found = keep_line_terms(sold(**fetched), known, LINES, shown(prices=prices))
     assert found.prices == expected
 
 
@@ -524,12 +540,13 @@ BIG: Final = ItemPrice("tokens:big", "api_tokens:big", "1000/9")
     ],
 )
 def test_a_repair_adds_the_prices_of_new_models(changed: dict[str, Any], expected: ItemPrices | None) -> None:
-    state = CustomerState(subscription=sold(**(BY_LINES | changed)))
+    subscription = sold(**(BY_LINES | changed))
+    state = CustomerState(subscription=subscription)
     found = with_new_models(state, BY_MODEL)
     if expected is None:
         assert found is state
     else:
-        assert found == replace(state, subscription=replace(state.subscription, prices=expected))
+        assert found == replace(state, subscription=replace(subscription, prices=expected))
 
 
 def test_a_model_newer_than_the_customer_costs_the_customers_default() -> None:
@@ -843,3 +860,200 @@ def test_the_products_of_lines() -> None:
     ]
     silent = loads(PLANS.replace("event_name: api_pages", "event_name: api_pages, report: none"))
     assert [meter.name for meter, _ in line_products(silent)] == ["words", "rows"]
+
+
+# The terms of usage that is late for its invoice, where metered prices bill it.
+
+
+@pytest.mark.parametrize(
+    ("subscription", "at_ms", "expected"),
+    [
+        pytest.param(None, START, False, id="none"),
+        pytest.param(sold(), START, True, id="active"),
+        pytest.param(sold(status="past_due"), START, True, id="past due"),
+        pytest.param(sold(status="unpaid"), START, True, id="unpaid"),
+        pytest.param(sold(status="paused"), START, False, id="paused"),
+        pytest.param(sold(status="incomplete"), START, False, id="incomplete"),
+        pytest.param(canceled(LATER), START, False, id="over"),
+        pytest.param(sold(cancel_at_ms=LATER), LATER - 1, True, id="until its end"),
+        pytest.param(sold(cancel_at_ms=LATER), LATER, False, id="at its end"),
+        pytest.param(sold(status="trialing", trial_end_ms=LATER), LATER - 1, False, id="on trial"),
+        pytest.param(sold(status="trialing", trial_end_ms=LATER), LATER, True, id="as its trial ends"),
+    ],
+)
+def test_whether_a_subscription_bills_usage(
+    subscription: SubscriptionState | None, at_ms: int, expected: bool
+) -> None:
+    assert is_billed_at(subscription, at_ms) is expected
+
+
+LINKED: Final = CustomerState(stripe_customer="cus_1", subscription=sold(metered=METERED))
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        pytest.param(CustomerState(stripe_customer="cus_1"), None, id="without a subscription"),
+        pytest.param(replace(LINKED, stripe_customer=None), None, id="unlinked"),
+        pytest.param(LINKED, ("cus_1", "sub_1", "usd", METERED), id="of a subscription"),
+        pytest.param(
+            replace(LINKED, currency="eur"), ("cus_1", "sub_1", "eur", METERED), id="in its currency"
+        ),
+    ],
+)
+def test_what_invoice_items_of_a_customer_share(
+    state: CustomerState, expected: tuple[str, ...] | None
+) -> None:
+    found = item_terms(state, METERS)
+    names = ("stripe", "subscription", "currency", "metered")
+    assert found == (None if expected is None else dict(zip(names, expected, strict=True)))
+
+
+GIVEN: Final = METERS.plans["pro"].entitlements
+
+
+def beyond(**overage: Any) -> Entitlement:
+    return replace(GIVEN["words"], overage=Overage(**overage))
+
+
+@pytest.mark.parametrize(
+    ("entitlement", "currency", "expected"),
+    [
+        pytest.param(None, "usd", "", id="of no plan"),
+        pytest.param(beyond(mode="deny"), "usd", "", id="denied"),
+        pytest.param(beyond(mode="bill", per=1), "usd", "", id="only at Stripe"),
+        pytest.param(beyond(mode="bill", amount_cents=2), "usd", "", id="of no number of units"),
+        pytest.param(beyond(mode="bill", per=1, amount_cents=2), "usd", " at USD 0.02 each", id="of one"),
+        pytest.param(beyond(mode="bill", per=2, amount_cents=0), "usd", " at USD 0.00 per 2", id="free"),
+        pytest.param(
+            beyond(mode="bill", per=1000, amount_cents=120), "jpy", " at JPY 120 per 1,000", id="of many"
+        ),
+    ],
+)
+def test_a_price_of_overage_in_words(entitlement: Entitlement | None, currency: str, expected: str) -> None:
+    assert format_overage_price(entitlement, currency) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "report", "expected"),
+    [
+        pytest.param(None, "overage", "", id="of no plan"),
+        pytest.param("bill", "overage", "overage", id="overage"),
+        pytest.param("bill", "usage", "overage", id="all, as overage"),
+        pytest.param("deny", "usage", "included", id="what is included is sent"),
+        pytest.param("deny", "overage", "", id="nothing is billed"),
+        pytest.param("bill", "none", "", id="nothing is sent"),
+    ],
+)
+def test_how_late_usage_is_recorded_again(mode: str | None, report: Any, expected: str) -> None:
+    meter = METERS.meters["words"]
+    assert meter.stripe is not None
+    told = replace(meter, stripe=replace(meter.stripe, report=report))
+    entitlement = None if mode is None else beyond(mode=mode, per=1, amount_cents=2)
+    assert late_class(entitlement, told) == expected
+    assert late_class(entitlement, replace(meter, stripe=None)) == ""
+
+
+DERIVED: Final = loads("""
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  words: {unit: word, stripe: {event_name: api_words}}
+  long_words: {unit: word, from: words, where: {model: "*-long*"}, stripe: {event_name: api_long_words}}
+  longest: {unit: word, from: long_words, where: {model: "*-longest"}}
+  tokens: {unit: token, stripe: {event_name: api_tokens}}
+prices: {out: {default: 4 per 1000, models: {big: 9 per 1000}}}
+plans:
+  pro:
+    price: {amount_cents: 900, interval: month}
+    meters:
+      words: {included: 9, overage: {bill: {per: 1000, amount_cents: 12}}}
+      tokens: {included: 9, overage: {bill: {price: prices.out}}}
+""")
+
+
+@pytest.mark.parametrize(
+    ("meter", "expected"),
+    [
+        pytest.param("words", "words", id="itself"),
+        pytest.param("long_words", "words", id="a derived one's source"),
+        pytest.param("longest", "words", id="its source's source"),
+        pytest.param("tokens:big", "tokens:big", id="a price by model itself"),
+    ],
+)
+def test_which_meter_says_whether_units_are_billed(meter: str, expected: str) -> None:
+    assert deciding_meter(meter, DERIVED) == expected
+
+
+@pytest.mark.parametrize(
+    ("meter", "is_of_a_plan", "prices", "expected"),
+    [
+        pytest.param("words", True, (), ("1000/12", "words"), id="the plan's"),
+        pytest.param("long_words", True, (), ("1000/12", "words"), id="of its source"),
+        pytest.param("words", False, (), ("-", "words"), id="of no plan"),
+        pytest.param("words", True, (WORDS,), ("1000/12", "words"), id="a unit price"),
+        pytest.param("words", True, (WORDS._replace(label="?tiers"),), ("-", "words"), id="tiers"),
+        pytest.param("words", True, (TIERS,), ("1000/12", "words"), id="tiers of another meter"),
+        pytest.param("words", False, (WORDS,), ("-", "words"), id="of no plan, at a unit price"),
+    ],
+)
+def test_the_label_of_a_late_units_price(
+    meter: str, is_of_a_plan: bool, prices: ItemPrices, expected: tuple[str, str]
+) -> None:
+    given = DERIVED.plans["pro"].entitlements if is_of_a_plan else None
+    assert unit_label(meter, given, prices, DERIVED) == expected
+
+
+def late_terms(state: CustomerState, now_ms: int = START + 5) -> Any:
+    view = CustomerView(
+        customers_of("meters"), "ada", now_ms, anonymous=False, rev="2:1", data=state.dump().encode()
+    )
+    return json.loads(invoice_terms(view, now_ms) or "null")
+
+
+@pytest.mark.parametrize(
+    ("state", "kinds"),
+    [
+        pytest.param(LINKED, {"words": "overage", "pages": "overage", "rows": ""}, id="billed"),
+        pytest.param(
+            replace(LINKED, subscription=sold(status="paused", metered=METERED)),
+            dict.fromkeys(FILE_LABELS, ""),
+            id="in a pause nothing is",
+        ),
+        pytest.param(
+            replace(LINKED, subscription=sold(plan="gone", metered=METERED)),
+            dict.fromkeys(FILE_LABELS, ""),
+            id="of a plan that left the file nothing is",
+        ),
+        pytest.param(
+            replace(LINKED, plan="free"),
+            {"words": "overage", "pages": "overage", "rows": ""},
+            id="by the subscription's plan, not one set by hand",
+        ),
+    ],
+)
+def test_late_usage_is_billed_by_the_subscriptions_plan(state: CustomerState, kinds: dict[str, str]) -> None:
+    terms = late_terms(state)
+    assert {name: terms["meters"][meter_token(name)][0] for name in kinds} == kinds
+    assert ("item" in terms) is (state.subscription is not None and state.subscription.status == "active")
+
+
+def test_the_terms_of_late_usage() -> None:
+    assert late_terms(CustomerState(stripe_customer="cus_1")) is None
+    terms = late_terms(LINKED, END + 5)
+    assert [terms[name] for name in ("since", "before", "latest", "hour", "margin")] == [
+        START, START, END, 3_600_000, 300_000,
+    ]  # fmt: skip
+    assert terms["meters"].keys() == {meter_token(name) for name in FILE_LABELS}
+    assert terms["meters"][WORDS_TOKEN] == [
+        "overage", "words", " at USD 0.12 per 1,000", "1000/12", WORDS_TOKEN, 1,
+    ]  # fmt: skip
+    on_trial = replace(LINKED, subscription=sold(status="trialing", trial_end_ms=END, metered=METERED))
+    assert [late_terms(on_trial)[name] for name in ("since", "before", "latest")] == [0, 0, 0]
+    unlinked = late_terms(replace(LINKED, stripe_customer=None))
+    assert "item" not in unlinked
+    in_euros = late_terms(replace(LINKED, currency="eur"))["meters"][WORDS_TOKEN]
+    assert in_euros[2:4] == [" at EUR 0.11 per 1,000", "1000/11"]
+    tiers = replace(LINKED, subscription=sold(metered=METERED, prices=(WORDS._replace(label="?tiers"),)))
+    assert late_terms(tiers)["meters"][WORDS_TOKEN][3] == "-"

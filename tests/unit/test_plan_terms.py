@@ -2064,7 +2064,7 @@ def test_a_long_life_is_looked_back_for_beyond_what_rolls_over() -> None:
 # What lives on. Three periods, the last of which is now: each begins where the one before ends.
 P0, P1, P2, P3 = START_MS - 60 * DAY_MS, START_MS - 30 * DAY_MS, START_MS, END_MS
 ROLLS: Final = "p m:pages rolls"
-OTHER: Final = "p m:pages other"
+PLAIN_NAME: Final = "p m:pages other"
 ANEW_MS: Final = 120_000
 """A period that begins again so much later is another one."""
 # Up to 9 of older units, for two more periods.
@@ -2095,8 +2095,8 @@ def texts_of(*grants: StoredGrant) -> dict[str, str]:
     }
 
 
-def living(*rules: RollRule, **names: tuple[RollRule, ...]) -> Rolls:
-    return Rolls((P0, P1, P2, P3), ((ROLLS, rules), *names.items()), keeps_ms=0)
+def living(*rules: RollRule, names: tuple[str, ...] = (ROLLS,)) -> Rolls:
+    return Rolls((P0, P1, P2, P3), tuple((name, rules) for name in names), keeps_ms=0)
 
 
 def funds_of(
@@ -2254,10 +2254,10 @@ R0, R1, R2 = (f"{ROLLS} {start}" for start in (P0, P1, P2))
             id="an older one that the store has lives on for two periods",
         ),
         pytest.param(
-            [on_file(P1, 6, P2, name=OTHER), on_file(P1, 6, P2, name="a m:pages rolls")],
+            [on_file(P1, 6, P2, name=PLAIN_NAME), on_file(P1, 6, P2, name="a m:pages rolls")],
             (NINE, NINE, NINE),
             {},
-            {f"{OTHER} {P1}": (6, P2, P2), f"a m:pages rolls {P1}": (6, P2, P2)},
+            {f"{PLAIN_NAME} {P1}": (6, P2, P2), f"a m:pages rolls {P1}": (6, P2, P2)},
             {},
             id="no other grant lives on",
         ),
@@ -2303,14 +2303,15 @@ def test_what_is_left_of_a_periods_grant_lives_on(
 
 def test_a_grant_that_leaves_the_store_now_is_listed_once() -> None:
     for until in (P2 - 1, P2, P2 + 1):
-        found = funds_of(texts_of(on_file(P1, 6, P2 - 1, until=until, name=OTHER)), Allowance(), P2)
+        found = funds_of(texts_of(on_file(P1, 6, P2 - 1, until=until, name=PLAIN_NAME)), Allowance(), P2)
         assert [one.left for one in found.held] == [6]
 
 
 def test_each_grant_that_lives_on_has_room_of_its_own() -> None:
-    grants = on_file(P1, 8, P2), on_file(P1, 7, P2, name=OTHER)
-    found = funds_of(texts_of(*grants), Allowance(rolls=living(NINE, NINE, NINE, **{OTHER: (NINE,) * 3})))
-    assert {one.name: one.left for one in found.held} == {R1: 8, f"{OTHER} {P1}": 7}
+    grants = on_file(P1, 8, P2), on_file(P1, 7, P2, name=PLAIN_NAME)
+    rolls = living(NINE, NINE, NINE, names=(ROLLS, PLAIN_NAME))
+    found = funds_of(texts_of(*grants), Allowance(rolls=rolls))
+    assert {one.name: one.left for one in found.held} == {R1: 8, f"{PLAIN_NAME} {P1}": 7}
 
 
 def test_a_used_up_grant_stays_from_the_end_of_its_period() -> None:
@@ -2330,7 +2331,7 @@ def test_a_used_up_grant_stays_from_the_end_of_its_period() -> None:
     ],
 )
 def test_what_has_lived_on_into_a_period(effective: int, ends: int, now_ms: int, expected: int) -> None:
-    held = on_file(P1, 6, ends, effective=effective), on_file(P1, 5, P3, name=OTHER)
+    held = on_file(P1, 6, ends, effective=effective), on_file(P1, 5, P3, name=PLAIN_NAME)
     rolls = living(NINE, NINE, NINE)
     assert rolled_over(held, Allowance(rolls=rolls), now_ms)["m:pages"] == expected
     assert rolled_over((*held, held[0]), Allowance(rolls=rolls), now_ms)["m:pages"] == 2 * expected

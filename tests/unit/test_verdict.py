@@ -888,13 +888,8 @@ def test_a_subject_is_checked_against_its_own_limits(
     hold: SubjectHold,
 ) -> None:
     """The terms are those of check_subjects.lua; counters outlive two windows by a quarter of an hour."""
-    found = compile_subject(
-        OWNED_PLAN.subjects[kind],
-        demands,
-        OWNED_PLAN.entitlements,
-        OWNED,
-        **({"in_flight": True, "rates_only": False} | flags),
-    )
+    given: dict[str, Any] = {"in_flight": True, "rates_only": False, **flags}
+    found = compile_subject(OWNED_PLAN.subjects[kind], demands, OWNED_PLAN.entitlements, OWNED, **given)
     assert found.fields == fields
     keep_ms, *others = counts
     assert found.numbers == (QUARTER_HOUR_MS + keep_ms, *others, *chain.from_iterable(numbers))
