@@ -549,7 +549,7 @@ def test_a_repair_adds_the_prices_of_new_models(changed: dict[str, Any], expecte
         assert found == replace(state, subscription=replace(subscription, prices=expected))
 
 
-def test_a_model_newer_than_the_customer_costs_the_customers_default() -> None:
+def test_newer_models_cost_the_customers_default() -> None:
     plan = BY_MODEL.plans["pro"]
     assert line_prices(plan, BY_MODEL) == (DEFAULT, BIG)
     assert line_prices(plan, BY_MODEL, (OWN_DEFAULT,)) == (OWN_DEFAULT,)
@@ -625,7 +625,7 @@ def test_prices_of_lines_end_that_the_file_does_not_bill(
     assert end_dropped_prices(labels, (old, then), (new, now), LINES) == expected
 
 
-def test_a_plan_that_access_is_restricted_to_denies_what_it_denies() -> None:
+def test_what_a_fallback_plan_denies_it_denies_by_lines_too() -> None:
     then, now = TermsInForce(plan="free", at_ms=START), TermsInForce(plan="free", at_ms=LATER)
     found = end_dropped_prices(NOTHING_BILLED, (WITH_ROWS, then), (WITH_ROWS, now), LINES)
     assert found == NOTHING_BILLED
