@@ -159,13 +159,17 @@ async def test_every_customer_with_usage_is_shown_sorted_and_once(stored: Shell)
     assert "idle" not in table
 
 
-async def test_damaged_customers_are_named_and_others_shown(stored: Shell) -> None:
+@pytest.mark.parametrize("is_hash", [True, False])
+async def test_damaged_customers_are_named_and_others_shown(stored: Shell, is_hash: bool) -> None:
     async with stored.kit() as kit:
         for customer in ("ada", "bob", "eve"):
             await kit.record(customer, "tokens", 5)
             await kit.customers.set_plan(customer, "pro")
         admin, keys = await kit.store.admin(), kit.store.keys.customer("bob")
-        await admin.ask(admin.client.hset(keys.state, "data", "x"))
+        if is_hash:
+            await admin.ask(admin.client.hset(keys.state, "data", "x"))
+        else:
+            await admin.ask(admin.client.set(keys.state, "of another program", px=600_000))
     done = stored.run("usage", "--all", "--json")
     assert ([found["customer"] for found in done.json], done.code) == (["ada", "eve"], 1)
     assert "no usage for customer 'bob': the stored data cannot be read" in done.err

@@ -164,17 +164,22 @@ async def test_it_says_until_when_files_may_be_added(
     assert advice in plain.get_content()
 
 
+@pytest.mark.parametrize("damage", ["ValueError", "StoreError"])
 async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
-    hook: Receiver, kit: MeterKit, look: Looks, caplog: pytest.LogCaptureFixture
+    hook: Receiver, kit: MeterKit, look: Looks, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     for customer in ("acme", "bolt", "core"):
         await kit.gauges.set(customer, "storage", 1_500)
     admin = await kit.store.admin()
-    await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").levels, "storage", b"x"))
+    keys = kit.store.keys.customer("bolt")
+    if damage == "StoreError":
+        await admin.ask(admin.client.set(keys.totals, "of another program", px=600_000))
+    else:
+        await admin.ask(admin.client.hset(keys.levels, "storage", b"x"))
     for _ in range(2):
         await look()
     assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
-    told_of = "no storage.over for customer 'bolt': the stored data cannot be read: ValueError"
+    told_of = f"no storage.over for customer 'bolt': the stored data cannot be read: {damage}"
     assert caplog.text.count(told_of) == 1
 
 

@@ -240,22 +240,24 @@ async def test_a_lost_lease_ends_a_pass(kit: MeterKit, clock: Clock, monkeypatch
         assert asked == told_until_now
 
 
+@pytest.mark.parametrize("damage", ["JSONDecodeError", "StoreError"])
 async def test_a_damaged_customer_keeps_no_other_from_being_told(
-    hook: Receiver, kit: MeterKit, clock: Clock, caplog: pytest.LogCaptureFixture
+    hook: Receiver, kit: MeterKit, clock: Clock, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     watch = watch_of(kit)
     await look(kit, watch)
     for customer in ("acme", "bolt", "core"):
         await kit.record(customer, "requests", 8)
     admin = await kit.store.admin()
-    await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").state, "data", "x"))
+    keys = kit.store.keys.customer("bolt")
+    if damage == "StoreError":
+        await admin.ask(admin.client.set(keys.counters, "of another program", px=600_000))
+    else:
+        await admin.ask(admin.client.hset(keys.state, "data", "x"))
     clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
     await look(kit, watch)
     assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
-    assert (
-        "no period.summary for customer 'bolt': the stored data cannot be read: JSONDecodeError"
-        in caplog.text
-    )
+    assert f"no period.summary for customer 'bolt': the stored data cannot be read: {damage}" in caplog.text
 
 
 async def looks(*lookouts: LeasedWatch) -> int:
@@ -416,6 +418,15 @@ async def test_a_deleted_customer_has_no_more_spikes(store_url: str, tmp_path: P
         await pass_over(kit, "webhook")
         assert hook.posts == []
         assert await SpikesToday(kit.store).all() == []
+async def test_a_spike_of_a_damaged_customer_holds_up_no_other(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = written(tmp_path)
+    async with kit_of(store_url, Clock(NOW), url="http://127.0.0.1:9", plans=SPIKES, audit_url=url) as kit:
+        keys, admin = kit.store.keys.customer("acme"), await kit.store.admin()
+        await admin.ask(admin.client.set(keys.counters, "of another program", px=600_000))
+        await SpikeWatch(kit.store, AuditDatabase(url), any_event).check()
+    assert "no usage.spike for customer 'acme': the stored data cannot be read: StoreError" in caplog.text
 
 
 async def test_money_of_a_spike_is_rounded_half_up(store_url: str, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, clien
     ]
 
 
-@pytest.mark.parametrize("part", ["state", "counters"])
+@pytest.mark.parametrize("part", ["state", "counters", "type"])
 async def test_a_damaged_customer_hinders_no_figures(
     kit: MeterKit, client: AsyncClient, caplog: pytest.LogCaptureFixture, part: str
 ) -> None:
@@ -93,6 +93,8 @@ async def test_a_damaged_customer_hinders_no_figures(
     keys, admin = kit.store.keys.customer("bob"), await kit.store.admin()
     if part == "state":
         await admin.ask(admin.client.hset(keys.state, "data", "x"))
+    elif part == "type":
+        await admin.ask(admin.client.set(keys.counters, "of another program", px=600_000))
     else:
         for name in await admin.ask(admin.client.hkeys(keys.counters)):
             await admin.ask(admin.client.hset(keys.counters, name, "x"))

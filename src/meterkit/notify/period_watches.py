@@ -21,11 +21,12 @@ from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS, to_ms
 from meterkit.decisions.plan_shares import effective_terms
+from meterkit.errors import StoreError
 from meterkit.outbox.intents import count_members
 from meterkit.store.customer_notices import publish_notice
 from meterkit.store.gauge_levels import change_level
 from meterkit.store.task_lease import TaskLease
-from meterkit.store.unreadable_data import UNREADABLE, log_unreadable, read_each
+from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store, log_unreadable, read_each
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -213,7 +214,9 @@ class StorageWatch:
                 make = partial(self._make_storage_event, customer, gauge, level)
                 digest = digest_of(customer, STORAGE_EVENT, gauge)
                 await notify_once(self._store, customer, STORAGE_EVENT, digest, make)
-        except UNREADABLE as error:
+        except (StoreError, *UNREADABLE) as error:
+            if is_of_the_store(error):
+                raise
             await log_unreadable(self._store, STORAGE_EVENT, customer, error)
 
     async def _make_storage_event(
@@ -338,7 +341,9 @@ class SummaryWatch:
     async def _notify_summary(self, customer: str, end_ms: int) -> None:
         try:
             summary = await self._make_summary(customer, end_ms)
-        except UNREADABLE as error:
+        except (StoreError, *UNREADABLE) as error:
+            if is_of_the_store(error):
+                raise
             await log_unreadable(self._store, SUMMARY_EVENT, customer, error)
             return
         if summary is not None:

@@ -15,8 +15,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.errors import StoreError
 from meterkit.notify.period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
-from meterkit.store.unreadable_data import UNREADABLE, log_unreadable
+from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store, log_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -259,7 +260,9 @@ class SpikeWatch:
                 make = partial(self._make_event, customer, meter, now_ms, event_id)
                 try:
                     await notify_once(self._store, customer, EVENT, event_id, make)
-                except UNREADABLE as error:
+                except (StoreError, *UNREADABLE) as error:
+                    if is_of_the_store(error):
+                        raise
                     await log_unreadable(self._store, EVENT, customer, error)
                 await self._watch.lease.acquire()
 

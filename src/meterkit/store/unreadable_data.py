@@ -45,10 +45,15 @@ async def read_each(
         customers: their ids.
         read: reads them, one entry for each.
         skip: called with each customer that is left out, and the error.
+
+    Raises:
+        StoreError: the store does not answer.
     """
     try:
         return [*await read(customers)]
-    except UNREADABLE as error:
+    except (StoreError, *UNREADABLE) as error:
+        if is_of_the_store(error):
+            raise
         if len(customers) == 1:
             await skip(customers[0], error)
             return []
