@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from drivers.command_line import InProcessShell, Shell
 from drivers.redrives import recorded
-from meterkit import MeterKit
+from meterkit import MeterKit, MeterkitError
 from meterkit.testing import StripeEmulator
 from servers.stores import Server
 from storage.conftest import forget_all
@@ -53,6 +53,28 @@ async def test_books_are_compared(stored: Shell) -> None:
         assert "acme" in told.out
         assert stored.run("reconcile", "--period", "2020-01").code == 0
         assert stored.run("reconcile", "--period", "soon").code == 2
+
+
+@pytest.mark.parametrize("part", ["state", "counters", "history"])
+async def test_damaged_customers_are_named_and_others_compared(stored: Shell, part: str) -> None:
+    async with recorded(stored) as (kit, emulator):
+        emulator.add_customer("cus_acme")
+        await kit.record("bob", "tokens", 25)
+        await kit.flush(everything=True)
+        keys, admin = kit.store.keys.customer("bob"), await kit.store.admin()
+        if part == "state":
+            await admin.ask(admin.client.hset(keys.state, "data", "x"))
+        else:
+            key = {"counters": keys.counters, "history": keys.history}[part]
+            await admin.ask(admin.client.delete(key))
+            await admin.ask(admin.client.set(key, "of another program", px=600_000))
+        done = stored.run("reconcile", "--json")
+        assert ([one["customer"] for one in done.json], done.code) == (["acme"], 1)
+        assert "no comparison with Stripe for customer 'bob': the stored data cannot be read" in done.err
+        alone = stored.run("reconcile", "bob")
+        assert (alone.code, alone.out, "no usage of this period" in alone.err) == (1, "", False)
+        with pytest.raises(MeterkitError, match="of these customers cannot be read: 'bob'"):
+            await kit.reconcile()
 
 
 async def test_usage_without_a_stripe_customer_is_not_compared(stored: Shell) -> None:

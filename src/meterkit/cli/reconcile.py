@@ -62,6 +62,7 @@ async def reconcile(
     """
     is_complete = show_all or customer is not None
     differing = compared = unknown = 0
+    skipped = list[str]()
     async with session.kit(reads=not repair) as kit, AsyncExitStack() as stack:
         if customer is not None:
             await note_unknown(kit, customer, shown="")
@@ -71,7 +72,7 @@ async def reconcile(
         steps = stack.enter_context(shown_steps())
         printed = _RowPrinter(steps, as_json=session.json)
         progress = steps.of("comparing customers")
-        pages = reconciler.pages(customer, at=period, repair=repair, progress=progress)
+        pages = reconciler.pages(customer, at=period, repair=repair, progress=progress, skipped=skipped)
         async for page in await stack.enter_async_context(aclosing(pages)):
             for one in page:
                 compared, differing = compared + 1, differing + (not one.agrees)
@@ -79,9 +80,9 @@ async def reconcile(
                 if session.json or is_complete or not one.agrees:
                     printed.add(one)
     printed.end()
-    if not session.json:
+    if not session.json and (compared or not skipped):
         print_note(_summarize_comparison(differing, unknown, compared))
-    raise typer.Exit(int(bool(differing)))
+    raise typer.Exit(int(bool(differing or skipped)))
 
 
 class _RowPrinter:

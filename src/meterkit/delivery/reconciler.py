@@ -19,12 +19,20 @@ from meterkit.delivery.line_books import line_books
 from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import StoreError
 from meterkit.outbox.intents import is_refused
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.resend_window import can_resend
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
+from meterkit.store.unreadable_data import (
+    UNREADABLE,
+    UnreadableDataError,
+    is_of_the_store,
+    log_unreadable,
+    read_each,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -142,11 +150,18 @@ class Reconciler:
         Raises:
             CustomerError, MeterkitError: an argument cannot be used.
             SettingsError: no Stripe key is set.
+            UnreadableDataError: the stored data of some customers cannot be read; the message names them.
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        async with aclosing(self.pages(customer, at=at, repair=repair, progress=progress)) as pages:
-            return [one async for page in pages for one in page]
+        skipped = list[str]()
+        compared = self.pages(customer, at=at, repair=repair, progress=progress, skipped=skipped)
+        async with aclosing(compared) as pages:
+            found = [one async for page in pages for one in page]
+        if skipped:
+            names = ", ".join(map(repr, skipped))
+            raise UnreadableDataError(f"the stored data of these customers cannot be read: {names}")
+        return found
 
     async def pages(
         self,
@@ -155,8 +170,11 @@ class Reconciler:
         at: datetime | None = None,
         repair: bool = False,
         progress: Callable[[int, int], object] | None = None,
+        skipped: list[str],
     ) -> AsyncGenerator[list[Reconciled]]:
         """Compare as :meth:`reconcile` does, in pages of customers, so that memory need not hold all.
+
+        Customers whose stored data cannot be read are logged, and added to ``skipped``.
 
         Raises:
             MeterkitError: as :meth:`reconcile` does, or the temporary folder has no room for the ids.
@@ -172,6 +190,7 @@ class Reconciler:
             summaries=summaries,
             invoices=self.invoices(),
             progress=progress or (lambda _done, _of: None),
+            skipped=skipped,
         )
         if customer is not None:
             check_customer(customer)
@@ -198,11 +217,21 @@ class Reconciler:
         summaries: StripeSummaries,
         invoices: InvoiceReader,
         progress: Callable[[int, int], object],
+        skipped: list[str],
     ) -> list[Reconciled]:
+        async def skip(customer: str, error: Exception) -> None:
+            await log_unreadable(self._store, "comparison with Stripe", customer, error)
+            skipped.append(customer)
+
         found: list[Reconciled] = []
-        usages = await self._store.usage_of_many(customers, at_ms=at_ms, former=True)
-        for place, usage in enumerate(usages, start=done + 1):
-            found += await self.of_customer(usage, summaries, invoices)
+        read = partial(self._store.usage_of_many, at_ms=at_ms, former=True)
+        for place, usage in enumerate(await read_each(customers, read, skip), start=done + 1):
+            try:
+                found += await self.of_customer(usage, summaries, invoices)
+            except (StoreError, *UNREADABLE) as error:
+                if is_of_the_store(error):
+                    raise
+                await skip(usage["customer"], error)
             progress(place, count)
         return found
 
