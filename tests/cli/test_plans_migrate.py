@@ -128,6 +128,28 @@ async def test_who_cannot_be_migrated_is_named_and_the_others_are(
     assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == ["pro", "pro_2"]
 
 
+@pytest.mark.parametrize("part", ["state", "counters"])
+async def test_damaged_customers_are_named_and_others_migrated(
+    two_on_pro: tuple[MeterKit, Shell], part: str
+) -> None:
+    kit, shell = two_on_pro
+    for customer in ("abe", "eve"):
+        await kit.customers.set_plan(customer, "pro")
+        await kit.record(customer, "requests", 5)
+    keys, admin = kit.store.keys.customer("abe"), await kit.store.admin()
+    key = {"state": keys.state, "counters": keys.counters}[part]
+    await admin.ask(admin.client.set(key, "of another program", px=600_000))
+    done = await run(shell, "plans", "migrate", "pro", "pro_2", "--json")
+    assert [one["customer"] for one in done.json if not one["error"]] == ["ada", "bob", "eve"]
+    assert done.code == 1
+    if part == "state":
+        assert "the state of customer 'abe' cannot be read" in done.err
+    else:
+        (failed,) = (one for one in done.json if one["error"])
+        assert (failed["customer"], "cannot be read" in failed["error"]) == ("abe", True)
+    assert [(await kit.customers.get(customer)).plan for customer in ("ada", "eve")] == ["pro_2", "pro_2"]
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path, store_url: str) -> None:
     (tmp_path / "plans.yaml").write_text(PLANS)
     for new, said in (
@@ -151,10 +173,15 @@ async def test_all_usage_moves_as_the_plans_file_has_it(
         plans.write_text(plans_text("invoice_lines"))
         kit.store.use(load(plans))
         await kit.subscriptions.cancel("bob")
+        keys, admin = kit.store.keys, await kit.store.admin()
+        await admin.ask(admin.client.hset(keys.customer("abe").state, "data", "x"))
+        await admin.ask(admin.client.sadd(keys.shard(keys.customer("abe").shard, "customers"), "abe"))
         for arguments in (["--dry-run"], []):
             done = await run(shell, "plans", "migrate", "--usage", "lines", "--json", *arguments)
             (moved,) = done.json
-            assert (done.code, moved["customer"], moved["error"]) == (0, "ada", None)
+            # The stored data of Abe cannot be read.
+            assert (done.code, moved["customer"], moved["error"]) == (1, "ada", None)
+            assert "the state of customer 'abe' cannot be read" in done.err
         known = await kit.subscriptions.get("ada")
         assert known is not None
         assert datetime.fromisoformat(moved["at"]) == known.current_period_end

@@ -19,12 +19,13 @@ from meterkit.customers.states import list_customer_pages, read_states
 from meterkit.decisions.customer_state import effective_plan, plan_named
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, UnknownPlanError
+from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
     from datetime import datetime
 
-    from meterkit.customers.customers import Customer
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.kit import MeterKit
 
 commands = typer.Typer()
@@ -97,8 +98,8 @@ class UsageWay(StrEnum):
     METERS = "meters"
 
 
-_FATAL_ERRORS: Final = (SettingsError, StoreError, UnknownPlanError)
-"""Errors that would stop every migration."""
+_FATAL_ERRORS: Final = (SettingsError, UnknownPlanError)
+"""Errors that would stop every migration, beside those of a store that does not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,19 +155,29 @@ async def migrate(
             raise UnknownPlanError.of(new, kit.catalog.plans, name="TO")
         if old == new:
             raise MeterkitError(f"FROM and TO are both {new!r}; name two plans")
-        leaving = await _find_leaving(kit, old, new)
+        unreadable = list[str]()
+        leaving = await _find_leaving(kit, old, new, unreadable)
         done = [
             await _migrate_customer(kit, customer, subscription, new, dry_run=dry_run)
             for customer, subscription in sorted(leaving.items())
         ]
     row, empty = partial(_migration_row, old=old, new=new, dry_run=dry_run), f"no customer is on {old}"
     session.show_rows(done, row, rare={"subscription"}, empty=empty)
-    _exit_if_failed(done, f"stay on {old}")
+    _exit_if_failed(done, f"stay on {old}", unreadable)
 
 
-def _exit_if_failed(done: Sequence[MigrationResult], what: str) -> None:
+def _explain_failure(error: Exception) -> str | None:
+    """Explain why one customer cannot be migrated; None: the error would stop every migration."""
+    if isinstance(error, _FATAL_ERRORS) or is_of_the_store(error):
+        return None
+    is_damaged = isinstance(error, (StoreError, *UNREADABLE))
+    return f"the stored data of the customer cannot be read: {error!r:.200}" if is_damaged else str(error)
+
+
+def _exit_if_failed(done: Sequence[MigrationResult], what: str, unreadable: Sequence[str]) -> None:
     if failed := sum(one.error is not None for one in done):
         print_note(f"{failed} of {len(done)} customers {what}; remove the cause, then run it again")
+    if failed or unreadable:
         raise typer.Exit(1)
 
 
@@ -178,28 +189,32 @@ async def _migrate_usage(session: Session, usage: UsageWay, *, dry_run: bool) ->
                 f"the plans file has `usage: {kit.catalog.billing.usage}`: write `billing: {{usage:"
                 f" {usage.value}}}` first, and deploy it"
             )
-        every = [one async for one in kit.customers.list() if one.subscription and one.status not in ENDED]
-        asked = [
-            await _move_usage(kit, one, dry_run=dry_run)
-            for one in sorted(every, key=lambda one: one.customer)
-        ]
+        now_ms, unreadable, every = kit.store.now_ms(), list[str](), dict[str, str]()
+        async with aclosing(_list_states(kit, unreadable)) as states:
+            async for customer, state in states:
+                status = effective_plan(state, kit.catalog, now_ms).status
+                if state.subscription is not None and status not in ENDED:
+                    every[customer] = state.subscription.id
+        asked = [await _move_usage(kit, *one, dry_run=dry_run) for one in sorted(every.items())]
     done = [one for one in asked if one is not None]
     row, empty = partial(_usage_row, usage=usage, dry_run=dry_run), f"all subscriptions have {usage.value}"
     session.show_rows(done, row, rare=set(), empty=empty)
-    _exit_if_failed(done, "are not moved")
+    _exit_if_failed(done, "are not moved", unreadable)
 
 
-async def _move_usage(kit: MeterKit, customer: Customer, *, dry_run: bool) -> MigrationResult | None:
+async def _move_usage(
+    kit: MeterKit, customer: str, subscription: str, *, dry_run: bool
+) -> MigrationResult | None:
     at, why = None, None
     try:
-        at = await kit.subscriptions.move_usage(customer.customer, dry_run=dry_run)
+        at = await kit.subscriptions.move_usage(customer, dry_run=dry_run)
         if at is None:
             return None
-    except _FATAL_ERRORS:
-        raise
-    except MeterkitError as error:
-        why = str(error)
-    return MigrationResult(customer=customer.customer, subscription=customer.subscription, at=at, error=why)
+    except (MeterkitError, *UNREADABLE) as error:
+        why = _explain_failure(error)
+        if why is None:
+            raise
+    return MigrationResult(customer=customer, subscription=subscription, at=at, error=why)
 
 
 def _usage_row(one: MigrationResult, usage: UsageWay, *, dry_run: bool) -> dict[str, object]:
@@ -211,27 +226,36 @@ def _usage_row(one: MigrationResult, usage: UsageWay, *, dry_run: bool) -> dict[
     }
 
 
-async def _find_leaving(kit: MeterKit, old: str, new: str) -> dict[str, str | None]:
+async def _find_leaving(kit: MeterKit, old: str, new: str, unreadable: list[str]) -> dict[str, str | None]:
     """Find the customers of a plan, also of one that restricted access replaces for now.
 
     Returns:
         Each with the subscription that sells the plan, unless that will change to the new one already; None:
         the plan was set by hand, or is the default one.
     """
-    admin, keys, now_ms = await kit.store.admin(), kit.store.keys, kit.store.now_ms()
-    leaving: dict[str, str | None] = {}
+    now_ms, leaving = kit.store.now_ms(), dict[str, str | None]()
+    async with aclosing(_list_states(kit, unreadable)) as states:
+        async for customer, state in states:
+            status, sold = effective_plan(state, kit.catalog, now_ms).status, state.subscription
+            if (plan_named(state, status, now_ms) or kit.catalog.default_plan) != old:
+                continue
+            pays = sold is not None and status not in ENDED and sold.has_begun_at(now_ms)
+            if sold is None or not pays or sold.plan_at(now_ms) != old:
+                leaving[customer] = None  # If another plan is paid for, that stays.
+            elif sold.pending_plan != new:
+                leaving[customer] = sold.id
+    return leaving
+
+
+async def _list_states(kit: MeterKit, unreadable: list[str]) -> AsyncGenerator[tuple[str, CustomerState]]:
+    """List the customers with their states; those whose state cannot be read are logged, and added."""
+    admin, keys = await kit.store.admin(), kit.store.keys
     async with aclosing(list_customer_pages(admin, keys, _PAGE)) as pages:
         async for page in pages:
-            for customer, state in (await read_states(admin, keys, page)).items():
-                status, sold = effective_plan(state, kit.catalog, now_ms).status, state.subscription
-                if (plan_named(state, status, now_ms) or kit.catalog.default_plan) != old:
-                    continue
-                pays = sold is not None and status not in ENDED and sold.has_begun_at(now_ms)
-                if sold is None or not pays or sold.plan_at(now_ms) != old:
-                    leaving[customer] = None  # If another plan is paid for, that stays.
-                elif sold.pending_plan != new:
-                    leaving[customer] = sold.id
-    return leaving
+            states = await read_states(admin, keys, page, skips_unreadable=True)
+            unreadable += set(page) - states.keys()
+            for customer, state in states.items():
+                yield customer, state
 
 
 async def _migrate_customer(
@@ -248,10 +272,10 @@ async def _migrate_customer(
                 # With the new plan, fewer add-ons may stay scheduled.
                 pending = None if found.plan == new else found.pending_change
                 at = None if pending is None else pending.effective_at
-        except _FATAL_ERRORS:
-            raise
-        except MeterkitError as error:
-            why = str(error)
+        except (MeterkitError, *UNREADABLE) as error:
+            why = _explain_failure(error)
+            if why is None:
+                raise
     return MigrationResult(customer=customer, subscription=subscription, at=at, error=why)
 
 
