@@ -165,6 +165,25 @@ async def test_customers_that_do_not_fit_are_named_with_the_reason(hooks: Hooked
     assert await customers(hooks) == {"fine"}
 
 
+@pytest.mark.parametrize("is_linked", [True, False])
+@pytest.mark.parametrize("part", ["state", "history"])
+async def test_damaged_customers_are_named_and_others_imported(
+    hooks: Hooked, part: str, is_linked: bool
+) -> None:
+    for customer in ("acme", "beta"):
+        await paying(hooks, customer)
+    if is_linked:
+        await hooks.kit.customers.link("acme", "cus_acme")
+        await hooks.client.v1.subscriptions.cancel_async((await hooks.kit.customers.get("acme")).subscription)
+    keys, admin = hooks.kit.store.keys.customer("acme"), await hooks.kit.store.admin()
+    key = {"state": keys.state, "history": keys.history}[part]
+    await admin.ask(admin.client.delete(key))
+    await admin.ask(admin.client.set(key, "of another program", px=600_000))
+    done = await hooks.kit.subscriptions.import_from_stripe()
+    assert (why(done), done.linked) == ({"cus_acme": "unreadable"}, 1)
+    assert (await hooks.kit.customers.get("beta")).plan == "pro"
+
+
 async def test_an_import_brings_no_deleted_customer_back(hooks: Hooked) -> None:
     for customer in ("acme", "beta"):
         await paying(hooks, customer)

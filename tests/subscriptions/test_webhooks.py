@@ -272,6 +272,23 @@ async def test_a_right_that_the_key_lacks_delays_no_other_sync(
     assert "the sync of evt_t is tried again later" in caplog.text
 
 
+async def test_a_damaged_customer_is_logged_and_given_up(
+    at: Hooked, caplog: pytest.LogCaptureFixture
+) -> None:
+    at.customer()
+    await at.settle()
+    keys, admin = at.kit.store.keys.customer("acme"), await at.kit.store.admin()
+    await admin.ask(admin.client.set(keys.state, "of another program", px=10**9))
+    await at.subscribe()
+    await at.settle()
+    assert "the sync of cus_acme is tried again later: the store at " in caplog.text
+    for _ in range(20):
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.webhooks.work_off()
+    (given_up,) = await at.kit.webhooks.dead()
+    assert (given_up.stripe_customer, "WRONGTYPE" in given_up.why) == ("cus_acme", True)
+
+
 async def test_without_a_right_that_all_need_few_syncs_are_tried(
     at: Hooked, caplog: pytest.LogCaptureFixture
 ) -> None:

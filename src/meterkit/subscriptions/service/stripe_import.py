@@ -10,7 +10,8 @@ from meterkit.customers.links import StripeLinker, claim_owner
 from meterkit.customers.states import CustomerStates, read_states
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import CustomerError
+from meterkit.errors import CustomerError, StoreError
+from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.subscriptions.billing_currency import may_be_of_top_ups
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
@@ -142,9 +143,11 @@ class StripeImporter:
         began_s = (self._api().server_time_s or self._store.now_ms() // 1000) - _OVERLAP_S
         tally = _Tally()
         tally.misfits += await self._list_subscriptions(accounts, ids, progress)
-        owners = await self._read_owners(accounts)
-        found = match_customers(accounts.values(), self._store.catalog, given=given, owners=owners)
+        owners, unreadable = await self._read_owners(accounts)
+        readable = [account for linked, account in accounts.items() if linked not in unreadable]
+        found = match_customers(readable, self._store.catalog, given=given, owners=owners)
         tally.misfits += [*found.misfits, *_missing_misfits(given, accounts)]
+        tally.misfits += [_unreadable_misfit(*one) for one in unreadable.items()]
         for number, batch in enumerate(_batches(found.newcomers)):
             await self._import_batch(batch, tally, given, dry_run=dry_run)
             done = min((number + 1) * _PAGE, len(found.newcomers))
@@ -192,8 +195,8 @@ class StripeImporter:
             progress(ImportProgress(step="subscriptions", done=done))
         return late
 
-    async def _read_owners(self, accounts: Iterable[str]) -> dict[str, str]:
-        """Read the customers that Stripe customers are linked to."""
+    async def _read_owners(self, accounts: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Read the customers that Stripe customers are linked to, and those whose state cannot be read."""
         claims: dict[str, str] = {}
         admin, keys = await self._store.admin(), self._store.keys
         for batch in _batches(list(accounts)):
@@ -204,24 +207,40 @@ class StripeImporter:
             owners = (claim_owner((claim or b"").decode()) for claim in found)
             claims |= {linked: owner for linked, owner in zip(batch, owners, strict=True) if owner}
         states = await self._read_states(claims.values())
+        unreadable = {linked: owner for linked, owner in claims.items() if owner not in states}
         # A claim without a link has no owner.
-        return {linked: owner for linked, owner in claims.items() if states[owner].stripe_customer == linked}
+        return {
+            linked: owner
+            for linked, owner in claims.items()
+            if linked not in unreadable and states[owner].stripe_customer == linked
+        }, unreadable
 
     async def _read_states(self, customers: Iterable[str]) -> dict[str, CustomerState]:
+        """Read the states of customers, without those that cannot be read."""
         states: dict[str, CustomerState] = {}
         admin, keys = await self._store.admin(), self._store.keys
         for batch in _batches(list(customers)):
-            states |= await read_states(admin, keys, batch)
+            states |= await read_states(admin, keys, batch, skips_unreadable=True)
         return states
 
     async def _import_batch(
         self, batch: Sequence[Newcomer], tally: _Tally, given: Mapping[str, str], *, dry_run: bool
     ) -> None:
         states = await self._read_states(newcomer.customer for newcomer in batch)
-        imports = [
-            partial(self._import_one, newcomer, states[newcomer.customer], tally, given, dry_run=dry_run)
-            for newcomer in batch
-        ]
+
+        async def import_one(newcomer: Newcomer) -> None:
+            state = states.get(newcomer.customer)
+            try:
+                if state is not None:
+                    await self._import_one(newcomer, state, tally, given, dry_run=dry_run)
+            except (StoreError, *UNREADABLE) as error:
+                if is_of_the_store(error):
+                    raise
+                state = None
+            if state is None:
+                tally.misfits.append(_unreadable_misfit(newcomer.stripe_customer, newcomer.customer))
+
+        imports = [partial(import_one, newcomer) for newcomer in batch]
         await run_together(imports, at_once=_AT_ONCE)
 
     async def _import_one(
@@ -354,6 +373,16 @@ def _too_new_misfit(found: Mapping[str, Any]) -> Misfit:
         subscription=str(found["id"]),
         kind="too_new",
         message="it was created at Stripe while customers were listed; run the import again",
+    )
+
+
+def _unreadable_misfit(stripe_customer: str, customer: str) -> Misfit:
+    return Misfit(
+        stripe_customer=stripe_customer,
+        customer=customer,
+        subscription=None,
+        kind="unreadable",
+        message=f"the stored data of customer {customer!r:.80} cannot be read; the others are imported",
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.store.unreadable_data import is_of_the_store
 from meterkit.stripe.circuit_breaker import CircuitBreaker
 from meterkit.subscriptions.webhooks.customer_sync import LostError
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry
@@ -129,7 +130,10 @@ class SyncWorker:
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._syncer.sync(entry)
-        except (LostError, StoreError):
+        except (LostError, StoreError) as error:
+            if isinstance(error, StoreError) and not is_of_the_store(error):
+                await self._schedule_retry(entry, error)  # What is stored of the customer is damaged.
+                raise
             # The worker that leases it next syncs it.
             if is_waited_for:
                 raise StoreError(
