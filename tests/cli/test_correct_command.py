@@ -27,6 +27,12 @@ async def test_units_are_taken_back_once_an_id(stored: Shell) -> None:
     assert (again.code, again.out) == (0, done.out)
     assert "T-1 was applied before; nothing changed" in again.err
     assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == 7
+    tried = stored.run(*words, "--dry-run")
+    assert (tried.code, tried.out) == (0, done.out)
+    assert "T-1 was applied before; no further units would be corrected" in tried.err
+    assert stored.run(*words, "--dry-run", "--json").json[0]["is_repeated"] is True
+    asked = stored.run_at_terminal(*words, answer="n")
+    assert (asked.code, "Correct this much?" in asked.err) == (0, False)
     more = stored.run("correct", "acme", "tokens=9", "--reason", "a loop", "--id", "T-2", "--json")
     assert (more.code, more.json[0]["taken_back"], more.json[0]["beyond"]) == (1, 7, 2)
     history = stored.run("customers", "history", "acme", "--json").json

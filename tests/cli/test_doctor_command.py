@@ -232,13 +232,20 @@ async def test_usage_that_stripe_does_not_take(
     assert finding.problem.startswith("1,000 of tokens in 1 intent, of unknown: ")
 
 
-async def test_a_damaged_record_is_a_finding_that_names_it(directory: Path, sound: Server) -> None:
+async def test_a_damaged_record_is_a_finding_that_names_it(
+    directory: Path, sound: Server, stripe_url: str
+) -> None:
     async with MeterKit(directory / "plans.yaml", redis_url=sound.url, flush=False) as kit:
         await kit.customers.set_plan("acme", "pro")
+        await kit.customers.link("bob", "cus_typo", force=True)
         admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
         await admin.ask(admin.client.hset(keys.state, "data", "x"))
-    found = await of_check("plans", directory, sound.url)
+    settings = {"stripe_api_key": "sk_test_1", "stripe_api_base": stripe_url}
+    found = await of_check("plans", directory, sound.url, **settings)
     assert "the record of customer 'acme' cannot be read" in found.problem
+    # What else is wrong is found beside it.
+    found = await of_check("links", directory, sound.url, **settings)
+    assert "linked to Stripe customers that do not exist: bob (cus_typo)" in found.problem
 
 
 async def test_a_plan_that_the_plans_file_has_lost(directory: Path, sound: Server) -> None:

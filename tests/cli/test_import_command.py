@@ -110,6 +110,19 @@ def test_a_link_to_an_unknown_stripe_customer_is_refused(directory: Path, shell:
     assert "these customers are linked to Stripe customers that do not exist: carol (cus_typo)" in found.out
 
 
+@pytest.mark.anyio
+async def test_damaged_customers_are_named_and_others_linked(directory: Path, shell: Shell) -> None:
+    async with shell.kit() as kit:
+        keys, admin = kit.store.keys.customer("ada"), await kit.store.admin()
+        await admin.ask(admin.client.hset(keys.state, "data", "x"))
+        await admin.ask(admin.client.pexpire(keys.state, 600_000))
+    (directory / "links.csv").write_text("ada,cus_ada\nbob,cus_bob\n")
+    done = shell.run("customers", "link", "--csv", "links.csv", "--json")
+    assert (done.code, done.json["linked"]) == (1, 1)
+    assert [one["line"] for one in done.json["refused"]] == ["links.csv:1"]
+    assert "the record of customer 'ada' cannot be read" in done.err
+
+
 def test_during_an_outage_links_are_made_with_force_only(
     directory: Path, shell: Shell, emulator: StripeEmulator
 ) -> None:

@@ -85,14 +85,15 @@ async def correct(
         currency = (usage := await kit.usage(customer))["currency"]
         correct_units = partial(kit.correct, customer, given, by=operator(), reason=reason or "dry run")
         asks = not yes and sys.stdin.isatty() and _is_large(given, usage)
+        print_planned = partial(_print_planned, correction_id=correction_id, currency=currency)
         try_units = partial(correct_units, correction_id=correction_id or token_hex(), dry_run=True)
         tried = await try_units() if dry_run or asks else ()
         planned = [_CorrectionPlan.of(one, usage) for one in tried]
         if dry_run:
-            session.show([one.to_json() for one in planned], lambda: _print_planned(planned, currency))
+            session.show([one.to_json() for one in planned], lambda: print_planned(planned))
             raise typer.Exit(int(any(one.beyond or one.by_hand for one in tried)))
-        if asks:
-            _print_planned(planned, currency)
+        if asks and not any(one.is_repeated for one in tried):
+            print_planned(planned)
             typer.confirm("Correct this much?", abort=True, err=True)
         found = await correct_units(correction_id=correction_id, credit=credit)
     session.show([_to_json(one) for one in found], lambda: _print_corrections(found, correction_id, currency))
@@ -125,7 +126,7 @@ class _CorrectionPlan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The object that ``--json`` prints; units by hand where there are any."""
+        """The object that ``--json`` prints; units by hand where there are any, and a repeated id."""
         by_hand = {name: value for name, value in _to_json(self.tried).items() if name in _BY_HAND}
         return {
             "meter": self.tried.meter,
@@ -135,6 +136,7 @@ class _CorrectionPlan:
             "overage": self.overage,
             "beyond": self.tried.beyond,
             **(by_hand if self.tried.by_hand else {}),
+            **({"is_repeated": True} if self.tried.is_repeated else {}),
         }
 
 
@@ -143,9 +145,14 @@ def _is_large(quantities: Mapping[str, int], usage: CustomerUsage) -> bool:
     return any(2 * asked > usage["meters"][name]["recorded"] for name, asked in quantities.items())
 
 
-def _print_planned(planned: Sequence[_CorrectionPlan], currency: str) -> None:
+def _print_planned(planned: Sequence[_CorrectionPlan], *, correction_id: str, currency: str) -> None:
     for one in planned:
         meter, tried = one.tried.meter, one.tried
+        if tried.is_repeated:
+            print_note(f"{correction_id} was applied before; no further units would be corrected")
+            for line in _lines(tried, currency):
+                echo(f"{meter}: {line}")
+            continue
         recorded = f"{one.recorded:,} are recorded in this period, {one.overage:,} of them as overage"
         recorded += f", {one.over_cap:,} over the cap" if one.over_cap else ""
         echo(f"{meter}: {tried.asked:,} to be corrected; {recorded}")

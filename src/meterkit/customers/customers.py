@@ -172,9 +172,13 @@ class Customers:
         self._links = StripeLinker(store)
 
     async def get(self, customer: str) -> Customer:
-        """A customer; one without a record is on the default plan."""
-        found = await self._states.find(check_customer(customer))
-        return build_customer(customer, found, self._store.catalog, self._store.now_ms())
+        """A customer; one without a record is on the default plan.
+
+        Raises:
+            UnreadableDataError: the record cannot be read.
+        """
+        (found,) = await read_customers(self._store, [check_customer(customer)])
+        return found
 
     async def known(self, customer: str) -> bool:
         """Whether anything is known of a customer: that it was set up, what it used, a gauge's level."""

@@ -13,6 +13,7 @@ from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords
+from meterkit.customers.states import list_customer_pages, read_states
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.health_report import Finding
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
     from meterkit.assembly import Parts
     from meterkit.catalog import Catalog, Meter, Plan
-    from meterkit.customers.customers import Customers
     from meterkit.customers.drift_records import Drift
+    from meterkit.store.store import Store
     from meterkit.subscriptions.item_changes import PlanPrices
     from meterkit.subscriptions.wanted_prices import WantedPrice
 
@@ -236,7 +237,7 @@ async def check_meters(parts: Parts) -> tuple[str, list[Finding]]:
     checks = [
         partial(_find_unpriced_top_ups, api, catalog),
         partial(_find_unsold, api, catalog),
-        partial(find_broken_links, api, parts.customers),
+        partial(find_broken_links, api, parts.store),
     ]
     try:
         if by_lines:
@@ -268,7 +269,7 @@ _PAGES_MAX: Final = 10
 _ASKED_MAX: Final = 20
 
 
-async def find_broken_links(api: StripeApi, customers: Customers) -> list[Finding]:
+async def find_broken_links(api: StripeApi, store: Store) -> list[Finding]:
     """Report customers who are linked to a Stripe customer that does not exist.
 
     Compares the first thousand links with the first pages of Stripe's list, and fetches a few of the rest:
@@ -278,10 +279,15 @@ async def find_broken_links(api: StripeApi, customers: Customers) -> list[Findin
         StripeError: Stripe refuses, or does not answer.
         StoreError: the store does not answer.
     """
-    linked: dict[str, str] = {}
-    async for customer in customers.list():
-        if customer.stripe_customer is not None and len(linked) < _LINKS_MAX:
-            linked[customer.stripe_customer] = customer.customer
+    linked, admin = dict[str, str](), await store.admin()
+    async with aclosing(list_customer_pages(admin, store.keys, _LINKS_MAX)) as listed:
+        async for names in listed:
+            # The check of the plans reports a state that cannot be read.
+            for customer, state in (
+                await read_states(admin, store.keys, names, skips_unreadable=True)
+            ).items():
+                if state.stripe_customer is not None and len(linked) < _LINKS_MAX:
+                    linked[state.stripe_customer] = customer
     try:
         missing = await _list_missing_customers(api, set(linked))
     except StripeError as error:
