@@ -180,6 +180,7 @@ async def test_a_repeat_grants_what_an_error_kept(store_url: str, monkeypatch: p
         ({"by": "x" * 501}, MeterkitError),
         ({"correction_id": "x" * 201}, MeterkitError),
         ({"correction_id": "a\nb"}, MeterkitError),
+        ({"correction_id": "a\u00a0b"}, MeterkitError),  # No grant could have it.
     ],
 )
 async def test_unusable_arguments_are_refused(given: dict[str, Any], error: type[MeterkitError]) -> None:

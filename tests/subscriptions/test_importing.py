@@ -13,6 +13,7 @@ from drivers.shop import PLANS, Shop, sell_nothing, shop
 from drivers.webhooks import DAY, Hooked, hooked
 from meterkit import CustomerError, Imported, ImportProgress, MeterkitError, StripeUnavailableError
 from meterkit.catalog import loads
+from meterkit.customers.links import StripeLinker
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +117,21 @@ async def test_a_stopped_import_goes_on_where_it_was(hooks: Hooked, monkeypatch:
         await hooks.kit.subscriptions.import_from_stripe(progress=stop)
     assert len(await customers(hooks)) == 5
     assert counts(await hooks.kit.subscriptions.import_from_stripe()) == (7, 5, 0, 0)
+
+
+async def test_who_subscribes_during_an_import_is_on_the_plan_after_it(
+    hooks: Hooked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_stripe(hooks, "acme", user="acme")
+    link = StripeLinker.make
+
+    async def subscribe_first(*args: Any, **how: Any) -> None:
+        await hooks.subscribe("acme", metadata={})
+        await link(*args, **how)
+
+    monkeypatch.setattr(StripeLinker, "make", subscribe_first)
+    assert (await hooks.kit.subscriptions.import_from_stripe(id_from="metadata.user")).linked == 1
+    assert (await hooks.kit.customers.get("acme")).plan == "pro"
 
 
 async def test_ids_may_stand_at_the_subscription_and_a_file_wins(hooks: Hooked) -> None:

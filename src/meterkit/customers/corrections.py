@@ -460,8 +460,10 @@ def check_correction(store: Store, given: CorrectionRequest) -> None:
     check_text("reason", given.reason)
     check_text("by", given.by)
     correction_id: object = given.correction_id
-    if not is_customer(correction_id) or len(correction_id.encode()) > _ID_MAX:
+    # The rule of grant ids: a grant may give units back in the next period.
+    is_allowed = is_customer(correction_id) and correction_id.isprintable()
+    if not is_allowed or len(str(correction_id).encode()) > _ID_MAX:
         raise MeterkitError(
             f"correction_id: found {shown(correction_id)}; allowed is a text of 1 to {_ID_MAX} bytes without"
-            " control characters"
+            " control or invisible characters"
         )

@@ -101,7 +101,7 @@ class _Tally:
     known: int = 0
     skipped: int = 0
     misfits: list[Misfit] = field(default_factory=list[Misfit])
-    activated: dict[str, str] = field(default_factory=dict[str, str])
+    imported: dict[str, str] = field(default_factory=dict[str, str])
     customers: list[ImportedCustomer] = field(default_factory=list[ImportedCustomer])
 
 
@@ -152,8 +152,8 @@ class StripeImporter:
             await self._import_batch(batch, tally, given, dry_run=dry_run)
             done = min((number + 1) * _PAGE, len(found.newcomers))
             progress(ImportProgress(step="links", done=done, total=len(found.newcomers)))
-        if tally.activated:
-            await self._catch_up(began_s, tally.activated)
+        if tally.imported:
+            await self._catch_up(began_s, tally.imported)
         return Imported(
             linked=tally.linked,
             known=tally.known,
@@ -267,12 +267,13 @@ class StripeImporter:
             try:
                 if not is_linked:
                     await self._links.make(customer, linked, cause=_CAUSE)
+                    tally.imported[linked] = customer  # Its first subscription may be newer than the lists.
             except CustomerError as error:
                 tally.misfits.append(_misfit_of(newcomer, "linked_elsewhere", str(error)))
                 return
             if newcomer.subscription is not None and newcomer.subscription != state.subscription:
                 await self._store_subscription(newcomer, state)
-                tally.activated[linked] = customer
+                tally.imported[linked] = customer
             elif newcomer.subscription is None and len(self._store.catalog.currencies) > 1:
                 await self._store_currency(newcomer, state)
         tally.misfits += await self._check_payment_method(newcomer, state, dry_run=dry_run)
@@ -343,14 +344,14 @@ class StripeImporter:
 
         await self._states.change(newcomer.customer, change, cause=_CAUSE)
 
-    async def _catch_up(self, began_s: int, activated: Mapping[str, str]) -> None:
+    async def _catch_up(self, began_s: int, imported: Mapping[str, str]) -> None:
         """Fetch the subscriptions that have changed at Stripe since the lists were read."""
         changed: set[str] = set()
         asked: dict[str, Any] = {"types": _CHANGES, "created": {"gte": began_s}}
         async for page in self._api().pages("/v1/events", asked):
             changed |= {id_in(part_of(part_of(event, "data"), "object"), "customer") for event in page}
-        for linked in sorted(changed & activated.keys()):
-            await self._fetch(activated[linked])
+        for linked in sorted(changed & imported.keys()):
+            await self._fetch(imported[linked])
 
 
 def _batches(found: Sequence[_T]) -> Iterator[Sequence[_T]]:
