@@ -70,6 +70,26 @@ async def test_a_manual_change_is_found_and_repaired_to_the_plan(
         assert len(at.changes()) == before
 
 
+@pytest.mark.parametrize("damage", ["JSONDecodeError", "WRONGTYPE"])
+async def test_a_ledger_that_cannot_be_read_is_a_difference(at: Shop, damage: str) -> None:
+    for customer in ("acme", "beta"):
+        await by_hand(at, customer, **BASE_ONLY)
+    keys, admin = at.kit.store.keys.customer("acme"), await at.kit.store.admin()
+    if damage == "WRONGTYPE":
+        await admin.ask(admin.client.delete(keys.history))
+        await admin.ask(admin.client.set(keys.history, "of another program", px=600_000))
+    else:
+        await admin.ask(admin.client.rpush(keys.history, "x"))
+    found = await at.kit.subscriptions.check()
+    assert kinds(found) == {"acme": ["ledger", "missing_meter"], "beta": ["missing_meter"]}
+    (drift,) = (drift for drift in found["acme"] if drift.kind == "ledger")
+    assert drift.message.startswith("its ledger cannot be read: ")
+    assert damage in drift.message
+    # The differences of others are listed whatever becomes of a customer's state.
+    await admin.ask(admin.client.hset(keys.state, "data", "x"))
+    assert kinds(await drifts_of(at.kit)) == kinds(found)
+
+
 async def test_nothing_is_repaired_while_stripe_rejects_usage(at: Shop) -> None:
     subscription = await by_hand(at, **OTHER_USAGE)
     await at.kit.record("acme", "tokens", 150)

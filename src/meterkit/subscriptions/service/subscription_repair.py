@@ -18,6 +18,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.outbox.meters_or_lines import with_new_models
+from meterkit.store.unreadable_data import read_each
 from meterkit.subscriptions.drift_comparison import (
     LIVE,
     allowed_addons_in,
@@ -131,26 +132,35 @@ class DriftChecker:
     ) -> dict[str, tuple[Drift, ...]]:
         """Contradictions between states and ledgers, by customer."""
         found: dict[str, tuple[Drift, ...]] = {}
-        states, named = CustomerStates(self._store), list(customers.values())
-        for start in range(0, len(named), _PAGE):
-            batch = named[start : start + _PAGE]
-            ids = [customer for customer, _ in batch]
-            ledgers = [ledger for _, ledger in (await read_states_and_histories(self._store, ids)).values()]
-            for (customer, state), one, ledger in zip(
-                batch, await states.find_many(ids), ledgers, strict=True
-            ):
+        states, subscriptions = (
+            CustomerStates(self._store),
+            {
+                customer: "" if state.subscription is None else state.subscription.id
+                for customer, state in customers.values()
+            },
+        )
+
+        def drifts_of(customer: str, faults: Sequence[str]) -> tuple[Drift, ...]:
+            subscription = subscriptions[customer]
+            return tuple(Drift(subscription=subscription, kind="ledger", message=words) for words in faults)
+
+        async def read(customers: Sequence[str]) -> list[tuple[str, StoredState, list[HistoryEntry]]]:
+            kept = (await read_states_and_histories(self._store, customers)).values()
+            ledgers = [ledger for _, ledger in kept]
+            return list(zip(customers, await states.find_many(customers), ledgers, strict=True))
+
+        async def name(customer: str, error: Exception) -> None:
+            found[customer] = drifts_of(customer, [f"its ledger cannot be read: {error!r:.200}"])
+
+        names = list(subscriptions)
+        for start in range(0, len(names), _PAGE):
+            for customer, one, ledger in await read_each(names[start : start + _PAGE], read, name):
                 if not ledger_faults(ledger, one, self._store.catalog):
                     continue
                 entries = await read_history(self._store, customer)
                 if await states.find(customer) == one:  # Otherwise it has changed between the two reads.
-                    found[customer] = tuple(
-                        Drift(
-                            subscription="" if state.subscription is None else state.subscription.id,
-                            kind="ledger",
-                            message=words,
-                        )
-                        for words in ledger_faults(entries, one, self._store.catalog)
-                    )
+                    faults = ledger_faults(entries, one, self._store.catalog)
+                    found[customer] = drifts_of(customer, faults)
         return found
 
     def _without_former(
