@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from drivers.command_line import Shell
+from faults.inner_steps import failing
+from meterkit import StoreError
 
 
 def test_a_plan_that_was_set_is_taken_back(stored: Shell) -> None:
@@ -34,6 +36,17 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     assert (done["deleted"], erased) == ("acme", {"state": 1, "link": 1, "history": 8, "notices": 4})
     assert [] == stored.run("customers", "list", "--json").json
     assert [] == stored.run("customers", "history", "acme", "--json").json
+
+
+@pytest.mark.anyio
+async def test_a_deletion_that_failed_is_repeated(stored: Shell) -> None:
+    async with stored.kit() as kit:
+        await kit.customers.link("acme", "cus_1")
+        with failing("a deletion goes on behind its script"), pytest.raises(StoreError):
+            await kit.customers.delete("acme")
+    done = stored.run("customers", "delete", "acme", "--json")
+    assert (done.code, done.json["erased"]["link"]) == (0, 1), done.err
+    assert stored.run("customers", "delete", "acme").code == 1
 
 
 @pytest.mark.parametrize(

@@ -181,9 +181,12 @@ class Customers:
         return found
 
     async def known(self, customer: str) -> bool:
-        """Whether anything is known of a customer: that it was set up, what it used, a gauge's level."""
+        """Whether anything is known of a customer: that it was set up, what it used, a gauge's level.
+
+        Its history counts, too: a deletion that failed leaves it, for a repeat.
+        """
         keys = self._store.keys.customer(check_customer(customer))
-        names = (keys.state, keys.counters, keys.totals, keys.levels)
+        names = (keys.state, keys.counters, keys.totals, keys.levels, keys.history, keys.corrections)
         admin = await self._store.admin()
         return bool(await admin.ask(admin.client.exists(*names)))
 
