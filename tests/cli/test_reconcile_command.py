@@ -132,6 +132,8 @@ async def test_f121_what_a_restore_has_parked_is_shown_and_settled(stored: Shell
         doubted = stored.run("recover", "--since", "2026-01-01T00:00:00Z")
         assert (doubted.code, "are not compared with Stripe yet" in doubted.err) == (1, True)
         assert stored.run("recover", "--since", "yesterday").code == 2
+        future = stored.run("recover", "--since", "2126-01-01T00:00:00Z")
+        assert (future.code, "which is in the future" in future.err) == (1, True)
 
 
 async def test_a_restarted_embedded_store_is_no_failed_dry_run(directory: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.decisions.periods import to_ms
 from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.outbox.intents import RESTORED, count_members, read_intents_in
@@ -121,11 +122,19 @@ class RestoreRecoverer:
         return len(shards)
 
     async def doubt(self, since: datetime) -> None:
-        """Make the flusher compare all waiting intents, as after a restore of a backup. Raises StoreError.
+        """Make the flusher compare all waiting intents, as after a restore of a backup.
 
         Args:
             since: instant of the backup.
+
+        Raises:
+            MeterkitError: it is in the future.
+            StoreError: the store does not answer.
         """
+        if to_ms(since) > self._store.now_ms():
+            raise MeterkitError(
+                f"since: found {since.isoformat()}, which is in the future; name the instant of the backup"
+            )
         await self._lives.mark_doubted(int(since.timestamp() * 1000))
 
     async def recover(
