@@ -18,7 +18,7 @@ import pytest
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import NOW, Caplog, Desk, desk, have_at_stripe, sealed, summaries_of
 from drivers.emulated_account import unpaced
-from drivers.restored_store import LAG, linked, parked_by_a_restore, states
+from drivers.restored_store import LAG, begin_anew, come_back, linked, parked_by_a_restore, states
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.journaled_transport import JournaledTransport
 from meterkit.delivery.lost_deliveries import DeliveryGap, IntentLine, LostDeliveries
@@ -364,6 +364,23 @@ async def test_a_journal_that_covers_the_gap_decides(store_url: str, monkeypatch
         assert await found.units_in_journal(line, GAP) is None
         assert await LostDeliveries(at.kit.store, summaries).units_in_journal(line, GAP) is None
         await summaries.close()
+
+
+@pytest.mark.parametrize("is_journaled", [False, True])
+async def test_deliveries_forgotten_by_age_are_not_lost(
+    store_url: str, tmp_path: Path, is_journaled: bool
+) -> None:
+    """Stripe and the journal keep them for longer than the store."""
+    settings = {"audit_url": sqlite_in(tmp_path)} if is_journaled else {}
+    async with desk(store_url, shards=1, **settings) as at:
+        await at.link("acme")
+        assert (await at.record_and_flush(30)).delivered == 1
+        at.clock.advance(timedelta(days=40))
+        await at.kit.record("acme", "requests", 7)
+        await begin_anew(at)
+        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
+        assert at.accepted("acme") == 37
 
 
 async def test_an_unreadable_row_is_logged_and_the_log_goes_on(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -40,6 +40,8 @@ _BEFORE_S: Final = _MINUTE_S
 _BEHIND_S: Final = 4 * _MINUTE_S
 # Identifiers accepted so long before the gap are not needed to find the deliveries of the gap.
 _NEAR_MS: Final = 2 * 86_400_000
+# The store keeps deliveries for a day longer.
+_KEPT_MS: Final = 35 * 86_400_000
 # Longer gaps are compared by the hour.
 _BY_MINUTES_S: Final = 6 * _HOUR_S
 _EXACT_S: Final = 36 * _HOUR_S
@@ -197,7 +199,8 @@ class LostDeliveries:
         if unknown > 0 and not is_exact:
             return unknown
         minutes = _MinuteTotals(self._summaries, line, made)
-        extra = await minutes.count_extra(gap, unknown, taken_s, is_exact=is_exact)
+        kept = replace(gap, from_ms=self._kept_since_ms(gap))
+        extra = await minutes.count_extra(kept, unknown, taken_s, is_exact=is_exact)
         return max(unknown, units_in_journal, extra)
 
     async def _delivered_total(self, line: IntentLine, names: Mapping[str, str]) -> int:
@@ -228,7 +231,7 @@ class LostDeliveries:
         rows = await self._read_journal(line.customer, line.event_name, gap.from_ms - _NEAR_MS)
         written = {row.identifier for row in rows}
         known_identifiers = {one.identifier for one in known}
-        since_ms = gap.from_ms - _BEFORE_S * 1000
+        since_ms = self._kept_since_ms(gap) - _BEFORE_S * 1000
         forgotten = sum(
             row.value
             for row in rows
@@ -250,6 +253,13 @@ class LostDeliveries:
                 line.customer,
             )
         return max(0, forgotten - sum(lacking)), sum(lacking)
+
+    def _kept_since_ms(self, gap: DeliveryGap) -> int:
+        """The start of a gap, or the instant from which on the store keeps deliveries.
+
+        Older ones are not lost: they are no longer kept.
+        """
+        return max(gap.from_ms, self._store.now_ms() - _KEPT_MS)
 
     async def units_in_journal(
         self, line: IntentLine, gap: DeliveryGap, enough: int | None = None
