@@ -16,9 +16,11 @@ from typing import Any, Final
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import NOW, Caplog, Desk, desk, have_at_stripe, sealed, summaries_of
+from drivers.delivery import NOW, PLANS, Caplog, Desk, desk, have_at_stripe, sealed, summaries_of
 from drivers.emulated_account import unpaced
 from drivers.restored_store import LAG, begin_anew, come_back, linked, parked_by_a_restore, states
+from drivers.subscribed_customer import fetched, subscription
+from meterkit.catalog import loads
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
 from meterkit.delivery.journaled_transport import JournaledTransport
 from meterkit.delivery.lost_deliveries import DeliveryGap, IntentLine, LostDeliveries
@@ -371,7 +373,7 @@ async def test_deliveries_forgotten_by_age_are_not_lost(
     store_url: str, tmp_path: Path, is_journaled: bool
 ) -> None:
     """Stripe and the journal keep them for longer than the store."""
-    settings = {"audit_url": sqlite_in(tmp_path)} if is_journaled else {}
+    settings: dict[str, Any] = {"audit_url": sqlite_in(tmp_path)} if is_journaled else {}
     async with desk(store_url, shards=1, **settings) as at:
         await at.link("acme")
         assert (await at.record_and_flush(30)).delivered == 1
@@ -381,6 +383,25 @@ async def test_deliveries_forgotten_by_age_are_not_lost(
         await come_back(at)
         assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
         assert at.accepted("acme") == 37
+
+
+async def test_a_year_after_another_link_is_compared_as_far_as_kept(store_url: str) -> None:
+    """Totals are not kept by Stripe customer, and deliveries for 36 days."""
+    catalog = loads(PLANS.replace("interval: month", "interval: year, included_per: interval"))
+    async with desk(store_url, shards=1, catalog=catalog) as at:
+        await at.link("acme")
+        at.clock.advance(MINUTE)
+        at.emulator.add_customer("cus_other")
+        await at.kit.customers.unlink("acme")
+        await at.kit.customers.link("acme", "cus_other", force=True)
+        year = dict.fromkeys(("start_ms", "anchor_ms", "created_ms"), NOW)
+        await fetched(at.kit, subscription(plan="pro", end_ms=NOW + timedelta(days=365), **year))
+        assert (await at.record_and_flush(30)).delivered == 1
+        at.clock.advance(timedelta(days=40))
+        await at.kit.record("acme", "requests", 7)
+        await begin_anew(at)
+        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
 
 
 async def test_an_unreadable_row_is_logged_and_the_log_goes_on(tmp_path: Path) -> None:

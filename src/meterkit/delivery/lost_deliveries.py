@@ -183,15 +183,17 @@ class LostDeliveries:
         units_in_journal, _ = await self._compare_journal(line, gap, known)
         if units_in_journal > 0 and not is_exact:
             return units_in_journal
-        span_s = stamped_span_s(since_ms, self._store.now_ms())
+        now_ms = self._store.now_ms()
+        is_other = await is_relinked(self._store, line.customer, from_ms(since_ms))
+        # Totals are not kept by Stripe customer, and deliveries are kept for a shorter time.
+        span_s = stamped_span_s(max(since_ms, now_ms - _KEPT_MS) if is_other else since_ms, now_ms)
         counted = await self._summaries.counted(line.event_name, line.stripe_customer, *span_s)
         if counted is None:
             return units_in_journal
         made: dict[int, int] = {}
         for one in known:
             made[one.time_s] = made.get(one.time_s, 0) + one.value
-        if await is_relinked(self._store, line.customer, from_ms(since_ms)):
-            # Totals are not kept by Stripe customer.
+        if is_other:
             total = sum(units for minute_s, units in made.items() if minute_s >= span_s[0])
         else:
             total = await self._delivered_total(line, names)
