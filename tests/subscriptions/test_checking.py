@@ -90,6 +90,25 @@ async def test_a_ledger_that_cannot_be_read_is_a_difference(at: Shop, damage: st
     assert kinds(await drifts_of(at.kit)) == kinds(found)
 
 
+async def test_customers_of_test_clocks_are_compared(at: Shop) -> None:
+    """Stripe's list of all subscriptions leaves them out."""
+    frozen = str(int(at.clock.now().timestamp()))
+    await at.stripe_change("/v1/test_helpers/test_clocks", frozen_time=frozen)
+    (clock,) = await at.stripe_list("/v1/test_helpers/test_clocks")
+    await at.stripe_change("/v1/customers", test_clock=clock["id"])
+    (linked,) = [one["id"] for one in await at.stripe_list("/v1/customers", test_clock=clock["id"])]
+    at.emulator.add_payment_method(linked)
+    await at.kit.customers.link("acme", linked)
+    await at.stripe_change("/v1/subscriptions", customer=linked, **BASE_ONLY)
+    await at.kit.subscriptions.sync("acme")
+    assert (await known(at)).plan == "team"
+    assert kinds(await at.kit.subscriptions.check()) == {"acme": ["missing_meter"]}
+    # A customer whom Stripe does not have ends no comparison.
+    await at.kit.customers.unlink("acme")
+    await at.kit.customers.link("acme", "cus_typo", force=True)
+    assert await at.kit.subscriptions.check() == {}
+
+
 async def test_nothing_is_repaired_while_stripe_rejects_usage(at: Shop) -> None:
     subscription = await by_hand(at, **OTHER_USAGE)
     await at.kit.record("acme", "tokens", 150)

@@ -16,7 +16,7 @@ from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
-from meterkit.errors import NoSubscriptionError, SubscriptionError
+from meterkit.errors import NoSubscriptionError, StripeError, SubscriptionError
 from meterkit.outbox.meters_or_lines import with_new_models
 from meterkit.store.unreadable_data import read_each
 from meterkit.subscriptions.drift_comparison import (
@@ -44,6 +44,7 @@ from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.stripe_objects import id_in, persistently
 from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import read_subscription
+from meterkit.subscriptions.unknown_customers import is_missing_customer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -102,6 +103,8 @@ class DriftChecker:
         drifts: dict[str, tuple[Drift, ...]] = {}
         for linked, (customer, state) in customers.items():
             known = state.subscription
+            if known is not None and not found[linked]:
+                found[linked] = await self._list_subscriptions(linked)
             chosen = choose_subscription(
                 found[linked], self._store.catalog, None if known is None else known.id
             )
@@ -114,6 +117,17 @@ class DriftChecker:
                 drifts[customer] = drift
         await DriftRecords(self._store).replace(drifts)
         return dict(sorted(drifts.items()))
+
+    async def _list_subscriptions(self, linked: str) -> list[dict[str, Any]]:
+        """List a Stripe customer's subscriptions: the list of all leaves out customers of test clocks."""
+        asked = {"customer": linked, "status": "all", "expand": _EXPAND}
+        try:
+            found = await self._api().list("/v1/subscriptions", asked)
+        except StripeError as error:
+            if not is_missing_customer(error):
+                raise
+            return []
+        return [await with_all_items(self._api(), one) for one in found]
 
     async def _read_linked(self) -> dict[str, tuple[str, CustomerState]]:
         """Read each linked Stripe customer: its customer and the stored state."""
