@@ -148,6 +148,21 @@ async def test_ids_may_stand_at_the_subscription_and_a_file_wins(hooks: Hooked) 
             await hooks.kit.subscriptions.import_from_stripe(id_from=id_from)
 
 
+async def test_named_customers_of_test_clocks_are_imported(hooks: Hooked) -> None:
+    """Stripe's lists of all leave them out."""
+    frozen = int(hooks.clock.now().timestamp())
+    clock = await hooks.client.v1.test_helpers.test_clocks.create_async({"frozen_time": frozen})
+    linked = (await hooks.client.v1.customers.create_async({"test_clock": clock.id})).id
+    hooks.emulator.add_payment_method(linked)
+    given: Any = {"customer": linked, "items": [{"price": "price_pro"}]}
+    await hooks.client.v1.subscriptions.create_async(given)
+    ids = {linked: "acme", "cus_none": "n", "../customers": "m"}
+    done = await hooks.kit.subscriptions.import_from_stripe(ids=ids)
+    assert done.linked == 1
+    assert why(done) == dict.fromkeys(("cus_none", "../customers"), "no_such_customer")
+    assert (await hooks.kit.customers.get("acme")).plan == "pro"
+
+
 async def test_customers_that_do_not_fit_are_named_with_the_reason(hooks: Hooked) -> None:
     await paying(hooks, "nameless", ids=False)
     at_stripe(hooks, "odd", meterkit_customer="a\nb")
