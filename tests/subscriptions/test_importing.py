@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,9 +11,9 @@ import pytest
 
 from drivers.shop import PLANS, Shop, sell_nothing, shop
 from drivers.webhooks import DAY, Hooked, hooked
+from faults.inner_steps import wrapped
 from meterkit import CustomerError, Imported, ImportProgress, MeterkitError, StripeUnavailableError
 from meterkit.catalog import loads
-from meterkit.customers.links import StripeLinker
 
 pytestmark = pytest.mark.anyio
 
@@ -123,13 +123,17 @@ async def test_who_subscribes_during_an_import_is_on_the_plan_after_it(
     hooks: Hooked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_stripe(hooks, "acme", user="acme")
-    link = StripeLinker.make
+    made: list[str] = []
 
-    async def subscribe_first(*args: Any, **how: Any) -> None:
-        await hooks.subscribe("acme", metadata={})
-        await link(*args, **how)
+    def subscribe_first(change: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        async def changed(*args: Any, **how: Any) -> Any:
+            if not made:
+                made.append(await hooks.subscribe("acme", metadata={}))
+            return await change(*args, **how)
 
-    monkeypatch.setattr(StripeLinker, "make", subscribe_first)
+        return changed
+
+    wrapped(monkeypatch, "a state is stored", subscribe_first)
     assert (await hooks.kit.subscriptions.import_from_stripe(id_from="metadata.user")).linked == 1
     assert (await hooks.kit.customers.get("acme")).plan == "pro"
 
