@@ -418,6 +418,8 @@ async def test_a_deleted_customer_has_no_more_spikes(store_url: str, tmp_path: P
         await pass_over(kit, "webhook")
         assert hook.posts == []
         assert await SpikesToday(kit.store).all() == []
+
+
 async def test_a_spike_of_a_damaged_customer_holds_up_no_other(
     store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -146,13 +146,11 @@ class DriftChecker:
     ) -> dict[str, tuple[Drift, ...]]:
         """Contradictions between states and ledgers, by customer."""
         found: dict[str, tuple[Drift, ...]] = {}
-        states, subscriptions = (
-            CustomerStates(self._store),
-            {
-                customer: "" if state.subscription is None else state.subscription.id
-                for customer, state in customers.values()
-            },
-        )
+        states = CustomerStates(self._store)
+        subscriptions = {
+            customer: "" if state.subscription is None else state.subscription.id
+            for customer, state in customers.values()
+        }
 
         def drifts_of(customer: str, faults: Sequence[str]) -> tuple[Drift, ...]:
             subscription = subscriptions[customer]
