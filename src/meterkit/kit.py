@@ -24,6 +24,7 @@ from meterkit.catalog.plans_file_watcher import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.policies import Demand
 from meterkit.errors import MeterkitError
+from meterkit.redis.daemon_thread import import_alone
 from meterkit.serving import KitLifecycle, LoopServer, store_of
 from meterkit.store.call_amounts import price_quantities
 from meterkit.store.holds import Reservation
@@ -309,7 +310,7 @@ class MeterKit(KitLifecycle, KitParts):
             scan_keys: False leaves out the checks that scan all keys, ``keys``, ``links`` and ``plans``, as
                 the operator pages do.
         """
-        examine = import_module("meterkit.health.check_runner").examine
+        examine = import_alone("meterkit.health.check_runner").examine
         return cast("Health", await examine(self._parts, scan_keys=scan_keys))
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:

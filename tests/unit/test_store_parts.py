@@ -13,12 +13,15 @@ import re
 import socket
 import ssl
 import stat
+import sys
 from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from threading import Event
 from time import time
+from types import SimpleNamespace
 from typing import Any, Final, cast
 from unittest.mock import AsyncMock, Mock
 
@@ -41,7 +44,7 @@ from meterkit.outbox.operator_commands import _shown_intent
 from meterkit.redis import discovery, scripts
 from meterkit.redis.cluster_lane import ClusterConnection
 from meterkit.redis.connection import OnEnd, ReplyError
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import import_in_thread, in_daemon_thread
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.lane import HoldRenewal, Lane
 from meterkit.redis.local_files import FileLock, check_peer, make_directory
@@ -300,6 +303,34 @@ def test_the_log_of_a_server_begins_anew_once_it_is_large(tmp_path: Path) -> Non
 def test_a_thread_gives_its_result_or_its_error() -> None:
     assert in_daemon_thread(lambda: 7, name="seven").result(10) == 7
     assert isinstance(in_daemon_thread(lambda: 1 // 0, name="none").exception(10), ZeroDivisionError)
+
+
+_PART = """
+import steps
+steps.order.append(__name__)
+steps.begun[__name__].set()
+steps.begun["other"].wait(0.1)
+steps.order.append(__name__)
+"""
+
+
+def test_threads_import_one_module_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("meterkit.redis.daemon_thread._imported", {})
+    order, begun = list[str](), {name: Event() for name in ("one", "other")}
+    monkeypatch.setitem(sys.modules, "steps", cast("Any", SimpleNamespace(order=order, begun=begun)))
+    for name in begun:
+        (tmp_path / f"{name}.py").write_text(_PART)
+
+    async def import_both() -> None:
+        await asyncio.gather(*map(import_in_thread, begun))
+
+    try:
+        asyncio.run(import_both())
+    finally:
+        for name in begun:
+            sys.modules.pop(name, None)
+    assert order in (["one", "one", "other", "other"], ["other", "other", "one", "one"])
 
 
 def test_a_clock_may_be_ahead_and_no_more_than_a_minute_behind() -> None:

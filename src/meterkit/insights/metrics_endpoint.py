@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
+from meterkit.redis.daemon_thread import import_alone
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -33,7 +35,7 @@ def metrics_app(kit: _Kit) -> ASGIApp:
         raise ImportError(
             "prometheus-client is required for metrics_app. Install with: pip install 'meterkit[prometheus]'"
         ) from error
-    prometheus: Any = import_module("meterkit.insights.prometheus")
+    prometheus: Any = import_alone("meterkit.insights.prometheus")
     store = kit.store
     tallies = store.tally()
 

@@ -19,6 +19,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from meterkit.redis.daemon_thread import import_alone
 from meterkit.redis.discovery import master_of
 from meterkit.redis.handshake import addresses_to_try, skip_silent
 
@@ -192,7 +193,7 @@ class _TlsMasterConnection(_MasterLookupMixin, _TlsConnection):
 def new_client(address: Address, timeout_s: float, clock: Callable[[], float], pool: Pool) -> Redis:
     """Make redis-py's client of one server; a call waits while all connections of its pool are in use."""
     if address.kind == "memory":
-        client: Redis = import_module("meterkit.redis.memory").admin_client(clock)
+        client: Redis = import_alone("meterkit.redis.memory").admin_client(clock)
         return client
     common: dict[str, Any] = {
         "connection_class": _TcpConnection,

@@ -6,7 +6,7 @@ from asyncio import wrap_future
 from concurrent.futures import Future
 from functools import partial
 from importlib import import_module
-from threading import Thread
+from threading import RLock, Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _imported: dict[str, ModuleType] = {}
+_importing = RLock()
 
 
 def in_daemon_thread(call: Callable[[], _T], *, name: str) -> Future[_T]:
@@ -41,8 +42,18 @@ async def in_thread(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs)
     return await wrap_future(in_daemon_thread(partial(call, *args, **kwargs), name="meterkit-call"))
 
 
+def import_alone(name: str) -> ModuleType:
+    """Import a module that needs redis-py while no other thread does.
+
+    Where two threads import different parts of a package at once, Python may give one of them a module that
+    is not finished, and redis-py cannot be used in that process any more.
+    """
+    with _importing:
+        return import_module(name)
+
+
 async def import_in_thread(name: str) -> ModuleType:
     """Import a module in a thread at its first use: redis-py takes 100 ms, in which requests would wait."""
     if name not in _imported:
-        _imported[name] = await in_thread(import_module, name)
+        _imported[name] = await in_thread(import_alone, name)
     return _imported[name]

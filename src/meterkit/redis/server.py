@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import cache
-from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError
+from meterkit.redis.daemon_thread import import_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ def _classes() -> tuple[type[Exception], tuple[type[Exception], ...]]:
 
     Their messages lack the code. redis-py is slow to import: it is imported with the first kit.
     """
-    errors: Any = import_module("redis.exceptions")
+    errors: Any = import_alone("redis.exceptions")
     return errors.ResponseError, tuple(getattr(errors, name) for name in _NAMES)
 
 
