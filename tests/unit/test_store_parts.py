@@ -315,7 +315,7 @@ steps.order.append(__name__)
 
 
 def test_threads_import_one_module_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr("meterkit.redis.daemon_thread._imported", {})
     order, begun = list[str](), {name: Event() for name in ("one", "other")}
     monkeypatch.setitem(sys.modules, "steps", cast("Any", SimpleNamespace(order=order, begun=begun)))
