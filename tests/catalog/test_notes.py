@@ -215,6 +215,7 @@ ALL = 'match: "*", consume: {requests: 1}'
     ("limit", "cure"),
     [
         ("words: {included: 1_000}", "`records: [words]` on the routes in which the app records it"),
+        ("words: {concurrency: 2, included: unlimited}", "`records: [words]` on the routes in which"),
         ("output_tokens: {included: 5}", "`usage: auto` on the routes that call a model, or `records: ["),
         ("newest_output: {included: 5}", "or `records: [output_tokens]`"),
         ("seats: {included: 3}", "`grow: {seats: 1}` on the routes that raise it"),

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 def has_limit(given: Entitlement, *, in_budget: bool = False) -> bool:
     """Whether an entitlement can refuse a request; ``in_budget``: a budget bounds what the meter costs."""
-    is_priced = given.overage.amount_cents is not None or given.overage.rows is not None
-    return bool(given.rates) or ceiling(given) is not None or (in_budget and is_priced)
+    if given.rates or given.concurrency is not None or ceiling(given) is not None:
+        return True
+    return in_budget and (given.overage.amount_cents is not None or given.overage.rows is not None)
 
 
 def is_limited(meter: str, plans: Iterable[Plan]) -> bool:
