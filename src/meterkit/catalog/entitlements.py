@@ -11,7 +11,7 @@ from meterkit.catalog.currencies import AMOUNT
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import SPEND, Entitlement, Overage
-from meterkit.catalog.rates import RatesShape, rate_text
+from meterkit.catalog.rates import RatesShape, rate_text, rates_in_bytes
 from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
     UNLIMITED,
@@ -179,15 +179,14 @@ def _refuse_on_gauge(values: EntitlementTable, meter: Meter) -> None:
 
 
 def _refuse_sizes(values: EntitlementTable, meter: Meter) -> None:
-    overage = values.overage
+    overage, counted = values.overage, f"{meter.name} counts {meter.unit}; allowed: a whole number"
     bill = overage.bill if isinstance(overage, OverageTable) else None
     for table, key in ((values, "included"), (bill, "cap"), (bill, "per")):
         written = table.text(key) if table else None
         if table and written and is_size(written) and not table.is_refused(key):
-            message = (
-                f"found the size {written!r}, but {meter.name} counts {meter.unit}; allowed: a whole number"
-            )
-            table.refuse(key, message)
+            table.refuse(key, f"found the size {written!r}, but {counted}")
+    for rate in rates_in_bytes(values.node.values.get("rate")) if values.rates else ():
+        values.problems.refuse(rate.place, f"found the size {rate.text!r}, but {counted}")
 
 
 def _build_overage(values: EntitlementTable, meter: Meter, base: Entitlement | None) -> Overage:

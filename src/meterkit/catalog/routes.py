@@ -19,7 +19,7 @@ from meterkit.catalog.genai_prices_table import PROVIDER_SHAPE, TOKEN_METERS, US
 from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, parse_mcp
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
-from meterkit.catalog.rates import RatesShape
+from meterkit.catalog.rates import RatesShape, rates_in_bytes
 from meterkit.catalog.shadowed_notes import note_shadowed_routes
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 from meterkit.catalog.value_shapes import (
@@ -169,11 +169,8 @@ def _build_route(values: RouteTable, declared: DeclaredNames, default: Route) ->
             " unit, such as web_searches; declare at least one of them, or a credit with `unit: money`"
         )
         values.refuse("usage", message)
-    if values.rates and ROUTE in declared.meters:
-        message = (
-            f"policies of a route's rates and of the meter {ROUTE} would have the same name; rename the meter"
-        )
-        values.refuse("rates", message)
+    if values.rates:
+        _check_rates(values, declared)
     if values.has("model") and not values.has("reserve", "usage"):
         values.refuse(
             "model", "`model` says whose price `reserve` and `usage` use; add one of them, or remove it"
@@ -288,6 +285,17 @@ def _build_storage_meter(values: RouteTable, declared: DeclaredNames) -> str | N
         cure = "declare the meter `storage: {unit: byte, kind: gauge}`"
         values.refuse("storage", f"a storage route fills a gauge of bytes, and {found}; {cure}")
     return None
+
+
+def _check_rates(values: RouteTable, declared: DeclaredNames) -> None:
+    if ROUTE in declared.meters:
+        message = (
+            f"policies of a route's rates and of the meter {ROUTE} would have the same name; rename the meter"
+        )
+        values.refuse("rates", message)
+    for rate in rates_in_bytes(values.node.values.get("rate")):
+        message = f"found the size {rate.text!r}, but a route's rate counts requests; allowed: a whole number"
+        values.problems.refuse(rate.place, message)
 
 
 def _build_reserve(name: str, values: ReserveTable) -> Reserve:

@@ -29,7 +29,7 @@ _SCALED: Final = re.compile(r"(?P<whole>[0-9]{1,6})(?:[.](?P<part>[0-9]{1,3}))? 
 _POWER: Final = re.compile(r"([0-9]{1,6})[eE][+]?([0-9])")
 _SIZE: Final = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:[.](?P<part>[0-9]{1,9}))? ?(?P<unit>[A-Za-z]+)")
 _DURATION: Final = re.compile("".join(f"(?:([0-9]{{1,12}}){unit})?" for unit in "wdhms"))
-_LONG_DURATION: Final = re.compile(r"([0-9]+) ?(w|d|h|m|s)[a-z]*")
+_LONG_DURATION: Final = re.compile(r"([0-9]+) ?([wdhms])(?:eeks?|ays?|rs?|ours?|ins?|inutes?|ecs?|econds?)?")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _COST: Final = re.compile(
     r"(?P<credits>[0-9][0-9_]*(?:[.][0-9]{1,6})?)(?: ?(?:per|/) ?(?P<units>[0-9][0-9_]*))?"
