@@ -227,6 +227,16 @@ async def test_fields_that_the_app_set_are_replaced() -> None:
     assert len(response.headers.get_list("ratelimit-policy")) == 1
 
 
+async def test_no_field_of_the_app_stays_beside_ours() -> None:
+    """The limit on requests at a time has no reset: the app's own would be read as that of this limit."""
+    own = {f"X-RateLimit-{name}": "9" for name in ("Limit", "Remaining", "Reset")}
+    plans = PLANS.replace('"/pages", ', '"/pages", headers: both, ')
+    async with served(JSONResponse({}, headers=own), plans=plans) as at:
+        headers = (await at.client.get("/pages")).headers
+    found = {name: value for name, value in headers.items() if name.startswith("x-ratelimit")}
+    assert found == {"x-ratelimit-limit": "1", "x-ratelimit-remaining": "0"}
+
+
 async def test_identify_may_be_async() -> None:
     async def who(scope: Scope) -> str | None:
         return "zeta" if scope["path"] == "/v1/x" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -10,11 +11,17 @@ if TYPE_CHECKING:
 
 EXPOSE: Final = b"access-control-expose-headers"
 
+# Fields that are read together: with one of ours, none of the app's may stay.
+_FAMILIES: Final = (
+    frozenset({b"ratelimit-policy", b"ratelimit"}),
+    frozenset({b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"}),
+)
+
 
 def merge_headers(
     headers: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]], *, expose: bool
 ) -> list[tuple[bytes, bytes]]:
-    """Replace the app's headers of the same names by ours, in a new list.
+    """Replace the app's headers of the same names and families by ours, in a new list.
 
     Args:
         headers: what the app sent; what cannot be compared is passed on as it is.
@@ -23,14 +30,21 @@ def merge_headers(
     """
     items = list(headers)
     names = dict(ours)
+    replaced = _replaced_names(tuple(names))
     try:
-        kept = [pair for pair in items if pair[0].lower() not in names]
+        kept = [pair for pair in items if pair[0].lower() not in replaced]
         if expose and names:
             kept = _expose(kept, names)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         kept = items
     kept += ours
     return kept
+
+
+@lru_cache(maxsize=64)  # Few sets of fields are sent, each with most responses.
+def _replaced_names(names: tuple[bytes, ...]) -> frozenset[bytes]:
+    """Find the names that none of the app's headers may keep beside ours."""
+    return frozenset(names).union(*(family for family in _FAMILIES if family.intersection(names)))
 
 
 def _expose(headers: list[tuple[bytes, bytes]], names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
