@@ -6,6 +6,7 @@ import asyncio
 import gc
 import hashlib
 import ipaddress
+import re
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -401,6 +402,33 @@ async def test_i10_what_led_to_a_lookups_error_is_not_told(
     async with served(hello, who=identify.api_key(look_up)) as edge:
         assert await edge.statuses("/v1/x", headers={"authorization": f"Bearer {key}"}) == [503]
     assert "the lookup of an API key raised ConnectionError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ("", {"authorization": "Bearer sk-live-secret"}),
+        ("", {"x-api-key": "sk-live-secret"}),
+        ("", {"cookie": "lang=en; session=sk-live-secret"}),
+        ("?token=sk-live-secret", {}),
+    ],
+    ids=["authorization", "own", "cookie", "query"],
+)
+async def test_i10_what_identify_raises_does_not_tell_a_key(
+    query: str, headers: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """An app's own table of keys: the log had the key with the KeyError."""
+
+    async def look_up(scope: Scope) -> str:
+        given = [scope["query_string"], *(value for _, value in scope["headers"])]
+        (key,) = {word for value in given for word in re.findall(rb"sk-live-\w+", value)}
+        return {"sk-live-1": "acme"}[key.decode()]
+
+    async with served(hello, who=look_up) as edge:
+        assert await edge.statuses(f"/v1/x{query}", headers=headers) == [503]
+    assert "identify raised KeyError" in caplog.text
+    assert "look_up" in caplog.text  # Where it was raised.
     assert "secret" not in caplog.text
 
 

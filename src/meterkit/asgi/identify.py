@@ -22,13 +22,14 @@ from functools import lru_cache
 from inspect import isawaitable, iscoroutinefunction
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import anyio
 from anyio import to_thread
 from starlette.types import Scope
 
+from meterkit.asgi.credentials import tells
 from meterkit.catalog.billing import UNIX, parse_proxy_network
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import (
@@ -450,7 +451,7 @@ class KeyOwners:
                 found = await to_thread.run_sync(self._lookup, asked_for, limiter=self._limiter(is_known))
             return await found if isawaitable(found) else found
         except Exception as error:
-            if not _tells(error, asked_for):
+            if not tells(error, asked_for):
                 raise
             # Such as a KeyError of the key, or one that led to the error: the log must not have it.
             hidden = MeterkitError(f"the lookup of an API key raised {type(error).__name__}")
@@ -487,19 +488,6 @@ class KeyOwners:
                     gets,
                     self._hashed,
                 )
-
-
-def _tells(error: BaseException, key: str) -> bool:
-    """Whether a log of an error would have a key: in its words, its notes, or the errors that led to it."""
-    words = [str(error), repr(error), *getattr(error, "__notes__", ())]
-    if any(spelled in told for spelled in (key, repr(key)[1:-1]) for told in words):
-        return True
-    led: list[BaseException | None] = [error.__cause__]
-    if not error.__suppress_context__:
-        led.append(error.__context__)
-    if isinstance(error, BaseExceptionGroup):
-        led.extend(cast("BaseExceptionGroup[BaseException]", error).exceptions)
-    return any(_tells(one, key) for one in led if one is not None)
 
 
 def _put_bounded(kept: dict[str, T], key_hash: str, value: T) -> None:

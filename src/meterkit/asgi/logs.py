@@ -11,6 +11,7 @@ from traceback import format_tb
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
+from meterkit.asgi.credentials import hide_credentials
 from meterkit.errors import SettingsError, StoreError
 from meterkit.log_throttle import MINUTE_S, Throttle
 
@@ -112,11 +113,11 @@ class TroubleLog:
             monotonic() - self._store.last_s,
         )
 
-    def log_unidentified(self, error: Exception | None, route: Route) -> None:
+    def log_unidentified(self, error: Exception | None, route: Route, scope: Scope) -> None:
         """Log that ``identify`` raised."""
         if self._identify.admits():
             message = "identify raised: the customer of a request of the route %a could not be determined"
-            _logger.error(message, route.match, exc_info=error)
+            _logger.error(message, route.match, exc_info=error and hide_credentials(error, scope))
 
     def log_wrong_type(self, found: object) -> None:
         """Log once for each type that ``identify`` returned neither a text nor None."""

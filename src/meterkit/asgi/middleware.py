@@ -268,7 +268,7 @@ class MeterMiddleware:
         refuser: Refuser,
     ) -> Exchange | None:
         """Log that `identify` has failed, and answer; in shadow mode serve the request."""
-        self._troubles.log_unidentified(error, route)
+        self._troubles.log_unidentified(error, route, scope)
         return await self._answer_refusal(
             _UNIDENTIFIED, plans, route, None, None, scope, receive, send, refuser
         )
@@ -387,7 +387,7 @@ class MeterMiddleware:
         except UnservedError:
             view = plans.unknown_customer()
         except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
-            self._troubles.log_unidentified(error, route)
+            self._troubles.log_unidentified(error, route, scope)
             view = plans.unknown_customer()
         passed = exchange_class(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
         passed.note_decision(view.undecided())
@@ -488,7 +488,7 @@ class MeterMiddleware:
         decision.
         """
         if view is None:  # So far only `identify` can have failed.
-            self._troubles.log_unidentified(error, route)
+            self._troubles.log_unidentified(error, route, scope)
             return _UNIDENTIFIED, None
         self._troubles.log_undecided(error, route, lane)
         store = self._kit.store
