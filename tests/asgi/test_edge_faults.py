@@ -387,6 +387,20 @@ async def test_a_lifespan_that_is_collected_ends_without_a_word() -> None:
     assert not kit.store.lanes
 
 
+async def test_a_stop_amid_a_request_says_what_is_not_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the plan limits nothing that is held, the log said that usage is lost; else it said nothing."""
+
+    async def stopping(scope: Scope, receive: Receive, send: Send) -> None:
+        await at.kit.stop()
+        await hello(scope, receive, send)
+
+    async with served(stopping) as at:
+        assert await at.statuses("/v1/x") == [200]
+        assert "1 requests or websockets had not ended when the kit stopped" in caplog.text
+        await at.kit.start()
+        assert await at.counted() == (0, 0)
+
+
 async def test_a_collected_request_is_settled_and_holds_nothing(store_url: str) -> None:
     """F-18: in another context the request's own cannot be put back."""
     entered = asyncio.Event()

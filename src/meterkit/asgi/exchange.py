@@ -7,7 +7,7 @@ import inspect
 from asyncio import CancelledError
 from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from meterkit.asgi.admitted_request import AdmittedRequest
 from meterkit.asgi.fallback_requests import count_in_process, undecided_usage
@@ -76,6 +76,8 @@ class Exchange(AdmittedRequest):
     """
 
     __slots__ = ("_ending", "_recorded", "_status", "_trailers", "is_counted")
+
+    counts_later: ClassVar[bool] = False
 
     def __init__(
         self,

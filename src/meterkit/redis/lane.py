@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from contextlib import suppress
 from secrets import randbelow
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from meterkit.cancellation import start_task
 from meterkit.errors import StoreError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from meterkit.redis.scripts import Script
     from meterkit.redis.settlement_queue import LocalAllotments, NumberedSettlement, QueueLane, SpoolPort
 
+_log = logging.getLogger("meterkit.store")
+
 _SLOT_MS: Final = 300_000
 _TICK_MS: Final = 250
 _IDLE_MS: Final = 5_000
@@ -38,7 +40,13 @@ _MOST: Final = 200
 
 
 class Renewable(Protocol):
-    """Request in flight with holds."""
+    """Request in flight with holds.
+
+    Attributes:
+        counts_later: whether usage that comes after the kit has stopped is counted nevertheless.
+    """
+
+    counts_later: ClassVar[bool]
 
     def is_due(self) -> bool:
         """Whether its holds are in a past slot."""
@@ -101,8 +109,15 @@ class HoldRenewal:
 
     def release_all(self) -> None:
         """Release the holds of all requests."""
-        for holder in tuple(self.live):
+        holders = tuple(self.live)
+        for holder in holders:
             holder.release_hold()
+        if cut := sum(not holder.counts_later for holder in holders):
+            _log.warning(
+                "%d requests or websockets had not ended when the kit stopped: they are settled as they are"
+                " now, and what they use from now on is not counted; stop the kit after the last request",
+                cut,
+            )
 
     def tick(self) -> None:
         """Renew this tick's portion."""
@@ -115,8 +130,6 @@ class HoldRenewal:
             if holder in self.live and holder.is_due():
                 self._spawn(holder.renew())
 
-
-_log = logging.getLogger("meterkit.store")
 
 _PAUSE_FIRST_S = 0.05
 _PAUSE_MAX_S = 1.0

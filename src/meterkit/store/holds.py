@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from asyncio import get_running_loop
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import keep_holds_only
@@ -74,6 +74,9 @@ class HoldOwner(ABC):
         _renewed: the decision that renewed it; None: none.
         _slot: slot of the hold.
         _settled: whether the hold is released.
+
+    Attributes:
+        counts_later: see :class:`meterkit.redis.lane.Renewable`.
     """
 
     __slots__ = ("_decided", "_decided_ms", "_lane", "_renewed", "_settled", "_slot", "_store")
@@ -85,6 +88,8 @@ class HoldOwner(ABC):
     _renewed: PreparedDecision | None
     _slot: int
     _settled: bool
+
+    counts_later: ClassVar[bool] = True
 
     @abstractmethod
     def release_hold(self) -> None:
