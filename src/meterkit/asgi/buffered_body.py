@@ -45,17 +45,18 @@ class BufferedBody:
     Args:
         scope: the request's.
         receive: the server's.
-        most: how many bytes are read at most, and the rest of the message that has the last of them.
+        most: how many bytes are looked at, at most; servers may give a body of any size in one message.
 
     Attributes:
         scope: the request's.
-        head: what was read of the body.
+        head: the first bytes of the body.
         ended: whether that is all of it.
+        received: bytes that the server has given, and the head may lack some of.
         gone: whether the client hung up meanwhile.
         untouched: whether nothing was read ahead.
     """
 
-    __slots__ = ("_kept", "_most", "_receive", "ended", "gone", "head", "scope", "untouched")
+    __slots__ = ("_kept", "_most", "_receive", "ended", "gone", "head", "received", "scope", "untouched")
 
     def __init__(self, scope: Scope, receive: Receive, *, most: int = READ_AHEAD_BYTES_MAX) -> None:
         self.scope = scope
@@ -63,6 +64,7 @@ class BufferedBody:
         self._receive = receive
         self._kept: deque[Message] = deque()
         self.head = b""
+        self.received = 0
         self.ended = self.gone = False
         self.untouched = True
 
@@ -70,17 +72,17 @@ class BufferedBody:
         """Read the body to its end, until the client hangs up, or the message that passes a bound."""
         self.untouched = False
         pieces: list[bytes] = []
-        size = 0
-        while size < self._most and len(self._kept) < _MESSAGES_MAX:
+        while self.received < self._most and len(self._kept) < _MESSAGES_MAX:
             message = await self._receive()
             self._kept.append(message)
             if message["type"] != "http.request":
                 self.gone = message["type"] == "http.disconnect"
                 break
-            pieces.append(bytes(message.get("body", b"")))
-            size += len(pieces[-1])
+            body = bytes(message.get("body", b""))
+            pieces.append(body[: self._most - self.received])
+            self.received += len(body)
             if not message.get("more_body", False):
-                self.ended = True
+                self.ended = self.received <= self._most
                 break
         self.head = b"".join(pieces)
 
@@ -89,7 +91,7 @@ class BufferedBody:
         """Size of the whole body in bytes, by the read part and ``Content-Length``."""
         found = self.header(b"content-length")
         declared = found[0] if len(found) == 1 and len(found[0]) <= _LENGTH_DIGITS_MAX else b""
-        return max(len(self.head), int(declared) if declared.isdigit() else 0)
+        return max(self.received, int(declared) if declared.isdigit() else 0)
 
     def content(self) -> tuple[bytes, int, bool]:
         """See :func:`decode_body`."""

@@ -53,11 +53,11 @@ def announced_bytes(body: BufferedBody) -> int | None:
     if length.isdigit():
         digits = length.lstrip(b"0")
         declared = int(digits or b"0") if len(digits) <= _LENGTH_DIGITS_MAX else QUANTITY_MAX
-        return max(declared, len(body.head)) or None
+        return max(declared, body.received) or None
     if body.ended:
-        return len(body.head) or None
-    has_body = length or lengths or body.head or body.header(b"transfer-encoding")
-    return len(body.head) if has_body else None
+        return body.received or None
+    has_body = length or lengths or body.received or body.header(b"transfer-encoding")
+    return body.received if has_body else None
 
 
 class Upload(Exchange):
