@@ -19,7 +19,10 @@ import pytest
 
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
+from drivers.delivery import kit_for
 from drivers.plans import plans_text
+from drivers.priced_shop import CATALOG as PRICED
+from drivers.priced_shop import sell
 from drivers.shop import CATALOG, START, Shop, shop
 from drivers.usage_figures import JSON, ORIGINS, Tables, numbers_of, page_of
 from faults.refusals import eventually
@@ -479,6 +482,47 @@ async def test_other_plans_have_the_addons_that_they_list(store_url: str) -> Non
         found = (await client.get("/", headers=JSON)).json()["other_plans"]
         (team,) = [other for other in found if other["plan"] == "team"]
         assert (team["cost_cents"], team["refused"]) == (3500 + 2, ["storage"])
+
+
+async def test_addons_keep_their_prices_on_other_plans(store_url: str) -> None:
+    """The add-on became dearer in the plans file; a change of plan leaves the item that was bought."""
+    after = loads(
+        ADDONS.replace(
+            "Extra storage, price: {amount_cents: 1000", "Extra storage, price: {amount_cents: 1700"
+        )
+    )
+    async with (
+        buying(store_url, "team", {"storage_pack": 2}) as at,
+        kit_for(store_url, at.url, clock=at.clock, catalog=after) as kit,
+        page_of(kit) as client,
+    ):
+        found = (await client.get("/", headers=JSON)).json()["other_plans"]
+        (pro,) = [other["cost_cents"] for other in found if other["plan"] == "pro"]
+        assert pro == 2900 + 2 * 1000
+        await kit.subscriptions.change_plan("acme", "pro")
+        assert (await client.get("/", headers=JSON)).json()["cost"]["addons"][0]["cents"] == 2 * 1000
+
+
+@pytest.mark.parametrize(
+    ("given", "cents"),
+    [
+        ({"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 1}}}}, {"cheaper": 2030, "free": 0}),
+        ({"tokens": {"included": 120}}, {"cheaper": 2030, "free": 0}),
+        ({"pages": {"included": 3}}, {"cheaper": 2090, "free": 0}),
+    ],
+    ids=["price", "included", "other meter"],
+)
+async def test_overrides_stay_on_other_plans(
+    store_url: str, given: dict[str, Any], cents: dict[str, int]
+) -> None:
+    """Without a subscription, as on the free plan, nothing bills an override's price."""
+    async with shop(store_url, catalog=PRICED, selling=sell) as at, page_of(at.kit) as client:
+        await at.subscribed(plan="basic")
+        await at.kit.customers.override("acme", given)
+        await at.kit.record("acme", "tokens", 130)
+        found = (await client.get("/", headers=JSON)).json()["other_plans"]
+        costs = {other["plan"]: other["cost_cents"] for other in found}
+        assert {plan: costs[plan] for plan in cents} == cents
 
 
 async def test_changes_name_plans_and_addons(store_url: str) -> None:

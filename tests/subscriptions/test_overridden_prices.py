@@ -158,6 +158,20 @@ async def test_a_new_subscription_has_an_earlier_overrides_price(at: Shop) -> No
     assert await at.kit.subscriptions.check() == {}
 
 
+@pytest.mark.parametrize("immediately", [True, False])
+async def test_a_price_that_no_item_bills_admits_nothing(at: Shop, *, immediately: bool) -> None:
+    """After the subscription, the default plan denies overage; the override had admitted all, for nothing."""
+    await at.subscribed(plan="basic")
+    await given(at, 2)
+    assert (await at.kit.check("acme", "tokens", 1_000)).allowed
+    await at.kit.subscriptions.cancel("acme", immediately=immediately)
+    at.clock.set(END)
+    refused = await at.kit.check("acme", "tokens")
+    assert (refused.plan, refused.allowed, refused.reason) == ("free", False, "included")
+    await at.subscribed(plan="basic")
+    assert (await at.kit.usage("acme"))["meters"]["tokens"]["price"]["amount_cents"] == 2
+
+
 @pytest.mark.parametrize(
     ("path", "skip", "how"),
     [

@@ -200,6 +200,20 @@ def _without_price(entry: Mapping[str, object]) -> dict[str, object]:
     return kept if kept.keys() - {_UNTIL} else {}
 
 
+def without_priced_overage(meters: Stored) -> dict[str, Mapping[str, object]]:
+    """Overrides of meters without overage that has a price of its own."""
+    return {
+        name: {key: value for key, value in given.items() if key != "overage"} if _has_price(given) else given
+        for name, given in meters.items()
+    }
+
+
+def _has_price(given: Mapping[str, object]) -> bool:
+    overage = cast("Mapping[str, Any] | str | None", given.get("overage"))
+    bill = overage.get("bill") if isinstance(overage, Mapping) else None
+    return isinstance(bill, Mapping) and "amount_cents" in bill
+
+
 def _live_entries(stored: Stored, kind: str, now_ms: int) -> dict[str, Mapping[str, object]]:
     """Entries of features or subjects that have not ended."""
     entries = cast("Mapping[str, Mapping[str, object]]", stored.get(kind, {}))

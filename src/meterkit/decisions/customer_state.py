@@ -10,7 +10,12 @@ from meterkit.catalog import override
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.models import SEAT_UNITS
 from meterkit.decisions.allowance import Overdraft, PlanChange
-from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
+from meterkit.decisions.customer_overrides import (
+    NO_OVERRIDES,
+    next_end_ms,
+    overrides_at,
+    without_priced_overage,
+)
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.dunning import Access, access_term_of, restrict_unpaid
 from meterkit.decisions.item_prices import (
@@ -295,6 +300,10 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     own = overrides_at(state.overrides, now_ms)
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
+    is_subscribed = subscription is not None and has_paid_terms(state, subscription.status_at(now_ms), now_ms)
+    if own.meters and not (is_subscribed or catalog.billing.is_by_lines):
+        # No item charges the override's price, so nothing would bill what it admits.
+        own = replace(own, meters=without_priced_overage(own.meters))
     counting = _counting_cycle(state, plan, catalog, now_ms)
     seats, bought = 0, _NO_ADDONS
     if subscription is not None and standing.access != "restricted" and has_paid_terms(state, status, now_ms):

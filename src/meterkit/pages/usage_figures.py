@@ -12,9 +12,11 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
+from meterkit.catalog import override
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.models import SPEND
+from meterkit.decisions.customer_overrides import without_priced_overage
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.errors import MeterkitError
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from datetime import datetime
 
-    from meterkit.catalog import Catalog
+    from meterkit.catalog import Catalog, Plan
     from meterkit.catalog.value_parsers import Unlimited
     from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
@@ -308,12 +310,16 @@ def _price_other_plans(
     catalog: Catalog, usage: CustomerUsage, tenure: PlanTenure, seats: SeatFigures | None, own: TrialTerms
 ) -> list[OtherPlan]:
     # Another plan needs the seats in use, not all that are paid for.
-    needs, offers = replace(tenure, seats=0 if seats is None else seats["used"]), PlanOffers(catalog)
-    others = [
-        (with_addons(plan, needs.addons, catalog), offers.to(needs.on(plan.key)))
-        for plan in catalog.plans.values()
-        if plan.key != usage["plan"]
-    ]
+    needs = replace(tenure, seats=0 if seats is None else seats["used"])
+    offers = PlanOffers(catalog, own_prices=True)
+    others: list[tuple[Plan, TrialTerms]] = []
+    for plan in catalog.plans.values():
+        if plan.key != usage["plan"]:
+            sold, composed = needs.on(plan), with_addons(plan, needs.addons, catalog)
+            if plan.key == catalog.default_plan and not catalog.billing.is_by_lines:
+                sold = replace(sold, overrides=without_priced_overage(sold.overrides))
+            given = override(catalog, composed, sold.overrides)
+            others.append((replace(composed, entitlements=given), offers.to(sold)))
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
     counted = {name: counts["overage"] for name, counts in usage["meters"].items()}
     return price_on_plans(catalog, others, used, own, counted)

@@ -314,7 +314,8 @@ def build_terms(
 def _fixed_cents(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bought: Bought) -> Fraction:
     """The price of a period in the currency of the plans file; of an item in another one the file's."""
     cost = plan_cost(catalog, plan, seats, own, bought)
-    if cost.base.currency != catalog.currency:
+    currencies = {cost.base.currency, *(addon.price.currency for addon in cost.addons)}
+    if currencies != {catalog.currency}:
         cost = plan_cost(catalog, plan, seats, bought=bought)
     return cost.per_period(plan)
 
@@ -361,10 +362,13 @@ class PlanTenure:
     fixed: FixedPrices = NO_FIXED_PRICES
     addons: Bought = ()
 
-    def on(self, plan: str) -> PlanTenure:
-        """Move the tenure to another plan, at its list price."""
-        sold = replace(self, plan=plan, overrides={}, subject_overrides={})
-        return replace(sold, prices=NO_PRICES, fixed=NO_FIXED_PRICES)
+    def on(self, plan: Plan) -> PlanTenure:
+        """Move the tenure to another plan, at its list price. What a change of plan leaves stays.
+
+        That is the overrides, and the prices of add-ons that the plan lists.
+        """
+        kept = tuple((addon, price) for addon, price in self.fixed.addons if addon in plan.addons)
+        return replace(self, plan=plan.key, prices=NO_PRICES, fixed=FixedPrices(addons=kept))
 
 
 class PlanOffers:
