@@ -27,8 +27,9 @@ from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_figures import Tables
 from meterkit import MeterKit, Proration
-from meterkit.catalog import loads
+from meterkit.catalog import Catalog, loads
 from meterkit.pages import usage_page
+from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -638,3 +639,24 @@ async def test_a_preview_is_what_is_charged_after_a_late_webhook(store_url: str,
         prorated = sum(line["amount"] for line in lines if line["period"]["start"] == now_s)
         assert prorated == preview.net_cents
         assert preview.net_cents > 0 or move == "given a trial"
+
+
+def sell_by_quarter(emulator: StripeEmulator, catalog: Catalog) -> None:
+    """Sell ``pro`` at prices of 3 months, which a person made; the plans file says a month."""
+    quarterly = {"interval_count": 3}
+    product, meter = emulator.add_product("pro"), emulator.add_meter("api_words")
+    price = catalog.plans["pro"].price.stripe_price
+    emulator.add_price(3000, price_id=price, product=product, recurring=quarterly)
+    emulator.add_price(5, price_id="price_words", product=product, meter=meter, recurring=quarterly)
+
+
+async def test_a_price_of_usage_has_the_interval_of_its_item(store_url: str) -> None:
+    catalog = loads(PLANS.replace("1000, interval: month", "1000, interval: month, stripe_price: price_pro"))
+    async with shop(store_url, catalog=catalog, selling=sell_by_quarter) as at:
+        at.emulator.add_customer("cus_acme")
+        at.emulator.add_payment_method("cus_acme")
+        items = [{"price": "price_pro"}, {"price": "price_words"}]
+        await at.post("/v1/subscriptions", {"customer": "cus_acme", "items": items})
+        await at.kit.customers.link("acme", "cus_acme")
+        price = (await at.kit.usage("acme"))["meters"]["words"].get("price")
+        assert price == {"per": 1, "amount_cents": 5, "currency": "usd", "interval": "3 months"}

@@ -13,7 +13,7 @@ from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_at
 from meterkit.decisions.grants import MICRO, PrepaidPlans, prepaid_of, target_of
-from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
+from meterkit.decisions.item_prices import NO_PRICES, FixedPrice, prices_by_meter
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
 from meterkit.decisions.packed import CounterHead, MeterCounts, byte_fields, text_fields
 from meterkit.decisions.periods import from_ms
@@ -88,6 +88,15 @@ def overage_find_price(
     }
     is_known = catalog.billing.is_by_lines or (own is not None and own.is_exact)
     return found if is_known else {**found, "estimated": True}
+
+
+def _paid_interval(subscription: SubscriptionState | None, now_ms: int) -> str | None:
+    """Interval of the customer's own price, such as ``3 months``; None: not known."""
+    per = None if subscription is None else subscription.interval_at(now_ms)
+    if subscription is None or per is None:
+        return None
+    base = FixedPrice.parse(subscription.base_price)
+    return per if base is None else base.interval
 
 
 def price_cents(overage: int, entitlement: Entitlement) -> int | None:
@@ -227,8 +236,8 @@ def read_usage_reply(
     entitlements, filled = entitlements_of(effective, catalog), byte_fields(levels)
     micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}
     subscription, rolled = state.subscription, rolled_over(funds.held, effective.allowance, now_ms)
-    paid_per = None if subscription is None else subscription.interval_at(now_ms)
-    interval, own = paid_per or effective.plan.price.interval, prices_by_meter(effective.prices, catalog)
+    interval = _paid_interval(subscription, now_ms) or effective.plan.price.interval
+    own = prices_by_meter(effective.prices, catalog)
     is_usage_free = subscription is not None and subscription.is_usage_free_of(view.start_ms)
 
     def of_meter(name: str) -> MeterUsage:
