@@ -23,7 +23,7 @@ from drivers.delivery import kit_for
 from drivers.plans import plans_text
 from drivers.priced_shop import CATALOG as PRICED
 from drivers.priced_shop import sell
-from drivers.shop import CATALOG, START, Shop, shop
+from drivers.shop import CATALOG, END, START, Shop, shop
 from drivers.usage_figures import JSON, ORIGINS, Tables, numbers_of, page_of
 from faults.refusals import eventually
 from meterkit import Contact, MeterKit, MeterkitError
@@ -523,6 +523,23 @@ async def test_overrides_stay_on_other_plans(
         found = (await client.get("/", headers=JSON)).json()["other_plans"]
         costs = {other["plan"]: other["cost_cents"] for other in found}
         assert {plan: costs[plan] for plan in cents} == cents
+
+
+async def test_no_forecast_bills_an_overrides_price_after_the_end(store_url: str, tmp_path: Path) -> None:
+    """Of what the default plan denies, a forecast has nothing, as the invoices have not."""
+    url = sqlite_in(tmp_path)
+    async with shop(store_url, catalog=PRICED, selling=sell, audit_url=url) as at, page_of(at.kit) as client:
+        await at.subscribed(plan="basic")
+        price = {"bill": {"per": 1, "amount_cents": 1}}
+        await at.kit.customers.override("acme", {"tokens": {"overage": price}})
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        at.clock.set(END)
+        for units in (20, 20):
+            await at.kit.record("acme", "tokens", units)
+            at.clock.advance(timedelta(days=1))
+        await drain_all(at.kit, url)
+        forecast = (await client.get("/", headers=JSON)).json()["forecast"]
+    assert forecast["cost_cents"] == [0, 0, 0]
 
 
 async def test_changes_name_plans_and_addons(store_url: str) -> None:

@@ -458,6 +458,8 @@ def _build_tenure(
     was = _replaced_since(ledger, last_ms)
     plan = was.get("plan") or given.missing_plan or given.plan.key
     own = overrides_at(_overrides_of(state, was), last_ms)
+    # The present ones lack a price that no subscription bills; with restricted access they lack all.
+    is_present = "overrides" not in was and given.access != "restricted"
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
     changes_ms += [] if subscription is None else [until_ms for until_ms, _ in subscription.former_prices]
     return PlanTenure(
@@ -469,7 +471,7 @@ def _build_tenure(
         is_unpaid=(subscription is not None and subscription.is_usage_free_of(start_ms))
         or (bool(was.get("subscription")) and _was_trial(ledger, start_ms)),
         seats=int(was["seats"] or 0) if "seats" in was else given.seats,
-        overrides=own.meters,
+        overrides=given.overrides if is_present else own.meters,
         subject_overrides=own.subjects,
         currency=state.currency,
         prices=NO_PRICES if subscription is None else subscription.prices_at(last_ms),
