@@ -1,8 +1,8 @@
 """Proration: the cost of another plan, other seats or add-ons, by Stripe's preview or an estimate. Pure.
 
-The estimate takes the prices of the plans file. Within a billing period it credits unused time and charges
-the rest: by the second, rounded once a line, half away from zero, as Stripe does
-(https://docs.stripe.com/billing/subscriptions/prorations).
+The estimate takes the prices of the customer's own items as far as they stay, and else those of the plans
+file. Within a billing period it credits unused time and charges the rest: by the second, rounded once a line,
+half away from zero, as Stripe does (https://docs.stripe.com/billing/subscriptions/prorations).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import datetime  # noqa: TC003 - Pydantic reads the annotations fo
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from meterkit.catalog.amount_wording import money
+from meterkit.decisions.item_prices import FixedPrice
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.subscriptions.change_rules import paid_seats
 
@@ -163,7 +164,7 @@ def cost_of(
 ) -> Proration:
     """Compute the cost of a change: none if it takes effect with the next period.
 
-    Without Stripe's preview it is an estimate by the prices of the plans file.
+    Without Stripe's preview it is an estimate by the prices of the subscription, and of the plans file.
 
     Args:
         known: the subscription.
@@ -189,9 +190,9 @@ def cost_of(
         elif before.plan.price.interval != after.plan.price.interval:
             bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=after.plan.price.interval)
             comes = paid._replace(start_s=bounds.start_ms // 1000, end_s=bounds.end_ms // 1000)
-        lines = _prepaid_lines(before, seat_meter, catalog), _prepaid_lines(after, seat_meter, catalog)
-        credit_cents, charge_cents = prorate_lines(*lines, paid, comes)
-    period_cents = None if next_period is None else _price_of_period(next_period, seat_meter, catalog)
+        old, new = (_prepaid_lines(known, terms, seat_meter, catalog) for terms in (before, after))
+        credit_cents, charge_cents = prorate_lines(old, new, paid, comes)
+    period_cents = None if next_period is None else _price_of_period(known, next_period, seat_meter, catalog)
     if previewed is not None:
         credit_cents, charge_cents = previewed.credit_cents, previewed.charge_cents
         period_cents, currency = previewed.period_cents, previewed.currency
@@ -224,21 +225,38 @@ def _current_period(known: SubscriptionState, plan: Plan, now_ms: int) -> tuple[
     return bounds.start_ms, bounds.end_ms
 
 
-def _prepaid_lines(terms: PlanTerms, seat_meter: str | None, catalog: Catalog) -> dict[str, PrepaidLine]:
-    plan = catalog.plans[terms.plan.key]
+def _prepaid_lines(
+    known: SubscriptionState, terms: PlanTerms, seat_meter: str | None, catalog: Catalog
+) -> dict[str, PrepaidLine]:
+    """Lines of some terms; the items of a plan that stays, and of add-ons, keep their prices."""
+    plan, is_kept, own_addons = (
+        catalog.plans[terms.plan.key],
+        terms.plan.key == known.plan,
+        dict(known.addon_prices),
+    )
     price, seat_price = plan.price, plan.seat_price
-    lines = {"base": PrepaidLine(price.stripe_price or plan.key, price.amount_cents, 1)}
+
+    def unit_cents(own: str, listed_cents: int) -> int:
+        kept = FixedPrice.parse(own)
+        return listed_cents if kept is None or kept.currency != catalog.currency else kept.cents()
+
+    base_cents = unit_cents(known.base_price if is_kept else "", price.amount_cents)
+    lines = {"base": PrepaidLine(price.stripe_price or plan.key, base_cents, 1)}
     paid = paid_seats(terms.plan, seat_meter, terms.seats)
     if seat_price is not None and paid:
-        lines["seats"] = PrepaidLine(seat_price.stripe_price or plan.key, seat_price.amount_cents, paid)
+        seat_cents = unit_cents(known.seat_price if is_kept else "", seat_price.amount_cents)
+        lines["seats"] = PrepaidLine(seat_price.stripe_price or plan.key, seat_cents, paid)
     for addon, quantity in terms.addons:
-        lines[f"addon {addon}"] = PrepaidLine(addon, catalog.addons[addon].price.amount_cents, quantity)
+        addon_cents = unit_cents(own_addons.get(addon, ""), catalog.addons[addon].price.amount_cents)
+        lines[f"addon {addon}"] = PrepaidLine(addon, addon_cents, quantity)
     return lines
 
 
-def _price_of_period(terms: PlanTerms, seat_meter: str | None, catalog: Catalog) -> int:
-    """Price of a period by the plans file."""
-    lines = _prepaid_lines(terms, seat_meter, catalog)
+def _price_of_period(
+    known: SubscriptionState, terms: PlanTerms, seat_meter: str | None, catalog: Catalog
+) -> int:
+    """Price of a period, as far as it is known here."""
+    lines = _prepaid_lines(known, terms, seat_meter, catalog)
     return sum(line.amount_cents * line.quantity for line in lines.values())
 
 

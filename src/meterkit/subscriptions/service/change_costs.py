@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
-_ESTIMATED: Final = " This is estimated by the prices of the plans file: Stripe gave no preview."
+_ESTIMATED: Final = " This is an estimate, without discounts and taxes: Stripe gave no preview."
 
 
 class PricedChange(NamedTuple):
@@ -102,8 +102,8 @@ class ChangePricer:
             raise
         except StripeError as error:
             _logger.warning(
-                "Stripe does not preview a change of subscription %s (%s); its cost is estimated by the"
-                " prices of the plans file",
+                "Stripe does not preview a change of subscription %s (%s); its cost is an estimate, without"
+                " discounts and taxes",
                 live.id,
                 error,
             )
@@ -111,7 +111,7 @@ class ChangePricer:
         return self._cost_of(known, change, previewed)
 
     def estimate(self, known: SubscriptionState, change: RequestedChange) -> Proration:
-        """Cost of a change by the prices of the plans file; its description says so."""
+        """Estimated cost of a change; its description says that it is one."""
         found = self._cost_of(known, change, None)
         return replace(found, description=f"{found.description}{_ESTIMATED}")
 

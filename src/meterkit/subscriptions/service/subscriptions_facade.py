@@ -224,8 +224,8 @@ class Subscriptions:
 
         Changes nothing. Each of several changes takes effect at its own time, as if it were requested by
         itself: the plan, then the seats, then the add-ons. Stripe previews it by the customer's own items,
-        discounts and taxes. If Stripe refuses, the description says that the cost is estimated by the prices
-        of the plans file.
+        discounts and taxes. If Stripe refuses, the description says that the cost is an estimate: by the
+        prices of these items, and for what they lack by the plans file.
 
         Raises:
             NoSubscriptionError: no subscription is active.
