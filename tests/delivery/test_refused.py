@@ -6,14 +6,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import Caplog, Desk, alerts, api_of, desk
+from drivers.delivery import RENAMED, Caplog, Desk, alerts, api_of, desk, kit_for
 from drivers.kept_intents import ObjectsAtStripe, kit_alone
 from drivers.webhooks import SECRET
 from meterkit import MeterkitError
@@ -129,6 +129,26 @@ async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: s
         assert (redriven.state, redriven.compared_at) == ("parked", at.clock.now() + timedelta(hours=3))
         await compare(at)
         assert (await at.places("acme"), at.accepted("acme")) == ({"delivered": 7}, 7)
+
+
+async def test_a_refused_event_is_of_its_meters_present_name(store_url: str) -> None:
+    """An earlier period has as many units under the former name."""
+    async with streaming(store_url, stripe_transport="v1") as (at, api):
+        await at.use("acme", requests=7)
+        await at.flush(everything=True)
+        async with kit_for(at.store_url, at.url, clock=at.clock, catalog=RENAMED) as renamed:
+            at.clock.advance(timedelta(days=31))
+            await renamed.record("acme", "calls", 4)
+            await renamed.flush(everything=True)
+            sent = at.emulator.events[-1].identifier
+            at.emulator.report_meter_errors(
+                "api_requests", code="archived_meter", identifiers=[sent], count=1
+            )
+            await take_all(at, api)
+            found = (await renamed.usage("acme"))["meters"]["calls"]
+            assert (found["parked"], found["delivered"]) == (4, 0)
+            (intent,) = await renamed.outbox.list()
+            assert (intent.meter, intent.period_start) == ("calls", datetime(2031, 7, 1, tzinfo=UTC))
 
 
 async def by_key(at: Desk, *customers: str) -> str:

@@ -428,8 +428,9 @@ class Delivery(Checks):
         owner = intent.customer if intent is not None else short[0] if short is not None else name
         event = intent.event if intent is not None else short[2] if short is not None else "tokens"
         new, state = f"{self.random.getrandbits(64):x}r", self.random.choice(("parked", "dead"))
-        token = self.random.choice([meter_token(meter) for meter in METERS if EVENTS[meter] == event])
-        asked = Refuse(identifier, new, state, "refused", token, self.random.choice((*[owner] * 9, name)))
+        named = [f"{meter_token(meter)} " for meter in METERS if EVENTS[meter] == event]
+        tokens = "".join(self.random.sample(named, len(named)))
+        asked = Refuse(identifier, new, state, "refused", tokens, self.random.choice((*[owner] * 9, name)))
         reply, found = self.ask_refuse(asked)
         self.check(f"refuse_intent {asked}", self.shard.refuse(asked, self.wall), reply, found)
 

@@ -132,7 +132,7 @@ class Refuse(NamedTuple):
     new_identifier: str
     state: str
     why: str
-    token: str
+    tokens: str
     customer: str
 
 
@@ -424,11 +424,16 @@ class Shard:
         owner, stripe, event, time, value = self.delivered[asked.identifier]
         minute = int(time) * 1000
         kind = "D" if value.startswith("-") else "d"
-        begins = [int(field[:-6]) for field in customer.closed if field.endswith(f"|{asked.token}{kind}")]
-        period = max((begin for begin in begins if begin <= minute), default=None)
-        if period is None:
+        known = [
+            (int(field[:-6]), units, -place, token)
+            for place, token in enumerate(asked.tokens.split())
+            for field, units in customer.closed.items()
+            if field.endswith(f"|{token}{kind}") and int(field[:-6]) <= minute
+        ]
+        if not known:
             return None
-        return Intent(owner, stripe, period, asked.token, event, int(value), minute, now, "delivered")
+        period, _, _, token = max(known)
+        return Intent(owner, stripe, period, token, event, int(value), minute, now, "delivered")
 
     def recall(self, name: str, rev: str, identifiers: Sequence[str], now: int) -> Answer:
         customer = self.customers[name]

@@ -246,7 +246,7 @@ class Refusing(Anew):
             return
         identifier, short = self.random.choice(list(delivered.items()))
         token = meter_token(self.meters[short[2] == "tokens"])
-        asked = Refuse(identifier, "r", "dead", "refused", token, NAME)
+        asked = Refuse(identifier, "r", "dead", "refused", f"{token} ", NAME)
         begun = [int(name[:-6]) for name in customer.closed if name.endswith(f"|{token}d")]
         period = max((one for one in begun if one <= int(short[3]) * 1000), default=None)
         if period is None or self.random.random() < 0.3:

@@ -254,7 +254,14 @@ class IntentRefuser:
         names = [keys.shard(one.shard, name) for name in ("intents", "outbox")]
         names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
         names.append(keys.customer(one.customer).totals)
-        arguments = (one.identifier, one.identifier + REFUSED, state, why, "".join(tokens[:1]), one.customer)
+        arguments = (
+            one.identifier,
+            one.identifier + REFUSED,
+            state,
+            why,
+            "".join(f"{token} " for token in tokens),
+            one.customer,
+        )
         return _REFUSED[await admin.run(self._store.scripts["refuse_intent"], names, *arguments)]
 
     async def _find_in_shard(

@@ -4,10 +4,12 @@
 --
 -- KEYS[1] hash  intents    KEYS[2] zset  outbox    KEYS[3] hash  delivered on a day    KEYS[4] zset  parked or dead
 -- KEYS[5] hash  its customer's totals
--- ARGV  1 the identifier    2 the new one    3 the next state: parked or dead    4 why    5 the meter's token
+-- ARGV  1 the identifier    2 the new one    3 the next state: parked or dead    4 why
+--       5 tokens of the event name's meters, each followed by a space: one may have had another name in the plans file
 --       6 the customer      last: the caller's clock (ms)
--- A delivered intent belongs to the period of its timestamp. Stripe may have refused one attempt and accepted another,
--- so the intent keeps the time of its first attempt. If that is unknown, it gets the current time.
+-- A delivered intent belongs to the period of its timestamp, and to the meter that has most delivered units in it. Stripe may
+-- have refused one attempt and accepted another, so the intent keeps the time of its first attempt. If that is unknown, it
+-- gets the current time.
 -- Reply INTENT_REFUSED
 --       INTENT_GONE          no such intent, or it is parked or dead: nothing is done
 --       INTENT_LEASED        a flusher is sending it: nothing is done
@@ -15,23 +17,26 @@
 --include server_ms
 --include recount_intent
 local intents_key, outbox_key, delivered_key, parked_key, totals_key = unpack(KEYS)
-local id, new_id, state, why, token, customer, caller_ms = unpack(ARGV)
+local id, new_id, state, why, tokens, customer, caller_ms = unpack(ARGV)
 local call, text = redis.call, string.format
 local packed, short = call('HGET', intents_key, id), call('HGET', delivered_key, id)
 local intent
 if packed then
   intent = cjson.decode(packed)
 elseif short then
-  local fields = redis.pcall('HKEYS', totals_key)
+  local fields = redis.pcall('HGETALL', totals_key)
   if fields.err then
     return TOTALS_UNCOUNTABLE
   end
   local owner, stripe_customer, event, time, value = unpack(cjson.decode(short))
-  local begins_ms, period, kind = -1, nil, token .. (string.sub(value, 1, 1) == '-' and 'D' or 'd')
-  for _, name in ipairs(fields) do
-    local begin = string.sub(name, -5) == kind and string.match(name, '^(%d+)|')
-    if begin and tonumber(begin) <= time * 1000 and tonumber(begin) > begins_ms then
-      begins_ms, period = tonumber(begin), begin
+  local begins_ms, units, period, token, kind = -1, -1, nil, nil, string.sub(value, 1, 1) == '-' and 'D' or 'd'
+  for known in string.gmatch(tokens, '(....) ') do
+    for i = 1, #fields, 2 do
+      local begin = string.sub(fields[i], -5) == known .. kind and string.match(fields[i], '^(%d+)|')
+      local at_ms, there = tonumber(begin or -1), tonumber(fields[i + 1]) or -1
+      if begin and at_ms <= time * 1000 and (at_ms > begins_ms or at_ms == begins_ms and there > units) then
+        begins_ms, units, period, token = at_ms, there, begin, known
+      end
     end
   end
   intent = period and {v = '1', state = 'delivered', customer = owner, stripe = stripe_customer, period = period,
