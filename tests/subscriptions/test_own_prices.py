@@ -331,6 +331,31 @@ async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str,
             assert await cents(replace(at, kit=kit)) == 100
 
 
+@pytest.mark.parametrize("edit", [(), EVENT], ids=["amount", "event name and amount"])
+async def test_present_customers_may_downgrade_after_an_edit(store_url: str, edit: tuple[str, str]) -> None:
+    """The schedule names their own price, and Stripe takes only active prices."""
+    after = MORE.replace("amount_cents: 3}", "amount_cents: 4}").replace(*DEARER)
+    async with shop(store_url, catalog=loads(MORE), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(PRESENT, plan="max")
+        at.clock.set(HALF)
+        catalog = loads(after.replace(*edit) if edit else after)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=catalog) as kit:
+            await kit.stripe.sync()
+            change = await kit.subscriptions.change_plan(PRESENT, "pro")
+            assert change.subscription.pending_change is not None
+            await kit.record(PRESENT, "words", 30)
+            # The last usage of the period is sealed after its end.
+            at.go(END + MINUTE)
+            await kit.subscriptions.sync(PRESENT)
+            await kit.flush(everything=True)
+            at.go(END + 3 * HOUR)
+            await kit.record(PRESENT, "words", 15)
+            await kit.flush(everything=True)
+            at.go(END + timedelta(days=31, hours=3))
+            assert await invoiced(replace(at, kit=kit)) == 20 * 3 + 5 * 7
+
+
 OLDER_FILE: Final = plans_text("older_plans_file_older")
 NEWER_FILE: Final = f"""{OLDER_FILE}  plus:
     rank: 20

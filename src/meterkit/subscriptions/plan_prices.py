@@ -15,7 +15,7 @@ from meterkit.subscriptions.stripe_objects import (
     addon_key,
     base_key,
     id_in,
-    is_override_price,
+    is_for_new_customers,
     key_in,
     meter_key,
     plan_of_price,
@@ -63,7 +63,7 @@ async def prices_of(
     of_product = await api.list(PRICES, {"product": id_in(base, "product"), "active": True})
     # The file may name a base price of another default currency: those of lookup keys have all currencies.
     metered = metered_among(({**price, "currency": base["currency"]} for price in keyed.values()), base)
-    of_base_product = metered_among((price for price in of_product if not is_override_price(price)), base)
+    of_base_product = metered_among(filter(is_for_new_customers, of_product), base)
     metered |= {price: meter for price, meter in of_base_product.items() if meter not in metered.values()}
     return PlanPrices(
         plan=plan.key,

@@ -19,7 +19,7 @@ from meterkit.subscriptions.plan_at_stripe import (
     find_problems,
 )
 from meterkit.subscriptions.plan_prices import prices_by_key
-from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, part_of
+from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_for_new_customers, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
     NO_PRICE,
     option_params,
@@ -223,10 +223,9 @@ class _SyncRun:
         )
 
     async def _list_prices(self, product: str) -> list[dict[str, Any]]:
-        """List the active prices of a product, without those of overrides."""
+        """List the active prices of a product, without those of overrides and replaced metered ones."""
         listed = await self._api.list(PRICES, {"product": product, "active": True, "expand": _EXPANDED})
-        sold = [price for price in listed if not is_override_price(price)]
-        return [await with_option_tiers(self._api, price) for price in sold]
+        return [await with_option_tiers(self._api, price) for price in filter(is_for_new_customers, listed)]
 
     async def _make_meters(self) -> None:
         for meter in self._catalog.meters.values():
@@ -329,11 +328,8 @@ class _SyncRun:
         if there is not None:
             await self._mark_replaced(there, wanted)
         params = params_of(wanted, product=product, meter=meter, like=there or NO_PRICE)
-        made = str((await self._api.post(PRICES, params))["id"])
-        if there is not None and meter is not None:
-            # New subscribers must not get both. Present ones keep it.
-            await self._api.post(f"{PRICES}/{there['id']}", {"active": False})
-        return made
+        # The replaced price stays active: a schedule of a present subscriber must name it, and takes no other.
+        return str((await self._api.post(PRICES, params))["id"])
 
     async def _mark_replaced(self, there: Mapping[str, Any], wanted: WantedPrice) -> None:
         """Mark a price whose lookup key, or place in the plans file, another one takes.

@@ -113,6 +113,16 @@ def is_override_price(price: Mapping[str, Any]) -> bool:
     return text_in(part_of(price, "metadata"), LOOKUP_MARK).startswith(OVERRIDE_PRICE)
 
 
+def is_for_new_customers(price: Mapping[str, Any]) -> bool:
+    """Whether new customers of a plan may get a metered price of its product.
+
+    Not an override's, nor one whose lookup key another price has taken: its subscribers keep it.
+    """
+    key = text_in(part_of(price, "metadata"), LOOKUP_MARK)
+    is_replaced = bool(meter_in(key)) and text_in(price, "lookup_key") != key
+    return not (is_replaced or is_override_price(price))
+
+
 TOP_UP: Final = "meterkit_top_up"
 """Metadata key of a top-up's invoice: the credit and the cents."""
 PURCHASE: Final = "meterkit_purchase"
