@@ -17,7 +17,8 @@
 -- ARGV[4] the customer
 -- ARGV[5] the Stripe customer; empty: not linked, nothing is sealed
 -- ARGV[6] a JSON array: minutes of intents that the Stripe customer had through another customer (ms)
--- ARGV[7] empty: no invoices are known; or (JSON) the terms of usage too late for its invoice, see bill_late_usage; or,
+-- ARGV[7] empty: no invoices are known; or (JSON) the terms of usage too late for its invoice, see bill_late_usage, with
+--       former: event names that the customer's items had: {until when (ms), token to event name} each, oldest first; or,
 --       with by_lines, of usage that invoice lines bill, see queue_lines: periods that they bill get no intents. Then `late`
 --       has the terms of late usage of the other periods
 -- ARGV[8] empty; or `moved`: the counters' period has ended because another one has begun; or (JSON) a cut, before the
@@ -81,11 +82,11 @@ local made_count, waiting_count, due_ms = 0, 0, nil
 local unnamed = {} -- Token and pending units of each meter without an event name, in turn.
 local ahead_ms = 3 * MINUTE_MS -- How far ahead an intent may be stamped.
 
-local function seal_units(period, token, quantity, minute) -- Returns the units beyond 15 digits, Stripe's limit.
+local function seal_units(period, token, event, quantity, minute) -- Returns the units beyond 15 digits, Stripe's limit.
   local value = math.min(quantity, VALUE_MOST)
   made_count = made_count + 1
   queue_intent(intents_key, outbox_key, totals_key, nonce .. '-' .. made_count, {
-    customer = customer, stripe = stripe_customer, period = period, meter = token, event = events[token],
+    customer = customer, stripe = stripe_customer, period = period, meter = token, event = event,
     value = string.format('%.0f', value),
   }, minute, now)
   return quantity - value
@@ -129,7 +130,20 @@ local changed_ms = tonumber(totals[open_period .. '|y'] or '0')
 if head then
   head.from_ms = math.max(held_ms, changed_ms)
 end
-seal_closed_periods(totals_key, totals, events, meters, taken_minutes, now + ahead_ms, ahead_ms, seal_units, wait_until,
+local function events_of(ends_ms) -- Returns the event names of a period that ended then, by token.
+  for _, ended in ipairs(invoicing and invoicing.former or {}) do
+    if ends_ms <= ended[1] then
+      local found = {}
+      for token, event in pairs(events) do
+        found[token] = ended[2][token] or event
+      end
+      return found
+    end
+  end
+  return events
+end
+
+seal_closed_periods(totals_key, totals, events_of, meters, taken_minutes, now + ahead_ms, ahead_ms, seal_units, wait_until,
   wait_for_name)
 for _, token in ipairs(sorted_keys(meters)) do
   local meter = meters[token]
@@ -145,7 +159,7 @@ for _, token in ipairs(sorted_keys(meters)) do
       minute, vacant = free_past_minute(totals_key, totals, head, token, minute, vacant, now)
     end
     if minute <= last_minute and minute <= now + ahead_ms then
-      meter.pending = seal_units(open_period, token, meter.pending, minute)
+      meter.pending = seal_units(open_period, token, events[token], meter.pending, minute)
       meter.stamped_ms = math.max(meter.stamped_ms, minute)
       call('HSET', counters_key, token .. 'm', pack_meter(meter))
       if vacant then

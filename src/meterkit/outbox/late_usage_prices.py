@@ -14,6 +14,7 @@ from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import sent_price
 from meterkit.decisions.subscription import BILLED
+from meterkit.store.event_names import find_ended_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,7 @@ def is_billed_at(subscription: SubscriptionState | None, at_ms: int) -> bool:
 
 
 def invoice_terms(view: CustomerView, now_ms: int) -> str:
-    """Argument of ``bill_late_usage.lua``, as JSON; empty: the customer has no subscription."""
+    """Terms for ``seal.lua`` and ``bill_late_usage.lua``, as JSON; empty: there is no subscription."""
     state = view.state
     subscription = state.subscription
     if subscription is None:
@@ -47,9 +48,13 @@ def invoice_terms(view: CustomerView, now_ms: int) -> str:
     meters = view.memoize(key, lambda: _terms_by_token(view, plan, now_ms, is_billed=is_billed))
     item = item_terms(state, view.cache.catalog) if is_billed else None
     of_items = "" if item is None else f',"item":{json.dumps(item)}'
+    former = view.memoize(
+        ("former events", plan), lambda: json.dumps(find_ended_events(state, view.cache.catalog, now_ms))
+    )
     return (
         f'{{"since":{renewals.since_ms},"before":{renewals.before_ms},"latest":{renewals.latest_ms},'
-        f'"hour":{OWN_HOUR_MS},"margin":{MARGIN_MS},"meters":{meters}{of_items}}}'
+        f'"hour":{OWN_HOUR_MS},"margin":{MARGIN_MS},"meters":{meters},'
+        f'"former":{former}{of_items}}}'
     )
 
 

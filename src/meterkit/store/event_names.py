@@ -136,6 +136,28 @@ def find_former_events(state: CustomerState, catalog: Catalog, since_ms: int) ->
     return found
 
 
+def find_ended_events(
+    state: CustomerState, catalog: Catalog, now_ms: int
+) -> list[tuple[int, dict[str, str]]]:
+    """Event names of the customer's items that have ended: until when, by token; oldest first.
+
+    Usage of a period that has ended goes to Stripe under the event names of its end.
+    """
+    subscription, found = state.subscription, list[tuple[int, dict[str, str]]]()
+    if subscription is None:
+        return found
+    ends_ms = {until_ms for until_ms, _ in subscription.former_prices}
+    if subscription.pending_at_ms is not None and subscription.pending_at_ms <= now_ms:
+        ends_ms.add(subscription.pending_at_ms)
+    now = read_subscribed_meters(state, catalog, now_ms) if ends_ms else {}
+    for until_ms in sorted(ends_ms):
+        then = read_subscribed_meters(state, catalog, until_ms - 1)
+        others = {token: one.event_name for token, one in then.items() if one != now.get(token, one)}
+        if others:
+            found.append((until_ms, others))
+    return found
+
+
 async def read_meters(
     admin: Admin, keys: Keys, catalog: Catalog, customer: str | None = None, *, at_ms: int | None = None
 ) -> Mapping[str, ReportedMeter]:

@@ -328,7 +328,7 @@ class _SyncRun:
         if there is not None:
             await self._mark_replaced(there, wanted)
         params = params_of(wanted, product=product, meter=meter, like=there or NO_PRICE)
-        # The replaced price stays active: a schedule of a present subscriber must name it, and takes no other.
+        # The replaced price stays active: schedules of its subscribers have to name it.
         return str((await self._api.post(PRICES, params))["id"])
 
     async def _mark_replaced(self, there: Mapping[str, Any], wanted: WantedPrice) -> None:
