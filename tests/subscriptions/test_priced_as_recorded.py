@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from drivers.delivery import kit_for
 from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
 from drivers.sampled import whole
 from drivers.shop import END, HALF, START, Shop, shop
@@ -178,6 +179,24 @@ async def test_i13_a_slow_change_goes_on_and_reports_its_outcome(store_url: str)
         with anyio.fail_after(240):
             while not told or told[-1].plan != "cheaper":  # noqa: ASYNC110 - another task tells
                 await anyio.sleep(0.05)
+
+
+async def test_i13_a_change_waits_for_units_of_a_renamed_meter(store_url: str) -> None:
+    """Stripe has counted more units under the former name."""
+    renamed = loads(PLANS.replace("tokens:", "words:"))
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 600)
+        await at.kit.flush(everything=True)
+        at.clock.advance(timedelta(minutes=5))
+        at.emulator.summary_lag_s = 60
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed) as kit:
+            await kit.record("acme", "words", 150)
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr("meterkit.delivery.usage_cutter._COUNTING_S", 0.0)
+                with pytest.raises(StripeUnavailableError, match="has not counted 50 units"):
+                    await kit.subscriptions.change_plan("acme", "cheaper")
 
 
 async def test_a_change_refused_after_acceptance_leaves_the_plan(store_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Decimal
 from functools import partial
 from time import monotonic
@@ -134,7 +135,7 @@ async def wait_until_counted(
         StoreError: the store does not answer.
         StripeError: Stripe refuses, or does not answer.
     """
-    usage = await store.usage(customer)
+    (usage,) = await store.usage_of_many([customer], former=True)
     sent = await _delivered_units(store, usage)
     if not sent:
         return 0
@@ -157,17 +158,18 @@ async def wait_until_counted(
     return 0
 
 
-async def _delivered_units(store: Store, usage: CustomerUsage) -> dict[tuple[str, ...], int]:
-    """Read the delivered units of each meter of the plans file, by its present and former event names."""
+async def _delivered_units(store: Store, usage: CustomerUsage) -> Mapping[tuple[str, ...], int]:
+    """Sum the delivered units of all meters, former ones too, by their present and former event names."""
     customer, catalog = usage["customer"], store.catalog
     known = await read_meters(await store.admin(), store.keys, catalog, customer)
     _, state = await CustomerStates(store).read(customer)
     former = find_former_events(state, catalog, to_ms(usage["period"]["start"]))
-    return {
-        (one.event_name, *former.get(one.event_name, ())): usage["meters"][one.meter]["delivered"]
-        for one in known.values()
-        if one.meter in catalog.meters and usage["meters"][one.meter]["delivered"]
-    }
+    sent = Counter[tuple[str, ...]]()
+    for one in known.values():
+        if one.meter in usage["meters"]:
+            events = (one.event_name, *former.get(one.event_name, ()))
+            sent[events] += usage["meters"][one.meter]["delivered"]
+    return +sent
 
 
 def _last_minute_end_s(store: Store) -> int:
