@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -13,7 +15,7 @@ import pytest
 from drivers.customer_states import strand_usage
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
-from drivers.priced_shop import CATALOG, metered_lines, renewed, sell
+from drivers.priced_shop import CATALOG, PLANS, metered_lines, renewed, sell, usage_lines
 from drivers.sampled import whole
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from faults.inner_steps import failing, wrapped
@@ -121,6 +123,27 @@ async def test_units_of_an_ended_price_are_credited_at_that_price(at: Shop, plan
     await renewed(at)
     assert await metered_lines(at) == [("price_basic_tokens", 60, 5), (f"price_{plan}_tokens", 7, after)]
     await agrees(at)
+
+
+async def test_units_under_a_former_event_name_are_credited_at_their_price(store_url: str) -> None:
+    """A change of plan has given the customer the event name that the plans file has by now."""
+    plans = re.sub(r", stripe_price: price_\w+", "", PLANS)
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as first:
+        await first.kit.stripe.sync()
+        await begin(first)
+        edited = loads(plans.replace("ai_tokens", "ai_tokens_2"))
+        async with kit_for(store_url, first.url, clock=first.clock, catalog=edited) as kit:
+            at = replace(first, kit=kit)
+            await kit.stripe.sync()
+            await switch(at, "cheaper")
+            await use(at, 20)
+            found = await correct(at, 30, credit=True)
+            assert (found.taken_back, found.sent_back) == (20, 20)
+            assert (by_hand(found), await balance(at)) == ([(10, 50)], 50)
+            await use(at, 7)
+            await renewed(at)
+            billed = [(units, cents) for _, units, cents in await usage_lines(at)]
+            assert sorted(billed) == [(7, 21), (60, 300)]
 
 
 async def test_without_credit_a_correction_names_the_invoice_line(at: Shop) -> None:

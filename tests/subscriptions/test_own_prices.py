@@ -143,8 +143,8 @@ async def test_a_price_changed_at_stripe_ends_its_segment(store_url: str, way: s
         at.clock.advance(HOUR)
         if way == "repair":
             drifts = (await at.kit.subscriptions.check())[PRESENT]
-            assert [drift.kind for drift in drifts] == ["missing_meter"]
-            await at.kit.subscriptions.repair(PRESENT)
+            assert [drift.kind for drift in drifts] == ["missing_meter", "other_item"]
+            assert not (await at.kit.subscriptions.repair(PRESENT)).left
         else:
             prices = {one["unit_amount_decimal"]: one["id"] for one in await at.stripe_list("/v1/prices")}
             path = f"/v1/subscription_items/{(await metered_item(at))['id']}"

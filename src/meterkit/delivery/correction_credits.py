@@ -39,7 +39,7 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.meters_or_lines import has_metered_periods
-from meterkit.store.event_names import list_reported_meters, read_meters
+from meterkit.store.event_names import find_former_events, list_reported_meters, read_meters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,11 +134,13 @@ async def usage_lines(
         await summaries.refresh()
     order, admin = list(dict.fromkeys(tokens)), await store.admin()
     customer_meters = await read_meters(admin, store.keys, store.catalog, customer)
-    # An earlier price of the customer may have had the event name of the plans file.
+    former = find_former_events(state, store.catalog, 1000 * since_s)
+    # An earlier price of the customer may have had the event name of the plans file, or another one.
     named = [
-        (one.event_name, token)
+        (event, token)
         for known in (list_reported_meters(store.catalog), customer_meters)
         for token, one in known.items()
+        for event in (one.event_name, *former.get(one.event_name, ()))
     ]
     token_of = {
         meter: token for event, token in named if token in order for meter in summaries.meter_ids(event)

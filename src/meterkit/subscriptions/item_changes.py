@@ -18,6 +18,7 @@ from meterkit.subscriptions.stripe_objects import (
     id_in,
     is_metered_key,
     key_in,
+    meter_key,
     part_of,
     plan_of_price,
     seat_key,
@@ -334,7 +335,7 @@ def _classify_items(
     """Roles of the items that the plans file sells, by their ids; all others are left out.
 
     Metered items belong to a plan by their meter; if the plans file lacks the meter, by the product of a base
-    price.
+    price, or by a lookup key of a meter that has another event name in the file by now.
     """
     plans = catalog.plans.values()
     bases = {plan.price.stripe_price for plan in plans} | {prices.base}
@@ -349,8 +350,10 @@ def _classify_items(
         elif (addon := addon_of_price(item.price, item.key, catalog)) is not None:
             roles[item.id] = _ItemRole("addon", addon)
     products = {item.product for item in current if roles.get(item.id) == _ItemRole("base")}
+    keys = {meter_key(plan, meter) for plan in catalog.plans for meter in catalog.meters if prices.meters}
     for item in current:
-        if item.meter is not None and (item.meter in prices.meters or item.product in products):
+        is_ours = item.meter in prices.meters or item.product in products or item.key in keys
+        if item.meter is not None and is_ours:
             roles[item.id] = _ItemRole("metered", item.meter)
     return roles
 
