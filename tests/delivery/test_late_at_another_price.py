@@ -343,6 +343,27 @@ async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: st
         assert (report.items, (await at.kit.usage("acme"))["meters"]["words"]["delivered"]) == (0, 26)
 
 
+@pytest.mark.parametrize(
+    ("to", "items", "lines"),
+    [("", [], [("price_four_words", 26, 4)]), ("seven", [(26, 104)], []), ("two", [(26, 104)], [])],
+)
+async def test_i13_late_units_of_a_renamed_meter_are_billed(
+    store_url: str, to: str, items: list[tuple[int, int]], lines: list[tuple[str, int, int]]
+) -> None:
+    """Also where others have changed the price since."""
+    renamed = loads(PLANS.replace("words:", "terms:"))
+    async with begun(store_url, catalog=UNHELD) as at:
+        await use_before_the_end(at)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed) as kit:
+            at.go(END + timedelta(hours=2))
+            if to:
+                await switch(at, to)
+            (late,) = (await kit.flush(everything=True)).late
+            assert (late.meter, late.quantity, late.is_billed) == ("words", 26, True)
+            await next_renewal(at)
+            assert (await items_of(at), await metered_lines(at)) == (items, lines)
+
+
 async def test_i13_late_units_keep_their_price_after_a_downgrade(store_url: str, caplog: Caplog) -> None:
     async with begun(store_url, "two", catalog=UNHELD) as at:
         await at.kit.subscriptions.change_plan("acme", "seven")
@@ -527,6 +548,21 @@ async def test_an_item_made_despite_a_drop_is_named(sold: Shop) -> None:
     await sold.kit.outbox.items.drop(item.identifier, reason="a test")
     (found,) = await sold.kit.reconcile("acme", at=HALF)
     assert "invoice items at Stripe have 26 late units, and 0 were billed" in found.advice
+
+
+@pytest.mark.parametrize(
+    "damaged", ["{", "[]", '{"id": "1"}', "\udcff"], ids=["text", "list", "part", "bytes"]
+)
+async def test_an_unreadable_item_hinders_no_other(at: Shop, damaged: str) -> None:
+    await use_before_a_switch(at)
+    keys, admin = at.kit.store.keys, await at.kit.store.admin()
+    items = keys.shard(keys.customer("acme").shard, "items")
+    await admin.client.zadd(items, {damaged.encode("utf-8", "surrogateescape"): 0})
+    assert [item.quantity for item in await at.kit.outbox.items.list()] == [26]
+    await at.kit.flush(everything=True)
+    assert await at.kit.outbox.items.list() == []
+    await next_renewal(at)
+    assert await items_of(at) == [(26, 104)]
 
 
 async def test_a_redriven_item_is_made_by_the_next_flush(sold: Shop) -> None:

@@ -794,11 +794,16 @@ def parts_of(
 
     With lines the units are those that go to Stripe, not overage: a meter's parts have events of their own.
     """
-    begun = {int(name[:-6]): text for name, text in closed.items() if name.endswith(f"|{priced}y")}
+    begun = {
+        int(name[:-6]): text
+        for of in (token, priced)
+        for name, text in closed.items()
+        if name.endswith(f"|{of}y")
+    }
     later = [begins for begins in begun if begins > int(period)]
     label = begun[min(later)] if later else label
     marks = lines_of(closed, f"{period}|{priced}s")
-    if marks and priced != token:
+    if priced != token and (marks or f"{period}|{token}s" in closed):
         return [("?", quantity)]
     parts, recorded = list[tuple[str, int]](), closed[f"{period}|{token}o"]
     if by_lines:

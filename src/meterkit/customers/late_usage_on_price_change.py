@@ -29,7 +29,7 @@ from meterkit.outbox.late_usage_prices import (
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.resend_window import compare_in_ms
 from meterkit.outbox.sealer import LateUsage, add_late_usage
-from meterkit.store.event_names import list_reported_meters, read_subscribed_meters
+from meterkit.store.event_names import list_reported_meters, read_meters, read_subscribed_meters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -131,14 +131,21 @@ async def mark_usage_late(
     given = None if old is None else entitlements_on(old, before, catalog, now_ms)
     then = None if new is None else entitlements_on(new, after, catalog, now_ms)
     terms = _LateTerms(catalog, given, then, before, after, switch)
-    carried = list_reported_meters(catalog) | read_subscribed_meters(before, catalog, now_ms)
+    remembered = await read_meters(await store.admin(), store.keys, catalog)
+    carried = {**remembered, **read_subscribed_meters(before, catalog, now_ms)}
+    by_event = {
+        carried[token].event_name: catalog.meters[one.meter]
+        for token, one in list_reported_meters(catalog).items()
+    }
     meters, items = dict[str, tuple[str, str, str]](), dict[str, dict[str, str]]()
-    for meter in catalog.meters.values():
-        token = meter_token(meter.name)
-        if token in carried and carried[token].event_name in switch.events:
-            meters[token] = terms.of(meter)
+    for token, one in carried.items():
+        # Usage may wait under a former name of a meter.
+        meter = catalog.meters.get(one.meter) or by_event.get(one.event_name)
+        if meter is not None and meter.stripe is not None and one.event_name in switch.events:
+            late_class, _, price = terms.of(meter)
+            meters[token] = late_class, one.meter, price
             if item := terms.item_of(meter):
-                items[token] = {**item, "event": carried[token].event_name}
+                items[token] = {**item, "event": one.event_name}
     missed, since = list[StoredIntent](), Counter[str]()
     pending = set(meters)
     for token, line in (await _list_undelivered(store, customer, meters)).items():

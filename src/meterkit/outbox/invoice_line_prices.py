@@ -74,7 +74,7 @@ def line_terms(
         "item": {"stripe": state.stripe_customer or "", "currency": catalog.currency, "metered": ""},
         "most": LINES_MOST,
     }
-    late = invoice_terms(view, now_ms) if has_metered_periods(state, catalog) else ""
+    late = invoice_terms(view, reported, now_ms) if has_metered_periods(state, catalog) else ""
     return json.dumps({**terms, "late": json.loads(late)} if late else terms)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.event_names import ReportedMeter
     from meterkit.store.views import CustomerView
 
 UNKNOWN: Final = "-"
@@ -34,8 +35,14 @@ def is_billed_at(subscription: SubscriptionState | None, at_ms: int) -> bool:
     return subscription is not None and subscription.status_at(at_ms) in BILLED
 
 
-def invoice_terms(view: CustomerView, now_ms: int) -> str:
-    """Terms for ``seal.lua`` and ``bill_late_usage.lua``, as JSON; empty: there is no subscription."""
+def invoice_terms(view: CustomerView, reported: Mapping[str, ReportedMeter], now_ms: int) -> str:
+    """Terms for ``seal.lua`` and ``bill_late_usage.lua``, as JSON; empty: there is no subscription.
+
+    Args:
+        view: of the customer.
+        reported: by token, all meters that are or were delivered.
+        now_ms: now.
+    """
     state = view.state
     subscription = state.subscription
     if subscription is None:
@@ -44,8 +51,8 @@ def invoice_terms(view: CustomerView, now_ms: int) -> str:
     renewals = renewals_of(subscription, now_ms) or Renewals(0, 0, 0)
     plan = subscription.plan_at(now_ms)
     is_billed = is_billed_at(subscription, now_ms) and view.cache.catalog.billing.late_usage == "next_period"
-    key = ("late", plan, is_billed, next_end_ms(state.overrides, now_ms))
-    meters = view.memoize(key, lambda: _terms_by_token(view, plan, now_ms, is_billed=is_billed))
+    key = ("late", plan, is_billed, next_end_ms(state.overrides, now_ms), *reported)
+    meters = view.memoize(key, lambda: _terms_by_token(view, plan, reported, now_ms, is_billed=is_billed))
     item = item_terms(state, view.cache.catalog) if is_billed else None
     of_items = "" if item is None else f',"item":{json.dumps(item)}'
     former = view.memoize(
@@ -91,17 +98,25 @@ def late_class(entitlement: Entitlement | None, meter: Meter) -> str:
     return "overage" if overage else "included" if included else ""
 
 
-def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: bool) -> str:
+def _terms_by_token(
+    view: CustomerView,
+    plan: str | None,
+    reported: Mapping[str, ReportedMeter],
+    now_ms: int,
+    *,
+    is_billed: bool,
+) -> str:
     """Terms of each meter by token, as JSON: class of late usage (empty: none), name, and price.
 
     The price is given in words and as a label, with the token of the meter that has it, and 1 if it is one
-    price for a unit.
+    price for a unit. Former names of a meter have its terms.
     """
     state = view.state
     catalog, subscription = view.cache.catalog.in_currency(state.currency), state.subscription
     given = subscribed_entitlements(view, plan, now_ms)
     prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
     found: dict[str, tuple[str, str, str, str, str, int]] = {}
+    by_event: dict[str, str] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
             entitlement = given.get(deciding_meter(name, catalog))
@@ -110,6 +125,11 @@ def _terms_by_token(view: CustomerView, plan: str | None, now_ms: int, *, is_bil
             is_flat = int(has_flat_price(given.get(name), meter))
             words = format_overage_price(given.get(name), catalog.currency)
             found[meter_token(name)] = (kind, name, words, label, meter_token(priced), is_flat)
+            by_event[meter.stripe.event_name] = meter_token(name)
+    for token, former in reported.items():
+        if token not in found and former.event_name in by_event:
+            kind, _, *terms = found[by_event[former.event_name]]
+            found[token] = (kind, former.meter, *terms)
     return json.dumps(found, separators=(",", ":"))
 
 

@@ -243,9 +243,10 @@ class UsageSealer:
         meters = {**self._meters, **read_subscribed_meters(state, view.cache.catalog, now_ms)}
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [nonce, view.customer, state.stripe_customer or ""]
-        invoicing = (
-            invoice_terms(view, now_ms) if ended is None else line_terms(view, ended, self._meters, now_ms)
-        )
+        if ended is None:
+            invoicing = invoice_terms(view, self._meters, now_ms)
+        else:
+            invoicing = line_terms(view, ended, self._meters, now_ms)
         asked += [json.dumps(state.minutes_taken_ms), invoicing, cut]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 

@@ -1,21 +1,22 @@
 -- price_late_usage: finds the prices at which pending units of a closed period were recorded, newest units first.
 --   totals: as read; period: its first instant, as text; token: of the meter; quantity: its pending units
---   label: of the meter's current price; priced: token of the meter that has this price
+--   label: of the meter's current price; priced: token of the meter that has this price: its source, or its present name
 --   by_lines: whether invoice lines bill the period: then segments count units that go to Stripe, not overage
 -- Returns a list of {label, units}; label `?`: the price is not known.
 local function price_late_usage(totals, period, token, quantity, label, priced, by_lines)
   local marks, after_ms = {}, nil
   for name, value in pairs(totals) do
     local at, of = string.match(name, '^(%d+)|(....)y$')
-    local at_ms = tonumber(at)
-    if of == priced and at_ms > tonumber(period) and (not after_ms or at_ms < after_ms) then
+    local at_ms, is_priced = tonumber(at), of == priced
+    local is_first = not after_ms or at_ms and (at_ms < after_ms or at_ms == after_ms and is_priced)
+    if (is_priced or of == token) and at_ms > tonumber(period) and is_first then
       label, after_ms = value, at_ms -- The first price that ended in a later period was active at the end of this one.
     end
   end
   for ended, sealed, overage in string.gmatch(totals[period .. '|' .. priced .. 's'] or '', '([^ ;]+) (%d+) (%d+);') do
     marks[#marks + 1] = {ended, tonumber(by_lines and sealed or overage)}
   end
-  if #marks > 0 and priced ~= token then
+  if priced ~= token and (#marks > 0 or totals[period .. '|' .. token .. 's']) then
     return {{'?', quantity}}
   end
   local parts, left, recorded = {}, quantity, tonumber(totals[period .. '|' .. token .. 'o'] or '0')
