@@ -173,7 +173,7 @@ class InvoiceItemQueue:
                 self._key(shard), "-inf", limit, start=0, num=_PAGE, withscores=True
             )
         )
-        return [InvoiceItemEntry.read(shard, member, score) for member, score in found]
+        return self._read_entries(shard, found)
 
     async def mark_tried(self, shard: int, items: Iterable[InvoiceItemEntry] | None = None) -> None:
         """Record that Stripe may have some items of a shard, or any of them (None)."""
@@ -196,10 +196,25 @@ class InvoiceItemQueue:
         for shard in shards:
             range_ = self._admin.client.zrange(self._key(shard), 0, -1, withscores=True)
             members: list[tuple[bytes, float]] = await self._admin.ask(range_)
-            read = [
-                (InvoiceItemEntry.read(shard, member, due_ms), ceil(due_ms)) for member, due_ms in members
+            due_ms = {member: ceil(score) for member, score in members}
+            found += [
+                (item, due_ms[item.text.encode()])
+                for item in self._read_entries(shard, members)
+                if customer in {None, item.customer}
             ]
-            found += [one for one in read if customer in {None, one[0].customer}]
+        return found
+
+    def _read_entries(self, shard: int, members: Iterable[tuple[bytes, float]]) -> list[InvoiceItemEntry]:
+        """Parse members of the queue; unreadable ones are logged once and left out."""
+        found: list[InvoiceItemEntry] = []
+        for member, score in members:
+            try:
+                found.append(InvoiceItemEntry.read(shard, member, score))
+            except (ValueError, LookupError, TypeError, AttributeError):
+                self._admin.warn_once(
+                    f"an invoice item of shard {shard} cannot be read and is skipped; all others are made:"
+                    f" {member!r:.80}"
+                )
         return found
 
     async def count(self) -> int:
