@@ -356,6 +356,23 @@ async def test_present_customers_may_downgrade_after_an_edit(store_url: str, edi
             assert await invoiced(replace(at, kit=kit)) == 20 * 3 + 5 * 7
 
 
+async def test_new_customers_do_not_get_a_replaced_price_of_the_product(store_url: str) -> None:
+    """A price that was made by hand, on the plan's own product and another meter."""
+
+    def sell_by_hand(emulator: StripeEmulator, _: Catalog) -> None:
+        product, meter = emulator.add_product("Pro"), emulator.add_meter("api_words")
+        emulator.add_price(1000, lookup_key="meterkit:pro:base", product=product)
+        emulator.add_price(5, lookup_key="meterkit:pro:meter:words", product=product, meter=meter)
+
+    async with shop(store_url, catalog=loads(PLANS.replace(*EVENT)), selling=sell_by_hand) as at:
+        for _ in range(2):
+            assert (await at.kit.stripe.sync()).problems == []
+        begun = await at.subscribed(NEW, plan="pro")
+        items = (await at.stripe_subscription(begun.id))["items"]["data"]
+        meters = {one["id"]: one["event_name"] for one in await at.stripe_list("/v1/billing/meters")}
+        assert [meters.get(item["price"]["recurring"]["meter"]) for item in items] == [None, EVENT[1]]
+
+
 OLDER_FILE: Final = plans_text("older_plans_file_older")
 NEWER_FILE: Final = f"""{OLDER_FILE}  plus:
     rank: 20
