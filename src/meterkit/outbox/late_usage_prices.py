@@ -51,12 +51,14 @@ def invoice_terms(view: CustomerView, reported: Mapping[str, ReportedMeter], now
     renewals = renewals_of(subscription, now_ms) or Renewals(0, 0, 0)
     plan = subscription.plan_at(now_ms)
     is_billed = is_billed_at(subscription, now_ms) and view.cache.catalog.billing.late_usage == "next_period"
-    key = ("late", plan, is_billed, next_end_ms(state.overrides, now_ms), *reported)
+    is_changed = subscription.pending_at_ms is not None and subscription.pending_at_ms <= now_ms
+    key = ("late", plan, is_changed, is_billed, next_end_ms(state.overrides, now_ms), *reported)
     meters = view.memoize(key, lambda: _terms_by_token(view, plan, reported, now_ms, is_billed=is_billed))
     item = item_terms(state, view.cache.catalog) if is_billed else None
     of_items = "" if item is None else f',"item":{json.dumps(item)}'
     former = view.memoize(
-        ("former events", plan), lambda: json.dumps(find_ended_events(state, view.cache.catalog, now_ms))
+        ("former events", is_changed),
+        lambda: json.dumps(find_ended_events(state, view.cache.catalog, now_ms)),
     )
     return (
         f'{{"since":{renewals.since_ms},"before":{renewals.before_ms},"latest":{renewals.latest_ms},'
