@@ -125,7 +125,7 @@ async def test_units_of_an_ended_price_are_credited_at_that_price(at: Shop, plan
     await agrees(at)
 
 
-async def test_units_under_a_former_event_name_are_credited_at_their_price(store_url: str) -> None:
+async def test_units_under_a_former_event_name_are_credited(store_url: str) -> None:
     """A change of plan has given the customer the event name that the plans file has by now."""
     plans = re.sub(r", stripe_price: price_\w+", "", PLANS)
     async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as first:

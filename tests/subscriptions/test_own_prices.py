@@ -356,7 +356,7 @@ async def test_present_customers_may_downgrade_after_an_edit(store_url: str, edi
             assert await invoiced(replace(at, kit=kit)) == 20 * 3 + 5 * 7
 
 
-async def test_new_customers_do_not_get_a_replaced_price_of_the_product(store_url: str) -> None:
+async def test_new_customers_do_not_get_a_replaced_price(store_url: str) -> None:
     """A price that was made by hand, on the plan's own product and another meter."""
 
     def sell_by_hand(emulator: StripeEmulator, _: Catalog) -> None:
