@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.cli.output import print_note
 from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
-from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError, is_of_the_store
+from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,7 @@ async def link_all(
                 raise StripeUnavailableError("Stripe does not answer; try again, or use --force")
             await customers.link(customer, stripe_customer, look=not is_down, force=force)
             linked, unread = linked + 1, unread + is_down
-        except (CustomerError, StripeError, StoreError, UnreadableDataError, *UNREADABLE) as error:
+        except (CustomerError, StripeError, StoreError, *UNREADABLE) as error:
             if is_of_the_store(error):
                 raise
             is_down = is_down or isinstance(error, StripeUnavailableError)

@@ -55,7 +55,7 @@ from meterkit.health.worker_queues import (
 )
 from meterkit.insights.health_report import Finding, Health
 from meterkit.outbox.outbox import Outbox
-from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError
+from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -164,7 +164,7 @@ async def _run_check(
 ) -> None:
     try:
         found.looked_at[check], more = await run(subject)
-    except (UnreadableDataError, *UNREADABLE) as error:
+    except UNREADABLE as error:
         found.looked_at[check] = "stored data cannot be read"
         problem = f"stored data that is checked cannot be read: {error}"
         found.findings.append(Finding(check=check, problem=problem, cure=_RESTORE))

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
-"""Errors of reading a stored value that is damaged or of another release."""
-
 
 class UnreadableDataError(MeterkitError):
     """Stored data cannot be read; the message names the customer."""
+
+
+UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError, UnreadableDataError)
+"""Errors of reading a stored value that is damaged or of another release."""
 
 
 def is_of_the_store(error: Exception) -> bool:
