@@ -296,5 +296,10 @@ async def test_the_origins_of_the_middleware_may_send_the_request() -> None:
             answer.headers[f"access-control-allow-{name}"] for name in ("origin", "methods", "headers")
         ]
         assert allowed == [ORIGIN, "POST", "x-one, x-two"]
+        assert answer.headers["access-control-allow-credentials"] == "true"
         other = await at.client.options("/v1/x", headers={**ASKS, "origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
+    async with served(hello, cors=["*"]) as at:  # As for refusals: with any origin go no cookies.
+        answer = await at.client.options("/v1/x", headers=ASKS)
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -309,3 +310,17 @@ async def test_a_reserved_meter_is_named_without_a_warning(caplog: pytest.LogCap
         asked = await at.statuses(*["/hold?pages=3"] * 4, method="PUT", content=b'{"pages": 2}')
         assert (asked, await at.counted(meter="pages")) == ([200, 200, 200, 429], (9, 0))
     assert [one for one in caplog.records if one.name == "meterkit"] == []
+
+
+async def test_requests_that_teach_nothing_leave_nothing() -> None:
+    """No usage refuses an `always` route, so each of its requests records a meter that it does not ask for."""
+
+    def kept() -> int:
+        gc.collect()
+        return sum(repr(type(one)).startswith("<class 'meterkit.") for one in gc.get_objects())
+
+    async with served(APP, plans=PLANS) as at:
+        await statuses(at, "/billing/invoices?words=1")
+        before = kept()
+        assert await statuses(at, *20 * ["/billing/invoices?words=1"]) == 20 * [200]
+        assert kept() - before < 20

@@ -69,11 +69,14 @@ class Preflights:
     def _cors_fields(self, asked: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         fields = [(b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")]
         origin = asked[b"origin"]
-        if "*" in self._cors or origin.decode("latin-1") in self._cors:
+        is_any = "*" in self._cors
+        if is_any or origin.decode("latin-1") in self._cors:
             fields += [
-                (b"access-control-allow-origin", b"*" if "*" in self._cors else origin),
+                (b"access-control-allow-origin", b"*" if is_any else origin),
                 (b"access-control-allow-methods", asked[b"access-control-request-method"]),
             ]
+            if not is_any:  # As in refusals: browsers else send no request with cookies.
+                fields.append((b"access-control-allow-credentials", b"true"))
             if b"access-control-request-headers" in asked:
                 fields.append((b"access-control-allow-headers", asked[b"access-control-request-headers"]))
         return fields

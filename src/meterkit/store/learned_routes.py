@@ -79,6 +79,8 @@ class LearnedRoutes:
         if meters <= known.get(route.match, _NONE):
             return
         new = self._add_meters(route.match, meters, is_poll=route.is_poll)
+        if not new:
+            return  # An `always` route learns nothing, nor does one that another thread has taught.
         for listener in self._listeners:
             if (call := listener()) is not None:
                 call()
