@@ -223,6 +223,18 @@ async def test_a_request_with_a_body_asks_by_any_method(method: str, store_url: 
         assert await at.statuses("/v1/chat", method=method, headers={"content-length": "0"}) == [200]
 
 
+@pytest.mark.parametrize(
+    "line", ["usage: openai, consume: {output_tokens: 10}", "usage_fields: {output_tokens: usage.out}"]
+)
+async def test_a_poll_that_uses_tokens_is_refused_like_any_request(line: str) -> None:
+    plans = JOBS.replace("routes:\n", f'routes:\n  - {{match: "GET /v3/{{path:path}}", {line}}}\n', 1)
+    async with served(job_app, plans=plans) as at:
+        await job_begun(at)
+        refused = await at.client.get("/v3/responses/resp_1")
+        assert (refused.status_code, refused.json()["violated-policies"]) == (429, ["output_tokens-period"])
+        assert await at.statuses("/v2/responses/resp_1") == [200]
+
+
 async def test_only_the_customers_own_job_makes_a_request_a_poll(store_url: str) -> None:
     async with served(job_app, plans=JOBS, redis_url=store_url) as at:
         await job_begun(at)
@@ -313,7 +325,7 @@ async def test_a_reserved_meter_is_named_without_a_warning(caplog: pytest.LogCap
 
 
 async def test_requests_that_teach_nothing_leave_nothing() -> None:
-    """No usage refuses an `always` route, so each of its requests records a meter that it does not ask for."""
+    """No usage refuses an `always` route: what its requests record, it never learns to ask for."""
 
     def kept() -> int:
         gc.collect()

@@ -128,6 +128,7 @@ def call_on_loop(store: Store, lane: Lane, call: Callable[[*Args], object], *arg
 
 _REASONS: Final = frozenset({"rate", "included", "cap", "credits", "spend"})
 _METHODS: Final = frozenset({"GET", "HEAD", "DELETE"})
+_ASKED_BY_NO_POLL: Final = frozenset({"usage", "records"})
 _CANCEL: Final = "/cancel"
 _SEGMENTS_MAX: Final = 4
 _JOB_ID_CHARS_MAX: Final = 256
@@ -154,8 +155,9 @@ async def is_poll_of_known_job(
         return False
     meters = view.cache.catalog.meters
     tokens = charging_meters(meters)
-    if tokens.isdisjoint(additions_of(route, meters)):
-        return False
+    additions = additions_of(route, meters)
+    if not any(additions.get(name) in _ASKED_BY_NO_POLL for name in tokens):
+        return False  # A poll asks for the rest as well, and would be refused again.
     names = [unquote(name) for name in path.split("/")[-_SEGMENTS_MAX:] if name]
     known = [name for name in names if len(name) <= _JOB_ID_CHARS_MAX]
     # A route that records tokens of its own could add more of them each time that an ended job is fetched.
