@@ -414,6 +414,15 @@ async def test_a_websocket_for_an_unpriced_model_is_refused(store_url: str) -> N
                 assert json.loads(socket.sent[1]["body"])["type"] == NOT_PRICED
 
 
+async def test_shadow_takes_no_later_websocket_for_an_unpriced_one(caplog: pytest.LogCaptureFixture) -> None:
+    async with metered(echo, "memory://", plans=DENYING) as at:
+        await give(at, 5, "usd")
+        for model in (b"gpt-4o-mini", b"gpt-99", b"gpt-4o-mini"):
+            async with opened(at, "/quiet", query=b"model=" + model) as socket:
+                assert socket.is_open
+    assert len([line for line in caplog.messages if "would be refused" in line]) == 1
+
+
 @pytest.mark.parametrize("plans", [TABLE, OVERAGE], ids=["credits", "overage"])
 async def test_a_table_without_a_default_refuses_models_of_no_pattern(plans: str, store_url: str) -> None:
     async with metered(answering(), store_url, plans=plans) as at:

@@ -6,6 +6,7 @@ find counts, and the ceiling if the body cannot be read: a client must not choos
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -157,7 +158,7 @@ def refuse_problem(
         raise UnservedError(refusal, prepare(view, "d"))
 
     def waived(view: CustomerView, mode: str) -> PreparedDecision:
-        decided = prepare(view, mode)
+        decided = copy(prepare(view, mode))  # It may be the one of all requests of the route.
         if decided.shadow and decided.waived is None:
             decided.waived = refusal
         return decided
