@@ -336,7 +336,8 @@ class AdmittedRequest(HoldOwner):
         self.unfold()
         if body is not None:
             self.server_receive = body.receive
-            self._gone = self._early = self._within = body.gone
+            self._gone = self._early = body.gone
+            self._within = body.gone and (bool(body.head) or has_body(self._scope))
         usage = self._route.usage
         if usage == "none" and not self._route.keeps_request:
             return
