@@ -180,3 +180,41 @@ async def test_i9_an_app_that_cannot_be_read_is_served(name: str) -> None:
         assert await status_of(at.app, "//V1/chat/") == 403
         assert await at.statuses("/v1/chat", method="OPTIONS", headers=PREFLIGHT) == [204]
         assert await at.statuses("/public/x") == [404 if name == "route" else 200]
+
+
+SHADOWED = """
+features: [full]
+meters: {requests: {unit: request}}
+routes:
+  - {match: "POST /v1/chat", feature: full, FIRST}
+  - {match: "/v1/{path:path}", consume: {requests: 1}}
+  - {match: "POST /v2/chat", feature: full, FIRST}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro: {price: {amount_cents: 100, interval: month}, features: all}
+"""
+
+
+@pytest.mark.parametrize("how", ["line", "file", "shadow", "off"])
+async def test_what_shadow_or_off_refuses_nobody_gates_no_method(how: str) -> None:
+    first = "enforcement: shadow" if how == "line" else "consume: {requests: 1}"
+    plans = ("enforcement: shadow\n" if how == "file" else "") + SHADOWED.replace("FIRST", first)
+    settings = {"enforcement": how} if how in {"shadow", "off"} else {}
+    async with served(DjangoHandler(), plans=plans, settings=settings) as at:
+        for path in ("/v1/chat", "/v2/chat"):
+            assert [await status_of(at.app, path, name) for name in ("POST", "PUT", "GET")] == [200] * 3
+
+
+async def test_no_spelling_leads_from_a_limit_to_a_line_in_shadow() -> None:
+    plans = """
+features: [full]
+meters: {requests: {unit: request}}
+routes:
+  - {match: "POST /v1/chat", consume: {requests: 1}}
+  - {match: "/{path:path}", feature: full, enforcement: shadow}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 0, overage: deny}}}
+"""
+    async with served(hello, plans=plans) as at:
+        paths = ("/v1/chat", "//v1/chat", "/V1/chat/", "/v1/other")
+        assert [await status_of(at.app, path) for path in paths] == [429, 429, 429, 200]

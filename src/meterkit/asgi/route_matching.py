@@ -37,18 +37,23 @@ if TYPE_CHECKING:
 
 CompiledLine = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 """A line, its methods and its pattern; None for all of them."""
-_GATED, _COUNTED, _DECIDED, _EXEMPT, _NO_LINE = range(5)
+_GATED, _COUNTED, _DECIDED = range(3)
+_SHADOWED, _EXEMPT, _NO_LINE = 3, 6, 7
 
 
 def rank_strictness(line: Route | None) -> int:
-    """Rank a line, the strictest lowest: gated, counted, decided, ``exempt`` or ``always``, none."""
+    """Rank a line, the strictest lowest: gated, counted, decided, ``exempt`` or ``always``, none.
+
+    One that refuses nobody ranks below those that are enforced, whatever it counts.
+    """
     if line is None:
         return _NO_LINE
+    shadowed = 0 if line.enforcement == "on" else _SHADOWED
     if line.feature is not None:
-        return _GATED
+        return shadowed + _GATED
     if line.exempt or line.always:
         return _EXEMPT
-    return _COUNTED if _counts(line) else _DECIDED
+    return shadowed + (_COUNTED if _counts(line) else _DECIDED)
 
 
 class PathLine(NamedTuple):
@@ -157,8 +162,8 @@ class Router:
     Only lines that ask for less, ``exempt`` and ``always``, take no more than Starlette's pattern.
 
     Where something behind may read the path in another way, a request falls under the strictest line that
-    any reading leads to: one with a feature, then one that counts, then another, then `exempt` and `always`.
-    These two never take a path with dot segments, empty segments, backslashes or encoded slashes that
+    any reading leads to: one with a feature, then one that counts, then another, then those in shadow, then
+    `exempt` and `always`. These two never take a path with dot segments, empty segments, backslashes or encoded slashes that
     something behind may read in another way. For loose routers, a path that is written exactly as a line
     without parameters is that line's.
 
@@ -395,10 +400,20 @@ class Router:
         return found
 
     def _combine_gate(self, found: Route | None, gate: Route | None) -> Route | None:
-        """Add the feature of a gated line to the line that takes a request."""
-        if gate is None:
+        """Add the feature of a gated line to the line that takes a request.
+
+        A gate in shadow refuses nobody, so it adds nothing to a line that is enforced.
+        """
+        if gate is None or (found is not None and gate.enforcement != found.enforcement == "on"):
             return found
-        line = found or Route(match=gate.match, method=None, path=gate.path)
+        line = found or Route(
+            match=gate.match,
+            method=None,
+            path=gate.path,
+            enforcement=gate.enforcement,
+            on_store_failure=gate.on_store_failure,
+            headers=gate.headers,
+        )
         return self._gates.setdefault(
             (id(found), id(gate)), replace(line, feature=gate.feature, always=False)
         )
