@@ -163,9 +163,9 @@ class Router:
 
     Where something behind may read the path in another way, a request falls under the strictest line that
     any reading leads to: one with a feature, then one that counts, then another, then those in shadow, then
-    `exempt` and `always`. These two never take a path with dot segments, empty segments, backslashes or encoded slashes that
-    something behind may read in another way. For loose routers, a path that is written exactly as a line
-    without parameters is that line's.
+    `exempt` and `always`. These two never take a path with dot segments, empty segments, backslashes or
+    encoded slashes that something behind may read in another way. For loose routers, a path that is written
+    exactly as a line without parameters is that line's.
 
     Args:
         routes: in the order of the plans file.
