@@ -329,7 +329,8 @@ async def test_requests_that_teach_nothing_leave_nothing() -> None:
 
     def kept() -> int:
         gc.collect()
-        return sum(repr(type(one)).startswith("<class 'meterkit.") for one in gc.get_objects())
+        found: list[object] = gc.get_objects()
+        return sum(repr(type(one)).startswith("<class 'meterkit.") for one in found)
 
     async with served(APP, plans=PLANS) as at:
         await statuses(at, "/billing/invoices?words=1")
