@@ -43,7 +43,7 @@ from meterkit.outbox.meters_or_lines import (
     with_new_models,
     with_usage_billed,
 )
-from meterkit.store.event_names import ReportedMeter
+from meterkit.store.event_names import ReportedMeter, list_reported_meters
 from meterkit.store.views import CustomerCache, CustomerView
 
 PLANS: Final = """
@@ -1006,10 +1006,9 @@ def test_the_label_of_a_late_units_price(
 
 
 def late_terms(state: CustomerState, now_ms: int = START + 5) -> Any:
-    view = CustomerView(
-        customers_of("meters"), "ada", now_ms, anonymous=False, rev="2:1", data=state.dump().encode()
-    )
-    return json.loads(invoice_terms(view, now_ms) or "null")
+    cache = customers_of("meters")
+    view = CustomerView(cache, "ada", now_ms, anonymous=False, rev="2:1", data=state.dump().encode())
+    return json.loads(invoice_terms(view, list_reported_meters(cache.catalog), now_ms) or "null")
 
 
 @pytest.mark.parametrize(
