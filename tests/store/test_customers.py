@@ -267,17 +267,16 @@ async def test_what_cannot_be_given_changes_nothing(
 
 
 async def test_a_timed_price_stays_that_of_units_recorded_under_it(clock: Clock) -> None:
-    """Once the plan had changed they were shown at the earlier plan's price: 50 cents for 20.
-
-    An older release has stored the price, without a subscription.
-    """
+    """Once the plan had changed they were shown at the earlier plan's price: 50 cents for 20."""
 
     def priced(cents: int) -> dict[str, Any]:
         return {"tokens": {"included": 0, "overage": {"bill": {"per": 1, "amount_cents": cents}}}}
 
+    # Lines bill an overridden price without a subscription, too.
     plans = f"""
 default_plan: basic
 meters: {{tokens: {{unit: token, stripe: {{event_name: ai_tokens}}}}}}
+billing: {{usage: lines}}
 plans:
   basic: {{price: {{amount_cents: 1000, interval: month}}, meters: {json.dumps(priced(5))}}}
   cheaper: {{price: {{amount_cents: 2000, interval: month}}, meters: {json.dumps(priced(3))}}}

@@ -258,19 +258,21 @@ async def test_an_override_of_a_table_is_refused_and_changes_no_cost(at: Shop) -
     assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 10 + 50 + 140
 
 
-async def test_a_tables_segment_ends_where_a_flat_price_follows(at: Shop) -> None:
-    """F-22i: an override that an earlier release stored, and its end."""
-    at.clock.set(HALF)
-    await at.kit.customers.set_plan("acme", "pro")
-    await use(at, other=3_500, mini=100_000, opus=7_000)
-    cents = list[int | None]()
-    for overrides, tokens in (({}, 0), (FLAT, 3_000), ({}, 1_000)):
-        at.clock.advance(timedelta(minutes=1))
-        await store_overrides(at.kit, overrides)
-        cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
-        await use(at, opus=tokens)
-        cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
-    assert cents == [200, 200, 200, 230, 230, 250]
+async def test_a_tables_segment_ends_where_a_flat_price_follows(store_url: str) -> None:
+    """F-22i: an override and its end; lines bill it without a subscription, too."""
+    plans = f"{PLANS.replace('TABLE', TABLE)}billing: {{usage: lines}}\n"
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        at.clock.set(HALF)
+        await at.kit.customers.set_plan("acme", "pro")
+        await use(at, other=3_500, mini=100_000, opus=7_000)
+        cents = list[int | None]()
+        for overrides, tokens in (({}, 0), (FLAT, 3_000), ({}, 1_000)):
+            at.clock.advance(timedelta(minutes=1))
+            await store_overrides(at.kit, overrides)
+            cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
+            await use(at, opus=tokens)
+            cents.append((await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"])
+        assert cents == [200, 200, 200, 230, 230, 250]
 
 
 PRO: Final = """  pro:

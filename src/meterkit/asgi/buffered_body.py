@@ -45,7 +45,7 @@ class BufferedBody:
     Args:
         scope: the request's.
         receive: the server's.
-        most: how many bytes are looked at, at most; servers may give a body of any size in one message.
+        most: limit of the bytes that are read; servers may give a body of any size in one message.
 
     Attributes:
         scope: the request's.

@@ -44,7 +44,7 @@ _SHADOWED, _EXEMPT, _NO_LINE = 3, 6, 7
 def rank_strictness(line: Route | None) -> int:
     """Rank a line, the strictest lowest: gated, counted, decided, ``exempt`` or ``always``, none.
 
-    One that refuses nobody ranks below those that are enforced, whatever it counts.
+    One in shadow, or off, ranks below those that are enforced, whatever it counts.
     """
     if line is None:
         return _NO_LINE
@@ -402,7 +402,7 @@ class Router:
     def _combine_gate(self, found: Route | None, gate: Route | None) -> Route | None:
         """Add the feature of a gated line to the line that takes a request.
 
-        A gate in shadow refuses nobody, so it adds nothing to a line that is enforced.
+        A gate in shadow refuses no request, so it adds nothing to a line that is enforced.
         """
         if gate is None or (found is not None and gate.enforcement != found.enforcement == "on"):
             return found

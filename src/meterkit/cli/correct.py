@@ -75,9 +75,7 @@ async def correct(
     takes back over half of them. Exits 1 if you must credit units by hand, or some were never recorded.
     """
     if not dry_run and not (reason and correction_id):
-        raise WrongUsageError(
-            "give --reason TEXT, for the customer's history, and --id ID: an id corrects once"
-        )
+        raise WrongUsageError("give --reason TEXT, for the history, and --id ID: an id corrects once")
     given = parse_quantities(quantities)
     async with session.kit(customer) as kit:
         await check_known(kit, customer)

@@ -19,20 +19,13 @@ from meterkit.delivery.line_books import line_books
 from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.errors import StoreError
 from meterkit.outbox.intents import is_refused
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.resend_window import can_resend
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
-from meterkit.store.unreadable_data import (
-    UNREADABLE,
-    UnreadableDataError,
-    is_of_the_store,
-    log_unreadable,
-    read_each,
-)
+from meterkit.store.unreadable_data import UnreadableDataError, log_unreadable, read_each, skip_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -226,12 +219,8 @@ class Reconciler:
         found: list[Reconciled] = []
         read = partial(self._store.usage_of_many, at_ms=at_ms, former=True)
         for place, usage in enumerate(await read_each(customers, read, skip), start=done + 1):
-            try:
+            async with skip_unreadable(usage["customer"], skip):
                 found += await self.of_customer(usage, summaries, invoices)
-            except (StoreError, *UNREADABLE) as error:
-                if is_of_the_store(error):
-                    raise
-                await skip(usage["customer"], error)
             progress(place, count)
         return found
 

@@ -130,21 +130,9 @@ local changed_ms = tonumber(totals[open_period .. '|y'] or '0')
 if head then
   head.from_ms = math.max(held_ms, changed_ms)
 end
-local function events_of(ends_ms) -- Returns the event names of a period that ended then, by token.
-  for _, ended in ipairs(invoicing and invoicing.former or {}) do
-    if ends_ms <= ended[1] then
-      local found = {}
-      for token, event in pairs(events) do
-        found[token] = ended[2][token] or event
-      end
-      return found
-    end
-  end
-  return events
-end
-
-seal_closed_periods(totals_key, totals, events_of, meters, taken_minutes, now + ahead_ms, ahead_ms, seal_units, wait_until,
-  wait_for_name)
+local former = invoicing and invoicing.former or {}
+seal_closed_periods(totals_key, totals, events, former, meters, taken_minutes, now + ahead_ms, ahead_ms, seal_units,
+  wait_until, wait_for_name)
 for _, token in ipairs(sorted_keys(meters)) do
   local meter = meters[token]
   if meter.pending > 0 and by_lines then

@@ -21,12 +21,11 @@ from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS, to_ms
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.errors import StoreError
 from meterkit.outbox.intents import count_members
 from meterkit.store.customer_notices import publish_notice
 from meterkit.store.gauge_levels import change_level
 from meterkit.store.task_lease import TaskLease
-from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store, log_unreadable, read_each
+from meterkit.store.unreadable_data import log_unreadable, read_each, skip_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -208,16 +207,12 @@ class StorageWatch:
         return list(zip(places, await admin.ask(pipe.execute()), strict=True))
 
     async def _check_level(self, customer: str, gauge: str, packed: bytes | None) -> None:
-        try:
+        async with skip_unreadable(customer, partial(log_unreadable, self._store, STORAGE_EVENT)):
             level = StoredLevel.read(packed)
             if level.over_ms:
                 make = partial(self._make_storage_event, customer, gauge, level)
                 digest = digest_of(customer, STORAGE_EVENT, gauge)
                 await notify_once(self._store, customer, STORAGE_EVENT, digest, make)
-        except (StoreError, *UNREADABLE) as error:
-            if is_of_the_store(error):
-                raise
-            await log_unreadable(self._store, STORAGE_EVENT, customer, error)
 
     async def _make_storage_event(
         self, customer: str, gauge: str, level: StoredLevel
@@ -339,13 +334,9 @@ class SummaryWatch:
         return [end for found in former for end in found]
 
     async def _notify_summary(self, customer: str, end_ms: int) -> None:
-        try:
+        summary = None
+        async with skip_unreadable(customer, partial(log_unreadable, self._store, SUMMARY_EVENT)):
             summary = await self._make_summary(customer, end_ms)
-        except (StoreError, *UNREADABLE) as error:
-            if is_of_the_store(error):
-                raise
-            await log_unreadable(self._store, SUMMARY_EVENT, customer, error)
-            return
         if summary is not None:
             await publish_notice(self._store, customer, SUMMARY_EVENT, summary)
             await asyncio.sleep(self._pause_s)

@@ -15,9 +15,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from meterkit.catalog.amount_wording import rounded_cents
-from meterkit.errors import StoreError
 from meterkit.notify.period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
-from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store, log_unreadable
+from meterkit.store.unreadable_data import log_unreadable, skip_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -258,12 +257,8 @@ class SpikeWatch:
             if declared is not None and not declared.is_spend:
                 event_id = digest_of(customer, meter, midnight_ms)
                 make = partial(self._make_event, customer, meter, now_ms, event_id)
-                try:
+                async with skip_unreadable(customer, partial(log_unreadable, self._store, EVENT)):
                     await notify_once(self._store, customer, EVENT, event_id, make)
-                except (StoreError, *UNREADABLE) as error:
-                    if is_of_the_store(error):
-                        raise
-                    await log_unreadable(self._store, EVENT, customer, error)
                 await self._watch.lease.acquire()
 
     async def _make_event(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from meterkit.store.store import Store
 
@@ -33,6 +34,23 @@ async def log_unreadable(store: Store, what: str, customer: str, error: Exceptio
     (await store.admin()).warn_once(
         f"no {what} for customer {customer!r}: the stored data cannot be read: {error!r}"
     )
+
+
+@asynccontextmanager
+async def skip_unreadable(
+    customer: str, skip: Callable[[str, Exception], Awaitable[None]]
+) -> AsyncGenerator[None]:
+    """Leave the block where the stored data of a customer cannot be read, and call ``skip``.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    try:
+        yield
+    except (StoreError, *UNREADABLE) as error:
+        if is_of_the_store(error):
+            raise
+        await skip(customer, error)
 
 
 async def read_each(

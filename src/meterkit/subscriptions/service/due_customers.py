@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS
-from meterkit.errors import StoreError
-from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
+from meterkit.store.unreadable_data import skip_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,16 +61,16 @@ class DueCustomers:
             handle: makes the change of a customer, and sets when it is due next, or removes it.
             what: the change, for the log.
         """
+
+        async def postpone(customer: str, error: Exception) -> None:
+            await self.put_in(customer, HOUR_MS)
+            (await self._store.admin()).warn_once(
+                f"{what} of customer {customer!r} cannot be made; it is tried again every hour: {error!r}"
+            )
+
         for customer in await self.due():
-            try:
+            async with skip_unreadable(customer, postpone):
                 await handle(customer)
-            except (StoreError, *UNREADABLE) as error:
-                if is_of_the_store(error):
-                    raise
-                await self.put_in(customer, HOUR_MS)
-                (await self._store.admin()).warn_once(
-                    f"{what} of customer {customer!r} cannot be made; it is tried again every hour: {error!r}"
-                )
 
 
 def due_prices(store: Store) -> DueCustomers:

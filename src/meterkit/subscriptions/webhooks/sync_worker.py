@@ -132,7 +132,7 @@ class SyncWorker:
                 await self._syncer.sync(entry)
         except (LostError, StoreError) as error:
             if isinstance(error, StoreError) and not is_of_the_store(error):
-                await self._schedule_retry(entry, error)  # What is stored of the customer is damaged.
+                await self._schedule_retry(entry, error)  # The stored data of the customer is damaged.
                 raise
             # The worker that leases it next syncs it.
             if is_waited_for:
