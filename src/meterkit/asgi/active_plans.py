@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
-from meterkit.asgi.buffered_body import announces_body
+from meterkit.asgi.buffered_body import has_body
 from meterkit.asgi.identify import client_ip
 from meterkit.asgi.limit_fields import FixedFields, LimitFields
 from meterkit.asgi.mcp import McpLines
@@ -103,7 +103,7 @@ class ActivePlans:
 
     def route_for(self, route: Route, scope: Scope) -> Route:
         """Route of an HTTP request; its poll route if the request can only fetch work."""
-        is_poll = is_fetched(route.usage, scope["method"].upper()) and not announces_body(scope)
+        is_poll = is_fetched(route.usage, scope["method"].upper()) and not has_body(scope)
         return self.poll_route(route) if is_poll else route
 
     def unknown_customer(self) -> CustomerView:

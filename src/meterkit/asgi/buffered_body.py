@@ -111,8 +111,8 @@ def header_of(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key.lower() == name]
 
 
-def announces_body(scope: Scope) -> bool:
-    """Whether a request says that it has a body."""
+def has_body(scope: Scope) -> bool:
+    """Whether a request announces a body."""
     return any(value.strip(b"0 ") for name in _ANNOUNCING for value in header_of(scope, name))
 
 
@@ -134,11 +134,6 @@ def decode_body(scope: Scope, head: bytes, size: int, *, ended: bool) -> tuple[b
     if plain is None:
         return b"", size * _CODED_TEXT_RATIO, False
     return plain, len(plain), True
-
-
-def has_body(scope: Scope) -> bool:
-    """Whether a request announces a body."""
-    return any(name in _ANNOUNCING for name, _ in scope["headers"])
 
 
 def _inflate(coded: bytes) -> bytes | None:
