@@ -283,9 +283,8 @@ async def find_broken_links(api: StripeApi, store: Store) -> list[Finding]:
     async with aclosing(list_customer_pages(admin, store.keys, _LINKS_MAX)) as listed:
         async for names in listed:
             # The check of the plans reports a state that cannot be read.
-            for customer, state in (
-                await read_states(admin, store.keys, names, skips_unreadable=True)
-            ).items():
+            states = await read_states(admin, store.keys, names, skips_unreadable=True)
+            for customer, state in states.items():
                 if state.stripe_customer is not None and len(linked) < _LINKS_MAX:
                     linked[state.stripe_customer] = customer
     try:

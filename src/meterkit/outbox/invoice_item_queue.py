@@ -20,6 +20,7 @@ from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import count_members
 from meterkit.store import replies
 from meterkit.store.input_checks import check_customer, check_text, shown
+from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -210,7 +211,7 @@ class InvoiceItemQueue:
         for member, score in members:
             try:
                 found.append(InvoiceItemEntry.read(shard, member, score))
-            except (ValueError, LookupError, TypeError, AttributeError):
+            except UNREADABLE:
                 self._admin.warn_once(
                     f"an invoice item of shard {shard} cannot be read and is skipped; all others are made:"
                     f" {member!r:.80}"

@@ -229,12 +229,9 @@ def _prepaid_lines(
     known: SubscriptionState, terms: PlanTerms, seat_meter: str | None, catalog: Catalog
 ) -> dict[str, PrepaidLine]:
     """Lines of some terms; the items of a plan that stays, and of add-ons, keep their prices."""
-    plan, is_kept, own_addons = (
-        catalog.plans[terms.plan.key],
-        terms.plan.key == known.plan,
-        dict(known.addon_prices),
-    )
-    price, seat_price = plan.price, plan.seat_price
+    plan = catalog.plans[terms.plan.key]
+    price, seat_price, is_kept = plan.price, plan.seat_price, plan.key == known.plan
+    own_addons = dict(known.addon_prices)
 
     def unit_cents(own: str, listed_cents: int) -> int:
         kept = FixedPrice.parse(own)
