@@ -221,6 +221,15 @@ async def test_each_right_is_tried_before_the_store_is_used(valkey: Server, comm
     assert valkey.command("DBSIZE") == 0
 
 
+async def test_a_user_without_a_password_is_not_the_default_user(valkey: Server) -> None:
+    url = url_of_user(valkey).replace(":secret@", "@")
+    valkey.command("ACL", "SETUSER", "app", "nopass")
+    async with MeterKit(CATALOG, redis_url=url, flush=False) as kit:
+        await kit.usage("acme")
+        clients: list[str] = valkey.command("CLIENT", "LIST").splitlines()
+    assert [" user=app " in one for one in clients if " name=meterkit " in one] == [True]
+
+
 async def test_the_right_to_a_database_a_name_and_keys_is_named(valkey: Server) -> None:
     # A process without it started, and served without the store for as long as it ran.
     cases: tuple[tuple[str, dict[str, Any], str], ...] = (

@@ -227,9 +227,10 @@ async def _log_in(
     answered = partial(_await_replies, address, is_known)
     # Step by step: a server that refuses the login closes the connection at the first large request, and its
     # error may be lost with it.
-    if address.password is not None:
+    if address.username is not None or address.password is not None:
         user = () if address.username is None else (address.username,)
-        await answered(connection.ask("AUTH", *user, address.password))
+        # A user may need no password (`nopass`): the server then takes any.
+        await answered(connection.ask("AUTH", *user, address.password or ""))
     if address.db:
         await answered(connection.ask("SELECT", address.db))
     # The name is for operators of the server: none is needed where a user may not set it, or a hosted server
