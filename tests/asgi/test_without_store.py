@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -22,8 +23,8 @@ from drivers.delivery import NOW
 from drivers.llm_apps import answering, openai_stream
 from faults.proxy import TcpProxy
 from faults.refusals import Client, answer_ok, eventually, kit_at, metered, settled, used
-from meterkit import MeterKit
-from meterkit.catalog import loads
+from meterkit import Caller, MeterKit, MeterMiddleware
+from meterkit.catalog import Catalog, loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
 from servers.stores import Server
@@ -100,11 +101,11 @@ class Outage:
 
 
 @asynccontextmanager
-async def outage(server: Server) -> AsyncGenerator[Outage]:
+async def outage(server: Server, plans: Catalog | Path | None = None) -> AsyncGenerator[Outage]:
     clock = Clock()
     async with (
         TcpProxy(server.port) as proxy,
-        kit_at(proxy.url, plans=loads(PLANS), clock=clock, store_timeout=1.0) as kit,
+        kit_at(proxy.url, plans=plans or loads(PLANS), clock=clock, store_timeout=1.0) as kit,
     ):
         yield Outage(kit, proxy, clock)
 
@@ -239,6 +240,51 @@ async def test_i3_who_was_out_of_credit_stays_refused(valkey: Server) -> None:
         assert await store.get("full") == 200  # A new period has begun.
 
 
+async def test_i3_refusals_hold_for_all_users_of_the_customer(valkey: Server) -> None:
+    def who(scope: Any) -> Caller:
+        customer, _, user = dict(scope["headers"])[b"x-customer-id"].decode().partition("/")
+        return Caller(customer, {"user": user})
+
+    users = "    subjects: {user: {requests: {included: 1}}}\n  bucket:"
+    async with outage(valkey, loads(PLANS.replace("  bucket:", users, 1))) as store:
+        store.app = MeterMiddleware(answer_ok, kit=store.kit, identify=who)
+        for customer in ("poor", "rich"):
+            await store.kit.grants.add(customer, {"coins": 1}, grant_id="first")
+            assert await store.get(f"{customer}/ann", "/pages") == 200
+            await settled(store.kit)
+            assert await store.get(f"{customer}/ann", "/pages") == 402
+        await store.kit.grants.add("rich", {"coins": 9}, grant_id="second")
+        assert await store.get("rich/ben", "/pages") == 200
+        assert await store.get("rich/ann") == 200
+        await settled(store.kit)
+        assert await store.get("rich/ann") == 429
+        await store.begins()
+        assert [await store.get(f"poor/{user}", "/pages") for user in ("ann", "ben", "new")] == [402] * 3
+        assert [await store.get(f"rich/{user}", "/pages") for user in ("ann", "ben", "new")] == [200] * 3
+        # What one of them has used up stays that one's.
+        assert [await store.get(f"rich/{user}") for user in ("ann", "ben", "new")] == [429, 200, 200]
+
+
+async def test_i3_a_reload_forgets_no_customer(valkey: Server, tmp_path: Path) -> None:
+    file = tmp_path / "plans.yaml"
+    file.write_text(PLANS)
+    async with outage(valkey, file) as store:
+        await store.kit.customers.set_status("owes", "unpaid")
+        await store.kit.customers.set_plan("pays", "pro")
+        await store.kit.grants.add("poor", {"coins": 1}, grant_id="first")
+        await store.statuses("poor", 1, "/pages")
+        await settled(store.kit)
+        assert await store.statuses("poor", 1, "/pages") == [402]
+        assert [await store.get(customer) for customer in ("owes", "pays")] == [402, 200]
+        await store.begins()
+        for limit in (7, 6):
+            file.write_text(PLANS.replace("rate: [5/minute", f"rate: [{limit}/minute"))
+            assert await store.kit.reload()
+        assert [await store.get("owes"), await store.get("poor", "/pages")] == [402, 402]
+        assert await store.statuses("pays", 22) == [200] * 20 + [429] * 2
+        assert await store.statuses("unknown", 7) == [200] * 6 + [429]
+
+
 async def test_i4_what_the_clock_changes_it_changes_without_the_store(valkey: Server) -> None:
     async with outage(valkey) as store:
         await store.kit.customers.set_plan("late", "pro")
@@ -250,6 +296,15 @@ async def test_i4_what_the_clock_changes_it_changes_without_the_store(valkey: Se
         assert await store.get("late", "/exports") == 403  # Restricted to the default plan: grace is over.
         store.clock.advance(timedelta(days=14))
         assert await store.get("late") == 402
+
+
+async def test_i3_the_end_of_a_period_makes_no_customer_unknown(valkey: Server) -> None:
+    async with outage(valkey) as store:
+        assert await store.get("free") == 200
+        await store.begins()
+        assert await store.get("free", "/exports") == 403
+        store.clock.advance(timedelta(days=32))
+        assert await store.statuses("free", 2, "/exports") == [403] * 2
 
 
 async def test_without_the_store_only_policies_are_told(valkey: Server) -> None:

@@ -30,7 +30,7 @@ from meterkit.asgi.unpriced_models import socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.fallback_rules import NO_REMAINDERS, drop_replenished
+from meterkit.decisions.fallback_rules import drop_replenished
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, abandon_call
 from meterkit.redis.event_loops import running_loop
@@ -308,7 +308,7 @@ class MeterMiddleware:
     ) -> Exchange:
         """Pass on a request that the store allows."""
         view, program = decided.view, decided.program
-        view.left = drop_replenished(view.left, program) if view.left else NO_REMAINDERS
+        view.note_admission(program)
         if route.is_plain and scope["type"] == "http":
             passed: Exchange = PlainExchange(self._kit.store, lane, route, decided, reply, scope, send)
         else:

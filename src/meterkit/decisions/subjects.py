@@ -181,6 +181,11 @@ def _name_for_kind(measure: PolicyMeasure, kind: str) -> PolicyMeasure:
     return replace(measure, policy=replace(measure.policy, name=f"{kind}:{measure.policy.name}"))
 
 
+def is_of_subject(policy: str) -> bool:
+    """Whether a policy with this name limits a subject, not the customer."""
+    return ":" in policy
+
+
 def renew_hold(kind: str, hold: SubjectHold) -> SubjectDemand:
     """Demand that repeats the hold of another decision, even beyond limits."""
     fields = (

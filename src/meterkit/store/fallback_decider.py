@@ -6,7 +6,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.fallback_rules import EMPTY, NO_REMAINDERS, advance, decide_by_rates
+from meterkit.decisions.fallback_rules import EMPTY, advance, decide_by_rates
 from meterkit.decisions.keys import rate_field
 from meterkit.decisions.policies import rate_numbers
 
@@ -68,7 +68,7 @@ class Fallback:
         view = decided.view
         with self._lock:
             known = self._find_windows(view)
-            reply, counts = decide_by_rates(decided.exact(), known, view.left or NO_REMAINDERS, now_ms)
+            reply, counts = decide_by_rates(decided.exact(), known, view.all_left, now_ms)
             known.update(counts)
         return FallbackDecision(decided, reply)
 
@@ -98,4 +98,5 @@ class Fallback:
 
 def is_plan_known(view: CustomerView) -> bool:
     """Whether the store has confirmed the plan, so that it is not the default of an unknown customer."""
-    return view.anonymous or view.rev != NO_STATE or view.left is not None
+    own = view.base or view
+    return view.anonymous or view.rev != NO_STATE or own.left is not None

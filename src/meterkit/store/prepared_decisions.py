@@ -209,13 +209,10 @@ def prepare_reserving(
 
 def read_decision(decided: PreparedDecision, reply: Any) -> Decision:
     """Decision of a final reply. A refusal's remaining quantities are cached for the fallback."""
-    view = decided.view
-    view.left = view.left or NO_REMAINDERS
+    left = NO_REMAINDERS
     if reply[0] == REFUSED and decided.refusal is None:
-        view.left = {
-            **view.left,
-            **remaining_by_policy(decided.exact(), reply, decided.period_end_ms(reply[1])),
-        }
+        left = remaining_by_policy(decided.exact(), reply, decided.period_end_ms(reply[1]))
+    decided.view.note_refusal(left)
     return decided.refusal or read_limits(decided, reply)
 
 

@@ -181,7 +181,7 @@ class Store:
     def use(self, catalog: Catalog) -> None:
         """Use this catalog from now on."""
         former: CustomerCache | None = getattr(self, "cache", None)
-        self.cache = CustomerCache(
+        cache = CustomerCache(
             catalog,
             keys=self.keys,
             decide=self.scripts["decide"],
@@ -195,7 +195,10 @@ class Store:
             allot=self.scripts["allot_requests"],
             former_routes=None if former is None else former.routes,
         )
-        self.cache.tallies, self.cache.unpriced = self.tallies, self.unpriced
+        cache.tallies, cache.unpriced = self.tallies, self.unpriced
+        if former is not None:
+            cache.inherit(former)
+        self.cache = cache
 
     @property
     def catalog(self) -> Catalog:

@@ -38,6 +38,11 @@ class ViewLru(Generic[_Key, _View]):
     def __len__(self) -> int:
         return len(self._younger) + len(self._older)
 
+    def views(self) -> list[_View]:
+        """All views."""
+        with self._lock:
+            return [*self._older.values(), *self._younger.values()]
+
     def find(self, customer: _Key) -> _View | None:
         """View of a customer, moved to the younger generation; None: not cached."""
         found = self.get(customer)

@@ -6,17 +6,21 @@ the limits of another.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, refusal_of
 from meterkit.decisions.decision import Decision
+from meterkit.decisions.fallback_rules import NO_REMAINDERS, drop_replenished
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import ceiling_of
+from meterkit.decisions.subjects import is_of_subject
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.store.compiled_catalog import CompiledCatalog
@@ -41,6 +45,8 @@ _PREPARED_MAX: Final = 256
 _NOTHING: Final[dict[str, int]] = {}
 _EMPTY: Final[dict[Any, Any]] = {}
 """Placeholder of each dict until it gets its first entry: most customers need few of them."""
+_UNREADABLE: Final = (ValueError, TypeError, AttributeError, MeterkitError)
+"""Errors of a state that is damaged or of another release, or that the plans file cannot serve."""
 
 
 class QuantityBinder(Protocol):
@@ -172,6 +178,7 @@ class CustomerView:
         decisions: by the identity of their route.
         settlements: partly packed settlements, by their meters.
         left: remaining quantities of the policies that refused last; None: the store has decided nothing yet.
+            Those of the customer's own policies are in the view without subjects: they refuse all subjects.
         linked: whether there is a Stripe customer.
         subjects: subjects of the requests that this view is for; None: none.
         base: the view without subjects; None: this one.
@@ -241,6 +248,11 @@ class CustomerView:
         return CustomerState.parse(self._data)
 
     @property
+    def known(self) -> FormerView:
+        """What the store has said of the customer."""
+        return FormerView(self.rev, self._data, self.left)
+
+    @property
     def is_trial(self) -> bool:
         """Whether this period is one of a trial."""
         return self.memoize(("is trial",), self._has_trial)
@@ -253,6 +265,7 @@ class CustomerView:
         """Copy of the view for requests with subjects."""
         view = copy(self)
         view.base = self
+        view.left = None if self.left is None else NO_REMAINDERS
         view.forget()
         view.subjects = Subjects(
             self.customer, given, self.effective, self.entitlements, self.catalog, self.cache.keys
@@ -260,6 +273,28 @@ class CustomerView:
         if self.rev != NO_STATE or self.left is not None:
             self.cache.alarms.log_undeclared_subjects(view.subjects, self.effective.plan.key)
         return view
+
+    @property
+    def all_left(self) -> Mapping[str, RemainingQuantity]:
+        """Remaining quantities of the policies that refused last, those of the customer included."""
+        own = NO_REMAINDERS if self.base is None else self.base.left
+        return {**(self.left or NO_REMAINDERS), **(own or NO_REMAINDERS)}
+
+    def note_refusal(self, left: Mapping[str, RemainingQuantity]) -> None:
+        """Add the remaining quantities of the policies that have refused; empty: the store has decided."""
+        base = self.base
+        if base is None:
+            self.left = {**self.left, **left} if self.left else left
+            return
+        of_subjects = {name: found for name, found in left.items() if is_of_subject(name)}
+        self.left = {**(self.left or NO_REMAINDERS), **of_subjects}
+        base.note_refusal({name: found for name, found in left.items() if name not in of_subjects})
+
+    def note_admission(self, program: Program) -> None:
+        """Drop the remaining quantities of the policies that have admitted a request."""
+        self.left = drop_replenished(self.left, program) if self.left else NO_REMAINDERS
+        if self.base is not None:
+            self.base.note_admission(program)
 
     def forget(self) -> None:
         """Drop all prepared decisions."""
@@ -341,8 +376,28 @@ class CustomerView:
         return Decision(customer=self.customer, plan=self.effective.plan.key, allowed=True)
 
 
+class FormerView(NamedTuple):
+    """What the view of a customer by the plans file before has from the store; see :class:`CustomerView`."""
+
+    rev: str
+    data: bytes
+    left: Mapping[str, RemainingQuantity] | None
+
+
 class CustomerCache(CompiledCatalog):
     """LRU cache of customers, each by its newest view; and the compiled catalog."""
+
+    _former: dict[tuple[str, bool], FormerView] = _EMPTY
+
+    def inherit(self, former: CustomerCache) -> None:
+        """Keep what the cache of the plans file before knows of its customers: the store may be down.
+
+        Their views are made when they are needed: making all of them would take seconds.
+        """
+        views = (*former.named.views(), *former._anonymous.views())
+        known = {(view.customer, view.anonymous): view.known for view in views}
+        others = former._former.items()
+        self._former = {**dict(islice(others, max(0, self.customers_kept - len(known)))), **known}
 
     @cached_property
     def named(self) -> ViewLru[str, CustomerView]:
@@ -360,10 +415,19 @@ class CustomerCache(CompiledCatalog):
     def get(self, customer: str, *, anonymous: bool = False, subjects: GivenSubjects = ()) -> CustomerView:
         """Newest view of a customer whose id is valid; of an unknown one, a view without state."""
         known = self._anonymous if anonymous else self.named
-        view = known.find(customer) or self._put(
-            CustomerView(self, customer, self.now_ms(), anonymous=anonymous)
-        )
+        view = known.find(customer) or self._put(self._make_view(customer, anonymous=anonymous))
         return self._with_subjects(view, subjects) if subjects and not anonymous else view
+
+    def _make_view(self, customer: str, *, anonymous: bool) -> CustomerView:
+        """New view of a customer, by what was known under the plans file before, if anything."""
+        former = self._former.get((customer, anonymous))
+        if former is not None:
+            rev, data, left = former
+            with suppress(*_UNREADABLE):
+                view = CustomerView(self, customer, self.now_ms(), anonymous=anonymous, rev=rev, data=data)
+                view.left = left
+                return view
+        return CustomerView(self, customer, self.now_ms(), anonymous=anonymous)
 
     def find_with_subjects(self, customer: object, subjects: GivenSubjects) -> CustomerView | None:
         """Newest view with subjects, if it is cached: then all these ids are valid."""
@@ -401,12 +465,19 @@ class CustomerCache(CompiledCatalog):
         customer, anonymous, (_, now_ms, rev, data) = view.customer, view.anonymous, reply[:4]
         try:
             learnt = CustomerView(self, customer, now_ms, anonymous=anonymous, rev=rev.decode(), data=data)
-        except (ValueError, TypeError, AttributeError, MeterkitError) as error:
+        except _UNREADABLE as error:
             why = f"the state of customer {customer!r} cannot be read: {error}"
             raise StoreError(why, executed=False) from error
+        is_same = learnt.rev == view.rev  # Only time has passed: what is known of the customer stays known.
+        learnt.left = (view.base or view).left if is_same else None
         self._put(learnt)
-        return learnt if view.subjects is None else self._with_subjects(learnt, view.subjects.given)
+        if view.subjects is None:
+            return learnt
+        found = self._with_subjects(learnt, view.subjects.given)
+        found.left = view.left if is_same else found.left
+        return found
 
     def _put(self, view: CustomerView) -> CustomerView:
         (self._anonymous if view.anonymous else self.named).put(view.customer, view)
+        self._former.pop((view.customer, view.anonymous), None)
         return view
