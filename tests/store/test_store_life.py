@@ -309,6 +309,21 @@ def test_a_kit_loaded_before_the_fork_serves_in_every_child(valkey: Server) -> N
 
 
 @pytest.mark.dear("a process of its own")
+def test_calls_without_a_price_are_counted_once_after_a_fork(valkey: Server) -> None:
+    program = """
+        async def sent():
+            async with kit:
+                return await kit.store.unpriced.read()
+        kit.store.unpriced.note("new-model", 3)
+        if not os.fork():
+            asyncio.run(sent())
+            os._exit(0)
+        print(os.wait()[1], asyncio.run(sent()))
+    """
+    assert run_program(program, valkey.url) == ("0 {'new-model': 3}\n", "", 0)
+
+
+@pytest.mark.dear("a process of its own")
 @pytest.mark.parametrize("store", ["a server", "a server of its own"])
 def test_i6_a_fork_counts_what_each_process_settles_once(valkey: Server, store: str, tmp_path: Path) -> None:
     # As pre-forking servers do; and a child leaves the parent's connection alone.

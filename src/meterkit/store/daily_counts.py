@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from weakref import WeakSet
 
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import StoreError
@@ -43,6 +45,11 @@ class DailyCounts(ABC, Generic[_Name]):
         self._admin = admin
         self._now_ms = now_ms
         self._counts: Counter[_Name] = Counter()
+        _everywhere.add(self)
+
+    def forget(self) -> None:
+        """Drop the counts: they are those of the parent process, which sends them."""
+        self._counts = Counter()
 
     async def run(self) -> None:
         """Flush the counts every five seconds, until cancelled."""
@@ -90,6 +97,17 @@ class DailyCounts(ABC, Generic[_Name]):
 
     def _key(self, day: int) -> str:
         return self._keys.shard(HOOKS_SHARD, f"{self._hash}:{day}")
+
+
+_everywhere: Final[WeakSet[DailyCounts[Any]]] = WeakSet()
+
+
+def _after_fork() -> None:
+    for counts in _everywhere:
+        counts.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class DegradedMinutes(DailyCounts[int]):
