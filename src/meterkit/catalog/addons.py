@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.meters import check_meter, counts_bytes
+from meterkit.catalog.meters import check_meter, refuse_sizes
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX, Addon, Price
 from meterkit.catalog.plans import FEATURES_SHAPE, GrantTable, PriceTable, build_features, build_grants
-from meterkit.catalog.value_parsers import NAME, integer, is_size, quantity, text
+from meterkit.catalog.value_parsers import NAME, integer, quantity, text
 from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Nullable, Table, drop_refused
 
 if TYPE_CHECKING:
@@ -67,10 +67,7 @@ def _build_addon(key: str, values: AddonTable, declared: DeclaredNames) -> Addon
         given = drop_refused(values.meters).get(name)
         if meter is None or given is None or given.included is None:
             continue
-        written = given.text("included") or ""
-        if is_size(written) and not counts_bytes(meter):
-            message = f"found the size {written!r}, but {name} counts {meter.unit}; allowed: a whole number"
-            given.refuse("included", message)
+        refuse_sizes(given.nodes("included"), meter, values.problems)
         included[name] = given.included
     grants = build_grants(values.grants or (), declared)
     features = build_features(values.features, values, declared)

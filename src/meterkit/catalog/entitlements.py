@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Final, cast
 from meterkit.catalog.budgets import LimitsTable, apply_spend_limits
 from meterkit.catalog.currencies import AMOUNT
 from meterkit.catalog.errors import FilePlace, Problems, unknown
-from meterkit.catalog.meters import counts_bytes
+from meterkit.catalog.meters import refuse_sizes
 from meterkit.catalog.models import SPEND, Entitlement, Overage
-from meterkit.catalog.rates import RatesShape, rate_text, rates_in_bytes
+from meterkit.catalog.rates import RatesShape, rate_text
 from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
     UNLIMITED,
     Unlimited,
     duration,
     integer,
-    is_size,
     or_unlimited,
     percent,
     quantity,
@@ -115,8 +114,7 @@ def build_entitlement(
     """Build the entitlement that a plan lists; unspecified keys come from ``base``, if there is one."""
     if meter.kind == "gauge":
         _refuse_on_gauge(values, meter)
-    if not counts_bytes(meter):
-        _refuse_sizes(values, meter)
+    _refuse_sizes(values, meter)
     start = base or default_entitlement(meter)
     if values.has("included"):
         included = _none_if_unlimited(values.included)
@@ -139,6 +137,7 @@ def build_counter_limits(
     values: CounterLimits, meter: Meter, *, base: Entitlement | None = None
 ) -> Entitlement:
     """The rates, the concurrency and the ceiling of one meter of a subject; nothing is billed of it."""
+    refuse_sizes(values.nodes("rates", "included"), meter, values.problems)
     start = base or Entitlement(
         meter=meter.name, rates=(), concurrency=None, included=None, overage=DENY, warn_at=()
     )
@@ -179,14 +178,9 @@ def _refuse_on_gauge(values: EntitlementTable, meter: Meter) -> None:
 
 
 def _refuse_sizes(values: EntitlementTable, meter: Meter) -> None:
-    overage, counted = values.overage, f"{meter.name} counts {meter.unit}; allowed: a whole number"
-    bill = overage.bill if isinstance(overage, OverageTable) else None
-    for table, key in ((values, "included"), (bill, "cap"), (bill, "per")):
-        written = table.text(key) if table else None
-        if table and written and is_size(written) and not table.is_refused(key):
-            table.refuse(key, f"found the size {written!r}, but {counted}")
-    for rate in rates_in_bytes(values.node.values.get("rate")) if values.rates else ():
-        values.problems.refuse(rate.place, f"found the size {rate.text!r}, but {counted}")
+    bill = values.overage.bill if isinstance(values.overage, OverageTable) else None
+    billed = bill.nodes("cap", "per") if bill else []
+    refuse_sizes([*values.nodes("rates", "included"), *billed], meter, values.problems)
 
 
 def _build_overage(values: EntitlementTable, meter: Meter, base: Entitlement | None) -> Overage:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_wording import MICRO_UNIT
-from meterkit.catalog.errors import unknown
+from meterkit.catalog.errors import quoted, unknown
 from meterkit.catalog.models import Meter, Report, StripeEvent
 from meterkit.catalog.value_parsers import NAME, text
 from meterkit.catalog.value_shapes import Key, MapOf, Table, WordChoice, drop_refused
+from meterkit.catalog.yaml_tree import Items, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.models import Entitlement, Plan
-    from meterkit.catalog.yaml_tree import Text
+    from meterkit.catalog.yaml_tree import Node
 
 EVENT_NAME_MAX: Final = 100
 CHARGED: Final = "_charged"
@@ -27,6 +29,7 @@ Kind = Literal["counter", "gauge"]
 _KINDS: Final[WordChoice[Kind]] = WordChoice(("counter", "gauge"))
 _REPORTS: Final[WordChoice[Report]] = WordChoice(("overage", "usage", "none"))
 _BYTES: Final = frozenset({"byte", "bytes"})
+_SIZE: Final = re.compile(r"[0-9] ?[kKMGTP]?i?B\b")
 
 
 class StripeTable(Table, what="a Stripe event"):
@@ -68,6 +71,26 @@ def build_meters(read: Mapping[str, MeterTable | None]) -> Meters:
 def counts_bytes(meter: Meter) -> bool:
     """Whether quantities of the meter may be written as sizes."""
     return meter.unit in _BYTES
+
+
+def refuse_sizes(nodes: Iterable[Node], counted: Meter | str, problems: Problems) -> None:
+    """Refuse quantities and rates that are written as sizes where no bytes are counted.
+
+    Args:
+        nodes: each a quantity or a rate, or a list or map of such.
+        counted: the meter that they are of; or what is counted, in words.
+        problems: gets what is wrong.
+    """
+    if isinstance(counted, Meter):
+        if counts_bytes(counted):
+            return
+        counted = f"{counted.name} counts {counted.unit}"
+    for node in nodes:
+        if not isinstance(node, Text):
+            refuse_sizes(node.items if isinstance(node, Items) else node.values.values(), counted, problems)
+        elif _SIZE.search(node.text):
+            message = f"found the size {quoted(node.text)}, but {counted}; allowed: a whole number"
+            problems.refuse(node.place, message)
 
 
 def counts_tokens(meter: Meter) -> bool:

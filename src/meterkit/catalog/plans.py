@@ -11,7 +11,7 @@ from meterkit.catalog.budgets import BudgetTable
 from meterkit.catalog.currencies import CHARGED_AMOUNT, PerCurrency
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
 from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.meters import ALL, Meters, check_meter, meters_billed_by_tiers
+from meterkit.catalog.meters import ALL, Meters, check_meter, meters_billed_by_tiers, refuse_sizes
 from meterkit.catalog.models import CREDITS_MAX, SEAT_UNITS, Plan, PlanGrant, Price, Rollover, SeatPrice
 from meterkit.catalog.notes import note_entitlement, note_trial
 from meterkit.catalog.overage_prices import (
@@ -411,9 +411,12 @@ def _build_grant(values: GrantTable, declared: DeclaredNames) -> PlanGrant | Non
     if values.has("credit") == values.has("meter"):
         values.problems.refuse(values.node.place, "a grant names either `credit` or `meter`, one of the two")
         return None
+    granted = values.nodes("quantity") + (values.rollover.nodes("at_most") if values.rollover else [])
     if credit is not None and credit not in declared.credits:
         hint = f"; for a quantity of a meter write `meter: {credit}`" if credit in declared.meters else ""
         values.refuse("credit", unknown("credit", credit, declared.credits) + hint)
+    elif credit is not None:
+        refuse_sizes(granted, f"{credit} is a credit", values.problems)
     if meter_name is not None:
         meter = check_meter(meter_name, declared.meters, values.place("meter"), values.problems)
         if meter is not None and meter.kind == "gauge":
@@ -421,6 +424,8 @@ def _build_grant(values: GrantTable, declared: DeclaredNames) -> PlanGrant | Non
             values.refuse("meter", message)
         elif meter is not None and meter.source is not None:
             values.refuse("meter", f"{meter_name} is a part of {meter.source}; grant {meter.source}")
+        elif meter is not None:
+            refuse_sizes(granted, meter, values.problems)
     if credit is not None and (values.quantity or 0) > CREDITS_MAX:
         values.refuse("quantity", f"found {values.quantity}; allowed: at most {CREDITS_MAX} credits")
     return PlanGrant(

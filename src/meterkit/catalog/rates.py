@@ -32,8 +32,6 @@ from meterkit.catalog.value_shapes import (
 from meterkit.catalog.yaml_tree import Items, Node, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from limits import RateLimitItem
 
     from meterkit.catalog.errors import Problems
@@ -61,7 +59,6 @@ _RATE: Final = re.compile(
     r"(?P<limit>[0-9][0-9_]*(?:[.][0-9]+)?(?: ?[kKMGTP]?i?B)?) ?(?:/|(?i:per)) ?"
     r"(?P<count>[0-9][0-9_]*)? ?(?P<unit>[A-Za-z]+)"
 )
-_SIZE: Final = re.compile(r"[0-9] ?[kKMGTP]?i?B\b")
 _SEPARATOR: Final = re.compile(r"[,;|]")
 _ONE_JSON: Final = (
     r"[0-9][0-9_]*([.][0-9]+)?( *[kKMGTP]?i?B)?\s*(/|[Pp][Ee][Rr])\s*([0-9][0-9_]*)?\s*[A-Za-z]+"
@@ -102,16 +99,6 @@ def parse_rates(text: str) -> tuple[Rate, ...]:
         RefusedError: it is none.
     """
     return tuple(parse_rate(part) for part in _SEPARATOR.split(text))
-
-
-def rates_in_bytes(node: Node | None) -> Iterator[Text]:
-    """Each rate, limit and burst below ``rate`` that is written as a size."""
-    if isinstance(node, Text):
-        if _SIZE.search(node.text):
-            yield node
-    elif node is not None:
-        for part in node.items if isinstance(node, Items) else node.values.values():
-            yield from rates_in_bytes(part)
 
 
 def rate_text(value: object) -> str | None:

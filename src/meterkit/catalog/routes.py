@@ -17,9 +17,9 @@ from meterkit.catalog.billing import (
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.genai_prices_table import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
 from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, parse_mcp
-from meterkit.catalog.meters import check_meter, counts_bytes
+from meterkit.catalog.meters import check_meter, counts_bytes, refuse_sizes
 from meterkit.catalog.models import ROUTE, Reserve, Route
-from meterkit.catalog.rates import RatesShape, rates_in_bytes
+from meterkit.catalog.rates import RatesShape
 from meterkit.catalog.shadowed_notes import note_shadowed_routes
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 from meterkit.catalog.value_shapes import (
@@ -34,6 +34,7 @@ from meterkit.catalog.value_shapes import (
     WordChoice,
     drop_refused,
 )
+from meterkit.catalog.yaml_tree import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.models import Meter
     from meterkit.catalog.plans import DeclaredNames
+    from meterkit.catalog.yaml_tree import Node
 
 _USAGE: Final = ("none", "auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 
@@ -253,6 +255,16 @@ def _check_meters(values: RouteTable, declared: DeclaredNames) -> None:
         message = _misuse_message(verb, meter) if meter else None
         if message is not None:
             values.problems.refuse(place, message)
+        elif meter:
+            refuse_sizes(_quantities(values, verb, name), meter, values.problems)
+
+
+def _quantities(values: RouteTable, verb: str, meter: str) -> Sequence[Node]:
+    """The quantities of a meter under one of the keys of a route, as written."""
+    if verb == "reserve":
+        reserve = drop_refused(values.reserve).get(meter)
+        return reserve.nodes("default", "ceiling") if reserve else ()
+    return [table.values[meter] for table in values.nodes(verb) if isinstance(table, Fields)]
 
 
 def _misuse_message(verb: str, meter: Meter) -> str | None:
@@ -293,9 +305,7 @@ def _check_rates(values: RouteTable, declared: DeclaredNames) -> None:
             f"policies of a route's rates and of the meter {ROUTE} would have the same name; rename the meter"
         )
         values.refuse("rates", message)
-    for rate in rates_in_bytes(values.node.values.get("rate")):
-        message = f"found the size {rate.text!r}, but a route's rate counts requests; allowed: a whole number"
-        values.problems.refuse(rate.place, message)
+    refuse_sizes(values.nodes("rates"), "a route's rate counts requests", values.problems)
 
 
 def _build_reserve(name: str, values: ReserveTable) -> Reserve:

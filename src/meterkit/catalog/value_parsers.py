@@ -48,7 +48,7 @@ _SIZES: Final[dict[str, int]] = {
 _DURATION_UNITS_MS: Final = (7 * DAY_MS, DAY_MS, 3600 * SECOND_MS, 60 * SECOND_MS, SECOND_MS)
 
 _INTEGER_ALLOWED: Final = "a whole number such as 1_000"
-_QUANTITY_ALLOWED: Final = "a whole number such as 1_000, or a size in bytes such as 5MB"
+_QUANTITY_ALLOWED: Final = "a whole number such as 1_000, or of a meter of bytes a size such as 5MB"
 _DURATION_ALLOWED: Final = "a duration such as 7d, 12h or 1h30m (units w, d, h, m, s, from long to short)"
 _TRIAL_DAYS_MAX: Final = 730
 """Longest trial that Stripe takes."""
@@ -91,7 +91,7 @@ def parse_quantity(text: str, *, least: int = 0) -> int:
         RefusedError: it is none.
     """
     size = _SIZE.fullmatch(text)
-    if size is None or not is_size(text):
+    if size is None or not text.endswith(("b", "B")):
         return parse_integer(text, least=least, allowed=_QUANTITY_ALLOWED)
     unit = "kB" if size["unit"] == "KB" else size["unit"]
     if unit not in _SIZES:
@@ -106,11 +106,6 @@ def parse_quantity(text: str, *, least: int = 0) -> int:
     if not least <= number <= QUANTITY_MAX:
         raise RefusedError(f"allowed: from {least} to {QUANTITY_MAX:_} bytes")
     return number
-
-
-def is_size(text: str) -> bool:
-    """Whether a quantity is written as a size, so that it must be one of bytes."""
-    return text.endswith(("b", "B"))
 
 
 def parse_duration(text: str, *, least: int = 0) -> int:

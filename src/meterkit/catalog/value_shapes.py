@@ -282,6 +282,10 @@ class Table:
         node = self._node(attribute)
         return node.text if isinstance(node, Text) else None
 
+    def nodes(self, *attributes: str) -> list[Node]:
+        """What stands under these keys, as written."""
+        return [node for attribute in attributes if (node := self._node(attribute)) is not None]
+
     def places(self, attribute: str) -> Mapping[str, FilePlace]:
         """Places of the entries of the map under the key."""
         node = self._node(attribute)
