@@ -45,6 +45,7 @@ _NOT_SHOWN: Final = frozenset(_USUAL) | {
 }
 _BASE_ALLOWED: Final = "http://host or https://host, with neither a user nor a password"
 _SECRET_BYTES: Final = range(24, 65)
+_SECRET_KEY: Final = re.compile(r"[sr]k_.")
 _WEBHOOK_SECRET: Final = re.compile(r"whsec_.")
 _TEST_KEYS: Final = ("sk_test_", "rk_test_")
 
@@ -57,7 +58,7 @@ def _one_word(secret: SecretStr) -> SecretStr:
 
 
 def _secret_key(secret: SecretStr) -> SecretStr:
-    if secret.get_secret_value().startswith("pk_"):
+    if not _SECRET_KEY.match(secret.get_secret_value()):
         raise ValueError
     return _one_word(secret)
 

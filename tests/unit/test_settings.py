@@ -151,6 +151,8 @@ def test_what_may_be_secret_is_not_shown() -> None:
     cases: tuple[tuple[str, object], ...] = (
         ("stripe_api_key", "sk live_hidden"),
         ("stripe_api_key", "pk_live_hidden"),
+        ("stripe_api_key", "whsec_hidden"),
+        ("stripe_api_key", "sk_"),
         ("stripe_webhook_secret", "whsec_ok,hid den"),
         ("stripe_webhook_secret", "whsec_ok,hidden"),
         ("stripe_webhook_secret", "whsec_"),
