@@ -81,6 +81,19 @@ def test_the_nearest_known_name_is_told(stored: Shell, arguments: str, code: int
         assert (done.out, len(done.err.splitlines())) == ("", 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("worker --log-format xml", "'--log-format': found 'xml'; allowed is text or json"),
+        ("plans migrate --usage line", "'--usage': found 'line'; allowed is lines or meters"),
+    ],
+)
+def test_a_word_that_is_no_choice_is_said_beside_the_choices(shell: Shell, arguments: str, told: str) -> None:
+    done = shell.run(*arguments.split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith(f"Error: Invalid value for {told}\n")
+
+
 @pytest.mark.parametrize("command", [("usage", "ada"), whole(("check",)), whole(("--help",))])
 @pytest.mark.dear("a process of its own: Python writes what is left as it ends")
 def test_output_that_cannot_be_written_is_said_in_a_line(stored: Shell, command: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 
 import typer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+Word = TypeVar("Word", bound=str)
 WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
 
 
@@ -44,6 +45,18 @@ def integer_between(least: int, most: int) -> Callable[[str], int]:
         if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
             raise typer.BadParameter(f"found {text!r:.80}; allowed is a whole number from {least} to {most}")
         return int(text)
+
+    return parse
+
+
+def one_of(*words: Word) -> Callable[[str], Word]:
+    """Return a parser of a few words."""
+
+    def parse(value: str) -> Word:
+        for word in words:
+            if str(value).lower() == word:
+                return word
+        raise typer.BadParameter(f"found {str(value)!r:.80}; allowed is {' or '.join(words)}")
 
     return parse
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from meterkit.catalog import json_schema, load
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, plans_path
+from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, one_of, plans_path
 from meterkit.cli.output import echo, print_json, print_note
 from meterkit.cli.session import Session, command
 from meterkit.customers.states import list_customer_pages, read_states
@@ -91,13 +90,8 @@ def schema(_: Session) -> None:
 migration_commands = command_group("plans", "Change the plans of many customers.")
 
 
-class UsageWay(StrEnum):
-    """Ways of usage onto invoices, as ``billing.usage`` has them."""
-
-    LINES = "lines"
-    METERS = "meters"
-
-
+UsageWay = Literal["lines", "meters"]
+"""Ways of usage onto invoices, as ``billing.usage`` has them."""
 _FATAL_ERRORS: Final = (SettingsError, UnknownPlanError)
 """Errors that would stop every migration, beside those of a store that does not answer."""
 
@@ -128,6 +122,7 @@ async def migrate(
         UsageWay | None,
         typer.Option(
             "--usage",
+            parser=one_of("lines", "meters"),
             metavar="lines|meters",
             help="Instead of FROM and TO: bill usage by lines or meters, as `billing.usage` of the plans file"
             " has it, from each subscription's next period on.",
@@ -184,10 +179,10 @@ def _exit_if_failed(done: Sequence[MigrationResult], what: str, unreadable: Sequ
 async def _migrate_usage(session: Session, usage: UsageWay, *, dry_run: bool) -> None:
     """Move the usage of all subscriptions; those that are moved already are skipped."""
     async with session.kit() as kit:
-        if kit.catalog.billing.usage != usage.value:
+        if kit.catalog.billing.usage != usage:
             raise MeterkitError(
                 f"the plans file has `usage: {kit.catalog.billing.usage}`: write `billing: {{usage:"
-                f" {usage.value}}}` first, and deploy it"
+                f" {usage}}}` first, and deploy it"
             )
         now_ms, unreadable, every = kit.store.now_ms(), list[str](), dict[str, str]()
         async with aclosing(_list_states(kit, unreadable)) as states:
@@ -197,7 +192,7 @@ async def _migrate_usage(session: Session, usage: UsageWay, *, dry_run: bool) ->
                     every[customer] = state.subscription.id
         asked = [await _move_usage(kit, *one, dry_run=dry_run) for one in sorted(every.items())]
     done = [one for one in asked if one is not None]
-    row, empty = partial(_usage_row, usage=usage, dry_run=dry_run), f"all subscriptions have {usage.value}"
+    row, empty = partial(_usage_row, usage=usage, dry_run=dry_run), f"all subscriptions have {usage}"
     session.show_rows(done, row, rare=set(), empty=empty)
     _exit_if_failed(done, "are not moved", unreadable)
 
@@ -221,7 +216,7 @@ def _usage_row(one: MigrationResult, usage: UsageWay, *, dry_run: bool) -> dict[
     return {
         "customer": one.customer,
         "subscription": one.subscription,
-        "usage": usage.value,
+        "usage": usage,
         "from": _when(one, dry_run=False) if one.error or not dry_run else one.at,
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +22,7 @@ from meterkit.catalog import load
 from meterkit.catalog.notes import WEBHOOK_PATH, describe_webhook_refusal
 from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.catalog.routes import additions_of
-from meterkit.cli.options import import_app, plans_path
+from meterkit.cli.options import WrongUsageError, import_app, plans_path
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookEndpoint
@@ -60,6 +61,8 @@ def routes(
     # The store of the app's kit does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)
     imported = import_app(app, is_factory=factory)
+    if not factory and _needs_no_arguments(imported):
+        raise WrongUsageError(f"{app} is a function without arguments; if it returns the app, add --factory")
     found = routes_of(imported) if readings is None else []
     deciders = deciders_of(imported)
     otherwise = None
@@ -89,6 +92,17 @@ def routes(
     }
     session.show(shown, lambda: _print_routes(taken, idle, [*unasked, *refused, *unpaid]))
     raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
+
+
+def _needs_no_arguments(found: Any) -> bool:
+    """Whether this is a function that may return the app; an ASGI app takes three arguments."""
+    if not inspect.isfunction(found):
+        return False
+    try:
+        inspect.signature(found).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def _show_readings(session: Session, decider: RequestDecider, request: str) -> None:
