@@ -89,7 +89,7 @@ def _parse_proxy(text: str) -> str:
     return text
 
 
-_PROXY: Final = scalar(_parse_proxy, _PROXIES, pattern=r"^(unix|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$")
+_PROXY: Final = scalar(_parse_proxy, _PROXIES, pattern=r"^(unix|[0-9A-Fa-f:.]+(/[0-9.]{1,15})?)$")
 
 
 def _parse_outcomes(charged: str | tuple[Outcome, ...]) -> frozenset[Outcome]:
@@ -147,7 +147,7 @@ class BillingTable(Table, what="billing"):
     )
     hold_invoice_ms = Key(
         # Stripe takes no usage that is older than 35 days.
-        duration_or_0(most=30 * DAY_MS, most_said="30d"),
+        duration_or_0(most=30 * DAY_MS),
         "How long a renewal invoice stays a draft, at most, until its usage is counted; default: 24h; 0: as"
         " long as Stripe keeps it by itself.",
         name="hold_invoice",

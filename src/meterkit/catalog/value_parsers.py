@@ -108,8 +108,8 @@ def parse_quantity(text: str, *, least: int = 0) -> int:
     return number
 
 
-def parse_duration(text: str, *, least: int = 0) -> int:
-    """``7d``, ``1h30m``: milliseconds, at least ``least``.
+def parse_duration(text: str, *, least: int = 0, most: int = DURATION_MAX_MS) -> int:
+    """``7d``, ``1h30m``: milliseconds from ``least`` to ``most``, which is whole days.
 
     Raises:
         RefusedError: it is none.
@@ -121,8 +121,8 @@ def parse_duration(text: str, *, least: int = 0) -> int:
     total = sum(
         int(digits) * unit for digits, unit in zip(found.groups("0"), _DURATION_UNITS_MS, strict=True)
     )
-    if total > DURATION_MAX_MS:
-        raise RefusedError("allowed: at most 3660d")
+    if total > most:
+        raise RefusedError(f"allowed: at most {most // DAY_MS}d")
     if total < least:
         raise RefusedError("allowed: a duration above zero")
     return total
@@ -256,10 +256,10 @@ def percent(*, least: int, most: int) -> Scalar[int]:
     return Scalar(partial(parse_percent, least=least, most=most), allowed, json)
 
 
-def duration(*, least: int = 0) -> Scalar[int]:
-    """The shape of a duration of at least ``least`` milliseconds."""
+def duration(*, least: int = 0, most: int = DURATION_MAX_MS) -> Scalar[int]:
+    """The shape of a duration of ``least`` to ``most`` milliseconds."""
     pattern = "^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
-    return scalar(partial(parse_duration, least=least), _DURATION_ALLOWED, pattern=pattern)
+    return scalar(partial(parse_duration, least=least, most=most), _DURATION_ALLOWED, pattern=pattern)
 
 
 def trial_days() -> Scalar[int]:
@@ -280,18 +280,13 @@ def trial_days() -> Scalar[int]:
     return Scalar(parse, _TRIAL_ALLOWED, inner.schema())
 
 
-def duration_or_0(*, most: int, most_said: str) -> Scalar[int]:
+def duration_or_0(*, most: int) -> Scalar[int]:
     """The shape of a duration up to ``most`` milliseconds, or the number 0, which needs no unit."""
-    allowed = f"0, or {_DURATION_ALLOWED}, at most {most_said}"
-    inner = duration()
+    allowed = f"0, or {_DURATION_ALLOWED}, at most {most // DAY_MS}d"
+    inner = duration(most=most)
 
     def parse(value: str) -> int:
-        if value == "0":
-            return 0
-        found_ms = inner.parse(value)
-        if found_ms > most:
-            raise RefusedError(f"allowed: at most {most_said}")
-        return found_ms
+        return 0 if value == "0" else inner.parse(value)
 
     return Scalar(parse, allowed, {"anyOf": [{"const": 0}, inner.schema()]})
 
