@@ -305,6 +305,14 @@ def test_a_default_plan_that_costs_nothing_is_not_named() -> None:
     assert [of_the_default(PAID + plan) for plan in ("free", "plain")] == [[], []]
 
 
+def test_billed_overage_of_what_is_unlimited_is_not_named() -> None:
+    endless = "{included: unlimited, overage: bill}"
+    assert of_the_default(PAID.replace("{included: 9}", endless) + "plain") == []
+    tried = loads(TRIED.replace("{included: 1, overage: bill}", endless)).notes
+    (note,) = [note.message for note in tried if "of a trial" in note.message]
+    assert note.startswith("Stripe bills no usage of a trial, so words can be used")
+
+
 RANKED: Final = """\
 schema: 1
 currency: usd

@@ -220,6 +220,18 @@ def is_sold(plan: Plan) -> bool:
     return price.stripe_price is not None or price.amount_cents > 0 or has_extras or charges
 
 
+def bills_usage(given: Entitlement, meter: Meter) -> bool:
+    """Whether usage of a meter can be owed; beyond what is unlimited there is none, except by Stripe's tiers.
+
+    Args:
+        given: of the meter, or of the meter that it is a part of.
+        meter: whose usage Stripe gets.
+    """
+    if given.overage.mode != "bill" or meter.stripe is None or meter.stripe.report == "none":
+        return False
+    return given.included is not None or meter.stripe.report == "usage"
+
+
 def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
     """Entitlement by which a plan bills a meter's reported units; None if it bills none.
 

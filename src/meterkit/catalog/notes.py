@@ -10,7 +10,7 @@ from meterkit.catalog.amount_wording import money
 from meterkit.catalog.errors import listed
 from meterkit.catalog.genai_prices_table import nearest_usage_meter
 from meterkit.catalog.match_lines import covers_line
-from meterkit.catalog.meters import counts_tokens, is_sold, meters_billed_by_tiers
+from meterkit.catalog.meters import bills_usage, counts_tokens, is_sold, meters_billed_by_tiers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -92,9 +92,8 @@ def note_trial(
     endless = [
         name
         for name, given in entitlements.items()
-        if given.overage.mode == "bill"
+        if bills_usage(given, meters[name])
         and given.overage.cap is None
-        and meters[name].stripe is not None
         and not meters[name].is_row
         and not (has_budget and given.overage.amount_cents is not None)
     ]
@@ -156,13 +155,9 @@ def _unbilled_amounts(plan: Plan, meters: Mapping[str, Meter], currency: str) ->
     billed = [
         name
         for name, given in plan.entitlements.items()
-        if given.overage.mode == "bill" and _is_reported(meters[name])
+        if meters[name].source is None and bills_usage(given, meters[name])
     ]
     return [*found, f"its overage of {listed(billed, SHOWN_MAX)}"] if billed else found
-
-
-def _is_reported(meter: Meter) -> bool:
-    return meter.source is None and meter.stripe is not None and meter.stripe.report != "none"
 
 
 def note_repeated_tiers(

@@ -11,7 +11,14 @@ from meterkit.catalog.budgets import BudgetTable
 from meterkit.catalog.currencies import CHARGED_AMOUNT, PerCurrency
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
 from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.meters import ALL, Meters, check_meter, meters_billed_by_tiers, refuse_sizes
+from meterkit.catalog.meters import (
+    ALL,
+    Meters,
+    bills_usage,
+    check_meter,
+    meters_billed_by_tiers,
+    refuse_sizes,
+)
 from meterkit.catalog.models import CREDITS_MAX, SEAT_UNITS, Plan, PlanGrant, Price, Rollover, SeatPrice
 from meterkit.catalog.notes import note_entitlement, note_trial
 from meterkit.catalog.overage_prices import (
@@ -329,15 +336,11 @@ def can_cost(plan: Plan, declared: DeclaredNames) -> bool:
     )
     if plan.price.amount_cents > 0 or plan.seat_price is not None or buys_by_itself or plan.addons:
         return True
-    for meter in drop_refused(declared.meters).values():
-        if meter.stripe is None or meter.stripe.report == "none":
-            continue
-        for name in {meter.name, meter.source or meter.name} & plan.entitlements.keys():
-            given = plan.entitlements[name]
-            is_endless = given.included is None and meter.stripe.report != "usage"
-            if given.overage.mode == "bill" and not is_endless:
-                return True
-    return False
+    return any(
+        bills_usage(plan.entitlements[name], meter)
+        for meter in drop_refused(declared.meters).values()
+        for name in {meter.name, meter.source or meter.name} & plan.entitlements.keys()
+    )
 
 
 def _build_trial(written: int | TrialTable | None) -> tuple[int | None, WithoutCard]:
