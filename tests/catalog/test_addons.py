@@ -189,6 +189,7 @@ HASHES: Final = {
     "minimal": "1af45fb74417e799",
     "money": "a69bc2314e887ace",
     "prepaid": "84acec3f17ee0ef3",
+    "proxies": "108211bdd6e2f238",
     "quoted": "f987cb3c8aad7eb8",
     "rates_only": "1cc95626d2dca838",
 }

@@ -117,7 +117,7 @@ def _parse_window(count: str | None, unit: str) -> RateLimitItem:
     """Parse a window; `limits` would take a count of 0 for 1."""
     from limits import parse  # noqa: PLC0415 - takes long to import
 
-    multiples = parse_integer(count or "1", least=1)
+    multiples = parse_integer(count or "1", least=1, allowed=f"a whole number before {quoted(unit)}")
     try:
         item = parse(f"1/{multiples} {unit}")
     except ValueError:

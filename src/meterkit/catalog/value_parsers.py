@@ -286,7 +286,10 @@ def duration_or_0(*, most: int) -> Scalar[int]:
     inner = duration(most=most)
 
     def parse(value: str) -> int:
-        return 0 if value == "0" else inner.parse(value)
+        try:
+            return 0 if value == "0" else inner.parse(value)
+        except RefusedError as error:
+            raise RefusedError(f"allowed: {allowed}", meant=error.meant) from None
 
     return Scalar(parse, allowed, {"anyOf": [{"const": 0}, inner.schema()]})
 
