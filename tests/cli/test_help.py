@@ -131,6 +131,8 @@ def test_a_shell_completes_commands_options_and_names(shell: Shell) -> None:
         ("meterkit usage --p", "2", ["--period", "--plans"]),
         ("meterkit customers set-plan ada p", "4", ["pro"]),
         ("meterkit customers set-status ada p", "4", ["past_due", "paused"]),
+        ("meterkit worker --log-format j", "3", ["json"]),
+        ("meterkit plans migrate --usage l", "4", ["lines"]),
     ):
         shell.environment |= {"COMP_WORDS": words, "COMP_CWORD": at}
         done = shell.run()

@@ -67,6 +67,7 @@ async def worker(
         typer.Option(
             "--log-format",
             parser=one_of("text", "json"),
+            autocompletion=lambda: ["text", "json"],
             metavar="text|json",
             help="Format of the log on stderr: text, or json with one object per line.",
         ),

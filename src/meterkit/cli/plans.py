@@ -123,6 +123,7 @@ async def migrate(
         typer.Option(
             "--usage",
             parser=one_of("lines", "meters"),
+            autocompletion=lambda: ["lines", "meters"],
             metavar="lines|meters",
             help="Instead of FROM and TO: bill usage by lines or meters, as `billing.usage` of the plans file"
             " has it, from each subscription's next period on.",
