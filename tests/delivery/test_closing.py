@@ -159,6 +159,26 @@ async def test_damaged_books_do_not_delay_other_closes(at: Desk, closing: Closin
     assert "customer 'beta', until 2031-07-01 00:00 UTC: it cannot be read: StoreError" in line
 
 
+@pytest.mark.usefixtures("valkey")
+@pytest.mark.parametrize("member", ["soon:acme", f"{10**18}:acme", "1922313600000:", b"1922313600000:\xff"])
+async def test_a_damaged_close_delays_no_other(
+    at: Desk, closing: Closing, member: str | bytes, caplog: Caplog
+) -> None:
+    await at.use("acme", requests=7)
+    at.emulator.fail_next("lose")
+    await at.flush(everything=True)
+    keys, admin = at.kit.store.keys, await at.kit.store.admin()
+    shard = keys.customer("acme").shard
+    for name in ("closes", "unclosed"):
+        await admin.ask(admin.client.zadd(keys.shard(shard, name), {member: 1}))
+    assert await closing.at(46) == (0, 0, 1)
+    assert "customer 'acme', until 2031-07-01" in errors(caplog)[0]
+    assert len(await findings(at.kit, "closes")) == 1
+    assert await admin.ask(admin.client.zcard(keys.shard(shard, "closes"))) == 1
+    told = [one for one in caplog.messages if "cannot be read and is skipped" in one]
+    assert told[0].startswith(f"a close of a billing period in shard {shard} cannot be read")
+
+
 async def test_processes_that_deliver_look_by_themselves(
     store_url: str, caplog: Caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

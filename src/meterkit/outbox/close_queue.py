@@ -31,6 +31,9 @@ _RENEWED_WITHIN_MS: Final = 26 * 3_600_000
 _AFTER_A_ROLL_MS: Final = 2 * 3_600_000
 _KEPT_MS: Final = 45 * 86_400_000
 _PAGE: Final = 100
+# Instants that datetime can show.
+_BEGIN_MS: Final = 0
+_NEVER_MS: Final = 250_000_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +60,16 @@ class PeriodClose:
 
     @classmethod
     def read(cls, shard: int, member: bytes) -> PeriodClose:
-        """Parse a member of the sorted set."""
-        end, _, customer = member.decode("utf-8", "surrogateescape").partition(":")
-        return cls(shard=shard, customer=customer, end_ms=int(end))
+        """Parse a member of the sorted set.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        end, _, customer = member.decode().partition(":")
+        close = cls(shard=shard, customer=customer, end_ms=int(end))
+        if not customer or not _BEGIN_MS <= close.end_ms < _NEVER_MS or close.member.encode() != member:
+            raise ValueError("no close of a customer's period")
+        return close
 
 
 def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
@@ -171,7 +181,7 @@ class CloseQueue:
         await self._admin.ask(pipe.execute())
 
     async def due(self) -> AsyncGenerator[PeriodClose]:
-        """Yield the due closes; each must be postponed or forgotten."""
+        """Yield the due closes; each must be postponed or forgotten. Damaged ones are removed."""
         now_ms = self._store.now_ms()
         for shard, _ in await count_members(self._store, self._admin, ("closes",), limit=now_ms):
             key = self._store.keys.shard(shard, "closes")
@@ -179,10 +189,27 @@ class CloseQueue:
                 members: list[bytes] = await self._admin.ask(
                     self._admin.client.zrangebyscore(key, "-inf", now_ms, start=0, num=_PAGE)
                 )
-                for member in members:
-                    yield PeriodClose.read(shard, member)
+                closes, damaged = self._read_closes(shard, members)
+                if damaged:
+                    await self._admin.ask(self._admin.client.zrem(key, *damaged))
+                for close in closes:
+                    yield close
                 if len(members) < _PAGE:
                     break
+
+    def _read_closes(self, shard: int, members: Iterable[bytes]) -> tuple[list[PeriodClose], list[bytes]]:
+        """Parse members of the queue; also return the damaged ones, which are logged once."""
+        closes, damaged = list[PeriodClose](), list[bytes]()
+        for member in members:
+            try:
+                closes.append(PeriodClose.read(shard, member))
+            except ValueError:
+                damaged.append(member)
+                self._admin.warn_once(
+                    f"a close of a billing period in shard {shard} cannot be read and is skipped; all others"
+                    f" are confirmed: {member!r:.80}"
+                )
+        return closes, damaged
 
     async def postpone(self, close: PeriodClose, at_ms: int) -> None:
         """Schedule the next check of a close."""
@@ -213,5 +240,5 @@ class CloseQueue:
         for shard, _ in await count_members(self._store, self._admin, ("unclosed",), limit="+inf"):
             key = self._store.keys.shard(shard, "unclosed")
             members: list[Any] = await self._admin.ask(self._admin.client.zrange(key, 0, most - 1))
-            found += [PeriodClose.read(shard, member) for member in members]
+            found += self._read_closes(shard, members)[0]
         return sorted(found, key=lambda close: close.end_ms)[:most]
