@@ -178,6 +178,28 @@ async def test_only_the_customer_that_is_named_is_settled(store_url: str) -> Non
         assert (done.customer, await states(at)) == ("zeta", [(30, "parked")])
 
 
+@pytest.mark.parametrize("damaged", ["totals", "field", "history"])
+async def test_a_damaged_customer_is_named_and_others_settled(store_url: str, damaged: str) -> None:
+    async with linked(store_url, "acme", "zeta") as at:
+        for customer, there in (("acme", 30), ("zeta", 31)):
+            await at.kit.record(customer, "requests", 30)
+            await have_at_stripe(at, there, minute=NOW - MINUTE, customer=f"cus_{customer}")
+        assert await parked_by_a_restore(at) == 2
+        keys, admin = at.kit.store.keys.customer("acme"), await at.kit.store.admin()
+        if damaged == "field":
+            for field in await admin.ask(admin.client.hkeys(keys.totals)):
+                await admin.ask(admin.client.hset(keys.totals, field, "x"))
+        else:
+            key = {"totals": keys.totals, "history": keys.history}[damaged]
+            await admin.ask(admin.client.delete(key))
+            await admin.ask(admin.client.set(key, "of another program", px=600_000))
+        acme, zeta = await recover(at)
+        assert (acme.customer, acme.parked, acme.billed, acme.sent) == ("acme", 30, 0, 0)
+        assert acme.advice.startswith("nothing is settled: the stored data cannot be read: ")
+        assert (zeta.customer, zeta.billed, zeta.advice) == ("zeta", 30, "")
+        assert [one.customer for one in await at.kit.outbox.list()] == ["acme"]
+
+
 async def test_i6_a_run_that_ended_between_two_steps_is_gone_on_with(at: Desk) -> None:
     await park_by_a_restore(at, 20)
     admin, key = await at.kit.store.admin(), at.kit.store.keys.shard(0, "intents")

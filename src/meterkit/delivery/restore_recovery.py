@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.decisions.periods import to_ms
 from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
-from meterkit.errors import MeterkitError, StripeError
+from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, count_members, read_intents_in
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
@@ -18,6 +18,7 @@ from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
 from meterkit.store.server_restarts import ServerLives
 from meterkit.store.task_lease import TaskLease
+from meterkit.store.unreadable_data import UNREADABLE, is_damage
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ _OF_OTHERS: Final = (
     " this customer and meter, bill them by an invoice item"
 )
 _LOST: Final = "; the counters lack {} units more: `meterkit recover` restores them from the audit log"
+_UNREADABLE: Final = (
+    "nothing is settled: the stored data cannot be read: {error}; correct them by hand, and run this again"
+)
 _UNPROVEN: Final = (
     "Stripe has {unknown} units of {event} more than the store knows of: this may be among them; `meterkit"
     " recover` settles it"
@@ -145,7 +149,7 @@ class RestoreRecoverer:
         by: str = "api",
         progress: Callable[[int, int], object] | None = None,
     ) -> Sequence[RecoveredMeter]:
-        """Settle the intents that a restore has parked.
+        """Settle the intents that a restore has parked; customers whose stored data are damaged get advice.
 
         Args:
             customer: only of this customer; default: of all.
@@ -171,8 +175,13 @@ class RestoreRecoverer:
             admin = (await self._store.admin()).for_delivery()
             found: list[RecoveredMeter] = []
             for line in lines:
-                meters = await read_meters(admin, self._store.keys, self._store.catalog, line.customer)
-                found.append(await self._recover_line(line, meters, lease, dry_run=dry_run, by=by))
+                try:
+                    meters = await read_meters(admin, self._store.keys, self._store.catalog, line.customer)
+                    found.append(await self._recover_line(line, meters, lease, dry_run=dry_run, by=by))
+                except (StoreError, *UNREADABLE) as error:
+                    if not is_damage(error):
+                        raise
+                    found.append(replace(_unsettled(line), advice=_UNREADABLE.format(error=error)))
                 if progress is not None:
                     progress(len(found), len(lines))
             return found
@@ -255,13 +264,9 @@ class RestoreRecoverer:
         only_proven: bool = False,
     ) -> RecoveredMeter:
         counted, units, gap = meters.get(line.intents[0].fields["meter"]), _parked_units(line), _gap_of(line)
-        found = RecoveredMeter(
-            customer=line.customer,
-            meter=line.event_name if counted is None else counted.meter,
-            event_name=line.event_name,
-            parked=units,
-            unknown=None,
-        )
+        found = _unsettled(line)
+        if counted is not None:
+            found = replace(found, meter=counted.meter)
         try:
             unknown = await self._lost.count_unknown(
                 line,
@@ -373,6 +378,16 @@ class RestoreRecoverer:
         key = self._store.keys.shard(intent.shard, "intents")
         await admin.ask(admin.client.hset(key, intent.identifier, text))
         return replace(intent, fields=fields, text=text)
+
+
+def _unsettled(line: IntentLine) -> RecoveredMeter:
+    return RecoveredMeter(
+        customer=line.customer,
+        meter=line.event_name,
+        event_name=line.event_name,
+        parked=_parked_units(line),
+        unknown=None,
+    )
 
 
 def _cut_off_units(intent: StoredIntent) -> int:

@@ -17,8 +17,8 @@ from meterkit.outbox.intents import RESTORED, read_intents_in
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
-from meterkit.redis.server import is_key_error
 from meterkit.store.server_restarts import ServerLives
+from meterkit.store.unreadable_data import is_damage
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class RestoredStoreComparer:
             for intent in await self._park_intents(line.intents, why, comparison):
                 log_parked(intent.identifier, line.customer, why)
         except (StoreError, ValueError, TypeError) as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise
             await self._park_damaged(line, error, comparison)
 
@@ -231,7 +231,7 @@ class RestoredStoreComparer:
             await self._park_intents(line.intents, why, comparison)
         except StoreError as refused:
             # While the customer's totals are damaged, the line is not sent either.
-            if not _is_damage(refused):
+            if not is_damage(refused):
                 raise
 
     async def _settle_by_minute(self, line: IntentLine, unknown: int, comparison: _ShardComparison) -> None:
@@ -292,8 +292,3 @@ async def _seal_all(outbox: Outbox, shard: int, report: FlushReport) -> SealResu
     if seal_result.late:
         report_late(seal_result.late, await outbox.meters())
     return seal_result
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether an error is about one customer's stored data, and not about a store that does not answer."""
-    return error.__cause__ is None or is_key_error(error.__cause__)

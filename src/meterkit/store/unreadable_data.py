@@ -29,6 +29,11 @@ def is_of_the_store(error: Exception) -> bool:
     return isinstance(error, StoreError) and not is_key_error(error.__cause__)
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether an error is about one customer's stored data, and not about a store that does not answer."""
+    return not isinstance(error, StoreError) or error.__cause__ is None or is_key_error(error.__cause__)
+
+
 async def log_unreadable(store: Store, what: str, customer: str, error: Exception) -> None:
     """Log once that a customer is skipped, and what it lacks for that."""
     (await store.admin()).warn_once(
