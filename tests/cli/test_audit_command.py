@@ -241,6 +241,24 @@ async def test_an_invoice_without_a_root_is_named(at: Books) -> None:
     assert await looked_at(at.at.kit, "roots") == ("renewals in 7 days: 0", [])
 
 
+@pytest.mark.dear("two months at Stripe")
+async def test_a_damaged_customer_is_named_and_others_verified(at: Books) -> None:
+    keys, admin = at.at.kit.store.keys, await at.at.kit.store.admin()
+    at.at.stripe.add_customer("cus_beta")
+    await at.at.kit.customers.link("beta", "cus_beta")
+    await at.at.kit.record("beta", "requests", 3)
+    await at.at.drain()
+    await admin.ask(admin.client.hset(keys.customer("beta").state, "data", "x"))
+    await at.at.kit.customers.set_plan("ghost", "pro")  # In no row of the log.
+    await admin.ask(admin.client.hset(keys.customer("ghost").state, "data", "x"))
+    done = await at.verify("--stripe")
+    first, second, third = done.err.splitlines()
+    assert (done.code, first) == (1, "all 2 chains are unbroken (6 rows); 2 invoice roots agree")
+    assert second.startswith("not compared: the invoices of customer 'beta': the record of customer 'beta'")
+    assert third.startswith("not compared: the invoices of customer 'ghost': ")
+    assert (await at.verify("acme", "--stripe")).code == 0
+
+
 async def test_without_stripes_answer_nothing_is_called_right(at: Books) -> None:
     at.at.stripe.fail_next("error", status=401, path="/v1/invoices", times=None)
     done = await at.verify("--stripe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,15 +14,19 @@ from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, Wro
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
+from meterkit.customers.customers import read_customers
+from meterkit.customers.states import list_customer_pages
 from meterkit.decisions.periods import to_ms
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.errors import SettingsError
+from meterkit.errors import SettingsError, StripeError
 from meterkit.insights.audit.chain_check import RecordedRoot
 from meterkit.insights.audit.draining import open_drainer
 from meterkit.insights.audit.rebuild_results import RebuildResult
 from meterkit.insights.audit.rebuilding import CounterRebuilder
+from meterkit.store.unreadable_data import read_each, skip_unreadable
 from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.unknown_customers import is_missing_customer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -38,6 +43,7 @@ _ENDED_EARLY: Final = (
 RARE: Final = frozenset({"delivered", "parked", "advice"})
 """Columns that are hidden while empty."""
 _NAMED: Final = 5
+_LISTED_AT_ONCE: Final = 100
 VERIFIED_RARE: Final = frozenset({"unchained", "roots", "place", "problem"})
 """Columns of verified chains that are hidden while empty."""
 
@@ -101,7 +107,7 @@ async def verify(
 
     Computes each customer's hash chain again and prints the first difference. --stripe also compares the
     roots in the invoices of all periods, or of --period, and names invoices without a root. Exits 1 if a
-    chain is broken.
+    chain is broken, or the invoices of a customer cannot be compared.
     """
     if period is not None and not stripe:
         raise WrongUsageError("--period selects the invoices to compare; add --stripe")
@@ -136,7 +142,7 @@ async def verify(
         )
     if roots is not None:
         roots.note()
-    if broken:
+    if broken or (roots is not None and roots.skipped):
         raise typer.Exit(1)
 
 
@@ -150,6 +156,7 @@ class _InvoiceRoots:
 
     Attributes:
         lacking: ids of final renewal invoices without a root, among those read.
+        skipped: customers whose invoices are not compared, with the reason.
     """
 
     def __init__(self, kit: MeterKit, api: StripeApi, period: datetime | None) -> None:
@@ -157,9 +164,23 @@ class _InvoiceRoots:
         self._api = api
         self._at_s = None if period is None else to_ms(period) // 1000
         self.lacking: list[str] = []
+        self.skipped: dict[str, str] = {}
 
     async def of(self, customer: str) -> list[RecordedRoot]:
-        """Read the roots of a customer's invoices."""
+        """Read the roots of a customer's invoices; none if the stored data, or Stripe's, cannot be read."""
+        try:
+            async with skip_unreadable(customer, self._skip):
+                return await self._read_roots(customer)
+        except StripeError as error:
+            if not is_missing_customer(error):
+                raise
+            await self._skip(customer, error)
+        return []
+
+    async def _skip(self, customer: str, error: Exception) -> None:
+        self.skipped[customer] = str(error)
+
+    async def _read_roots(self, customer: str) -> list[RecordedRoot]:
         linked, found = (await self._kit.customers.get(customer)).stripe_customer, list[RecordedRoot]()
         for one in [] if linked is None else await self._api.list("/v1/invoices", {"customer": linked}):
             if self._at_s is not None and not one["period_start"] <= self._at_s < one["period_end"]:
@@ -173,12 +194,18 @@ class _InvoiceRoots:
 
     async def linked(self) -> AsyncGenerator[str]:
         """Yield the customers that may have invoices."""
-        async for one in self._kit.customers.list():
-            if one.stripe_customer is not None:
-                yield one.customer
+        store = self._kit.store
+        admin = await store.admin()
+        async with aclosing(list_customer_pages(admin, store.keys, _LISTED_AT_ONCE)) as pages:
+            async for page in pages:
+                for one in await read_each(page, partial(read_customers, store), self._skip):
+                    if one.stripe_customer is not None:
+                        yield one.customer
 
     def note(self) -> None:
-        """Print the invoices that cannot be compared."""
+        """Print the customers and invoices that cannot be compared."""
+        for customer, why in sorted(self.skipped.items()):
+            print_note(f"not compared: the invoices of customer {customer!r}: {why}")
         if self.lacking:
             named, more = ", ".join(self.lacking[:_NAMED]), len(self.lacking) - _NAMED
             also = f" and {more:,} more" if more > 0 else ""
