@@ -9,7 +9,7 @@ import pytest
 
 from drivers.shop import END, Shop, shop
 from drivers.sync_queue import drifts_of, queue_sync
-from meterkit import Drift, NoSubscriptionError, StripeUnavailableError, SubscriptionError
+from meterkit import Drift, NoSubscriptionError, StripeError, StripeUnavailableError, SubscriptionError
 from subscriptions.looks import known
 
 pytestmark = pytest.mark.anyio
@@ -88,6 +88,26 @@ async def test_a_ledger_that_cannot_be_read_is_a_difference(at: Shop, damage: st
     # The differences of others are listed whatever becomes of a customer's state.
     await admin.ask(admin.client.hset(keys.state, "data", "x"))
     assert kinds(await drifts_of(at.kit)) == kinds(found)
+
+
+@pytest.mark.parametrize("status", [400, 401])
+async def test_a_customer_that_stripe_refuses_is_a_difference(at: Shop, status: int) -> None:
+    for customer in ("acme", "beta"):
+        await by_hand(at, customer, **BASE_ONLY)
+    (found,) = await at.stripe_list("/v1/subscriptions", customer="cus_acme")
+    subscription, item = found["id"], found["items"]["data"][0]["id"]
+    to_pro = {"items[0][id]": item, "items[0][price]": "price_pro"}
+    await at.stripe_change(f"/v1/subscriptions/{subscription}", **to_pro)
+    # The list of all is answered; acme's subscription has changed, and is fetched again.
+    at.emulator.fail_next("error", status=status, times=1, skip=1, path="/v1/subscriptions")
+    if status == 401:
+        with pytest.raises(StripeError):
+            await at.kit.subscriptions.check()
+        return
+    drifts = await at.kit.subscriptions.check()
+    assert kinds(drifts) == {"acme": ["not_compared"], "beta": ["missing_meter"]}
+    assert drifts["acme"][0].message.startswith("Stripe refuses to show it: ")
+    assert not drifts["acme"][0].can_repair
 
 
 async def test_customers_of_test_clocks_are_compared(at: Shop) -> None:

@@ -35,6 +35,7 @@ DriftKind = Literal[
     "ledger",
     "usage",
     "new_models",
+    "not_compared",
 ]
 _FOR_PEOPLE: Final[frozenset[DriftKind]] = frozenset(
     {
@@ -47,6 +48,7 @@ _FOR_PEOPLE: Final[frozenset[DriftKind]] = frozenset(
         "collection_paused",
         "draft_invoice",
         "ledger",
+        "not_compared",
     }
 )
 

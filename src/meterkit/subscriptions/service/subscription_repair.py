@@ -16,9 +16,10 @@ from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
-from meterkit.errors import NoSubscriptionError, StripeError, SubscriptionError
+from meterkit.errors import NoSubscriptionError, StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.outbox.meters_or_lines import with_new_models
 from meterkit.store.unreadable_data import read_each
+from meterkit.stripe.request import UNKNOWN_CUSTOMER
 from meterkit.subscriptions.drift_comparison import (
     LIVE,
     allowed_addons_in,
@@ -102,21 +103,36 @@ class DriftChecker:
         prices = await self._book.all()
         drifts: dict[str, tuple[Drift, ...]] = {}
         for linked, (customer, state) in customers.items():
-            known = state.subscription
-            if known is not None and not found[linked]:
-                found[linked] = await self._list_subscriptions(linked)
-            chosen = choose_subscription(
-                found[linked], self._store.catalog, None if known is None else known.id
-            )
-            if self._is_outdated(known, chosen):
-                await self._fetch(customer)
-            facts = NO_FACTS if chosen is None else await self._facts.fetch(chosen)
-            _, now = await CustomerStates(self._store).read(customer)
-            drift = await self._compare_one(found[linked], chosen, prices, now, facts)
+            try:
+                drift = await self._check_one(customer, state, found[linked], prices)
+            except StripeError as error:
+                if isinstance(error, StripeUnavailableError) or error.status not in UNKNOWN_CUSTOMER:
+                    raise
+                subscription = "" if state.subscription is None else state.subscription.id
+                message = f"Stripe refuses to show it: {error}"
+                drift = (Drift(subscription=subscription, kind="not_compared", message=message),)
             if drift := (*drift, *faults.get(customer, ())):
                 drifts[customer] = drift
         await DriftRecords(self._store).replace(drifts)
         return dict(sorted(drifts.items()))
+
+    async def _check_one(
+        self,
+        customer: str,
+        state: CustomerState,
+        found: list[dict[str, Any]],
+        prices: Mapping[str, PlanPrices | None],
+    ) -> tuple[Drift, ...]:
+        """Compare the listed subscriptions of a customer; fetch the stored one again if it is outdated."""
+        known = state.subscription
+        if known is not None and not found and state.stripe_customer is not None:
+            found = await self._list_subscriptions(state.stripe_customer)
+        chosen = choose_subscription(found, self._store.catalog, None if known is None else known.id)
+        if self._is_outdated(known, chosen):
+            await self._fetch(customer)
+        facts = NO_FACTS if chosen is None else await self._facts.fetch(chosen)
+        _, now = await CustomerStates(self._store).read(customer)
+        return await self._compare_one(found, chosen, prices, now, facts)
 
     async def _list_subscriptions(self, linked: str) -> list[dict[str, Any]]:
         """List a Stripe customer's subscriptions: the list of all leaves out customers of test clocks."""
