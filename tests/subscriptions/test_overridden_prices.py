@@ -19,7 +19,7 @@ from drivers.sync_queue import due_price_ms, forget_due_price, queue_sync
 from drivers.webhooks import DAY
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import Catalog, loads
-from meterkit.testing import StripeEmulator
+from meterkit.testing import StripeEmulator, check_bill
 
 pytestmark = pytest.mark.anyio
 
@@ -168,6 +168,10 @@ async def test_a_price_that_no_item_bills_admits_nothing(at: Shop, *, immediatel
     at.clock.set(END)
     refused = await at.kit.check("acme", "tokens")
     assert (refused.plan, refused.allowed, refused.reason) == ("free", False, "included")
+    await at.kit.record("acme", "tokens", 50)
+    await at.kit.flush(everything=True)
+    tokens = (await check_bill(at.kit, at.emulator, {"acme": {"tokens": 50}}))[0]
+    assert (tokens.meter, tokens.due, tokens.is_right) == ("tokens", 0, True)
     await at.subscribed(plan="basic")
     price = (await at.kit.usage("acme"))["meters"]["tokens"].get("price")
     assert price is not None

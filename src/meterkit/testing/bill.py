@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override, with_addons
+from meterkit.customers.states import CustomerStates
+from meterkit.decisions.customer_state import effective_plan
 from meterkit.store.customer_usage import BILLED_STATES
 
 if TYPE_CHECKING:
@@ -78,7 +80,10 @@ async def check_bill(
     for customer_id, quantities in served.items():
         customer, usage = await kit.customers.get(customer_id), await kit.usage(customer_id)
         plan = with_addons(kit.catalog.plans[customer.plan], tuple(usage["addons"].items()), kit.catalog)
-        entitlements = override(kit.catalog, plan, customer.overrides)
+        _, state = await CustomerStates(kit.store).read(customer_id)
+        # Without a subscription nothing bills an override's price.
+        overrides = effective_plan(state, kit.catalog, kit.store.now_ms()).overrides
+        entitlements = override(kit.catalog, plan, overrides)
         begin, end = usage["period"]["start"], usage["period"]["end"]
         has_changed = any(
             entry.kind in _CHANGES and begin <= entry.at < end
