@@ -556,3 +556,23 @@ async def test_a_repeat_after_a_lost_answer_does_the_rest_once(at: Shop, part: s
     assert done.subscription.addons == {"call_pack": 2, "storage_pack": 3}
     assert waiting(done.subscription) == ("team", asked, END)
     assert await paid(at) == [4500, 500]
+
+
+@pytest.mark.parametrize("change", ["plan", "addons"])
+async def test_a_later_change_names_an_archived_price(at: Shop, change: str) -> None:
+    async def ask() -> None:
+        if change == "plan":
+            await at.kit.subscriptions.change_plan("acme", "team")
+        else:
+            await at.kit.subscriptions.set_addons("acme", {"seat_pack": 1})
+
+    found = await at.stripe_subscription(await begun(at, "pro", {"seat_pack": 2}))
+    ids = [item["price"]["id"] for item in found["items"]["data"] if item["price"]["unit_amount"]]
+    await at.stripe_change(f"/v1/prices/{ids[0]}", active="false")
+    await at.kit.stripe.sync()  # New customers get another price.
+    with pytest.raises(SubscriptionError, match=rf"archived at Stripe.*: {ids[0]}\. Make them active again"):
+        await ask()
+    await at.stripe_change(f"/v1/prices/{ids[0]}", active="true")
+    await ask()
+    pending = (await known(at)).pending_change
+    assert pending is not None

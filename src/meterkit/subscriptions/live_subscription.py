@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
+from meterkit.stripe.prices import PRICES
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.invoice_payments import explain_unpaid_period
 from meterkit.subscriptions.item_changes import CREATE_PRORATIONS, items_of, prices_in
@@ -153,7 +154,29 @@ class LiveSubscription:
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
         made = {MADE_MARK: "yes"} if self.schedule is None and end_behavior is None else {}
         path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {**made, CHANGE_MARK: key}}
-        await self._post_change(path, sent, key, (_schedule_id, schedule["id"]))
+        try:
+            await self._post_change(path, sent, key, (_schedule_id, schedule["id"]))
+        except StripeError as error:
+            if error.type == "invalid_request_error" and not error.is_replayed:
+                await self._refuse_archived_prices(phases, error)
+            raise
+
+    async def _refuse_archived_prices(
+        self, phases: Sequence[Mapping[str, Parameter]], refused: StripeError
+    ) -> None:
+        """Explain a refusal of phases by archived prices: items keep them, but no phase may name them."""
+        lines = [line for phase in phases for line in cast("Sequence[Mapping[str, Any]]", phase["items"])]
+        named = {str(line["price"]) for line in lines if "price" in line}
+        archived = [price for price in sorted(named) if not await self._is_active(price)]
+        if archived:
+            raise SubscriptionError(
+                f"the subscription {self.id} has prices that are archived at Stripe, which then takes no"
+                f" scheduled change: {', '.join(archived)}. Make them active again at Stripe, and ask again"
+            ) from refused
+
+    async def _is_active(self, price: str) -> bool:
+        found = await self.api.find(f"{PRICES}/{price}")
+        return found is None or found.get("active") is not False
 
     async def _create_schedule(self, change_s: int) -> Mapping[str, Any]:
         """Create a schedule from its present state; skip an ended one that a replayed response names."""
