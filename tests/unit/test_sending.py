@@ -501,7 +501,7 @@ async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(
 
     async def once(self: RestoreRecoverer, kept: StoredIntent, billed: int, by: str, why: str = "") -> None:
         if not billed:
-            raise StoreError("the store is away")
+            raise StoreError("the store is away") from ConnectionError()
         await settle(self, kept, billed, by, why)
 
     monkeypatch.setattr(RestoreRecoverer, "_settle_intent", once)

@@ -283,7 +283,7 @@ class Table:
         return node.text if isinstance(node, Text) else None
 
     def nodes(self, *attributes: str) -> list[Node]:
-        """What stands under these keys, as written."""
+        """Nodes under these keys, as written."""
         return [node for attribute in attributes if (node := self._node(attribute)) is not None]
 
     def places(self, attribute: str) -> Mapping[str, FilePlace]:

@@ -249,7 +249,7 @@ class CustomerView:
 
     @property
     def known(self) -> FormerView:
-        """What the store has said of the customer."""
+        """Revision, state and refusals that the store has confirmed."""
         return FormerView(self.rev, self._data, self.left)
 
     @property
@@ -377,7 +377,7 @@ class CustomerView:
 
 
 class FormerView(NamedTuple):
-    """What the view of a customer by the plans file before has from the store; see :class:`CustomerView`."""
+    """Facts of the store in the view of a customer by the former plans file; see :class:`CustomerView`."""
 
     rev: str
     data: bytes
