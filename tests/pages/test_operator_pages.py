@@ -104,6 +104,20 @@ async def test_a_damaged_customer_hinders_no_figures(
     assert (await client.get("/")).status_code == 200
 
 
+async def test_a_damaged_ledger_is_named_and_can_be_deleted(kit: MeterKit, client: AsyncClient) -> None:
+    await kit.customers.link("bob", "cus_bob")
+    await kit.customers.unlink("bob")
+    admin = await kit.store.admin()
+    await admin.ask(admin.client.rpush(kit.store.keys.customer("bob").history, "x"))
+    for answer in (await client.get("/ledger?of=bob"), await client.get("/ledger.csv?of=bob")):
+        assert answer.status_code == 503
+        assert "the history of customer 'bob' cannot be read" in answer.json()["detail"]
+    with pytest.raises(MeterkitError, match="history of customer 'bob' cannot be read"):
+        await kit.customers.history("bob")
+    assert (await kit.customers.delete("bob")).history >= 1
+    assert await kit.customers.history("bob") == []
+
+
 async def test_units_of_a_meter_that_has_left_the_file_are_shown(kit: MeterKit, client: AsyncClient) -> None:
     await kit.record("billed", "tokens", 5)
     without = [line for line in PLANS.splitlines() if "tokens" not in line]

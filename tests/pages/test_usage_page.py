@@ -215,6 +215,22 @@ async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
         assert "Pro &lt;b&gt;plan&lt;/b&gt;" in page
 
 
+@pytest.mark.parametrize("part", ["history", "grants"])
+async def test_damaged_data_of_a_customer_is_a_problem_document(
+    kit: MeterKit, client: httpx.AsyncClient, part: str
+) -> None:
+    await kit.grants.add("acme", {"requests": 25}, grant_id="g1")
+    keys, admin = kit.store.keys.customer("acme"), await kit.store.admin()
+    if part == "history":
+        await admin.ask(admin.client.rpush(keys.history, "x"))
+    else:
+        await admin.ask(admin.client.hset(keys.ledger, b"\xff", "x"))
+        with pytest.raises(MeterkitError, match="the grants of customer 'acme' cannot be read"):
+            await kit.grants.ledger("acme")
+    answer = await client.get("/")
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+
+
 async def test_a_trial_costs_nothing(store_url: str, tmp_path: Path) -> None:
     async with shop(store_url, audit_url=sqlite_in(tmp_path)) as at, page_of(at.kit) as client:
         await at.kit.subscriptions.create("acme", "tried")

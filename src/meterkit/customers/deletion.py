@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.drift_records import DriftRecords
-from meterkit.customers.history import read_history
+from meterkit.customers.history import read_links
 from meterkit.customers.links import StripeLinker, remember_deleted
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import HOUR_MS
@@ -20,7 +20,7 @@ from meterkit.store.job_claims import forget_jobs
 from meterkit.store.message_queue import forget_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from meterkit.store.store import Store
 
@@ -83,7 +83,7 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
         *[store.keys.audit(keys.shard)] * store.is_audited,
     ]
     links = StripeLinker(store)
-    former = await _former_links(store, customer)
+    former = await read_links(store, customer)
     await _forget_former_links(store, customer, former)
     for _ in range(_TRIES):
         rev, state = await states.read(customer)
@@ -145,14 +145,7 @@ def _cure_of(store: Store) -> str:
     )
 
 
-async def _former_links(store: Store, customer: str) -> list[str]:
-    """List the Stripe customers that the customer's history names."""
-    entries = await read_history(store, customer)
-    links = [(entry.before, entry.after) for entry in entries if entry.kind == "link"]
-    return sorted({name for pair in links for name in pair if name})
-
-
-async def _forget_former_links(store: Store, customer: str, former: Sequence[str]) -> None:
+async def _forget_former_links(store: Store, customer: str, former: Collection[str]) -> None:
     """Replace the customer's id by its shard at the Stripe customers that it was linked to before."""
     admin = await store.admin()
     for stripe_customer in former:

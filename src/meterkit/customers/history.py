@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -54,10 +55,34 @@ async def read_history(store: Store, customer: str) -> Sequence[HistoryEntry]:
 
     Raises:
         StoreError: the store does not answer.
+        UnreadableDataError: a line cannot be read.
     """
+    try:
+        return [parse_entry(line) for line in await _read_lines(store, customer)]
+    except UNREADABLE as error:
+        raise UnreadableDataError(
+            f"the history of customer {customer!r} cannot be read: {error!r}"
+        ) from error
+
+
+async def read_links(store: Store, customer: str) -> set[str]:
+    """The Stripe customers that the history names, without lines that cannot be read.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    found = set[str]()
+    for line in await _read_lines(store, customer):
+        with suppress(*UNREADABLE):
+            entry = parse_entry(line)
+            found |= {name for name in (entry.before, entry.after) if name and entry.kind == "link"}
+    return found
+
+
+async def _read_lines(store: Store, customer: str) -> Sequence[bytes]:
     admin = await store.admin()
-    found = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
-    return [parse_entry(entry) for entry in found]
+    lines: list[bytes] = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
+    return lines
 
 
 async def read_states_and_histories(
