@@ -31,7 +31,7 @@ from meterkit.store.input_checks import CUSTOMER_BYTES_MAX, check_customer, is_c
 from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.customers.grant_ledger import GrantKind
@@ -308,7 +308,7 @@ class Grants:
 
 
 @contextmanager
-def _refuse_unreadable(customer: str) -> Iterator[None]:
+def _refuse_unreadable(customer: str) -> Generator[None]:
     """Raise UnreadableDataError where what is stored of a customer's grants cannot be read."""
     try:
         yield
