@@ -18,7 +18,7 @@ from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
 from meterkit.store.server_restarts import ServerLives
-from meterkit.store.unreadable_data import is_damage
+from meterkit.store.unreadable_data import UNREADABLE, is_damage
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class RestoredStoreComparer:
             why = f"the store was restarted, and Stripe does not say whether it has this: {error}"
             for intent in await self._park_intents(line.intents, why, comparison):
                 log_parked(intent.identifier, line.customer, why)
-        except (StoreError, ValueError, TypeError) as error:
+        except (StoreError, *UNREADABLE) as error:
             if not is_damage(error):
                 raise
             await self._park_damaged(line, error, comparison)
