@@ -126,7 +126,7 @@ def test_which_way_usage_is_billed_from_when_on(
 @pytest.mark.parametrize(
     ("subscription", "to_lines", "to_meters"),
     [
-        pytest.param(None, False, False, id="nobody"),
+        pytest.param(None, False, False, id="no subscription"),
         pytest.param(canceled(LATER, metered=METERED), False, False, id="one that has ended"),
         pytest.param(sold(metered=METERED), True, False, id="with metered items"),
         pytest.param(sold(line_switches=(0,)), False, True, id="with lines"),

@@ -256,10 +256,10 @@ def _check_meters(values: RouteTable, declared: DeclaredNames) -> None:
         if message is not None:
             values.problems.refuse(place, message)
         elif meter:
-            refuse_sizes(_quantities(values, verb, name), meter, values.problems)
+            refuse_sizes(_written_quantities(values, verb, name), meter, values.problems)
 
 
-def _quantities(values: RouteTable, verb: str, meter: str) -> Sequence[Node]:
+def _written_quantities(values: RouteTable, verb: str, meter: str) -> Sequence[Node]:
     """The quantities of a meter under one of the keys of a route, as written."""
     if verb == "reserve":
         reserve = drop_refused(values.reserve).get(meter)

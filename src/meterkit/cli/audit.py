@@ -169,15 +169,15 @@ class _InvoiceRoots:
     async def of(self, customer: str) -> list[RecordedRoot]:
         """Read the roots of a customer's invoices; none if the stored data, or Stripe's, cannot be read."""
         try:
-            async with skip_unreadable(customer, self._skip):
+            async with skip_unreadable(customer, self._note_skipped):
                 return await self._read_roots(customer)
         except StripeError as error:
             if not is_missing_customer(error):
                 raise
-            await self._skip(customer, error)
+            await self._note_skipped(customer, error)
         return []
 
-    async def _skip(self, customer: str, error: Exception) -> None:
+    async def _note_skipped(self, customer: str, error: Exception) -> None:
         self.skipped[customer] = str(error)
 
     async def _read_roots(self, customer: str) -> list[RecordedRoot]:
@@ -198,7 +198,7 @@ class _InvoiceRoots:
         admin = await store.admin()
         async with aclosing(list_customer_pages(admin, store.keys, _LISTED_AT_ONCE)) as pages:
             async for page in pages:
-                for one in await read_each(page, partial(read_customers, store), self._skip):
+                for one in await read_each(page, partial(read_customers, store), self._note_skipped):
                     if one.stripe_customer is not None:
                         yield one.customer
 

@@ -10,8 +10,8 @@ from meterkit.customers.links import StripeLinker, claim_owner
 from meterkit.customers.states import CustomerStates, read_states
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import CustomerError, StoreError
-from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
+from meterkit.errors import CustomerError
+from meterkit.store.unreadable_data import skip_unreadable
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.subscriptions.billing_currency import may_be_of_top_ups
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
@@ -247,16 +247,12 @@ class StripeImporter:
         states = await self._read_states(newcomer.customer for newcomer in batch)
 
         async def import_one(newcomer: Newcomer) -> None:
-            state = states.get(newcomer.customer)
-            try:
-                if state is not None:
-                    await self._import_one(newcomer, state, tally, given, dry_run=dry_run)
-            except (StoreError, *UNREADABLE) as error:
-                if is_of_the_store(error):
-                    raise
-                state = None
-            if state is None:
-                tally.misfits.append(_unreadable_misfit(newcomer.stripe_customer, newcomer.customer))
+            async def skip(customer: str, _: Exception) -> None:
+                tally.misfits.append(_unreadable_misfit(newcomer.stripe_customer, customer))
+
+            async with skip_unreadable(newcomer.customer, skip):
+                state = states[newcomer.customer]  # Without those that cannot be read.
+                await self._import_one(newcomer, state, tally, given, dry_run=dry_run)
 
         imports = [partial(import_one, newcomer) for newcomer in batch]
         await run_together(imports, at_once=_AT_ONCE)

@@ -118,10 +118,10 @@ def are_lines(begun: bytes, piece: bytes) -> bool | None:
     if not begun.startswith(_SSE_NAMES) or (piece and not piece.startswith(_SSE_NAMES)):
         return None
     name, _, data = begun.partition(b":")
-    return True if name != b"data" or _is_whole(data.strip()) else None
+    return True if name != b"data" or _is_complete(data.strip()) else None
 
 
-def _is_whole(data: bytes) -> bool:
+def _is_complete(data: bytes) -> bool:
     """Whether the data of an event may have ended."""
     try:
         load(data)
