@@ -14,17 +14,16 @@ from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, one_of, plans_path
 from meterkit.cli.output import echo, print_json, print_note
 from meterkit.cli.session import Session, command
-from meterkit.customers.states import list_customer_pages, read_states
+from meterkit.customers.states import list_states
 from meterkit.decisions.customer_state import effective_plan, plan_named
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, UnknownPlanError
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
-    from meterkit.decisions.customer_state import CustomerState
     from meterkit.kit import MeterKit
 
 commands = typer.Typer()
@@ -186,7 +185,8 @@ async def _migrate_usage(session: Session, usage: UsageWay, *, dry_run: bool) ->
                 f" {usage}}}` first, and deploy it"
             )
         now_ms, unreadable, every = kit.store.now_ms(), list[str](), dict[str, str]()
-        async with aclosing(_list_states(kit, unreadable)) as states:
+        admin = await kit.store.admin()
+        async with aclosing(list_states(admin, kit.store.keys, _PAGE, unreadable)) as states:
             async for customer, state in states:
                 status = effective_plan(state, kit.catalog, now_ms).status
                 if state.subscription is not None and status not in ENDED:
@@ -230,7 +230,8 @@ async def _find_leaving(kit: MeterKit, old: str, new: str, unreadable: list[str]
         the plan was set by hand, or is the default one.
     """
     now_ms, leaving = kit.store.now_ms(), dict[str, str | None]()
-    async with aclosing(_list_states(kit, unreadable)) as states:
+    admin = await kit.store.admin()
+    async with aclosing(list_states(admin, kit.store.keys, _PAGE, unreadable)) as states:
         async for customer, state in states:
             status, sold = effective_plan(state, kit.catalog, now_ms).status, state.subscription
             if (plan_named(state, status, now_ms) or kit.catalog.default_plan) != old:
@@ -241,17 +242,6 @@ async def _find_leaving(kit: MeterKit, old: str, new: str, unreadable: list[str]
             elif sold.pending_plan != new:
                 leaving[customer] = sold.id
     return leaving
-
-
-async def _list_states(kit: MeterKit, unreadable: list[str]) -> AsyncGenerator[tuple[str, CustomerState]]:
-    """List the customers with their states; those whose state cannot be read are logged, and added."""
-    admin, keys = await kit.store.admin(), kit.store.keys
-    async with aclosing(list_customer_pages(admin, keys, _PAGE)) as pages:
-        async for page in pages:
-            states = await read_states(admin, keys, page, skips_unreadable=True)
-            unreadable += set(page) - states.keys()
-            for customer, state in states.items():
-                yield customer, state
 
 
 async def _migrate_customer(

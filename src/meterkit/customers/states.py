@@ -467,6 +467,25 @@ async def read_states(
     return found
 
 
+async def list_states(
+    admin: Admin, keys: Keys, most: int, unreadable: list[str] | None = None
+) -> AsyncGenerator[tuple[str, CustomerState]]:
+    """List all customers with their states, ``most`` in a round trip.
+
+    Those whose state cannot be read are left out, logged once each, and added to ``unreadable``.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    async with aclosing(list_customer_pages(admin, keys, most)) as pages:
+        async for page in pages:
+            states = await read_states(admin, keys, page, skips_unreadable=True)
+            if unreadable is not None:
+                unreadable += set(page) - states.keys()
+            for customer, state in states.items():
+                yield customer, state
+
+
 def _parse_state(reply: bytes | Exception | None) -> CustomerState | Exception:
     """The state in a reply, or why there is none."""
     if isinstance(reply, Exception):

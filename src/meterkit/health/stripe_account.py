@@ -13,7 +13,7 @@ from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.customers.drift_records import DriftRecords
-from meterkit.customers.states import list_customer_pages, read_states
+from meterkit.customers.states import list_states
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.health_report import Finding
@@ -280,13 +280,11 @@ async def find_broken_links(api: StripeApi, store: Store) -> list[Finding]:
         StoreError: the store does not answer.
     """
     linked, admin = dict[str, str](), await store.admin()
-    async with aclosing(list_customer_pages(admin, store.keys, _LINKS_MAX)) as listed:
-        async for names in listed:
-            # The check of the plans reports a state that cannot be read.
-            states = await read_states(admin, store.keys, names, skips_unreadable=True)
-            for customer, state in states.items():
-                if state.stripe_customer is not None and len(linked) < _LINKS_MAX:
-                    linked[state.stripe_customer] = customer
+    # The check of the plans reports a state that cannot be read.
+    async with aclosing(list_states(admin, store.keys, _LINKS_MAX)) as states:
+        async for customer, state in states:
+            if state.stripe_customer is not None and len(linked) < _LINKS_MAX:
+                linked[state.stripe_customer] = customer
     try:
         missing = await _list_missing_customers(api, set(linked))
     except StripeError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.history import read_history, read_states_and_histories
-from meterkit.customers.states import CustomerStates, list_customer_pages, read_states
+from meterkit.customers.states import CustomerStates, list_states
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
@@ -149,12 +149,10 @@ class DriftChecker:
         """Read each linked Stripe customer: its customer and the stored state."""
         admin, keys = await self._store.admin(), self._store.keys
         linked: dict[str, tuple[str, CustomerState]] = {}
-        async with aclosing(list_customer_pages(admin, keys, _PAGE)) as pages:
-            async for page in pages:
-                states = await read_states(admin, keys, page, skips_unreadable=True)
-                for customer, state in states.items():
-                    if state.stripe_customer is not None:
-                        linked[state.stripe_customer] = customer, state
+        async with aclosing(list_states(admin, keys, _PAGE)) as states:
+            async for customer, state in states:
+                if state.stripe_customer is not None:
+                    linked[state.stripe_customer] = customer, state
         return linked
 
     async def _find_ledger_faults(
