@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -162,6 +164,23 @@ def test_forgotten_customers_share_what_they_have_in_common() -> None:
     second = customers.learn(second, reply("1:other", "free"))
     assert b"1:other" in second.prepare(route).packed[0]
     assert b"1:other" not in customers.get("gamma").prepare(route).packed[0]
+
+
+async def test_a_known_customer_takes_at_most_1200_bytes(valkey: Server) -> None:
+    names = [f"customer-{number:07}" for number in range(300)]
+    async with MeterKit(CATALOG, redis_url=valkey.url, flush=False) as kit:
+        for name in names[:100]:
+            await kit.consume(name, "requests")
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for name in names[100:]:
+                await kit.consume(name, "requests")
+            gc.collect()
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert taken / 200 <= 1_200
 
 
 def test_an_alarm_is_logged_once_in_ten_thousand(caplog: pytest.LogCaptureFixture) -> None:

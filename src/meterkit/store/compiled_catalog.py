@@ -218,15 +218,15 @@ class CompiledCatalog:
         self.on_unclaimed = on_unclaimed
         self.on_notice = on_notice
         self.customers_kept = customers_kept
-        self._tails: dict[tuple[Program, str, bool], tuple[bytes, bytes]] = {}
+        self._tails: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
         self._shapes: dict[tuple[object, ...], Any] = {}
         self._effective: dict[tuple[object, ...], EffectivePlan] = {}
         self._entitlements = _of_plans(catalog)
         self._shared = {id(given) for given in self._entitlements.values()}
-        self._of_plans: set[Program] = set()
         self._routes: list[Route] = []
         self._programs: dict[tuple[int, int, bool, bool, tuple[str, ...]], Program] = {}
         self._asked: dict[tuple[object, ...], Program] = {}
+        self._keys: dict[tuple[object, ...], tuple[object, ...]] = {}
         self.prepaid = PrepaidPlans(catalog)
         self.owes = catalog.enforcement == "on"
         self.alarms = CatalogAlarms(catalog)
@@ -341,14 +341,10 @@ class CompiledCatalog:
         return id(entitlements) in self._shared
 
     def pack_tail(self, program: Program, mode: str, rev: str) -> tuple[bytes, bytes]:
-        """See :func:`meterkit.store.script_arguments.pack_tail`; cached for programs of plans."""
-        key = program, mode, rev == NO_STATE
-        found = self._tails.get(key)
-        if found is None:
-            found = pack_tail(program, mode, rev)
-            if program in self._of_plans:
-                self._tails[key] = found
-        return found
+        """See :func:`meterkit.store.script_arguments.pack_tail`; cached, as customers share programs."""
+        return _memoize_value(
+            self._tails, (program, mode, rev == NO_STATE), lambda: pack_tail(program, mode, rev)
+        )
 
     def compile_route(
         self,
@@ -393,7 +389,6 @@ class CompiledCatalog:
             if is_plain and self.is_shared(entitlements):
                 self._programs[key] = program
                 self._routes.append(route)  # Keeps the route alive, whose id is a key.
-                self._of_plans.add(program)
         return program
 
     def cache_shape(self, key: tuple[object, ...], make: Callable[[], _T]) -> _T:
@@ -404,6 +399,10 @@ class CompiledCatalog:
     def cache_asked(self, key: tuple[object, ...], make: Callable[[], Program]) -> Program:
         """Program of an app's own demands, shared by customers with the same entitlements."""
         return _memoize_value(self._asked, key, make)
+
+    def share_key(self, key: tuple[object, ...]) -> tuple[object, ...]:
+        """One object of equal keys, for what each customer's view caches."""
+        return _memoize_value(self._keys, key, lambda: key)
 
 
 def _of_plans(catalog: Catalog) -> dict[tuple[object, ...], Mapping[str, Entitlement]]:
