@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,32 @@ def test_a_route_of_another_host_takes_no_part_of_a_route(api: Shell, directory:
     theirs, files = api.run("routes", "shop.hosts:app", "--json").json["routes"]
     public = {"line": "GET /v1/files/public", "metered": "exempt"}
     assert (theirs["host"], theirs["line"], files["parts"]) == ("operators.example", public["line"], [public])
+
+
+PAGES = """\
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
+
+
+def page(request): ...
+
+
+app = Starlette(routes=[Mount(path, routes=[Route("/", page)]) for path in ("/usage", "/operator")])
+"""
+
+
+def test_a_path_that_is_redirected_to_a_mount_is_no_idle_line(api: Shell, directory: Path) -> None:
+    (directory / "shop" / "pages.py").write_text(PAGES)
+    lines = """routes:
+  - {match: "/usage", always: true}
+  - {match: "/usage/{path:path}", always: true}
+  - {match: "/operator", exempt: true}
+  - {match: "/operator/{path:path}", exempt: true}
+  - {match: "/reports", always: true}
+"""
+    (directory / "plans.yaml").write_text(PLANS.replace("routes:\n", lines))
+    idle = {line["line"] for line in api.run("routes", "shop.pages:app", "--json").json["idle_lines"]}
+    assert idle & set(re.findall(r'"(.+)"', lines)) == {"/reports"}
 
 
 FILES = """\

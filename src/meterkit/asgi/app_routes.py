@@ -215,7 +215,7 @@ def match_lines(
 def _is_redirect(line: Route, reached: Sequence[_RoutePattern]) -> bool:
     """Whether a line only lets the path pass that a router redirects to the same with a slash."""
     path = example_path(f"{line.path}/")
-    return line.exempt and any(one.takes("GET", path) for one in reached)
+    return (line.exempt or line.always) and any(one.takes("GET", path) for one in reached)
 
 
 @dataclass(frozen=True, slots=True)
