@@ -324,6 +324,16 @@ async def test_a_statement_shows_what_was_over_the_cap_at_no_price(store_url: st
         assert (middle[head.index("over_cap")], middle[head.index("billed")]) == ("250", "30")
 
 
+async def test_overage_that_a_plan_does_not_bill_is_named(store_url: str, tmp_path: Path) -> None:
+    """The last request may exceed what is included: these units have no price, and need none."""
+    async with audited(store_url, sqlite_in(tmp_path), catalog=loads(PLANS)) as at:
+        await at.kit.record("acme", "words", 12)
+        await at.rows()
+        (line,) = usage_of(await at.kit.statement("acme"), "words")
+        assert (line.quantity, line.counted, line.amount_cents) == (12, 0, 0)
+        assert line.note == "12 units beyond the included quantity are not billed"
+
+
 async def test_summed_events_cost_what_single_ones_do(store_url: str, tmp_path: Path) -> None:
     """Units of summed rows have their price on a row beside them: none was shown."""
     async with audited(store_url, sqlite_in(tmp_path), catalog=CAPPED_CATALOG) as at:

@@ -84,7 +84,8 @@ class StatementLine:
         events: the first of them, oldest first.
         after: where the next page of events begins; empty: there are no more.
         late_since: of an invoice item for late usage, the first instant of its period; else None.
-        note: where ``quantity`` and ``counted`` differ, or a total: why; which units have no event or price.
+        note: where ``quantity`` and ``counted`` differ, or a total: why; which units are not billed, or have
+            no event or price.
     """
 
     id: str
@@ -379,9 +380,12 @@ def price_line(
             0, min(units, sum(one.sent for one in costs) - sum(one.quantity or 0 for one in invoiced))
         )
     cents = sum(one.cents or 0 for one in costs) - sum(one.amount_cents for one in invoiced)
-    unpriced = min(units, sum(one.units for one in costs if one.cents is None))
+    costless = [one for one in costs if one.cents is None]
+    unbilled = min(units, sum(max(0, one.units - one.sent) for one in costless))
+    unpriced = min(units - unbilled, sum(one.units for one in costless) - unbilled)
     logged = sum(getattr(one, name) for one in own for name in CLASSES)
     notes = (
+        (unbilled, "units beyond the included quantity are not billed"),
         (unpriced, "units have no price in the plans file"),
         (recorded - logged, "units of the period have no event in the audit log"),
         (logged - recorded, "units of its events are not in the counters"),
