@@ -115,6 +115,15 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         assert numbers == numbers_of(figures)
 
 
+async def test_overage_that_a_plan_does_not_bill_is_on_no_invoice(store_url: str) -> None:
+    """The last request may exceed what is included: the page said that the invoice adds it."""
+    catalog = loads(plans_text("statement"))
+    async with MeterKit(catalog, redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.record("acme", "words", 12)
+        cost = (await client.get("/", headers=JSON)).json()["cost"]
+        assert (cost["overage_cents"], cost["unpriced"]) == (0, [])
+
+
 async def test_delivery_states_can_be_hidden_from_customers(kit: MeterKit) -> None:
     await kit.record("acme", "priced", 350)
     async with page_of(kit, delivery_states=False) as client:

@@ -28,6 +28,7 @@ from meterkit.pages.forecast import forecast_usage
 from meterkit.pages.other_plans import price_on_plans
 from meterkit.pages.subject_figures import read_subjects
 from meterkit.redis.daemon_thread import in_thread
+from meterkit.store.customer_usage import count_reported
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -154,7 +155,7 @@ class PeriodCost(TypedDict):
     ``plan_cents`` is the price of the plan per ``interval``, ``seats_cents`` of seats beyond the included,
     and ``addons``, if there are any, has each add-on: by the customer's subscription items, otherwise by the
     plans file; ``plan_currency`` is set if they have another currency. ``overage_cents`` is the sum over
-    meters; ``unpriced`` names meters with overage whose price only Stripe has. ``is_free`` is set if nothing
+    meters; ``unpriced`` names meters with overage that is billed at a price only Stripe has. ``is_free`` is set if nothing
     of the period is billed: it is a trial, or a pause.
     """
 
@@ -403,7 +404,11 @@ def cost_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None, *, 
         "seats_cents": 0 if priced is None else priced.seats_cents,
         "overage_cents": sum(counts[name]["overage_cents"] or 0 for name in billed),
         "unpriced": [
-            name for name in billed if counts[name]["overage"] and counts[name]["overage_cents"] is None
+            name
+            for name in billed
+            if counts[name]["overage"]
+            and counts[name]["overage_cents"] is None
+            and count_reported(counts[name])
         ],
     }
     if priced is not None and priced.addons:
