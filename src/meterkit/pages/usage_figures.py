@@ -155,8 +155,8 @@ class PeriodCost(TypedDict):
     ``plan_cents`` is the price of the plan per ``interval``, ``seats_cents`` of seats beyond the included,
     and ``addons``, if there are any, has each add-on: by the customer's subscription items, otherwise by the
     plans file; ``plan_currency`` is set if they have another currency. ``overage_cents`` is the sum over
-    meters; ``unpriced`` names meters with overage that is billed at a price only Stripe has. ``is_free`` is set if nothing
-    of the period is billed: it is a trial, or a pause.
+    meters; ``unpriced`` names meters with overage that is billed at a price only Stripe has. ``is_free`` is
+    set if nothing of the period is billed: it is a trial, or a pause.
     """
 
     currency: str
