@@ -123,7 +123,7 @@ async def write_snapshot(kit: MeterKit, url: str, number: int) -> None:
     at_ms, tables, totals = kit.store.now_ms(), OverviewTables(database), OverviewTotals({"tokens"})
     for first in range(0, number, WRITTEN_AT_ONCE):
         usage = [_usage(nth) for nth in range(first, min(first + WRITTEN_AT_ONCE, number))]
-        rows = [build_row(one, kit.catalog.meters) for one in usage]
+        rows = [build_row(one, kit.catalog) for one in usage]
         tables.write(at_ms, rows, [one for of in zip(rows, usage, strict=True) for one in totals.add(*of)])
     revenue = RevenueTables(database)
     for back in range(32, 0, -1):

@@ -17,6 +17,7 @@ from httpx import AsyncClient
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from drivers.audited_kit import sqlite_in
 from drivers.operator_pages import (
     JSON,
     PLANS,
@@ -27,9 +28,11 @@ from drivers.operator_pages import (
     pages_of,
     selling,
 )
+from drivers.shop import START
 from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.pages import operator_pages
+from meterkit.testing import Clock
 from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -78,8 +81,37 @@ async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, clien
         assert html.count('<th scope="row">') == len(listed)
     near = (await client.get("/near.json")).json()
     assert [(one["customer"], one["used"], one["ceiling"], one["per_mille"]) for one in near] == [
-        ("over", 12, 12, 1000),
+        ("over", 12, 10, 1200),
         ("near", 8, 10, 800),
+    ]
+
+
+async def test_limits_that_are_exceeded_stay_what_they_are(store_url: str, tmp_path: Path) -> None:
+    """What was used was shown as the limit."""
+    plans = PLANS.replace(
+        "tokens:   {", "files: {unit: file, kind: gauge}\n  pages: {unit: page}\n  tokens:   {"
+    )
+    given = """
+      files: {included: 5}
+      pages: {included: 0}
+      tokens: {included: 100, overage: {bill: {cap: 50, per: 1, amount_cents: 1}}}
+"""
+    plans = plans.replace("{included: 10, overage: deny}\n", f"{{included: 10, overage: deny}}{given}")
+    audit, used = sqlite_in(tmp_path), {"requests": 12, "pages": 3, "tokens": 200}
+    async with (
+        MeterKit(loads(plans), redis_url=store_url, clock=Clock(START), audit_url=audit, flush=False) as kit,
+        pages_of(kit) as client,
+    ):
+        for meter, units in used.items():
+            await kit.record(meter, meter, units)
+        await kit.gauges.set("files", "files", 6)
+        await make_snapshot(kit)
+        near = (await client.get("/near.json")).json()
+    assert [(one["meter"], one["used"], one["ceiling"], one["per_mille"]) for one in near] == [
+        ("tokens", 200, 150, 1333),
+        ("files", 6, 5, 1200),
+        ("requests", 12, 10, 1200),
+        ("pages", 3, 0, 1000),
     ]
 
 

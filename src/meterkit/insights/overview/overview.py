@@ -137,7 +137,7 @@ class CustomerOverview:
         async with self._list_all() as customers:
             async for names in customers.names(_PAGE):
                 for usage in await read_each(names, store.usage_of_many, skip):
-                    row = build_row(usage, store.catalog.meters)
+                    row = build_row(usage, store.catalog)
                     of_meters += totals.add(row, usage)
                     rows.append(row)
                 if len(rows) >= _WRITTEN_AT_ONCE:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NotRequired, TypedDict
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from meterkit.catalog import Catalog
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
 
 NEAR_PER_MILLE: Final = 800
@@ -35,7 +36,7 @@ class CustomerRow(NamedTuple):
         meter: whose limit is nearest; empty: no meter has a limit.
         used: of that meter, holds included.
         ceiling: what can be used of it in all: included, grants, credits and overage up to the cap.
-        per_mille: ``used`` as a share of ``ceiling``, rounded down.
+        per_mille: ``used`` as a share of ``ceiling``, rounded down; 1000 if that is 0.
         unlinked: units of all meters that wait for a link to Stripe.
     """
 
@@ -123,15 +124,21 @@ class OverviewFigures(TypedDict):
     activity: NotRequired[DailyActivity]
 
 
-def build_row(usage: CustomerUsage, meters: Collection[str]) -> CustomerRow:
+def build_row(usage: CustomerUsage, catalog: Catalog) -> CustomerRow:
     """The row of a customer.
 
     Args:
         usage: of this period.
-        meters: of the plans file; what was used of others has no limit any more.
+        catalog: what was used of meters that it lacks has no limit any more.
     """
-    found = usage["meters"]
-    shares = [(*_share(found[name]), name) for name in meters if name in found and _has_limit(found[name])]
+    found, plan = usage["meters"], catalog.plans.get(usage["plan"])
+    given = {} if plan is None else plan.entitlements
+    billed = {name for name, of in given.items() if of.overage.mode == "bill"}
+    shares = [
+        (*_share(found[name], is_gauge=meter.kind == "gauge", is_billed=name in billed), name)
+        for name, meter in catalog.meters.items()
+        if name in found and _has_limit(found[name])
+    ]
     per_mille, used, ceiling, meter = max(shares, default=(0, 0, 0, ""))
     return CustomerRow(
         customer=usage["customer"],
@@ -196,7 +203,11 @@ def _has_limit(counts: MeterUsage) -> bool:
     return counts["remaining"] != "unlimited" and bool(counts["used"] or counts["remaining"])
 
 
-def _share(counts: MeterUsage) -> tuple[int, int, int]:
+def _share(counts: MeterUsage, *, is_gauge: bool, is_billed: bool) -> tuple[int, int, int]:
+    used, included = counts["used"], counts["included"]
     left = 0 if counts["remaining"] == "unlimited" else counts["remaining"]
-    ceiling = counts["used"] + left
-    return counts["used"] * 1000 // ceiling, counts["used"], ceiling
+    beyond = counts["over_cap"] + (0 if is_billed else counts["overage"])
+    if is_gauge and included != "unlimited":
+        beyond = max(0, used - included)
+    ceiling = used + left if left else used - beyond
+    return used * 1000 // ceiling if ceiling else 1000, used, ceiling
