@@ -88,6 +88,7 @@ async def look(
     for theme, width in screens:
         async with faultless(browser, url, theme, width, within=url) as page:
             assert await found(page, "document.querySelectorAll('.chart canvas').length") == charts
+            assert await page.get_by_text("The line in the chart").locator("visible=true").count() == charts
             assert Tables(await page.content()).numbers == numbers_of(figures)
             assert await found(page, FOLD) == [True] * 3
             await found(page, OPEN_ALL)
@@ -118,12 +119,13 @@ async def use_the_keyboard(browser: Browser, url: str) -> None:
 
 
 async def do_without_script(browser: Browser, url: str) -> None:
-    """The tables have the figures, and no chart takes space."""
+    """The tables have the figures, and no chart takes space or is spoken of."""
     context = await new_context(browser, java_script_enabled=False)
     page = await context.new_page()
     await page.goto(url)
     assert await page.locator(".days tbody tr").count() == 2 * (DAYS + 1)
     assert await page.locator(".chart[hidden]").count() == 2
+    assert await page.get_by_text("The line in the chart").locator("visible=true").count() == 0
     await context.close()
 
 

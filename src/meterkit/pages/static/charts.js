@@ -14,6 +14,7 @@
     const share = Number(place.dataset.share) / per;
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
     place.hidden = false;
+    place.parentNode.querySelectorAll(".with-chart").forEach((told) => { told.hidden = false; });
     place.replaceChildren();
     const options = {
       width: place.clientWidth, height: 200, tzDate: (s) => uPlot.tzDate(new Date(s * 1e3), "Etc/UTC"),
