@@ -71,6 +71,13 @@ def test_every_plans_file_that_is_shown_loads() -> None:
             loads(completed(text), source=name)
 
 
+@pytest.mark.parametrize("name", ["README", "docs/quickstart", "docs/tutorial", "docs/tutorial-money"])
+def test_meterkit_check_notes_nothing_of_a_first_plans_file(name: str) -> None:
+    texts = [text for text in blocks(ROOT / f"{name}.md", "yaml") if text.startswith("schema: 1")]
+    assert texts
+    assert [str(note) for text in texts for note in loads(text, source=name).notes] == []
+
+
 @pytest.mark.dear("a page may start a kit in each of its blocks")
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(ROOT / name, "python")])
 def test_all_python_of_a_page_runs_in_its_order(
