@@ -205,7 +205,8 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
 
 
 def test_a_missing_file() -> None:
-    why = f"No such file or directory; looked for in {Path.cwd()}; --plans or METERKIT_PLANS names another"
+    cure = "name another by MeterKit(…) or --plans, or if these name none by METERKIT_PLANS"
+    why = f"No such file or directory; looked for in {Path.cwd()}; {cure}"
     with pytest.raises(PlansError) as caught:
         load("nowhere/plans.yaml")
     problem = Problem("nowhere/plans.yaml", 0, 0, "", f"the plans file cannot be read: {why}")

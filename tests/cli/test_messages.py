@@ -41,7 +41,8 @@ def test_a_store_that_cannot_be_reached_is_said_once(shell: Shell) -> None:
 
 def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, directory: Path) -> None:
     # F-69.
-    words = f"No such file or directory; looked for in {directory}; --plans or METERKIT_PLANS names another"
+    cure = "name another by MeterKit(…) or --plans, or if these name none by METERKIT_PLANS"
+    words = f"No such file or directory; looked for in {directory}; {cure}"
     cannot = "the plans file cannot be read"
     assert shell.run("check", "rel/p.yaml").err == f"rel/p.yaml: {cannot}: {words}\n"
     assert shell.run("usage", "ada", "--plans", "plan.yaml").err == (
@@ -49,7 +50,7 @@ def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, d
     )
     shell.environment["METERKIT_PLANS"] = "/nowhere/plans.yaml"
     assert shell.run("usage", "ada").err == (
-        f"/nowhere/plans.yaml: {cannot}: No such file or directory; --plans or METERKIT_PLANS names another\n"
+        f"/nowhere/plans.yaml: {cannot}: No such file or directory; {cure}\n"
     )
 
 

@@ -207,7 +207,7 @@ def _missing_file_hint(source: str) -> str:
             near = f"; did you mean {names[meant]!r}?" if meant else ""
     except (OSError, ValueError):
         pass  # The directory is gone or unreadable, or this is no path at all.
-    return f"{where}; --plans or METERKIT_PLANS names another{near}"
+    return f"{where}; name another by MeterKit(…) or --plans, or if these name none by METERKIT_PLANS{near}"
 
 
 def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
