@@ -242,6 +242,8 @@ class Table:
         if name == "<<":
             return "merge keys are not read; use `extends`, or write the keys out"
         allowed = f"allowed in {cls._what}: {listed(known)}"
+        if name.isdecimal():
+            return f"unknown key {quoted(name)}; within {{ }} a comma ends a number: write 10_000, not 10,000"
         return f"unknown key {quoted(name)}; {allowed}{suggestion(name, known)}"
 
     @classmethod
