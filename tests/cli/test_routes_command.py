@@ -204,6 +204,7 @@ def test_an_app_that_cannot_be_had_is_told_of_in_a_line(api: Shell, directory: P
     for name, code, words in (
         ("shop.api", 2, "found 'shop.api'; allowed is MODULE:NAME"),
         ("shop.apo:app", 2, "there is no module 'shop.apo'; searched in"),
+        ("shop/api.py:app", 2, "; did you mean 'shop.api'?"),
         ("shop.api:ap", 2, "shop.api has no 'ap'; did you mean 'app'?"),
         ("shop.api:make", 2, "a function without arguments; if it returns the app, add --factory"),
         ("shop.api:bare", 1, "the app does not list its routes: found a value of type function"),

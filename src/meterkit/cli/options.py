@@ -230,7 +230,9 @@ def _module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise MeterkitError(f"{name} cannot be imported: {error}{_error_location(error)}") from error
-        raise WrongUsageError(f"there is no module {error.name!r}; searched in {Path.cwd()}") from None
+        meant = name.removesuffix(".py").replace("/", ".")
+        hint = f"; did you mean {meant!r}?" if meant != name else ""
+        raise WrongUsageError(f"there is no module {error.name!r}; searched in {Path.cwd()}{hint}") from None
 
 
 def _attribute(module: Any, path: str) -> Any:
