@@ -181,6 +181,16 @@ async def test_before_the_first_day_there_is_no_revenue(kit: MeterKit, client: A
         assert await rows_of(client, path, of) == []
 
 
+async def test_without_paying_customers_no_section_is_empty(
+    kit: MeterKit, client: AsyncClient, tmp_path: Path
+) -> None:
+    RevenueTables(Database(sqlite_in(tmp_path))).write(LAST, [], [])
+    await make_snapshot(kit)
+    page = (await client.get("/")).text
+    for note in ("No plan has paying customers.", "There was no revenue in the last thirty days."):
+        assert note in page
+
+
 @pytest.mark.usefixtures("sold")
 async def test_lists_of_revenue_are_read_page_by_page(kit: MeterKit) -> None:
     lists = overview_of(kit).lists()

@@ -181,7 +181,8 @@ def _plans_section(revenue: RevenueFigures, currency: str, catalog: Catalog) -> 
         if of == currency
     ]
     title = f"Revenue by plan in {currency.upper()}"
-    return Section(f"plans_{currency}", title, figures, currency=currency)
+    note = "" if figures else "No plan has paying customers."
+    return Section(f"plans_{currency}", title, figures, note, currency=currency)
 
 
 def _growth_section(revenue: RevenueFigures, currency: str) -> Section:
@@ -200,9 +201,13 @@ def _growth_section(revenue: RevenueFigures, currency: str) -> Section:
         if of == currency
         for name in _GROWTH
     ]
+    title = f"Growth in {currency.upper()}"
+    if not figures:
+        note = "There was no revenue in the last thirty days."
+        return Section(f"growth_{currency}", title, (), note, currency=currency)
     return Section(
         name=f"growth_{currency}",
-        title=f"Growth in {currency.upper()}",
+        title=title,
         figures=figures,
         note="Daily change of revenue: new + expansion + reactivation, minus contraction and churn.",
         headings=(
