@@ -18,7 +18,7 @@ from drivers.audit_database import AuditRow, drain_all, insert_rows, to_ms
 from drivers.audited_kit import sqlite_in
 from drivers.browser import check, chromium, faultless, found, needs_chromium, new_context
 from drivers.llm_apps import listening
-from drivers.operator_pages import flat, selling, write_snapshot
+from drivers.operator_pages import flat, make_snapshot, selling, write_snapshot
 from drivers.plans import plans_text
 from drivers.redrives import kill_message, redrives
 from drivers.sampled import whole
@@ -287,6 +287,16 @@ async def test_the_operator_pages_in_chromium(store_url: str, tmp_path: Path, cu
         await click_through(browser, url)
         if customers > ROWS_A_PAGE:
             await turn_pages(browser, url)
+
+
+async def test_a_long_id_pushes_no_column_off_the_screen(store_url: str, tmp_path: Path) -> None:
+    async with served(store_url, tmp_path, 1) as (kit, url), chromium() as browser:
+        await kit.record("x" * 256, "requests", 12)
+        await make_snapshot(kit)
+        for path in ("all", "near"):
+            async with faultless(browser, f"{url}{path}", "light", 1280, within=url) as page:
+                table = "document.querySelector('.scroll:has(> #rows)')"
+                assert await found(page, f"{table}.scrollWidth - {table}.clientWidth") == 0
 
 
 async def test_a_dead_message_is_redriven_without_a_mouse(store_url: str, tmp_path: Path) -> None:
