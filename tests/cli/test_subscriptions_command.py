@@ -44,6 +44,9 @@ async def test_a_subscription_is_shown_changed_and_ended(stored: Shell) -> None:
     assert shown.code == 0
     assert {"acme", "pro", "active", "full", "12"} <= set(shown.out.split())
 
+    history = stored.run("customers", "history", "acme").out
+    assert ("USD " in history, "000000 usd" in history) == (True, False)
+
     asked = stored.run("subscriptions", "preview", "acme", "--seats", "13")
     assert (asked.code, asked.out[:18]) == (0, "12 to 13 seats now")
     assert "USD " in asked.out

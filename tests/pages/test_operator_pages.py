@@ -28,7 +28,7 @@ from drivers.operator_pages import (
     pages_of,
     selling,
 )
-from drivers.shop import START
+from drivers.shop import START, shop
 from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.pages import operator_pages
@@ -84,6 +84,17 @@ async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, clien
         ("over", 12, 10, 1200),
         ("near", 8, 10, 800),
     ]
+
+
+async def test_a_ledger_is_readable(store_url: str) -> None:
+    """It showed revenue as 1500000000 usd, and called a status that was not there unknown."""
+    async with shop(store_url) as at, pages_of(at.kit) as client:
+        await at.subscribed()
+        page = (await client.get("/ledger?of=acme")).text
+        exported = (await client.get("/ledger.json?of=acme")).json()
+    rows = re.findall(r"<td>(\w+)</td><td>(.*?)\s*</td><td>(.*?)\s*</td>", page, re.DOTALL)
+    assert {("mrr", "none", "USD 15.00"), ("status", "none", "incomplete")} <= {*rows}
+    assert [one["after"] for one in exported if one["kind"] == "mrr"] == ["1500000000 usd"]
 
 
 async def test_limits_that_are_exceeded_stay_what_they_are(store_url: str, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from meterkit.cli.options import (
 )
 from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
+from meterkit.customers.history import show_value
 from meterkit.customers.sorted_customers import customers_by_id
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import addons_text
@@ -307,8 +308,8 @@ def _history_row(entry: HistoryEntry) -> dict[str, object]:
     return {
         "at": entry.at,
         "what": entry.kind,
-        "before": entry.before,
-        "after": entry.after,
+        "before": show_value(entry.kind, entry.before),
+        "after": show_value(entry.kind, entry.after),
         "cause": entry.cause,
     }
 

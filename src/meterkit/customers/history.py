@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.amount_wording import rounded_money
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import from_ms
 from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError
@@ -48,6 +49,14 @@ class HistoryEntry:
     before: str | None
     after: str | None
     cause: str
+
+
+def show_value(kind: str, value: str | None) -> str | None:
+    """Word a value of a change for people: that of ``mrr`` as an amount of money."""
+    if kind != "mrr" or not value:
+        return value
+    micros, currency, *plan = value.split()
+    return " ".join([rounded_money(int(micros), currency), *plan])
 
 
 async def read_history(store: Store, customer: str) -> Sequence[HistoryEntry]:

@@ -39,13 +39,14 @@ class Column(NamedTuple):
         name: of the value in a row, and in exports.
         heading: on the page.
         kind: how the page shows it; ``micro``: millionths of the smallest unit of the row's currency;
-            ``units``: a quantity of the row's ``unit``, which may be money; ``unit``: that unit.
+            ``units``: a quantity of the row's ``unit``, which may be money; ``unit``: that unit;
+            ``change``: a value of a ledger entry of the row's ``kind``.
         opens: the list that a value opens, given the value.
     """
 
     name: str
     heading: str
-    kind: Literal["text", "number", "micro", "per_mille", "time", "units", "unit"] = "text"
+    kind: Literal["text", "number", "micro", "per_mille", "time", "units", "unit", "change"] = "text"
     opens: str = ""
 
 

@@ -52,8 +52,8 @@ _MESSAGES: Final = (
 _LEDGER: Final = (
     Column("at", "At (UTC)", "time"),
     Column("kind", "Kind"),
-    Column("before", "Before"),
-    Column("after", "After"),
+    Column("before", "Before", "change"),
+    Column("after", "After", "change"),
     Column("cause", "Cause"),
 )
 

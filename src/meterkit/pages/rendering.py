@@ -23,6 +23,7 @@ from meterkit.catalog.amount_wording import (
     rounded_money,
     size_text,
 )
+from meterkit.customers.history import show_value
 from meterkit.decisions.dunning import is_for_debt
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
@@ -103,6 +104,7 @@ class PageRenderer:
             "unit_price": _unit_price,
             "is_money": is_money,
             "state": _history_value,
+            "change_value": show_value,
             "title_in": _title_in,
         }
 
