@@ -71,6 +71,27 @@ async def test_cards_say_what_is_left_and_those_at_a_limit_come_first(store_url:
     assert card_of(html, "balance") == "Balance 40 coins"
 
 
+@pytest.mark.parametrize("plan", ["denying", "billing"])
+async def test_what_credits_have_paid_for_stays_available(store_url: str, plan: str) -> None:
+    """Once they were used up, usage that they had paid for was a share above 100 % of what is included."""
+    billed = "stripe: {event_name: pages}" if plan == "billing" else ""
+    plans = PLANS.replace("pages:   {unit: page}", f"pages:   {{unit: page, {billed}}}")
+    if billed:
+        price = "overage: {bill: {per: 1, amount_cents: 1}}"
+        plans = plans.replace("{included: 10, overage: deny}", f"{{included: 10, {price}}}")
+    async with MeterKit(loads(plans), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.grants.add("acme", {"coins": 41}, grant_id="bought")
+        await kit.record("acme", "pages", 30)
+        pages = cards_in((await client.get("/")).text)["pages"]
+        ends = f"%: used up{', more is billed' if billed else ''} 20 of it from credits"
+        assert pages.startswith(f"reached: Pages 0 left 30 of 30 100 {ends}")
+        await kit.record("acme", "pages", 3)
+        pages = cards_in((await client.get("/")).text)["pages"]
+        assert pages.startswith(
+            f"reached: Pages 3 beyond included 33 of 30 110 %{ends} 20 of it from credits"
+        )
+
+
 async def test_json_computes_no_cards(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(sys.modules["meterkit.pages.usage_page"], "meter_cards")
     async with MeterKit(loads(PLANS), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:

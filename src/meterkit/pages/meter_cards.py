@@ -78,6 +78,7 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
             expected=ends[name].expected if name in ends else None,
             is_gauge=meter.kind == "gauge",
             is_billed=name in overage and overage[name].mode == "bill",
+            has_credit=any(name in credit.costs for credit in catalog.credits.values()),
             payable=payable_units(balances, name),
             price=price_text(name, overage[name].rows if name in overage else None, meters, meter.unit),
         )
@@ -97,6 +98,7 @@ def _make_card(
     expected: int | None,
     is_gauge: bool,
     is_billed: bool,
+    has_credit: bool,
     payable: int,
     price: str | None,
 ) -> MeterCard:
@@ -107,9 +109,10 @@ def _make_card(
         )
     included, remaining = counts["included"], counts["remaining"]
     available = included + granted
+    if has_credit:  # What credits have paid for stays available once they are used up.
+        available = max(available, counts["recorded"] - overage - counts["over_cap"])
     if is_billed and payable:
-        paid = max(available, counts["recorded"] - overage)
-        available = max(paid + payable, used - overage)  # A hold may have taken some of the balance.
+        available = max(available + payable, used - overage)  # A hold may have taken some of the balance.
     # Of billed overage and of a gauge's tolerance, something may remain without any credit.
     if remaining != "unlimited" and not is_billed and not is_gauge and remaining > max(0, available - used):
         available = used + remaining
