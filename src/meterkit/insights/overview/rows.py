@@ -132,8 +132,9 @@ def build_row(usage: CustomerUsage, catalog: Catalog) -> CustomerRow:
         catalog: what was used of meters that it lacks has no limit any more.
     """
     found, plan = usage["meters"], catalog.plans.get(usage["plan"])
-    given = {} if plan is None else plan.entitlements
-    billed = {name for name, of in given.items() if of.overage.mode == "bill"}
+    billed = set[str]()
+    if plan is not None:
+        billed = {name for name, of in plan.entitlements.items() if of.overage.mode == "bill"}
     shares = [
         (*_share(found[name], is_gauge=meter.kind == "gauge", is_billed=name in billed), name)
         for name, meter in catalog.meters.items()
