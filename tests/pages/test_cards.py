@@ -108,6 +108,16 @@ async def test_a_grant_does_not_pay_for_earlier_overage(store_url: str) -> None:
     )
 
 
+async def test_overage_of_a_free_plan_is_not_called_billed_on_another(store_url: str) -> None:
+    catalog, clock = loads(plans_text("statement")), Clock(START)
+    async with MeterKit(catalog, redis_url=store_url, clock=clock) as kit, page_of(kit) as client:
+        await kit.record("acme", "words", 12)
+        clock.advance(timedelta(seconds=1))
+        await kit.customers.set_plan("acme", "pro")
+        words = cards_in((await client.get("/")).text)["words"]
+    assert "12 more were used before this quantity was added. Beyond that" in words
+
+
 async def test_nothing_is_billed_that_credits_can_pay_for(store_url: str, tmp_path: Path) -> None:
     url, clock = sqlite_in(tmp_path), Clock(START)
     plans = PLANS.replace("costs: {pages: 2}", "costs: {pages: 2, tokens: 1 per 10}")
