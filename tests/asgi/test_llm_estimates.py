@@ -361,6 +361,19 @@ async def test_auto_bills_a_model_asked_by_any_method(store_url: str) -> None:
         assert counted == await tokens(at.kit)
 
 
+async def test_auto_bills_a_model_asked_by_a_form(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form with a sound names a model, and has no prompt."""
+    form: dict[str, Any] = {"files": {"file": ("a.mp3", b"\0" * 9_000)}, "data": {"model": "whisper-1"}}
+    async with metered(answering([REPORTED], JSON_TYPE), store_url) as at:
+        await at.client.put("/auto", **form)
+        await at.client.put("/auto", data={"title": "My model=prompt"})
+        assert (1420, 310) == await tokens(at.kit)
+    hide(monkeypatch, *BR)
+    async with metered(answering([NUMBERS.randbytes(800)], JSON_TYPE, coding="br"), store_url) as at:
+        await at.client.post("/auto", **form)
+        assert await tokens(at.kit, "output_tokens") == (200,)
+
+
 @pytest.mark.parametrize("ends", [True, False])
 async def test_auto_bills_only_models(ends: bool, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """F-33: nor at hang-up, whatever was asked."""
@@ -488,6 +501,18 @@ async def test_a_damaged_response_of_a_model_is_not_free(
         await ask(at, "/openai")
         assert expected == await tokens(at.kit)
     assert "/openai: token usage of a response is" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["audio/mpeg", "application/x-protobuf"])
+async def test_a_response_of_another_type_is_warned_of(kind: str, store_url: str, caplog: Any) -> None:
+    async with metered(answering([b"\0\n\n" * 9_000], kind), store_url) as at:
+        await ask(at, "/auto")
+        await ask(at, "/openai", body=b'{"name": "ada"}')
+        assert not caplog.messages
+        await ask(at, "/openai")
+        assert (0, 0) == await tokens(at.kit)
+    (said,) = caplog.messages
+    assert said.startswith("/openai: token usage of a response is missing")
 
 
 # Several calls in one stream, and events that are told in passing: F-40.

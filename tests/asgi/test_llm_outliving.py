@@ -94,6 +94,17 @@ async def test_a_stored_response_that_a_path_names_counts_once(word: str, store_
             assert (600, 400) == await tokens(at.kit)
 
 
+async def test_a_client_that_chooses_the_id_of_its_response_pays(store_url: str) -> None:
+    """vLLM takes the id from the request: https://github.com/vllm-project/vllm (`request_id`)."""
+    plans = PLANS.replace("routes:\n", 'routes:\n  - {match: "/chats/{name}", usage: openai}\n')
+    said = [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]
+    chat = {"id": "chatcmpl-1", "object": "chat.completion", "choices": said, "usage": chat_usage(600, 400)}
+    async with metered(saying(chat), store_url, plans=plans) as at:
+        for _ in range(2):
+            await asked(at, "/chats/chatcmpl-1")
+        assert (1200, 800) == await tokens(at.kit)
+
+
 async def test_a_job_counts_once_whatever_provider_a_route_names(store_url: str) -> None:
     """A route knows the provider, a worker or another route only the shape of the answer."""
     plans = PLANS.replace("routes:\n", 'routes:\n  - {match: "/azure", usage: auto, provider: azure}\n')

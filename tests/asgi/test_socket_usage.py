@@ -173,15 +173,27 @@ async def test_each_turn_of_gemini_live_on_vertex_counts(path: str) -> None:
         assert (1500, 3) == await tokens(at.kit)
 
 
-async def test_an_answer_that_the_close_cuts_off_is_estimated() -> None:
-    item = {"content": [{"type": "input_text", "text": "a" * 80}]}
-    asked = {"type": "conversation.item.create", "item": item}
+@pytest.mark.parametrize(("event_id", "words"), [("e", 16), ("audio", 16), ("e", 500_000)])
+async def test_an_answer_that_the_close_cuts_off_is_estimated(event_id: str, words: int) -> None:
+    item = {"content": [{"type": "input_text", "text": "word " * words}]}
+    asked = {"type": "conversation.item.create", "event_id": event_id, "item": item}
     sound = {"type": "input_audio_buffer.append", "audio": "A" * 8_000}
     async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, "/gemini", [said("z" * 400)], received=[asked, sound])
         entered, output = await tokens(at.kit)
         assert output == 100
-        assert 20 <= entered <= 60
+        assert words <= entered <= 5 * words // 4 + 40
+
+
+@pytest.mark.parametrize(("path", "as_bytes"), [("/auto", False), ("/openai", True)])
+async def test_an_answer_that_repeats_a_long_prompt_counts(path: str, as_bytes: bool) -> None:
+    usage = {"input_tokens": 300_000, "output_tokens": 90, "total_tokens": 300_090}
+    tools = [{"type": "function", "name": f"f{n}", "parameters": {"type": "object"}} for n in range(1_000)]
+    ended = {**response(), "instructions": "word " * 300_000, "tools": tools, "usage": usage}
+    events = [delta("x" * 40), {"type": "response.completed", "response": ended}, done("r2", 60, 20)]
+    async with metered(provider, "memory://", plans=SOCKETS) as at:
+        await talk(at, path, events, as_bytes=as_bytes)
+        assert (300_060, 110) == await tokens(at.kit)
 
 
 async def test_an_error_within_is_not_heard_of_by_the_app(

@@ -224,6 +224,11 @@ class KeptRequest:
         content, size, _ = decode_body(self._scope, head, size, ended=size <= len(head))
         return content, size
 
+    @property
+    def content_type(self) -> bytes:
+        """Content type of the body; several, joined, if the request names several."""
+        return head_of(self._scope).content_type
+
     def models(self) -> tuple[str, ...]:
         """List the models that the request names, each that some app may read.
 

@@ -133,9 +133,11 @@ class LlmCalls:
             The usage read from it, completed by the app's own reports.
         """
         if self.reading is not None:
+            # With some servers a client chooses the id of a response that it asks for.
+            may_be_stored = any(name in self._path for name in _STORED) and not self.reading.asks_model()
             self._body = self.reading.close(complete=complete, gone=gone)
             self._fields = self.reading.figures
-            if self.reading.is_fetched or any(beginning in self._path for beginning in _STORED):
+            if self.reading.is_fetched or may_be_stored:
                 self._body = tuple(call for call in self._body if call.outlives or not self._is_stored(call))
         if any(call.source == "reported" for call in (*self.reports.usages(), *self._taps)):
             return tuple(call for call in self._body if call.source in ("reported", "partial"))

@@ -105,7 +105,7 @@ class ResponseUsage:
         status, headers, fields = message["status"], message.get("headers", ()), self._route.usage_fields
         with self._guard():
             # A client chooses the method, and some handlers take any.
-            self.is_fetched = self.is_fetched and not self._is_asked()
+            self.is_fetched = self.is_fetched and not self.asks_model()
             if fields and not self.is_fetched:
                 self._fields = FieldsReader.open(fields, status=status, headers=headers)
             self._reader = ResponseReader.open(self._route.usage, status=status, headers=headers)
@@ -237,7 +237,7 @@ class ResponseUsage:
         is_damaged = False
         if reader is not None:
             with self._guard():
-                calls = reader.close(complete=complete and not is_cut, asked=self._is_asked)
+                calls = reader.close(complete=complete and not is_cut, asked=self.asks_model)
                 output_tokens = reader.estimated_output_tokens + unread_tokens
                 self.unread_figure = reader.unread_figure
                 is_damaged = reader.is_damaged
@@ -303,11 +303,12 @@ class ResponseUsage:
     def _has_request_body(self) -> bool:
         return self._request is not None and self._request.head()[1] > 0
 
-    def _is_asked(self) -> bool:
+    def asks_model(self) -> bool:
+        """Whether the request looks like one to a language model; False once the response is closed."""
         if self._request is None:
             return False
         body, size = self._request.content()
-        return asks_model(body, size=size)
+        return asks_model(body, size=size, content_type=self._request.content_type)
 
     def _guard(self) -> ErrorGuard:
         return ErrorGuard(self._stop_reading)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Lock, Task, TimerHandle, get_running_loop, shield
+from asyncio import Lock, Task, TimerHandle, get_running_loop, shield, sleep
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +27,9 @@ from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.views import PreparedDecision
 from meterkit.tokens.call_usage import CallUsage, fill_estimates
-from meterkit.tokens.estimate import billed_input
+from meterkit.tokens.estimate import BILLED_MEDIA_TOKENS, billed_input
+from meterkit.tokens.framing.content_codings import PIECE_BYTES
+from meterkit.tokens.framing.large_json import LargeJsonReader
 from meterkit.tokens.json_values import load, table
 from meterkit.tokens.layout import may_have_figures, may_report
 from meterkit.tokens.observer import UsageObserver
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
+    from meterkit.tokens.framing.incremental import Work
+    from meterkit.tokens.json_values import Table
 
 _CHECK_EVERY_S: Final = 60.0
 _SWITCHING_PROTOCOLS: Final = 101
@@ -138,8 +142,11 @@ class WebSocketExchange(Exchange):
             raise ConnectionAbortedError("meterkit has closed this websocket")
         kind = message["type"]
         if kind == "websocket.send":
-            if self._usage is not None:  # Also an answer that does not arrive was generated.
-                self._usage.sent(message)
+            usage = self._usage
+            if usage is not None:  # Also an answer that does not arrive was generated.
+                if usage.is_large(message):
+                    return self._send_large(message, usage)
+                usage.sent(message)
         elif kind == "websocket.accept":
             self._status = _SWITCHING_PROTOCOLS
             self._complete = True
@@ -151,6 +158,14 @@ class WebSocketExchange(Exchange):
             self._has_closed = True
             self._status = self._status or _FORBIDDEN
         return self._send_message(message)
+
+    async def _send_large(self, message: Message, usage: SocketUsage) -> None:
+        """Send a message first, as no other may overtake it, and then read it with pauses."""
+        try:
+            await self._send_message(message)
+        finally:
+            for _ in usage.read_large(message):
+                await sleep(0)
 
     async def _send_message(self, message: Message) -> None:
         try:
@@ -308,12 +323,12 @@ def _disconnected() -> Message:
 
 
 _BYTES_MAX: Final = 1 << 20
+_PARSED_CHARS_MAX: Final = _BYTES_MAX // 4  # A character has four bytes at most.
 _IDS_MAX: Final = 1_000
-# Encoded sound and images: nothing in them is read, and they come often.
+# Encoded sound and images, which come often.
 _MEDIA: Final = (b'audio.delta"', b'"audio"', b'"inlineData"', b'"mediaChunks"', b'"realtimeInput"')
 _LIVE: Final = frozenset({"setupComplete", "serverContent"})
 _SAYS: Final = (b'.delta"', b'"serverContent"')
-_SEARCHES: Final = b'"webSearchQueries"'
 
 
 @dataclass(slots=True, eq=False)
@@ -357,21 +372,42 @@ class SocketUsage:
         data = _data_of(message)
         with ErrorGuard(self._stop_reading):
             self.session.sent(data)
-        reports = may_report(data) or may_have_figures(data) or _SEARCHES in data
-        if not reports and not any(mark in data for mark in _SAYS):
-            return
-        if len(data) > _BYTES_MAX or (not reports and any(mark in data for mark in _MEDIA)):
+        reports = _may_report(data)
+        if not reports and (_is_media(data) or not any(mark in data for mark in _SAYS)):
             return
         with ErrorGuard(self._stop_reading):
             self._read(data)
+
+    @staticmethod
+    def is_large(message: Message) -> bool:
+        """Whether a message takes too long to be read at once."""
+        return len(message.get("text") or message.get("bytes") or "") > _PARSED_CHARS_MAX
+
+    def read_large(self, message: Message) -> Work:
+        """Read a message of the app's that is large: one that ends an answer may repeat all that went in."""
+        data = _data_of(message)
+        with ErrorGuard(self._stop_reading):
+            self.session.sent(data)
+        if not _may_report(data):
+            return
+        with ErrorGuard(self._stop_reading):
+            reader = LargeJsonReader(self._read_event, lambda: None)
+            for at in range(0, len(data), PIECE_BYTES):
+                yield from reader.feed(data[at : at + PIECE_BYTES]) or ()
+                yield
+            reader.end()
 
     def _read(self, data: bytes) -> None:
         try:
             event = table(load(data))
         except ValueError:
             return  # No event of a model's.
+        if event is not None:
+            self._read_event(event)
+
+    def _read_event(self, event: Table, measured: int | None = None) -> None:
         observer = self._observer
-        if observer is None or event is None:
+        if observer is None:
             return
         if not (self._declared or _LIVE.isdisjoint(event)):
             # The figures of a turn come in a message that has nothing else.
@@ -380,7 +416,7 @@ class SocketUsage:
         # A transcription is another model's call: an answer that has begun goes on.
         is_apart = is_transcription(event)
         reader = self._new_observer() if is_apart else observer
-        reader.observe(event)
+        reader.observe(event, measured)
         calls = [call for call in reader.close(complete=False, notes=()) if call.source == "reported"]
         if calls or is_apart:  # The reader is not kept.
             self._unread = self._unread or reader.unread_figure
@@ -410,9 +446,13 @@ class SocketUsage:
         data = _data_of(message)
         with ErrorGuard(self._stop_reading):
             self.session.received(data)
-        if 0 < len(data) <= _BYTES_MAX and not any(mark in data for mark in _MEDIA):
+        # Texts may stand beside sound and images, which come in many pieces and are not estimated.
+        media_tokens = 0 if _is_media(data) else BILLED_MEDIA_TOKENS
+        if data:
             with ErrorGuard(self._stop_reading):
-                self._input_tokens += billed_input(data, size=len(data))
+                self._input_tokens += billed_input(
+                    data[:_BYTES_MAX], size=len(data), media_tokens=media_tokens
+                )
 
     def close(self) -> None:
         """Estimate the answer that has begun and has not ended, if there is one."""
@@ -435,6 +475,14 @@ class SocketUsage:
     def _stop_reading(self, error: str) -> None:
         self._observer = None
         self.complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
+
+
+def _may_report(data: bytes) -> bool:
+    return may_report(data) or may_have_figures(data)
+
+
+def _is_media(data: bytes) -> bool:
+    return any(mark in data for mark in _MEDIA)
 
 
 def _data_of(message: Message) -> bytes:

@@ -14,11 +14,13 @@ from codecs import getincrementaldecoder
 from contextlib import suppress
 from json import detect_encoding
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from urllib.parse import unquote_to_bytes
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.json_values import load, table
 from meterkit.tokens.layout import utf8_bytes
 from meterkit.tokens.llm_request import may_be_json, read_request
+from meterkit.tokens.requested_model import is_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +47,11 @@ _ASKING_NAMES: Final = ("messages", "contents", "prompt", "input", "inputs")
 _ASKING: Final = re.compile(
     rb'"(?:' + "|".join(_ASKING_NAMES).encode() + rb')"\s*:|\\u00[2-7][0-9A-Fa-f][^"\\]{0,99}"\s*:'
 )
+# A form with a sound has no prompt, but the model's name.
+_FORM_NAMES: Final = "|".join((*_ASKING_NAMES, "model")).encode()
+_IN_PARTS: Final = re.compile(rb"name\*?\s*=\s*(?:[\w-]*''|[\"'])?(?:%b)(?![\w.-])" % _FORM_NAMES)
+_IN_PAIRS: Final = re.compile(rb"(?:^|[&;])(?:%b)=" % _FORM_NAMES)
+_PARTS_MAX: Final = 2_048
 _ENCODING_BYTES: Final = 4
 _BLOCK_BYTES: Final = 1_024
 _CUT_BYTES: Final = 6
@@ -107,7 +114,13 @@ def held_input(
     return min(_tokens_of_bytes(texts) + numbers + media * MEDIA_PART_TOKENS, QUANTITY_MAX)
 
 
-def billed_input(body: bytes, *, size: int, estimate: InputEstimator | None = None) -> int:
+def billed_input(
+    body: bytes,
+    *,
+    size: int,
+    estimate: InputEstimator | None = None,
+    media_tokens: int = BILLED_MEDIA_TOKENS,
+) -> int:
     """Input tokens to bill for a request without reported figures: rather too few than too many.
 
     Four bytes of text are a token, each number of a token array is one, and an image, a sound or a document
@@ -118,6 +131,7 @@ def billed_input(body: bytes, *, size: int, estimate: InputEstimator | None = No
         body: its first bytes.
         size: bytes of the whole of it.
         estimate: the app's own estimator, which replaces this.
+        media_tokens: of an image, a sound or a document.
 
     Returns:
         0 where there is no body. Never raises, if the estimator does not.
@@ -136,20 +150,30 @@ def billed_input(body: bytes, *, size: int, estimate: InputEstimator | None = No
             texts += max(0, size - len(head)) * texts // len(head) if head else size
     else:
         texts, numbers, media = measured
-    return min(texts // BILLED_BYTES_PER_TOKEN + numbers + media * BILLED_MEDIA_TOKENS, QUANTITY_MAX)
+    return min(texts // BILLED_BYTES_PER_TOKEN + numbers + media * media_tokens, QUANTITY_MAX)
 
 
-def asks_model(body: bytes, *, size: int) -> bool:
+def asks_model(body: bytes, *, size: int, content_type: bytes = b"") -> bool:
     """Whether a request looks like one to a language model.
 
     Args:
         body: its first bytes.
         size: bytes of the whole of it.
+        content_type: tells forms from JSON.
     """
+    if is_form(content_type) and _is_asking_form(body.lower()):
+        return True
     asked = read_request(body) if size <= len(body) else None
     if asked is not None:
         return any(asked.has_member(name) for name in _ASKING_NAMES)
     return _ASKING.search(_to_utf8(body, size)[0]) is not None
+
+
+def _is_asking_form(body: bytes) -> bool:
+    """Whether a form, in lower case, has a field of a request to a model; one of too many parts has."""
+    if body.count(b"name") > _PARTS_MAX or _IN_PARTS.search(body) is not None:
+        return True
+    return _IN_PAIRS.search(unquote_to_bytes(body[:_OWN_BYTES_MAX]).lower()) is not None
 
 
 def _estimate_by_app(
