@@ -361,6 +361,9 @@ def test_the_sdk_of_xai_is_read() -> None:
     assert call.output_tokens == 80
     (call,) = calls_of(whole_of_grok(SamplingUsage(100, 50, cost_in_usd_ticks=12_345)))
     assert call.reported_cost_micros == Fraction(12_345, 10_000)
+    # Images and videos have no tokens.
+    (call,) = calls_of(SamplingUsage(cost_in_usd_ticks=12_345))
+    assert (call.source, call.reported_cost_micros) == ("reported", Fraction(12_345, 10_000))
 
 
 def test_streams_of_the_sdk_of_xai_are_read() -> None:

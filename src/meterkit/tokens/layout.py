@@ -31,6 +31,7 @@ _ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"
 _COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
 _BILLED: Final = b'"billed_units"'
 _PAGES: Final = b'"usage_info"'
+_SEARCHES: Final = b'ueries"'  # webSearchQueries, web_search_queries
 _USAGE: Final = b'"usage"'
 # OpenAI's chunks say `"usage": null` all along.
 _USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
@@ -80,6 +81,7 @@ def may_report(data: bytes) -> bool:
     """Whether an event, or one among several, may hold usage figures, an error or the end of a stream."""
     return (
         _COUNT in data
+        or _SEARCHES in data
         or b'"error"' in data
         or b"[DONE]" in data
         or _BILLED in data

@@ -150,7 +150,7 @@ class _Call:
                 yield replace(usage, response_id=own_id, outlives=self.outlives)
 
     def usage(self, *, complete: bool) -> CallUsage | None:
-        if not self.counts and not self.refused:
+        if self.is_silent and not self.refused:
             return None
         settled = self.first.settle(self.counts)
         known = {name: count for name, count in settled.items() if name in _KNOWN}
@@ -181,8 +181,13 @@ class _Call:
             provider=self.first.provider or self.provider,
             response_id=self.call_id,
             outlives=self.outlives,
-            source=source if self.counts else "missing",
+            source="missing" if self.is_silent else source,
         )
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether neither a figure nor an amount is known."""
+        return not self.counts and self.cost_micros is None
 
 
 class ReportedCalls:
@@ -252,7 +257,7 @@ class ReportedCalls:
     @property
     def unreported(self) -> EventUsage | None:
         """The names of the last call without figures; None: every call has figures."""
-        call = next((call for call in reversed(self._calls) if not (call.counts or call.refused)), None)
+        call = next((call for call in reversed(self._calls) if call.is_silent and not call.refused), None)
         if call is None:
             return None
         return EventUsage(counts={}, provider=call.provider, model=call.model, call_id=call.call_id)

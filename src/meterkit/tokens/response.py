@@ -14,6 +14,7 @@ from meterkit.tokens.framing.content_codings import (
 from meterkit.tokens.framing.content_types import (
     BLANK,
     EVENT_STREAM,
+    HTML,
     are_lines,
     content_of,
     has_answer,
@@ -91,7 +92,7 @@ class ResponseReader:
             _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
         )
         self._fed = self._is_cut = self._unreadable = self._selects = False
-        self._is_foreign = self.is_damaged = False
+        self._is_foreign = self._is_opaque = self.is_damaged = False
         self._sse: SseReader | None = None
         self.is_repeating = False
         self._large_json: LargeJsonReader | None = None
@@ -114,18 +115,26 @@ class ResponseReader:
             headers: the response's headers.
 
         Returns:
-            None where nothing can be read here: the status is not 2xx, or the content is of another type.
+            None where nothing can be read here: the status is not 2xx, or the content is of another type, and
+            not certainly a model's.
         """
         if usage in ("none", "fields") or not has_answer(status):
             return None
         sent = tuple(headers)
         kind, coding = content_of(sent)
-        if not is_readable(kind, declared=usage != "auto"):
-            return None
         reader = cls(usage, kind, coding)
+        if not is_readable(kind, declared=usage != "auto"):
+            if usage == "auto" or kind == HTML:
+                return None
+            reader._pass_over()
         if usage in _WORDS_OF_BEDROCK:
             reader._read_headers(sent)
         return reader
+
+    def _pass_over(self) -> None:
+        """Read nothing of a body that is of another type, such as sound."""
+        self._is_opaque, self._is_coded = True, False
+        self._body, self._feed_framing, self._decoding = None, feed_nothing, None
 
     def _read_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Keep the figures of Bedrock's headers, which count where the body has none."""
@@ -222,6 +231,8 @@ class ResponseReader:
     def _read_calls(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         if not self._fed:
             return ()
+        if self._is_opaque:
+            return (self._observer.missing({"unreadable"}),) if asked() else ()
         if self._is_coded:
             return (self._observer.missing({"encoding"}),) if self._declared or asked() else ()
         calls = self._observer.close(complete=complete, notes=self._notes())

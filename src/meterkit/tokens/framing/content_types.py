@@ -26,7 +26,7 @@ _SSE_NAME_BYTES_MAX: Final = max(map(len, _SSE_NAMES))
 BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 """Bytes that say nothing of a body: blanks and the byte order mark."""
 _NDJSON: Final = re.compile(rb"application/(?:(?:x-)?ndjson|jsonl|(?:x-)?jsonlines|stream\+json)")
-_HTML: Final = b"text/html"
+HTML: Final = b"text/html"
 _JSON_FRAMINGS: Final[Mapping[bytes, Framing]] = {b"{": "json", b"[": "json", b'"': "text"}
 _BODILESS: Final = (204, 205)
 # Apps write `none` so that no proxy compresses or holds back an event stream, and `utf-8` by mistake.
@@ -74,7 +74,7 @@ def is_readable(kind: bytes, *, declared: bool) -> bool:
     """
     if kind in (SSE, EVENT_STREAM, *PLAIN) or is_json(kind) or is_lines(kind):
         return True
-    return declared and kind.startswith(b"text/") and kind != _HTML
+    return declared and kind.startswith(b"text/") and kind != HTML
 
 
 def recognise_framing(head: bytes, kind: bytes, *, is_over: bool = False) -> Framing | None:

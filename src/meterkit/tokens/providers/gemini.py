@@ -30,14 +30,16 @@ _PATHS: Final = paths(
     cached_input_tokens="cachedContentTokenCount cached_content_token_count",
 )
 _MODALITIES: Final = {
-    "text": "text",
-    "modality_unspecified": "text",
-    "audio": "audio",
-    "image": "image",
-    "document": "image",
-    "video": "video",
+    **dict.fromkeys(("text", "modality_unspecified", "#0", "#1"), "text"),
+    **dict.fromkeys(("image", "document", "#2", "#5"), "image"),
+    **dict.fromkeys(("video", "#3"), "video"),
+    **dict.fromkeys(("audio", "#4"), "audio"),
 }
-"""Modalities of the API, each with that of the price table: pages of a document are priced as images."""
+"""Modalities of the API, each with that of the price table: pages of a document are priced as images.
+
+They are numbers where the request says `$alt=json;enum-encoding=int`, and in dicts of Google's messages:
+https://googleapis.dev/python/generativelanguage/latest/ (`Modality`).
+"""
 _OF_PROMPT: Final = "promptTokensDetails prompt_tokens_details promptTokenDetails input_tokens_by_modality"
 _OF_TOOLS: Final = "toolUsePromptTokensDetails tool_use_prompt_tokens_details tool_use_tokens_by_modality"
 _OF_CANDIDATES: Final = "candidatesTokensDetails candidates_tokens_details output_tokens_by_modality"
@@ -176,18 +178,21 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     found = _batch_usage(event) or _embedding_usage(event)
     if found is not None:
         return found
-    usage = table(event.get("usageMetadata") or event.get("usage_metadata"))
-    if usage is None or (strict and not _has_shape(event)):
+    usage = table(event.get("usageMetadata") or event.get("usage_metadata")) or {}
+    if strict and not _has_shape(event):
         return None
     counts, refused = read_counts(usage, _PATHS)
+    model = text(event.get("modelVersion", event.get("model_version")))
+    searches = _searches(event, model)
     if not refused and ("prompt" not in counts or not counts.keys() & {"total", "answer", "turn"}):
-        return None
+        if not searches:
+            return None
+        counts = {}  # With Vertex AI figures come in the last chunk, and searches in one before.
     candidates = rows(event.get("candidates"))
     is_live = _has_live_usage(usage)
     details, odd = _details(usage)
-    model = text(event.get("modelVersion", event.get("model_version")))
     return EventUsage(
-        counts={**counts, **details, **_searches(event, model)},
+        counts={**counts, **details, **searches},
         settle=_settle,
         provider="gcp.gemini",
         refused=refused or odd,
@@ -296,8 +301,8 @@ def _is_blocked(event: Table) -> bool:
 
 
 def _finish_reason(candidate: object) -> Any:
-    found = dig(candidate, ("finishReason",))
-    return dig(candidate, ("finish_reason",)) if found is None else found
+    found = dig(candidate, ("finishReason",)) or dig(candidate, ("finish_reason",))
+    return found or None  # 0 is the number of none.
 
 
 def _recognises(event: Table) -> bool:
@@ -305,7 +310,7 @@ def _recognises(event: Table) -> bool:
     if not candidates:
         is_live = table(event.get("serverContent") or event.get("server_content")) is not None
         return is_live or _is_blocked(event) or interaction_of(event) is not None
-    finished = isinstance(_finish_reason(candidates[0]), str)
+    finished = isinstance(_finish_reason(candidates[0]), str | int)
     return finished or isinstance(dig(candidates[0], ("content", "parts")), list)
 
 

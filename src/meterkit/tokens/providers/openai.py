@@ -274,6 +274,7 @@ def _image_model(response: Table) -> str:
 
 
 _OPENAI: Final = "openai"
+_TICKS: Final = "cost_in_usd_ticks"
 _IMAGE_EVENTS: Final = ("image_generation.completed", "image_edit.completed")
 _MEDIA_EVENTS: Final = ("transcript.text.done", "transcription.done", "speech.audio.done", *_IMAGE_EVENTS)
 _COMPACTION: Final = "response.compaction"
@@ -362,9 +363,10 @@ def _is_images(event: Table) -> bool:
     """Whether images have come, in a list or one in an event; only its usage tells a list from other JSON."""
     if event.get("type") in _IMAGE_EVENTS:
         return True
-    return (
-        table(event.get("usage")) is not None and "created" in event and isinstance(event.get("data"), list)
-    )
+    usage = table(event.get("usage"))
+    if usage is None or not isinstance(event.get("data"), list):
+        return False
+    return "created" in event or _TICKS in usage  # Of xAI's there is nothing else.
 
 
 def _is_decision(event: Table) -> bool:
@@ -386,13 +388,13 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
             return None
         holder = event
     usage: Table = _usage_of(holder) or {}
+    cost, has_refused_cost = read_cost(usage)
     found = _counts_in(event, usage)
-    if found is None:
+    if found is None and (cost is None or not _is_images(event)):
         return None
-    counts, refused = found
+    counts, refused = found or ({}, False)  # xAI says of images only what they cost.
     if holder.get("object") != _COMPACTION:
         counts = {**count_tool_calls(holder), **counts}
-    cost, has_refused_cost = read_cost(usage)
     provider = _find_provider(holder, usage)
     choices = rows(holder.get("choices"))
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in choices)

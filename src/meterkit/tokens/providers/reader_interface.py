@@ -73,14 +73,15 @@ def sum_rows(array: object, kind: str, count: str, units: Mapping[str, str]) -> 
 
     Args:
         array: objects that have a kind and a figure.
-        kind: the member that names the kind.
+        kind: the member that names the kind, or has its number.
         count: the member that has the figure; alternatives are parted by blanks.
-        units: by kind, in lower case; other kinds are left out.
+        units: by kind, in lower case or as `#` and its number; other kinds are left out.
     """
     sums = Counter[str]()
     refused = False
     for row in filter(None, map(table, rows(array))):
-        unit = units.get((text(row.get(kind)) or "").lower())
+        named = row.get(kind)
+        unit = units.get(f"#{named}" if type(named) is int else (text(named) or "").lower())
         found = next((row[name] for name in count.split() if row.get(name) is not None), None)
         if unit is None or found is None:
             continue

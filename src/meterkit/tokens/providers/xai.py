@@ -68,9 +68,9 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         return None
     del strict
     counts, refused = read_counts(usage, _PATHS)
-    if not any(counts.values()):
-        return None  # Chunks before the last one have zeros.
     cost, has_refused_cost = read_cost(usage)
+    if not (any(counts.values()) or cost):
+        return None  # Chunks before the last one have zeros; images and videos have an amount alone.
     return EventUsage(
         counts=counts,
         settle=_settle,
