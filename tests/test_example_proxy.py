@@ -512,6 +512,31 @@ async def test_a_model_without_a_price_is_400(buyer: Buyer, providers: FakeProvi
     assert asked == len(providers.asked)
 
 
+TOLD_WITHOUT_FIGURES: Final[tuple[tuple[str, Callable[[Buyer], Awaitable[Any]]], ...]] = (
+    *(("response_format", lambda buyer, kind=kind: hear(buyer, kind)) for kind in ("text", "srt", "vtt")),
+    (
+        "stream",
+        lambda buyer: buyer.openai.responses.create(
+            model="gpt-5-mini", input="Tell", background=True, stream=True
+        ),
+    ),
+    ("stream", lambda buyer: buyer.openai.responses.retrieve("resp_1", stream=True)),
+)
+
+
+def hear(buyer: Buyer, kind: Any) -> Awaitable[Any]:
+    return buyer.openai.audio.transcriptions.create(model="whisper-1", file=SOUND, response_format=kind)
+
+
+async def test_what_a_client_could_get_without_figures_is_400(buyer: Buyer, providers: FakeProviders) -> None:
+    asked = len(providers.asked)
+    for field, ask in TOLD_WITHOUT_FIGURES:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ask(buyer)
+        assert refused.value.param == field
+    assert asked == len(providers.asked)
+
+
 async def test_a_user_reaches_a_budget_and_another_one_goes_on(buyer: Buyer) -> None:
     keys = [key_of(buyer.name, user) for user in ("ann", "ben")]
     async with openai_of(buyer.url, keys[0]) as ann, openai_of(buyer.url, keys[1]) as ben:

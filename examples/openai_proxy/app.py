@@ -47,6 +47,8 @@ LIMITS: Final = {
     "/v1/chat/completions": ("max_completion_tokens", "max_tokens"),
     "/v1/responses": ("max_output_tokens",),
 }
+# A transcription as a text or as subtitles tells no usage.
+HEARD: Final = frozenset({"json", "verbose_json", "diarized_json"})
 # Only what plans.yaml sells: every other path of a provider would be free, with the proxy's own key.
 SOLD: Final = (
     "/v1/chat/completions",
@@ -103,15 +105,28 @@ def limit_output(path: str, body: dict[str, Any]) -> dict[str, Any]:
     return {**body, fields[0]: max(1, reserved // max(1, answers))}
 
 
+def field_without_usage(request: Request, body: dict[str, Any], formats: list[Any]) -> str | None:
+    """Find the field by which the usage of a response might never come; it would be free.
+
+    A response in the background goes on when its client leaves the stream, with the text, before the end.
+    """
+    if request.url.path == "/v1/audio/transcriptions" and not HEARD.issuperset(formats):
+        return "response_format"
+    is_left = "stream" in request.query_params or (body.get("background") and body.get("stream"))
+    return "stream" if is_left else None
+
+
 async def forward(request: Request) -> Response:
     """Ask a provider, and pass on its answer as it comes; stop it when the client leaves."""
     content, model, restore = await request.body(), None, None
+    body: dict[str, Any] = {}
+    formats: list[Any] = []
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async with request.form() as form:
-            model = form.get("model")
+            model, formats = form.get("model"), form.getlist("response_format")
     elif content:
         try:
-            body: dict[str, Any] = {**json.loads(content)}
+            body = {**json.loads(content)}
         except (TypeError, ValueError, RecursionError):
             return error_response(request.scope, 400, "The body is no JSON object.")
         model, body = body.get("model"), limit_output(request.url.path, body)
@@ -120,6 +135,8 @@ async def forward(request: Request) -> Response:
         content = json.dumps(body).encode()
     if request.url.path in SOLD and not isinstance(model, str):  # The provider's choice might have no price.
         return error_response(request.scope, 400, "Name the model.", param="model")
+    if field := field_without_usage(request, body, formats):
+        return error_response(request.scope, 400, "Its usage might never come.", param=field)
     url, key = upstream(request.scope, model)
     headers = {name: request.headers[name] for name in SENT_ON if name in request.headers} | key
     provider: httpx.AsyncClient = request.app.state.provider

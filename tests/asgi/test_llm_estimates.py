@@ -369,9 +369,10 @@ async def test_auto_bills_a_model_asked_by_a_form(store_url: str, monkeypatch: p
         await at.client.put("/auto", data={"title": "My model=prompt"})
         assert (1420, 310) == await tokens(at.kit)
     hide(monkeypatch, *BR)
-    async with metered(answering([NUMBERS.randbytes(800)], JSON_TYPE, coding="br"), store_url) as at:
+    packed = brotli(REPORTED)
+    async with metered(answering([packed], JSON_TYPE, coding="br"), store_url) as at:
         await at.client.post("/auto", **form)
-        assert await tokens(at.kit, "output_tokens") == (200,)
+        assert await tokens(at.kit, "output_tokens") == (len(packed) // 4,)
 
 
 @pytest.mark.parametrize("ends", [True, False])
