@@ -348,24 +348,32 @@ async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(store_url: st
     leaves: Message = {"type": "http.disconnect"}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["method"] != "GET":
+        if scope["method"] == "POST":
             await silent(scope, receive, send)
         await a_document()(scope, receive, send)
 
     async with metered(app, store_url, plans=LEFT) as at:
-        for path in ("/success", "/reserved"):
+
+        async def begin(method: str, path: str) -> None:
             said: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}, leaves, leaves]
-            scope = http_scope(path, method="POST")
+            scope = http_scope(path, method=method)
             scope["headers"] = [*scope["headers"], (b"content-length", b"100")]
 
-            async def receive(said: list[Message] = said) -> Message:
+            async def receive() -> Message:
                 return said.pop(0)
 
             await at.app(scope, receive, ignore)
             await settled(at.kit)
+
+        for path in ("/success", "/reserved"):
+            await begin("POST", path)
             assert await at.counted() == (0, 0)
+        # An app that does not look has not answered to the part.
+        for nth, path in enumerate(("/success", "/reserved"), 1):
+            await begin("PUT", path)
+            assert await at.counted() == (nth, 0)
         # A request without a body is whole, though its client had left when it was first read.
-        for nth, asked in enumerate(("POST /success", "POST /reserved", "GET /success", "GET /reserved"), 1):
+        for nth, asked in enumerate(("POST /success", "POST /reserved", "GET /success", "GET /reserved"), 3):
             method, _, path = asked.partition(" ")
             await at.app(http_scope(path, method=method), lambda: asyncio.sleep(0, leaves), ignore)
             await settled(at.kit)

@@ -91,7 +91,7 @@ class AdmittedRequest(HoldOwner):
         _gone: whether the client left before the end.
         _has_request: whether the app has read the request to its end; unset until it reads.
         _early: whether the client left before the first byte; unset until it leaves.
-        _within: whether it left before its own request had ended; likewise.
+        _within: whether the app heard that it left before its own request had ended; likewise.
         _llm: the calls of language models; None: none are known.
         _reading: reads the response; None: the route has no usage.
         _request: keeps the request's body; unset where neither its body nor its response is read.
@@ -313,7 +313,8 @@ class AdmittedRequest(HoldOwner):
 
     def _note_disconnect(self) -> None:
         self._note_left()
-        self._within = not getattr(self, "_has_request", False) and has_body(self._scope)
+        is_whole: bool | None = getattr(self, "_has_request", None)  # None: nothing of it has come.
+        self._within = has_body(self._scope) if is_whole is None else not is_whole
 
     def _note_left(self) -> None:
         if not self._gone:
@@ -336,8 +337,9 @@ class AdmittedRequest(HoldOwner):
         self.unfold()
         if body is not None:
             self.server_receive = body.receive
+            # Whether within its request is told when the app hears of it: one that does not look has not
+            # answered to a part.
             self._gone = self._early = body.gone
-            self._within = body.gone and (bool(body.head) or has_body(self._scope))
         usage = self._route.usage
         if usage == "none" and not self._route.keeps_request:
             return
