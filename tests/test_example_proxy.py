@@ -521,6 +521,18 @@ TOLD_WITHOUT_FIGURES: Final[tuple[tuple[str, Callable[[Buyer], Awaitable[Any]]],
         ),
     ),
     ("stream", lambda buyer: buyer.openai.responses.retrieve("resp_1", stream=True)),
+    *(
+        ("partial_images", lambda buyer, draw=draw: draw(buyer, stream=True, partial_images=2))
+        for draw in (
+            lambda buyer, **more: buyer.openai.images.generate(model="gpt-image-1", prompt="sea", **more),
+            lambda buyer, **more: buyer.openai.images.edit(
+                model="gpt-image-1", prompt="sea", image=PICTURE, **more
+            ),
+            lambda buyer, stream, **more: buyer.openai.responses.create(
+                model="gpt-5-mini", input="sea", stream=stream, tools=[{"type": "image_generation", **more}]
+            ),
+        )
+    ),
 )
 
 

@@ -105,11 +105,17 @@ def limit_output(path: str, body: dict[str, Any]) -> dict[str, Any]:
     return {**body, fields[0]: max(1, reserved // max(1, answers))}
 
 
-def field_without_usage(request: Request, body: dict[str, Any], formats: list[Any]) -> str | None:
+def field_without_usage(request: Request, body: dict[str, Any], form: dict[str, list[Any]]) -> str | None:
     """Find the field by which the usage of a response might never come; it would be free.
 
-    A response in the background goes on when its client leaves the stream, with the text, before the end.
+    A response in the background goes on when its client leaves the stream, with the text, before the end. And
+    an image that is shown before its end can be left before its usage.
     """
+    tools = body.get("tools")
+    asked: list[Any] = [body, form, *(tools if isinstance(tools, list) else ())]
+    if any(isinstance(one, dict) and one.get("partial_images") for one in asked):
+        return "partial_images"
+    formats = form.get("response_format", ())
     if request.url.path == "/v1/audio/transcriptions" and not HEARD.issuperset(formats):
         return "response_format"
     is_left = "stream" in request.query_params or (body.get("background") and body.get("stream"))
@@ -120,10 +126,10 @@ async def forward(request: Request) -> Response:
     """Ask a provider, and pass on its answer as it comes; stop it when the client leaves."""
     content, model, restore = await request.body(), None, None
     body: dict[str, Any] = {}
-    formats: list[Any] = []
+    fields: dict[str, list[Any]] = {}
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async with request.form() as form:
-            model, formats = form.get("model"), form.getlist("response_format")
+            model, fields = form.get("model"), {name: form.getlist(name) for name in form}
     elif content:
         try:
             body = {**json.loads(content)}
@@ -135,7 +141,7 @@ async def forward(request: Request) -> Response:
         content = json.dumps(body).encode()
     if request.url.path in SOLD and not isinstance(model, str):  # The provider's choice might have no price.
         return error_response(request.scope, 400, "Name the model.", param="model")
-    if field := field_without_usage(request, body, formats):
+    if field := field_without_usage(request, body, fields):
         return error_response(request.scope, 400, "Its usage might never come.", param=field)
     url, key = upstream(request.scope, model)
     headers = {name: request.headers[name] for name in SENT_ON if name in request.headers} | key

@@ -9,6 +9,7 @@ import gzip
 import json
 from base64 import b64decode
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
 from types import SimpleNamespace
@@ -357,6 +358,38 @@ async def test_leaving_after_an_interim_answer_is_no_success(body: bytes, kind: 
 
     async with served(app, plans=PLANS) as at:
         await at.app(http_scope("/mcp", method="POST"), receive, ignore)
+        assert (recorded, 0) == await at.counted(meter="searches")
+
+
+@pytest.mark.parametrize("how", ["says", "raises"])
+@pytest.mark.parametrize(("session", "kind", "recorded"), [(1, SSE, 1), (0, SSE, 0), (1, JSON, 0)])
+async def test_a_tool_of_a_session_runs_on_without_its_client(
+    session: int, kind: bytes, recorded: int, how: str
+) -> None:
+    """The servers of the SDKs only stop to answer then; without a session they stop the tool, too."""
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        if how == "raises":
+            await send({"type": "http.response.body", "body": event(LOG), "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    said: list[Message] = [{"type": "http.disconnect"}, {"type": "http.request", "body": SEARCH}]
+
+    async def receive() -> Message:
+        return said.pop()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the client is gone")
+
+    scope = http_scope("/mcp", method="POST")
+    scope["headers"] = [*scope["headers"], *[(b"mcp-session-id", b"s")] * session]
+    async with served(app, plans=PLANS) as at:
+        with suppress(OSError):
+            await at.app(scope, receive, send)
+        await settled(at.kit)
         assert (recorded, 0) == await at.counted(meter="searches")
 
 

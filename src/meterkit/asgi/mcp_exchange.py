@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 from meterkit.asgi.exchange import Exchange
 from meterkit.catalog.models import BILLED_ON_SUCCESS
 from meterkit.tokens.framing.content_codings import make_decoder
-from meterkit.tokens.framing.content_types import SSE, content_of
+from meterkit.tokens.framing.content_types import SSE, content_of, has_answer
 from meterkit.tokens.framing.incremental import drain, feed_large, run_steps
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import LargeJsonReader
@@ -31,13 +31,14 @@ class McpExchange(Exchange):
 
     An error of JSON-RPC and a result with ``isError`` are no success, and neither is an interim result:
     the server asks the user, and the client calls again. A call that the client cancels counts as if the
-    client had hung up.
+    client had hung up. One that it only leaves goes on in its session, and counts too.
 
     Slots:
         _answer: reads the answer, once it has begun.
+        _has_hung_up: True once the client has left; unset until then.
     """
 
-    __slots__ = ("_answer",)
+    __slots__ = ("_answer", "_has_hung_up")
 
     def send(self, message: Message) -> Awaitable[None]:
         """Send a message, and read its part of the response."""
@@ -68,17 +69,36 @@ class McpExchange(Exchange):
             self._note_left()
             self._early = answer.outcome != "client_gone"
 
+    def _note_disconnect(self) -> None:
+        super()._note_disconnect()
+        self._has_hung_up = True
+
+    def _note_unsent(self, error: BaseException, message: Message, *, last: bool) -> None:
+        super()._note_unsent(error, message, last=last)
+        if isinstance(error, OSError):
+            self._has_hung_up = True
+
     def _outcome(self) -> Outcome:
         found = super()._outcome()
-        if self._status and found in BILLED_ON_SUCCESS:
-            return self._answer.close() or found
+        if self._status and (found in BILLED_ON_SUCCESS or self._runs_on()):
+            return self._answer.close() or ("client_gone" if found == "server_error" else found)
         return found
+
+    def _runs_on(self) -> bool:
+        """Whether the tool runs on without its client: hanging up cancels nothing within a session.
+
+        https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#sending-messages-to-the-server
+        """
+        is_left = getattr(self, "_has_hung_up", False) and not self._failed
+        is_stream = has_answer(self._status) and self._answer.is_stream
+        return is_left and is_stream and any(name == _SESSION for name, _ in self._scope["headers"])
 
 
 PIECE_BYTES: Final = 16 << 10
 """Bytes that are read without a pause."""
 INPUT_REQUIRED: Final = "input_required"
 """Interim: https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/mrtr"""
+_SESSION: Final = b"mcp-session-id"
 _CLIENT_ERRORS: Final = range(-32602, -32599)
 _CANCELLED: Final = ((-32800, "Request cancelled"), (0, "Request cancelled"))
 """Errors with which the MCP SDK, from 2.0 on and before, answers a call that its client has cancelled."""
@@ -104,6 +124,7 @@ class McpResponseReader:
         outcome: ``interim``, ``client_gone``, ``client_error`` or ``server_error``; None as long as nothing
             says so.
         is_cancelled: whether the client has cancelled the call.
+        is_stream: whether it is a stream of events.
     """
 
     __slots__ = (
@@ -113,6 +134,7 @@ class McpResponseReader:
         "_is_answered",
         "_is_readable",
         "is_cancelled",
+        "is_stream",
         "outcome",
     )
 
@@ -121,7 +143,8 @@ class McpResponseReader:
         self._decoding = make_decoder(coding) if coding else None
         self._is_readable = not coding or self._decoding is not None
         takers = EventCallbacks(self._take_event, self._wants, self._open_large)
-        self._framing = SseReader(takers) if kind == SSE else JsonReader(takers, unseen=True)
+        self.is_stream = kind == SSE
+        self._framing = SseReader(takers) if self.is_stream else JsonReader(takers, unseen=True)
         self._is_answered = self._has_begun = self.is_cancelled = False
         self.outcome: Outcome | None = None
 
