@@ -372,11 +372,9 @@ class SocketUsage:
         data = _data_of(message)
         with ErrorGuard(self._stop_reading):
             self.session.sent(data)
-        reports = _may_report(data)
-        if not reports and (_is_media(data) or not any(mark in data for mark in _SAYS)):
-            return
-        with ErrorGuard(self._stop_reading):
-            self._read(data)
+        if _is_read(data):
+            with ErrorGuard(self._stop_reading):
+                self._read(data)
 
     @staticmethod
     def is_large(message: Message) -> bool:
@@ -388,7 +386,7 @@ class SocketUsage:
         data = _data_of(message)
         with ErrorGuard(self._stop_reading):
             self.session.sent(data)
-        if not _may_report(data):
+        if not _is_read(data):
             return
         with ErrorGuard(self._stop_reading):
             reader = LargeJsonReader(self._read_event, lambda: None)
@@ -477,8 +475,11 @@ class SocketUsage:
         self.complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
 
 
-def _may_report(data: bytes) -> bool:
-    return may_report(data) or may_have_figures(data)
+def _is_read(data: bytes) -> bool:
+    """Whether a message may hold usage, or a model's text without sound and images."""
+    if may_report(data) or may_have_figures(data):
+        return True
+    return any(mark in data for mark in _SAYS) and not _is_media(data)
 
 
 def _is_media(data: bytes) -> bool:
