@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -52,18 +54,23 @@ def said(text: str) -> dict[str, Any]:
     return {"serverContent": {"modelTurn": {"parts": [{"text": text}]}}}
 
 
+def content_of(message: dict[str, Any] | str | bytes) -> dict[str, Any]:
+    if isinstance(message, bytes):
+        return {"bytes": message, "text": None}
+    return {"text": message if isinstance(message, str) else json.dumps(message)}
+
+
 async def talk(
     at: Served,
     path: str,
     events: Sequence[Any],
     *,
-    received: Sequence[dict[str, Any] | str] = (),
+    received: Sequence[dict[str, Any] | str | bytes] = (),
     as_bytes: bool = False,
     query: str = "",
 ) -> None:
     """Open a websocket whose app sends events, and close it from the client's side."""
-    texts = [one if isinstance(one, str) else json.dumps(one) for one in received]
-    coming: list[Message] = [{"type": "websocket.receive", "text": text} for text in texts]
+    coming: list[Message] = [{"type": "websocket.receive", **content_of(one)} for one in received]
     coming = [{"type": "websocket.connect"}, *coming, {"type": "websocket.disconnect", "code": 1000}]
 
     async def receive() -> Message:
@@ -91,7 +98,7 @@ async def provider(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
     await send({"type": "websocket.accept"})
     while (message := await receive())["type"] == "websocket.receive":
-        assert message["text"]
+        assert message["text"] or message["bytes"]
     for event in scope["events"]:
         text = event if isinstance(event, str) else json.dumps(event)
         content = {"bytes": text.encode()} if scope["as_bytes"] else {"text": text, "bytes": None}
@@ -177,9 +184,16 @@ async def test_each_turn_of_gemini_live_on_vertex_counts(path: str) -> None:
 async def test_an_answer_that_the_close_cuts_off_is_estimated(event_id: str, words: int) -> None:
     item = {"content": [{"type": "input_text", "text": "word " * words}]}
     asked = {"type": "conversation.item.create", "event_id": event_id, "item": item}
-    sound = {"type": "input_audio_buffer.append", "audio": "A" * 8_000}
+    heard = hashlib.shake_256(b"sound").digest(600)
+    piece = {"mimeType": "audio/pcm", "data": base64.b64encode(heard).decode()}
+    sound: list[Any] = [
+        {"type": "input_audio_buffer.append", "audio": "A" * 8_000},
+        {"realtimeInput": {"mediaChunks": [piece]}},
+        {"realtimeInput": {"audio": piece}},
+        heard,
+    ]
     async with metered(provider, "memory://", plans=SOCKETS) as at:
-        await talk(at, "/gemini", [said("z" * 400)], received=[asked, sound])
+        await talk(at, "/gemini", [said("z" * 400)], received=[asked, *sound * 9])
         entered, output = await tokens(at.kit)
         assert output == 100
         assert words <= entered <= 5 * words // 4 + 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from asyncio import Lock, Task, TimerHandle, get_running_loop, shield, sleep
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.views import PreparedDecision
 from meterkit.tokens.call_usage import CallUsage, fill_estimates
-from meterkit.tokens.estimate import BILLED_MEDIA_TOKENS, billed_input
+from meterkit.tokens.estimate import billed_input
 from meterkit.tokens.framing.content_codings import PIECE_BYTES
 from meterkit.tokens.framing.large_json import LargeJsonReader
 from meterkit.tokens.json_values import load, table
@@ -327,6 +328,11 @@ _PARSED_CHARS_MAX: Final = _BYTES_MAX // 4  # A character has four bytes at most
 _IDS_MAX: Final = 1_000
 # Encoded sound and images, which come often.
 _MEDIA: Final = (b'audio.delta"', b'"audio"', b'"inlineData"', b'"mediaChunks"', b'"realtimeInput"')
+_SOUND: Final = re.compile(
+    rb'\{\s*(?:"event_id"\s*:\s*"[^"\\]{0,512}"\s*,\s*)?'
+    rb'"type"\s*:\s*"input_audio_buffer\.append"\s*,\s*"audio"\s*:\s*"'
+)
+"""Its pieces are not parsed: an open microphone sends ten a second."""
 _LIVE: Final = frozenset({"setupComplete", "serverContent"})
 _SAYS: Final = (b'.delta"', b'"serverContent"')
 
@@ -444,13 +450,10 @@ class SocketUsage:
         data = _data_of(message)
         with ErrorGuard(self._stop_reading):
             self.session.received(data)
-        # Texts may stand beside sound and images, which come in many pieces and are not estimated.
-        media_tokens = 0 if _is_media(data) else BILLED_MEDIA_TOKENS
-        if data:
+        # Texts alone: sound comes in many pieces, as JSON or as bytes.
+        if data and not _is_sound(data):
             with ErrorGuard(self._stop_reading):
-                self._input_tokens += billed_input(
-                    data[:_BYTES_MAX], size=len(data), media_tokens=media_tokens
-                )
+                self._input_tokens += billed_input(data[:_BYTES_MAX], size=len(data), media_tokens=0)
 
     def close(self) -> None:
         """Estimate the answer that has begun and has not ended, if there is one."""
@@ -480,6 +483,12 @@ def _is_read(data: bytes) -> bool:
     if may_report(data) or may_have_figures(data):
         return True
     return any(mark in data for mark in _SAYS) and not _is_media(data)
+
+
+def _is_sound(data: bytes) -> bool:
+    """Whether a message is a piece of sound for OpenAI's Realtime API, and nothing else."""
+    begun = _SOUND.match(data)
+    return begun is not None and data.find(b'"', begun.end()) == len(data) - 2 and data.endswith(b'"}')
 
 
 def _is_media(data: bytes) -> bool:

@@ -93,6 +93,8 @@ _MEDIA: Final = frozenset(
         "images",
         "audio",
         "video",
+        "mediaChunks",
+        "media_chunks",
     }
 )
 _MEDIA_SOURCES: Final = ("base64", "url", "file")
