@@ -536,7 +536,7 @@ TOLD_WITHOUT_FIGURES: Final[tuple[tuple[str, Callable[[Buyer], Awaitable[Any]]],
 )
 
 
-def hear(buyer: Buyer, kind: Any) -> Awaitable[Any]:
+def hear(buyer: Buyer, kind: Any) -> Any:
     return buyer.openai.audio.transcriptions.create(model="whisper-1", file=SOUND, response_format=kind)
 
 
