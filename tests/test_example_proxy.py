@@ -512,39 +512,25 @@ async def test_a_model_without_a_price_is_400(buyer: Buyer, providers: FakeProvi
     assert asked == len(providers.asked)
 
 
-TOLD_WITHOUT_FIGURES: Final[tuple[tuple[str, Callable[[Buyer], Awaitable[Any]]], ...]] = (
-    *(("response_format", lambda buyer, kind=kind: hear(buyer, kind)) for kind in ("text", "srt", "vtt")),
-    (
-        "stream",
-        lambda buyer: buyer.openai.responses.create(
-            model="gpt-5-mini", input="Tell", background=True, stream=True
-        ),
-    ),
-    ("stream", lambda buyer: buyer.openai.responses.retrieve("resp_1", stream=True)),
-    *(
-        ("partial_images", lambda buyer, draw=draw: draw(buyer, stream=True, partial_images=2))
-        for draw in (
-            lambda buyer, **more: buyer.openai.images.generate(model="gpt-image-1", prompt="sea", **more),
-            lambda buyer, **more: buyer.openai.images.edit(
-                model="gpt-image-1", prompt="sea", image=PICTURE, **more
-            ),
-            lambda buyer, stream, **more: buyer.openai.responses.create(
-                model="gpt-5-mini", input="sea", stream=stream, tools=[{"type": "image_generation", **more}]
-            ),
-        )
-    ),
-)
-
-
-def hear(buyer: Buyer, kind: Any) -> Any:
-    return buyer.openai.audio.transcriptions.create(model="whisper-1", file=SOUND, response_format=kind)
-
-
 async def test_what_a_client_could_get_without_figures_is_400(buyer: Buyer, providers: FakeProviders) -> None:
     asked = len(providers.asked)
-    for field, ask in TOLD_WITHOUT_FIGURES:
+    ai, drawn = buyer.openai, {"partial_images": 2}
+    heard = {"model": "whisper-1", "file": SOUND}
+    told = {"model": "gpt-5-mini", "input": "Tell", "stream": True}
+    tools = [{"type": "image_generation", **drawn}]
+    painted = {"model": "gpt-image-1", "prompt": "sea", "stream": True, **drawn}
+    calls: list[tuple[str, Any]] = [
+        ("response_format", ai.audio.transcriptions.create(**heard, response_format="text")),
+        ("response_format", ai.audio.transcriptions.create(**heard, response_format="srt")),
+        ("stream", ai.responses.create(**told, background=True)),
+        ("stream", ai.responses.retrieve("resp_1", stream=True)),
+        ("partial_images", ai.responses.create(**told, tools=tools)),
+        ("partial_images", ai.images.generate(**painted)),
+        ("partial_images", ai.images.edit(**painted, image=PICTURE)),
+    ]
+    for field, call in calls:
         with pytest.raises(openai.BadRequestError) as refused:
-            await ask(buyer)
+            await call
         assert refused.value.param == field
     assert asked == len(providers.asked)
 

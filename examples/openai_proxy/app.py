@@ -111,9 +111,9 @@ def field_without_usage(request: Request, body: dict[str, Any], form: dict[str, 
     A response in the background goes on when its client leaves the stream, with the text, before the end. And
     an image that is shown before its end can be left before its usage.
     """
-    tools = body.get("tools")
-    asked: list[Any] = [body, form, *(tools if isinstance(tools, list) else ())]
-    if any(isinstance(one, dict) and one.get("partial_images") for one in asked):
+    tools: Any = body.get("tools")
+    asked: list[Any] = [body, form, *(tools if type(tools) is list else ())]
+    if any(type(one) is dict and one.get("partial_images") for one in asked):
         return "partial_images"
     formats = form.get("response_format", ())
     if request.url.path == "/v1/audio/transcriptions" and not HEARD.issuperset(formats):
