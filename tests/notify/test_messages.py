@@ -344,6 +344,27 @@ async def test_a_deleted_customers_messages_are_dropped(hook: Receiver, kit: Met
     assert ["bolt"] == [json.loads(body)["data"]["customer"] for _, body in hook.posts]
 
 
+async def test_a_damaged_message_is_dead_and_delays_no_other(
+    store_url: str, hook: Receiver, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_of(store_url, clock, url=hook.url, shards=1) as kit:
+        client = (await kit.store.admin()).client
+        for customer in ("acme", "bolt"):
+            await kit.record(customer, "requests", 5)
+            await courier(kit, "webhook").collect()
+        damaged = (await kit.notify.list())["webhook"][0].id
+        await client.hset(kit.store.keys.messages("webhook", 0, "entries"), damaged, "{")
+        assert len((await kit.notify.list())["webhook"]) == 2
+        await pass_over(kit, "webhook")
+        assert len(hook.ids) == 1
+        assert damaged not in hook.ids
+        assert f"message {damaged} (webhook) is dead: the message cannot be read" in caplog.text
+        await client.hset(kit.store.keys.messages("webhook", 0, "dead"), damaged, "{")
+        (dead,) = (await kit.notify.list())["webhook"]
+        assert (dead.id, dead.state) == (damaged, "dead")
+        assert ((await looked_at(kit, "messages"))[0], await kit.notify.redrive()) == ("0 wait, 1 dead", 1)
+
+
 async def test_doctor_names_dead_and_unsent_messages(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
     assert ("0 wait, 0 dead", []) == await looked_at(kit, "messages")
     await kit.record("acme", "requests", 5)

@@ -178,6 +178,40 @@ async def test_a_hint_during_the_last_attempt_is_not_given_up(queue: SyncQueue) 
     assert [(entry.cause, entry.notes) for entry in await queue.list_dead()] == [("evt_2", ("in_1", "in_2"))]
 
 
+BAD_NOTE = '{"n":1,"noted":1,"attempts":0,"since":0,"token":"","cause":"evt_1","why":"","notes":{"in_1":7}}'
+DAMAGES = pytest.mark.parametrize(
+    "damage", ["{", "7", "{}", BAD_NOTE], ids=["text", "number", "empty", "note"]
+)
+
+
+@DAMAGES
+async def test_a_damaged_entry_is_synced_and_delays_no_other(
+    damage: str, store_url: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_of(store_url, clock, shards=1) as kit:
+        queue, client = SyncQueue(kit.store), (await kit.store.admin()).client
+        await queue.add(hint("evt_1", note="in_1"))
+        await queue.add(hint("evt_2", "cus_2"))
+        await client.hset(kit.store.keys.hints(0, "entries"), "cus_1", damage)
+        assert len(await read_waiting_syncs(kit.store, 10)) == 2
+        entries = await queue.lease_due(10)
+        assert (names(entries), [entry.notes for entry in entries]) == (["cus_1", "cus_2"], [(), ()])
+        assert "what was queued for cus_1 cannot be read" in caplog.text
+        assert [await queue.complete(entry, entry.notes) for entry in entries] == [True, True]
+        assert (await queue.read_backlog()).entries == 0
+
+
+@DAMAGES
+async def test_a_damaged_dead_entry_is_listed_and_redriven(damage: str, store_url: str, clock: Clock) -> None:
+    async with kit_of(store_url, clock, shards=1) as kit:
+        queue, client = SyncQueue(kit.store), (await kit.store.admin()).client
+        await client.hset(kit.store.keys.hints(0, "dead"), "cus_1", damage)
+        assert [entry.stripe_customer for entry in await queue.list_dead()] == ["cus_1"]
+        assert (await read_webhooks(kit.store))["dead"].items == 1
+        assert await queue.add(hint("evt_1", note="in_9")) == "new"
+        assert (await queue.list_dead(), names(await queue.lease_due(10))) == ([], ["cus_1"])
+
+
 async def test_beyond_200_notes_a_customer_is_queued_without_more(queue: SyncQueue) -> None:
     added = [await queue.add(hint(f"evt_{number}", note=f"in_{number}")) for number in range(201)]
     assert added == ["new"] * 200 + ["full"]

@@ -11,12 +11,13 @@
 -- If hints came while the worker had the entry, it is neither done nor dead, but due at once.
 -- Reply 1 done    0 the entry is gone, or another worker has it: nothing is done; or it is not dead
 --include server_ms
+--include read_entry
 local entries_key, due_key, dead_key = unpack(KEYS)
 local customer, token, outcome, hint_count, span_ms, added_attempts, why = unpack(ARGV)
 local first_note = 8 -- Among the arguments.
 local call, now = redis.call, server_ms(ARGV[#ARGV])
 local packed = call('HGET', entries_key, customer)
-local entry = packed and cjson.decode(packed)
+local entry = packed and read_entry(packed, now)
 if not entry or entry.token ~= token then
   return 0
 end

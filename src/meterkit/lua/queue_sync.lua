@@ -13,6 +13,7 @@
 --       SYNC_REPEATED   the event was queued before: nothing is done
 --       SYNC_NO_ROOM    the sync is queued, but there is no room for the note
 --include server_ms
+--include read_entry
 local entries_key, due_key, dead_key, alarms_key, event_key, note_key = unpack(KEYS)
 local customer, cause, is_event, alarm, name, note, delay_ms = unpack(ARGV)
 local call = redis.call
@@ -35,10 +36,11 @@ local now, reply = server_ms(ARGV[#ARGV]), SYNC_QUEUED
 local packed = call('HGET', entries_key, customer)
 local entry
 if packed then
-  entry = cjson.decode(packed)
+  entry = read_entry(packed, now)
 else
-  local dead = call('HGET', dead_key, customer)
-  entry = {n = 0, since = now, noted = 0, notes = dead and cjson.decode(dead).notes or {}}
+  local given_up = call('HGET', dead_key, customer)
+  local dead = given_up and read_entry(given_up, now) or {notes = {}}
+  entry = {n = 0, since = now, noted = 0, notes = dead.notes, damaged = dead.damaged}
   for _ in pairs(entry.notes) do
     entry.noted = entry.noted + 1
   end

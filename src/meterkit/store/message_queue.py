@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.decisions.keys import shard_of
 from meterkit.store import replies
-from meterkit.store.sharded_queue import DueShards, QueueKeys
+from meterkit.store.sharded_queue import DueShards, QueueKeys, read_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from meterkit.store.sharded_queue import QueueCounts
     from meterkit.store.store import Store
@@ -97,7 +97,7 @@ class MessageQueue:
         async def lease_in(shard: int, free: int) -> list[LeasedMessage]:
             keys, script = self._keys(shard, "entries", "due"), self._store.scripts["lease_entries"]
             reply = await admin.run(script, keys, token_hex(8), LEASE_MS, free, "")
-            return [_parse_leased(shard, *found) for found in reply]
+            return [_parse_leased(shard, name, kept) for name, kept, _ in reply]
 
         return await self._due_shards.lease(most, lease_in)
 
@@ -124,9 +124,10 @@ class MessageQueue:
             ("entries", "waiting"),
             ("dead", "dead"),
         )
+        now_ms = self._store.now_ms()
         for part, state in states:
             for each in await self._all_keys.read_hashes(part):
-                found += [_parse_kept(name, kept, state) for name, kept in each.items()]
+                found += [_parse_kept(name, read_entry(kept, now_ms), state) for name, kept in each.items()]
         return sorted(found, key=lambda one: (one.state == "dead", one.since_ms, one.id))
 
     async def redrive(self, message_ids: Collection[str]) -> None:
@@ -208,17 +209,16 @@ def _parse_leased(shard: int, name: bytes, kept: bytes) -> LeasedMessage:
         hinted=int(found["n"]),
         attempts=int(found["attempts"]),
         since_ms=int(found["since"]),
-        text=dict(found["notes"]).get(_NOTE, ""),
+        text=str(dict(found["notes"]).get(_NOTE, "")),
     )
 
 
-def _parse_kept(name: bytes, kept: bytes, state: Literal["waiting", "dead"]) -> KeptMessage:
-    found: dict[str, Any] = json.loads(kept)
+def _parse_kept(name: bytes, found: Mapping[str, Any], state: Literal["waiting", "dead"]) -> KeptMessage:
     return KeptMessage(
         id=name.decode(),
         state=state,
-        attempts=int(found["attempts"]),
-        since_ms=int(found["at"] if state == "dead" else found["since"]),
+        attempts=found["attempts"],
+        since_ms=found["at"] if state == "dead" else found["since"],
         why=found["why"],
-        text=dict(found["notes"]).get(_NOTE, ""),
+        text=str(found["notes"].get(_NOTE, "")),
     )

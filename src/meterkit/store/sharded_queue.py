@@ -11,6 +11,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from meterkit.errors import StoreError
+from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,6 +23,23 @@ if TYPE_CHECKING:
 _SHARDS_AT_ONCE: Final = 32
 """If a call asks some of them."""
 _shuffle = SystemRandom().shuffle
+
+
+def read_entry(kept: bytes, now_ms: int) -> dict[str, Any]:
+    """Parse an entry; one that cannot be read has no notes, began now, and its ``why`` says so."""
+    try:
+        found = json.loads(kept)
+        numbers = {name: int(found[name]) for name in ("n", "attempts", "since")}
+        texts = {name: str(found[name]) for name in ("token", "cause", "why")}
+        return {**numbers, **texts, "at": int(found.get("at", 0)), "notes": dict(found["notes"])}
+    except UNREADABLE:
+        return {
+            **dict.fromkeys(("n", "attempts"), 0),
+            **dict.fromkeys(("since", "at"), now_ms),
+            **dict.fromkeys(("token", "cause"), ""),
+            "why": "what is stored of it cannot be read",
+            "notes": {},
+        }
 
 
 class QueueCounts(NamedTuple):
@@ -67,8 +85,8 @@ class QueueKeys:
 
     async def read_dead(self) -> dict[str, Any]:
         """Read the entries that were given up, by name. Raises StoreError."""
-        hashes = await self.read_hashes("dead")
-        return {name.decode(): json.loads(kept) for each in hashes for name, kept in each.items()}
+        hashes, now_ms = await self.read_hashes("dead"), self.store.now_ms()
+        return {name.decode(): read_entry(kept, now_ms) for each in hashes for name, kept in each.items()}
 
     async def count(self) -> QueueCounts:
         """Count the entries of all shards. Raises StoreError."""

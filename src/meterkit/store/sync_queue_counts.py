@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from meterkit.store.sharded_queue import QueueKeys
+from meterkit.store.sharded_queue import QueueKeys, read_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,5 +52,5 @@ async def read_waiting_syncs(store: Store, most: int) -> list[tuple[str, dict[st
             continue
         found: list[bytes | None] = await admin.ask(admin.client.hmget(keys.hints(shard, "entries"), names))
         pairs = zip(names, found, strict=True)
-        entries = {name.decode(): json.loads(data) for name, data in pairs if data} | entries
+        entries = {name.decode(): read_entry(data, store.now_ms()) for name, data in pairs if data} | entries
     return list(entries.items())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from secrets import token_hex
@@ -20,6 +21,7 @@ from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store import replies
 from meterkit.store.sharded_queue import DueShards
 from meterkit.store.sync_queue_counts import read_alarms, sync_keys
+from meterkit.store.unreadable_data import UNREADABLE
 from meterkit.subscriptions.webhooks.stripe_events import EventNote
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
     from meterkit.subscriptions.webhooks.stripe_events import SyncHint
+
+_logger = logging.getLogger("meterkit.subscriptions")
 
 LEASE_MS: Final = 60_000
 """Lease of an entry. A sync ends sooner, or renews it."""
@@ -280,15 +284,27 @@ class _HintShard:
     shard: int
 
 
-def _sync_entry(name: bytes, kept: bytes) -> SyncEntry:
+def _sync_entry(name: bytes, kept: bytes, is_damaged: int) -> SyncEntry:
     found: dict[str, Any] = json.loads(kept)
+    stripe_customer = name.decode()
+    notes = list[EventNote]()
+    for named, data in sorted(dict(found["notes"]).items()):
+        try:
+            notes.append(EventNote.parse(named, data))
+        except UNREADABLE:
+            is_damaged = 1
+    if is_damaged:
+        _logger.error(
+            "what was queued for %s cannot be read: it is synced, but handlers may miss events of it",
+            stripe_customer,
+        )
     return SyncEntry(
-        stripe_customer=name.decode(),
+        stripe_customer=stripe_customer,
         token=found["token"],
         hinted=int(found["n"]),
         attempts=int(found["attempts"]),
         cause=found["cause"],
-        notes=tuple(EventNote.parse(named, data) for named, data in sorted(dict(found["notes"]).items())),
+        notes=tuple(notes),
     )
 
 
@@ -297,6 +313,6 @@ def _dead_webhook(name: str, found: Mapping[str, Any]) -> DeadWebhook:
         stripe_customer=name,
         why=found["why"],
         cause=found["cause"],
-        at_ms=int(found["at"]),
-        notes=tuple(sorted(dict(found["notes"]))),
+        at_ms=found["at"],
+        notes=tuple(sorted(found["notes"])),
     )
