@@ -285,7 +285,8 @@ class MeterKit(KitLifecycle, KitParts):
         log; ``by="user"``, or another kind of subjects, shows the usage of each in this period.
 
         Raises:
-            CustomerError, MeterkitError: an argument cannot be used, or the audit log.
+            CustomerError, MeterkitError: an argument cannot be used, or the audit log, or what is stored of
+                the customer is damaged.
             StoreError: the store does not answer.
         """
         who, at_ms = check_customer(customer), None if period is None else period_ms(period)

@@ -161,6 +161,15 @@ async def test_a_damaged_ledger_is_named_and_can_be_deleted(kit: MeterKit, clien
     assert await kit.customers.history("bob") == []
 
 
+async def test_books_of_a_damaged_customer_name_it(kit: MeterKit, client: AsyncClient) -> None:
+    await kit.grants.add("bob", {"tokens": 25}, grant_id="g1")
+    admin = await kit.store.admin()
+    await admin.ask(admin.client.hset(kit.store.keys.customer("bob").grants, "a m:tokens g1", "x"))
+    answer = await client.get("/books?of=bob")
+    assert answer.status_code == 503
+    assert "the usage of customer 'bob' cannot be read" in answer.json()["detail"]
+
+
 async def test_units_of_a_meter_that_has_left_the_file_are_shown(kit: MeterKit, client: AsyncClient) -> None:
     await kit.record("billed", "tokens", 5)
     without = [line for line in PLANS.splitlines() if "tokens" not in line]

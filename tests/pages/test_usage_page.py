@@ -224,7 +224,7 @@ async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
         assert "Pro &lt;b&gt;plan&lt;/b&gt;" in page
 
 
-@pytest.mark.parametrize("part", ["history", "grants"])
+@pytest.mark.parametrize("part", ["history", "ledger", "grants"])
 async def test_damaged_data_of_a_customer_is_a_problem_document(
     kit: MeterKit, client: httpx.AsyncClient, part: str
 ) -> None:
@@ -232,6 +232,10 @@ async def test_damaged_data_of_a_customer_is_a_problem_document(
     keys, admin = kit.store.keys.customer("acme"), await kit.store.admin()
     if part == "history":
         await admin.ask(admin.client.rpush(keys.history, "x"))
+    elif part == "grants":
+        await admin.ask(admin.client.hset(keys.grants, "a m:requests g1", "x"))
+        with pytest.raises(MeterkitError, match="the usage of customer 'acme' cannot be read"):
+            await kit.usage("acme")
     else:
         await admin.ask(admin.client.hset(keys.ledger, b"\xff", "x"))
         with pytest.raises(MeterkitError, match="the grants of customer 'acme' cannot be read"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
@@ -28,10 +27,10 @@ from meterkit.decisions.stored_grants import find_moved_grants, read_funds
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.input_checks import CUSTOMER_BYTES_MAX, check_customer, is_customer
-from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError
+from meterkit.store.unreadable_data import refuse_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.customers.grant_ledger import GrantKind
@@ -241,7 +240,7 @@ class Grants:
         Those that ended in an earlier period come last.
         """
         check_customer(customer)
-        with _refuse_unreadable(customer):
+        with refuse_unreadable("grants", customer):
             return build_grants(*await self._read(customer))
 
     async def void(self, customer: str, grant_id: str) -> None:
@@ -255,7 +254,7 @@ class Grants:
         check_customer(customer)
         _check_id(grant_id)
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
-        with _refuse_unreadable(customer):
+        with refuse_unreadable("grants", customer):
             held, ledger, _ = await self._read(customer)
         # A used-up grant is in the ledger only.
         names = [field.partition(" ")[2] for field in ledger if is_grant_of_app(field, grant_id)]
@@ -273,7 +272,7 @@ class Grants:
     async def ledger(self, customer: str) -> Sequence[LedgerEntry]:
         """The lines of all of a customer's grants; what the live ones have left follows from them."""
         check_customer(customer)
-        with _refuse_unreadable(customer):
+        with refuse_unreadable("grants", customer):
             return build_ledger(*await self._read(customer))
 
     async def _read(self, customer: str) -> tuple[Sequence[StoredGrant], Mapping[str, str], int]:
@@ -305,15 +304,6 @@ class Grants:
             )
         given = cast("Mapping[object, object]", quantities)
         return sorted(_check_target(name, quantity, self._store.catalog) for name, quantity in given.items())
-
-
-@contextmanager
-def _refuse_unreadable(customer: str) -> Generator[None]:
-    """Raise UnreadableDataError where what is stored of a customer's grants cannot be read."""
-    try:
-        yield
-    except UNREADABLE as error:
-        raise UnreadableDataError(f"the grants of customer {customer!r} cannot be read: {error!r}") from error
 
 
 def _check_target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.amount_wording import rounded_money
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import from_ms
-from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError
+from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError, refuse_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,12 +66,8 @@ async def read_history(store: Store, customer: str) -> Sequence[HistoryEntry]:
         StoreError: the store does not answer.
         UnreadableDataError: a line cannot be read.
     """
-    try:
+    with refuse_unreadable("history", customer):
         return [parse_entry(line) for line in await _read_lines(store, customer)]
-    except UNREADABLE as error:
-        raise UnreadableDataError(
-            f"the history of customer {customer!r} cannot be read: {error!r}"
-        ) from error
 
 
 async def read_links(store: Store, customer: str) -> set[str]:

@@ -33,6 +33,7 @@ from meterkit.store.request_idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement, undo_decision
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities, mark_used_in_slot
 from meterkit.store.settlement_spool import NO_SPOOLS, EventLoopSpool, OrphanedSpools
+from meterkit.store.unreadable_data import refuse_unreadable
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -355,24 +356,36 @@ class Store:
 
         Raises:
             StoreError: the store does not answer.
+            UnreadableDataError: what is stored of the customer cannot be read.
         """
         return (await self.usage_of_many([customer], at_ms=at_ms))[0]
 
     async def usage_of_many(
         self, customers: Sequence[str], *, at_ms: int | None = None, former: bool = False
     ) -> Sequence[CustomerUsage]:
-        """Usage of customers, now or in the period of an instant; ``former``: of all meters ever."""
+        """Usage of customers, now or in the period of an instant; ``former``: of all meters ever.
+
+        Raises:
+            StoreError: the store does not answer.
+            UnreadableDataError: what is stored of a customer cannot be read.
+        """
         replies, catalog = await self._read_usage(customers), self.catalog
-        tokens = [find_gone_tokens(catalog, reply) for reply in replies]
+        tokens = list[set[str]]()
+        for customer, reply in zip(customers, replies, strict=True):
+            with refuse_unreadable("usage", customer):
+                tokens.append(find_gone_tokens(catalog, reply))
         gone = await read_former_meters(tokens, await self.admin(), self.keys, catalog, former=former)
-        return [
-            read_usage_reply(customer, catalog, reply, names, at_ms=at_ms)
-            for customer, reply, names in zip(customers, replies, gone, strict=True)
-        ]
+        found: list[CustomerUsage] = []
+        for customer, reply, names in zip(customers, replies, gone, strict=True):
+            with refuse_unreadable("usage", customer):
+                found.append(read_usage_reply(customer, catalog, reply, names, at_ms=at_ms))
+        return found
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """Usage of the rates of a customer with a valid id."""
-        return read_rates(self.catalog, (await self._read_usage([customer]))[0])
+        (reply,) = await self._read_usage([customer])
+        with refuse_unreadable("usage", customer):
+            return read_rates(self.catalog, reply)
 
     async def _read_usage(self, customers: Sequence[str]) -> Sequence[UsageReply]:
         admin = await self.admin()

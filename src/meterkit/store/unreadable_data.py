@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 
     from meterkit.store.store import Store
 
@@ -32,6 +32,15 @@ def is_of_the_store(error: Exception) -> bool:
 def is_damage(error: Exception) -> bool:
     """Whether an error is about one customer's stored data, and not about a store that does not answer."""
     return not isinstance(error, StoreError) or error.__cause__ is None or is_key_error(error.__cause__)
+
+
+@contextmanager
+def refuse_unreadable(what: str, customer: str) -> Generator[None]:
+    """Raise UnreadableDataError, which names the customer, where the block cannot read stored data."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UnreadableDataError(f"the {what} of customer {customer!r} cannot be read: {error!r}") from error
 
 
 async def log_unreadable(store: Store, what: str, customer: str, error: Exception) -> None:
