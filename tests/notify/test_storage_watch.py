@@ -164,7 +164,7 @@ async def test_it_says_until_when_files_may_be_added(
     assert advice in plain.get_content()
 
 
-@pytest.mark.parametrize("damage", ["ValueError", "StoreError"])
+@pytest.mark.parametrize("damage", ["ValueError", "StoreError", "key"])
 async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
     hook: Receiver, kit: MeterKit, look: Looks, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -174,12 +174,16 @@ async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
     keys = kit.store.keys.customer("bolt")
     if damage == "StoreError":
         await admin.ask(admin.client.set(keys.totals, "of another program", px=600_000))
+    elif damage == "key":
+        await admin.ask(admin.client.delete(keys.levels))
+        await admin.ask(admin.client.set(keys.levels, "of another program", px=600_000))
     else:
         await admin.ask(admin.client.hset(keys.levels, "storage", b"x"))
     for _ in range(2):
         await look()
     assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
-    told_of = f"no storage.over for customer 'bolt': the stored data cannot be read: {damage}"
+    error = "ValueError" if damage == "key" else damage
+    told_of = f"no storage.over for customer 'bolt': the stored data cannot be read: {error}"
     assert caplog.text.count(told_of) == 1
 
 
@@ -214,6 +218,25 @@ async def test_a_plans_file_that_includes_less_is_noticed(
         for _ in range(3):
             await look()
         assert customers == sorted(data["customer"] for data in told(hook))
+
+
+async def test_a_smaller_plan_is_noticed_beside_a_damaged_customer(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, plans = Clock(NOW), PLANS.replace("included: 1000", "included: 2000")
+    async with kit_of(store_url, clock, plans=plans) as kit:
+        for customer in ("acme", "bolt", "core"):
+            await kit.customers.set_plan(customer, "free")
+            await kit.gauges.set(customer, "storage", 1_500)
+        admin = await kit.store.admin()
+        damaged = {"data": "{", "rev": "9:of another program"}
+        await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").state, mapping=damaged))
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
+        look = Looks(kit)
+        for _ in range(2):
+            await look()
+        assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
+    assert "no storage.over for customer 'bolt': the stored data cannot be read" in caplog.text
 
 
 async def test_levels_are_restated_once_a_day(

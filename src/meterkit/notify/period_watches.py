@@ -186,29 +186,23 @@ class StorageWatch:
             async for names in customers.names(_LEVELS_AT_ONCE):
                 places = [(gauge, customer) for customer in names for gauge in gauges]
                 for (gauge, customer), packed in await self._read_levels(places):
-                    try:
-                        level = StoredLevel.read(packed).level
-                    except ValueError as error:
-                        await log_unreadable(store, STORAGE_EVENT, customer, error)
-                        continue
-                    if level > least[gauge]:
-                        view = store.cache.get(customer)
-                        await change_level(store, view, gauge, 0, how="adjust", event_id=None)
+                    async with skip_unreadable(customer, partial(log_unreadable, store, STORAGE_EVENT)):
+                        if _read_level(packed).level > least[gauge]:
+                            view = store.cache.get(customer)
+                            await change_level(store, view, gauge, 0, how="adjust", event_id=None)
                 await self._watch.lease.acquire()
 
-    async def _read_levels(
-        self, places: Sequence[tuple[str, str]]
-    ) -> list[tuple[tuple[str, str], bytes | None]]:
-        """Read the packed levels of gauges, each with its customer."""
+    async def _read_levels(self, places: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], Any]]:
+        """Read the packed levels of gauges, each with its customer; of a damaged key an error."""
         admin = (await self._store.admin()).for_delivery()
         pipe = admin.client.pipeline(transaction=False)
         for gauge, customer in places:
             pipe.hget(self._store.keys.customer(customer).levels, gauge)
-        return list(zip(places, await admin.ask(pipe.execute()), strict=True))
+        return list(zip(places, await admin.ask_each(pipe), strict=True))
 
-    async def _check_level(self, customer: str, gauge: str, packed: bytes | None) -> None:
+    async def _check_level(self, customer: str, gauge: str, packed: Any) -> None:
         async with skip_unreadable(customer, partial(log_unreadable, self._store, STORAGE_EVENT)):
-            level = StoredLevel.read(packed)
+            level = _read_level(packed)
             if level.over_ms:
                 make = partial(self._make_storage_event, customer, gauge, level)
                 digest = digest_of(customer, STORAGE_EVENT, gauge)
@@ -246,6 +240,13 @@ class StorageWatch:
         _, state = await CustomerStates(self._store).read(customer)
         effective = effective_terms(state, catalog, now_ms)
         return GaugeLimit.of(entitlements_of(effective, catalog)[gauge], keeps=effective.keeps_limits)
+
+
+def _read_level(reply: bytes | Exception | None) -> StoredLevel:
+    """Parse a level as it was read. Raises ValueError if it, or its key, is damaged."""
+    if isinstance(reply, Exception):
+        raise ValueError(str(reply)) from reply
+    return StoredLevel.read(reply)
 
 
 SUMMARY_EVENT: Final = "period.summary"

@@ -26,7 +26,8 @@ UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError, Unreada
 
 def is_of_the_store(error: Exception) -> bool:
     """Whether the store failed, and not over the value of one key."""
-    return isinstance(error, StoreError) and not is_key_error(error.__cause__)
+    cause = error.__cause__
+    return isinstance(error, StoreError) and not (isinstance(cause, UNREADABLE) or is_key_error(cause))
 
 
 def is_damage(error: Exception) -> bool:
