@@ -55,6 +55,23 @@ async def compare_after_restart(at: Desk, **fields: Any) -> FlushReport:
     return await at.flush(everything=True, timeout_s=0)
 
 
+@pytest.mark.parametrize("field", ["seen_ms", "noticed_ms", "till_ms"])
+async def test_a_damaged_life_is_compared_and_delays_no_other(store_url: str, field: str) -> None:
+    async with desk(store_url) as at:
+        await at.use("acme", "bolt", requests=5)
+        await at.flush(everything=True)
+        keys, admin = at.kit.store.keys, await at.kit.store.admin()
+        life = keys.shard(keys.customer("acme").shard, "life")
+        await admin.ask(admin.client.hset(life, field, "x"))
+        for customer in ("acme", "bolt"):
+            await at.kit.record(customer, "requests", 3)
+        await at.flush(everything=True, timeout_s=0, after=5 * MINUTE)
+        assert at.accepted("bolt") == 8
+        await at.flush(everything=True, timeout_s=0, after=5 * MINUTE)
+        assert at.accepted("acme") == 8
+        assert await admin.ask(admin.client.hget(life, field)) != b"x"
+
+
 async def use_all_minutes(at: Desk) -> None:
     """Seal more intents than there are minutes that may be ahead; Stripe takes none of them."""
     at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)

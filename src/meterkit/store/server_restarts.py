@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SEEN_EVERY_MS: Final = 60_000
 _DOUBTED: Final = "doubted"
+_TIMES: Final = ("noticed_ms", "sealed_ms", "seen_ms", "till_ms")
 # In one word redis-py does not make a mapping of the whole reply, which cost half of an idle pass.
 _INFO: Final = "INFO server"
 _RUN_ID: Final = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
@@ -77,7 +78,7 @@ class ServerLives:
                 pipe = server.client.pipeline(transaction=False)
                 for shard in shards:
                     pipe.hsetnx(self._store.keys.shard(shard, "life"), "known", now)
-                await server.ask(pipe.execute())
+                await server.ask_each(pipe)  # A shard whose key is damaged reports that itself.
 
     async def find_unnoticed(self, admin: Admin) -> Mapping[int, ServerLife]:
         """Find the shards whose server is in a life that was not noticed yet.
@@ -109,21 +110,21 @@ class ServerLives:
     async def _compare_shards(
         self, now: str, now_ms: int, server: Admin, shards: Sequence[int]
     ) -> Mapping[int, ServerLife]:
-        names = [self._store.keys.shard(shard, "life") for shard in shards]
         pipe = server.client.pipeline(transaction=False)
-        for name in names:
-            pipe.hgetall(name)
-        lives = [_parse_life(now, kept) for kept in await server.ask(pipe.execute())]
+        for shard in shards:
+            pipe.hgetall(self._store.keys.shard(shard, "life"))
+        replies = zip(shards, await server.ask_each(pipe), strict=True)
+        lives = {shard: _parse_life(now, kept) for shard, kept in replies if not isinstance(kept, Exception)}
         unnoticed = {
             shard: life
-            for shard, life in zip(shards, lives, strict=True)
+            for shard, life in lives.items()
             if life.known and now not in {life.known, life.noticed}
         }
         if not unnoticed:
             pipe = server.client.pipeline(transaction=False)
-            for name, life in zip(names, lives, strict=True):
+            for shard, life in lives.items():
                 if life.known == now:
-                    pipe.hset(name, "seen_ms", f"{now_ms}")
+                    pipe.hset(self._store.keys.shard(shard, "life"), "seen_ms", f"{now_ms}")
             await server.ask(pipe.execute())
         return unnoticed
 
@@ -186,6 +187,7 @@ class ServerLives:
     async def confirm(self, shard: int, life: ServerLife) -> None:
         """Store that all deliveries of a shard are known in this life."""
         fields = {"known": life.now or "", "noticed": "", "seen_ms": f"{self._store.now_ms()}"}
+        fields["till_ms"] = "0"
         if life.known and life.seen_ms:
             fields["forgot"] = f"{life.seen_ms}-{life.till_ms or life.noticed_ms}"
         await self._write_fields(shard, fields)
@@ -210,14 +212,18 @@ def _parse_run_id(info: bytes | Exception) -> str | None:
 
 
 def _parse_life(now: str | None, kept: Mapping[bytes, bytes]) -> ServerLife:
-    fields = {name.decode(): value.decode() for name, value in kept.items()}
+    """Parse the stored life. Where a time cannot be read, all waiting usage is compared with Stripe."""
+    fields = {name.decode(): value.decode("utf-8", "replace") for name, value in kept.items()}
+    times_ms, damaged = dict.fromkeys(_TIMES, 0), set[str]()
+    for name in _TIMES:
+        try:
+            times_ms[name] = int(fields.get(name, 0))
+        except ValueError:
+            damaged.add(name)
     return ServerLife(
         now=now,
-        known=fields.get("known", ""),
-        noticed=fields.get("noticed", ""),
-        noticed_ms=int(fields.get("noticed_ms", 0)),
-        sealed_ms=int(fields.get("sealed_ms", 0)),
-        seen_ms=int(fields.get("seen_ms", 0)),
-        till_ms=int(fields.get("till_ms", 0)),
+        known=_DOUBTED if damaged else fields.get("known", ""),
+        noticed="" if damaged & {"noticed_ms", "sealed_ms"} else fields.get("noticed", ""),
         forgot=fields.get("forgot", ""),
+        **times_ms,
     )
