@@ -72,6 +72,16 @@ async def test_a_customer_with_broken_keys_is_set_aside_and_named(
         assert (await at.flush()).unsealed == []  # Not before ten minutes have passed.
 
 
+async def test_a_damaged_former_meter_delays_no_usage(at: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    await at.use("acme", requests=6)
+    admin = await at.kit.store.admin()
+    await admin.ask(admin.client.hset(at.kit.store.keys.events, "gone", "x"))
+    await at.flush(everything=True, timeout_s=0, after=timedelta(minutes=10))
+    assert at.accepted("acme") == 6
+    assert [line.difference for line in await at.kit.reconcile("acme")] == [0]
+    assert "what is stored of meter b'gone' cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize("broken", ["state", "totals", "totals of a final invoice"])
 async def test_keys_that_break_while_usage_waits_delay_no_other(
     store_url: str, valkey: Server, broken: str

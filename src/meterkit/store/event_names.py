@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
+from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -52,15 +52,14 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
     }
     if not kept:
         return
-    with suppress(ValueError, TypeError):  # A process starts despite a damaged entry.
-        for former, name, event_name in find_renamed_meters(await _read_stored(admin, keys), catalog):
-            _logger.warning(
-                "meter %r sends event %r, which this store has counted as meter %r until now: in the billing"
-                " periods that are open customers get the included quantity, cap, grants and rates of %r"
-                " beside those of %r; to give nothing twice, keep the key %r in the plans file, and write"
-                " `name:` for what customers see",
-                *(name, event_name, former, name, former, former),
-            )
+    for former, name, event_name in find_renamed_meters(await _read_stored(admin, keys), catalog):
+        _logger.warning(
+            "meter %r sends event %r, which this store has counted as meter %r until now: in the billing"
+            " periods that are open customers get the included quantity, cap, grants and rates of %r"
+            " beside those of %r; to give nothing twice, keep the key %r in the plans file, and write"
+            " `name:` for what customers see",
+            *(name, event_name, former, name, former, former),
+        )
     await admin.ask(admin.client.hset(keys.events, mapping=kept))
 
 
@@ -185,8 +184,14 @@ async def _read_stored(admin: Admin, keys: Keys) -> dict[str, ReportedMeter]:
     kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(keys.events))
     found: dict[str, ReportedMeter] = {}
     for token, data in kept.items():
-        meter, event_name = json.loads(data)
-        found[token.decode()] = ReportedMeter(meter=meter, event_name=event_name)
+        try:
+            meter, event_name = json.loads(data)
+            found[token.decode()] = ReportedMeter(meter=str(meter), event_name=str(event_name))
+        except UNREADABLE:
+            admin.warn_once(
+                f"what is stored of meter {token!r:.80} cannot be read and is left out; only meters that the"
+                " plans file no longer has need it"
+            )
     return found
 
 

@@ -46,8 +46,9 @@ def refuse_unreadable(what: str, customer: str) -> Generator[None]:
 
 async def log_unreadable(store: Store, what: str, customer: str, error: Exception) -> None:
     """Log once that a customer is skipped, and what it lacks for that."""
+    damage = error.__cause__ if isinstance(error, UnreadableDataError) and error.__cause__ else error
     (await store.admin()).warn_once(
-        f"no {what} for customer {customer!r}: the stored data cannot be read: {error!r}"
+        f"no {what} for customer {customer!r}: the stored data cannot be read: {damage!r}"
     )
 
 
