@@ -269,6 +269,18 @@ async def test_a_worker_settles_a_job_in_another_process(store_url: str) -> None
             assert [(600, 400), (0, 0)] == await of_each(worker)
 
 
+async def test_a_damaged_owner_of_a_job_is_no_error_and_can_be_deleted(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with metered(saying(response("queued")), store_url) as at:
+        await asked(at, "/auto")
+        job, admin = at.kit.store.keys.job(response("completed")["id"]), await at.kit.store.admin()
+        await admin.ask(admin.client.hset(job, "owner", "x"))
+        assert await at.kit.record_usage("acme", response("completed")) is None
+        assert "what is stored of its customer cannot be read" in caplog.text
+        assert (await at.kit.customers.delete("acme")).jobs == 0
+
+
 async def test_without_a_customer_known_jobs_count(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with metered(saying(response("queued")), store_url) as at:
         assert await at.kit.record_usage(None, response("completed")) is None

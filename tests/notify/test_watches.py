@@ -555,6 +555,14 @@ async def test_spikes_of_all_shards_are_listed(store_url: str, clock: Clock) -> 
         assert (await spikes.count(), await spikes.all()) == (0, [])
 
 
+async def test_a_damaged_spike_is_left_out(store_url: str, clock: Clock) -> None:
+    async with kit_of(store_url, clock, shards=1) as kit:
+        spikes, now_ms, admin = SpikesToday(kit.store), kit.store.now_ms(), await kit.store.admin()
+        await spikes.add(CustomerSpike("acme", "requests", now_ms, "day", 900, 9))
+        await admin.ask(admin.client.hset(kit.store.keys.spikes(0, now_ms), "requests bolt", "x"))
+        assert [one.customer for one in await spikes.all()] == ["acme"]
+
+
 async def test_a_deletion_forgets_the_spikes_of_two_days_ago(store_url: str, clock: Clock) -> None:
     async with kit_of(store_url, clock, shards=1) as kit:
         spikes = SpikesToday(kit.store)

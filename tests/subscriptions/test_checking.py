@@ -176,6 +176,17 @@ async def test_the_night_reports_each_difference_once(at: Shop, caplog: pytest.L
     assert await drifts_of(at.kit) == {}
 
 
+async def test_a_damaged_difference_hides_no_other(at: Shop) -> None:
+    await by_hand(at, **BASE_ONLY)
+    await queue_sync(at.kit, cause="reconcile")
+    admin, key = await at.kit.store.admin(), at.kit.store.keys.hooks("drift")
+    await admin.ask(admin.client.hset(key, "bolt", "x"))
+    assert kinds(await drifts_of(at.kit)) == {"acme": ["missing_meter"]}
+    await admin.ask(admin.client.hset(key, "acme", "x"))
+    await queue_sync(at.kit, cause="reconcile")
+    assert kinds(await drifts_of(at.kit)) == {"acme": ["missing_meter"]}
+
+
 async def test_without_the_prices_a_customer_is_still_read(at: Shop) -> None:
     await by_hand(at, **BASE_ONLY)
     at.emulator.fail_next("error", status=500, path="/v1/prices/price_team", times=None)

@@ -274,6 +274,8 @@ async def test_the_entries_of_all_shards_are_counted(store_url: str, clock: Cloc
             await queue.add(hint(f"evt_{number}", f"cus_{number}"))
         for number in range(5):
             await queue.add(SyncHint(event=f"evt_alarm_{number}", alarm="x"), alarm=ALARM)
+        alarms = kit.store.keys.hints(shard_of("evt_alarm_0", 16), "alarms")
+        await (await kit.store.admin()).client.hset(alarms, "damaged", "x")
         waiting = await queue.read_backlog()
         assert (waiting.entries, waiting.dead, waiting.alarms) == (21, 0, {ALARM: 5})
         clock.advance(90 * SECOND)

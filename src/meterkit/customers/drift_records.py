@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from meterkit.customers.states import read_states
+from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ class DriftRecords:
         return {
             name: drifts
             for name, drifts in found.items()
-            if name not in states or states[name].stripe_customer is not None
+            if drifts and (name not in states or states[name].stripe_customer is not None)
         }
 
 
@@ -144,5 +145,9 @@ def _written(found: Sequence[Drift]) -> str:
 
 
 def _read(kept: bytes | None) -> list[Drift]:
-    found: list[dict[str, str]] = json.loads(kept or b"[]")
-    return [Drift.of(one) for one in found]
+    """Parse what was found of a customer; nothing of what cannot be read: the next night finds it again."""
+    try:
+        found: list[dict[str, str]] = json.loads(kept or b"[]")
+        return [Drift.of(one) for one in found]
+    except UNREADABLE:
+        return []

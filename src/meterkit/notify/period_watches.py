@@ -245,7 +245,7 @@ class StorageWatch:
 def _read_level(reply: bytes | Exception | None) -> StoredLevel:
     """Parse a level as it was read. Raises ValueError if it, or its key, is damaged."""
     if isinstance(reply, Exception):
-        raise ValueError(str(reply)) from reply
+        raise ValueError(str(reply)) from reply  # noqa: TRY004 - as for a damaged field
     return StoredLevel.read(reply)
 
 

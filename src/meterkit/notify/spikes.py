@@ -7,6 +7,7 @@ with the same hours and weekdays.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.notify.period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
-from meterkit.store.unreadable_data import log_unreadable, skip_unreadable
+from meterkit.store.unreadable_data import UNREADABLE, log_unreadable, skip_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -195,9 +196,10 @@ class SpikesToday:
         kept: list[dict[bytes, bytes]] = await self._ask_shards("HGETALL")
         found: list[CustomerSpike] = []
         for name, data in (entry for each in kept for entry in each.items()):
-            meter, _, customer = name.decode().partition(" ")
-            values: Any = json.loads(data)
-            found.append(CustomerSpike(customer, meter, *values))
+            with suppress(*UNREADABLE):  # The next check finds it again.
+                meter, _, customer = name.decode().partition(" ")
+                at_ms, span, used, usual = json.loads(data)
+                found.append(CustomerSpike(customer, meter, int(at_ms), str(span), int(used), int(usual)))
         return sorted(found, key=lambda spike: (-spike.at_ms, spike.customer, spike.meter))
 
     async def _ask_shards(self, command: str) -> list[Any]:

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.keys import job_digest
+from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +74,13 @@ async def claim_job(
     counts = by is not None and counted_by.decode() == by
     if owner is None:
         return JobClaim(view, counts)
-    customer, anonymous, _, *subjects = json.loads(owner)
+    parsed = _parse_owner(owner)
+    if parsed is None:
+        (await store.admin()).warn_once(
+            f"usage of the job {job_id!r} is dropped: what is stored of its customer cannot be read"
+        )
+        return JobClaim(None, counts=False)
+    customer, anonymous, _, *subjects = parsed
     if not customer:
         await _report_dropped(store, job_id)
         return JobClaim(None, counts=False, is_deleted=True)
@@ -99,8 +106,8 @@ async def find_owners(store: Store, job_ids: Sequence[str], *, with_ended: bool)
         owner, ended = await admin.ask(admin.client.hmget(store.keys.job(name), ["owner", "ended"]))
         if ended is not None and not with_ended:
             continue
-        if owner:  # It is empty where its customer was deleted.
-            customer, anonymous, *_ = json.loads(owner)
+        if parsed := owner and _parse_owner(owner):  # Empty where its customer was deleted.
+            customer, anonymous, *_ = parsed
             found.add((customer, anonymous))
         elif owner is None and name in known:  # The owner is not written yet.
             found.add((known[name].customer, known[name].anonymous))
@@ -176,8 +183,17 @@ async def _report_dropped(store: Store, job_id: str) -> None:
         )
 
 
+def _parse_owner(owner: bytes) -> list[Any] | None:
+    """Parse :func:`_dump_owner`; None: it cannot be read."""
+    try:
+        customer, anonymous, route, *subjects = json.loads(owner)
+        return [str(customer), bool(anonymous), route, *(dict(one) for one in subjects)]
+    except UNREADABLE:
+        return None
+
+
 def _is_owned_by(owner: bytes | None, customer: str) -> bool:
-    return owner is not None and json.loads(owner)[:2] == [customer, False]
+    return owner is not None and (_parse_owner(owner) or [])[:2] == [customer, False]
 
 
 def _dump_owner(view: CustomerView, route: str) -> str:

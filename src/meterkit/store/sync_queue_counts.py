@@ -26,7 +26,7 @@ async def read_alarms(store: Store) -> Mapping[str, int]:
     """
     alarms = Counter[str]()
     for counted in await sync_keys(store).read_hashes("alarms"):
-        alarms.update({kind.decode(): int(count) for kind, count in counted.items()})
+        alarms.update({kind.decode(): int(count) for kind, count in counted.items() if count.isdigit()})
     return dict(alarms)
 
 
