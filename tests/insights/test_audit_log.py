@@ -257,6 +257,18 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         assert (await at.kit.health()).looked_at["audit"] == "0 entries wait"
 
 
+async def test_added_up_usage_of_a_deleted_customer_stays_its_former_one(at: Audited) -> None:
+    for customer in ("acme", "umbrella"):
+        await at.kit.record(customer, "rows", 50)
+    await at.fold(0)
+    await at.kit.customers.delete("acme")
+    at.desk.clock.advance(timedelta(seconds=10))
+    assert sum(row["quantity"] for row in await at.rows() if row["customer"] == "acme") == 50
+    assert await rebuild(at, asks_stripe=False) == []
+    used = [(await at.kit.usage(name))["meters"]["rows"]["used"] for name in ("acme", "umbrella")]
+    assert used == [0, 50]
+
+
 CUSTOMERS: Final = ("acme", "umbrella", "x" * 256)
 
 

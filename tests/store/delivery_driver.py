@@ -628,7 +628,8 @@ class Delivery(Checks):
     def forget(self, name: str) -> None:
         read = self._rev(name)
         keys = (*own_keys(name, "cst"), "customers", "dirty", "unlinked", *own_keys(name, "gjvih"))
-        more = ("turns", *own_keys(name, "kq"), "over", *self._audit())
+        sums = ["audit:sums"] * bool(self._audit())
+        more = ("turns", *own_keys(name, "kq"), "over", *self._audit(), *sums)
         levels, over = self._key(f"v:{name}"), self._key("over")
         self.wire(pack("HSET", levels, "seats", 1), pack("ZADD", over, self.wall, f"seats:{name}"))
         reply, found = self.ask("forget_customer", (*keys, *more), read, name, self.wall)

@@ -204,7 +204,6 @@ LEFT: Final = {
     "mk:{s}:unclosed": "the same, overdue",
     "mk:{s}:delivered:DAY": "what Stripe accepted, to be compared with Stripe's books for 36 days",
     "mk:{s}:audit": "entries on their way to the audit log, which keeps the customer",
-    "mk:{s}:audit:sums": "the same, added up",
     "mk:{s}:x:DIGEST": "an event that was found and not queued before the process was killed; 2 days",
     "mk:{s}:b:CUSTOMER": "a lock of a minute",
 }
@@ -310,7 +309,7 @@ async def live(at: Hooked) -> None:
         await admin.ask(admin.client.pexpire(key, 9_000))
     await admin.ask(admin.client.set(store.keys.watched(WHO, "0a"), f'{{"customer":"{WHO}"}}', px=9_000))
     await admin.ask(admin.client.set(store.keys.beginning(WHO), "process", px=9_000))
-    await admin.ask(admin.client.hset(store.keys.audit_sums(shard), f"7|{WHO}", 1))
+    await admin.ask(admin.client.hset(store.keys.audit_sums(shard), f"7|abcd1|{WHO}", 1))
 
 
 def who(_scope: Scope) -> Caller:

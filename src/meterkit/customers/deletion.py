@@ -80,7 +80,7 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
         *(store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked),
         *(keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)),
         *(keys.corrections, keys.objects, keys.over),
-        *[store.keys.audit(keys.shard)] * store.is_audited,
+        *([store.keys.audit(keys.shard), store.keys.audit_sums(keys.shard)] if store.is_audited else ()),
     ]
     links = StripeLinker(store)
     former = await read_links(store, customer)

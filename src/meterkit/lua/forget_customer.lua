@@ -8,7 +8,7 @@
 -- KEYS[9] hash  levels of gauges    KEYS[10] zset  idempotency keys    KEYS[11] list  ledger of changes
 -- KEYS[12] zset  turns              KEYS[13] set  digests of the ids of its corrections
 -- KEYS[14] hash  objects            KEYS[15] zset  gauges above what is included
--- KEYS[16] stream  optional: of the audit log
+-- KEYS[16] stream, KEYS[17] hash  optional: of the audit log, and its sums (see fold_audit)
 -- ARGV  1 the rev that was read   2 the customer   last: the caller's clock (ms)
 -- Reply {OK, the number of entries in: counters, state, totals, grants, their ledger, levels, idempotency keys, ledger of
 --       changes; the digests: each ends the name of a key that remembers a correction}
@@ -18,7 +18,7 @@
 --include server_ms
 local counters_key, state_key, totals_key, customers_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dirty_key, unlinked_key, grants_key, ledger_key, levels_key, marks_key = unpack(KEYS, 5, 10)
-local history_key, turns_key, corrections_key, objects_key, over_key, audit_key = unpack(KEYS, 11)
+local history_key, turns_key, corrections_key, objects_key, over_key, audit_key, sums_key = unpack(KEYS, 11)
 local rev, customer = ARGV[1], ARGV[2]
 local call = redis.call
 if (call('HGET', state_key, 'rev') or NO_STATE) ~= rev then
@@ -51,6 +51,13 @@ for _, gauge in ipairs(gauges) do
   call('ZREM', over_key, gauge .. ':' .. customer)
 end
 if audit_key then
-  call('XADD', audit_key, '*', 'k', 'deleted', 'd', customer, 'at', string.format('%.0f', server_ms(ARGV[#ARGV])))
+  local at, sums = string.format('%.0f', server_ms(ARGV[#ARGV])), call('HGETALL', sums_key)
+  for i = 1, #sums, 2 do -- Appended later, they would be usage since the deletion.
+    if string.match(sums[i], '^%d+|[^|]*|(.*)$') == customer then
+      call('XADD', audit_key, '*', 'k', 'summed', 'd', sums[i], 'q', sums[i + 1], 'at', at)
+      call('HDEL', sums_key, sums[i])
+    end
+  end
+  call('XADD', audit_key, '*', 'k', 'deleted', 'd', customer, 'at', at)
 end
 return reply
