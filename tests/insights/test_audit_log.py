@@ -23,10 +23,11 @@ from drivers.audit_database import AuditRow, insert_rows, to_ms
 from drivers.audited_kit import Audited, audited, rebuild, row_of, rows_in, sqlite_in, sums_of
 from drivers.delivery import PLANS, kit_for
 from drivers.health_findings import findings
+from drivers.plans import plans_text
 from drivers.process_metrics import told
 from drivers.sampled import whole
 from drivers.subscribed_customer import fetched, subscription
-from meterkit import MeterKit, SettingsError
+from meterkit import MeterKit, SettingsError, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.audit import chain_tables, chain_verifier, draining
@@ -255,6 +256,20 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         await at.drainer.drain_under_lease()
         assert await findings(at.kit, "audit") == []
         assert (await at.kit.health()).looked_at["audit"] == "0 entries wait"
+
+
+async def test_a_customer_without_a_readable_currency_delays_no_entry(store_url: str, tmp_path: Path) -> None:
+    catalog = loads(plans_text("two_currencies"))
+    async with audited(store_url, sqlite_in(tmp_path), catalog=catalog) as at:
+        metrics_app(at.kit)
+        for customer in ("acme", "umbrella"):
+            await at.kit.customers.set_plan(customer, "pro")
+            await at.kit.record(customer, "requests", 1_005)
+        admin, keys = await at.kit.store.admin(), at.kit.store.keys
+        await admin.ask(admin.client.hset(keys.customer("acme").state, "data", "{"))
+        assert len(await at.rows()) == 2
+        assert at.kit.store.tallies is not None
+        assert [*at.kit.store.tallies.revenue_in] == ["usd"]
 
 
 async def test_added_up_usage_of_a_deleted_customer_stays_its_former_one(at: Audited) -> None:

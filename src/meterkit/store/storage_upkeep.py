@@ -53,7 +53,7 @@ class StorageUpkeep:
         """Read the state."""
         admin, least_ms = await self._store.admin(), self._store.now_ms() - _KEPT_MS
         kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key))
-        found = {name.decode(): int(value) for name, value in kept.items()}
+        found = {name.decode(): int(value) for name, value in kept.items() if value.isdigit()}
         read = [at for name, at in found.items() if name.startswith(_QUEUE) and at > least_ms]
         listed = found.get("listed", 0)
         return UpkeepState(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.server import is_key_error
@@ -11,7 +11,7 @@ from meterkit.redis.server import is_key_error
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 
-    from meterkit.store.store import Store
+    from meterkit.redis.admin import Admin
 
 _T = TypeVar("_T")
 
@@ -44,7 +44,15 @@ def refuse_unreadable(what: str, customer: str) -> Generator[None]:
         raise UnreadableDataError(f"the {what} of customer {customer!r} cannot be read: {error!r}") from error
 
 
-async def log_unreadable(store: Store, what: str, customer: str, error: Exception) -> None:
+class AdministeredStore(Protocol):
+    """The part of a store that logs: its client."""
+
+    async def admin(self) -> Admin:
+        """Return a client of the running event loop."""
+        ...
+
+
+async def log_unreadable(store: AdministeredStore, what: str, customer: str, error: Exception) -> None:
     """Log once that a customer is skipped, and what it lacks for that."""
     damage = error.__cause__ if isinstance(error, UnreadableDataError) and error.__cause__ else error
     (await store.admin()).warn_once(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from meterkit.catalog.currencies import BALANCE_CURRENCY
-from meterkit.decisions.customer_state import CustomerState
+from meterkit.customers.states import read_states
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.async_database import database_at
@@ -301,23 +301,19 @@ class AuditDrainer:
         currencies = await self._read_currencies({row.customer for row in earning})
         for row in earning:
             currency, meter = currencies.get(row.customer), catalog.meters.get(row.meter)
+            if currency is None and len(catalog.currencies) > 1:
+                continue  # The customer's state cannot be read.
             if currency is not None and meter is not None and meter.charges is not None:
                 currency = BALANCE_CURRENCY
             tallies.count_revenue(row.model, row.provider, row.revenue, currency)
 
     async def _read_currencies(self, customers: set[str]) -> Mapping[str, str]:
-        """Read the currencies of customers; empty if the plans file has only one."""
+        """Read the currencies of customers whose state can be read; empty if the plans file has only one."""
         store, catalog, admin = self._store, self._store.catalog, await self._store.admin()
         if len(catalog.currencies) == 1:
             return {}
-        names, pipe = sorted(customers), admin.client.pipeline(transaction=False)
-        for name in names:
-            pipe.hget(store.keys.customer(name).state, "data")
-        states = [CustomerState.parse(data or b"") for data in await admin.ask(pipe.execute())]
-        return {
-            name: catalog.in_currency(state.currency).currency
-            for name, state in zip(names, states, strict=True)
-        }
+        states = await read_states(admin, store.keys, sorted(customers), skips_unreadable=True)
+        return {name: catalog.in_currency(state.currency).currency for name, state in states.items()}
 
     async def root_of(self, customer: str) -> tuple[int, str] | None:
         """Drain the customer's shard; length and root of its chain then. None: no chain.
