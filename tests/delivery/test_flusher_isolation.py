@@ -29,7 +29,7 @@ from drivers.delivery import (
 from drivers.kit_parts import parts_of
 from drivers.store_keys import meter_token, shard_of
 from faults.refusals import loop_clock
-from meterkit import CustomerError, MeterKit
+from meterkit import CustomerError, MeterKit, StoreError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
 from servers.fixed_answers import Asked, answer, answering
@@ -70,6 +70,18 @@ async def test_a_customer_with_broken_keys_is_set_aside_and_named(
         (said,) = alerts(caplog)
         assert "'mira'" in said
         assert (await at.flush()).unsealed == []  # Not before ten minutes have passed.
+
+
+@pytest.mark.parametrize("name", ["dirty", "outbox"])
+async def test_a_damaged_key_of_a_shard_delays_no_other(at: Desk, name: str) -> None:
+    await at.use("acme", "bolt", requests=6)
+    keys, admin = at.kit.store.keys, await at.kit.store.admin()
+    assert keys.customer("acme").shard != keys.customer("bolt").shard
+    key = keys.shard(keys.customer("acme").shard, name)
+    await admin.ask(admin.client.set(key, "of another program", px=600_000))
+    with pytest.raises(StoreError):
+        await at.flush(everything=True, timeout_s=0, after=timedelta(minutes=10))
+    assert [at.accepted(customer) for customer in ("acme", "bolt")] == [0, 6]
 
 
 async def test_a_damaged_former_meter_delays_no_usage(at: Desk, caplog: pytest.LogCaptureFixture) -> None:

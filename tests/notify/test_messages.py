@@ -365,6 +365,20 @@ async def test_a_damaged_message_is_dead_and_delays_no_other(
         assert ((await looked_at(kit, "messages"))[0], await kit.notify.redrive()) == ("0 wait, 1 dead", 1)
 
 
+async def test_a_shard_with_damaged_notices_delays_no_other(
+    store_url: str, hook: Receiver, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_of(store_url, clock, url=hook.url, shards=2) as kit:
+        client, keys = (await kit.store.admin()).client, kit.store.keys
+        customer = next(name for name in "abcdef" if keys.customer(name).shard == 1)
+        await client.set(keys.notices(0), "of another program", px=600_000)
+        await kit.record(customer, "requests", 5)
+        for _ in range(2):
+            await pass_over(kit, "webhook")
+        assert len(hook.ids) == 1
+    assert caplog.text.count("the notices of shard 0 cannot be read") == 1
+
+
 async def test_doctor_names_dead_and_unsent_messages(hook: Receiver, kit: MeterKit, clock: Clock) -> None:
     assert ("0 wait, 0 dead", []) == await looked_at(kit, "messages")
     await kit.record("acme", "requests", 5)

@@ -10,6 +10,9 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.errors import StoreError
+from meterkit.store.unreadable_data import is_of_the_store
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
@@ -59,7 +62,8 @@ class CustomerNotice:
 async def read_notices(store: Store, shard: int, kinds: Collection[str]) -> list[CustomerNotice]:
     """Read the next notices of a shard; each is delivered again a minute later until it is acknowledged.
 
-    Notices of another release that cannot be read are left to its processes; none is dropped.
+    Notices of another release that cannot be read are left to its processes; none is dropped. Where the key
+    of a shard is damaged, its notices wait, and one warning is logged.
 
     Args:
         store: has the notices.
@@ -73,9 +77,15 @@ async def read_notices(store: Store, shard: int, kinds: Collection[str]) -> list
         StoreError: the store does not answer.
     """
     admin = await store.admin()
-    reply = await admin.run(
-        store.scripts["lease_notices"], [store.keys.notices(shard)], AGAIN_AFTER_MS, _PAGE, *kinds
-    )
+    try:
+        reply = await admin.run(
+            store.scripts["lease_notices"], [store.keys.notices(shard)], AGAIN_AFTER_MS, _PAGE, *kinds
+        )
+    except StoreError as error:
+        if is_of_the_store(error):
+            raise
+        admin.warn_once(f"the notices of shard {shard} cannot be read, and wait: {error}")
+        return []
     found: list[CustomerNotice] = []
     for group, entry, times, fields in reply:
         try:

@@ -401,8 +401,8 @@ class Store:
         """Count the members of sorted sets up to a score, by position in ``keys``; empty sets are left out.
 
         One script asks a single server. On a cluster each key may be on another server, and a node that the
-        URL names as one server refuses keys of several slots. A set whose server is down counts as one
-        member: the next command to it raises the error, and the other sets are used.
+        URL names as one server refuses keys of several slots. A set whose server is down, or whose key is
+        damaged, counts as one member: the next command to it raises the error, and the other sets are used.
 
         Args:
             admin: sends the commands.
