@@ -632,7 +632,14 @@ class Delivery(Checks):
         more = ("turns", *own_keys(name, "kq"), "over", *self._audit(), *sums)
         levels, over = self._key(f"v:{name}"), self._key("over")
         self.wire(pack("HSET", levels, "seats", 1), pack("ZADD", over, self.wall, f"seats:{name}"))
+        own, others = f"7|abcd1|{name}", f"7|abcd1|x|{name}"
+        if sums:
+            self.wire(pack("HSET", self._key("audit:sums"), own, 3, others, 4))
         reply, found = self.ask("forget_customer", (*keys, *more), read, name, self.wall)
+        if sums:
+            left = {others: "4"} if reply[0] == 0 else {own: "3", others: "4"}
+            self._compare("sums", left, found.pop("audit:sums"))
+            self.wire(pack("DEL", self._key("audit:sums")))
         kept = [found.pop(key, None) is not None for key in (f"v:{name}", "over")]
         self._compare("levels", [reply[0] != 0] * 2, kept)
         self.wire(pack("DEL", levels), pack("DEL", over))

@@ -548,6 +548,7 @@ class Shard:
         self.members.discard(name)
         self.unlinked.pop(name, None)
         if is_audited:
+            self.audit.append({"k": "summed", "d": f"7|abcd1|{name}", "q": "3", "at": str(now)})
             self.enter("deleted", name, now)
         return [0, *counted, digests]
 
