@@ -24,7 +24,7 @@ from meterkit.outbox.invoice_ends import InvoiceEnd, read_invoice_end, store_inv
 from meterkit.outbox.line_metadata import is_usage_invoice
 from meterkit.outbox.meters_or_lines import line_switches
 from meterkit.store.task_lease import TaskLease
-from meterkit.store.unreadable_data import is_of_the_store
+from meterkit.store.unreadable_data import damage_of, is_of_the_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -335,7 +335,7 @@ class PeriodCloser:
         except Exception as error:  # damaged records of one customer do not stop the others
             if is_of_the_store(error):
                 raise
-            return f"it cannot be read: {error!r:.200}", False
+            return f"it cannot be read: {damage_of(error)!r:.200}", False
         if not why and await closes.forget(close):
             _logger.info(
                 "the close of the period of customer %r until %s is confirmed now",

@@ -44,6 +44,11 @@ def refuse_unreadable(what: str, customer: str) -> Generator[None]:
         raise UnreadableDataError(f"the {what} of customer {customer!r} cannot be read: {error!r}") from error
 
 
+def damage_of(error: Exception) -> BaseException:
+    """The error of reading that an UnreadableDataError stands for, otherwise the error itself."""
+    return (error.__cause__ if isinstance(error, UnreadableDataError) else None) or error
+
+
 class AdministeredStore(Protocol):
     """The part of a store that logs: its client."""
 
@@ -54,9 +59,8 @@ class AdministeredStore(Protocol):
 
 async def log_unreadable(store: AdministeredStore, what: str, customer: str, error: Exception) -> None:
     """Log once that a customer is skipped, and what it lacks for that."""
-    damage = error.__cause__ if isinstance(error, UnreadableDataError) and error.__cause__ else error
     (await store.admin()).warn_once(
-        f"no {what} for customer {customer!r}: the stored data cannot be read: {damage!r}"
+        f"no {what} for customer {customer!r}: the stored data cannot be read: {damage_of(error)!r}"
     )
 
 
