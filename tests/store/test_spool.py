@@ -297,7 +297,34 @@ async def test_a_removed_meter_loses_its_records_and_no_others(
         assert await kit.store.send_spools() == (2, ())
         assert await used(kit, "acme", "requests") == (2, 0)
         assert lane_of(kit).lost == 1
-    assert "that of 'acme' cannot be packed: KeyError('tokens')" in caplog.text
+    assert "{'tokens': 5} of 'acme', used at " in caplog.text
+    assert "has no such counter; once it has one, record this by hand" in caplog.text
+
+
+@pytest.mark.parametrize("tokens", ["words: {unit: word}", "tokens: {unit: token, kind: gauge}"])
+async def test_i11_a_removed_meter_loses_no_usage_of_others(
+    proxy: TcpProxy, tmp_path: Path, tokens: str
+) -> None:
+    async with kit_on(proxy, tmp_path) as kit:
+        await away(kit, proxy)
+        await kit.record("acme", {"tokens": 5, "requests": 2}, event_id="both")
+    plans = f"""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {{unit: request}}
+  {tokens}
+plans: {{free: {{price: {{amount_cents: 0, interval: month}}}}}}
+"""
+    async with next_start(proxy, tmp_path, plans=loads(plans)) as kit:
+        assert await kit.store.send_spools() == (1, ())
+        assert await used(kit, "acme", "requests") == (2, 0)
+        assert lane_of(kit).lost == 1
+    async with kit_on(proxy, tmp_path) as kit:
+        await kit.record("acme", {"tokens": 5, "requests": 2}, event_id="both")
+        assert await used(kit, "acme", "tokens") == (5, 0)
+        assert await used(kit, "acme", "requests") == (2, 0)
 
 
 # A store that has forgotten what it had applied.

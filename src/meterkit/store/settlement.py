@@ -189,6 +189,36 @@ class Settlement:
             used = used._replace(charged=left.charged)
         return replace(self, used=used, event=event, spent=None)
 
+    def split_unknown(self) -> tuple[Self, dict[str, int]]:
+        """Split off the usage of meters that are no counters of the plans file, such as removed ones.
+
+        Returns:
+            The other part, and the quantities that are split off.
+        """
+        meters, held, used = self.view.cache.catalog.meters, self.held, self.used
+        counters = {name for name, meter in meters.items() if meter.kind == "counter"}
+        given = {**used.rated, **used.recorded}
+        unknown = {meter: quantity for meter, quantity in given.items() if meter not in counters}
+        reserved = self.correction.reserved
+        if not unknown and held.quantities.keys() | reserved.keys() <= meters.keys():
+            return self, {}
+        event = self.event
+        if event is not None and event.quantities:
+            # The id may count the other meters later.
+            kept = {meter: quantity for meter, quantity in event.quantities.items() if meter in counters}
+            event = event._replace(quantities=kept) if kept else None
+        return replace(
+            self,
+            held=held._replace(
+                quantities={name: held.quantities[name] for name in held.quantities if name in meters}
+            ),
+            used=used.only(counters)._replace(units=used.units, unpriced=used.unpriced),
+            correction=self.correction._replace(
+                reserved={name: reserved[name] for name in reserved if name in counters}
+            ),
+            event=event,
+        ), unknown
+
     def on_notices(self, notices: list[bytes]) -> None:
         """Handle the reply's notices: backdated usage, full subjects, revenue, app events."""
         cache = self.view.cache

@@ -9,11 +9,13 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import shard_of
+from meterkit.decisions.periods import iso
 from meterkit.errors import StoreError
 from meterkit.redis import settlement_queue as replies
 from meterkit.redis.connection import ReplyError, pack_each
@@ -23,7 +25,7 @@ from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.settlement_queue import QueueLane
@@ -159,12 +161,18 @@ class RewindError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Transfer:
-    """A record in flight; ``is_done``: it is not sent again, but waits for those before it."""
+    """A record in flight.
+
+    Attributes:
+        unknown: its usage of meters that the plans file lacks, which is not sent.
+        is_done: whether it is not sent again, but waits for those before it.
+    """
 
     number: int
     shard: int
     settlement: Settlement
     sent: SentRecord | None
+    unknown: Mapping[str, int] = field(default_factory=dict[str, int])
     reply: Any = None
     is_done: bool = False
 
@@ -229,7 +237,8 @@ class SpoolReplay:
     def _read_transfer(self, record: bytes) -> _Transfer:
         try:
             number, settlement, sent = read_record(record, self.cache)
-            return _Transfer(number, settlement.view.shard, settlement, sent)
+            settlement, unknown = settlement.split_unknown()
+            return _Transfer(number, settlement.view.shard, settlement, sent, unknown)
         except Exception as error:  # noqa: BLE001 - the records behind it must be applied
             found = json.loads(record)
             customer = str(found["c"])
@@ -275,7 +284,7 @@ class SpoolReplay:
             raise StoreError("the store is down again", executed=False)
         try:
             head, tail = transfer.settlement.pack()
-        except Exception as error:  # noqa: BLE001 - for example, the plans file may lack a meter
+        except Exception as error:  # noqa: BLE001 - the records behind it must be applied
             self._log_lost(1, f"that of {transfer.settlement.customer!r} cannot be packed: {error!r}")
             transfer.settlement = Settlement(transfer.settlement.view)
             head, tail = transfer.settlement.pack()
@@ -314,6 +323,8 @@ class SpoolReplay:
             raise StoreError("the store is down again", executed=None)
         match answer[0]:
             case replies.OK | replies.DUPLICATE:
+                if answer[0] == replies.OK and any(transfer.unknown.values()):
+                    self._log_unknown(transfer)
                 settlement.on_notices(answer[2:])
             case replies.REFUSED:
                 self._log_lost(1, f"that of {settlement.customer!r} can never be recorded")
@@ -359,6 +370,15 @@ class SpoolReplay:
         """
         names = (f"{self.producer}-{nth}" for nth in count())
         return next(name for name in names if shard_of(name, self.keys.shards) == shard)
+
+    def _log_unknown(self, transfer: _Transfer) -> None:
+        settlement = transfer.settlement
+        at = iso(datetime.fromtimestamp((settlement.occurred_ms or 0) / 1000, UTC))
+        self._log_lost(
+            1,
+            f"{dict(transfer.unknown)!r} of {settlement.customer!r}, used at {at}: this process's plans file"
+            " has no such counter; once it has one, record this by hand",
+        )
 
     def _log_lost(self, number: int, why: str) -> None:
         self.lost += number
