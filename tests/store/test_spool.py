@@ -288,12 +288,14 @@ async def test_i12_a_file_that_cannot_be_read_is_left_and_named(
 async def test_a_removed_meter_loses_its_records_and_no_others(
     proxy: TcpProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with kit_on(proxy, tmp_path) as kit:
+    clock = Clock(datetime(2031, 6, 10, tzinfo=UTC))
+    async with kit_on(proxy, tmp_path, clock=clock) as kit:
         await away(kit, proxy)
         await kit.record("acme", "tokens", 5)
         await kit.record("acme", "requests", 2)
     plans = PLANS.replace("tokens", "words")
-    async with next_start(proxy, tmp_path, plans=loads(plans)) as kit:
+    clock.advance(timedelta(days=1))
+    async with next_start(proxy, tmp_path, plans=loads(plans), clock=clock) as kit:
         assert await kit.store.send_spools() == (2, ())
         assert await used(kit, "acme", "requests") == (2, 0)
         assert lane_of(kit).lost == 1
@@ -305,7 +307,8 @@ async def test_a_removed_meter_loses_its_records_and_no_others(
 async def test_i11_a_removed_meter_loses_no_usage_of_others(
     proxy: TcpProxy, tmp_path: Path, tokens: str
 ) -> None:
-    async with kit_on(proxy, tmp_path) as kit:
+    clock = Clock(datetime(2031, 6, 10, tzinfo=UTC))
+    async with kit_on(proxy, tmp_path, clock=clock) as kit:
         await away(kit, proxy)
         await kit.record("acme", {"tokens": 5, "requests": 2}, event_id="both")
     plans = f"""
@@ -317,14 +320,33 @@ meters:
   {tokens}
 plans: {{free: {{price: {{amount_cents: 0, interval: month}}}}}}
 """
-    async with next_start(proxy, tmp_path, plans=loads(plans)) as kit:
+    clock.advance(timedelta(days=1))
+    async with next_start(proxy, tmp_path, plans=loads(plans), clock=clock) as kit:
         assert await kit.store.send_spools() == (1, ())
         assert await used(kit, "acme", "requests") == (2, 0)
         assert lane_of(kit).lost == 1
-    async with kit_on(proxy, tmp_path) as kit:
+    async with kit_on(proxy, tmp_path, clock=clock) as kit:
         await kit.record("acme", {"tokens": 5, "requests": 2}, event_id="both")
         assert await used(kit, "acme", "tokens") == (5, 0)
         assert await used(kit, "acme", "requests") == (2, 0)
+
+
+async def test_i11_a_spool_waits_a_day_for_a_process_with_its_meters(proxy: TcpProxy, tmp_path: Path) -> None:
+    clock = Clock(datetime(2031, 6, 10, tzinfo=UTC))
+    async with kit_on(proxy, tmp_path, clock=clock) as kit:
+        await away(kit, proxy)
+        await kit.record("acme", "tokens", 5)
+    (file,) = spools(tmp_path)
+    other = loads(PLANS.replace("tokens", "words"))
+    async with next_start(proxy, tmp_path, plans=other, clock=clock) as kit:
+        sent, (refused,) = await kit.store.send_spools()
+        assert sent == 0
+        assert refused.startswith(
+            f"{file}: it has usage of tokens, and this process's plans file has no such"
+        )
+    async with next_start(proxy, tmp_path, clock=clock) as kit:
+        assert await kit.store.send_spools() == (1, ())
+        assert await used(kit, "acme", "tokens") == (5, 0)
 
 
 # A store that has forgotten what it had applied.

@@ -14,7 +14,13 @@ from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settlement_queue import resolve
 from meterkit.store.spool_file import SpoolError, SpoolFile, SpoolHeader, TornError, find_spools, frame
-from meterkit.store.spool_replay import RewindError, SpoolReplay, estimate_size, write_record
+from meterkit.store.spool_replay import (
+    RewindError,
+    SpoolReplay,
+    UnknownCounterError,
+    estimate_size,
+    write_record,
+)
 from meterkit.store.spool_states import check_sendable
 
 if TYPE_CHECKING:
@@ -36,6 +42,8 @@ _UNWRITTEN_MAX: Final = 64 << 20
 """Bytes that wait in memory if the disk is full."""
 _WRITTEN_AT_ONCE_MAX: Final = 10_000
 _AGAIN_S: Final = 1.0
+_LEFT_MS: Final = 86_400_000
+"""For so long a process leaves a spool to others whose plans file has all its meters."""
 
 
 class OrphanedSpools(NamedTuple):
@@ -352,7 +360,9 @@ class EventLoopSpool:
             self._refuse_file(file.path, refusal[1])
             await self._in_thread(file.close)
             return 0
-        replay, at, is_damaged = self._new_replay(header.producer), file.begins, False
+        is_recent = self._now_ms() - header.made_ms < _LEFT_MS
+        replay = self._new_replay(header.producer, leaves_unknown=is_recent)
+        at, is_damaged = file.begins, False
         try:
             while True:
                 try:
@@ -367,6 +377,12 @@ class EventLoopSpool:
                     await replay.send(records)
                 except RewindError:
                     at, sent = file.begins, 0
+                except UnknownCounterError as error:
+                    why = f"it has usage of {error}, and this process's plans file has no such counter"
+                    cure = "start one whose file has it; after a day the rest is sent without this usage"
+                    self._refuse_file(file.path, f"{why}: {cure}")
+                    await self._in_thread(file.close)
+                    return 0
                 else:
                     at, sent = end, sent + len(records)
                     self._answered += len(records)
@@ -386,9 +402,17 @@ class EventLoopSpool:
             self._logged.add(path)
             _log.error("the spool %s is not sent: %s", path, why)
 
-    def _new_replay(self, producer: str, *, is_same_loop: bool = False) -> SpoolReplay:
-        lane_of, cache = self._lane.lane_of, self._cache()
-        return SpoolReplay(producer, lane_of=lane_of, cache=cache, keys=self._keys, is_same_loop=is_same_loop)
+    def _new_replay(
+        self, producer: str, *, is_same_loop: bool = False, leaves_unknown: bool = False
+    ) -> SpoolReplay:
+        return SpoolReplay(
+            producer,
+            lane_of=self._lane.lane_of,
+            cache=self._cache(),
+            keys=self._keys,
+            is_same_loop=is_same_loop,
+            leaves_unknown=leaves_unknown,
+        )
 
     async def _claim(self, path: Path) -> SpoolFile | None:
         """Claim a file. If cancelled, a file claimed afterwards is left to the next process."""

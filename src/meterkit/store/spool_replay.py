@@ -155,6 +155,10 @@ _PAUSE_FIRST_S: Final = 0.01
 _PAUSE_MAX_S: Final = 1.0
 
 
+class UnknownCounterError(Exception):
+    """A record has usage of counters that the plans file of this process lacks."""
+
+
 class RewindError(Exception):
     """The store has lost the last settlements that it had applied: all are sent again."""
 
@@ -219,6 +223,7 @@ class SpoolReplay:
     cache: CustomerCache
     keys: Keys
     is_same_loop: bool = False
+    leaves_unknown: bool = False
     _fenced: dict[str, int] = field(default_factory=dict[str, int], init=False)
     done: dict[int, int] = field(default_factory=dict[int, int], init=False)
     lost: int = field(default=0, init=False)
@@ -229,6 +234,7 @@ class SpoolReplay:
         Raises:
             StoreError: the store is down again; applied settlements stay.
             RewindError: the records before these must be sent again.
+            UnknownCounterError: this process leaves the rest to another one.
         """
         for at in range(0, len(records), _WINDOW):
             transfers = [self._read_transfer(record) for record in records[at : at + _WINDOW]]
@@ -238,13 +244,15 @@ class SpoolReplay:
         try:
             number, settlement, sent = read_record(record, self.cache)
             settlement, unknown = settlement.split_unknown()
-            return _Transfer(number, settlement.view.shard, settlement, sent, unknown)
         except Exception as error:  # noqa: BLE001 - the records behind it must be applied
             found = json.loads(record)
             customer = str(found["c"])
             self._log_lost(1, f"that of {customer!r} cannot be read: {error!r}")
             nothing = Settlement(self.cache.get(customer))
             return _Transfer(found["n"], shard_of(customer, self.keys.shards), nothing, None)
+        if self.leaves_unknown and any(unknown.values()):
+            raise UnknownCounterError(", ".join(sorted(unknown)))
+        return _Transfer(number, settlement.view.shard, settlement, sent, unknown)
 
     async def _skip_applied(self, transfer: _Transfer) -> _Transfer:
         """The transfer, or an empty one if it was applied before it was spooled."""
