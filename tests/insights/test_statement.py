@@ -360,3 +360,12 @@ async def test_a_rebuild_bills_nothing_beyond_the_cap(store_url: str, tmp_path: 
         found = (await at.kit.usage("acme"))["meters"]["tokens"]
         assert (found["recorded"], found["overage"], found["over_cap"]) == (401, 50, 250)
         assert await rebuild(at) == []
+
+
+async def test_a_years_price_is_on_no_statement_of_a_month_amid_it(store_url: str, tmp_path: Path) -> None:
+    """No invoice comes when such a month ends: its statement has the usage alone."""
+    url, plans = sqlite_in(tmp_path), PLANS.replace("1000, interval: month", "1000, interval: year")
+    async with paying(store_url, plans, clock=Clock(APRIL), prices=PRICES, audit_url=url) as at:
+        await at.reach(MAY + DAY)
+        await at.kit.record("acme", "words", 130)
+        assert figures_of(await at.kit.statement("acme")) == [("words", 30, 90)]

@@ -400,6 +400,46 @@ async def test_an_older_plans_file_keeps_an_unknown_plan(store_url: str) -> None
             assert (await at.kit.usage(PRESENT))["plan"] == "pro"
 
 
+async def test_units_of_a_plan_that_was_lost_keep_its_price(store_url: str) -> None:
+    """A plans file without the plan was used for a while: what Stripe bills was shown as free."""
+    async with shop(store_url, catalog=loads(NEWER_FILE), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(PRESENT, plan="plus")
+        at.clock.set(HALF)
+        await at.kit.record(PRESENT, "words", 30)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(OLDER_FILE)) as without:
+            await without.subscriptions.sync(PRESENT)
+            await without.record(PRESENT, "words", 4)
+            assert await cents(replace(at, kit=without)) == 60
+        await at.kit.subscriptions.sync(PRESENT)
+        assert await cents(at) == 60
+        await at.kit.record(PRESENT, "words", 1)
+        assert await cents(at) == 63
+        await renewed(at)
+        assert await invoiced(at) == 63
+
+
+async def test_a_statement_knows_units_by_a_former_event_name(tmp_path: Path) -> None:
+    """Each line of an invoice has its events, those before the change of plan too."""
+    url = sqlite_in(tmp_path)
+    dearer = NEWER_FILE.replace(*EVENT).replace("amount_cents: 3}", "amount_cents: 4}")
+    more: Any = {"key_prefix": "former-event", "audit_url": url}
+    async with shop("memory://", catalog=loads(NEWER_FILE), selling=sell_nothing, **more) as at:
+        await at.begun("pro")
+        await at.kit.record("acme", "words", 30)
+        async with kit_for("memory://", at.url, clock=at.clock, catalog=loads(dearer), **more) as kit:
+            await kit.stripe.sync()
+            at.clock.advance(HOUR)
+            await kit.subscriptions.change_plan("acme", "plus")
+            at.clock.advance(HOUR)
+            await kit.record("acme", "words", 7)
+            await renewed(replace(at, kit=kit))
+            await drain_all(kit, url)
+            statement = await kit.statement("acme", HALF)
+    found = [(line.quantity, line.counted, line.note) for line in statement.lines if line.kind == "usage"]
+    assert found == [(20, 20, ""), (7, 7, "")]
+
+
 DERIVED: Final = plans_text("derived_costs")
 BILLED: Final = "{overage: {bill: {per: 1000, amount_cents: 6}}}"
 

@@ -26,10 +26,10 @@ from meterkit.decisions.customer_state import (
     with_learned_prices,
 )
 from meterkit.decisions.gauges import GaugeLimit
-from meterkit.decisions.item_prices import NO_PRICES
-from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
+from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.plan_shares import with_plan_changes
-from meterkit.decisions.price_segments import billed_labels, ended_labels
+from meterkit.decisions.price_segments import billed_labels, ended_labels, is_same_price
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.transitions import (
     TermsInForce,
@@ -54,7 +54,8 @@ from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from meterkit.catalog import Catalog
+    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.periods import Bounds
     from meterkit.decisions.transitions import StateNotice, TransitionEntry
@@ -312,13 +313,30 @@ def _ended_prices(
     scheduled_ms = None if old.subscription is None else old.subscription.pending_at_ms
     if scheduled_ms is not None and before.at_ms < scheduled_ms <= after.at_ms:
         at_ms = scheduled_ms
-    if plan is not None and (is_free or has_same_currency):
-        given = entitlements_on(plan, with_learned_prices(old, new), catalog, before.at_ms)
+    if is_free or has_same_currency:
+        learned = with_learned_prices(old, new)
         then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
-        labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
+        if plan is None:
+            labels = _labels_of_lost_plan(learned.prices_on(before.plan, before.at_ms), then, catalog)
+        else:
+            given = entitlements_on(plan, learned, catalog, before.at_ms)
+            labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
     return _EndedPrices(str(at_ms), labels, line_switches(old, catalog), is_free)
+
+
+def _labels_of_lost_plan(
+    prices: ItemPrices, then: Mapping[str, Entitlement], catalog: Catalog
+) -> dict[str, str]:
+    """Labels of the prices that end with a plan that the plans file has lost, by its items at Stripe."""
+    following = billed_labels(then, catalog)
+    return {
+        token: price.label
+        for name, price in prices_by_meter(prices, catalog).items()
+        if price.is_exact and (token := meter_token(name)) in following
+        if not is_same_price(price.label, following[token])
+    }
 
 
 def _loses_free_usage(old: CustomerState, new: CustomerState, catalog: Catalog, now_ms: int) -> bool:

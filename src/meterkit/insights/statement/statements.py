@@ -12,7 +12,7 @@ from meterkit.customers.grants import Grants
 from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import period_ms, to_ms
+from meterkit.decisions.periods import from_ms, period_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.simulation.plan_costs import plan_cost, read_tenures
@@ -33,7 +33,7 @@ from meterkit.insights.statement.lines import (
 from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_line
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.store.event_names import read_meters
+from meterkit.store.event_names import find_former_events, read_meters
 from meterkit.store.input_checks import check_customer
 from meterkit.stripe.prices import PRICES
 
@@ -435,6 +435,8 @@ class _StatementBuilder:
         known = await read_meters(admin, store.keys, store.catalog, self._usage["customer"], at_ms=at_ms)
         for one in known.values():
             found.setdefault(one.event_name, []).append(one.meter)
+        for event, former in find_former_events(self._state, store.catalog, self._start_ms).items():
+            found |= {name: found[event] for name in former if event in found and name not in found}
         return {event: (*of, *map(meter_token, of)) for event, of in found.items()}
 
     async def _plan_changes(self) -> list[datetime]:
@@ -469,6 +471,8 @@ class _StatementBuilder:
         tenure = had[customer]
         plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
         cost = plan_cost(catalog, plan, tenure.seats, tenure.fixed, tenure.addons)
+        if not self._is_due(cost.base.interval):
+            return []
         priced = [("plan", f"{plan.name}, per {cost.base.interval}", cost.base, 1)]
         if cost.seat is not None:
             priced.append(("seats", f"Seats of {plan.name}", cost.seat, cost.paid_seats))
@@ -485,6 +489,14 @@ class _StatementBuilder:
             for line, words, price, quantity in priced
             if price.cents(quantity)
         ]
+
+    def _is_due(self, interval: str) -> bool:
+        """Whether the price of a plan is due when the period ends: that of a year in its last month only."""
+        subscription = self._state.subscription
+        if interval != "year" or subscription is None:
+            return True
+        end: datetime = self._usage["period"]["end"]
+        return end.month == from_ms(subscription.end_ms).month
 
     def _price_line(
         self,
