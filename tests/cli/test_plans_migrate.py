@@ -91,6 +91,24 @@ async def test_customers_of_a_plan_are_had_on_another(two_on_pro: tuple[MeterKit
     assert await migrate("pro_2", "less") == []
 
 
+async def test_customers_of_a_plan_with_another_key_keep_what_they_pay(
+    directory: Path, two_on_pro: tuple[MeterKit, Shell]
+) -> None:
+    """The doctor's cure was refused: "of a price that no plan of the plans file has"."""
+    kit, shell = two_on_pro
+    (directory / "plans.yaml").write_text(PLANS.replace("  pro: ", "  solo:"))
+    assert await kit.reload()
+    done = await run(shell, "plans", "migrate", "pro", "solo", "--json")
+    assert [(one["customer"], one["at"], one["error"]) for one in done.json] == [
+        ("ada", None, None),
+        ("bob", None, None),
+    ]
+    found = [await kit.subscriptions.sync(customer) for customer in ("ada", "bob")]
+    assert [one and one.plan for one in found] == ["solo", "solo"]
+    assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == ["solo", "solo"]
+    assert (await run(shell, "plans", "migrate", "pro", "solo", "--json")).json == []
+
+
 async def test_i4_what_another_plan_pays_for_stays(two_on_pro: tuple[MeterKit, Shell]) -> None:
     """Plans by hand, and the default one in place of a restricted one, moved what is paid for."""
     kit, shell = two_on_pro

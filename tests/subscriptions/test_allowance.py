@@ -89,6 +89,20 @@ async def test_a_downgrade_at_once_takes_back_unused_credit_only(store_url: str)
         assert sorted(june) == [("adjustment", -80), ("burn", -31), ("expire", -69), ("grant", 180)]
 
 
+async def test_another_key_of_a_plan_gives_no_less(store_url: str) -> None:
+    """A change to the new key was refused, and its plan is no other: the month is paid."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        renamed = loads(PLANS.replace("  pro:", "  solo:"))
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed) as kit:
+            await kit.subscriptions.sync("acme")
+            assert (await kit.customers.get("acme")).missing_plan == "pro"
+            await kit.subscriptions.change_plan("acme", "solo")
+            assert (await kit.customers.get("acme")).plan == "solo"
+            assert await given(replace(at, kit=kit)) == (1_000, 1_000, 180)
+
+
 async def test_usage_without_a_limit_counts_as_included(store_url: str) -> None:
     async with shop(store_url, catalog=AT_ONCE) as at:
         begun = await at.subscribed(plan="endless")

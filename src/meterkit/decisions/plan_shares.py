@@ -119,6 +119,7 @@ def with_plan_changes(
         at_ms: when the plan changed, as far as that is known.
     """
     at_ms = _ends_ms(before, after, at_ms)
+    before = _with_new_key(before, after, catalog)
     known = plan_spans(before, catalog, at_ms)
     spans = [span for span in known if span.from_ms < at_ms]
     changes = [
@@ -137,6 +138,18 @@ def with_plan_changes(
     counting = effective_plan(before, catalog, at_ms - 1).counting
     kept = compact_plan_changes(changes, at_ms, lambda ms: bounds_of(before, counting, ms).start_ms)
     return with_former_starts(before, replace(after, plan_changes=kept), counting, at_ms)
+
+
+def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
+    """The state before a change, with the new key of a plan that the file has lost, at the same price."""
+    old, new = before.subscription, after.subscription
+    if old is None or new is None or old.plan is None or new.plan is None or old.plan in catalog.plans:
+        return before
+    if (old.id, old.base_price) != (new.id, new.base_price) or not old.base_price:
+        return before
+    key = new.plan
+    changes = tuple(one._replace(plan=key) if one.plan == old.plan else one for one in before.plan_changes)
+    return replace(before, subscription=replace(old, plan=key), plan_changes=changes)
 
 
 def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:

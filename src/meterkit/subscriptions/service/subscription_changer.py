@@ -39,6 +39,7 @@ from meterkit.subscriptions.service.payment_pages import check_paid, refuse_with
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
+from meterkit.subscriptions.subscription_reading import plan_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -309,6 +310,10 @@ class SubscriptionChanger:
     ) -> tuple[LiveSubscription, SubscriptionState, Plan]:
         """Fetch a subscription that can be changed, its stored state, and its plan."""
         live, known = await self._fetch_live(customer, again)
+        sold = plan_of(live.found, self._catalog)
+        if known.plan not in self._catalog.plans and sold is not None:
+            await self._take_new_key(customer, known, sold.key)
+            live, known = await self._fetch_live(customer, again)
         if live.found.get(AWAITS_METHOD):
             await refuse_without_method(self.store, live, f"the subscription {live.id} is not active")
         await check_paid(customer, live, _UNPAID)
@@ -325,6 +330,21 @@ class SubscriptionChanger:
         if known.status == "incomplete" and known.awaits_payment_method:
             live = replace(live, found=hold_back(live.found))
         return live, known
+
+    async def _take_new_key(self, customer: str, known: SubscriptionState, plan: str) -> None:
+        """Store the plan of the plans file whose price the items have, in place of one that the file lacks.
+
+        A sync keeps the stored one, as its plans file may be older than that plan. Who changes a subscription
+        by this file means this file.
+        """
+
+        def take(state: CustomerState) -> CustomerState:
+            stored = state.subscription
+            if stored is None or (stored.id, stored.plan) != (known.id, known.plan):
+                return state
+            return replace(state, subscription=replace(stored, plan=plan))
+
+        await self._states.change(customer, take, cause="api")
 
     async def _terms_writer_for(self, customer: str) -> TermsWriter:
         """Make the terms writer of a customer, by its stored overrides."""
