@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.command_line import InProcessShell
+from drivers.delivery import kit_for
 from drivers.health_findings import looked_at
 from drivers.period_ends import look_at_closes, root_reader
 from drivers.plans import plans_text
@@ -132,6 +136,27 @@ async def test_a_statement_prices_usage_that_waits_for_its_line(store_url: str, 
             (line,) = [one for one in statement.lines if one.meter == "words"]
             assert (line.quantity, line.amount_cents, line.invoice is not None) == (26, 182, on_draft)
             assert (statement.total_cents, statement.is_final) == (5900 + 2900 + 182, False)
+
+
+async def test_a_statement_has_the_events_of_a_renamed_meter_apart(store_url: str, tmp_path: Path) -> None:
+    """Each name has a line of its own, and the first of them had the events of both."""
+    more: Any = {"audit_url": sqlite_in(tmp_path), "key_prefix": "renamed"}
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing, **more) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 126)
+        catalog = loads(
+            PLANS.replace("words: {unit: word", "terms: {unit: word").replace("words: {inc", "terms: {inc")
+        )
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=catalog, **more) as kit:
+            await kit.subscriptions.sync("acme")
+            await kit.record("acme", "terms", 107)
+            await end_period(replace(at, kit=kit))
+            await kit.flush(everything=True)
+            await drain_all(kit, more["audit_url"])
+            statement = await kit.statement("acme", HALF)
+    found = [(one.meter, one.quantity, one.counted, one.note) for one in statement.lines if one.meter]
+    assert sorted(found, key=str) == [("terms", 7, 7, ""), ("words", 26, 26, "")]
 
 
 async def test_a_customer_with_usage_of_the_open_period_is_not_deleted(at: Shop) -> None:

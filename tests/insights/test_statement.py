@@ -369,3 +369,19 @@ async def test_a_years_price_is_on_no_statement_of_a_month_amid_it(store_url: st
         await at.reach(MAY + DAY)
         await at.kit.record("acme", "words", 130)
         assert figures_of(await at.kit.statement("acme")) == [("words", 30, 90)]
+
+
+async def test_the_statement_of_a_period_that_was_cut_short_is_final(at: Ending) -> None:
+    """Here it ends with the minute after which usage is late, and at Stripe a minute before."""
+    await at.reach(MAY + 2 * DAY)
+    await at.kit.record("acme", "words", 130)
+    at.clock.advance(timedelta(seconds=20))
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.found.settle()
+    await at.drain()
+    assert not (await at.kit.statement("acme", MAY + DAY)).is_final
+    at.clock.advance(2 * HOUR)
+    at.stripe.advance()
+    statement = await at.kit.statement("acme", MAY + DAY)
+    assert (statement.is_final, statement.total_cents) == (True, 90)
+    assert_sums(statement)

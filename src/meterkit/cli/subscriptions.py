@@ -186,19 +186,29 @@ async def sync(session: Session, customer: CustomerArgument) -> None:
 
 
 @command(commands)
-async def check(session: Session) -> None:
+async def check(
+    session: Session,
+    customer: Annotated[
+        str | None,
+        typer.Argument(metavar="CUSTOMER", help="Show this customer's differences only. Default: all."),
+    ] = None,
+) -> None:
     """Compare all subscriptions with the plans file.
 
     Lists differences of linked customers. Exits 1 if there are any.
     """
-    async with session.kit() as kit:
+    async with session.kit(customer) as kit:
+        if customer is not None:
+            await note_unknown(kit, customer, shown="")
         found = await kit.subscriptions.check()
-    rows = [
-        {"customer": customer, **_drift_row(drift)} for customer, drifts in found.items() for drift in drifts
-    ]
+    if customer is not None:
+        found = {one: drifts for one, drifts in found.items() if one == customer}
+    rows = [{"customer": one, **_drift_row(drift)} for one, drifts in found.items() for drift in drifts]
+    of = "all subscriptions agree" if customer is None else f"the subscription of {customer} agrees"
+    empty = f"{of} with the plans file"
     session.show(
-        {customer: [asdict(drift) for drift in drifts] for customer, drifts in found.items()},
-        lambda: print_records(rows, empty="all subscriptions agree with the plans file"),
+        {one: [asdict(drift) for drift in drifts] for one, drifts in found.items()},
+        lambda: print_records(rows, empty=empty),
     )
     raise typer.Exit(int(bool(found)))
 

@@ -30,6 +30,7 @@ from meterkit.insights.statement.lines import (
     unbilled,
     without_amount,
 )
+from meterkit.outbox.invoice_ends import STAMPED_AHEAD_MS
 from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_line
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.redis.daemon_thread import in_thread
@@ -247,7 +248,8 @@ class Statements:
         at_ms = None if period is None else period_ms(period)
         (usage,) = await self._store.usage_of_many([customer], at_ms=at_ms, former=True)
         _, state = await CustomerStates(self._store).read(customer)
-        made, end_ms = _StatementBuilder(self._store, database, usage, state), to_ms(usage["period"]["end"])
+        made = _StatementBuilder(self._store, database, usage, state)
+        end_ms = made.renewal_ms()
         all_invoices = await self._read_invoices(state, usage)
         invoices = [one for one in all_invoices if one["status"] != "void"]
         # What a void renewal had billed is never paid.
@@ -334,15 +336,18 @@ class _StatementBuilder:
         ``is_void``: the invoice of the renewal is void.
         """
         by_event = await self._by_event()
-        meters = {event: names[0] for event, names in by_event.items()}
-        names = {names[0]: names for names in by_event.values()}
+        meters = {event: of[0] for event, of in by_event.items()}
+        is_by_lines = is_billed_by_lines(self._state, self._store.catalog, self._start_ms)
+        # Meters that share an event share metered lines; a line that meterkit writes is of one meter.
+        shared = [[name] for of in by_event.values() for name in of] if is_by_lines else by_event.values()
+        names = {of[0]: (*of, *map(meter_token, of)) for of in shared}
         has_invoice = reader is not None
         read = [] if reader is None else await reader.lines_of(invoices, meters)
         # An invoice that begins this period has the usage of the one before: its events are not in this one.
         start = self._usage["period"]["start"]
         former = [line for line in read if line.kind == "usage" and line.end <= start]
         found = [line for line in read if line not in former]
-        is_renewed = _has_renewal(invoices, to_ms(self._usage["period"]["end"]))
+        is_renewed = _has_renewal(invoices, self.renewal_ms())
         found += [] if is_renewed else self._rest_lines(found)
         wanted = select_events(found, names, await self._plan_changes())
         waiting = self.waiting_meters() if is_renewed else frozenset[str]()
@@ -371,6 +376,12 @@ class _StatementBuilder:
         if reader is None:
             found = [*await self._fixed_lines(), *found]
         return [*(replace(one, note=_FORMER if one.quantity else "") for one in former), *found], wanted
+
+    def renewal_ms(self) -> int:
+        """The first instant at which the period may end at Stripe: one cut short ends earlier there."""
+        end_ms = to_ms(self._usage["period"]["end"])
+        is_over = end_ms + STAMPED_AHEAD_MS <= self._store.now_ms()
+        return end_ms - STAMPED_AHEAD_MS if is_over else end_ms
 
     async def _used_meters(self, *, counted: bool) -> list[str]:
         """Names of meters with events in the audit log; ``counted``: also those that only counters have."""
@@ -427,8 +438,8 @@ class _StatementBuilder:
         """Ask the database for something of the customer's period."""
         return await in_thread(partial(call, self._database, self._usage["customer"], self._start_ms, *more))
 
-    async def _by_event(self) -> dict[str, tuple[str, ...]]:
-        """By event name, the meters that share it: by name, and by token if the log has that."""
+    async def _by_event(self) -> dict[str, list[str]]:
+        """By event name, the meters that share it."""
         found: dict[str, list[str]] = {}
         store, admin = self._store, await self._store.admin()
         at_ms = min(to_ms(self._usage["period"]["end"]) - 1, store.now_ms())
@@ -437,7 +448,7 @@ class _StatementBuilder:
             found.setdefault(one.event_name, []).append(one.meter)
         for event, former in find_former_events(self._state, store.catalog, self._start_ms).items():
             found |= {name: found[event] for name in former if event in found and name not in found}
-        return {event: (*of, *map(meter_token, of)) for event, of in found.items()}
+        return found
 
     async def _plan_changes(self) -> list[datetime]:
         start, end = self._usage["period"]["start"], self._usage["period"]["end"]
