@@ -98,6 +98,7 @@ async def test_another_key_of_a_plan_gives_no_less(store_url: str) -> None:
         async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed) as kit:
             await kit.subscriptions.sync("acme")
             assert (await kit.customers.get("acme")).missing_plan == "pro"
+            assert (await kit.subscriptions.preview("acme", plan="solo")).proration.net_cents == 0
             await kit.subscriptions.change_plan("acme", "solo")
             assert (await kit.customers.get("acme")).plan == "solo"
             assert await given(replace(at, kit=kit)) == (1_000, 1_000, 180)

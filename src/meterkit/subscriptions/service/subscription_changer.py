@@ -270,6 +270,8 @@ class SubscriptionChanger:
         _, state = await self._states.read(customer)
         self._require_subscription(customer, state)
         live, known = await self._fetch_live(customer, 0)
+        if (key := self._new_key(live, known)) is not None:
+            known = replace(known, plan=key)
         current = self._require_plan(customer, known)
         levels = await self._read_gauge_levels(customer)
         in_use = self._seats_in_use(levels)
@@ -310,9 +312,8 @@ class SubscriptionChanger:
     ) -> tuple[LiveSubscription, SubscriptionState, Plan]:
         """Fetch a subscription that can be changed, its stored state, and its plan."""
         live, known = await self._fetch_live(customer, again)
-        sold = plan_of(live.found, self._catalog)
-        if known.plan not in self._catalog.plans and sold is not None:
-            await self._take_new_key(customer, known, sold.key)
+        if (plan := self._new_key(live, known)) is not None:
+            await self._take_new_key(customer, known, plan)
             live, known = await self._fetch_live(customer, again)
         if live.found.get(AWAITS_METHOD):
             await refuse_without_method(self.store, live, f"the subscription {live.id} is not active")
@@ -331,8 +332,13 @@ class SubscriptionChanger:
             live = replace(live, found=hold_back(live.found))
         return live, known
 
+    def _new_key(self, live: LiveSubscription, known: SubscriptionState) -> str | None:
+        """The plan of the plans file whose price the items have, if the file lacks the stored plan."""
+        sold = plan_of(live.found, self._catalog)
+        return None if sold is None or known.plan in self._catalog.plans else sold.key
+
     async def _take_new_key(self, customer: str, known: SubscriptionState, plan: str) -> None:
-        """Store the plan of the plans file whose price the items have, in place of one that the file lacks.
+        """Store the new key of a plan.
 
         A sync keeps the stored one, as its plans file may be older than that plan. Who changes a subscription
         by this file means this file.
