@@ -507,7 +507,7 @@ class _StatementBuilder:
         if interval != "year" or subscription is None:
             return True
         end: datetime = self._usage["period"]["end"]
-        return end.month == from_ms(subscription.end_ms).month
+        return end.month == from_ms(subscription.anchor_ms).month
 
     def _price_line(
         self,
