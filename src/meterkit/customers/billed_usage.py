@@ -23,7 +23,7 @@ from meterkit.decisions.price_segments import (
     shown_label,
 )
 from meterkit.store.customer_usage import count_reported
-from meterkit.store.unreadable_data import log_unreadable, read_each
+from meterkit.store.unreadable_data import read_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ async def usage_of_all(
     """
 
     async def skip(customer: str, error: Exception) -> None:
-        await log_unreadable(store, "usage", customer, error)
+        await store.log_unreadable("usage", customer, error)
         if skipped is not None:
             skipped.append(customer)
 

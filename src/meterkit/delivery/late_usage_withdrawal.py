@@ -13,7 +13,7 @@ from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.resend_window import compare_in_ms
 from meterkit.outbox.sealer import LateUsage, add_late_usage
-from meterkit.redis.server import is_key_error
+from meterkit.store.unreadable_data import is_of_the_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -109,7 +109,7 @@ class LateIntents:
             try:
                 more = await self._take_out([intent])
             except StoreError as error:
-                if error.__cause__ is not None and not is_key_error(error.__cause__):
+                if is_of_the_store(error):
                     raise
                 admin.warn_once(str(error))
                 continue

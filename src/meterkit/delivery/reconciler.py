@@ -25,7 +25,7 @@ from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.resend_window import can_resend
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
-from meterkit.store.unreadable_data import UnreadableDataError, log_unreadable, read_each, skip_unreadable
+from meterkit.store.unreadable_data import UnreadableDataError, read_each, skip_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -213,7 +213,7 @@ class Reconciler:
         skipped: list[str],
     ) -> list[Reconciled]:
         async def skip(customer: str, error: Exception) -> None:
-            await log_unreadable(self._store, "comparison with Stripe", customer, error)
+            await self._store.log_unreadable("comparison with Stripe", customer, error)
             skipped.append(customer)
 
         found: list[Reconciled] = []

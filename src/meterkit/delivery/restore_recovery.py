@@ -18,7 +18,7 @@ from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
 from meterkit.store.server_restarts import ServerLives
 from meterkit.store.task_lease import TaskLease
-from meterkit.store.unreadable_data import UNREADABLE, is_damage
+from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class RestoreRecoverer:
                     meters = await read_meters(admin, self._store.keys, self._store.catalog, line.customer)
                     found.append(await self._recover_line(line, meters, lease, dry_run=dry_run, by=by))
                 except (StoreError, *UNREADABLE) as error:
-                    if not is_damage(error):
+                    if is_of_the_store(error):
                         raise
                     found.append(replace(_unsettled(line), advice=_UNREADABLE.format(error=error)))
                 if progress is not None:

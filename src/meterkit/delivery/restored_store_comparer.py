@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.intent_comparer import CAUSE
@@ -18,7 +19,7 @@ from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealer import REPORTED
 from meterkit.store.server_restarts import ServerLives
-from meterkit.store.unreadable_data import UNREADABLE, is_damage
+from meterkit.store.unreadable_data import is_of_the_store, skip_unreadable
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ class RestoredStoreComparer:
             report=report,
         )
         for line in lines:
-            await self._compare_line(line, comparison)
+            async with skip_unreadable(line.customer, partial(self._park_damaged, line, comparison)):
+                await self._compare_line(line, comparison)
         await self._lives.confirm(shard, life)
         return True
 
@@ -218,20 +220,18 @@ class RestoredStoreComparer:
             why = f"the store was restarted, and Stripe does not say whether it has this: {error}"
             for intent in await self._park_intents(line.intents, why, comparison):
                 log_parked(intent.identifier, line.customer, why)
-        except (StoreError, *UNREADABLE) as error:
-            if not is_damage(error):
-                raise
-            await self._park_damaged(line, error, comparison)
 
-    async def _park_damaged(self, line: IntentLine, error: Exception, comparison: _ShardComparison) -> None:
+    async def _park_damaged(
+        self, line: IntentLine, comparison: _ShardComparison, customer: str, error: Exception
+    ) -> None:
         """Park the line of a customer whose stored data are damaged; the other lines go on."""
-        log_not_comparable(line.intents[0].identifier, line.customer, error)
+        log_not_comparable(line.intents[0].identifier, customer, error)
         try:
             why = f"the store was restarted, and this cannot be compared: {error}"
             await self._park_intents(line.intents, why, comparison)
         except StoreError as refused:
             # While the customer's totals are damaged, the line is not sent either.
-            if not is_damage(refused):
+            if is_of_the_store(refused):
                 raise
 
     async def _settle_by_minute(self, line: IntentLine, unknown: int, comparison: _ShardComparison) -> None:

@@ -25,7 +25,7 @@ from meterkit.outbox.intents import count_members
 from meterkit.store.customer_notices import publish_notice
 from meterkit.store.gauge_levels import change_level
 from meterkit.store.task_lease import TaskLease
-from meterkit.store.unreadable_data import log_unreadable, read_each, skip_unreadable
+from meterkit.store.unreadable_data import read_each, skip_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -186,7 +186,7 @@ class StorageWatch:
             async for names in customers.names(_LEVELS_AT_ONCE):
                 places = [(gauge, customer) for customer in names for gauge in gauges]
                 for (gauge, customer), packed in await self._read_levels(places):
-                    async with skip_unreadable(customer, partial(log_unreadable, store, STORAGE_EVENT)):
+                    async with skip_unreadable(customer, partial(store.log_unreadable, STORAGE_EVENT)):
                         if _read_level(packed).level > least[gauge]:
                             view = store.cache.get(customer)
                             await change_level(store, view, gauge, 0, how="adjust", event_id=None)
@@ -201,7 +201,7 @@ class StorageWatch:
         return list(zip(places, await admin.ask_each(pipe), strict=True))
 
     async def _check_level(self, customer: str, gauge: str, packed: Any) -> None:
-        async with skip_unreadable(customer, partial(log_unreadable, self._store, STORAGE_EVENT)):
+        async with skip_unreadable(customer, partial(self._store.log_unreadable, STORAGE_EVENT)):
             level = _read_level(packed)
             if level.over_ms:
                 make = partial(self._make_storage_event, customer, gauge, level)
@@ -336,7 +336,7 @@ class SummaryWatch:
 
     async def _notify_summary(self, customer: str, end_ms: int) -> None:
         summary = None
-        async with skip_unreadable(customer, partial(log_unreadable, self._store, SUMMARY_EVENT)):
+        async with skip_unreadable(customer, partial(self._store.log_unreadable, SUMMARY_EVENT)):
             summary = await self._make_summary(customer, end_ms)
         if summary is not None:
             await publish_notice(self._store, customer, SUMMARY_EVENT, summary)
@@ -347,7 +347,7 @@ class SummaryWatch:
     ) -> list[tuple[int, str]]:
         """Read when the period before the present one, or before that of another instant, ended."""
         read = partial(self._store.usage_of_many, at_ms=at_ms)
-        usages = await read_each(customers, read, partial(log_unreadable, self._store, SUMMARY_EVENT))
+        usages = await read_each(customers, read, partial(self._store.log_unreadable, SUMMARY_EVENT))
         return [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
 
     async def _make_summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.notify.period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
-from meterkit.store.unreadable_data import UNREADABLE, log_unreadable, skip_unreadable
+from meterkit.store.unreadable_data import UNREADABLE, skip_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -259,7 +259,7 @@ class SpikeWatch:
             if declared is not None and not declared.is_spend:
                 event_id = digest_of(customer, meter, midnight_ms)
                 make = partial(self._make_event, customer, meter, now_ms, event_id)
-                async with skip_unreadable(customer, partial(log_unreadable, self._store, EVENT)):
+                async with skip_unreadable(customer, partial(self._store.log_unreadable, EVENT)):
                     await notify_once(self._store, customer, EVENT, event_id, make)
                 await self._watch.lease.acquire()
 

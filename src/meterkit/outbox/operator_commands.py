@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from meterkit.decisions.periods import from_ms
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import (
     BY_HAND,
     CANNOT_BE_COUNTED,
@@ -28,6 +28,7 @@ from meterkit.outbox.invoice_item_queue import QueuedItems
 from meterkit.outbox.resend_window import can_resend, compare_in_ms
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer, check_text, is_text, shown
+from meterkit.store.unreadable_data import DamagedTotalsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -127,9 +128,9 @@ async def withdraw(store: Store, kept: StoredIntent, *, cause: str, why: str) ->
 
 
 def _is_changed(reply: list[Any], kept: StoredIntent, totals: str) -> bool:
-    """Whether a script has changed an intent; raise StoreError if the customer's totals are damaged."""
+    """Whether a script has changed an intent; raise DamagedTotalsError where the totals are damaged."""
     if reply[0] == CANNOT_BE_COUNTED:
-        raise StoreError(
+        raise DamagedTotalsError(
             f"intent {kept.identifier} is unchanged: the totals in the store under {totals} are damaged"
         )
     return bool(reply[0] != _CHANGED)

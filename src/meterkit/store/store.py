@@ -33,7 +33,7 @@ from meterkit.store.request_idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement, undo_decision
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities, mark_used_in_slot
 from meterkit.store.settlement_spool import NO_SPOOLS, EventLoopSpool, OrphanedSpools
-from meterkit.store.unreadable_data import refuse_unreadable
+from meterkit.store.unreadable_data import damage_of, refuse_unreadable
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -395,6 +395,12 @@ class Store:
                 [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
                 for keys in map(self.keys.customer, customers)
             ],
+        )
+
+    async def log_unreadable(self, what: str, customer: str, error: Exception) -> None:
+        """Log once that a customer is skipped, and what it lacks for that."""
+        (await self.admin()).warn_once(
+            f"no {what} for customer {customer!r}: the stored data cannot be read: {damage_of(error)!r}"
         )
 
     async def count_members(self, admin: Admin, keys: Sequence[str], *, limit: str | int) -> dict[int, int]:

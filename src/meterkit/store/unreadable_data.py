@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-
-    from meterkit.redis.admin import Admin
 
 _T = TypeVar("_T")
 
@@ -20,19 +18,19 @@ class UnreadableDataError(MeterkitError):
     """Stored data cannot be read; the message names the customer."""
 
 
+class DamagedTotalsError(StoreError):
+    """A customer's totals are damaged: usage cannot be moved between them."""
+
+
 UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError, UnreadableDataError)
 """Errors of reading a stored value that is damaged or of another release."""
 
 
 def is_of_the_store(error: Exception) -> bool:
-    """Whether the store failed, and not over the value of one key."""
+    """Whether the store failed, and not over the stored data of one customer."""
     cause = error.__cause__
-    return isinstance(error, StoreError) and not (isinstance(cause, UNREADABLE) or is_key_error(cause))
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether an error is about one customer's stored data, and not about a store that does not answer."""
-    return not isinstance(error, StoreError) or error.__cause__ is None or is_key_error(error.__cause__)
+    is_damage = isinstance(error, DamagedTotalsError) or isinstance(cause, UNREADABLE) or is_key_error(cause)
+    return isinstance(error, StoreError) and not is_damage
 
 
 @contextmanager
@@ -47,21 +45,6 @@ def refuse_unreadable(what: str, customer: str) -> Generator[None]:
 def damage_of(error: Exception) -> BaseException:
     """The error of reading that an UnreadableDataError stands for, otherwise the error itself."""
     return (error.__cause__ if isinstance(error, UnreadableDataError) else None) or error
-
-
-class AdministeredStore(Protocol):
-    """The part of a store that logs: its client."""
-
-    async def admin(self) -> Admin:
-        """Return a client of the running event loop."""
-        ...
-
-
-async def log_unreadable(store: AdministeredStore, what: str, customer: str, error: Exception) -> None:
-    """Log once that a customer is skipped, and what it lacks for that."""
-    (await store.admin()).warn_once(
-        f"no {what} for customer {customer!r}: the stored data cannot be read: {damage_of(error)!r}"
-    )
 
 
 @asynccontextmanager

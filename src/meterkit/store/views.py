@@ -27,6 +27,7 @@ from meterkit.store.compiled_catalog import CompiledCatalog
 from meterkit.store.replies import HELD
 from meterkit.store.request_subjects import NOTHING_PACKED, Subjects, collect_holds
 from meterkit.store.script_arguments import pack_customer_terms, pack_head, pack_terms
+from meterkit.store.unreadable_data import UNREADABLE
 from meterkit.store.view_lru import ViewLru
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ _NOTHING: Final[dict[str, int]] = {}
 _EMPTY: Final[dict[Any, Any]] = {}
 """Placeholder of each dict until it gets its first entry: most customers need few of them."""
 _NONE_PREPARED: Final = (None, None)
-_UNREADABLE: Final = (ValueError, TypeError, AttributeError, MeterkitError)
-"""Errors of a state that is damaged or of another release, or that the plans file cannot serve."""
 
 
 class QuantityBinder(Protocol):
@@ -428,7 +427,7 @@ class CustomerCache(CompiledCatalog):
         former = self._former.get((customer, anonymous))
         if former is not None:
             rev, data, left = former
-            with suppress(*_UNREADABLE):
+            with suppress(MeterkitError, *UNREADABLE):
                 view = CustomerView(self, customer, self.now_ms(), anonymous=anonymous, rev=rev, data=data)
                 view.left = left
                 return view
@@ -470,7 +469,7 @@ class CustomerCache(CompiledCatalog):
         customer, anonymous, (_, now_ms, rev, data) = view.customer, view.anonymous, reply[:4]
         try:
             learnt = CustomerView(self, customer, now_ms, anonymous=anonymous, rev=rev.decode(), data=data)
-        except _UNREADABLE as error:
+        except (MeterkitError, *UNREADABLE) as error:  # The plans file cannot serve it, or it is damaged.
             why = f"the state of customer {customer!r} cannot be read: {error}"
             raise StoreError(why, executed=False) from error
         is_same = learnt.rev == view.rev  # Only time has passed: what is known of the customer stays known.

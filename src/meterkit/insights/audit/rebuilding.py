@@ -47,6 +47,7 @@ from meterkit.redis.server import is_key_error
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.event_names import ReportedMeter, read_former_meters, read_meters
 from meterkit.store.input_checks import check_customer
+from meterkit.store.unreadable_data import UNREADABLE
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
@@ -75,7 +76,6 @@ _LONG_OVER_MS: Final = 36 * _DAY_MS  # No process waits for the close of such a 
 _OF_COUNTERS: Final = (*RECORDED, "late")
 _PARKED, _LEFT = 7, 8  # Among the numbers of a meter; see rebuild_counters.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6
-_UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
 
 
 class SummaryReader(Protocol):
@@ -251,7 +251,7 @@ class CounterRebuilder:
             for name in names:
                 try:
                     found += await self._rebuild_customer(name, run)
-                except (MeterkitError, *_UNREADABLE) as error:
+                except (MeterkitError, *UNREADABLE) as error:
                     why = _explain_skip(error)
                     if why is None:
                         raise

@@ -21,7 +21,7 @@ from meterkit.insights.overview.rows import CustomerRow, OverviewTotals, UsageRo
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.task_lease import TaskLease
-from meterkit.store.unreadable_data import log_unreadable, read_each
+from meterkit.store.unreadable_data import read_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -133,7 +133,7 @@ class CustomerOverview:
             {name for name, meter in store.catalog.meters.items() if meter.stripe is not None}
         )
         rows, of_meters = list[CustomerRow](), list[UsageRow]()
-        skip = partial(log_unreadable, store, "figures on operator pages")
+        skip = partial(store.log_unreadable, "figures on operator pages")
         async with self._list_all() as customers:
             async for names in customers.names(_PAGE):
                 for usage in await read_each(names, store.usage_of_many, skip):
