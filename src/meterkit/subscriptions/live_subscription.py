@@ -322,6 +322,16 @@ class LiveSubscription:
             raise
 
 
+async def list_subscriptions(api: StripeApi, linked: str, expand: Sequence[str]) -> list[dict[str, Any]]:
+    """List the subscriptions of a Stripe customer, ended ones too, each with all its items.
+
+    Raises:
+        StripeError: Stripe does not have the customer, refuses otherwise, or does not answer.
+    """
+    asked = {"customer": linked, "status": "all", "expand": expand}
+    return [await with_all_items(api, one) for one in await api.list(_PATH, asked)]
+
+
 async def with_all_items(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
     """Complete a listed subscription: all its items, and the prices of its schedule. Raises StripeError.
 

@@ -37,7 +37,7 @@ from meterkit.subscriptions.item_changes import (
     trial_settings_change,
     updates,
 )
-from meterkit.subscriptions.live_subscription import LiveSubscription, with_all_items
+from meterkit.subscriptions.live_subscription import LiveSubscription, list_subscriptions, with_all_items
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.override_prices import compared_prices, customer_prices
 from meterkit.subscriptions.plan_prices import PriceBook, prices_of
@@ -136,14 +136,12 @@ class DriftChecker:
 
     async def _list_subscriptions(self, linked: str) -> list[dict[str, Any]]:
         """List a Stripe customer's subscriptions: the list of all leaves out customers of test clocks."""
-        asked = {"customer": linked, "status": "all", "expand": _EXPAND}
         try:
-            found = await self._api().list("/v1/subscriptions", asked)
+            return await list_subscriptions(self._api(), linked, _EXPAND)
         except StripeError as error:
             if not is_missing_customer(error):
                 raise
             return []
-        return [await with_all_items(self._api(), one) for one in found]
 
     async def _read_linked(self) -> dict[str, tuple[str, CustomerState]]:
         """Read each linked Stripe customer: its customer and the stored state."""
@@ -366,9 +364,7 @@ class SubscriptionRepairer:
         _, state = await CustomerStates(self.store).read(customer)
         if state.stripe_customer is None:
             raise NoSubscriptionError(customer)
-        asked = {"customer": state.stripe_customer, "status": "all", "expand": _EXPAND}
-        listed = await self.api().list("/v1/subscriptions", asked)
-        found = [await with_all_items(self.api(), one) for one in listed]
+        found = await list_subscriptions(self.api(), state.stripe_customer, _EXPAND)
         catalog = catalog_of_customer(state, self.store.catalog, self.store.now_ms())
         chosen = choose_subscription(
             found, catalog, None if state.subscription is None else state.subscription.id

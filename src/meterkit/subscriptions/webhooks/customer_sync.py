@@ -20,7 +20,7 @@ from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
 from meterkit.subscriptions.drift_comparison import DriftLog
 from meterkit.subscriptions.invoice_payments import is_unpaid
-from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
+from meterkit.subscriptions.live_subscription import expand_item_coupons, list_subscriptions
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_method_gate import PaymentMethodGate
@@ -212,16 +212,15 @@ class CustomerSyncer:
             StripeError: Stripe has never had one that is linked here: the key is of another account, or of
                 its sandbox.
         """
-        asked = {"customer": linked, "status": "all", "expand": _EXPAND}
         try:
-            found = await self.api().list("/v1/subscriptions", asked)
+            found = await list_subscriptions(self.api(), linked, _EXPAND)
         except StripeError as error:
             if not is_missing_customer(error):
                 raise
             if customer is not None and await is_unknown_at_stripe(self.api(), linked):
                 raise unknown_customer_error(error, customer, linked) from error
             return []
-        return [await expand_item_coupons(self.api(), await with_all_items(self.api(), one)) for one in found]
+        return [await expand_item_coupons(self.api(), one) for one in found]
 
     async def _read_known(self, customer: str | None) -> SubscriptionState | None:
         if customer is None:
