@@ -20,7 +20,7 @@ import typer
 from meterkit.assembly import StripeAccess
 from meterkit.cancellation import start_task
 from meterkit.catalog.amount_wording import units
-from meterkit.cli.options import import_function, one_of, seconds
+from meterkit.cli.options import choice_option, import_function, seconds
 from meterkit.cli.output import echo, is_log_json, log_as_json, print_note, shown_steps
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.customers.states import make_scheduled_transitions
@@ -64,12 +64,11 @@ async def worker(
     *,
     log_format: Annotated[
         Literal["text", "json"],
-        typer.Option(
+        choice_option(
             "--log-format",
-            parser=one_of("text", "json"),
-            autocompletion=lambda: ["text", "json"],
-            metavar="text|json",
-            help="Format of the log on stderr: text, or json with one object per line.",
+            "text",
+            "json",
+            text="Format of the log on stderr: text, or json with one object per line.",
         ),
     ] = "text",
     storage_queue: Annotated[

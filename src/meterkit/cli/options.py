@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import typer
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-Word = TypeVar("Word", bound=str)
 WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
 
 
@@ -49,16 +48,17 @@ def integer_between(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def one_of(*words: Word) -> Callable[[str], Word]:
-    """Return a parser of a few words."""
+def choice_option(name: str, *words: str, text: str) -> Any:
+    """Return an option whose value is one of a few words, in any case; ``text`` is its help."""
 
-    def parse(value: str) -> Word:
-        for word in words:
-            if str(value).lower() == word:
-                return word
+    def parse(value: str) -> str:
+        if (word := str(value).lower()) in words:
+            return word
         raise typer.BadParameter(f"found {str(value)!r:.80}; allowed is {' or '.join(words)}")
 
-    return parse
+    return typer.Option(
+        name, parser=parse, autocompletion=lambda: [*words], metavar="|".join(words), help=text
+    )
 
 
 def seconds(value: str) -> float:

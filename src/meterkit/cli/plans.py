@@ -11,7 +11,7 @@ import typer
 
 from meterkit.catalog import json_schema, load
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, one_of, plans_path
+from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, choice_option, plans_path
 from meterkit.cli.output import echo, print_json, print_note
 from meterkit.cli.session import Session, command
 from meterkit.customers.states import list_states
@@ -119,12 +119,11 @@ async def migrate(
     *,
     usage: Annotated[
         UsageWay | None,
-        typer.Option(
+        choice_option(
             "--usage",
-            parser=one_of("lines", "meters"),
-            autocompletion=lambda: ["lines", "meters"],
-            metavar="lines|meters",
-            help="Instead of FROM and TO: bill usage by lines or meters, as `billing.usage` of the plans file"
+            "lines",
+            "meters",
+            text="Instead of FROM and TO: bill usage by lines or meters, as `billing.usage` of the plans file"
             " has it, from each subscription's next period on.",
         ),
     ] = None,
