@@ -23,12 +23,12 @@ from drivers.synthetic_usage import history
 from meterkit import MeterKit, PeriodSummary
 from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import SettingsError, StoreError
 from meterkit.insights.audit.async_database import AuditDatabase
 from meterkit.notify.period_watches import LeasedWatch, SummaryWatch, notify_once
 from meterkit.notify.spikes import (
     FLOOR,
-    HOUR_MS,
     CustomerSpike,
     FourWeekPace,
     Spike,

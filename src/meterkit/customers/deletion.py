@@ -13,7 +13,7 @@ from meterkit.customers.drift_records import DriftRecords
 from meterkit.customers.history import read_links
 from meterkit.customers.links import StripeLinker, remember_deleted
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.periods import HOUR_MS
+from meterkit.decisions.periods import DAY_MS, HOUR_MS
 from meterkit.errors import CustomerError, StoreError
 from meterkit.store.input_checks import check_customer
 from meterkit.store.job_claims import forget_jobs
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _TRIES: Final = 32
 _PAGE: Final = 256
-_DAY_MS: Final = 86_400_000
 _DONE: Final = 0
 _UNDELIVERED: Final = 2
 _PARKED_OR_DEAD: Final = 3
@@ -161,7 +160,7 @@ async def _forget_in_lists(store: Store, customer: str) -> None:
     for key in (keys.hooks("changes"), keys.hooks("prices"), keys.relist(shard)):
         await admin.ask(admin.client.zrem(key, customer))
     # The keys of a day are kept for two days after its last spike.
-    for key in (keys.spikes(shard, now_ms - days * _DAY_MS) for days in range(3)):
+    for key in (keys.spikes(shard, now_ms - days * DAY_MS) for days in range(3)):
         names: list[bytes] = await admin.ask(admin.client.hkeys(key))
         own = [name for name in names if name.decode().partition(" ")[2] == customer]
         if own:

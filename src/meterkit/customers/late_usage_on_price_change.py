@@ -14,7 +14,7 @@ from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import from_ms, iso, to_ms
+from meterkit.decisions.periods import MINUTE_MS, from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
 from meterkit.outbox.intents import StoredIntent, read_intents_in
 from meterkit.outbox.invoice_item_queue import price_each
@@ -39,12 +39,11 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 _KEPT_MS: Final = 400 * 86_400_000
-_MINUTE_MS: Final = 60_000
 
 
 def next_minute_ms(now_ms: int) -> int:
     """The first whole minute after an instant: what is stamped with it comes after a change of now."""
-    return (now_ms // _MINUTE_MS + 1) * _MINUTE_MS
+    return (now_ms // MINUTE_MS + 1) * MINUTE_MS
 
 
 async def hold_usage(store: Store, customer: str, *, till_ms: int) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import with_subscription
+from meterkit.decisions.periods import DAY_MS, MINUTE_MS
 from meterkit.errors import CustomerError, StoreError
 from meterkit.outbox.intents import parse_intents, read_intents_in
 from meterkit.store.input_checks import check_customer, is_text, shown
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-_DAY_MS: Final = 86_400_000
 _DAYS_KEPT: Final = 37
 _DROPPED: Final = b"dropped|"
 """Begins the name of what was dropped, which only keeps its minute; see change_state.lua."""
@@ -79,15 +79,14 @@ async def read_recent_deliveries(admin: Admin, keys: Keys, shard: int) -> AsyncG
         StoreError: the store does not answer.
     """
     for day in range(_DAYS_KEPT + 1):
-        key = keys.delivered(shard, admin.now_ms() + _DAY_MS - day * _DAY_MS)
+        key = keys.delivered(shard, admin.now_ms() + DAY_MS - day * DAY_MS)
         for name, line in (await admin.ask(admin.client.hgetall(key))).items():
             customer, stripe_customer, event_name, time_s, value = json.loads(line)
             units = 0 if name.startswith(_DROPPED) else int(value)
             yield DeliveryRecord(name.decode(), customer, stripe_customer, event_name, int(time_s), units)
 
 
-_MINUTE_MS: Final = 60_000
-_FORMERS_MS: Final = 40 * _DAY_MS
+_FORMERS_MS: Final = 40 * DAY_MS
 _DELETED: Final = "\n"
 """Begins what stands for a customer who is deleted: a shard, and not its id, which is to be erased."""
 
@@ -100,11 +99,11 @@ def minutes_taken_ms(used: set[int], closing: Iterable[int], now_ms: int) -> tup
         closing: the minutes that usage of closed periods would be stamped with (ms).
         now_ms: from when on usage of open periods is stamped.
     """
-    taken = {minute for minute in used if minute >= now_ms - _MINUTE_MS}
+    taken = {minute for minute in used if minute >= now_ms - MINUTE_MS}
     for minute in closing:
         while minute in used:  # A seal goes back from there to the first that is free.
             taken.add(minute)
-            minute -= _MINUTE_MS  # noqa: PLW2901 - it is walked back
+            minute -= MINUTE_MS  # noqa: PLW2901 - it is walked back
     return tuple(sorted(taken))
 
 
@@ -114,7 +113,7 @@ def pending_minutes_ms(totals: Mapping[str, str]) -> set[int]:
         name.partition("|")[0] for name, value in totals.items() if name.endswith("p") and value != "0"
     }
     ends = {period: totals.get(f"{period}|e") for period in pending}
-    return {(int(end) // _MINUTE_MS - 1) * _MINUTE_MS for end in ends.values() if end is not None}
+    return {(int(end) // MINUTE_MS - 1) * MINUTE_MS for end in ends.values() if end is not None}
 
 
 async def remember_former(admin: Admin, keys: Keys, stripe_customer: str, customer: str) -> None:

@@ -12,7 +12,9 @@ from meterkit.errors import MeterkitError
 HOLD_SLOT_MS: Final = 300_000
 """Length of one of the two slots of holds."""
 
-HOUR_MS: Final = 3_600_000
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 60 * MINUTE_MS
+DAY_MS: Final = 24 * HOUR_MS
 SHORTEST_MS: Final = 120_000
 """A period that another one follows sooner goes on in it: counts stay (``close_period.lua``), grants too."""
 
@@ -21,7 +23,6 @@ _MONTH_DIGITS: Final = len("2026-10")
 _PERIOD_END: Final = datetime(9990, 1, 1, tzinfo=UTC)
 """First instant that names no period: the ends of the next two periods must be a datetime, too."""
 _EVERY_MONTH_HAS: Final = 28
-_MINUTE_MS: Final = 60_000
 _MINUTES_AHEAD: Final = 3
 """Most minutes that an intent's minute may be ahead when it is sealed; see seal.lua."""
 
@@ -98,7 +99,7 @@ def first_minute_s(start_ms: int) -> int:
     Args:
         start_ms: the first instant of the period.
     """
-    return -(-start_ms // _MINUTE_MS) * 60
+    return -(-start_ms // MINUTE_MS) * 60
 
 
 def stamped_span_s(start_ms: int, now_ms: int, *, end_ms: int | None = None) -> tuple[int, int]:
@@ -109,10 +110,10 @@ def stamped_span_s(start_ms: int, now_ms: int, *, end_ms: int | None = None) -> 
         now_ms: now.
         end_ms: the first instant after it; None: it goes on.
     """
-    behind_ms = now_ms + (_MINUTES_AHEAD + 1) * _MINUTE_MS
+    behind_ms = now_ms + (_MINUTES_AHEAD + 1) * MINUTE_MS
     if end_ms is not None:
         behind_ms = min(behind_ms, end_ms)
-    return first_minute_s(start_ms), behind_ms // _MINUTE_MS * 60
+    return first_minute_s(start_ms), behind_ms // MINUTE_MS * 60
 
 
 def iso(moment: datetime) -> str:

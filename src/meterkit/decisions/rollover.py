@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.allowance import OnceGrant, PeriodGrants, RollRule, Rolls
 from meterkit.decisions.grants import grant_name, micros_of, once_lines, sold_grants
+from meterkit.decisions.periods import DAY_MS
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:

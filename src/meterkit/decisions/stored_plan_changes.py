@@ -11,8 +11,8 @@ from collections import Counter
 from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.allowance import PlanChange
+from meterkit.decisions.periods import DAY_MS
 from meterkit.decisions.rollover import AT_ONCE_MS
 
 if TYPE_CHECKING:

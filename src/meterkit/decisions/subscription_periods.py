@@ -6,8 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from meterkit.catalog.value_parsers import DAY_MS
-from meterkit.decisions.periods import SHORTEST_MS, Bounds, bounds_at
+from meterkit.decisions.periods import DAY_MS, SHORTEST_MS, Bounds, bounds_at
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import REFUSED, unpack_batch
 from meterkit.store import replies
@@ -54,7 +55,6 @@ _CURES: Final = {
     ),
 }
 _CURE: Final = "meterkit doctor compares the meters at Stripe with the plans file"
-_DAY_MS: Final = 86_400_000
 _DAYS_NEAR: Final = 3
 _DAYS_KEPT: Final = 37
 _DAYS_OF_BATCHES: Final = 9
@@ -215,7 +215,7 @@ class IntentRefuser:
                 left = [identifier for identifier in wanted if identifier not in found]
                 if not left:
                     return found
-                for one in await self._find_in_shard(shard, left, [now_ms - day * _DAY_MS for day in days]):
+                for one in await self._find_in_shard(shard, left, [now_ms - day * DAY_MS for day in days]):
                     found[one.identifier] = one
         return found
 
@@ -228,7 +228,7 @@ class IntentRefuser:
             server = await admin.at(keys.shard(shard, "intents"))
             pipe = server.client.pipeline(transaction=False)
             for day in range(-1, _DAYS_OF_BATCHES):
-                pipe.hmget(keys.batches(shard, now_ms - day * _DAY_MS), wanted)
+                pipe.hmget(keys.batches(shard, now_ms - day * DAY_MS), wanted)
             for texts in await server.ask(pipe.execute()):
                 found |= {
                     batch: unpack_batch(text.decode())

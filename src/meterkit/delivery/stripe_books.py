@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from meterkit.catalog.amount_wording import money, rounded_cents
 from meterkit.customers.billed_usage import read_totals
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.invoice_deadlines import stops_billing_ms
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import first_minute_s, stamped_span_s, to_ms
+from meterkit.decisions.periods import MINUTE_MS, first_minute_s, stamped_span_s, to_ms
 from meterkit.decisions.price_segments import item_segments, unit_amount_decimal
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.delivery.invoice_items import late_units_at_stripe
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 _T = TypeVar("_T")
-_MINUTE_MS: Final = 60_000
 
 
 class StripeBooks:
@@ -111,7 +110,7 @@ class StripeBooks:
             return found
 
         async def units(from_ms: int, until_ms: int) -> int:
-            first_s, end_s = first_minute_s(from_ms), until_ms // _MINUTE_MS * 60
+            first_s, end_s = first_minute_s(from_ms), until_ms // MINUTE_MS * 60
             if first_s >= end_s:
                 return 0
             found = [await self._summaries.counted(name, linked, first_s, end_s) for name in names]

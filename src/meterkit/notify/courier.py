@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.periods import HOUR_MS, to_ms
 from meterkit.errors import StoreError
 from meterkit.notify.events import read_event
 from meterkit.store.customer_notices import acknowledge_notice, read_notices
@@ -29,22 +29,21 @@ if TYPE_CHECKING:
     from meterkit.store.message_queue import Channel, KeptMessage, LeasedMessage
     from meterkit.store.store import Store
 
-_HOUR_MS: Final = 3_600_000
 _WATCHED_EVENTS: Final = frozenset({"usage.spike", "storage.over", "period.summary"})
 
-PATIENCE_MS: Final = 72 * _HOUR_MS
+PATIENCE_MS: Final = 72 * HOUR_MS
 """A message is retried for this long, then it is dead."""
 
 _DELAYS_MS: Final = (
     5_000,
     300_000,
     1_800_000,
-    2 * _HOUR_MS,
-    5 * _HOUR_MS,
-    10 * _HOUR_MS,
-    14 * _HOUR_MS,
-    20 * _HOUR_MS,
-    24 * _HOUR_MS,
+    2 * HOUR_MS,
+    5 * HOUR_MS,
+    10 * HOUR_MS,
+    14 * HOUR_MS,
+    20 * HOUR_MS,
+    24 * HOUR_MS,
 )
 """Delays after each failed attempt, as Standard Webhooks proposes."""
 
@@ -280,7 +279,7 @@ class MessageCourier:
                 "no message is sent for %s of customer %r: the event is more than %d hours old",
                 notice.kind,
                 notice.customer,
-                PATIENCE_MS // _HOUR_MS,
+                PATIENCE_MS // HOUR_MS,
             )
             return
         message = make_message(self._sender.channel, notice.kind, event)
@@ -337,8 +336,8 @@ class MessageCourier:
         Raises:
             SendError: it has waited for an hour longer than messages are retried; final.
         """
-        if self._store.now_ms() - taken.since_ms > PATIENCE_MS + _HOUR_MS:
-            raise SendError(f"it waited for more than {PATIENCE_MS // _HOUR_MS} hours", is_final=True)
+        if self._store.now_ms() - taken.since_ms > PATIENCE_MS + HOUR_MS:
+            raise SendError(f"it waited for more than {PATIENCE_MS // HOUR_MS} hours", is_final=True)
 
     async def _record_failure(self, taken: LeasedMessage, failure: SendError, *, least_ms: int) -> int:
         reason, now_ms = f"{failure!s:.{_REASON_MAX}}", self._store.now_ms()

@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.decisions.periods import DAY_MS, HOUR_MS
 from meterkit.notify.period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
 from meterkit.store.unreadable_data import UNREADABLE, skip_unreadable
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-HOUR_MS: Final = 3_600_000
 DAYS: Final = 28
 """Days before today that usage is compared with."""
 FLOOR: Final = 100
@@ -147,9 +147,6 @@ def _day(hours: Mapping[int, int], midnight: int) -> int:
     return sum(hours.get(at, 0) for at in range(midnight, midnight + _HOURS_A_DAY))
 
 
-_DAY_MS: Final = 86_400_000
-
-
 class CustomerSpike(NamedTuple):
     """A spike of a customer's meter.
 
@@ -184,7 +181,7 @@ class SpikesToday:
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
         pipe.hset(key, f"{spike.meter} {spike.customer}", json.dumps(spike[2:]))
-        pipe.pexpire(key, 2 * _DAY_MS)
+        pipe.pexpire(key, 2 * DAY_MS)
         await admin.ask(pipe.execute())
 
     async def count(self) -> int:
@@ -252,7 +249,7 @@ class SpikeWatch:
     async def check(self) -> None:
         """Check all customers once; raises as :meth:`run` does."""
         now_ms = self._store.now_ms()
-        midnight_ms = now_ms - now_ms % _DAY_MS
+        midnight_ms = now_ms - now_ms % DAY_MS
         for customer, meter in await self._history.active(midnight_ms, least=FLOOR):
             declared = self._store.catalog.meters.get(meter)
             # `spend` follows the other meters, which have their own spikes.
@@ -266,7 +263,7 @@ class SpikeWatch:
     async def _make_event(
         self, customer: str, meter: str, now_ms: int, event_id: str
     ) -> Mapping[str, Any] | None:
-        since_ms = now_ms - now_ms % _DAY_MS - (DAYS + 1) * _DAY_MS
+        since_ms = now_ms - now_ms % DAY_MS - (DAYS + 1) * DAY_MS
         hours = await self._history.hours(customer, meter, since_ms)
         spike = find_spike(hours, now_ms)
         if spike is None:

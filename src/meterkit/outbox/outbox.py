@@ -10,6 +10,7 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import StoreError
 from meterkit.outbox.intents import (
     CANNOT_BE_COUNTED,
@@ -41,8 +42,6 @@ _PAGE: Final = 500
 _DEPTH: Final = 20_000
 _PER_CUSTOMER_AND_METER: Final = 8
 _SOON_MS: Final = 300_000
-_DAY_MS: Final = 86_400_000
-"""With `usage: meters`, lines bill only customers that are still to be moved."""
 
 
 class Outbox:
@@ -91,7 +90,8 @@ class Outbox:
         names, limit = ("dirty", "outbox"), "+inf" if due_ms is None else due_ms
         counts = await self._count_members(names, limit=limit)
         if is_flush and due_ms is None:
-            ahead_ms = _SOON_MS if self._store.catalog.billing.is_by_lines else _DAY_MS
+            # With `usage: meters`, lines bill only customers that are still to be moved.
+            ahead_ms = _SOON_MS if self._store.catalog.billing.is_by_lines else DAY_MS
             until_ms = self._store.now_ms() + ahead_ms
             sealable = await self._count_members(("dirty",), limit=until_ms)
             counts = {name: count for name, count in counts.items() if name[1] != "dirty"} | sealable

@@ -18,7 +18,7 @@ from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_overrides import without_priced_overage
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.decisions.periods import from_ms, iso, to_ms
+from meterkit.decisions.periods import DAY_MS, from_ms, iso, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.plan_costs import PlanOffers, plan_cost, read_tenures
@@ -63,7 +63,6 @@ _logger = logging.getLogger("meterkit.pages")
 _TIMEOUT_S: Final = 3.0
 _DATABASE_SLOTS: Final = Semaphore(8)
 """Connections of pages to the audit log's database: few, so that draining the log always gets one."""
-_DAY_MS: Final = 86_400_000
 _SHOWN_GRANTS: Final = frozenset({"pending", "active"})
 _SHOWN_CHANGES: Final = frozenset(
     {"plan", "status", "access", "seats", "addons", "cancellation", "scheduled"}
@@ -348,13 +347,13 @@ def _make_forecast(
     if days is None:
         return None
     # The first day is complete if the period began with it; today never is.
-    complete = {name: of[int(start_ms % _DAY_MS > 0) : -1] for name, of in days["meters"].items()}
+    complete = {name: of[int(start_ms % DAY_MS > 0) : -1] for name, of in days["meters"].items()}
     used = [any(units) for units in zip(*complete.values(), strict=True)]
     if True not in used:
         return None
     since = {name: of[used.index(True) :] for name, of in complete.items()}
     balances = credit_balances(catalog, usage["balance_micros"])
-    return forecast_usage(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms, balances)
+    return forecast_usage(since, usage["meters"], (end_ms - now_ms) / DAY_MS, terms, balances)
 
 
 def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> SeatFigures | None:
@@ -431,12 +430,12 @@ def days_of(sums: DaySums, start_ms: int, until_ms: int) -> DailyUsage:
         start_ms: start of the period; earlier usage counts on its first day.
         until_ms: the last shown instant; later usage counts on the last day.
     """
-    first, last = start_ms // _DAY_MS, max(start_ms, until_ms) // _DAY_MS
+    first, last = start_ms // DAY_MS, max(start_ms, until_ms) // DAY_MS
     meters: dict[str, list[int]] = {}
     for (day, meter), units in sums.items():
         row = meters.setdefault(meter, [0] * (last - first + 1))
         row[min(max(day, first), last) - first] += units
-    shown = [f"{from_ms(day * _DAY_MS):%Y-%m-%d}" for day in range(first, last + 1)]
+    shown = [f"{from_ms(day * DAY_MS):%Y-%m-%d}" for day in range(first, last + 1)]
     return {"days": shown, "meters": dict(sorted(meters.items()))}
 
 

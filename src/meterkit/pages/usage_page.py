@@ -6,7 +6,7 @@ import inspect
 from datetime import timedelta
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -14,7 +14,7 @@ from starlette.routing import Route
 from meterkit.allowed_origins import SendingPage, check_sender, origins_of
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import MICRO_USD
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.periods import DAY_MS, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.meter_cards import meter_cards
 from meterkit.pages.money_cards import budget_cards, shown_invoices, stored_types, total_so_far
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from meterkit.allowed_origins import Origin
     from meterkit.pages.brand import Brand
     from meterkit.pages.usage_figures import PagesKit, UsageFigures
-
-_DAY_MS: Final = 86_400_000
 
 
 def usage_page(
@@ -163,6 +161,6 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         "cards": meter_cards(catalog, figures) if is_now else [],
         "total_cents": total_so_far(cost, catalog.plans.get(usage["plan"])),
         "next_plan": find_next_plan(catalog, figures["usage"]["plan"], figures["other_plans"]),
-        "days_left": ceil((to_ms(period["end"]) - now_ms) / _DAY_MS),
+        "days_left": ceil((to_ms(period["end"]) - now_ms) / DAY_MS),
         "period_days": (period["end"] - period["start"]) / timedelta(days=1),
     }

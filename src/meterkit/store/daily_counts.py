@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from weakref import WeakSet
 
 from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.decisions.periods import DAY_MS, MINUTE_MS
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 _Name = TypeVar("_Name", int, str)
 
-_MINUTE_MS: Final = 60_000
-_DAY_MS: Final = 86_400_000
 _SEND_EVERY_S: Final = 5.0
 
 
@@ -76,7 +75,7 @@ class DailyCounts(ABC, Generic[_Name]):
                 keys[key] = None
                 pipe.hincrby(key, str(name), count)
             for key in keys:
-                pipe.pexpire(key, self._days_kept * _DAY_MS)
+                pipe.pexpire(key, self._days_kept * DAY_MS)
             await admin.ask(pipe.execute())
         except BaseException:
             self._counts += sent
@@ -84,7 +83,7 @@ class DailyCounts(ABC, Generic[_Name]):
 
     async def _read_days(self, days: int) -> list[Mapping[bytes, bytes]]:
         """The hashes of today and the days before, ``days`` in all; today's first."""
-        admin, today = await self._admin(), self._now_ms() // _DAY_MS
+        admin, today = await self._admin(), self._now_ms() // DAY_MS
         pipe = admin.client.pipeline(transaction=False)
         for back in range(days):
             pipe.hgetall(self._key(today - back))
@@ -119,7 +118,7 @@ class DegradedMinutes(DailyCounts[int]):
 
     def note(self) -> None:
         """Count a request that is decided without the store."""
-        minute = self._now_ms() // _MINUTE_MS
+        minute = self._now_ms() // MINUTE_MS
         if minute in self._counts or len(self._counts) < self._MINUTES_MAX:
             self._counts[minute] += 1
 
@@ -138,7 +137,7 @@ class DegradedMinutes(DailyCounts[int]):
         return dict(sorted(found.items(), reverse=True))
 
     def _day_of(self, name: int) -> int:
-        return name * _MINUTE_MS // _DAY_MS
+        return name * MINUTE_MS // DAY_MS
 
 
 class UnpricedCalls(DailyCounts[str]):
@@ -181,4 +180,4 @@ class UnpricedCalls(DailyCounts[str]):
         return dict(found.most_common())
 
     def _day_of(self, name: str) -> int:  # noqa: ARG002 - counted on the day that it is sent
-        return self._now_ms() // _DAY_MS
+        return self._now_ms() // DAY_MS

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import SettingsError, StoreError
 from meterkit.redis.local_files import FileLock, check_directory, unusable_spools
 from meterkit.store.spool_file import DAMAGED, HEADER_BYTES_MAX, SUFFIX, SpoolError, SpoolHeader
@@ -22,7 +23,6 @@ SPOOL_STATES: Final[tuple[SpoolState, ...]] = ("held", "left", "refused", "forei
 never sent, too old or unreadable. ``foreign``: of another store. ``damaged``: renamed because of damage."""
 DAYS_MAX: Final = 7
 """The store has a producer's last number for eight days: older records might be applied twice."""
-_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def check_sendable(header: SpoolHeader, expected: SpoolHeader, now_ms: int) -> t
     if header.store_id != expected.store_id:
         whose = f"{header.store}, prefix {header.prefix}, {header.shards} shards"
         return "foreign", f"it belongs to another store: {whose}"
-    days = (now_ms - header.made_ms) // _DAY_MS
+    days = (now_ms - header.made_ms) // DAY_MS
     if days >= DAYS_MAX:
         return "refused", (
             f"it was begun {days} days ago, and the store no longer knows which of its usage was applied:"

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.decisions.periods import DAY_MS, HOUR_MS
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.audit.ended_prices import LoggedPrice
 from meterkit.insights.audit.entries import CLASSES, NOTHING_UNSENT, AuditRow, UnsentUnits
@@ -60,8 +61,6 @@ LoggedPrices = dict[str, list[LoggedPrice]]
 DaySums = dict[tuple[int, str], int]
 """By day (days since 1970, UTC) and meter, the units that were recorded."""
 
-_DAY_MS: Final = 86_400_000
-_HOUR_MS: Final = 3_600_000
 _TRIES: Final = 5
 _AHEAD_MS: Final = 60_000
 """Usage is recorded at most so long before it happened, by the clocks of apps."""
@@ -333,7 +332,7 @@ class Database:
             MeterkitError: the database does not answer.
         """
         table = TABLE.c
-        day = (func.coalesce(table.occurred_at_ms, table.recorded_at_ms) // _DAY_MS).label("day")
+        day = (func.coalesce(table.occurred_at_ms, table.recorded_at_ms) // DAY_MS).label("day")
         with self.begun() as connection:
             asked = select(day, table.meter, func.sum(table.quantity)).where(
                 table.customer == customer,
@@ -369,7 +368,7 @@ class Database:
         """
         table = TABLE.c
         at_ms = func.coalesce(table.occurred_at_ms, table.recorded_at_ms)
-        hour = (at_ms - at_ms % _HOUR_MS).label("hour")
+        hour = (at_ms - at_ms % HOUR_MS).label("hour")
         asked = select(hour, func.sum(table.quantity)).where(
             table.customer == customer,
             table.meter == meter,
@@ -378,7 +377,7 @@ class Database:
             table.recorded_at_ms > last_deletion(customer),
             at_ms >= since_ms,
         )
-        return {int(at) // _HOUR_MS: int(units) for at, units in self.read(asked.group_by(hour))}
+        return {int(at) // HOUR_MS: int(units) for at, units in self.read(asked.group_by(hour))}
 
     def insert_deliveries(self, rows: Sequence[JournalRow]) -> None:
         """Insert rows of the journal, all or none; those that are there already stay as they are.

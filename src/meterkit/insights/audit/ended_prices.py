@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.decisions.periods import MINUTE_MS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from fractions import Fraction
 
-_MINUTE_MS: Final = 60_000
 _SKEW_MS: Final = 2_000
 """An intent's minute has begun at most so long before it is sealed; see ``next_free_minute.lua``."""
 
@@ -31,7 +32,7 @@ class LoggedPrice(NamedTuple):
     @property
     def first_minute_ms(self) -> int:
         """First minute that an event of these units can have."""
-        return (self.since_ms - _SKEW_MS) // _MINUTE_MS * _MINUTE_MS
+        return (self.since_ms - _SKEW_MS) // MINUTE_MS * MINUTE_MS
 
 
 def find_cheaper_units(

@@ -19,7 +19,7 @@ from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import CounterHead, byte_fields, text_fields
-from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
+from meterkit.decisions.periods import DAY_MS, check_aware, stamped_span_s, to_ms
 from meterkit.decisions.price_segments import (
     billed_labels,
     ended_marks,
@@ -69,10 +69,9 @@ _logger = logging.getLogger("meterkit.audit")
 _LEASE_S: Final = 35.0
 _TRIES: Final = 8
 _SAME_PERIOD_MS: Final = 120_000  # A period that begins later than that after another is another one.
-_DAY_MS: Final = 86_400_000
-_LONGEST_MS: Final = 400 * _DAY_MS  # More than any period.
-_MONTH_MS: Final = 31 * _DAY_MS
-_LONG_OVER_MS: Final = 36 * _DAY_MS  # No process waits for the close of such a period.
+_LONGEST_MS: Final = 400 * DAY_MS  # More than any period.
+_MONTH_MS: Final = 31 * DAY_MS
+_LONG_OVER_MS: Final = 36 * DAY_MS  # No process waits for the close of such a period.
 _OF_COUNTERS: Final = (*RECORDED, "late")
 _PARKED, _LEFT = 7, 8  # Among the numbers of a meter; see rebuild_counters.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select
 
+from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.database import COUNTED, DELIVERIES, TABLE
 from meterkit.insights.overview.rows import ACTIVITY_DAYS
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import DailyActivity
 
-_DAY_MS: Final = 86_400_000
 _AGAIN: Final = 3
 """Days before the previous snapshot that are read again: entries reach the audit log late."""
 
@@ -35,23 +35,23 @@ def read_daily_activity(
     Raises:
         MeterkitError: the database does not answer.
     """
-    last = now_ms // _DAY_MS
+    last = now_ms // DAY_MS
     first = since = last - ACTIVITY_DAYS + 1
     kept: DailyActivity = {"usage": [], "deliveries": []}
     if known is not None:
-        since = max(first, known_ms // _DAY_MS - _AGAIN)
+        since = max(first, known_ms // DAY_MS - _AGAIN)
         kept["usage"] = [(day, meter, units) for day, meter, units in known["usage"] if first <= day < since]
         kept["deliveries"] = [(day, count) for day, count in known["deliveries"] if first <= day < since]
-    usage = _read_usage(database, since * _DAY_MS)
+    usage = _read_usage(database, since * DAY_MS)
     return {
         "usage": [*kept["usage"], *((day, meter, units) for (day, meter), units in sorted(usage.items()))],
-        "deliveries": [*kept["deliveries"], *_read_deliveries(database, since * _DAY_MS)],
+        "deliveries": [*kept["deliveries"], *_read_deliveries(database, since * DAY_MS)],
     }
 
 
 def _read_usage(database: Database, since_ms: int) -> Mapping[tuple[int, str], int]:
     table = TABLE.c
-    day = (table.recorded_at_ms // _DAY_MS).label("day")
+    day = (table.recorded_at_ms // DAY_MS).label("day")
     asked = select(day, table.meter, func.sum(table.quantity)).where(
         table.recorded_at_ms >= since_ms, table.kind.in_(COUNTED)
     )
@@ -62,7 +62,7 @@ def _read_usage(database: Database, since_ms: int) -> Mapping[tuple[int, str], i
 def _read_deliveries(database: Database, since_ms: int) -> list[tuple[int, int]]:
     """Count meter events that Stripe accepted, by day; empty if the journal cannot be read."""
     table = DELIVERIES.c
-    day = (table.delivered_at_ms // _DAY_MS).label("day")
+    day = (table.delivered_at_ms // DAY_MS).label("day")
     asked = select(day, func.count()).where(table.delivered_at_ms >= since_ms).group_by(day)
     try:
         found = database.read(asked, DELIVERIES)

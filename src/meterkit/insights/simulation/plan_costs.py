@@ -23,7 +23,7 @@ from meterkit.decisions.item_prices import (
     FixedPrices,
     with_item_prices,
 )
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.periods import DAY_MS, to_ms
 from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
 from meterkit.decisions.spending import budgets_of
@@ -163,9 +163,6 @@ def paid_addons_at(subscription: SubscriptionState | None, at_ms: int) -> Bought
     return () if subscription is None or not has_begun else subscription.addons_at(at_ms)
 
 
-_DAY_MS: Final = 86_400_000
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrialTerms:
     """Entitlements and prices of one customer of a plan. Derived meters are left out.
@@ -214,7 +211,7 @@ class TrialTerms:
         limited = [of for one in self.subjects.values() for of in one.limits.values()]
         rates = (*self.rates.values(), *(of.rates for of in limited))
         found = frozenset(rate.window_ms for each in rates for rate in each)
-        return found | {_DAY_MS} if self.subjects else found
+        return found | {DAY_MS} if self.subjects else found
 
     def in_order(self, quantities: Mapping[str, int]) -> dict[str, int]:
         """Sort quantities by the line of ``routes`` that consumes most of just these meters.

@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.meters import is_sold
-from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.states import CustomerStates, in_its_currency
 from meterkit.decisions.customer_overrides import overrides_at
-from meterkit.decisions.periods import from_ms
+from meterkit.decisions.periods import DAY_MS, from_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CurrencyError, InvoiceOpenError, SubscriptionError, SubscriptionExistsError
 from meterkit.subscriptions.billing_currency import choose_currency, name_requested, read_billed_currency

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.decisions.periods import HOUR_MS
+from meterkit.decisions.periods import DAY_MS, HOUR_MS
 from meterkit.store.unreadable_data import skip_unreadable
 
 if TYPE_CHECKING:

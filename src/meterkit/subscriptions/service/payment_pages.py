@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from meterkit.catalog.checkout_options import reserved_options
+from meterkit.decisions.periods import MINUTE_MS
 from meterkit.errors import (
     InvoiceOpenError,
     MeterkitError,
@@ -92,7 +93,6 @@ def _is_mapping(given: object) -> bool:
 _PATH: Final = "/v1/checkout/sessions"
 _INVOICES: Final = "/v1/invoices"
 _PORTAL: Final = "/v1/billing_portal/sessions"
-_MINUTE_MS: Final = 60_000
 _OPEN_S_MIN: Final = 3_600
 _TRIES: Final = 4
 
@@ -136,7 +136,7 @@ async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms:
     """
 
     async def attempt(again: int) -> dict[str, Any]:
-        key = key_of("portal", asked, now_ms // _MINUTE_MS, again)
+        key = key_of("portal", asked, now_ms // MINUTE_MS, again)
         return await api.post(_PORTAL, asked, idempotency_key=key)
 
     return await persistently(attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.value_parsers import DAY_MS
+from meterkit.decisions.periods import DAY_MS
 
 if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState

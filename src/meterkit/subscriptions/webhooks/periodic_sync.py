@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import read_states
+from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.task_lease import TaskLease
 from meterkit.stripe.request import KEY_REFUSALS
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.webhooks.stripe_events import SyncHint
     from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 
-_DAY_MS: Final = 86_400_000
 _NIGHT_MS: Final = 6 * 3_600_000
 _LATE_MS: Final = 600_000
 
@@ -66,7 +66,7 @@ def due_shards(done: NightlyTurn | None, now_ms: int, shards: int) -> Iterator[t
         now_ms: the current time.
         shards: number of shards.
     """
-    day, into_ms = divmod(now_ms, _DAY_MS)
+    day, into_ms = divmod(now_ms, DAY_MS)
     span_ms = max(1, _NIGHT_MS // shards)
     first = done.shard + 1 if done is not None and done.day == day else 0
     if done is not None and done.day > day:

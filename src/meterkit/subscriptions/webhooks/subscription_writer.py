@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
 from meterkit.catalog.amount_wording import date_and_time
-from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.grants import move_grants
 from meterkit.customers.late_usage_on_price_change import (
     PriceSwitch,
@@ -22,7 +21,7 @@ from meterkit.customers.period_carryover import read_overdraft, read_spent
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.invoice_deadlines import is_cut_short
-from meterkit.decisions.periods import SHORTEST_MS, from_ms, to_ms
+from meterkit.decisions.periods import DAY_MS, SHORTEST_MS, from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.errors import StripeError
