@@ -132,7 +132,7 @@ class DriftRecords:
         admin, keys = await self._store.admin(), self._store.keys
         kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key))
         found = {name.decode(): tuple(_read(data)) for name, data in sorted(kept.items())}
-        states = await read_states(admin, keys, list(found), skips_unreadable=True)
+        states = await read_states(admin, keys, list(found))
         return {
             name: drifts
             for name, drifts in found.items()

@@ -452,19 +452,13 @@ async def list_customer_pages(admin: Admin, keys: Keys, most: int) -> AsyncGener
         yield page
 
 
-async def read_states(
-    admin: Admin, keys: Keys, customers: Sequence[str], *, skips_unreadable: bool = False
-) -> dict[str, CustomerState]:
+async def read_states(admin: Admin, keys: Keys, customers: Sequence[str]) -> dict[str, CustomerState]:
     """Read the states of customers in one round trip; one without a record has the state of a new one.
 
-    Args:
-        admin: the connection.
-        keys: names of the keys.
-        customers: by id.
-        skips_unreadable: leave out customers whose state cannot be read, and log a warning once for each.
+    A customer whose state cannot be read is left out, with a warning once for each.
 
     Raises:
-        StoreError: the store does not answer, or a state cannot be read.
+        StoreError: the store does not answer.
     """
     if not customers:
         return {}
@@ -478,10 +472,7 @@ async def read_states(
         if isinstance(state, CustomerState):
             found[customer] = state
             continue
-        message = f"the state of customer {customer!r} cannot be read: {state}"
-        if not skips_unreadable:
-            raise StoreError(message) from state
-        admin.warn_once(message)
+        admin.warn_once(f"the state of customer {customer!r} cannot be read: {state}")
     return found
 
 
@@ -497,7 +488,7 @@ async def list_states(
     """
     async with aclosing(list_customer_pages(admin, keys, most)) as pages:
         async for page in pages:
-            states = await read_states(admin, keys, page, skips_unreadable=True)
+            states = await read_states(admin, keys, page)
             if unreadable is not None:
                 unreadable += set(page) - states.keys()
             for customer, state in states.items():

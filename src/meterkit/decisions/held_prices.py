@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Entitlement
     from meterkit.decisions.grants import Prepaid
-    from meterkit.decisions.policies import Demand
 
+_T = TypeVar("_T")
 _NO_ROWS: Final[dict[str, str]] = {}
 
 
@@ -47,13 +47,9 @@ class ModelPricing(NamedTuple):
         """Cache key."""
         return (*(self.costs or {}).items(), *self.rows.items())
 
-    def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
-        """Quantities to hold, with the same quantities of the meters that count their prices."""
-        return {**quantities, **{row: quantities[name] for name, row in self.rows.items()}}
-
-    def add_price_rows(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:
-        """Demands, with the same demands on the meters that count their prices."""
-        return {**demands, **{row: demands[name] for name, row in self.rows.items()}}
+    def add_price_rows(self, by_meter: Mapping[str, _T]) -> dict[str, _T]:
+        """Quantities or demands by meter, with the same ones of the meters that count their prices."""
+        return {**by_meter, **{row: by_meter[name] for name, row in self.rows.items()}}
 
 
 UNKNOWN_MODEL: Final = ModelPricing()

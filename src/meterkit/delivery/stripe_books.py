@@ -56,8 +56,6 @@ class StripeBooks:
         summaries: StripeSummaries,
         invoices: InvoiceReader | None,
     ) -> None:
-        self._store = store
-        self._customer = usage["customer"]
         self._currency = usage["currency"]
         self._now_ms = store.now_ms()
         self._start_ms, self._end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))

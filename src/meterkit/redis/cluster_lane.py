@@ -70,7 +70,6 @@ class ClusterConnection:
         keys: Keys,
         timeout_s: float,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
         self._connect_to = connect_to
         self._find = find
         self._timeout_s = timeout_s

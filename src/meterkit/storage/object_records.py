@@ -124,9 +124,12 @@ async def apply_events(store: Store, storage: Storage, events: Iterable[ObjectEv
         else:
             changes[target].append(_make_change(event, owner))
     failed: list[StoreError] = []
-    for target, found in changes.items():
+    for (customer, bucket), found in changes.items():
+        tag, is_unclear = bucket_tag(bucket), (customer, bucket) in unclear
         try:
-            await _apply_to(store, storage, *target, found, is_unclear=target in unclear)
+            for first in range(0, len(found) or 1, AT_ONCE):
+                part = found[first : first + AT_ONCE]
+                await apply_changes(store, storage, customer, tag, part, is_unclear=is_unclear)
         except StoreError as error:
             if error.__cause__ is not None and not is_key_error(error.__cause__):
                 raise  # The store does not answer: each further customer would wait for its timeout.
@@ -134,20 +137,6 @@ async def apply_events(store: Store, storage: Storage, events: Iterable[ObjectEv
     if failed:
         raise failed[0]
     return foreign
-
-
-async def _apply_to(
-    store: Store,
-    storage: Storage,
-    customer: str,
-    bucket: str,
-    changes: Sequence[ObjectChange],
-    *,
-    is_unclear: bool,
-) -> None:
-    for first in range(0, len(changes) or 1, AT_ONCE):
-        part = changes[first : first + AT_ONCE]
-        await apply_changes(store, storage, customer, bucket_tag(bucket), part, is_unclear=is_unclear)
 
 
 def _make_change(event: ObjectEvent, owner: ObjectOwner) -> ObjectChange:

@@ -44,7 +44,7 @@ def prepare_holding(
     at = model_terms_to_hold(
         (model,), view.prepaid, quantities, view.entitlements, holds_rows=view.cache.holds_rows
     )
-    held = at.held(quantities)
+    held = at.add_price_rows(quantities)
     demands = {name: Demand.of(held[name], spare) for name in held}
     program = _compile_demands(view, demands, in_flight=False, at=at)
     return PreparedDecision(view, program, mode, route=route, reserved=held)

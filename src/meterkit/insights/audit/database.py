@@ -141,14 +141,6 @@ DELIVERIES: Final = Table(
 """The journal of deliveries; see :class:`meterkit.outbox.journal.JournalRow`."""
 
 
-def insert_missing(dialect: str, table: Table = DELIVERIES) -> Insert:
-    """The statement that inserts a row unless it is there."""
-    made: Any = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
-    key = [column.name for column in table.primary_key]
-    statement: Insert = made.on_conflict_do_nothing(index_elements=key)
-    return statement
-
-
 class _ViolatedError(MeterkitError):
     """A row with this key is there already."""
 
@@ -386,7 +378,9 @@ class Database:
             MeterkitError: the database does not take them.
         """
         with self.begun(DELIVERIES) as connection:
-            statement = insert_missing(self._engine.dialect.name, DELIVERIES)
+            is_postgresql = self._engine.dialect.name == "postgresql"
+            made: Any = (postgresql.insert if is_postgresql else sqlite.insert)(DELIVERIES)
+            statement: Insert = made.on_conflict_do_nothing(index_elements=["identifier"])
             connection.execute(statement, [row._asdict() for row in rows])
 
     def deliveries(self, customer: str, event_name: str, since_ms: int) -> list[JournalRow]:

@@ -238,7 +238,7 @@ class StripeImporter:
         states: dict[str, CustomerState] = {}
         admin, keys = await self._store.admin(), self._store.keys
         for batch in _batches(list(customers)):
-            states |= await read_states(admin, keys, batch, skips_unreadable=True)
+            states |= await read_states(admin, keys, batch)
         return states
 
     async def _import_batch(

@@ -180,7 +180,7 @@ class EventSweeper:
         customers = sorted(member.decode() for member in members)
         for start in range(0, len(customers), _PAGE):
             page = customers[start : start + _PAGE]
-            states = await read_states(admin, keys, page, skips_unreadable=True)
+            states = await read_states(admin, keys, page)
             for state in states.values():
                 if state.stripe_customer is not None:
                     delay_ms = _random.randrange(span_ms)
