@@ -18,7 +18,7 @@ DAY_MS: Final = 24 * HOUR_MS
 SHORTEST_MS: Final = 120_000
 """A period that another one follows sooner goes on in it: counts stay (``close_period.lua``), grants too."""
 
-_MONTHS = {"month": 1, "year": 12}
+MONTHS: Final = {"month": 1, "year": 12}
 _MONTH_DIGITS: Final = len("2026-10")
 _PERIOD_END: Final = datetime(9990, 1, 1, tzinfo=UTC)
 """First instant that names no period: the ends of the next two periods must be a datetime, too."""
@@ -145,7 +145,7 @@ def bounds_at(
     the end of the last one, so that 31 January leads to 28 February and then to 31 March.
     """
     now = from_ms(now_ms)
-    months = _MONTHS[interval]
+    months = MONTHS[interval]
     anchor = from_ms(anchor_ms) if anchor_ms is not None else datetime(1970, 1, 1, tzinfo=UTC)
     n = ((now.year - anchor.year) * 12 + now.month - anchor.month) // months
     start = _add_months(anchor, n * months)

@@ -33,7 +33,7 @@ from meterkit.decisions.customer_state import (
     with_former_starts,
 )
 from meterkit.decisions.grants import MICRO, grant_lines, sort_by_burn_order
-from meterkit.decisions.periods import SHORTEST_MS
+from meterkit.decisions.periods import MONTHS, SHORTEST_MS
 from meterkit.decisions.rollover import (
     AT_ONCE_MS,
     PlanHistory,
@@ -203,7 +203,6 @@ def _clock_changes(subscription: SubscriptionState | None, since_ms: int, now_ms
 _PERIODS_MAX: Final = 24
 _CHANGED: Final = 2
 _NOTHING: Final[Mapping[str, int]] = {}
-_MONTHS: Final = {"month": 1, "year": 12}
 
 
 class PlanShare(NamedTuple):
@@ -328,7 +327,7 @@ def _share_of(span: PlanSpan, share: Fraction, counting: CountingCycle, catalog:
     """A plan's share; one that is counted over a year gives a month a twelfth, and the reverse."""
     plan = _plan_of(span, catalog)
     if plan is not None:
-        share *= Fraction(_MONTHS[counting.per], _MONTHS[counted_per(plan)])
+        share *= Fraction(MONTHS[counting.per], MONTHS[counted_per(plan)])
     return PlanShare(plan, share, dict(span.used))
 
 

@@ -13,7 +13,7 @@ from meterkit.catalog.models import QUANTITY_MAX, ROUTE
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.gauges import GaugeLimit, gauge_policy
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
-from meterkit.decisions.spending import UNCAPPED, SpendingTerms
+from meterkit.decisions.spending import EXACT_MAX, UNCAPPED, SpendingTerms
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ SPENT: Final = 7
 
 
 _KINDS: Final = {"sliding-window": SLIDING_WINDOW, "fixed-window": FIXED_WINDOW, "token-bucket": TOKEN_BUCKET}
-_EXACT: Final = 9 * 10**15  # below 2^53: what a Lua number counts exactly
 _QUARTER_HOUR_MS: Final = 900_000
 
 
@@ -58,8 +57,8 @@ def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
         return kind, rate.window_ms, rate.limit, 0
     shared = gcd(rate.limit, rate.window_ms)
     refill, window = rate.limit // shared, rate.window_ms // shared
-    if (rate.burst + 2) * window > _EXACT:
-        most = _EXACT // (rate.burst + 2)
+    if (rate.burst + 2) * window > EXACT_MAX:
+        most = EXACT_MAX // (rate.burst + 2)
         refill, window = refill * most // window, most
         if refill < 10**6:
             message = (

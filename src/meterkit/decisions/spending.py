@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 UNCAPPED: Final = 8 * 10**15
 """Cap of a meter without a cap; included and this together stay exact in Lua."""
-_EXACT: Final = 9 * 10**15
+EXACT_MAX: Final = 9 * 10**15
+"""Below 2^53: a Lua number counts so far exactly."""
 
 
 class UnitPrice(NamedTuple):
@@ -56,8 +57,8 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
     micros = amount_cents * micros_per_minor_unit(catalog.currency)
     shared = gcd(micros, per)
     micros, per = micros // shared, per // shared
-    if micros * per > _EXACT:  # Rounded up, as finely as scripts count exactly.
-        most = max(1, isqrt(_EXACT * per // micros) - 1)
+    if micros * per > EXACT_MAX:  # Rounded up, as finely as scripts count exactly.
+        most = max(1, isqrt(EXACT_MAX * per // micros) - 1)
         micros, per = -(-micros * most // per), most
     return UnitPrice(micros, per, is_all=0)
 
@@ -142,13 +143,13 @@ class SpendingTerms(NamedTuple):
         """Spending terms of a demand on some meters; empty if none has a price, or there is no budget."""
         budgets = budgets_of(entitlements, catalog)
         if not budgets:
-            return _UNBOUNDED
+            return UNBOUNDED
         prices = {
             name: price
             for name in catalog.meters
             if (price := price_of(name, entitlements, catalog)) is not None
         }
-        return _UNBOUNDED if prices.keys().isdisjoint(meters) else cls(budgets, prices)
+        return UNBOUNDED if prices.keys().isdisjoint(meters) else cls(budgets, prices)
 
     def add_to(
         self,
@@ -209,7 +210,7 @@ class SpendingTerms(NamedTuple):
         return lines, names.index(row) + 1
 
 
-_UNBOUNDED: Final = SpendingTerms((), {})
+UNBOUNDED: Final = SpendingTerms((), {})
 
 
 def counted_as_spent(

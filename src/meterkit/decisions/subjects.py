@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.policies import budget_terms, counter_terms, keep_ms_of
-from meterkit.decisions.spending import SpendingTerms, budget_of, unit_price
+from meterkit.decisions.spending import UNBOUNDED, SpendingTerms, budget_of, unit_price
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SUBJECTS_PER_REQUEST_MAX: Final = 3
 """The most subjects that one request may name."""
-_UNBOUNDED: Final = SpendingTerms((), {})
 _NOTHING: Final[dict[str, int]] = {}
 _NO_ROWS: Final[dict[str, str]] = {}
 
@@ -128,7 +127,7 @@ def compile_subject(
     """
     own = {name: demand for name, demand in demands.items() if name in limits.limits}
     rates, ceilings, concurrency = counter_terms(
-        limits.limits, catalog, own, _UNBOUNDED, in_flight=in_flight and not rates_only
+        limits.limits, catalog, own, UNBOUNDED, in_flight=in_flight and not rates_only
     )
     ceilings = [] if rates_only else ceilings
     counted = [*rates, *ceilings, *concurrency]

@@ -39,7 +39,7 @@ OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
 BILLED: Final[frozenset[Status | None]] = frozenset({"active", "past_due", "unpaid"})
 """The statuses in which usage is billed: not in a trial or a pause."""
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
-_NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
+NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _PRICES: Final = frozenset({"prices", "pending_prices"})
 _ADDONS: Final = frozenset({"addons", "pending_addons"})
 _SPANS: Final = frozenset({"free_spans", "paused_spans"})
@@ -203,7 +203,7 @@ class SubscriptionState:
     @property
     def has_begun(self) -> bool:
         """Whether it was ever paid for, or on trial: else nothing but access follows from it."""
-        return self.status not in _NOT_BEGUN and not self.never_began
+        return self.status not in NOT_BEGUN and not self.never_began
 
     def has_begun_at(self, now_ms: int) -> bool:
         """Whether it has begun, and its trial has not ended without the payment method that it requires."""

@@ -18,7 +18,7 @@ from meterkit.subscriptions.plan_at_stripe import (
     describe_as_sold,
     find_problems,
 )
-from meterkit.subscriptions.plan_prices import prices_by_key
+from meterkit.subscriptions.plan_prices import METERS, prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_for_new_customers, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
     NO_PRICE,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 _Done = Literal["is there", "made", "reactivated", "extended", "renamed"]
 Action = Literal[_Done, "to make", "to reactivate", "to extend", "to rename"]
-_METERS: Final = "/v1/billing/meters"
 _PRODUCTS: Final = "/v1/products"
 _EXPANDED: Final = ("data.tiers", f"data.{OPTIONS}")
 """Parts of listed prices. A file with one currency too may meet a price of another default one."""
@@ -154,7 +153,7 @@ class _SyncRun:
 
     async def run(self) -> StripeSync:
         done, by_lines = self._done, self._catalog.billing.is_by_lines
-        meters, missing = [] if by_lines else await self._api.list(_METERS), "Stripe has no active meter"
+        meters, missing = [] if by_lines else await self._api.list(METERS), "Stripe has no active meter"
         if not by_lines:
             differences = meter_differences(self._catalog, meters)
             done.problems += [line for line in differences if missing not in line]
@@ -240,11 +239,11 @@ class _SyncRun:
                     "event_name": event_name,
                     "default_aggregation": {"formula": "sum"},
                 }
-                there = None if self._dry_run else await self._api.post(_METERS, params)
+                there = None if self._dry_run else await self._api.post(METERS, params)
             elif there["status"] != "active":
                 action = "to reactivate" if self._dry_run else "reactivated"
                 if not self._dry_run:
-                    there = await self._api.post(f"{_METERS}/{there['id']}/reactivate")
+                    there = await self._api.post(f"{METERS}/{there['id']}/reactivate")
             if there is not None:
                 self._meters[event_name] = there
             self._add_line("meter", event_name, action, "" if there is None else there["id"])

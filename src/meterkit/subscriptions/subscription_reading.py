@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.decisions.subscription import ENDED, Status, SubscriptionState, TrialEndAction
+from meterkit.decisions.subscription import ENDED, NOT_BEGUN, Status, SubscriptionState, TrialEndAction
 from meterkit.outbox.meters_or_lines import ShownLineTerms, keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.line_price_metadata import read_line_prices
@@ -46,7 +46,6 @@ _TRIAL_ENDS: Final[Mapping[str, TrialEndAction]] = {
     "cancel": "cancel",
     "pause": "pause",
 }
-_NOT_BEGUN: Final = frozenset({"incomplete", "incomplete_expired"})
 _SCHEDULED: Final = frozenset({"active", "not_started"})
 _SECOND_MS: Final = 1_000
 
@@ -88,7 +87,7 @@ def has_begun(found: Mapping[str, Any]) -> bool:
     """Whether a subscription was ever on trial or paid; needs ``latest_invoice`` expanded."""
     if found.get(AWAITS_METHOD) or _was_held_back(found):
         return bool(found.get("trial_start"))  # A trial is over, even if nothing came after it.
-    if found["status"] in _NOT_BEGUN:
+    if found["status"] in NOT_BEGUN:
         return False
     invoice = part_of(found, "latest_invoice")
     is_first = invoice.get("billing_reason") == "subscription_create" and invoice.get("status") != "paid"

@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.json_values import load, table
-from meterkit.tokens.layout import utf8_bytes
+from meterkit.tokens.layout import JSON_MARKS, utf8_bytes
 from meterkit.tokens.llm_request import may_be_json, read_request
 from meterkit.tokens.requested_model import is_form
 
@@ -41,7 +41,6 @@ _BYTES_PER_TOKEN: Final = 3
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 
-_MARKS: Final = b'{}[]:,"\\ \t\r\n'
 _ASKING_NAMES: Final = ("messages", "contents", "prompt", "input", "inputs")
 # Within a JSON text the closing quotation mark would be escaped. No program escapes letters in names.
 _ASKING: Final = re.compile(
@@ -143,7 +142,7 @@ def billed_input(
     measured = None if asked is None else asked.input_size(_split_text)
     if measured is None:
         head, size = _to_utf8(body, size)
-        found = _scan_blocks(head, _MARKS, may_be_binary=not may_be_json(head))
+        found = _scan_blocks(head, JSON_MARKS, may_be_binary=not may_be_json(head))
         texts, numbers, media = found.texts, 0, found.encoded + (found.binary > 0)
         if not found.ends_in_media:
             # The rest is taken to be like its beginning.

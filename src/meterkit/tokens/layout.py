@@ -25,7 +25,7 @@ CALL_ID: Final = _NAMES["id"]
 """Paths of the call's id in an event."""
 CALL_MODEL: Final = _NAMES["model"]
 """Paths of the model's name in an event."""
-_MARKS: Final = b'{}[]:,"\\ \t\r\n'
+JSON_MARKS: Final = b'{}[]:,"\\ \t\r\n'
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
 _ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')
 _COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
@@ -117,7 +117,7 @@ def utf8_bytes(value: str) -> int:
 
 def handed_bytes(raw: bytes) -> int:
     """Bytes of JSON without its marks and blanks, escapes taken for less than they may stand for."""
-    return max(0, len(raw.translate(None, _MARKS)) - raw.count(b"\\u") * _CODE_EXTRA_BYTES)
+    return max(0, len(raw.translate(None, JSON_MARKS)) - raw.count(b"\\u") * _CODE_EXTRA_BYTES)
 
 
 def text_bytes(value: object, place: ValuePlace) -> int:

@@ -25,7 +25,7 @@ from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalRead
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import UNKNOWN, Base64JsonReader, LargeJsonReader
 from meterkit.tokens.framing.sniffed_body import SniffedBody, feed_nothing
-from meterkit.tokens.framing.sse import EventCallbacks, NdjsonReader, SseReader
+from meterkit.tokens.framing.sse import DONE, EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load, table
 from meterkit.tokens.known_events import KnownEvents, key_of
 from meterkit.tokens.layout import ROOT, FigureWatch, may_have_figures, may_report
@@ -50,7 +50,6 @@ _CODED_EVENT_BYTES_PER_TOKEN: Final = 32
 # It may be no text at all, but vectors or an image.
 _CODED_TOKENS_MAX: Final = 4_096
 _AMAZON: Final = b"x-amzn-"
-_DONE: Final = b"[DONE]"
 _DONE_BYTES_MAX: Final = 16
 _WORDS_OF_BEDROCK: Final = frozenset(word for word, apis in BY_NAME.items() if BEDROCK in apis)
 _KNOWN: Final = {word: KnownEvents() for word in BY_NAME}
@@ -313,7 +312,7 @@ class ResponseReader:
 
     def _handle_event(self, data: bytes) -> Work | None:
         """One event of a stream, one item of an array, or a whole document."""
-        if len(data) <= _DONE_BYTES_MAX and data.strip() == _DONE:
+        if len(data) <= _DONE_BYTES_MAX and data.strip() == DONE:
             self._observer.end()
             return None
         return self._read_event(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from math import floor, isfinite
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.framing.content_codings import PIECE_BYTES, make_decoder, read_pieces
@@ -13,7 +13,7 @@ from meterkit.tokens.framing.incremental import drain, feed_large
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import LargeJsonReader
 from meterkit.tokens.framing.sniffed_body import SniffedBody, feed_nothing
-from meterkit.tokens.framing.sse import EventCallbacks, NdjsonReader, SseReader
+from meterkit.tokens.framing.sse import DONE, EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load
 from meterkit.tokens.layout import CALL_ID, ValuePlace, first_text
 from meterkit.tokens.reported_calls import CALLS_MAX
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.framing.content_types import Framing
     from meterkit.tokens.framing.incremental import IncrementalReader, Work
-
-_DONE: Final = b"[DONE]"
 
 
 class FieldsReader:
@@ -46,7 +44,7 @@ class FieldsReader:
     def __init__(self, fields: Mapping[str, Sequence[str]], kind: bytes, coding: bytes) -> None:
         self._paths = {meter: [path.split(".") for path in paths] for meter, paths in fields.items()}
         paths = [path for alternatives in self._paths.values() for path in alternatives]
-        self._needles = [_DONE, *{path[-1].encode() for path in paths}]
+        self._needles = [DONE, *{path[-1].encode() for path in paths}]
         self._place = _place_of([*paths, *CALL_ID])
         self._decoding = make_decoder(coding) if coding else None
         self.is_coded = bool(coding) and self._decoding is None
@@ -113,7 +111,7 @@ class FieldsReader:
         return LargeJsonReader(lambda event, _: self._add_event(event), lambda: None, self._place)
 
     def _read_event(self, data: bytes) -> Work | None:
-        if data.strip() == _DONE:
+        if data.strip() == DONE:
             self._ended += 1
             self._call = self._ended
             return None

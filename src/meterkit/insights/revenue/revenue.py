@@ -156,7 +156,6 @@ _T = TypeVar("_T")
 _EVERY_S: Final = 600.0
 _LEASE_MS: Final = 60_000
 _DAY: Final = timedelta(days=1)
-_MICRO: Final = 1_000_000
 _NOT_RETAINED: Final = RetentionShares(None, None)
 _NO_CHURN: Final = ChurnShares(None, None, None)
 _SETTLES: Final = timedelta(hours=2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import and_, func, or_, select
 
 from meterkit.catalog.models import SPEND
-from meterkit.insights.audit.database import TABLE
+from meterkit.insights.audit.database import COUNTED, TABLE
 
 try:
     import duckdb
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from meterkit.insights.simulation.plan_costs import TrialTerms
 
 _LONGEST_MS: Final = 367 * 86_400_000
-_COUNTED: Final = ("recorded", "summed", "corrected")
 _AT_ONCE: Final = 10_000
 _COLUMNS: Final = {
     "customer": "VARCHAR",
@@ -307,7 +306,7 @@ def _read_pages(
         select(*columns)
         .join(last, and_(table.customer == last.c.customer, table.period_start_ms == last.c.start))
         .outerjoin(deleted, table.customer == deleted.c.customer)
-        .where(table.kind.in_(_COUNTED), table.meter.not_in(without), is_kept)
+        .where(table.kind.in_(COUNTED), table.meter.not_in(without), is_kept)
     )
     with database.begun() as connection:
         found: Any = connection.execution_options(stream_results=True).execute(asked)

@@ -9,7 +9,7 @@ from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import CustomerStates, in_its_currency
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.periods import DAY_MS, from_ms
-from meterkit.decisions.subscription import ENDED
+from meterkit.decisions.subscription import ENDED, NOT_BEGUN
 from meterkit.errors import CurrencyError, InvoiceOpenError, SubscriptionError, SubscriptionExistsError
 from meterkit.subscriptions.billing_currency import choose_currency, name_requested, read_billed_currency
 from meterkit.subscriptions.change_rules import repeats_tiers
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 _REFERENCE_MAX: Final = 200
 _PATH: Final = "/v1/subscriptions"
-_NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
 
 
 class SubscriptionStarter:
@@ -204,7 +203,7 @@ class SubscriptionStarter:
         _, state = await self._states.read(customer)
         known = None if state.subscription is None else state.subscription.id
         for one in found:
-            if one["status"] not in ENDED | _NEVER_BEGAN and (self._is_ours(one) or one["id"] == known):
+            if one["status"] not in ENDED | NOT_BEGUN and (self._is_ours(one) or one["id"] == known):
                 raise SubscriptionExistsError(customer, subscription=one["id"])
 
     async def _refuse_debtor(self, customer: str, linked: str, found: Sequence[Mapping[str, Any]]) -> None:

@@ -130,7 +130,7 @@ class NdjsonReader(BlockReader):
         return self._emit(line) if line else None
 
 
-_DONE: Final = b"[DONE]"
+DONE: Final = b"[DONE]"
 _HEAD_BYTES: Final = len(BOM_UTF8) + len(b"data: ")
 _DATA_NAME: Final = re.compile(rb"(?:" + BOM_UTF8 + rb")?data: ?")
 _DATA_LINE: Final = re.compile(rb"^data(?:: ?(.*))?$", re.MULTILINE)
@@ -235,5 +235,5 @@ def _read_lines(emit: Emit, lines: list[bytes]) -> Work:
 def _parts(before: bytes, after: bytes) -> bool:
     """Whether no JSON value can go on from one line to the other."""
     before, after = before.rstrip(), after.lstrip()
-    ended = before.endswith(b"}") or before == _DONE
-    return ended and (after.startswith(b"{") or after.rstrip() == _DONE)
+    ended = before.endswith(b"}") or before == DONE
+    return ended and (after.startswith(b"{") or after.rstrip() == DONE)
