@@ -72,7 +72,8 @@ class _TermsShape:
     def read(self, node: Node, problems: Problems) -> ModelTerms | None:
         """The prices and factors; units written under two names are refused."""
         if not isinstance(node, Fields) or not node.values:
-            problems.refuse(node.place, f"found {_describe_map(node)}; allowed: a map of {_OF}")
+            found = "an empty map" if isinstance(node, Fields) else kind_of(node)
+            problems.refuse(node.place, f"found {found}; allowed: a map of {_OF}")
             return None
         prices: dict[str, Fraction] = {}
         factors: dict[str, Mapping[str, int]] = {}
@@ -109,10 +110,6 @@ class _TermsShape:
 
 
 MODEL_TERMS: Final = _TermsShape()
-
-
-def _describe_map(node: Node) -> str:
-    return "an empty map" if isinstance(node, Fields) else kind_of(node)
 
 
 def check_terms(pattern: str, terms: ModelTerms, place: FilePlace, problems: Problems) -> None:

@@ -366,7 +366,7 @@ def additions_of(
 
 def charging_meters(meters: Mapping[str, Meter]) -> frozenset[str]:
     """The meters that a call of a language model adds to: tokens, and what calls are charged."""
-    return USAGE_METERS.union(_charging_meters(meters))
+    return USAGE_METERS.union(name for name, meter in meters.items() if meter.charges is not None)
 
 
 def reads_tokens(route: Route) -> bool:
@@ -380,21 +380,14 @@ def is_fetched(usage: str, method: str) -> bool:
 
 
 def _meters_by_key(route: Route, meters: Mapping[str, Meter]) -> dict[AdditionKey, Iterable[str]]:
+    of_calls = charging_meters(meters)
     return {
         "per_message": route.per_message,
         "usage_fields": route.usage_fields,
-        "usage": [name for name in meters if _is_of_calls(name, meters)] if reads_tokens(route) else (),
+        "usage": [name for name in meters if name in of_calls] if reads_tokens(route) else (),
         "records": route.records,
         "consume": route.consume,
     }
-
-
-def _is_of_calls(name: str, meters: Mapping[str, Meter]) -> bool:
-    return name in USAGE_METERS or meters[name].charges is not None
-
-
-def _charging_meters(meters: Mapping[str, Meter]) -> Iterator[str]:
-    return (name for name, meter in meters.items() if meter.charges is not None)
 
 
 def _is_counter(name: str, meters: Mapping[str, Meter]) -> bool:

@@ -125,13 +125,8 @@ async def check_server(context: CheckContext) -> CheckResult:
     name, version, _ = read_server_version(info)
     found = find_old_server(info)
     if context.parts.store.address.kind != "cluster":
-        found += find_node_of_cluster(info)
+        found += _report_warning("server", cluster_warning(info))
     return f"{name} {version} at {context.admin.address}", found
-
-
-def find_node_of_cluster(cluster: Mapping[str, str]) -> list[Finding]:
-    """Report a node of a cluster that the URL names as one server, by ``INFO cluster``."""
-    return _report_warning("server", cluster_warning(cluster))
 
 
 def _report_warning(check: str, warning: str | None) -> list[Finding]:
@@ -308,12 +303,8 @@ def report_unpersisted_write(why: str) -> Finding:
 async def check_eviction(context: CheckContext) -> CheckResult:
     """Check the eviction policy and the free memory."""
     info = await context.info()
-    return info.get("maxmemory_policy", ""), [*find_eviction(info), *find_full_memory(info)]
-
-
-def find_eviction(memory: Mapping[str, str]) -> list[Finding]:
-    """Report an eviction policy that removes keys, by ``INFO memory``."""
-    return _report_warning("eviction", eviction_warning(memory))
+    found = _report_warning("eviction", eviction_warning(info))
+    return info.get("maxmemory_policy", ""), [*found, *find_full_memory(info)]
 
 
 def find_full_memory(memory: Mapping[str, str]) -> list[Finding]:

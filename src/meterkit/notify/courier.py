@@ -129,11 +129,6 @@ def make_message(channel: Channel, name: str, event: CustomerEvent) -> Message:
     return Message(id=f"msg_{digest}", event=name, customer=event.customer, at=_iso(event.at), data=data)
 
 
-def is_too_old(event: CustomerEvent, now_ms: int) -> bool:
-    """Whether an event is older than messages are retried."""
-    return now_ms - to_ms(event.at) > PATIENCE_MS
-
-
 def delay_ms(failure: SendError, *, attempts: int, since_ms: int, now_ms: int) -> int | None:
     """Return the delay before the next attempt; None: the message is dead.
 
@@ -274,7 +269,7 @@ class MessageCourier:
                 error,
             )
             return
-        if is_too_old(event, self._store.now_ms()):
+        if self._store.now_ms() - to_ms(event.at) > PATIENCE_MS:
             _logger.warning(
                 "no message is sent for %s of customer %r: the event is more than %d hours old",
                 notice.kind,

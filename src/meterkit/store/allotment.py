@@ -95,11 +95,6 @@ def next_size(asked: int, granted: int, unused: int, *, is_early: bool) -> int:
     return min(SIZE_MAX, 2 * asked) if is_early else asked
 
 
-def pack_request(size: int) -> tuple[int, int, int, int, int]:
-    """Numbers for the script: largest and smallest size, the share, longest and shortest term (ms)."""
-    return size, SIZE_MIN, SHARE, TERM_MS, _TERM_MIN_MS
-
-
 def find_allotment_key(route: Route, plan: Plan, catalog: Catalog) -> AllotmentKey:
     """Allotment setting of a route: its own, otherwise the plan's, otherwise the file's."""
     return route.allotment or plan.allotment or catalog.allotment
@@ -445,9 +440,10 @@ class AllotmentRequest:
         self.view: CustomerView = view
         sha = "" if view.cache.allot is None else view.cache.allot.sha
         terms = view.terms(program.keep_ms, *program.numbers)
+        request = pack_numbers((size, SIZE_MIN, SHARE, TERM_MS, _TERM_MIN_MS))
         self.packed = (
             pack_head(program, view.keys, sha=sha, rev=view.rev),
-            pack_each((terms, pack_numbers(pack_request(size)), *program.trailing_arguments("d")[1:])),
+            pack_each((terms, request, *program.trailing_arguments("d")[1:])),
         )
 
     def on_unclaimed_reply(self, reply: Any) -> None:
