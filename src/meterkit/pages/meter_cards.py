@@ -1,24 +1,29 @@
-"""Cards of meters on the usage page, each with its bar, in the order of their urgency. Pure."""
+"""Cards of meters on the usage page, each with its bar and price, in the order of their urgency. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.amount_wording import exact_money
 from meterkit.pages.credit_balances import credit_balances, payable_units
-from meterkit.pages.price_wording import price_text
 from meterkit.pages.usage_bar import UsageBar
 from meterkit.pages.usage_figures import beyond_included
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.catalog.model_prices import PriceRows
     from meterkit.pages.usage_bar import Level
     from meterkit.pages.usage_figures import UsageFigures
-    from meterkit.store.customer_usage import MeterUsage
+    from meterkit.store.customer_usage import MeterUsage, OveragePrice
 
 _MOST_URGENT_FIRST: Final[Sequence[Level]] = ("reached", "near", "enough")
+_PERS: Final = (1, 1_000, 1_000_000)
+_LISTED_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,7 @@ def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
             is_billed=name in overage and overage[name].mode == "bill",
             has_credit=any(name in credit.costs for credit in catalog.credits.values()),
             payable=payable_units(balances, name),
-            price=price_text(name, overage[name].rows if name in overage else None, meters, meter.unit),
+            price=_price_text(name, overage[name].rows if name in overage else None, meters, meter.unit),
         )
         for name, counts in meters.items()
         if (meter := catalog.meters.get(name)) is not None
@@ -143,3 +148,50 @@ def _make_card(
         expected_used=expected_used,
         price=price,
     )
+
+
+def _price_text(meter: str, rows: PriceRows | None, usage: Mapping[str, MeterUsage], unit: str) -> str | None:
+    """Write the price of a meter's overage: ``USD 0.20 per 100 tokens``; None: not billed, or not known.
+
+    Args:
+        meter: the meter.
+        rows: its prices by model on the customer's plan; None: it has one price.
+        usage: of all meters, with the customer's prices.
+        unit: of the meter.
+    """
+    if rows is None:
+        own = usage[meter].get("price")
+        return None if own is None else _format_prices([("", own)], unit)
+    others = [("other models", rows.default)] if rows.has_default else []
+    listed = [
+        (name, price)
+        for name, row in (*rows.models, *others)
+        if row in usage and (price := usage[row].get("price")) is not None
+    ]
+    return _format_prices(listed, unit) if listed else None
+
+
+def _format_prices(prices: Collection[tuple[str, OveragePrice]], unit: str) -> str:
+    per = _common_per([price for _, price in prices])
+    suffix = f"per {unit}" if per == 1 else f"per {per:,} {unit}s"
+    amounts = [
+        ((Decimal(price["amount_cents"] * per) / price["per"]).normalize(), price["currency"], name)
+        for name, price in prices
+    ]
+    if len(amounts) > _LISTED_MAX:
+        (least, currency, _), (most, _, _) = min(amounts), max(amounts)
+        return f"{exact_money(least, currency)} to {exact_money(most, currency)} {suffix}, by model"
+    shown = [f"{exact_money(of, currency)}{name and f' ({name})'}" for of, currency, name in amounts]
+    *first, last = shown
+    return f"{', '.join(first)}{' or ' if first else ''}{last} {suffix}"
+
+
+def _common_per(prices: Collection[OveragePrice]) -> int:
+    """Find the quantity to show prices for: 1, a thousand or a million, or the written power of ten."""
+    pers = {price["per"] for price in prices}
+    first = next(iter(pers))
+    if len(pers) == 1 and not str(first).strip("0").removeprefix("1"):
+        return first
+    exact = [Fraction(price["amount_cents"], price["per"]) for price in prices]
+    fits = (per for per in _PERS if all((of * per).denominator == 1 for of in exact))
+    return next(fits, first if len(pers) == 1 else _PERS[-1])
