@@ -41,7 +41,6 @@ _RARE: Final = frozenset({"cac", *_MONEY, *_SHARES} - {"mrr", "arpa"})
 
 
 def _day(text: str) -> date:
-    """Read a day."""
     try:
         return date.fromisoformat(text)
     except ValueError:

@@ -129,7 +129,6 @@ _WORDS_BEFORE_NAME: Final = {"burn": 2, "raise": 1, "rollover": 2}
 
 
 def _grant_name(field: str) -> str:
-    """The name of the grant that a field of the ledger is of."""
     what, _, rest = field.partition(" ")
     return rest.split(" ", _WORDS_BEFORE_NAME.get(what, 0))[-1]
 

@@ -156,7 +156,6 @@ def _unpriced_calls(tallies: Tallies) -> _ByModel:
 
 
 def _of_models(amounts_of: Callable[[Tallies], _ByModel]) -> Observe:
-    """Observes amounts by model and provider."""
     from opentelemetry.metrics import Observation  # noqa: PLC0415 - an extra, looked for before
 
     def observed(_: CallbackOptions) -> Iterable[Observation]:

@@ -396,7 +396,6 @@ def _read_kept(lists: RevenueLists, day: date, asked: PageRequest) -> Rows:
 
 
 def _read_billed_usage(lists: RevenueLists, day: date, asked: PageRequest) -> Rows:
-    """Read billed usage of a currency."""
     ended, _, customer = asked.after.partition(" ")
     after = (customer, ended) if asked.after else ()
     found = lists.usage(day, asked.of, after=after, most=asked.most)

@@ -303,7 +303,6 @@ class Settlement:
         return paying
 
     def _pack_subjects(self, view: CustomerView) -> PackedSubjects:
-        """Pack the customer's subjects."""
         if view.subjects is None:
             return NOTHING_PACKED
         if view.left is not None:
@@ -321,7 +320,6 @@ class Settlement:
         )
 
     def _pack_audit_lines(self, view: CustomerView, shape: SettlementShape) -> bytes:
-        """Pack the lines for the audit log."""
         catalog, used = view.cache.catalog, self.used
         version = used.version or f"plans/{catalog.content_hash}"
         meters = {entry.meter for entry in shape.entries}

@@ -451,7 +451,6 @@ class CustomerCache(CompiledCatalog):
         return found if view.subjects is None else self._with_subjects(found, view.subjects.given)
 
     def _with_subjects(self, view: CustomerView, given: GivenSubjects) -> CustomerView:
-        """Cached view with subjects."""
         view = view.base or view
         key = view.customer, given
         found = self._of_subjects.find(key)

@@ -175,7 +175,6 @@ def item_prices(
 
 
 def _metered_prices(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The prices of items that have a meter."""
     return [price for item in items if _meter_of(price := part_of(item, "price"))]
 
 

@@ -139,8 +139,6 @@ class StripeAccount:
 
 
 class _SyncRun:
-    """One sync."""
-
     def __init__(self, api: StripeApi, catalog: Catalog, *, dry_run: bool) -> None:
         self._api = api
         self._catalog = catalog

@@ -347,7 +347,6 @@ def option_params(shapes: Iterable[PriceShape], like: Mapping[str, Any]) -> dict
 
 
 def _amount_params(shape: PriceShape, like: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Parameters of an amount in one currency."""
     amount, taxed = f"{shape.unit:f}", shown_in(like, shape.currency) or like
     behavior = taxed.get("tax_behavior")
     tax: dict[str, Parameter] = {} if behavior in {None, "unspecified"} else {"tax_behavior": behavior}
