@@ -160,10 +160,10 @@ async def migrate(
     _exit_if_failed(done, f"stay on {old}", unreadable)
 
 
-def _explain_failure(error: Exception) -> str | None:
-    """Explain why one customer cannot be migrated; None: the error would stop every migration."""
+def _explain_failure(error: Exception) -> str:
+    """Explain why one customer cannot be migrated; raise the error if it would stop every migration."""
     if isinstance(error, _FATAL_ERRORS) or is_of_the_store(error):
-        return None
+        raise error
     is_damaged = isinstance(error, (StoreError, *UNREADABLE))
     return f"the stored data of the customer cannot be read: {error!r:.200}" if is_damaged else str(error)
 
@@ -207,8 +207,6 @@ async def _move_usage(
             return None
     except (MeterkitError, *UNREADABLE) as error:
         why = _explain_failure(error)
-        if why is None:
-            raise
     return MigrationResult(customer=customer, subscription=subscription, at=at, error=why)
 
 
@@ -259,8 +257,6 @@ async def _migrate_customer(
                 at = None if pending is None else pending.effective_at
         except (MeterkitError, *UNREADABLE) as error:
             why = _explain_failure(error)
-            if why is None:
-                raise
     return MigrationResult(customer=customer, subscription=subscription, at=at, error=why)
 
 

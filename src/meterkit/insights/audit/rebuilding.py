@@ -251,10 +251,7 @@ class CounterRebuilder:
                 try:
                     found += await self._rebuild_customer(name, run)
                 except (MeterkitError, *UNREADABLE) as error:
-                    why = _explain_skip(error)
-                    if why is None:
-                        raise
-                    found.append(describe_skipped(name, why))
+                    found.append(describe_skipped(name, _explain_skip(error)))
             return found
 
     async def _rebuild_customer(self, customer: str, run: _RebuildRun) -> list[RebuildResult]:
@@ -560,15 +557,14 @@ def _token_of(name: str, known: Mapping[str, ReportedMeter]) -> str:
     return name if name in known else meter_token(name)
 
 
-def _explain_skip(error: Exception) -> str | None:
-    """Explain why one customer is skipped; None: the error concerns all customers."""
+def _explain_skip(error: Exception) -> str:
+    """Explain why one customer is skipped; raise the error if it concerns all customers."""
     if isinstance(error, CustomerDataError):
         return str(error)
-    if isinstance(error, StripeError):
-        return f"Stripe does not say what it has: {error}" if error.status in UNKNOWN_CUSTOMER else None
-    if isinstance(error, StoreError):
-        is_kept = is_key_error(error.__cause__)
-        return f"what the store keeps of it cannot be read: {error}" if is_kept else None
+    if isinstance(error, StripeError) and error.status in UNKNOWN_CUSTOMER:
+        return f"Stripe does not say what it has: {error}"
+    if isinstance(error, StoreError) and is_key_error(error.__cause__):
+        return f"what the store keeps of it cannot be read: {error}"
     if isinstance(error, MeterkitError):
-        return None
+        raise error
     return f"what the store keeps of it cannot be read: {error!r:.200}"
