@@ -60,7 +60,7 @@ async def move_auto_top_up(
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
-_INVOICES: Final = "/v1/invoices"
+INVOICES: Final = "/v1/invoices"
 _CENT: Final = MICRO // 100
 """In micro-credits: a balance in money is in US dollars."""
 
@@ -137,7 +137,7 @@ class TopUpPayments:
 
     async def fetch_invoice(self, invoice: str) -> dict[str, Any]:
         """Fetch an invoice."""
-        return await self._api().get(f"{_INVOICES}/{invoice}")
+        return await self._api().get(f"{INVOICES}/{invoice}")
 
     async def list_invoices(self, intent: str) -> list[str]:
         """List the ids of the invoices that a payment intent paid."""

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import OverviewFigures
 
-FILTERS: Final = ("all", "near", "past_due", "unlinked", "plan", "status", "access")
-"""The lists of customers; the last three are of one plan, status or access."""
-
 _LAST: Final = "last"
 _NUMBERS: Final = frozenset({"used", "ceiling", "per_mille", "unlinked"})
 _METADATA: Final = MetaData()
@@ -135,7 +132,8 @@ class OverviewTables:
 
         Args:
             at_ms: of the snapshot.
-            name: of the list; one of :data:`FILTERS`.
+            name: of the list: ``all``, ``near``, ``past_due``, ``unlinked``; of one ``plan``, ``status`` or
+                ``access``.
             value: the plan, status or access to list; else empty.
             after: the place of the last row of the page before; empty: the first page.
             most: at most so many.

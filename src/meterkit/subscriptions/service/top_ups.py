@@ -37,7 +37,7 @@ from meterkit.subscriptions.stripe_objects import (
     subscription_method,
     text_in,
 )
-from meterkit.subscriptions.top_up_payments import move_auto_top_up, top_up_metadata
+from meterkit.subscriptions.top_up_payments import INVOICES, move_auto_top_up, top_up_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.top_up_payments import AutoTopUpStep, TopUpPayments
 
 
-_INVOICES: Final = "/v1/invoices"
 _SESSIONS: Final = "/v1/checkout/sessions"
 _DAY_S: Final = 86_400
 _KEYS_KEPT_S: Final = 2 * _DAY_S
@@ -224,9 +223,9 @@ class Credits:
             **self._tax_params(),
         }
         if earlier is None:
-            made = await self._create_once(_INVOICES, asked, amount_cents, key)
+            made = await self._create_once(INVOICES, asked, amount_cents, key)
         else:
-            made = _same_purchase(earlier, _INVOICES, amount_cents)
+            made = _same_purchase(earlier, INVOICES, amount_cents)
         return await self._charge_invoice(customer, made, price, card, amount_cents, key)
 
     async def set_auto(self, customer: str, enabled: bool) -> None:
@@ -295,7 +294,7 @@ class Credits:
 
         The invoice says how far it is: keys expire, and a person or the customer's balance may have paid it.
         """
-        api, path, refusal = self._api(), f"{_INVOICES}/{made['id']}", None
+        api, path, refusal = self._api(), f"{INVOICES}/{made['id']}", None
         found: Mapping[str, Any] = await api.get(path)
         if found["status"] == "void":
             raise _VoidedError(f"invoice {made['id']} of this top-up was voided; buy it with another key")
@@ -347,7 +346,7 @@ class Credits:
         if since_s is None:
             since_s = self._store.now_ms() // 1000 - _KEYS_KEPT_S
         asked: dict[str, Parameter] = {"customer": linked, "created": {"gte": since_s}}
-        for path in (_INVOICES, _SESSIONS):
+        for path in (INVOICES, _SESSIONS):
             for one in await self._api().list(path, asked):
                 name, _, cents = text_in(part_of(one, "metadata"), PURCHASE).partition(" ")
                 if name == _name_of(key):
