@@ -272,7 +272,7 @@ async def test_a_customer_without_a_readable_currency_delays_no_entry(store_url:
         assert [*at.kit.store.tallies.revenue_in] == ["usd"]
 
 
-async def test_added_up_usage_of_a_deleted_customer_stays_its_former_one(at: Audited) -> None:
+async def test_added_up_usage_of_a_deleted_customer_stays_apart(at: Audited) -> None:
     for customer in ("acme", "umbrella"):
         await at.kit.record(customer, "rows", 50)
     await at.fold(0)

@@ -313,7 +313,7 @@ class AdmittedRequest(HoldOwner):
 
     def _note_disconnect(self) -> None:
         self._note_left()
-        is_whole: bool | None = getattr(self, "_has_request", None)  # None: nothing of it has come.
+        is_whole: bool | None = getattr(self, "_has_request", None)  # None: the app has read nothing.
         self._within = has_body(self._scope) if is_whole is None else not is_whole
 
     def _note_left(self) -> None:
@@ -337,8 +337,7 @@ class AdmittedRequest(HoldOwner):
         self.unfold()
         if body is not None:
             self.server_receive = body.receive
-            # Whether within its request is told when the app hears of it: one that does not look has not
-            # answered to a part.
+            # An app that does not read further has not answered to a part of the request.
             self._gone = self._early = body.gone
         usage = self._route.usage
         if usage == "none" and not self._route.keeps_request:

@@ -123,8 +123,8 @@ def with_plan_changes(
     known = plan_spans(before, catalog, at_ms)
     spans = [span for span in known if span.from_ms < at_ms]
     changes = [
-        PlanChange(span.plan, follower.from_ms, follower.is_priced, span.used, span.bought)
-        for span, follower in pairwise(spans)
+        PlanChange(span.plan, later.from_ms, later.is_priced, span.used, span.bought)
+        for span, later in pairwise(spans)
     ]
     last, now = spans[-1], _span_from(after, catalog, at_ms)
     if not last.is_like(now):
@@ -147,9 +147,10 @@ def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog)
         return before
     if (old.id, old.base_price) != (new.id, new.base_price) or not old.base_price:
         return before
-    key = new.plan
-    changes = tuple(one._replace(plan=key) if one.plan == old.plan else one for one in before.plan_changes)
-    return replace(before, subscription=replace(old, plan=key), plan_changes=changes)
+    changes = tuple(
+        one._replace(plan=new.plan) if one.plan == old.plan else one for one in before.plan_changes
+    )
+    return replace(before, subscription=replace(old, plan=new.plan), plan_changes=changes)
 
 
 def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:
@@ -201,7 +202,6 @@ def _clock_changes(subscription: SubscriptionState | None, since_ms: int, now_ms
 
 
 _PERIODS_MAX: Final = 24
-_CHANGED: Final = 2
 _NOTHING: Final[Mapping[str, int]] = {}
 
 
@@ -313,7 +313,7 @@ def _shares_of_spans(
     inside = [span for span in spans if span.from_ms < end_ms]
     whole = (place for place, span in enumerate(inside) if span.from_ms <= start_ms or not span.is_priced)
     parts = inside[max(whole) :]
-    if len(parts) < _CHANGED:
+    if len(parts) == 1:
         return ()
     parts = parts[sum(span.from_ms <= start_ms + AT_ONCE_MS for span in parts[1:]) :]
     edges = [start_ms, *(span.from_ms for span in parts[1:]), end_ms]

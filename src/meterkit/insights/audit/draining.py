@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from meterkit.catalog.currencies import BALANCE_CURRENCY
-from meterkit.customers.states import read_states
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.async_database import database_at
@@ -312,7 +311,9 @@ class AuditDrainer:
         store, catalog, admin = self._store, self._store.catalog, await self._store.admin()
         if len(catalog.currencies) == 1:
             return {}
-        states = await read_states(admin, store.keys, sorted(customers), skips_unreadable=True)
+        from meterkit.customers.states import read_states  # noqa: PLC0415 - few have several currencies
+
+        states = await read_states(admin, store.keys, sorted(customers))
         return {name: catalog.in_currency(state.currency).currency for name, state in states.items()}
 
     async def root_of(self, customer: str) -> tuple[int, str] | None:
