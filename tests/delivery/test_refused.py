@@ -151,6 +151,24 @@ async def test_a_refused_event_is_of_its_meters_present_name(store_url: str) -> 
             assert (intent.meter, intent.period_start) == ("calls", datetime(2031, 7, 1, tzinfo=UTC))
 
 
+async def test_damaged_totals_of_a_former_name_change_nothing(store_url: str, valkey: Server) -> None:
+    """The event may have been delivered under either name of the meter."""
+    async with streaming(store_url, stripe_transport="v1") as (at, api):
+        await at.use("acme", requests=7)
+        await at.flush(everything=True)
+        async with kit_for(at.store_url, at.url, clock=at.clock, catalog=RENAMED) as renamed:
+            await renamed.record("acme", "calls", 9)
+            await renamed.flush(everything=True)
+        sent = at.emulator.events[0].identifier
+        totals = at.kit.store.keys.customer("acme").totals
+        counts = valkey.command("HGETALL", totals).items()
+        (delivered,) = [name for name, count in counts if name.endswith("d") and count == "7"]
+        valkey.command("HSET", totals, delivered, "x")
+        at.emulator.report_meter_errors("api_requests", code="archived_meter", identifiers=[sent], count=1)
+        await take_all(at, api)
+        assert await at.kit.outbox.list() == []
+
+
 async def by_key(at: Desk, *customers: str) -> str:
     """Send requests of customers, all but the first in one call; the idempotency key of that."""
     at.emulator.reports_name = "idempotency_key"

@@ -428,11 +428,15 @@ class Delivery(Checks):
         owner = intent.customer if intent is not None else short[0] if short is not None else name
         event = intent.event if intent is not None else short[2] if short is not None else "tokens"
         new, state = f"{self.random.getrandbits(64):x}r", self.random.choice(("parked", "dead"))
-        named = [f"{meter_token(meter)} " for meter in METERS if EVENTS[meter] == event]
-        tokens = "".join(self.random.sample(named, len(named)))
-        asked = Refuse(identifier, new, state, "refused", tokens, self.random.choice((*[owner] * 9, name)))
+        owner = self.random.choice((*[owner] * 9, name))
+        asked = Refuse(identifier, new, state, "refused", self.tokens_of(event), owner)
         reply, found = self.ask_refuse(asked)
         self.check(f"refuse_intent {asked}", self.shard.refuse(asked, self.wall), reply, found)
+
+    def tokens_of(self, event: str) -> str:
+        """The meters of an event name in any order, as a refusal is asked with them."""
+        named = [f"{meter_token(meter)} " for meter in METERS if EVENTS[meter] == event]
+        return "".join(self.random.sample(named, len(named)))
 
     def ask_refuse(self, asked: Refuse) -> tuple[Any, dict[str, Any]]:
         keys = ("intents", "outbox", "delivered:1", asked.state, f"t:{asked.customer}")

@@ -21,6 +21,7 @@ from store.delivery_model import (
     TOKENS,
     TOTALS_MS,
     Billing,
+    Former,
     Invoices,
     Queued,
     Shard,
@@ -69,6 +70,10 @@ class Lines:
     item: Mapping[str, str]
     most: int
     late: Invoices | None
+
+    @property
+    def former(self) -> Former:
+        return () if self.late is None else self.late.former
 
     def has_lines(self, period: int) -> bool:
         return is_by_lines(self.switches, period)

@@ -26,6 +26,7 @@ WRITER_MS: Final = 8 * DAY_MS
 NOTICES_MS: Final = 7 * DAY_MS
 LETTERS: Final = {"queued": "q", "leased": "l", "parked": "k", "delivered": "d", "dead": "x"}
 STEERED: Final = {**LETTERS, "dropped": "z"}
+Former = Sequence[tuple[int, Mapping[str, str]]]
 
 
 @dataclass(slots=True)
@@ -80,6 +81,12 @@ class Seal:
 
     def has_lines(self, period: int) -> bool:
         return self.invoices is not None and self.invoices.has_lines(period)
+
+    def events_at(self, ends_ms: int) -> Mapping[str, str]:
+        """The event names of a period that ended then: its invoice has the items of that time."""
+        former = () if self.invoices is None else self.invoices.former
+        names = next((names for until_ms, names in former if ends_ms <= until_ms), {})
+        return {token: names.get(token, event) for token, event in self.events.items()}
 
 
 class Move(NamedTuple):
@@ -155,6 +162,11 @@ class Queued:
 class Billing(Protocol):
     """How a seal has usage of closed periods billed, but by events."""
 
+    @property
+    def former(self) -> Former:
+        """Event names that have ended: until when, by token; oldest first."""
+        ...
+
     def bill(self, shard: Shard, name: str, view: View, events: Mapping[str, str], now: int) -> Queued:
         """Bill what is pending of closed periods; what waits is taken out of the totals."""
         ...
@@ -179,6 +191,7 @@ class Invoices:
     margin: int
     meters: Mapping[str, tuple[str, str, str, str, str, int]]
     item: Mapping[str, str] | None
+    former: Former
 
     def takes(self, closed: Totals, period: str, now: int) -> bool:
         """Whether the invoice of a closed period still takes usage of now."""
@@ -397,7 +410,7 @@ class Shard:
 
     def refuse(self, asked: Refuse, now: int) -> int:
         customer = self.customers[asked.customer]
-        intent = self.intents.get(asked.identifier) or self._delivered(asked, customer, now)
+        intent = self.intents.get(asked.identifier) or self.find_delivered(asked, now)
         if intent is None or intent.customer != asked.customer or intent.state in {"parked", "dead"}:
             return 0
         if intent.state == "leased":
@@ -417,17 +430,21 @@ class Shard:
         (self.parked if asked.state == "parked" else self.dead)[asked.new_identifier] = now
         return 1
 
-    def _delivered(self, asked: Refuse, customer: Customer, now: int) -> Intent | None:
-        """What was delivered, of the last period before its minute that something was delivered of."""
+    def find_delivered(self, asked: Refuse, now: int) -> Intent | None:
+        """What was delivered, of the last period before its minute that something was delivered of.
+
+        Of the names that a meter has had it is the one that delivered most in that period.
+        """
         if asked.identifier not in self.delivered:
             return None
+        closed = self.customers[asked.customer].closed
         owner, stripe, event, time, value = self.delivered[asked.identifier]
         minute = int(time) * 1000
         kind = "D" if value.startswith("-") else "d"
         known = [
             (int(field[:-6]), units, -place, token)
             for place, token in enumerate(asked.tokens.split())
-            for field, units in customer.closed.items()
+            for field, units in closed.items()
             if field.endswith(f"|{token}{kind}") and int(field[:-6]) <= minute
         ]
         if not known:
@@ -670,18 +687,20 @@ def _seal_closed(
         period, token, kind = field.partition("|")[0], field[-5:-1], field[-1]
         if kind != "p" or not pending:
             continue
-        before = sum(other < token for other in _sharing(asked.events, token))
-        minute = (customer.closed[f"{period}|e"] // MINUTE_MS - 1 - before) * MINUTE_MS
+        ends_ms = customer.closed[f"{period}|e"]
+        events = asked.events_at(ends_ms)
+        before = sum(other < token for other in _sharing(events, token))
+        minute = (ends_ms // MINUTE_MS - 1 - before) * MINUTE_MS
         while minute in asked.taken:
             minute -= MINUTE_MS
-        if token not in asked.events:
+        if token not in events:
             waits.append(now + MINUTE_MS)
             nameless.append((token.encode(), b"%d" % pending))
         elif minute > now + AHEAD_MS:
             waits.append(minute - AHEAD_MS)
         else:
             for done in range(0, pending, VALUE_MAX):
-                event, value = asked.events[token], min(pending - done, VALUE_MAX)
+                event, value = events[token], min(pending - done, VALUE_MAX)
                 made.append(Intent(name, asked.stripe, int(period), token, event, value, minute))
             del customer.closed[field]
     return made, waits, nameless

@@ -24,6 +24,7 @@ from store.delivery_model import (
     TOTALS_MS,
     VALUE_MAX,
     Billing,
+    Former,
     Intent,
     Invoices,
     Refuse,
@@ -85,7 +86,13 @@ class Overtaking(Anew):
         since = random.choice((0, 0, 0, begin + random.choice(beside)))
         item = random.choice((None, {"stripe": "cus_ada", "subscription": "sub_1", "currency": "usd"}))
         ends_of = {"since": since, "before": before, "latest": latest, "hour": hour, "margin": margin}
-        return Invoices(**ends_of, meters=meters, item=item)
+        return Invoices(**ends_of, meters=meters, item=item, former=self._former((*ends, now)))
+
+    def _former(self, ends: Sequence[int]) -> Former:
+        """Names that events had until about where a period has ended: another's, or such as none has now."""
+        random, names = self.random, ("old rows", "db rows", "tokens")
+        until = sorted(random.choice(ends) + random.choice((-1, 0, 0, 1)) for _ in range(random.randrange(3)))
+        return [(at, {token: random.choice(names) for token in random.sample([*TOKENS], 2)}) for at in until]
 
     def _plant_periods(self) -> None:
         random, customer = self.random, self.shard.customers[NAME]
@@ -206,8 +213,6 @@ class Recalling(Anew):
 class Refusing(Anew):
     """Stripe refuses later what it took: of any minute, and where totals are damaged."""
 
-    meters: Final = METERS[:2]
-
     def step(self) -> None:
         customer = self.begin_anew()
         periods = [START_MS - nth * 31 * DAY_MS for nth in range(self.random.choice((1, 2, 3)))]
@@ -215,7 +220,7 @@ class Refusing(Anew):
             self._plant(customer, f"i-{nth}", self.random.choice(periods))
         for period in periods:
             if self.random.random() < 0.3:
-                customer.closed[f"{period}|{meter_token(self.random.choice(self.meters))}d"] = 0
+                customer.closed[f"{period}|{meter_token(self.random.choice(METERS))}d"] = 0
         self.shard.ttls[f"t:{NAME}"] = self.shard.ttls["delivered:1"] = DAY_MS
         self.store("intents", "outbox", "parked", "dead", "delivered:1", *own_keys(NAME, "st"))
         if self.random.random() < 0.2:
@@ -224,7 +229,7 @@ class Refusing(Anew):
             self.refuse(NAME)
 
     def _plant(self, customer: Customer, identifier: str, period: int) -> None:
-        random, meter = self.random, self.random.choice(self.meters)
+        random, meter = self.random, self.random.choice(METERS)
         value, near = random.choice((1, 7, 700, -5)), (-MINUTE_MS, -1000, 0, 0, 1000, MINUTE_MS, DAY_MS)
         intent = self.new_intent(meter, period, value, period + random.choice(near))
         intent.state = random.choice(("queued", "leased", "parked", "dead"))
@@ -245,16 +250,18 @@ class Refusing(Anew):
         if not delivered:
             return
         identifier, short = self.random.choice(list(delivered.items()))
-        token = meter_token(self.meters[short[2] == "tokens"])
-        asked = Refuse(identifier, "r", "dead", "refused", f"{token} ", NAME)
-        begun = [int(name[:-6]) for name in customer.closed if name.endswith(f"|{token}d")]
-        period = max((one for one in begun if one <= int(short[3]) * 1000), default=None)
-        if period is None or self.random.random() < 0.3:
+        asked = Refuse(identifier, "r", "dead", "refused", self.tokens_of(short[2]), NAME)
+        intent = self.shard.find_delivered(asked, self.wall)
+        if intent is None or self.random.random() < 0.3:
             self.wire(pack("SET", self._key(f"t:{NAME}"), "text"))
         else:
-            field = f"{period}|{token}{self.random.choice('dx')}"
-            if field.endswith("d") or customer.closed[f"{period}|{token}d"] >= int(short[4]):
-                self.wire(pack("HSET", self._key(f"t:{NAME}"), field, self.random.choice(("x", "1.5", ""))))
+            # One that cannot be read, of any name of the meter, may be the one that has the units.
+            named = [f"{intent.period}|{token}d" for token in asked.tokens.split()]
+            named = [field for field in named if field in customer.closed]
+            if customer.closed[intent.field("delivered")] >= intent.value:
+                named.append(intent.field("dead"))
+            field, wrong = self.random.choice(named), self.random.choice(("x", "1.5", ""))
+            self.wire(pack("HSET", self._key(f"t:{NAME}"), field, wrong))
         reply, found = self.ask_refuse(asked)
         self.store(f"t:{NAME}")
         found.pop(f"t:{NAME}", None)

@@ -33,7 +33,8 @@ elseif short then
   for known in string.gmatch(tokens, '(....) ') do
     for i = 1, #fields, 2 do
       local begin = string.sub(fields[i], -5) == known .. kind and string.match(fields[i], '^(%d+)|')
-      local at_ms, there = tonumber(begin or -1), tonumber(fields[i + 1]) or -1
+      local at_ms = tonumber(begin)
+      local there = tonumber(string.match(fields[i + 1], '^%d+$') or math.huge) -- What is no count may have the units.
       if begin and at_ms <= time * 1000 and (at_ms > begins_ms or at_ms == begins_ms and there > units) then
         begins_ms, units, period, token = at_ms, there, begin, known
       end
