@@ -40,6 +40,7 @@ from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
 from store.script_lives import Kind, live
 from store.script_mutants import in_depth, source
 from store.script_objects import ObjectsWorld
+from store.script_queues import Queueing
 from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorld, SpendWorld
 from store.script_subjects import DayWorld, HourWorld, SubjectWorld
 from store.script_top_ups import TopUps
@@ -79,6 +80,10 @@ OF_OBJECTS: Final = said(
 OF_TOP_UPS: Final = said(
     "begin 0, begin 1, paid 0, failed 0, none 0, bought 0, on 0, off 0"
     ", reclaim none, reclaim all, reclaim more"
+)
+QUEUED: Final = said(
+    "hint 0, hint 1, hint 2, leased, another's, done 0, done 1, later 0, later 1, dead 0, dead 1, kept 0"
+    ", kept 1"
 )
 DELIVERED: Final = said(
     "seal 0, seal 2, seal 3, move_intents 0, move_intents 2, amend_state 0, amend_state 1, "
@@ -131,6 +136,7 @@ LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
     (ObjectsWorld, 2, 700, OF_OBJECTS),
     (FormulaWorld, 0, 300, set()),
     (TopUps, 0, 700, OF_TOP_UPS),
+    (Queueing, 0, 600, QUEUED),
     (Delivery, 101, 600, DELIVERED),
     (Stranding, 9, 200, STRANDED),
     (Overtaking, 9, 200, OVERTAKEN),

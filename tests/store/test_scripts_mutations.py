@@ -35,6 +35,7 @@ from store.script_gauges import GaugeWorld, KeepingWorld, RepeatWorld
 from store.script_lives import Lives, Mutated
 from store.script_mutants import CONSTANTS, MORE_SWAPS, equivalents, in_depth, is_sampled, source, wrongs
 from store.script_objects import ObjectsWorld
+from store.script_queues import Queueing
 from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorld, SpendWorld
 from store.script_subjects import DayWorld, HourWorld, SubjectWorld
 from store.script_top_ups import TopUps
@@ -57,7 +58,7 @@ FORMULAS: Final[Lives] = ((FormulaWorld, 0),)
 OBJECTS: Final[Lives] = tuple((ObjectsWorld, seed) for seed in range(3))
 DELIVERY: Final[Lives] = ((Delivery, 0), (Delivery, 1))
 OVERTAKING: Final[Lives] = ((Overtaking, 5),)
-STRANDING: Final[Lives] = (*DELIVERY, (Stranding, 6))
+STRANDING: Final[Lives] = ((Stranding, 6), *DELIVERY)
 LINING: Final[Lives] = ((Lining, 0), (Lining, 1))
 RESTORING: Final[Lives] = ((Restoring, 4), (Repricing, 7))
 EVERYTHING: Final[Lives] = (
@@ -187,6 +188,13 @@ OF_TOP_UPS: Final = Mutated(
     sample=8,
     lives=dict.fromkeys(("reclaim_grant.lua", "move_auto_top_up.lua"), ((TopUps, 0),)),
 )
+OF_QUEUES: Final = Mutated(
+    equivalents="script_equivalents_queues.txt",
+    swaps=MORE_SWAPS,
+    steps=3000,
+    sample=8,
+    lives=dict.fromkeys(("queue_sync.lua", "lease_entries.lua", "finish_entry.lua"), ((Queueing, 0),)),
+)
 DELIVERING: Final = Mutated(
     equivalents="delivery_equivalents.txt",
     swaps=MORE_SWAPS,
@@ -199,8 +207,8 @@ DELIVERING: Final = Mutated(
         "move_grants.lua": ((Moving, 0),),
         "recall_intents.lua": ((Recalling, 2),),
         "refuse_intent.lua": ((Refusing, 3),),
-        "seal.lua": (*DELIVERY, *OVERTAKING, *LINING[:1]),
-        "correct_usage.lua": (*DELIVERY, *RESTORING, *LINING[:1]),
+        "seal.lua": (*OVERTAKING, *LINING[:1], *DELIVERY),
+        "correct_usage.lua": (*RESTORING, *LINING[:1], *DELIVERY),
         "mark_late_usage.lua": ((Stranding, 6),),
         "withdraw_intent.lua": OVERTAKING,
         "settle_item.lua": (*LINING, *OVERTAKING),
@@ -217,7 +225,7 @@ DELIVERING: Final = Mutated(
             "sealed_units take_class_units leave_to_credit_notes assign_lines",
             (*RESTORING, *DELIVERY),
         ),
-        **included("wait_for_link", (*DELIVERY, (Recalling, 2))),
+        **included("wait_for_link", ((Recalling, 2), *DELIVERY)),
         **included("queue_negative_intents", (*RESTORING, (Repricing, 10), *DELIVERY)),
     },
 )
@@ -230,6 +238,7 @@ ROOMS: Final[Mapping[str, Mutated]] = {
     "allotments": OF_ALLOTMENTS,
     "objects": OF_OBJECTS,
     "top-ups": OF_TOP_UPS,
+    "queues": OF_QUEUES,
 }
 # Of all mutants, so many tests that several processes may share them.
 SHARES: Final = {"deciding": in_depth(1, 4), "gauges": in_depth(1, 2), "subjects": in_depth(1, 2)}
