@@ -137,7 +137,7 @@ LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
     (FormulaWorld, 0, 300, set()),
     (TopUps, 0, 700, OF_TOP_UPS),
     (Queueing, 0, 600, QUEUED),
-    (Delivery, 101, 600, DELIVERED),
+    (Delivery, 106, 600, DELIVERED),
     (Stranding, 9, 200, STRANDED),
     (Overtaking, 9, 200, OVERTAKEN),
     (Lining, 9, 500, LINED),
