@@ -85,7 +85,7 @@ class Seal:
     def events_at(self, ends_ms: int) -> Mapping[str, str]:
         """The event names of a period that ended then: its invoice has the items of that time."""
         former = () if self.invoices is None else self.invoices.former
-        names = next((names for until_ms, names in former if ends_ms <= until_ms), {})
+        names = next((names for until_ms, names in former if ends_ms <= until_ms), dict[str, str]())
         return {token: names.get(token, event) for token, event in self.events.items()}
 
 
