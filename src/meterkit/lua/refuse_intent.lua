@@ -34,7 +34,7 @@ elseif short then
     for i = 1, #fields, 2 do
       local begin = string.sub(fields[i], -5) == known .. kind and string.match(fields[i], '^(%d+)|')
       local at_ms = tonumber(begin)
-      local there = tonumber(string.match(fields[i + 1], '^%d+$') or math.huge) -- What is no count may have the units.
+      local there = tonumber(string.match(fields[i + 1], '^%d+$') or math.huge) -- An unreadable count may be the largest.
       if begin and at_ms <= time * 1000 and (at_ms > begins_ms or at_ms == begins_ms and there > units) then
         begins_ms, units, period, token = at_ms, there, begin, known
       end
