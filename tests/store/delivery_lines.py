@@ -34,7 +34,7 @@ from store.delivery_model import (
 )
 from store.delivery_worlds import Overtaking
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
-from store.script_model import NEVER_MS, View
+from store.script_model import NEVER_MS, Totals, View
 from store.script_world import weighed
 
 PRICES: Final = ("1/5", "1/7", "1000/12", "1/9*", "-")
@@ -96,31 +96,41 @@ class Lines:
                 continue
             del customer.closed[field]
             terms = self.periods.get(period)
-            if terms is None or token not in terms.meters:
+            prices = self._price(customer.closed, (period, token, units), terms)
+            if terms is None or prices is None:
                 queued.left[field] = units
                 queued.waits.append(now + MINUTE_MS)
                 queued.nameless += [] if terms is None else [(token.encode(), b"%d" % units)]
                 continue
             shard.keep(f"t:{name}", TOTALS_MS)
-            found |= self._bill(shard, name, (period, token, units), terms, queued, now)
+            found |= self._bill(shard, name, (period, token), prices, queued, now)
         is_summed = sum(map(len, found.values())) > self.most
-        for (period, token), prices in found.items():
-            for parts in [prices] if is_summed else [[one] for one in prices]:
-                self._queue_line(shard, name, (period, token), parts, now)
+        for of, listed in found.items():
+            for parts in [listed] if is_summed else [[one] for one in listed]:
+                self._queue_line(shard, name, of, parts, now)
                 queued.lines += 1
         return queued
 
     @staticmethod
-    def _bill(
-        shard: Shard, name: str, of: tuple[str, str, int], terms: Terms, queued: Queued, now: int
-    ) -> dict[tuple[str, str], list[tuple[str, int]]]:
-        """The prices of usage that is on lines; what costs nothing, or has no price, is counted."""
-        (period, token, quantity), closed = of, shard.customers[name].closed
-        (meter, label), units_at = terms.meters[token], Counter[str]()
+    def _price(closed: Totals, of: tuple[str, str, int], terms: Terms | None) -> Counter[str] | None:
+        """The units of a meter by price; None: it has no terms, or the price of some is not known."""
+        period, token, quantity = of
+        if terms is None or token not in terms.meters:
+            return None
+        units_at, label = Counter[str](), terms.meters[token][1]
         for price, units in parts_of(closed, period, token, quantity, label, token, by_lines=True):
             units_at[price] += units
+        return None if "" in units_at and not terms.free else units_at
+
+    def _bill(
+        self, shard: Shard, name: str, of: tuple[str, str], prices: Counter[str], queued: Queued, now: int
+    ) -> dict[tuple[str, str], list[tuple[str, int]]]:
+        """The prices of usage that is on lines; what costs nothing, or has no price, is counted."""
+        (period, token), closed = of, shard.customers[name].closed
+        terms = self.periods[period]
+        meter = terms.meters[token][0]
         found = list[tuple[str, int]]()
-        for price, units in sorted(units_at.items()):
+        for price, units in sorted(prices.items()):
             if terms.free:
                 closed[f"{period}|{token}d"] += units
                 closed[f"{period}|{token}w"] += units
@@ -328,6 +338,9 @@ class Lining(Overtaking):
                 meters = {token: (meter, self._price_at(token, end - 1)) for token, meter in TOKENS.items()}
                 if random.random() < 0.2:
                     del meters[random.choice(list(meters))]
+                if random.random() < 0.2:  # What its usage cost at the end is not known.
+                    token = random.choice(list(meters))
+                    meters[token] = meters[token][0], ""
                 subscription, is_free = random.choice(("sub_1", "sub_1", "")), random.random() < 0.2
                 periods[str(begins)] = Terms(subscription, is_free, meters)
         self.asked = Lines(
@@ -335,7 +348,7 @@ class Lining(Overtaking):
             switches=self.switches,
             periods=periods,
             item={"stripe": "cus_ada", "currency": "usd", "metered": ""},
-            most=random.choice((1, 2, 3, 200, 200)),
+            most=random.choice((1, 2, 2, 3, 3, 4, 200)),
             late=self.late_invoices(now, ends) if random.random() < 0.3 else None,
         )
         return self.asked
@@ -386,6 +399,8 @@ class Lining(Overtaking):
                 continue
             terms = asked.periods.get(str(period))
             if is_open or terms is None or token not in terms.meters:
+                continue
+            if customer.closed[f"{period}|{token}p"]:  # It waits: a price is not known.
                 continue
             for label, units in found:
                 if terms.free:
