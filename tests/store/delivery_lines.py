@@ -348,7 +348,7 @@ class Lining(Overtaking):
             switches=self.switches,
             periods=periods,
             item={"stripe": "cus_ada", "currency": "usd", "metered": ""},
-            most=random.choice((1, 2, 2, 3, 3, 4, 200)),
+            most=random.choice((1, 2, 3, 4, 5, 6, 200)),
             late=self.late_invoices(now, ends) if random.random() < 0.3 else None,
         )
         return self.asked
