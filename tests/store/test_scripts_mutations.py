@@ -223,10 +223,12 @@ DELIVERING: Final = Mutated(
         **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),
         **included(
             "sealed_units take_class_units leave_to_credit_notes assign_lines",
-            (*RESTORING, *DELIVERY),
+            (*RESTORING, *DELIVERY, (Restoring, 12)),
         ),
         **included("wait_for_link", ((Recalling, 2), *DELIVERY)),
-        **included("queue_negative_intents", (*RESTORING, (Repricing, 10), *DELIVERY)),
+        **included(
+            "queue_negative_intents", (*RESTORING, (Repricing, 10), *DELIVERY, (Delivery, 2), (Delivery, 4))
+        ),
     },
 )
 ROOMS: Final[Mapping[str, Mutated]] = {
