@@ -115,7 +115,12 @@ async def test_a_poll_whose_client_left_early_is_not_billed() -> None:
     async def receive() -> Message:
         return sent.pop(0)
 
-    async with served(answer, plans=JOBS) as at:
+    async def read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await answer(scope, receive, send)
+
+    async with served(read_and_answer, plans=JOBS) as at:
         await remember_job(at.kit.store, "resp_1", at.kit.store.cache.get("acme"), "")
         await at.kit.record("acme", "output_tokens", 1000)
         scope = http_scope("/v1/responses/resp_1/cancel", method="POST")

@@ -17,6 +17,11 @@ from store.script_world import ScriptWorld, fields_of, weighed
 KEYS: Final = ("entries", "due", "dead", "alarms")
 CUSTOMERS: Final = ("cus_1", "cus_2", "cus_3")
 WORKERS: Final = ("worker-a", "worker-b")
+MEMBERS: Final[Mapping[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("n", "noted", "attempts", "since"), (int,)),
+    **dict.fromkeys(("token", "cause", "why"), (str,)),
+    "notes": (dict, list),
+}
 OUTCOMES: Final = ("done", "done", "later", "later", "dead", "kept")
 MOST_NOTES: Final = 200
 LEASE_MS: Final = MINUTE_MS
@@ -26,7 +31,11 @@ ALARMS_MS: Final = 400 * DAY_MS
 
 @dataclass(slots=True)
 class Entry:
-    """What waits for a Stripe customer; ``token`` is of the worker that has it, empty: nobody."""
+    """What waits for a Stripe customer.
+
+    ``token`` is of the worker that has it, empty: none. ``damage`` is what is stored instead, which cannot be
+    read; ``replaces``: it replaces such a one, which no worker knows yet.
+    """
 
     since: int
     notes: dict[str, str]
@@ -37,12 +46,20 @@ class Entry:
     why: str = ""
     at: int | None = None
     """When it was given up."""
+    damage: str = ""
+    replaces: bool = False
 
-    def stored(self) -> dict[str, Any]:
+    def read(self, now: int) -> Entry:
+        return Entry(now, {}, replaces=True) if self.damage else self
+
+    def stored(self) -> dict[str, Any] | str:
+        if self.damage:
+            return self.damage
         names = ("since", "notes", "cause", "attempts", "token", "why")
         stored = {name: getattr(self, name) for name in names}
         given_up = {} if self.at is None else {"at": self.at}
-        return {**stored, "n": self.hints, "noted": len(self.notes), **given_up}
+        replaces = {"damaged": True} if self.replaces else {}
+        return {**stored, "n": self.hints, "noted": len(self.notes), **given_up, **replaces}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +108,11 @@ class Queue:
             self.alarms[hint.alarm] += 1
         if not hint.customer:
             return 1
-        given_up = self.dead.pop(hint.customer, None) if hint.customer not in self.entries else None
-        new = Entry(since=now, notes={} if given_up is None else given_up.notes)
-        entry = self.entries.setdefault(hint.customer, new)
+        entry = self.entries.get(hint.customer)
+        if entry is None:
+            given_up = self.dead.pop(hint.customer, Entry(now, {})).read(now)
+            entry = Entry(now, given_up.notes, replaces=given_up.replaces)
+        entry = self.entries[hint.customer] = entry.read(now)
         entry.hints, entry.cause = entry.hints + 1, hint.cause
         has_room = not hint.note or len(entry.notes) < MOST_NOTES
         if has_room and hint.note and f"note:{hint.note}" not in self.known:
@@ -104,25 +123,28 @@ class Queue:
             self.due[hint.customer] = min(self.due.get(hint.customer, at_ms), at_ms)
         return 1 if has_room else 2
 
-    def lease(self, token: str, most: int, customer: str, now: int) -> list[tuple[str, Entry | None]]:
-        """Lease what is due, the longest due first, or one entry; None: another worker has it."""
-        found: list[tuple[str, Entry | None]] = []
+    def lease(self, token: str, most: int, customer: str, now: int) -> list[tuple[Any, ...]]:
+        """Lease what is due, the longest due first, or one entry; a name alone: another worker has it."""
+        found: list[tuple[Any, ...]] = []
         ready = sorted((at, name) for name, at in self.due.items() if at <= now)[:most]
         for name in [customer] if customer else [name for _, name in ready]:
-            entry = self.entries.get(name)
-            if entry is None:
+            if name not in self.entries:
                 self.due.pop(name, None)
-            elif entry.token and self.due[name] > now:
-                found.append((name, None))
-            else:
-                entry.token, self.due[name] = token, now + LEASE_MS
-                found.append((name, entry))
+                continue
+            entry = self.entries[name].read(now)
+            if entry.token and self.due[name] > now:
+                found.append((name,))
+                continue
+            replaces, entry.replaces = entry.replaces, False
+            entry.token, self.due[name] = token, now + LEASE_MS
+            self.entries[name] = entry
+            found.append((name, entry.stored(), int(replaces)))
         return found
 
     def finish(self, outcome: Outcome, now: int) -> int:
         """Record an outcome, unless another worker has the entry; later hints are due at once."""
         name, entry = outcome.customer, self.entries.get(outcome.customer)
-        if entry is None or entry.token != outcome.token:
+        if entry is None or entry.damage or entry.token != outcome.token:
             return 0
         if outcome.what == "kept":
             self.due[name] = now + outcome.span_ms
@@ -171,11 +193,23 @@ class Queueing(ScriptWorld):
 
     def plant_notes(self) -> None:
         """As many notes of a customer as there is room for, or one less."""
-        if self.queue.entries:
-            name, entry = self.random.choice([*self.queue.entries.items()])
+        whole = [(name, entry) for name, entry in self.queue.entries.items() if not entry.damage]
+        if whole:
+            name, entry = self.random.choice(whole)
             count = MOST_NOTES - self.random.choice((0, 1))
             entry.notes = {f"n{nth}": "text" for nth in range(count)}
             self.wire(pack("HSET", self._key("entries"), name, json.dumps(entry.stored())))
+
+    def plant_damage(self) -> None:
+        """An entry that is no JSON, no object, or has a member of another kind."""
+        place, entries = self.random.choice((("entries", self.queue.entries), ("dead", self.queue.dead)))
+        if entries:
+            name, entry = self.random.choice([*entries.items()])
+            stored = Entry(1, {}).stored()
+            assert isinstance(stored, dict)
+            wrong = {**stored, self.random.choice([*MEMBERS]): self.random.choice((True, None))}
+            entry.damage = self.random.choice(("{", "7", json.dumps(wrong), json.dumps(wrong)))
+            self.wire(pack("HSET", self._key(place), name, entry.damage))
 
     def plant_left(self) -> None:
         """A customer that is due and has no entry."""
@@ -209,11 +243,10 @@ class Queueing(ScriptWorld):
         token, most = self.random.choice(WORKERS), self.random.choice((1, 2, 9))
         customer = self.random.choice(("", "", *CUSTOMERS))
         reply = self._run("lease_entries", KEYS[:2], token, LEASE_MS, most, customer)
-        found = [(name.decode(), *map(_parse, entry)) for name, *entry in reply]
+        found = [(name.decode(), *map(_parse, entry[:1]), *entry[1:]) for name, *entry in reply]
         leased = self.queue.lease(token, most, customer, self.wall)
-        expected = [(name,) if entry is None else (name, entry.stored()) for name, entry in leased]
-        self.compare(f"lease {token} {most} {customer}", expected, found)
-        self.seen |= {"another's" if entry is None else "leased" for _, entry in leased}
+        self.compare(f"lease {token} {most} {customer}", leased, found)
+        self.seen |= {("leased", "replaced")[one[2]] if one[1:] else "another's" for one in leased}
 
     def finish(self) -> None:
         choice = self.random.choice
@@ -264,10 +297,15 @@ class Queueing(ScriptWorld):
                 self.compare(f"life of {name}", lives_ms, left_ms)
 
 
-def _parse(text: bytes) -> dict[str, Any]:
-    """An entry; without notes the store within the process has a list of none."""
-    entry: dict[str, Any] = json.loads(text)
-    return {**entry, "notes": entry["notes"] or {}}
+def _parse(text: str | bytes) -> dict[str, Any] | str:
+    """An entry; without notes the store within the process has a list of none. The text of a damaged one."""
+    try:
+        entry = json.loads(text)
+        if all(isinstance(entry[name], kind) and entry[name] is not True for name, kind in MEMBERS.items()):
+            return {**entry, "notes": entry["notes"] or {}}
+    except (ValueError, TypeError, LookupError):
+        pass
+    return text if isinstance(text, str) else text.decode()
 
 
-_DEEDS: Final = weighed("hint 40, lease 30, finish 30, plant_notes 2, plant_left 2")
+_DEEDS: Final = weighed("hint 40, lease 30, finish 30, plant_notes 2, plant_left 2, plant_damage 3")

@@ -82,8 +82,8 @@ OF_TOP_UPS: Final = said(
     ", reclaim none, reclaim all, reclaim more"
 )
 QUEUED: Final = said(
-    "hint 0, hint 1, hint 2, leased, another's, done 0, done 1, later 0, later 1, dead 0, dead 1, kept 0"
-    ", kept 1"
+    "hint 0, hint 1, hint 2, leased, replaced, another's, done 0, done 1, later 0, later 1, dead 0, "
+    "dead 1, kept 0, kept 1"
 )
 DELIVERED: Final = said(
     "seal 0, seal 2, seal 3, move_intents 0, move_intents 2, amend_state 0, amend_state 1, "

@@ -193,7 +193,10 @@ OF_QUEUES: Final = Mutated(
     swaps=MORE_SWAPS,
     steps=3000,
     sample=8,
-    lives=dict.fromkeys(("queue_sync.lua", "lease_entries.lua", "finish_entry.lua"), ((Queueing, 0),)),
+    lives=dict.fromkeys(
+        ("queue_sync.lua", "lease_entries.lua", "finish_entry.lua", "include/read_entry.lua"),
+        ((Queueing, 0),),
+    ),
 )
 DELIVERING: Final = Mutated(
     equivalents="delivery_equivalents.txt",

@@ -131,9 +131,8 @@ def with_plan_changes(
         is_same = _subscription_id(before) == _subscription_id(after) is not None
         # Stripe charges add-ons also where the plan is set by hand.
         is_charged = after.plan is None or last.plan == now.plan
-        is_priced = is_same and is_charged and now.is_priced
         # Changes that are not earlier give way to this one, with what they were.
-        is_priced = is_priced and all(span.is_priced for span in known[len(spans) :])
+        is_priced = is_same and is_charged and all(one.is_priced for one in (now, *known[len(spans) :]))
         changes.append(PlanChange(last.plan, at_ms, is_priced, bought=last.bought))
     counting = effective_plan(before, catalog, at_ms - 1).counting
     kept = compact_plan_changes(changes, at_ms, lambda ms: bounds_of(before, counting, ms).start_ms)
@@ -145,7 +144,7 @@ def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog)
     old, new = before.subscription, after.subscription
     if old is None or new is None or old.plan is None or new.plan is None or old.plan in catalog.plans:
         return before
-    if (old.id, old.base_price) != (new.id, new.base_price) or not old.base_price:
+    if not old.base_price or (old.id, old.base_price) != (new.id, new.base_price):
         return before
     changes = tuple(
         one._replace(plan=new.plan) if one.plan == old.plan else one for one in before.plan_changes
@@ -434,8 +433,7 @@ def _earlier_periods(
         first_ms = subscription.made_ms
         certain_ms = min(certain_ms, first_ms)
     end_ms = bounds_of(state, counting, now_ms).start_ms
-    most = _PERIODS_MAX if rolls is None else max(_PERIODS_MAX, len(rolls.starts))
-    for _ in range(most):
+    for _ in range(_PERIODS_MAX if rolls is None else max(_PERIODS_MAX, len(rolls.starts))):
         start_ms = bounds_of(state, counting, end_ms - 1).start_ms
         is_before = start_ms < first_ms
         if start_ms < rolled_ms and (is_before or start_ms + life_ms <= now_ms):
