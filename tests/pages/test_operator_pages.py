@@ -98,7 +98,7 @@ async def test_a_ledger_is_readable(store_url: str) -> None:
 
 
 async def test_limits_that_are_exceeded_stay_what_they_are(store_url: str, tmp_path: Path) -> None:
-    """What was used was shown as the limit."""
+    """The used quantity was shown as the limit."""
     plans = PLANS.replace(
         "tokens:   {", "files: {unit: file, kind: gauge}\n  pages: {unit: page}\n  tokens:   {"
     )

@@ -431,7 +431,7 @@ class Shard:
         return 1
 
     def find_delivered(self, asked: Refuse, now: int) -> Intent | None:
-        """What was delivered, of the last period before its minute that something was delivered of.
+        """Find the delivery that is refused: of the last period before its minute that has deliveries.
 
         Of the names that a meter has had it is the one that delivered most in that period.
         """

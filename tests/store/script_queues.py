@@ -31,10 +31,10 @@ ALARMS_MS: Final = 400 * DAY_MS
 
 @dataclass(slots=True)
 class Entry:
-    """What waits for a Stripe customer.
+    """A sync that waits for a Stripe customer.
 
-    ``token`` is of the worker that has it, empty: none. ``damage`` is what is stored instead, which cannot be
-    read; ``replaces``: it replaces such a one, which no worker knows yet.
+    ``token`` is of the worker that has it, empty: none. ``damage``: the text that is stored
+    instead, which cannot be read; ``replaces``: it replaces such a text, and no worker has leased it yet.
     """
 
     since: int
@@ -64,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """What is queued: an event's id or none, a kind of alarm or none, a note's name and text or none."""
+    """A hint to be queued: an event's id or none, a kind of alarm or none, a note's name and text or none."""
 
     customer: str
     cause: str
@@ -77,7 +77,7 @@ class Hint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What has become of an entry, by a worker that knew of so many hints."""
+    """The outcome of an entry, by a worker that knew of so many hints."""
 
     customer: str
     token: str
@@ -189,7 +189,7 @@ class Queueing(ScriptWorld):
         self.queue = Queue()
         self.wire(pack("FLUSHALL"))
 
-    # What is there.
+    # Entries from outside.
 
     def plant_notes(self) -> None:
         """As many notes of a customer as there is room for, or one less."""
@@ -269,7 +269,7 @@ class Queueing(ScriptWorld):
         self.compare(f"{outcome}", expected, reply)
         self.seen.add(f"{outcome.what} {expected}")
 
-    # What is stored.
+    # The store.
 
     def _run(self, script: str, names: Sequence[str], *argv: str | int) -> Any:
         return self.run(script, [self._key(name) for name in names], *argv, self.wall)
