@@ -564,8 +564,13 @@ class Delivery(Checks):
         places: list[dict[str, int]] = [getattr(self.shard, key) for key in keys]
         scores = [score for place in places for score in place.values()]
         limit = str(self.random.choice(("+inf", *scores)))
-        reply, found = self.ask("count_due", keys, limit, self.wall)
-        self.check(f"count_due {limit}", [9, *self.shard.count(places, float(limit))], [9, *reply], found)
+        # A key of another type counts as one member.
+        self.wire(pack("SET", self._key("damaged"), "text"))
+        reply, found = self.ask("count_due", (*keys, "damaged"), limit, self.wall)
+        self.wire(pack("DEL", self._key("damaged")))
+        del found["damaged"]
+        expected = [9, *self.shard.count(places, float(limit)), len(keys) + 1, 1]
+        self.check(f"count_due {limit}", expected, [9, *reply], found)
 
     def lease(self, _: str) -> None:
         token, ttl_ms = self.random.choice(WORKERS), self.random.choice((0, 600_000, 900_000))
@@ -636,12 +641,12 @@ class Delivery(Checks):
         more = ("turns", *own_keys(name, "kq"), "over", *self._audit(), *sums)
         levels, over = self._key(f"v:{name}"), self._key("over")
         self.wire(pack("HSET", levels, "seats", 1), pack("ZADD", over, self.wall, f"seats:{name}"))
-        own, others = f"7|abcd1|{name}", f"7|abcd1|x|{name}"
+        own, others, later = f"7|abcd1|{name}", f"7|abcd1|x|{name}", f"8|abcd1|{name}"
         if sums:
-            self.wire(pack("HSET", self._key("audit:sums"), own, 3, others, 4))
+            self.wire(pack("HSET", self._key("audit:sums"), own, 3, others, 4, later, 5))
         reply, found = self.ask("forget_customer", (*keys, *more), read, name, self.wall)
         if sums:
-            left = {others: "4"} if reply[0] == 0 else {own: "3", others: "4"}
+            left = {others: "4"} if reply[0] == 0 else {own: "3", others: "4", later: "5"}
             self._compare("sums", left, found.pop("audit:sums"))
             self.wire(pack("DEL", self._key("audit:sums")))
         kept = [found.pop(key, None) is not None for key in (f"v:{name}", "over")]

@@ -565,7 +565,10 @@ class Shard:
         self.members.discard(name)
         self.unlinked.pop(name, None)
         if is_audited:
-            self.audit.append({"k": "summed", "d": f"7|abcd1|{name}", "q": "3", "at": str(now)})
+            for day, units in ((7, 3), (8, 5)):
+                self.audit.append(
+                    {"k": "summed", "d": f"{day}|abcd1|{name}", "q": f"{units}", "at": str(now)}
+                )
             self.enter("deleted", name, now)
         return [0, *counted, digests]
 
