@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import sleep
 from typing import TYPE_CHECKING, Final, cast
 
+from meterkit.asgi.buffered_body import header_of
 from meterkit.asgi.exchange import Exchange
 from meterkit.catalog.models import BILLED_ON_SUCCESS
 from meterkit.tokens.framing.content_codings import make_decoder
@@ -91,7 +92,7 @@ class McpExchange(Exchange):
         """
         is_left = getattr(self, "_has_hung_up", False) and not self._failed
         is_stream = has_answer(self._status) and self._answer.is_stream
-        return is_left and is_stream and any(name == _SESSION for name, _ in self._scope["headers"])
+        return is_left and is_stream and bool(header_of(self._scope, _SESSION))
 
 
 PIECE_BYTES: Final = 16 << 10

@@ -11,6 +11,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.cancellation import start_task
+from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settlement_queue import resolve
 from meterkit.store.spool_file import SpoolError, SpoolFile, SpoolHeader, TornError, find_spools, frame
@@ -42,7 +43,7 @@ _UNWRITTEN_MAX: Final = 64 << 20
 """Bytes that wait in memory if the disk is full."""
 _WRITTEN_AT_ONCE_MAX: Final = 10_000
 _AGAIN_S: Final = 1.0
-_LEFT_MS: Final = 86_400_000
+_LEFT_MS: Final = DAY_MS
 """For so long a process leaves a spool to others whose plans file has all its meters."""
 
 

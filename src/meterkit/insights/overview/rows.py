@@ -136,7 +136,7 @@ def build_row(usage: CustomerUsage, catalog: Catalog) -> CustomerRow:
     if plan is not None:
         billed = {name for name, of in plan.entitlements.items() if of.overage.mode == "bill"}
     shares = [
-        (*_share(found[name], is_gauge=meter.kind == "gauge", is_billed=name in billed), name)
+        (*_limit_share(found[name], is_gauge=meter.kind == "gauge", is_billed=name in billed), name)
         for name, meter in catalog.meters.items()
         if name in found and _has_limit(found[name])
     ]
@@ -204,7 +204,7 @@ def _has_limit(counts: MeterUsage) -> bool:
     return counts["remaining"] != "unlimited" and bool(counts["used"] or counts["remaining"])
 
 
-def _share(counts: MeterUsage, *, is_gauge: bool, is_billed: bool) -> tuple[int, int, int]:
+def _limit_share(counts: MeterUsage, *, is_gauge: bool, is_billed: bool) -> tuple[int, int, int]:
     used, included = counts["used"], counts["included"]
     left = 0 if counts["remaining"] == "unlimited" else counts["remaining"]
     beyond = counts["over_cap"] + (0 if is_billed else counts["overage"])
