@@ -232,22 +232,28 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves an asyncio task, or in a store a key that never goes away."""
     if "anyio_backend" in request.fixturenames:
         request.getfixturevalue("tasks_end_with_the_test")
-    # Also those that a test asks for by name while it runs.
-    for server in _running:
-        server.ask("FLUSHALL")
-    memory.empty()
+    _empty_stores()
     # What a test before has spooled for this store would be sent to it.
     shutil.rmtree(Path(os.environ["XDG_STATE_HOME"]) / "meterkit", ignore_errors=True)
     yield
-    if request.node.get_closest_marker("leaves_keys"):
-        return
-    for left in (_in_memory_without_ttl(), *map(_keys_without_ttl, _running)):
+    marked = request.node.get_closest_marker("leaves_keys")
+    found = [] if marked else [_in_memory_without_ttl(), *map(_keys_without_ttl, _running)]
+    # Fixtures of the next module are set up before those of its first test: workers expect an empty store.
+    _empty_stores()
+    for left in found:
         if left:
             pytest.fail(
                 f"keys without a TTL that are not in meterkit.decisions.keys.WITHOUT_TTL: {left[:20]}. Give"
                 " them a TTL, or mark a test that writes keys of its own with"
                 ' @pytest.mark.leaves_keys("why").'
             )
+
+
+def _empty_stores() -> None:
+    """Empty each store that runs, also those that a test asks for by name while it runs."""
+    for server in _running:
+        server.ask("FLUSHALL")
+    memory.empty()
 
 
 @pytest.fixture(autouse=True)
