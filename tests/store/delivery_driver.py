@@ -111,9 +111,9 @@ class Delivery(Checks):
             customer.begin(self.wall, self._view(name, self.wall))
         kinds = (customer.included, customer.overage, customer.granted, customer.credited, customer.over_cap)
         recorded = self.random.choice(kinds)
-        sealed = (intent for intent in self.shard.intents.values() if intent.customer == name)
-        # What was taken back may be on its way all the same, and come back from there.
-        waits = customer.pending[meter] + sum(one.value for one in sealed if one.token == meter_token(meter))
+        sealed = (intent.value for intent in self.shard.intents.values() if intent.customer == name)
+        # What was taken back may be on its way all the same, and come back from there, to any meter of its event.
+        waits = customer.pending[meter] + sum(value for value in sealed if value > 0)
         if max(waits, sum(counts[meter] for counts in kinds)) + quantity <= 9 * 10**15:
             recorded[meter] += quantity
             if self.random.random() < 0.9:

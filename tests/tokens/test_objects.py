@@ -370,6 +370,17 @@ def test_a_report_of_input_without_its_cache_is_the_same_call() -> None:
         assert len(join_response([cached], [replace(other, response_id="b")])) == 2
 
 
+@pytest.mark.parametrize("entered", [None, 0])
+def test_billed_input_is_no_cheaper_for_an_answers_cache(entered: int | None) -> None:
+    own = CallUsage(input_tokens=entered, output_tokens=0, billed_input_tokens=1_000, source="estimated")
+    read = CallUsage(input_tokens=1_000, cached_input_tokens=1_000, source="estimated")
+    (joined,) = join_response([own], [read])
+    before, after = (replace(call, model="gpt-5", provider="openai").cost(AT) for call in (own, joined))
+    assert before is not None
+    assert after is not None
+    assert after >= before
+
+
 FIGURES: Final = st.none() | st.integers(0, 3)
 
 
