@@ -165,9 +165,9 @@ def _raise_figures(own: CallUsage, read: CallUsage, *, is_named: bool) -> dict[s
     call's id they do not count for its price, unless they are of input that the app has left out.
     """
     known, found = _figures_of(own), _figures_of(read)
-    entered = max(known.get(name, 0) for name in ("input_tokens", "billed_input_tokens"))
-    raised = found.get("input_tokens", 0) - entered
+    raised = found.get("input_tokens", 0) - known.get("input_tokens", 0)
     adds_cache = raised == sum(found.get(name, 0) for name in ("cached_input_tokens", "cache_write_tokens"))
+    adds_cache &= "billed_input_tokens" not in {*known, *found}  # It has a price whatever the input.
     unproven: set[str] = set()
     for name, count in found.items():
         is_unproven = not is_named and name in WHOLE_OF
