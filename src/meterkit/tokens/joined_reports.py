@@ -167,7 +167,7 @@ def _raise_figures(own: CallUsage, read: CallUsage, *, is_named: bool) -> dict[s
     known, found = _figures_of(own), _figures_of(read)
     raised = found.get("input_tokens", 0) - known.get("input_tokens", 0)
     adds_cache = raised == sum(found.get(name, 0) for name in ("cached_input_tokens", "cache_write_tokens"))
-    adds_cache &= "billed_input_tokens" not in {*known, *found}  # It has a price whatever the input.
+    adds_cache &= "billed_input_tokens" not in known  # These have their price, whatever the input is.
     unproven: set[str] = set()
     for name, count in found.items():
         is_unproven = not is_named and name in WHOLE_OF
