@@ -305,6 +305,39 @@ def test_a_default_plan_that_costs_nothing_is_not_named() -> None:
     assert [of_the_default(PAID + plan) for plan in ("free", "plain")] == [[], []]
 
 
+@pytest.mark.parametrize(
+    ("plan", "unpaid"),
+    [
+        ("pro", "its price of USD 490.00 a year"),
+        ("metered", "its overage of requests"),
+    ],
+)
+def test_a_plan_of_anonymous_customers_that_costs_is_named(plan: str, unpaid: str) -> None:
+    """F-20g: everybody without a customer had the paid plan."""
+    found = loads(f"anonymous: {{plan: {plan}, by: ip}}\n{PAID}free").notes
+    (note,) = [str(note) for note in found if note.path.startswith("anonymous")]
+    assert note == (
+        "plans.yaml:1:13 anonymous.plan: each address that sends requests without a customer is on this plan,"
+        f" so no invoice bills {unpaid}; write `plan: free`"
+    )
+
+
+def test_a_free_plan_of_anonymous_customers_is_not_named() -> None:
+    found = loads(f"anonymous: {{plan: plain, by: ip}}\n{PAID}free").notes
+    assert [note for note in found if note.path.startswith("anonymous")] == []
+
+
+def test_a_default_plan_that_costs_in_one_currency_is_named() -> None:
+    """F-20g: notes were those of the first currency alone."""
+    (note,) = of_the_default("""
+schema: 1
+currency: [usd, eur, gbp]
+meters: {requests: {unit: request}}
+plans: {free: {price: {amount_cents: {usd: 0, eur: 900, gbp: 800}, interval: month}}}
+default_plan: free""")
+    assert "no invoice bills its price of EUR 9.00 a month; write `default_plan: without_price`" in note
+
+
 def test_billed_overage_of_what_is_unlimited_is_not_named() -> None:
     endless = "{included: unlimited, overage: bill}"
     assert of_the_default(PAID.replace("{included: 9}", endless) + "plain") == []

@@ -119,9 +119,11 @@ class Problems:
         self._notes[note] = None
 
     def extend(self, other: Problems) -> None:
-        """Note everything that ``other`` holds."""
+        """Add what ``other`` holds: all that is wrong, and notes on places that have none of that kind."""
         self._found.update(other._found)
         self._settled.update(other._settled)
+        noted = {(note.path, note.kind) for note in self._notes}
+        self._notes.update({note: None for note in other._notes if (note.path, note.kind) not in noted})
 
     def __bool__(self) -> bool:
         return bool(self._found)

@@ -43,6 +43,7 @@ from meterkit.catalog.errors import FilePlace, Problems, nearest, unknown
 from meterkit.catalog.meters import MeterTable, build_meters, check_features, refuse_reported_usage
 from meterkit.catalog.models import Billing, Catalog, Enforcement, Plan, PlanGrant, Route
 from meterkit.catalog.notes import (
+    note_anonymous_plan,
     note_billing_lines,
     note_default_plan,
     note_equal_ranks,
@@ -289,6 +290,8 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))
     place = values.place("default_plan")
     note_default_plan(default_plan, plans, meters, problems, currency=declared.currency, place=place)
+    if isinstance(values.anonymous, AnonymousTable):
+        note_anonymous_plan(values.anonymous, plans, meters, problems, currency=declared.currency)
     note_repeated_tiers(plans.values(), meters, money.changes, values.place("plans"), problems)
     note_equal_ranks(plans, meters, money.changes, values.places("plans"), problems)
     note_unlisted_addons(plans.values(), values.places("addons"), problems)

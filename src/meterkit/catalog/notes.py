@@ -15,6 +15,7 @@ from meterkit.catalog.meters import bills_usage, counts_tokens, is_sold, meters_
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.catalog.billing import AnonymousTable
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import FilePlace, Note, NoteKind, Problems
     from meterkit.catalog.meters import MeterTable
@@ -128,19 +129,56 @@ def note_default_plan(
     unpaid = _unbilled_amounts(plans[key], meters, currency) if key in plans else []
     if not unpaid:
         return
-    free = next((plan.key for plan in plans.values() if not _unbilled_amounts(plan, meters, currency)), None)
-    name = free or ("free" if key != "free" else "without_price")
-    cure = f"write `default_plan: {name}`"
-    if free is None:
-        cure += (
-            f" and add a plan that costs nothing, `{name}: {{price: {{amount_cents: 0, interval: month}}}}`"
-        )
+    name, addition = _free_plan(key, plans, meters, currency)
     problems.note(
         place,
         "informs",
         "customers never seen before and customers whose subscription has ended are on this plan without a"
-        f" subscription, so no invoice bills {' or '.join(unpaid)}; {cure}, and give {key!r} by a"
-        " subscription or by `set_plan`",
+        f" subscription, so no invoice bills {' or '.join(unpaid)}; write `default_plan: {name}`{addition},"
+        f" and give {key!r} by a subscription or by `set_plan`",
+    )
+
+
+def note_anonymous_plan(
+    anonymous: AnonymousTable,
+    plans: Mapping[str, Plan],
+    meters: Mapping[str, Meter],
+    problems: Problems,
+    *,
+    currency: str,
+) -> None:
+    """Say so where requests without a customer, which no invoice bills, get what others pay for.
+
+    Args:
+        anonymous: the block of the file.
+        plans: all plans of the file.
+        meters: of the file.
+        problems: the list to add to.
+        currency: of the file.
+    """
+    key = anonymous.plan or ""
+    unpaid = _unbilled_amounts(plans[key], meters, currency) if key in plans else []
+    if unpaid:
+        name, addition = _free_plan(key, plans, meters, currency)
+        problems.note(
+            anonymous.place("plan"),
+            "informs",
+            "each address that sends requests without a customer is on this plan, so no invoice bills"
+            f" {' or '.join(unpaid)}; write `plan: {name}`{addition}",
+        )
+
+
+def _free_plan(
+    key: str, plans: Mapping[str, Plan], meters: Mapping[str, Meter], currency: str
+) -> tuple[str, str]:
+    """Name of a plan that costs nothing, in place of another; and how to add it if there is none."""
+    free = next((plan.key for plan in plans.values() if not _unbilled_amounts(plan, meters, currency)), None)
+    if free is not None:
+        return free, ""
+    name = "free" if key != "free" else "without_price"
+    return (
+        name,
+        f" and add a plan that costs nothing, `{name}: {{price: {{amount_cents: 0, interval: month}}}}`",
     )
 
 
