@@ -179,6 +179,40 @@ async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None
         assert (0, 0) == await tokens(at.kit)
 
 
+async def test_rates_count_what_a_job_holds_until_it_ends(store_url: str) -> None:
+    """A client could else begin any number of jobs, each of which runs on."""
+    plans = HELD.replace("{included: 900", "{rate: 900/hour, included: 5000")
+    answers = [response(state) for state in ("queued", "in_progress", "completed")]
+    async with metered(saying(*answers), store_url, plans=plans) as at:
+
+        async def leaves(quantity: int) -> bool:
+            return (await at.kit.check("acme", "output_tokens")).remaining == quantity
+
+        await asked(at, "/held")
+        await becomes(at, 500)
+        await polled(at)
+        assert await leaves(900 - 500)
+        await polled(at)
+        await eventually(lambda: leaves(900 - 400))
+        assert (600, 400) == await tokens(at.kit)
+
+
+async def test_a_job_holds_at_the_price_of_its_model(store_url: str) -> None:
+    plans = HELD.replace(
+        "routes:\n",
+        'prices: {output: {default: 20 per 1000, models: {"gpt-5*": 1 per 1000}}}\n'
+        "credits: {ai: {costs: {output_tokens: prices.output}}}\nroutes:\n",
+        1,
+    ).replace("included: 900", "included: 0")
+    async with metered(saying(response("queued")), store_url, plans=plans) as at:
+        await at.kit.grants.add("acme", {"ai": 10}, grant_id="g")
+        await asked(at, "/held", body=compact({"model": "gpt-5.6", "input": "Hi"}))
+        await becomes(at, 500)
+        held_micros, default_micros = 500 * 1_000, 20_000
+        left = (await at.kit.check("acme", "output_tokens")).remaining
+        assert left == (10_000_000 - held_micros) // default_micros
+
+
 async def test_a_run_that_waits_for_its_tools_goes_on(store_url: str) -> None:
     states = {"queued": None, "requires_action": None, "completed": chat_usage(600, 400)}
     run = {"id": "run_1", "object": "thread.run", "model": "gpt-5.6"}

@@ -292,8 +292,18 @@ class Exchange(AdmittedRequest):
         parts = self._usage_of_calls(outcome)
         self._view.cache.routes.learn(self._route, find_used_meters((extra, *parts)))
         late = {} if self._llm is None else self._llm.outliving(self._name_calls, self._requested_models)
-        settle_jobs(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
-        self._settle_parts(lane, parts, extra, billed=billed, due=self._is_due(outcome))
+        keeps_rates = settle_jobs(
+            self._store,
+            lane,
+            self._view,
+            decided,
+            late,
+            route=self._route,
+            billed=billed,
+            decided_ms=self._decided_ms,
+        )
+        due = self._is_due(outcome)
+        self._settle_parts(lane, parts, extra, billed=billed, due=due, keeps_rates=keeps_rates)
 
     def _usage_of_calls(self, outcome: Outcome) -> Sequence[UsedQuantities]:
         """End the reading of model calls; their usage, one part for each model."""
@@ -320,7 +330,14 @@ class Exchange(AdmittedRequest):
         self.warn(f"what a tapped stream used is counted only once the stream ends: {error}")
 
     def _settle_parts(
-        self, lane: Lane, parts: Sequence[UsedQuantities], extra: UsedQuantities, *, billed: bool, due: bool
+        self,
+        lane: Lane,
+        parts: Sequence[UsedQuantities],
+        extra: UsedQuantities,
+        *,
+        billed: bool,
+        due: bool,
+        keeps_rates: bool,
     ) -> None:
         """Settle the hold and the usage: in one call, plus one for each further model that meters filter by.
 
@@ -330,6 +347,7 @@ class Exchange(AdmittedRequest):
             extra: usage that the app has recorded itself, and what was consumed without a decision.
             billed: whether the request's outcome is billed; rates count it in either case.
             due: whether the usage is.
+            keeps_rates: whether the customer's rates keep what they counted at the decision.
         """
         held = self._decided
         if held is not None and not held.settles:
@@ -346,7 +364,7 @@ class Exchange(AdmittedRequest):
         if not due:
             parts = [part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED) for part in parts]
         if held is not None:
-            for settlement in self._build_settlements(held, parts, billed=billed):
+            for settlement in self._build_settlements(held, parts, billed=billed, keeps_rates=keeps_rates):
                 self._store.settle(lane, settlement)
             return
         # Without a decision it is unknown whether this is a repeat: the store finds out at settlement. If its

@@ -45,7 +45,8 @@ def settle_jobs(
     *,
     route: Route,
     billed: bool,
-) -> None:
+    decided_ms: int | None = None,
+) -> bool:
     """Count each job that has ended, once, for the customer who began it; hold on for those that go on.
 
     A request whose outcome is not billed counts none: a client that hangs up could else have a job for free.
@@ -58,16 +59,24 @@ def settle_jobs(
         calls: by the event ids under which they are counted.
         route: the line of the plans file that the request falls under.
         billed: whether the outcome of the request is billed.
+        decided_ms: time of the decision by the store's clock.
+
+    Returns:
+        Whether a job gives back to the customer's rates what they counted at the decision, when it has ended.
     """
+    keeps_rates = False
     for name, call in calls.items():
         job_id = call.response_id or ""
         if call.source == "missing":
-            hold_job(store, lane, view, job_id, {} if decided is None else decided.reserved)
+            if decided is not None:
+                given_ms = None if keeps_rates else decided_ms
+                keeps_rates |= hold_job(store, lane, view, job_id, decided, given_ms)
             lane.finish(_remember_job(store, job_id, view, route.match))
             continue
         end_job(store, job_id)
         if billed:
             lane.finish(_count_job(store, lane, view, name, call, route.match))
+    return keeps_rates
 
 
 async def _remember_job(store: Store, job_id: str, view: CustomerView, route: str) -> None:

@@ -171,18 +171,25 @@ class HoldOwner(ABC):
         return HeldQuantities.of(self._renewed or decided, self._slot)
 
     def _build_settlements(
-        self, decided: PreparedDecision, parts: Sequence[UsedQuantities], *, billed: bool = True
+        self,
+        decided: PreparedDecision,
+        parts: Sequence[UsedQuantities],
+        *,
+        billed: bool = True,
+        keeps_rates: bool = False,
     ) -> list[Settlement]:
         """Settlements that release a decision's hold and record its usage.
 
-        Rates count the sum of the parts at once, instead of their counts at the decision.
+        Rates count the sum of the parts at once, instead of their counts at the decision; where a job of a
+        provider has the hold, the customer's rates keep these counts, too.
         """
         first, *others = parts or (NOTHING_USED,)
         rated = first.rated
         for part in others:
             rated = add_quantities(rated, part.rated)
         measured = first.rated if first.measured is None else first.measured
-        correction = RateCorrection(decided.reserved, decided.program.rates, self._decided_ms)
+        corrected = frozenset[str]() if keeps_rates else decided.program.rates
+        correction = RateCorrection(decided.reserved, corrected, self._decided_ms)
         whole = Settlement(
             decided.view,
             held=self._current_hold(decided),

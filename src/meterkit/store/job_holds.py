@@ -13,11 +13,10 @@ from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
 from meterkit.store.holds import HoldOwner, prepare_renewing
 from meterkit.store.job_claims import has_ended
-from meterkit.store.settlement import settle_decision
+from meterkit.store.settlement import Settlement, settle_decision
+from meterkit.store.settlement_parts import RateCorrection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
@@ -36,21 +35,32 @@ class JobHold(HoldOwner):
     It is released when this process sees the job's end, some minutes after another process has seen it, at
     the latest after an hour, and when the kit stops.
 
+    The customer's rates keep what they counted at the decision: a client that chooses to wait for its jobs
+    could else begin any number of them. The release gives it back to them, as the job's usage counts.
+
     Args:
         job_id: the provider's id.
-        quantities: quantities that the request held.
+        request: the decision of the request, which holds the quantities.
+        request_ms: its time by the store's clock; None: another job gives back to the rates.
     """
 
-    __slots__ = ("_begun_ms", "_job_id", "_quantities", "_view")
+    __slots__ = ("_begun_ms", "_job_id", "_request", "_request_ms", "_view")
 
     def __init__(
-        self, store: Store, lane: Lane, view: CustomerView, job_id: str, quantities: Mapping[str, int]
+        self,
+        store: Store,
+        lane: Lane,
+        view: CustomerView,
+        job_id: str,
+        request: PreparedDecision,
+        request_ms: int | None,
     ) -> None:
         self._store = store
         self._lane = lane
         self._view = view
         self._job_id = job_id
-        self._quantities = dict(quantities)
+        self._request = request
+        self._request_ms = request_ms
         self._decided = self._renewed = None
         self._begun_ms = self._decided_ms = store.now_ms()
         self._slot = self._begun_ms // HOLD_SLOT_MS
@@ -60,13 +70,17 @@ class JobHold(HoldOwner):
         """Request the hold, before that of the request is released."""
         lane = self._lane
         if lane is not None:
-            decision = prepare_renewing(self._view, self._quantities, ())
+            decision = self._prepare(self._view)
             try:
                 pending = lane.call(decision)
             except MeterkitError:  # Of a cluster, the node of this customer is down.
                 self.release_hold()
             else:
                 lane.spawn(self._acquire_hold(lane, decision, pending))
+
+    def _prepare(self, view: CustomerView) -> PreparedDecision:
+        """Decision that holds the quantities of the request, at the same costs."""
+        return prepare_renewing(view, self._request.reserved, (), self._request.program.costs)
 
     async def _acquire_hold(self, lane: Lane, decision: PreparedDecision, pending: Any) -> None:
         view = self._view
@@ -78,7 +92,7 @@ class JobHold(HoldOwner):
                 if reply[0] != replies.STALE:
                     break
                 view = view.cache.learn(view, reply)
-                decision = prepare_renewing(view, self._quantities, ())
+                decision = self._prepare(view)
                 reply = await lane.ask(decision)
             if reply[0] == replies.ALLOWED:
                 self._decided, self._slot = decision, reply[1] // HOLD_SLOT_MS
@@ -120,9 +134,15 @@ class JobHold(HoldOwner):
         holds = self._store.job_holds.holds
         if holds.get(self._job_id) is self:
             del holds[self._job_id]
-        if lane is not None and holding is not None and not was_settled:
+        if lane is None or was_settled:
+            return
+        if holding is not None:
             lane.live.discard(self)
             self._store.settle(lane, settle_decision(holding, self._slot, billed=False))
+        request, rates = self._request, self._request.program.rates
+        if rates and self._request_ms is not None:
+            correction = RateCorrection(request.reserved, rates, self._request_ms)
+            self._store.settle(lane, Settlement(request.view, correction=correction))
 
     def end(self) -> None:
         """Release the hold, from any event loop or thread."""
@@ -139,13 +159,24 @@ class JobHold(HoldOwner):
 
 
 def hold_job(
-    store: Store, lane: Lane, view: CustomerView, job_id: str, quantities: Mapping[str, int]
-) -> None:
-    """Hold for a job the quantities that its request held, unless the job has a hold."""
+    store: Store,
+    lane: Lane,
+    view: CustomerView,
+    job_id: str,
+    request: PreparedDecision,
+    request_ms: int | None,
+) -> bool:
+    """Hold for a job the quantities that its request held, unless the job has a hold; see :class:`JobHold`.
+
+    Returns:
+        Whether the job has the hold now, so that it gives back to the rates what the request counted in them.
+    """
     holds = store.job_holds.holds
-    if quantities and job_id not in holds and len(holds) < _HOLDS_MAX and not lane.is_open:
-        hold = holds[job_id] = JobHold(store, lane, view, job_id, quantities)
-        hold.begin()
+    if not request.reserved or job_id in holds or len(holds) >= _HOLDS_MAX or lane.is_open:
+        return False
+    hold = holds[job_id] = JobHold(store, lane, view, job_id, request, request_ms)
+    hold.begin()
+    return True
 
 
 def end_job(store: Store, job_id: str) -> None:
