@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from drivers.delivery import NOW, Caplog, Desk, desk, have_at_stripe, until
+from drivers.delivery import NOW, Caplog, Desk, api_of, desk, have_at_stripe, until
 from drivers.health_findings import findings
 from drivers.period_ends import AFTER_JUNE, Closing, closing_of
 from drivers.store_keys import meter_token
@@ -118,6 +118,20 @@ async def test_a_refused_comparison_is_reported_and_closed_later(
     assert "Stripe does not say what it has counted: " in line
     at.emulator.clear_faults()
     assert await closing.at(110) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("status", [402, 503])
+async def test_a_customer_stripe_fails_for_delays_no_other_close(
+    at: Desk, closing: Closing, status: int
+) -> None:
+    # F-229: the first customer whose summaries Stripe did not show left all others of the pass unconfirmed.
+    await at.use("acme", "zeta", "beta", requests=7)
+    await at.flush(everything=True)
+    async with api_of(at.kit) as api:
+        meters = await api.list("/v1/billing/meters")
+    (meter,) = (one["id"] for one in meters if one["event_name"] == "api_requests")
+    at.emulator.fail_next("error", status=status, path=f"/v1/billing/meters/{meter}/event_summaries")
+    assert [await closing.at(minutes) for minutes in (11, 17)] == [(2, 1, 0), (1, 0, 0)]
 
 
 async def test_a_moved_close_is_looked_at_when_the_period_is_over(at: Desk, closing: Closing) -> None:

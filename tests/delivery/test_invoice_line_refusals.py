@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, Final
 
@@ -13,7 +13,14 @@ from drivers.delivery import Caplog
 from drivers.period_ends import checking_closes, look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
-from drivers.usage_lines import CATALOG, ITEMS, ended, flushed, shop_of_lines, usage_lines
+from drivers.usage_lines import (
+    CATALOG,
+    ITEMS,
+    ended,
+    flushed,
+    shop_of_lines,
+    usage_lines,
+)
 from meterkit.catalog import loads
 
 # Internals: the emulator has no connected accounts, whose terms an invoice takes over.
@@ -234,6 +241,30 @@ async def test_customers_have_their_lines_written_together(at: Shop) -> None:
     assert (await at.kit.flush(everything=True, timeout_s=0)).lines == 4
     assert monotonic() - begun < 3.5
     assert await usage_lines(at) == 4 * ONE_LINE
+
+
+async def test_a_customer_stripe_fails_for_delays_no_other(store_url: str) -> None:
+    # F-229: three failed lines of one customer, which are the oldest, left others to later flushes.
+    others = [f"b{number}" for number in range(6)]
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing, start=HALF, shards=1) as at:
+        await at.kit.stripe.sync()
+        subscription = await at.subscribed(plan="pro")
+        for plan in ("pro", "team"):
+            await at.kit.subscriptions.change_plan("acme", plan)
+            await at.kit.record("acme", {"words": 126, "pages": 1_010})
+            at.clock.advance(timedelta(days=7))
+        at.go(subscription.current_period_end + timedelta(minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        path = f"/v1/subscriptions/{subscription.id}"
+        at.emulator.fail_next("error", status=503, times=None, path=path)
+        assert (await flushed(at)).lines == 0
+        for name in others:
+            at.emulator.add_customer(f"cus_{name}")
+            await at.kit.customers.link(name, f"cus_{name}")
+            await at.kit.customers.set_plan(name, "pro")
+            await at.kit.record(name, "words", 126)
+        at.go(datetime(2031, 8, 1, 0, 5, tzinfo=UTC))
+        assert (await at.kit.flush()).lines == len(others)
 
 
 async def test_a_line_that_stripe_may_have_is_looked_for(at: Shop) -> None:

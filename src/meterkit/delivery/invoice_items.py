@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import SystemRandom
 from time import monotonic
@@ -54,7 +54,7 @@ _WRITTEN_WITHIN_S: Final = 20.0
 """Time that the calls for a line may take."""
 _LEASED_S: Final = 0.2
 _shuffle: Final = SystemRandom().shuffle
-_FAILURES_MOST: Final = 3
+_UNANSWERED_MOST: Final = 3
 _STALE_S: Final = 3_600.0
 """Largest age of the list of Stripe's items when an item is made."""
 _IDEMPOTENCY: Final = "idempotency_error"
@@ -105,18 +105,18 @@ class _MakingRun:
         report: of the flush.
         lease_shard: leases a shard.
         deadline: when to stop, on the monotonic clock.
-        failures: how often Stripe did not answer.
+        unanswered: customers for whom Stripe did not answer.
     """
 
     items: InvoiceItemQueue
     report: FlushReport
     lease_shard: ShardLeaser
     deadline: float
-    failures: int = 0
+    unanswered: set[str] = field(default_factory=set[str])
 
     def is_over(self) -> bool:
         """Whether nothing more is to be made."""
-        return self.failures >= _FAILURES_MOST or monotonic() >= self.deadline
+        return len(self.unanswered) >= _UNANSWERED_MOST or monotonic() >= self.deadline
 
 
 class InvoiceItemMaker:
@@ -139,7 +139,7 @@ class InvoiceItemMaker:
     ) -> None:
         """Make the due items, or all; those of each shard under its lease, and of each customer in order.
 
-        If Stripe does not answer, an item is tried again later; after three failures, the others wait, too.
+        If Stripe does not answer, an item is tried again later; after three customers, the others wait, too.
 
         Args:
             report: of the flush.
@@ -197,7 +197,8 @@ class InvoiceItemMaker:
             try:
                 await self._make_due_item(run, lines, item)
             except StripeError as error:
-                run.failures += isinstance(error, StripeUnavailableError)
+                if isinstance(error, StripeUnavailableError):
+                    run.unanswered.add(item.customer)
                 items_named = "invoice lines" if item.by_line else "invoice items for late usage"
                 run.report.why = f"{items_named}: {error}"
                 self._log_failure(item, items_named, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,6 +25,7 @@ from meterkit.outbox.line_metadata import is_usage_invoice
 from meterkit.outbox.meters_or_lines import line_switches
 from meterkit.store.task_lease import TaskLease
 from meterkit.store.unreadable_data import damage_of, is_of_the_store
+from meterkit.stripe.request import KEY_REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ _LATER_MS: Final = 3_600_000
 _GIVEN_UP_MS: Final = 36 * 86_400_000
 _LEASE_MS: Final = 60_000
 _NAMED_MAX: Final = 5
+_FAILURES_MOST: Final = 3
 _WAITING: Final = "pending invoice items have usage that waits for an invoice"
 _NO_INVOICE: Final = (
     "; their subscription has ended, and they get no invoice of their own: {why}. Make one of the customer's"
@@ -54,8 +56,34 @@ _NO_INVOICE: Final = (
 )
 
 
+@dataclass(slots=True)
+class _Failures:
+    """Failures of a pass. That of one customer delays no other; after some in a row the others wait, too.
+
+    Attributes:
+        why: the reason of the latest; empty: there was none since.
+        in_a_row: for how many customers in a row.
+    """
+
+    why: str = ""
+    in_a_row: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the others wait."""
+        return self.in_a_row >= _FAILURES_MOST
+
+    def add(self, why: str, *, number: int = 1) -> None:
+        """Add a failure that counts as this number."""
+        self.why, self.in_a_row = why, self.in_a_row + number
+
+    def forget(self) -> None:
+        """Forget all: it has succeeded."""
+        self.why, self.in_a_row = "", 0
+
+
 class CloseChecker:
-    """Checks closes one by one. If Stripe does not answer once, it is not asked again for the others.
+    """Checks closes one by one. If Stripe does not answer for some in a row, it is not asked for the others.
 
     Args:
         store: counts the usage.
@@ -73,7 +101,7 @@ class CloseChecker:
         self._roots = roots
         self._summaries: StripeSummaries | None = None
         self._invoices = reconciler.invoices()
-        self._stripe_failure = self._hold_failure = ""
+        self._comparing, self._holding, self._marking = _Failures(), _Failures(), _Failures()
 
     async def explain_open(self, usage: CustomerUsage) -> tuple[str, bool]:
         """Hold or release the draft of an ended period; explain why its close is open (empty: it is not).
@@ -92,13 +120,14 @@ class CloseChecker:
         try:
             end, invoicing = await self._settle_invoice(usage, is_counted=is_counted)
             unsettled = ""
+            self._holding.forget()
         except StripeError as error:
             end, invoicing, unsettled = None, None, f"its invoice is neither held nor released: {error}"
             if isinstance(error, StripeUnavailableError):
-                self._hold_failure = str(error)
+                self._holding.add(str(error))
         held = "" if end is None or is_counted else _describe_hold(end, self._store.now_ms())
         if found is None:
-            return f"{self._stripe_failure}{held}", False
+            return f"{self._comparing.why}{held}", False
         is_final = end is not None and bool(end.final_ms)
         prices = {}
         if invoicing is not None:
@@ -120,15 +149,20 @@ class CloseChecker:
 
     async def _compare(self, usage: CustomerUsage) -> list[Reconciled] | None:
         """Compare our books with Stripe's; None: Stripe does not answer."""
-        if self._stripe_failure:
+        if self._comparing.is_over:
             return None
         try:
             if self._summaries is None:
                 self._summaries = StripeSummaries(self._api)
-            return await self._reconciler.of_customer(usage, self._summaries, self._invoices, is_closing=True)
+            found = await self._reconciler.of_customer(
+                usage, self._summaries, self._invoices, is_closing=True
+            )
         except StripeError as error:
-            self._stripe_failure = f"Stripe does not say what it has counted: {error}"
+            why = f"Stripe does not say what it has counted: {error}"
+            self._comparing.add(why, number=_count_failures(error))
             return None
+        self._comparing.forget()
+        return found
 
     async def _settle_invoice(
         self, usage: CustomerUsage, *, is_counted: bool
@@ -144,8 +178,8 @@ class CloseChecker:
             await self._write_usage_root(usage, state.stripe_customer)
         if state.stripe_customer is None or invoicing is None:
             return None, None
-        if self._hold_failure:
-            raise StripeUnavailableError(self._hold_failure)
+        if self._holding.is_over:
+            raise StripeUnavailableError(self._holding.why)
         hold_ms = self._store.catalog.billing.hold_invoice_ms
         hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=self._store.now_ms())
         start_ms = to_ms(usage["period"]["start"])
@@ -167,7 +201,7 @@ class CloseChecker:
         by_lines = bool(line_switches(state, self._store.catalog))
         has_ended = by_lines and known is not None and known.status in ENDED
         is_pending = any(one.invoice == "pending" and not one.event_name for one in found or ())
-        if self._stripe_failure or not (has_ended or is_pending):
+        if found is None or not (has_ended or is_pending):
             return None
         try:
             return await bill_pending_lines(self._store, self._api, customer, state.stripe_customer)
@@ -178,7 +212,7 @@ class CloseChecker:
 
     async def _write_root_unreported(self, usage: CustomerUsage) -> None:
         """Write the root into the invoice of a period whose usage does not go to Stripe."""
-        if self._roots is None or self._stripe_failure:
+        if self._roots is None:
             return
         _, state = await CustomerStates(self._store).read(usage["customer"])
         try:
@@ -195,10 +229,8 @@ class CloseChecker:
     async def _write_root(
         self, customer: str, invoices: Sequence[dict[str, Any]], invoicing: PeriodBilling
     ) -> None:
-        """Write the root of the audit log into invoices; after a failure, the others go without, too."""
-        found = invoicing.renewals_in(invoices)
-        if self._roots is not None and not await self._roots.mark(self._api, customer, found):
-            self._roots = None
+        """Write the root of the audit log into the invoices of a renewal."""
+        await self._mark(customer, invoicing.renewals_in(invoices))
 
     async def _write_usage_root(self, usage: CustomerUsage, stripe_customer: str) -> None:
         """Write the root into the invoice that meterkit has made for a period without a subscription."""
@@ -206,9 +238,23 @@ class CloseChecker:
             return
         start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
         invoices = await self._invoices.made(stripe_customer, start_ms // 1000)
-        own = [one for one in invoices if is_usage_invoice(one, end_ms)]
-        if not await self._roots.mark(self._api, usage["customer"], own):
-            self._roots = None
+        await self._mark(usage["customer"], [one for one in invoices if is_usage_invoice(one, end_ms)])
+
+    async def _mark(self, customer: str, invoices: Sequence[Mapping[str, Any]]) -> None:
+        """Write the root into invoices; after some failures in a row, the others go without, too."""
+        if self._roots is None or self._marking.is_over:
+            return
+        if await self._roots.mark(self._api, customer, invoices):
+            self._marking.forget()
+        else:
+            self._marking.add("it could not be written")
+
+
+def _count_failures(error: StripeError) -> int:
+    """Number of failures that an error counts as: a refusal concerns its customer, and one of the key all."""
+    if error.status in KEY_REFUSALS:
+        return _FAILURES_MOST
+    return int(isinstance(error, StripeUnavailableError))
 
 
 def _is_counted(one: Reconciled) -> bool:
