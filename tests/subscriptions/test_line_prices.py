@@ -271,6 +271,19 @@ async def test_i13_a_dearer_plan_follows_what_left_the_plans_file(
     assert await passed_end(at) == [RECORDED]
 
 
+@pytest.mark.parametrize("plan", ["pro", "team"])
+@each_edit
+async def test_i13_an_override_prices_what_left_the_plans_file(at: Shop, text: str, plan: str) -> None:
+    price = {"bill": {"per": 1, "amount_cents": 2}}
+    await at.kit.customers.override("acme", {"words": {"overage": price}})
+    await used(at)
+    await deployed(at, text)
+    usage = await at.kit.store.usage_of_many(["acme"], former=True)
+    assert usage[0]["meters"]["words"]["overage_cents"] in {52, None}
+    await at.kit.subscriptions.change_plan("acme", plan)
+    assert await passed_end(at) == [("Words", "26", "2", 52)]
+
+
 @pytest.mark.parametrize("text", [GONE, RENAMED], ids=["gone", "renamed"])
 @pytest.mark.parametrize("plan", ["pro", "team"])
 async def test_i13_so_is_usage_on_a_plan_set_by_hand(at: Shop, text: str, plan: str) -> None:

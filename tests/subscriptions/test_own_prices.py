@@ -356,6 +356,33 @@ async def test_present_customers_may_downgrade_after_an_edit(store_url: str, edi
             assert await invoiced(replace(at, kit=kit)) == 20 * 3 + 5 * 7
 
 
+@pytest.mark.parametrize("whose", ["override", "person"])
+async def test_a_price_without_a_meters_name_stays_its_own(store_url: str, whose: str) -> None:
+    """After an edit of the event name, usage went where no item bills it: 0 of 40 cents were invoiced."""
+    async with shop(store_url, catalog=loads(PLANS), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(PRESENT, plan="pro")
+        at.clock.set(HALF)
+        if whose == "override":
+            price = {"bill": {"per": 1, "amount_cents": 2}}
+            await at.kit.customers.override(PRESENT, {"words": {"overage": price}})
+        else:
+            item = await metered_item(at)
+            product, meter = item["price"]["product"], item["price"]["recurring"]["meter"]
+            made = at.emulator.add_price(2, product=product, meter=meter)
+            await at.stripe_change(f"/v1/subscription_items/{item['id']}", price=made)
+            await at.kit.subscriptions.sync(PRESENT)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(PLANS.replace(*EVENT))) as kit:
+            await kit.stripe.sync()
+            await kit.subscriptions.sync(PRESENT)
+            now = replace(at, kit=kit)
+            await kit.record(PRESENT, "words", 30)
+            await kit.flush(everything=True)
+            shown = await cents(now)
+            at.go(END + 3 * HOUR)
+            assert (shown, await invoiced(now)) == (40, 40)
+
+
 async def test_new_customers_do_not_get_a_replaced_price(store_url: str) -> None:
     """A price that was made by hand, on the plan's own product and another meter."""
 

@@ -14,7 +14,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.customers.period_carryover import with_unlimited_use
-from meterkit.decisions.customer_overrides import without_amounts
+from meterkit.decisions.customer_overrides import overrides_at, without_amounts
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -215,7 +215,9 @@ class CustomerStates:
         shard, ended = keys.shard, _ended_prices(before, force, (found.state, changed), store.catalog)
         if ended.labels and changed != found.state and ended.switches:
             remembered = await read_meters(admin, store.keys, store.catalog)
-            ended = ended._replace(labels=with_former_names(ended.labels, remembered, store.catalog))
+            overrides = overrides_at(found.state.overrides, now_ms)
+            labels = with_former_names(ended.labels, remembered, store.catalog, overrides)
+            ended = ended._replace(labels=labels)
         reply = await admin.run(
             store.scripts["amend_state"],
             [

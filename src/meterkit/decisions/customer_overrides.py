@@ -93,6 +93,18 @@ def overrides_at(stored: Stored, now_ms: int) -> Overrides:
     )
 
 
+def overridden_label(overrides: Overrides, meter: str) -> str:
+    """Label of the overage price that an override gives a meter, which may have left the plans file.
+
+    Empty: it gives none. See :class:`~meterkit.decisions.price_segments.PriceSegment`.
+    """
+    overage = overrides.meters.get(meter, {}).get("overage")
+    bill = overage.get("bill") if isinstance(overage, Mapping) else None
+    if not isinstance(bill, Mapping) or bill.get("amount_cents") is None:
+        return ""
+    return f"{bill.get('per') or 1}/{bill['amount_cents']}"
+
+
 def next_end_ms(stored: Stored, now_ms: int) -> int:
     """Instant at which the next override ends, or its price takes effect; :data:`NEVER_MS`: none will."""
     if not stored:

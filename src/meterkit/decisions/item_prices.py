@@ -79,6 +79,16 @@ def dump_item_prices(prices: Iterable[ItemPrice]) -> list[list[str | int]]:
     return [[*one] if one.is_dropped else [*one[:4]] if one.free else [*one[:3]] for one in prices]
 
 
+def with_known_meters(prices: ItemPrices, known: ItemPrices) -> ItemPrices:
+    """Item prices with the names of their meters, as they are known by their event names.
+
+    A price that a person or an override made names no meter: once the plans file has another event name for
+    the meter, only an earlier reading tells whose it is.
+    """
+    names = {one.event_name: one.meter for one in known}
+    return tuple(one if one.meter else one._replace(meter=names.get(one.event_name, "")) for one in prices)
+
+
 def exact_label(unit_amount: Decimal) -> str:
     """The label of a price per unit in minor units, with as many decimals as Stripe shows."""
     exact = unit_amount.normalize()

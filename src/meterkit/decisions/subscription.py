@@ -12,6 +12,7 @@ from meterkit.decisions.item_prices import (
     dump_item_prices,
     interval_of,
     parse_item_prices,
+    with_known_meters,
 )
 from meterkit.decisions.periods import SHORTEST_MS
 
@@ -277,6 +278,11 @@ class SubscriptionState:
         if not unknown or not is_unchanged:
             return self
         return replace(self, addons=tuple(sorted((unknown | dict(self.addons)).items())))
+
+    def with_known_meters(self, known: SubscriptionState) -> SubscriptionState:
+        """Keep the stored names of meters whose prices at Stripe do not name them."""
+        prices, pending = (with_known_meters(of, known.prices) for of in (self.prices, self.pending_prices))
+        return replace(self, prices=prices, pending_prices=pending)
 
     def interval_at(self, now_ms: int) -> Literal["month", "year"] | None:
         """The interval that it is paid for, by its current period; None: not known, as in a trial."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.decisions.customer_overrides import overridden_label, overrides_at
 from meterkit.decisions.customer_state import bounds_of, effective_plan, entitlements_of, entitlements_on
 from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter
+    from meterkit.decisions.customer_overrides import Overrides
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
@@ -90,7 +92,7 @@ def _period_terms(
     is_cut = period.begins_ms < open_ms < period.ends_ms  # The next period began early.
     ends_ms = open_ms if is_cut else period.ends_ms
     at_ms = max(period.begins_ms, ends_ms - 1)
-    subscription = state.subscription
+    subscription, overrides = state.subscription, overrides_at(state.overrides, at_ms)
     if subscription is not None and _is_of(subscription, period.begins_ms):
         named = _billed_plan(state, subscription, at_ms)
         plan = catalog.plans.get(named)
@@ -100,13 +102,14 @@ def _period_terms(
         return {
             "subscription": subscription.id,
             "free": subscription.is_usage_free_of(period.begins_ms, ends_ms),
-            "meters": _price_labels(given, state.prices_on(named, at_ms), reported, catalog),
+            "meters": _price_labels(given, state.prices_on(named, at_ms), reported, catalog, overrides),
         }
     effective = effective_plan(state, catalog, at_ms)
     is_free = subscription is not None and (
         subscription.is_trial_of(period.begins_ms) or subscription.is_paused_from(period.begins_ms)
     )
-    labels = _price_labels(entitlements_of(effective, catalog), effective.prices, reported, catalog)
+    given = entitlements_of(effective, catalog)
+    labels = _price_labels(given, effective.prices, reported, catalog, overrides)
     return {"subscription": "", "free": is_free, "meters": labels}
 
 
@@ -129,10 +132,12 @@ def _price_labels(
     prices: ItemPrices,
     reported: Mapping[str, ReportedMeter],
     catalog: Catalog,
+    overrides: Overrides,
 ) -> dict[str, tuple[str, str]]:
     """Name and label of the price by token; an empty label: its ended prices alone may be known.
 
-    Where a plan, its overage or a meter has left the plans file, the subscription's own prices still hold.
+    Where a plan, its overage or a meter has left the plans file, the subscription's own prices still hold,
+    and an override's price.
     """
     own, found = prices_by_meter(prices, catalog), dict[str, tuple[str, str]]()
     by_event: dict[str, str] = {}
@@ -151,5 +156,6 @@ def _price_labels(
     by_event |= {one.event_name: one.label for one in prices if one.is_exact}
     for token, known in reported.items():
         if token not in found:
-            found[token] = known.meter, by_event.get(known.event_name, "")
+            own_label = overridden_label(overrides, known.meter)
+            found[token] = known.meter, own_label or by_event.get(known.event_name, "")
     return found

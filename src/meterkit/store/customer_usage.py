@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.decisions.customer_overrides import overridden_label, overrides_at
 from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_at
 from meterkit.decisions.grants import MICRO, PrepaidPlans, prepaid_of, target_of
-from meterkit.decisions.item_prices import NO_PRICES, FixedPrice, prices_by_meter
+from meterkit.decisions.item_prices import FixedPrice, prices_by_meter
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
 from meterkit.decisions.packed import CounterHead, MeterCounts, byte_fields, text_fields
 from meterkit.decisions.periods import from_ms
@@ -254,7 +255,11 @@ def read_usage_reply(
         price = overage_find_price(entitlements[name], own.get(name), catalog, interval)
         return meter if price is None else {**meter, "price": price}
 
-    priced = NO_PRICES if is_past or is_usage_free else effective.prices
+    def of_former_meter(token: str, one: ReportedMeter) -> MeterUsage:
+        given = overridden_label(overrides_at(state.overrides, now_ms), one.meter)
+        label = "" if is_past or is_usage_free else given or _find_label(one, effective.prices)
+        return _read_former_meter(token, label, view, linked=linked)
+
     return {
         "customer": customer,
         "plan": effective.plan.key,
@@ -269,10 +274,7 @@ def read_usage_reply(
         "rolled_over": {name: rolled[target_of("credit", name)] // MICRO for name in catalog.credits},
         "meters": {
             **{name: of_meter(name) for name in catalog.meters},
-            **{
-                one.meter: _read_former_meter(token, one, view, priced, linked=linked)
-                for token, one in gone.items()
-            },
+            **{one.meter: of_former_meter(token, one) for token, one in gone.items()},
         },
     }
 
@@ -352,14 +354,16 @@ def _read_former_rows(
 ) -> Mapping[str, Sequence[PriceSegment]]:
     """Price segments of price rows by model that are no longer in the plans file."""
     return {
-        token: [one for one in _price_segments(token, price.label, view) if one.overage]
+        token: [one for one in _price_segments(token, label, view) if one.overage]
         for token, counted in gone.items()
-        if counted.meter.startswith(f"{source}:") and (price := _find_price(counted, prices)) is not None
+        if counted.meter.startswith(f"{source}:") and (label := _find_label(counted, prices))
     }
 
 
-def _find_price(counted: ReportedMeter, prices: ItemPrices) -> ItemPrice | None:
-    return next((one for one in prices if one.event_name == counted.event_name and one.is_exact), None)
+def _find_label(counted: ReportedMeter, prices: ItemPrices) -> str:
+    """Label of the price of the item with the event name of a meter; empty: there is none."""
+    named = (one for one in prices if one.event_name == counted.event_name and one.is_exact)
+    return next((one.label for one in named), "")
 
 
 def _read_gauge(
@@ -422,14 +426,12 @@ def _read_counts(token: str, view: CountsView, *, linked: bool) -> MeterUsage:
     }
 
 
-def _read_former_meter(
-    token: str, one: ReportedMeter, view: CountsView, prices: ItemPrices, *, linked: bool
-) -> MeterUsage:
-    """Usage of a meter no longer in the plans file, at the price of the item with its event name."""
-    found, price = _read_counts(token, view, linked=linked), _find_price(one, prices)
-    if price is None:
+def _read_former_meter(token: str, label: str, view: CountsView, *, linked: bool) -> MeterUsage:
+    """Usage of a meter no longer in the plans file, at a price; without a label it is not known."""
+    found = _read_counts(token, view, linked=linked)
+    if not label:
         return found
-    return {**found, "overage_cents": overage_cents(_price_segments(token, price.label, view))}
+    return {**found, "overage_cents": overage_cents(_price_segments(token, label, view))}
 
 
 def _compute_remaining(

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meterkit.decisions.customer_overrides import overridden_label
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.decisions.customer_overrides import Overrides
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
 
@@ -86,7 +88,10 @@ def find_renamed_meters(
 
 
 def with_former_names(
-    labels: Mapping[str, str], remembered: Mapping[str, ReportedMeter], catalog: Catalog
+    labels: Mapping[str, str],
+    remembered: Mapping[str, ReportedMeter],
+    catalog: Catalog,
+    overrides: Overrides,
 ) -> dict[str, str]:
     """Labels of prices that end, also by the former names of their meters: usage may wait under these. Pure.
 
@@ -94,11 +99,12 @@ def with_former_names(
         labels: by token.
         remembered: meters of earlier plans files, by token.
         catalog: the plans file.
+        overrides: of the customer, which have the former names.
     """
     own = list_reported_meters(catalog)
     by_event = {one.event_name: labels[token] for token, one in own.items() if token in labels}
     former = {
-        token: by_event[one.event_name]
+        token: overridden_label(overrides, one.meter) or by_event[one.event_name]
         for token, one in remembered.items()
         if token not in own and one.event_name in by_event
     }
