@@ -125,6 +125,23 @@ async def test_late_usage_costs_the_same_on_page_statement_and_invoice(at: Endin
     assert_sums(found)
 
 
+async def test_an_override_parts_the_events_of_two_prices(at: Ending) -> None:
+    """The end of the subscription did, so one line had all events, and the other none."""
+    await at.kit.record("acme", "words", 130)
+    await at.reach(APRIL + 10 * DAY)
+    price = {"bill": {"per": 1, "amount_cents": 2}}
+    await at.kit.customers.override("acme", {"words": {"overage": price}})
+    at.clock.advance(HOUR)
+    await at.kit.record("acme", "words", 20)
+    await at.reach(APRIL + 20 * DAY)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.close()
+    await at.drain()
+    found = usage_of(await at.kit.statement("acme", APRIL + DAY), "words")
+    parts = [(line.quantity, line.counted, line.amount_cents, line.note) for line in found]
+    assert sorted(parts) == [(20, 20, 40, ""), (30, 30, 90, "")]
+
+
 async def test_usage_without_events_is_counted_and_named(at: Ending, store_url: str) -> None:
     """A statement lacked meters without events: a total of 10.00 stood beside 10.90 on the usage page."""
     more: Any = {"key_prefix": at.kit.settings.key_prefix, "shards": at.kit.settings.shards}

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import pytest
 
+from drivers.customer_states import closed_period_cents
 from drivers.delivery import kit_for
 from drivers.priced_shop import CATALOG, PLANS, renewed, sell, usage_lines
 from drivers.sampled import whole
@@ -19,6 +20,7 @@ from drivers.sync_queue import due_price_ms, forget_due_price, queue_sync
 from drivers.webhooks import DAY
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import Catalog, loads
+from meterkit.decisions.periods import to_ms
 from meterkit.testing import StripeEmulator, check_bill
 
 pytestmark = pytest.mark.anyio
@@ -172,6 +174,9 @@ async def test_a_price_that_no_item_bills_admits_nothing(at: Shop, *, immediatel
     await at.kit.flush(everything=True)
     tokens = (await check_bill(at.kit, at.emulator, {"acme": {"tokens": 50}}))[0]
     assert (tokens.meter, tokens.due, tokens.is_right) == ("tokens", 0, True)
+    at.clock.set(END + timedelta(days=32))
+    (usage,) = await at.kit.store.usage_of_many(["acme"], at_ms=to_ms(END))
+    assert await closed_period_cents(at.kit, usage) == 0
     await at.subscribed(plan="basic")
     price = (await at.kit.usage("acme"))["meters"]["tokens"].get("price")
     assert price is not None

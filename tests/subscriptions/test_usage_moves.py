@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,10 @@ async def pass_end(at: Shop, end: datetime) -> None:
     at.go(timedelta(hours=2))
 
 
+def overage(cents: int) -> dict[str, Any]:
+    return {"words": {"overage": {"bill": {"per": 1, "amount_cents": cents}}}}
+
+
 async def advice(at: Shop, when: datetime) -> list[str]:
     return [found.advice for found in await at.kit.reconcile("acme", at=when) if found.advice]
 
@@ -84,6 +89,18 @@ async def test_usage_moves_to_lines_at_the_end_of_the_period(at: Shop) -> None:
     assert await advice(at, NEXT_END - timedelta(days=1)) == []
     assert [(await words(at, when))["delivered"] for when in (HALF, NEXT_END - timedelta(days=1))] == [36, 20]
     assert await drift(at) == []
+
+
+async def test_a_later_override_prices_no_usage_from_before_the_move(at: Shop) -> None:
+    """The advice was to credit what the metered item had rightly charged."""
+    at.kit.store.use(METERS)
+    await at.kit.customers.override("acme", overage(2))
+    await at.kit.record("acme", "words", 126)
+    at.kit.store.use(LINES)
+    await at.kit.subscriptions.move_usage("acme")
+    await pass_end(at, END)
+    await at.kit.customers.override("acme", overage(1))
+    assert (await billed(at), await advice(at, HALF)) == ([(False, 26, 52)], [])
 
 
 async def test_usage_moves_back_to_metered_prices(at: Shop) -> None:

@@ -218,7 +218,8 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
     given = plan.entitlements
     if effective.overrides:
         given = override(catalog, plan, effective.overrides)
-    prices = _without_overridden(effective.prices, effective.overrides, catalog)
+    by_lines = catalog.billing.is_by_lines
+    prices = _without_overridden(effective.prices, effective.overrides, by_lines=by_lines)
     given = with_item_prices(given, prices, catalog)
     return with_seats(given, catalog.meters, effective.seats)
 
@@ -239,18 +240,37 @@ def entitlements_on(
     if own is not catalog:
         bought, plan, catalog = plan.bought, own.plans.get(plan.key, plan), own
         plan = with_addons(plan, bought, own) if bought else plan
+    by_lines = _is_by_lines(state, catalog, at_ms)
+    if overrides and not (by_lines or _may_have_items(state, at_ms)):
+        overrides = without_priced_overage(overrides)
     given = override(catalog, plan, overrides) if overrides else plan.entitlements
     if not own_prices:
         return given
-    prices = _without_overridden(state.prices_on(plan.key, at_ms), overrides, catalog)
+    prices = _without_overridden(state.prices_on(plan.key, at_ms), overrides, by_lines=by_lines)
     return with_item_prices(given, prices, catalog)
 
 
+def _is_by_lines(state: CustomerState, catalog: Catalog, at_ms: int) -> bool:
+    """Whether invoice lines bill usage of an instant: that of a subscription may have moved to them since."""
+    known = state.subscription
+    if known is None or at_ms >= known.ends_ms() or not (known.line_switches or known.metered):
+        return catalog.billing.is_by_lines
+    return known.is_by_lines_at(at_ms)
+
+
+def _may_have_items(state: CustomerState, at_ms: int) -> bool:
+    """Whether items of a subscription may charge usage of an instant; else no price of an override does."""
+    known = state.subscription
+    if known is None:
+        return False
+    return known.created_ms <= at_ms < known.ends_ms() or bool(known.prices_at(at_ms))
+
+
 def _without_overridden(
-    prices: ItemPrices, overrides: Mapping[str, Mapping[str, object]], catalog: Catalog
+    prices: ItemPrices, overrides: Mapping[str, Mapping[str, object]], *, by_lines: bool
 ) -> ItemPrices:
     """Prices without those that overrides replace; where Stripe has them, its items say so themselves."""
-    if not overrides or not catalog.billing.is_by_lines:
+    if not overrides or not by_lines:
         return prices
     return tuple(one for one in prices if "overage" not in overrides.get(one.meter, ()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 CLASSES: Final = ("included", "granted", "credited", "overage", "over_cap")
 _WORDS: Final = {"over_cap": "over the cap"}
+_SWITCHED_WITHIN: Final = timedelta(hours=1)
+"""Time after a change of plan within which Stripe has ended the lines of the prices before."""
 ENDLESS_MS: Final = 2**53
 LATE_SINCE: Final = "meterkit_late_since"
 LATE_METER: Final = "meterkit_meter"
@@ -273,8 +276,8 @@ def select_events(
 ) -> dict[str, EventSelection]:
     """By line id, the events that each usage line rests on; each event belongs to one line.
 
-    Lines of one meter share its events by time: a change of plans parts them. Of lines that have one span,
-    as tiers do, the first has all events.
+    Lines of one meter share its events by time: a change of plans parts them, or of the price alone, as by an
+    override. Of lines that have one span, as tiers do, the first has all events.
 
     Args:
         lines: of all invoices of the period.
@@ -290,7 +293,9 @@ def select_events(
         if not spans:
             continue
         parts = [end for _, end in spans][:-1]
-        if len(changes) == len(parts):
+        if len(changes) == len(parts) and all(
+            abs(at - end) <= _SWITCHED_WITHIN for at, end in zip(changes, parts, strict=True)
+        ):
             parts = [*changes]
         edges = [0, *(to_ms(at) for at in parts), ENDLESS_MS]
         for name, (since_ms, until_ms) in zip(spans.values(), pairwise(edges), strict=True):
