@@ -356,6 +356,27 @@ async def test_present_customers_may_downgrade_after_an_edit(store_url: str, edi
             assert await invoiced(replace(at, kit=kit)) == 20 * 3 + 5 * 7
 
 
+async def test_a_short_line_of_a_yearly_price_is_of_several_months(store_url: str) -> None:
+    """The advice was to credit what the month before had used."""
+    async with shop(store_url, catalog=loads(PLANS.replace(*YEARLY)), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(PRESENT, plan="pro")
+        for cents, days in ((2, 19), (1, 45)):
+            at.clock.set(END + timedelta(days=days))
+            price = {"bill": {"per": 1, "amount_cents": cents}}
+            await at.kit.customers.override(PRESENT, {"words": {"overage": price}})
+            at.clock.advance(HOUR)
+            await at.kit.record(PRESENT, "words", 30)
+            await at.kit.flush(everything=True)
+        at.go(END + timedelta(days=60))
+        await at.kit.subscriptions.cancel(PRESENT, immediately=True)
+        at.go(3 * HOUR)
+        assert await invoiced(at) == 20 * 2 + 20 * 1
+        for days in (20, 40):
+            found = await at.kit.reconcile(PRESENT, at=END + timedelta(days=days))
+            assert [one.advice for one in found if one.advice] == []
+
+
 @pytest.mark.parametrize("whose", ["override", "person"])
 async def test_a_price_without_a_meters_name_stays_its_own(store_url: str, whose: str) -> None:
     """After an edit of the event name, usage went where no item bills it: 0 of 40 cents were invoiced."""

@@ -321,11 +321,15 @@ def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> 
 def _place_in_period(
     line: Mapping[str, Any], start_s: int, end_s: int
 ) -> Literal["inside", "outside", "beyond"]:
-    """Locate the span of a line: inside a period, outside, or beyond it (over several periods)."""
+    """Locate the span of a line: inside a period, outside, or beyond it (over several periods).
+
+    The line of a yearly price is of several months, also if it is short because the price was switched.
+    """
     span: Mapping[str, int] = line.get("period") or {}
     first_s, last_s = int(span.get("start") or 0), int(span.get("end") or 0)
-    if last_s - first_s > end_s - start_s + _TOLERANCE_S:
-        return "beyond" if first_s < end_s and start_s < last_s else "outside"
+    within_s = max(0, min(last_s, end_s) - max(first_s, start_s))
+    if last_s - first_s - within_s > _TOLERANCE_S:
+        return "beyond" if within_s > _TOLERANCE_S else "outside"
     return "inside" if start_s <= (first_s + last_s) // 2 < end_s else "outside"
 
 
