@@ -98,11 +98,9 @@ def overridden_label(overrides: Overrides, meter: str) -> str:
 
     Empty: it gives none. See :class:`~meterkit.decisions.price_segments.PriceSegment`.
     """
-    overage = overrides.meters.get(meter, {}).get("overage")
-    bill = overage.get("bill") if isinstance(overage, Mapping) else None
-    if not isinstance(bill, Mapping) or bill.get("amount_cents") is None:
-        return ""
-    return f"{bill.get('per') or 1}/{bill['amount_cents']}"
+    bill = _bill_of(overrides.meters.get(meter, {}))
+    cents = bill.get("amount_cents")
+    return "" if cents is None else f"{bill.get('per') or 1}/{cents}"
 
 
 def next_end_ms(stored: Stored, now_ms: int) -> int:
@@ -215,15 +213,18 @@ def _without_price(entry: Mapping[str, object]) -> dict[str, object]:
 def without_priced_overage(meters: Stored) -> dict[str, Mapping[str, object]]:
     """Overrides of meters without overage that has a price of its own."""
     return {
-        name: {key: value for key, value in given.items() if key != "overage"} if _has_price(given) else given
+        name: {key: value for key, value in given.items() if key != "overage"}
+        if "amount_cents" in _bill_of(given)
+        else given
         for name, given in meters.items()
     }
 
 
-def _has_price(given: Mapping[str, object]) -> bool:
+def _bill_of(given: Mapping[str, object]) -> Mapping[str, Any]:
+    """The terms at which an entitlement bills overage; empty: it names none."""
     overage = cast("Mapping[str, Any] | str | None", given.get("overage"))
     bill = overage.get("bill") if isinstance(overage, Mapping) else None
-    return isinstance(bill, Mapping) and "amount_cents" in bill
+    return cast("Mapping[str, Any]", bill) if isinstance(bill, Mapping) else {}
 
 
 def _live_entries(stored: Stored, kind: str, now_ms: int) -> dict[str, Mapping[str, object]]:
