@@ -20,7 +20,6 @@ from drivers.sync_queue import due_price_ms, forget_due_price, queue_sync
 from drivers.webhooks import DAY
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import Catalog, loads
-from meterkit.decisions.periods import to_ms
 from meterkit.testing import StripeEmulator, check_bill
 
 pytestmark = pytest.mark.anyio
@@ -175,8 +174,7 @@ async def test_a_price_that_no_item_bills_admits_nothing(at: Shop, *, immediatel
     tokens = (await check_bill(at.kit, at.emulator, {"acme": {"tokens": 50}}))[0]
     assert (tokens.meter, tokens.due, tokens.is_right) == ("tokens", 0, True)
     at.clock.set(END + timedelta(days=32))
-    (usage,) = await at.kit.store.usage_of_many(["acme"], at_ms=to_ms(END))
-    assert await closed_period_cents(at.kit, usage) == 0
+    assert await closed_period_cents(at.kit, await at.kit.usage("acme", period=END)) == 0
     await at.subscribed(plan="basic")
     price = (await at.kit.usage("acme"))["meters"]["tokens"].get("price")
     assert price is not None
