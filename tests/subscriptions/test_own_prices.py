@@ -697,6 +697,82 @@ async def test_a_yearly_or_scheduled_price_is_invoiced_as_previewed(
         await compare(found, change)
 
 
+@asynccontextmanager
+async def renamed(store_url: str, *, price: str = "") -> AsyncGenerator[Buyer]:
+    """A buyer on ``team``, which is ``crew`` in the plans file by now, with the same base price at Stripe.
+
+    Seats and usage have become dearer. ``price``: the subscription has this base price, made by hand.
+    """
+    before = plans_text("price_shop").replace("INTERVAL", "month")
+    async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        if price:
+            at.emulator.add_price(1003, price_id=price)
+            before = before.replace("amount_cents: 1003,", f"amount_cents: 1003, stripe_price: {price},")
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(before)) as kit:
+            begun = await replace(at, kit=kit).subscribed(plan="team", seats=5)
+        base = next(iter(await at.items(begun.id)))
+        at.clock.set(HALF)
+        after = (
+            before.replace("  team:", "  crew:")
+            .replace("703", "809")
+            .replace("amount_cents: 5}", "amount_cents: 7}")
+        )
+        if not price:
+            after = after.replace("amount_cents: 1003,", f"amount_cents: 1003, stripe_price: {base},")
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
+            await kit.stripe.sync()
+            yield Buyer(shop=replace(at, kit=kit), subscription=begun.id)
+
+
+@pytest.mark.parametrize("price", ["", "price_by_hand"])
+async def test_seats_of_a_renamed_plan_stay_one_item(store_url: str, price: str) -> None:
+    """Bought seats were a second item, and the customer paid both; the first gave no seats."""
+    async with renamed(store_url, price=price) as found:
+        at = found.shop
+        had = await at.items(found.subscription)
+        assert sorted(had.values(), key=str) == [1, 3, None]
+        await compare(found, {"plan": "crew"})
+        assert await at.items(found.subscription) == had
+        assert (await at.kit.usage("acme"))["meters"]["seats"]["included"] == 5
+        await compare(found, {"seats": 7})
+        assert await at.items(found.subscription) == {
+            item: 5 if quantity == 3 else quantity for item, quantity in had.items()
+        }
+        assert await at.kit.subscriptions.check() == {}
+
+
+async def test_a_renamed_plan_is_left_with_one_item_of_seats(store_url: str) -> None:
+    async with renamed(store_url) as found:
+        await compare(found, {"plan": "pro"})
+        known = await found.shop.kit.subscriptions.sync("acme")
+        assert known is not None
+        assert (known.plan, known.seats) == ("pro", 3 + 2)
+        keys = [
+            item["price"]["lookup_key"]
+            for item in (await found.shop.stripe_subscription(found.subscription))["items"]["data"]
+        ]
+        assert sorted(keys) == ["meterkit:pro:base", "meterkit:pro:meter:words", "meterkit:pro:seats"]
+
+
+async def test_seats_of_a_lost_plan_are_given_and_named(store_url: str) -> None:
+    """Of a plan that the plans file has lost, where a person switched the base price alone."""
+    async with buyer(store_url, plan="team", keeps=False, more=[("  team:", "  crew:")]) as found:
+        at = found.shop
+        items = (await at.stripe_subscription(found.subscription))["items"]["data"]
+        base = next(item["id"] for item in items if item["price"]["lookup_key"] == "meterkit:team:base")
+        (pro,) = await at.stripe_list("/v1/prices", **{"lookup_keys[0]": "meterkit:pro:base"})
+        await at.stripe_change(f"/v1/subscription_items/{base}", price=pro["id"])
+        await at.kit.customers.set_plan("acme", "pro")
+        (drifts,) = (await at.kit.subscriptions.check()).values()
+        assert sorted(drift.kind for drift in drifts) == ["other_price", "seats"]
+        await at.kit.subscriptions.repair("acme")
+        known = await at.kit.subscriptions.sync("acme")
+        assert known is not None
+        assert (known.plan, known.seats) == ("pro", 3 + 3)
+        assert await at.kit.subscriptions.check() == {}
+
+
 async def test_charges_already_waiting_are_no_part_of_a_preview(store_url: str) -> None:
     """Changes of seats wait for the next invoice: Stripe's preview has them too."""
     async with buyer(store_url, plan="team") as found:

@@ -38,7 +38,7 @@ from meterkit.subscriptions.stripe_objects import (
     is_override_price,
     part_of,
     plan_of_price,
-    seat_key,
+    sells_seats_of,
     text_in,
 )
 
@@ -71,8 +71,9 @@ def paid_seats_in(items: Iterable[LiveItem], plan: Plan, catalog: Catalog) -> in
     """Number of seats of a plan among items, beyond those that its base price covers."""
     if plan.seat_price is None or not sells_seats(plan, seat_meter(catalog.meters)):
         return 0
-    price, key = plan.seat_price.stripe_price, seat_key(plan.key)
-    return sum(item.quantity or 0 for item in items if item.price == price or item.key == key)
+    price = plan.seat_price.stripe_price
+    sold = (item for item in items if item.price == price or sells_seats_of(item.key, plan.key, catalog))
+    return sum(item.quantity or 0 for item in sold)
 
 
 def allowed_addons_in(items: Iterable[LiveItem], plan: Plan, catalog: Catalog) -> Bought:

@@ -16,12 +16,12 @@ from meterkit.subscriptions.stripe_objects import (
     addon_of_price,
     base_key,
     id_in,
-    is_metered_key,
+    is_seat_key,
     key_in,
     meter_key,
     part_of,
+    plan_key_in,
     plan_of_price,
-    seat_key,
     text_in,
 )
 
@@ -290,10 +290,11 @@ def _match_items(
 ) -> _ItemMatch:
     roles = _classify_items(current, catalog, prices)
     left = [item for item in current if item.id in roles]
+    own_keys = _own_keys(current, catalog, prices.plan)
     wanted: list[tuple[dict[str, Parameter], LiveItem | None]] = []
     for line, role in _wanted_items(prices, paid_seats, addons):
         near = [
-            (_item_distance(item, line, role, catalog, prices), item)
+            (_item_distance(item, line, role, catalog, prices, own_keys), item)
             for item in left
             if roles[item.id] == role
         ]
@@ -306,13 +307,30 @@ def _match_items(
     return _ItemMatch(wanted, left, [item for item in current if item.id not in roles])
 
 
+def _own_keys(current: Sequence[LiveItem], catalog: Catalog, plan: str) -> set[str]:
+    """Plans in the lookup keys of a plan's prices: itself, and the key that it had in the plans file before.
+
+    A base price with a lookup key names that one. Beside one that was made by hand, it is any plan that the
+    file lacks.
+    """
+    bases = (item for item in current if plan_of_price(item.price, item.key, catalog) == plan)
+    named = {plan_key_in(item.key) for item in bases}
+    lost = {plan_key_in(item.key) for item in current} - {"", *catalog.plans}
+    return {plan} | (lost if "" in named else lost & named)
+
+
 _SAME: Final = 0
 _REPLACED: Final = 1
 _ANOTHER: Final = 2
 
 
 def _item_distance(
-    item: LiveItem, line: Mapping[str, Parameter], role: _ItemRole, catalog: Catalog, prices: PlanPrices
+    item: LiveItem,
+    line: Mapping[str, Parameter],
+    role: _ItemRole,
+    catalog: Catalog,
+    prices: PlanPrices,
+    own_keys: set[str],
 ) -> int:
     """Distance of an item to a wanted one of its role: its price, a replaced price of it, or another one."""
     if item.price == line["price"]:
@@ -322,10 +340,10 @@ def _item_distance(
     if role.kind == "base":
         is_ours = plan_of_price(item.price, item.key, catalog) == prices.plan
     elif role.kind == "seat":
-        is_ours = item.key == seat_key(prices.plan)
+        is_ours = plan_key_in(item.key) in own_keys
     else:
         # An older price of the plan is no substitute for one of an override.
-        is_ours = is_metered_key(item.key, prices.plan) and line["price"] not in prices.overridden
+        is_ours = plan_key_in(item.key) in own_keys and line["price"] not in prices.overridden
     return _REPLACED if is_ours else _ANOTHER
 
 
@@ -340,12 +358,12 @@ def _classify_items(
     plans = catalog.plans.values()
     bases = {plan.price.stripe_price for plan in plans} | {prices.base}
     seats = {plan.seat_price.stripe_price for plan in plans if plan.seat_price} | {prices.seat}
-    base_keys, seat_keys = {base_key(plan.key) for plan in plans}, {seat_key(plan.key) for plan in plans}
+    base_keys = {base_key(plan.key) for plan in plans}
     roles: dict[str, _ItemRole] = {}
     for item in current:
         if item.price in bases or item.key in base_keys:
             roles[item.id] = _ItemRole("base")
-        elif item.price in seats or item.key in seat_keys:
+        elif item.price in seats or is_seat_key(item.key):
             roles[item.id] = _ItemRole("seat")
         elif (addon := addon_of_price(item.price, item.key, catalog)) is not None:
             roles[item.id] = _ItemRole("addon", addon)

@@ -78,6 +78,27 @@ def seat_key(plan: str) -> str:
     return f"{LOOKUP_MARK}:{plan}:seats"
 
 
+def plan_key_in(key: str) -> str:
+    """The plan that the lookup key of one of its prices names; empty: it names none."""
+    mark, _, named = key.partition(":")
+    plan, _, part = named.partition(":")
+    return plan if mark == LOOKUP_MARK and part and not addon_in(key) else ""
+
+
+def is_seat_key(key: str) -> bool:
+    """Whether a key is that of the seats of a plan, of the plans file or not."""
+    plan = plan_key_in(key)
+    return bool(plan) and key == seat_key(plan)
+
+
+def sells_seats_of(key: str, plan: str, catalog: Catalog) -> bool:
+    """Whether an item with this key sells seats of its subscription's plan.
+
+    The plans file may have that plan under another key by now: seats of a plan that it lacks count too.
+    """
+    return is_seat_key(key) and (plan_key_in(key) == plan or plan_key_in(key) not in catalog.plans)
+
+
 def addon_key(addon: str) -> str:
     """The lookup key of the price of an add-on, whatever plan it is bought beside."""
     return f"{LOOKUP_MARK}:addon:{addon}"
@@ -91,11 +112,6 @@ def addon_in(key: str) -> str:
 def meter_key(plan: str, meter: str) -> str:
     """The lookup key of a plan's price on a meter."""
     return f"{LOOKUP_MARK}:{plan}:{_METER}:{meter}"
-
-
-def is_metered_key(key: str, plan: str) -> bool:
-    """Whether a key is that of one of the plan's prices on a meter."""
-    return key.startswith(meter_key(plan, ""))
 
 
 def meter_in(key: str) -> str:

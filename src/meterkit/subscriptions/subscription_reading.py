@@ -27,7 +27,7 @@ from meterkit.subscriptions.stripe_objects import (
     mark_of,
     part_of,
     plan_of_price,
-    seat_key,
+    sells_seats_of,
     text_in,
 )
 
@@ -159,7 +159,7 @@ def read_subscription(
         metered=metered_of(found),
         prices=item_prices(items, facts, catalog, currency=currency),
         base_price=_first_price((item for item in items if _is_base(item, plan, catalog)), currency),
-        seat_price=_first_price((item for item in items if plan and _is_seat(item, plan)), currency),
+        seat_price=_first_price((item for item in items if plan and _is_seat(item, plan, catalog)), currency),
         addon_prices=_addon_prices(items, catalog, currency),
         mark=mark_of(found),
         mrr=monthly_amount_of(found).micro_cents,
@@ -290,10 +290,10 @@ def _is_base(item: Mapping[str, Any], plan: Plan | None, catalog: Catalog) -> bo
     return plan is not None and _plan_key(item, catalog) == plan.key
 
 
-def _is_seat(item: Mapping[str, Any], plan: Plan) -> bool:
-    """Whether an item sells seats of a plan."""
+def _is_seat(item: Mapping[str, Any], plan: Plan, catalog: Catalog) -> bool:
+    """Whether an item sells seats of its subscription's plan."""
     own = None if plan.seat_price is None else plan.seat_price.stripe_price
-    return id_in(item, "price") == own or key_in(part_of(item, "price")) == seat_key(plan.key)
+    return id_in(item, "price") == own or sells_seats_of(key_in(part_of(item, "price")), plan.key, catalog)
 
 
 def _count_seats(items: Sequence[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
@@ -303,7 +303,7 @@ def _count_seats(items: Sequence[Mapping[str, Any]], plan: Plan, catalog: Catalo
     """
     if plan.seat_price is None:
         return 0
-    paid = sum(int(item.get("quantity") or 0) for item in items if _is_seat(item, plan))
+    paid = sum(int(item.get("quantity") or 0) for item in items if _is_seat(item, plan, catalog))
     composed = with_addons(plan, _count_addons(items, catalog), catalog)
     return included_seats(composed, seat_meter(catalog.meters)) + paid
 
