@@ -104,6 +104,22 @@ async def test_another_key_of_a_plan_gives_no_less(store_url: str) -> None:
             assert await given(replace(at, kit=kit)) == (1_000, 1_000, 180)
 
 
+async def test_credits_that_an_earlier_plans_file_gave_stay(store_url: str) -> None:
+    """Where no plan of the new file grants any, they were gone, and usage that they pay for was refused."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        await at.subscribed(plan="team")
+        await at.kit.record("acme", "requests", 105)
+        at.clock.set(HALF)
+        without = loads("".join(line for line in PLANS.splitlines(keepends=True) if "grants:" not in line))
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=without) as kit:
+            now = replace(at, kit=kit)
+            assert (await given(now))[2] == 15
+            assert (await kit.consume("acme", "requests", 6)).allowed
+            assert (await given(now), await given(at)) == ((100, 100, 9), (100, 100, 9))
+            at.clock.set(END)
+            assert (await given(now))[2] == 0
+
+
 async def test_usage_without_a_limit_counts_as_included(store_url: str) -> None:
     async with shop(store_url, catalog=AT_ONCE) as at:
         begun = await at.subscribed(plan="endless")

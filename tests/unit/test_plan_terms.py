@@ -781,6 +781,9 @@ plans:
     GRANTS
 """
 NO_GRANTS: Final = loads(SOLD_GRANTS.replace("    GRANTS\n", ""))
+WITH_CREDITS: Final = loads(
+    SOLD_GRANTS.replace("    GRANTS\n", "").replace("plans:", "credits: {ai: {costs: {calls: 1}}}\nplans:")
+)
 ON_A_PLAN: Final = loads(
     SOLD_GRANTS.replace("GRANTS", "grants: [{meter: calls, quantity: 3, every: period}]")
 )
@@ -794,6 +797,8 @@ ON_A_PLAN: Final = loads(
         pytest.param(ON_A_PLAN, "pro", NO_STATE, {}, True, id="the plan grants some"),
         pytest.param(ON_A_PLAN, "free", NO_STATE, {}, False, id="it never had the plan that does"),
         pytest.param(ON_A_PLAN, "free", "1:1", {}, True, id="it may have had the plan that does"),
+        pytest.param(WITH_CREDITS, "pro", "1:1", {}, True, id="an earlier file may have granted credits"),
+        pytest.param(WITH_CREDITS, "pro", NO_STATE, {}, False, id="no plan has granted it credits"),
         pytest.param(MONEY, "free", NO_STATE, {}, True, id="it may owe money"),
         pytest.param(MONEY, "free", NO_STATE, {"anonymous": True}, False, id="anonymous, it owes none"),
         pytest.param(NO_GRANTS, "free", NO_STATE, {"anonymous": False}, False, id="it may not"),

@@ -43,15 +43,15 @@ class PrepaidPlans:
     """Prepaid quantities of plans, each worked out once: with the add-ons of customers, by currency.
 
     Attributes:
-        gives_grants: whether a plan or an add-on has grants.
+        may_have_given: whether a plan or an add-on has grants, or an earlier plans file may have had some.
     """
 
-    __slots__ = ("_catalog", "_known", "gives_grants")
+    __slots__ = ("_catalog", "_known", "may_have_given")
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._known: dict[tuple[str, Bought, str], Prepaid] = {}
-        self.gives_grants = any(True for _ in sold_grants(catalog))
+        self.may_have_given = bool(catalog.credits) or any(True for _ in sold_grants(catalog))
 
     def of(self, plan: Plan, currency: str) -> Prepaid:
         """Prepaid quantities of a plan of the file, with its add-ons, in a currency of the file."""
@@ -74,8 +74,8 @@ def prepaid_of(
 ) -> Prepaid | None:
     """Grants and credits of a customer; None if there can be none.
 
-    A customer with a state may have come from a plan with grants: what that gave stays. A customer known by
-    name can owe money without a grant.
+    A customer with a state may have come from a plan with grants, or an earlier plans file gave credits: they
+    stay. A customer known by name can owe money without a grant.
 
     Args:
         rev: of the state.
@@ -85,7 +85,7 @@ def prepaid_of(
         anonymous: whether the customer is anonymous.
     """
     plan = effective.plan
-    of_a_plan = plans.gives_grants if rev != NO_STATE else plan.grants
+    of_a_plan = plans.may_have_given if rev != NO_STATE else plan.grants
     prepaid = plans.of(plan, effective.currency)
     can_owe = prepaid.money and not anonymous
     is_any = state.granted or of_a_plan or can_owe
