@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 
+from drivers.delivery import kit_for
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
@@ -266,6 +268,25 @@ async def test_a_plan_that_has_left_the_file_keeps_its_prices(at: Shop) -> None:
     await end_period(at)
     await at.kit.flush(everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+async def test_i13_a_process_without_the_plan_loses_no_usage_of_others(
+    at: Shop, store_url: str, is_last: bool
+) -> None:
+    """As in a rolling deploy: no invoice billed what others recorded between its look and theirs."""
+    older = loads(plans_text("invoice_lines").replace("  pro:\n", "  basic:\n"))
+    await at.kit.record("acme", "words", 110)
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=older) as other:
+        for kit in (other, at.kit, other, at.kit, *[other] * is_last):
+            at.clock.advance(timedelta(hours=1))
+            await kit.subscriptions.sync("acme")
+            await at.kit.record("acme", "words", 5)
+            await other.record("acme", "words", 1)  # On the default plan, which bills none.
+        await end_period(replace(at, kit=other))
+        await other.flush(everything=True)
+    units = 10 + 4 * 5 + 5 * is_last
+    assert await usage_lines(at) == [("Words", str(units), "4", 4 * units)]
 
 
 async def test_overage_that_the_file_denies_now_is_billed_as_recorded(at: Shop) -> None:

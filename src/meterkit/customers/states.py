@@ -29,7 +29,7 @@ from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.plan_shares import with_plan_changes
-from meterkit.decisions.price_segments import billed_labels, ended_labels, is_same_price
+from meterkit.decisions.price_segments import NOT_BILLED, billed_labels, ended_labels, is_same_price
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.transitions import (
     TermsInForce,
@@ -325,6 +325,9 @@ def _ended_prices(
             labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
+    if before.missing_plan == after.plan and is_billed_by_lines(old, catalog, at_ms):
+        # Another process lacks the plan. Units for invoices are of processes that have it, at its prices.
+        labels = {token: label for token, label in labels.items() if label != NOT_BILLED}
     return _EndedPrices(str(at_ms), labels, line_switches(old, catalog), is_free)
 
 
