@@ -571,6 +571,26 @@ async def test_no_forecast_bills_an_overrides_price_after_the_end(store_url: str
     assert forecast["cost_cents"] == [0, 0, 0]
 
 
+async def test_a_forecast_has_overage_at_the_price_before_a_change(store_url: str, tmp_path: Path) -> None:
+    url, clock = sqlite_in(tmp_path), Clock(START)
+    async with (
+        MeterKit(PRICED, redis_url=store_url, clock=clock, audit_url=url) as kit,
+        page_of(kit) as client,
+    ):
+        await kit.customers.set_plan("acme", "basic")
+        await kit.record("acme", "tokens", 160)
+        clock.set(START + timedelta(days=2))
+        await kit.customers.set_plan("acme", "cheaper")
+        await kit.record("acme", "tokens", 40)
+        clock.set(END - timedelta(seconds=1))
+        await drain_all(kit, url)
+        figures = (await client.get("/", headers=JSON)).json()
+        assert figures["cost"]["overage_cents"] == 60 * 5 + 40 * 3
+        assert figures["forecast"]["cost_cents"] == [2_000 + 420] * 3
+        await kit.customers.set_plan("acme", "none")
+        assert (await client.get("/", headers=JSON)).json()["forecast"]["cost_cents"] == [3_000 + 420] * 3
+
+
 async def test_changes_name_plans_and_addons(store_url: str) -> None:
     named = ADDONS.replace("rank: 10", "name: Pro\n    rank: 10").replace(
         "rank: 5", "name: Team plan\n    rank: 5"

@@ -12,6 +12,7 @@ from meterkit.pages.overage_by_model import split_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from fractions import Fraction
 
     from meterkit.insights.simulation.plan_costs import TrialTerms
     from meterkit.pages.credit_balances import CreditBalance
@@ -43,6 +44,7 @@ def forecast_usage(
     rest_days: float,
     terms: TrialTerms,
     balances: Sequence[CreditBalance] = (),
+    overage_cents: int | None = None,
 ) -> PeriodForecast:
     """Forecast the end of the period, by its last complete days, at most fourteen.
 
@@ -54,6 +56,8 @@ def forecast_usage(
         rest_days: the rest of the period.
         terms: of the plan.
         balances: of credits, which pay before overage is counted.
+        overage_cents: cost of the overage so far, in minor units, some of which may have had other prices;
+            None: what it costs by ``terms``.
     """
     found = {
         name: _forecast_meter(
@@ -66,24 +70,26 @@ def forecast_usage(
         for name, of in days.items()
         if of and name in usage
     }
-    costs = [_expected_cost(usage, found, nth, terms, balances) for nth in range(len(ForecastRange._fields))]
-    return {"meters": found, "cost_cents": ForecastRange(*costs)}
+    by_terms = _expected_cost(usage, {}, terms, balances)
+    counted = by_terms if overage_cents is None else terms.fixed_cents + overage_cents
+    costs = [
+        counted
+        + _expected_cost(usage, {name: of[nth] for name, of in found.items()}, terms, balances)
+        - by_terms
+        for nth in range(len(ForecastRange._fields))
+    ]
+    return {"meters": found, "cost_cents": ForecastRange(*map(rounded_cents, costs))}
 
 
 def _expected_cost(
     usage: Mapping[str, MeterUsage],
-    ends: Mapping[str, ForecastRange],
-    nth: int,
+    ends: Mapping[str, int],
     terms: TrialTerms,
     balances: Sequence[CreditBalance],
-) -> int:
+) -> Fraction:
     """Compute the cost at the end of the period; of prices by model by the models of the overage so far."""
     rows = {row for of in terms.price_rows.values() for row in of.all}
-    more = {
-        name: _units_beyond(counts, ends[name][nth] if name in ends else None)
-        for name, counts in usage.items()
-        if name not in rows
-    }
+    more = {name: _units_beyond(counts, ends.get(name)) for name, counts in usage.items() if name not in rows}
     unpaid = pay_by_credits(balances, more)
     expected = {
         name: usage[name]["overage"] + min(units, max(0, terms.caps[name] - usage[name]["overage"]))
@@ -95,7 +101,7 @@ def _expected_cost(
         expected, terms.price_rows, {row: usage[row]["overage"] for row in rows if row in usage}
     )
     unknown = {terms.price_rows[name].default: units for name, units in split.unknown.items()}
-    return rounded_cents(terms.charge({**split.units, **unknown}))
+    return terms.charge({**split.units, **unknown})
 
 
 def _forecast_meter(

@@ -286,11 +286,11 @@ async def usage_figures(
     tenure = had[customer]
     terms, own = _terms_in_tenure(catalog, tenure), (tenure.seats, tenure.fixed, tenure.addons)
     priced = None if plan is None else plan_cost(catalog, plan, *own)
-    seats = seats_of(catalog, usage, priced)
+    seats, cost = seats_of(catalog, usage, priced), cost_of(catalog, usage, priced, is_free=tenure.is_unpaid)
     return {
         **found,
-        "cost": cost_of(catalog, usage, priced, is_free=tenure.is_unpaid),
-        "forecast": _make_forecast(catalog, days, usage, start_ms, end_ms, now_ms, terms),
+        "cost": cost,
+        "forecast": _make_forecast(catalog, days, usage, cost, now_ms, terms),
         "other_plans": _price_other_plans(catalog, usage, tenure, seats, terms),
         "seats": seats,
         "storage": stored_of(catalog, usage),
@@ -339,13 +339,13 @@ def _make_forecast(
     catalog: Catalog,
     days: DailyUsage | None,
     usage: CustomerUsage,
-    start_ms: int,
-    end_ms: int,
+    cost: PeriodCost,
     now_ms: int,
     terms: TrialTerms,
 ) -> PeriodForecast | None:
     if days is None:
         return None
+    start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
     # The first day is complete if the period began with it; today never is.
     complete = {name: of[int(start_ms % DAY_MS > 0) : -1] for name, of in days["meters"].items()}
     used = [any(units) for units in zip(*complete.values(), strict=True)]
@@ -353,7 +353,9 @@ def _make_forecast(
         return None
     since = {name: of[used.index(True) :] for name, of in complete.items()}
     balances = credit_balances(catalog, usage["balance_micros"])
-    return forecast_usage(since, usage["meters"], (end_ms - now_ms) / DAY_MS, terms, balances)
+    so_far_cents = 0 if cost.get("is_free") else cost["overage_cents"]
+    rest_days = (end_ms - now_ms) / DAY_MS
+    return forecast_usage(since, usage["meters"], rest_days, terms, balances, so_far_cents)
 
 
 def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> SeatFigures | None:
