@@ -149,9 +149,11 @@ async def test_a_trial_of_an_earlier_subscription_is_free(store_url: str, tmp_pa
 async def test_purchases_within_a_period_make_estimates(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     async with addon_shop(store_url, url) as at:
-        for customer in ("acme", "buyer", "seated", "priced"):
+        for customer in ("acme", "buyer", "seated", "priced", "given"):
             await subscribe(at, customer, "team")
             await at.kit.record(customer, "tokens", 120)
+        more = {"tokens": {"included": 500}}
+        await at.kit.customers.override("given", more, until=END + timedelta(days=3))
         await drain_all(at.kit, url)
         at.clock.set(HALF)
         await at.kit.subscriptions.set_addons("buyer", {"storage_pack": 1})
@@ -160,7 +162,13 @@ async def test_purchases_within_a_period_make_estimates(store_url: str, tmp_path
         await at.kit.customers.override("priced", cheaper)
         why = ("plan, seats, add-ons, overrides or prices changed within the period",)
         found = {who: one.estimates for who, one in (await simulate_period(at, url)).items()}
-        assert found == {"acme": (), "buyer": why, "seated": why, "priced": why}
-        at.go(END + timedelta(days=1))
-        await at.kit.subscriptions.sync("priced")
-        assert (await simulate_period(at, url, END + timedelta(hours=1)))["priced"].estimates == ()
+        assert found == {"acme": (), "buyer": why, "seated": why, "priced": why, "given": ()}
+        at.go(END + timedelta(days=4))
+        for customer in ("priced", "given"):
+            await at.kit.subscriptions.sync(customer)
+        found = {
+            who: one.estimates
+            for who, one in (await simulate_period(at, url, END + timedelta(hours=1))).items()
+        }
+        # An override that ends in a period is another one in the rest of it.
+        assert (found["priced"], found["given"]) == ((), why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,8 @@ import pytest
 from drivers.audit_database import drain_all
 from drivers.served_traffic import START, TODAY, Call, agree, charged, served, simulated, traffic
 from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.testing import Clock
 from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
@@ -159,3 +162,33 @@ def test_without_duckdb_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'meterkit[simulate]'")):
         import_module("meterkit.insights.simulation.usage_log")
+
+
+ONCE: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {words: {unit: word, stripe: {event_name: words}}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 50}}}}
+    grants: [{meter: words, quantity: 50, every: once}]
+  pro: {extends: free, price: {amount_cents: 900, interval: month}}
+"""
+
+
+@pytest.mark.dear("usage is served again")
+async def test_what_was_given_once_pays_in_no_later_period(store_url: str, tmp_path: Path) -> None:
+    """Ada used some of it in April, bob, who had a plan by then, none; cyd came in June."""
+    url, clock = f"sqlite:///{tmp_path}/audit.db", Clock(START - timedelta(days=61))
+    async with MeterKit(loads(ONCE), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+        await kit.record("ada", "words", 1_030)
+        await kit.customers.set_plan("bob", "pro")
+        clock.set(START)
+        for customer in ("ada", "bob", "cyd"):
+            await kit.record(customer, "words", 1_100)
+        await drain_all(kit, url)
+        found = await simulated(kit, url, ONCE, [Call(START, "ada", "", (0, 0))])
+    paid = [(one.customer, one.now_cents, one.then_cents) for one in found.customers]
+    assert paid == [("ada", 50, 50), ("bob", 950, 950), ("cyd", 25, 25)]

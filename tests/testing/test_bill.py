@@ -131,6 +131,20 @@ async def test_a_bill_is_right_after_a_change_in_the_period(
 
 
 @pytest.mark.anyio
+async def test_a_bill_is_right_where_an_override_ended_in_the_period(
+    kit: MeterKit, stripe: StripeEmulator, clock: Clock
+) -> None:
+    end = (await kit.usage("ada"))["period"]["end"]
+    await kit.customers.override("ada", {"tokens": {"included": 9_000}}, until=end + timedelta(days=9))
+    clock.set(end)
+    await kit.record("ada", "tokens", 8_600)
+    clock.advance(timedelta(days=9))
+    await kit.record("ada", "tokens", 70)
+    await deliver(kit)
+    assert await tokens_of(kit, stripe, 8_670) == (70, 70, True)
+
+
+@pytest.mark.anyio
 async def test_a_bill_without_meters_has_what_lines_will_have(store_url: str, clock: Clock) -> None:
     catalog, emulator = loads(plans_text("invoice_lines")), StripeEmulator(clock=clock)
     emulator.add_plans(catalog)

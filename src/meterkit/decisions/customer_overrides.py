@@ -111,6 +111,16 @@ def next_end_ms(stored: Stored, now_ms: int) -> int:
     return min((*found.ends.values(), *found.price_changes.values()), default=NEVER_MS)
 
 
+def has_end_within(stored: Stored, since_ms: int, until_ms: int) -> bool:
+    """Whether an override of a meter ends, or its price takes effect, after an instant and by another one."""
+    return any(
+        since_ms < at_ms <= until_ms
+        for name, entry in stored.items()
+        if name not in _OF_OTHERS
+        for at_ms in (_end_ms(entry), _price_ms(entry))
+    )
+
+
 def without_ended(stored: Stored, now_ms: int) -> dict[str, dict[str, object]]:
     """Stored mapping without ended overrides, and without overage that a later price has replaced."""
     kept = with_overrides(stored, {}, None, until_ms=None, now_ms=now_ms)

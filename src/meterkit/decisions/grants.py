@@ -119,6 +119,18 @@ def grant_name(grant: PlanGrant) -> str:
     return f"{origin} {target_of(grant.kind, grant.name)} {grant.key}"
 
 
+ONCE_GIVEN: Final = "once "
+
+
+def once_field(name: str) -> str:
+    """Field of the hash of grants that says that a plan's grant was given for once and all.
+
+    Args:
+        name: of the grant in the store, without its period.
+    """
+    return ONCE_GIVEN + name.partition(" ")[2]
+
+
 def micros_of(grant: PlanGrant) -> int:
     """Quantity of a grant: units of its meter, or micro-credits."""
     return grant.quantity * (MICRO if grant.kind == "credit" else 1)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.allowance import PeriodGrants
-from meterkit.decisions.grants import grant_name, sold_grants, target_of
+from meterkit.decisions.grants import grant_name, once_field, sold_grants, target_of
 from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import NEVER_MS
 
@@ -219,7 +219,7 @@ class _GrantFile:
         if grant.start_ms is not None and grant.end_ms is not None:
             start_ms, end_ms = grant.start_ms, grant.end_ms
         expires_ms = start_ms + life_ms if life_ms else end_ms
-        if f"once{name[1:]}" not in self._fields and expires_ms > self._now_ms:
+        if once_field(name) not in self._fields and expires_ms > self._now_ms:
             named, until_ms = f"{name} {start_ms}", max(expires_ms, end_ms)
             times = (start_ms, expires_ms, start_ms, until_ms)
             self._known[named] = StoredGrant(named, target, quantity, 0, priority, *times)

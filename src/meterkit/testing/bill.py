@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override, with_addons
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.customer_overrides import has_end_within
 from meterkit.decisions.customer_state import effective_plan
+from meterkit.decisions.periods import to_ms
 from meterkit.store.customer_usage import BILLED_STATES
 
 if TYPE_CHECKING:
@@ -64,9 +66,9 @@ async def check_bill(
 
     There is a line for each customer and each meter with a Stripe event, without derived meters
     (``from:``) and those that they are derived from. What is due follows from the plan, add-ons and
-    overrides of now. If they changed in the period and Stripe has another quantity, the units that the store
-    has sent or will send are due: each was classified by the plan at its time. The ledger of grants tells
-    what credits have paid; of meters whose cost depends on the model, what the store has as overage.
+    overrides of now. If they changed or ended in the period and Stripe has another quantity, the units that
+    the store has sent or will send are due: each was classified by the plan at its time. The ledger of grants
+    tells what credits have paid; of meters whose cost depends on the model, what the store has as overage.
 
     Args:
         kit: whose plans file and store.
@@ -82,10 +84,11 @@ async def check_bill(
         plan = with_addons(kit.catalog.plans[customer.plan], tuple(usage["addons"].items()), kit.catalog)
         _, state = await CustomerStates(kit.store).read(customer_id)
         # Without a subscription nothing bills an override's price.
-        overrides = effective_plan(state, kit.catalog, kit.store.now_ms()).overrides
+        now_ms = kit.store.now_ms()
+        overrides = effective_plan(state, kit.catalog, now_ms).overrides
         entitlements = override(kit.catalog, plan, overrides)
         begin, end = usage["period"]["start"], usage["period"]["end"]
-        has_changed = any(
+        has_changed = has_end_within(state.overrides, to_ms(begin), now_ms) or any(
             entry.kind in _CHANGES and begin <= entry.at < end
             for entry in await kit.customers.history(customer_id)
         )

@@ -14,8 +14,9 @@ from meterkit.catalog.entitlements import ceiling
 from meterkit.customers.history import read_states_and_histories
 from meterkit.customers.states import list_customers
 from meterkit.decisions.compiled_decision import demands_of
-from meterkit.decisions.customer_overrides import overrides_at
+from meterkit.decisions.customer_overrides import has_end_within, overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter
+from meterkit.decisions.grants import ONCE_GIVEN, once_field, sold_grants
 from meterkit.decisions.item_prices import (
     NO_FIXED_PRICES,
     NO_PRICES,
@@ -24,6 +25,7 @@ from meterkit.decisions.item_prices import (
     with_item_prices,
 )
 from meterkit.decisions.periods import DAY_MS, to_ms
+from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
 from meterkit.decisions.spending import budgets_of
@@ -435,6 +437,42 @@ async def read_tenures(
     return found
 
 
+async def read_given_once(
+    store: Store, catalog: Catalog, tenures: Mapping[str, PlanTenure]
+) -> dict[str, set[str]]:
+    """Read which grants customers had got for once and all when a period began, as the store names them.
+
+    Args:
+        store: where customers are kept.
+        catalog: the plans file to try.
+        tenures: the period of each customer, by name.
+
+    Raises:
+        StoreError: the store does not answer.
+        UnreadableDataError: the record of one cannot be read.
+    """
+    given = {name: set[str]() for name in tenures}
+    if not any(grant.every == "once" for grant in sold_grants(catalog)):
+        return given
+    admin = await store.admin()
+    pipe = admin.client.pipeline(transaction=False)
+    for name in tenures:
+        pipe.hgetall(store.keys.customer(name).grants)
+    states = await read_states_and_histories(store, tenures)
+    for name, reply in zip(tenures, await admin.ask_each(pipe), strict=True):
+        start_ms, fields = tenures[name].start_ms, {} if isinstance(reply, Exception) else reply
+        given[name].update(
+            field.decode()
+            for field, since_ms in fields.items()
+            if field.startswith(ONCE_GIVEN.encode()) and since_ms < b"%d" % start_ms
+        )
+        # The plan gave it, though nothing was used by then.
+        allowance = effective_terms(states[name][0], catalog, start_ms).allowance
+        once = () if allowance is None or allowance.once is None else allowance.once
+        given[name].update(once_field(grant.line[0]) for grant in once if grant.start_ms is not None)
+    return given
+
+
 def _build_tenure(
     state: CustomerState,
     ledger: Sequence[HistoryEntry],
@@ -454,7 +492,8 @@ def _build_tenure(
     given, subscription = effective_plan(state, catalog, last_ms), state.subscription
     was = _replaced_since(ledger, last_ms)
     plan = was.get("plan") or given.missing_plan or given.plan.key
-    own = overrides_at(_overrides_of(state, was), last_ms)
+    stored = _overrides_of(state, was)
+    own = overrides_at(stored, last_ms)
     # The present ones lack a price that no subscription bills; with restricted access they lack all.
     is_present = "overrides" not in was and given.access != "restricted"
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
@@ -463,7 +502,8 @@ def _build_tenure(
         start_ms=start_ms,
         end_ms=bounds.end_ms,
         plan=plan,
-        is_changed=any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
+        is_changed=has_end_within(stored, start_ms, last_ms)
+        or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_granted=state.granted,
         is_unpaid=(subscription is not None and subscription.is_usage_free_of(start_ms))
         or (bool(was.get("subscription")) and _was_trial(ledger, start_ms)),

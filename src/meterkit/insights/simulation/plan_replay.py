@@ -27,7 +27,7 @@ from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities
 from meterkit.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
     from pathlib import Path
 
     from meterkit.catalog import Catalog
@@ -124,7 +124,12 @@ class UsageReplay:
             await store.stop()
 
     async def serve(
-        self, customer: str, terms: TrialTerms, tenure: PlanTenure, events: Iterable[LoggedEvent]
+        self,
+        customer: str,
+        terms: TrialTerms,
+        tenure: PlanTenure,
+        events: Iterable[LoggedEvent],
+        had_once: Collection[str] = (),
     ) -> TrialResult:
         """Serve the events of a customer who is not known yet, from the beginning of a period.
 
@@ -133,6 +138,7 @@ class UsageReplay:
             terms: of the plan.
             tenure: the period, and the overrides that lie over the plan.
             events: in their order.
+            had_once: the grants that were given for once and all before the period, as the store names them.
 
         Raises:
             StoreError: the store does not answer.
@@ -154,6 +160,10 @@ class UsageReplay:
             overrides = with_subject_override(overrides, member, given, until_ms=None, now_ms=begins_ms)
         state = CustomerState(subscription=subscription, overrides=overrides, currency=tenure.currency)
         await CustomerStates(self._store).change(customer, lambda _: state)
+        if had_once:
+            admin = await self._store.admin()
+            grants = self._store.keys.customer(customer).grants
+            await admin.ask(admin.client.hset(grants, mapping=dict.fromkeys(had_once, begins_ms)))
         refused, first_ms = Counter[str](), None
         for event in events:
             self._clock.now_ms = min(max(begins_ms, event.at_ms + ahead_ms), ends_ms - 1)

@@ -20,7 +20,7 @@ from meterkit.catalog.overage_prices import is_row
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
-from meterkit.insights.simulation.plan_costs import PlanOffers, read_tenures
+from meterkit.insights.simulation.plan_costs import PlanOffers, read_given_once, read_tenures
 from meterkit.insights.simulation.plan_replay import TrialResult, UsageReplay, refuse_beyond
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ async def simulate(
             )
             for who, tenure in had.items()
         }
-        trial = _SimulationTrial(log, catalog, cases, progress)
+        trial = _SimulationTrial(store, log, catalog, cases, progress)
         tried = await trial.tried()
         twice = _sampled([who for who in cases if cases[who].sums and who not in trial.replayed], sample)
         again = await trial.replay(twice)
@@ -260,6 +260,7 @@ def _describe_left_out(
 class _SimulationTrial:
     """Tries each customer under the other terms."""
 
+    store: Store
     log: UsageLog
     catalog: Catalog
     cases: Mapping[str, _CustomerCase]
@@ -321,9 +322,11 @@ class _SimulationTrial:
                 for first in range(0, len(customers), _AT_ONCE):
                     page = customers[first : first + _AT_ONCE]
                     events = await asyncio.to_thread(self._events, page)
+                    tenures = {who: self.cases[who].tenure for who in page}
+                    given = await read_given_once(self.store, self.catalog, tenures)
                     for who, of in events:
                         case = self.cases[who]
-                        found[who] = await replay.serve(who, case.then, case.tenure, of)
+                        found[who] = await replay.serve(who, case.then, case.tenure, of, given[who])
                         self.progress(len(found), len(customers))
         return found
 
