@@ -73,6 +73,25 @@ async def test_seats_of_an_addon_are_not_charged(store_url: str, tmp_path: Path)
             assert (await client.get("/", headers=JSON)).json()["cost"]["seats_cents"] == 2 * 900
 
 
+async def test_a_plan_set_by_hand_costs_what_its_subscription_charges(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with addon_shop(store_url, url) as at:
+        await subscribe(at, "acme", "team", seats=7, addons={"call_pack": 1, "storage_pack": 1})
+        await at.kit.customers.set_plan("acme", "pro")
+        await at.kit.record("acme", "tokens", 5)
+        await drain_all(at.kit, url)
+        async with page_of(at.kit) as client:
+            figures = (await client.get("/", headers=JSON)).json()
+        cost, addons = figures["cost"], [addon["cents"] for addon in figures["cost"]["addons"]]
+        assert (figures["plan_name"], cost["plan_cents"], cost["seats_cents"]) == ("pro", 1500, 1400)
+        assert addons == [500, 1000]
+        lines = await cents_by_line(at, store_url, url, START)
+        assert lines == {"plan": 1500, "seats": 1400, "addon/call_pack": 500, "addon/storage_pack": 1000}
+        found = (await simulate_period(at, url, START))["acme"]
+        assert (found.plan, found.now_cents, found.then_cents) == ("pro", 4400, 4400)
+        assert [invoice["total"] for invoice in await at.invoices()] == [4400]
+
+
 async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path) -> None:
     url, after = sqlite_in(tmp_path), END + timedelta(days=3)
     async with addon_shop(store_url, url) as at:

@@ -285,7 +285,8 @@ async def usage_figures(
     )
     tenure = had[customer]
     terms, own = _terms_in_tenure(catalog, tenure), (tenure.seats, tenure.fixed, tenure.addons)
-    priced = None if plan is None else plan_cost(catalog, plan, *own)
+    charged = catalog.plans.get(tenure.charged_plan, plan)
+    priced = None if charged is None else plan_cost(catalog, charged, *own)
     seats, cost = seats_of(catalog, usage, priced), cost_of(catalog, usage, priced, is_free=tenure.is_unpaid)
     return {
         **found,

@@ -270,6 +270,8 @@ def build_terms(
     seats: int,
     own: FixedPrices = NO_FIXED_PRICES,
     bought: Bought = (),
+    *,
+    charged: Plan | None = None,
 ) -> TrialTerms:
     """The terms of a plan.
 
@@ -280,6 +282,7 @@ def build_terms(
         seats: that the subscription pays for, those that the price covers included.
         own: the prices of the plan, its seats and add-ons that the subscription has.
         bought: all add-ons that the subscription has.
+        charged: the plan that the subscription charges; None: ``plan``.
     """
     meters = catalog.meters
     counters = {
@@ -291,7 +294,7 @@ def build_terms(
     ceilings = {name: ceiling(of) for name, of in counters.items()}
     return TrialTerms(
         plan=plan.key,
-        fixed_cents=_fixed_cents(catalog, plan, seats, own, bought),
+        fixed_cents=_plan_cost_of(catalog, charged or plan, seats, own, bought).per_period(plan),
         included={name: of.included for name, of in counters.items() if of.included is not None},
         caps={name: most for name, of in counters.items() if (most := billed_most(of)) is not None},
         ceilings={name: most for name, most in ceilings.items() if most is not None},
@@ -310,13 +313,13 @@ def build_terms(
     )
 
 
-def _fixed_cents(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bought: Bought) -> Fraction:
-    """The price of a period in the currency of the plans file; of an item in another one the file's."""
+def _plan_cost_of(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bought: Bought) -> PlanCost:
+    """The price of a plan in the currency of the plans file; of an item in another one the file's."""
     cost = plan_cost(catalog, plan, seats, own, bought)
     currencies = {cost.base.currency, *(addon.price.currency for addon in cost.addons)}
     if currencies != {catalog.currency}:
         cost = plan_cost(catalog, plan, seats, bought=bought)
-    return cost.per_period(plan)
+    return cost
 
 
 _PAGE: Final = 500
@@ -326,6 +329,10 @@ _NOT_BEGUN: Final = frozenset({None, "incomplete"})
 """Statuses in the ledger before a subscription is known, or has begun."""
 _PRICED_KINDS: Final = frozenset({"plan", "seats", "addons", "overrides"})
 """Kinds of ledger entries that change the price of a period."""
+_SOLD_KINDS: Final = frozenset({"plan", "subscription"})
+"""Kinds of ledger entries after which the plan that a subscription charged before is not known."""
+_CHARGED: Final = frozenset({"active", "trialing", "past_due"})
+"""Statuses in which Stripe invoices the next period."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +342,8 @@ class PlanTenure:
     Attributes:
         start_ms, end_ms: the period's first instant, and the first after it.
         plan: the key of the plan that was active when the period ended, or is by now.
+        charged_plan: that of the plan that the subscription charges: another one where ``plan`` was set by
+            hand, or access is restricted.
         is_changed: whether plan, seats, add-ons, overrides or the prices of usage were others before that, in
             the same period.
         is_granted: whether the app ever granted the customer something.
@@ -350,6 +359,7 @@ class PlanTenure:
     start_ms: int
     end_ms: int
     plan: str
+    charged_plan: str
     is_changed: bool
     is_granted: bool
     is_unpaid: bool
@@ -367,7 +377,8 @@ class PlanTenure:
         That is the overrides, and the prices of add-ons that the plan lists.
         """
         kept = tuple((addon, price) for addon, price in self.fixed.addons if addon in plan.addons)
-        return replace(self, plan=plan.key, prices=NO_PRICES, fixed=FixedPrices(addons=kept))
+        fixed = FixedPrices(addons=kept)
+        return replace(self, plan=plan.key, charged_plan=plan.key, prices=NO_PRICES, fixed=fixed)
 
 
 class PlanOffers:
@@ -382,7 +393,7 @@ class PlanOffers:
     def __init__(self, catalog: Catalog, *, own_prices: bool = False) -> None:
         self._catalog = catalog
         self._own_prices = own_prices
-        self._known: dict[tuple[str, str, int, Bought, str, ItemPrices, FixedPrices], TrialTerms] = {}
+        self._known: dict[tuple[object, ...], TrialTerms] = {}
 
     def to(self, tenure: PlanTenure) -> TrialTerms:
         """Terms of a customer; the default plan replaces one that the file lacks."""
@@ -390,12 +401,16 @@ class PlanOffers:
         prices = tenure.prices if self._own_prices else NO_PRICES
         fixed = tenure.fixed if self._own_prices else NO_FIXED_PRICES
         text = json.dumps(overrides, sort_keys=True) if overrides else ""
-        key = (catalog.currency, tenure.plan, tenure.seats, tenure.addons, text, prices, fixed)
+        plans = (tenure.plan, tenure.charged_plan)
+        key = (catalog.currency, *plans, tenure.seats, tenure.addons, text, prices, fixed)
         if key not in self._known:
             plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
+            charged = catalog.plans.get(tenure.charged_plan, plan)
             plan = with_addons(plan, tenure.addons, catalog) if tenure.addons else plan
             given = with_item_prices(override(catalog, plan, overrides), prices, catalog)
-            self._known[key] = build_terms(catalog, plan, given, tenure.seats, fixed, tenure.addons)
+            self._known[key] = build_terms(
+                catalog, plan, given, tenure.seats, fixed, tenure.addons, charged=charged
+            )
         return self._known[key]
 
 
@@ -496,12 +511,14 @@ def _build_tenure(
     own = overrides_at(stored, last_ms)
     # The present ones lack a price that no subscription bills; with restricted access they lack all.
     is_present = "overrides" not in was and given.access != "restricted"
+    charged = (was.keys().isdisjoint(_SOLD_KINDS) and _charged_plan_at(subscription, last_ms)) or plan
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
     changes_ms += [] if subscription is None else [until_ms for until_ms, _ in subscription.former_prices]
     return PlanTenure(
         start_ms=start_ms,
         end_ms=bounds.end_ms,
         plan=plan,
+        charged_plan=charged,
         is_changed=has_end_within(stored, start_ms, last_ms)
         or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_granted=state.granted,
@@ -512,9 +529,16 @@ def _build_tenure(
         subject_overrides=own.subjects,
         currency=state.currency,
         prices=NO_PRICES if subscription is None else subscription.prices_at(last_ms),
-        fixed=fixed_prices_at(subscription, plan, last_ms),
+        fixed=fixed_prices_at(subscription, charged, last_ms),
         addons=parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms),
     )
+
+
+def _charged_plan_at(subscription: SubscriptionState | None, at_ms: int) -> str | None:
+    """Plan that a subscription charges at an instant; None: it charges none, or one that the file lacks."""
+    if subscription is None or not subscription.has_begun_at(at_ms):
+        return None
+    return subscription.plan_at(at_ms) if subscription.status_at(at_ms) in _CHARGED else None
 
 
 def _was_trial(ledger: Sequence[HistoryEntry], start_ms: int) -> bool:
