@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from drivers.sampled import few_examples
-from meterkit.asgi.limit_fields import format_fields, limit_field, policy_field
-from meterkit.asgi.merged_headers import merge_headers
+from meterkit.asgi.limit_fields import format_fields, limit_field, merge_headers, policy_field
 from meterkit.asgi.refusal_responses import REFUSAL_TYPES, Denial, ProblemContext, problem
 from meterkit.catalog.models import Headers
 from meterkit.decisions.decision import Decision, Policy, Reason, SpendLevel

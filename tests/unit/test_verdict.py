@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from drivers.plans import free_plan
 from drivers.sampled import few_examples, some
 from meterkit import MeterKit
-from meterkit.asgi.limit_fields import LimitFields, limit_field
-from meterkit.asgi.merged_headers import EXPOSE, merge_headers
+from meterkit.asgi.limit_fields import EXPOSE, LimitFields, limit_field, merge_headers
 from meterkit.catalog import Catalog, Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions import verdicts

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.buffered_body import KeptRequest, has_body
-from meterkit.asgi.dearest_model import name_calls
-from meterkit.asgi.llm_calls import LlmCalls
+from meterkit.asgi.llm_calls import LlmCalls, name_calls
 from meterkit.asgi.logs import warn, warn_of_lost, warn_of_unread
 from meterkit.asgi.refusal_responses import problem_type_of
 from meterkit.asgi.refuser import LateRefusal

@@ -29,7 +29,7 @@ import anyio
 from anyio import to_thread
 from starlette.types import Scope
 
-from meterkit.asgi.credentials import tells
+from meterkit.asgi.logs import tells
 from meterkit.catalog.billing import UNIX, parse_proxy_network
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import (

@@ -1,12 +1,12 @@
-"""Model calls of one request, each counted once: read from its response and taps, or reported by its app."""
+"""Model calls of one request, each counted once: read from its response and taps, or reported by the app."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import ref
 
-from meterkit.asgi.dearest_model import dearest_name
 from meterkit.decisions.periods import from_ms
 from meterkit.store.call_amounts import (
     ALL_CALLS,
@@ -24,9 +24,9 @@ from meterkit.tokens.objects import UsageReports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from fractions import Fraction
     from weakref import ReferenceType
 
-    from meterkit.asgi.dearest_model import RequestedModels
     from meterkit.asgi.response_usage import ResponseUsage
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.settlement_parts import UsedQuantities
@@ -41,7 +41,9 @@ _STORED: Final = ("chatcmpl-", "resp_")
 """Beginnings of the ids of responses that OpenAI stores, shows again, and changes the metadata of."""
 
 NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
-"""Gives calls what they lack: model and provider; see :func:`meterkit.asgi.dearest_model.name_calls`."""
+"""Gives calls what they lack: model and provider; see :func:`meterkit.asgi.llm_calls.name_calls`."""
+RequestedModels: TypeAlias = "Callable[[], Sequence[str]]"
+"""Gives the models that a request names."""
 
 
 class OpenTap(NamedTuple):
@@ -230,3 +232,54 @@ class LlmCalls:
         if not (reported or self._taps):
             return read
         return join_response(deduplicate_calls(join_reports(reported, self._taps)), read, requested)
+
+
+def name_calls(
+    calls: Sequence[CallUsage],
+    requested: RequestedModels,
+    provider: str | None,
+    compiled: CompiledCatalog,
+) -> Sequence[CallUsage]:
+    """Name the model of calls by their request, where the response names none.
+
+    Args:
+        calls: of one request.
+        requested: the models that the request may be of; called only where a call has no model.
+        provider: that the route names, over what the shape of an answer suggests; None: it names none.
+        compiled: knows what models cost.
+    """
+    if provider is not None:
+        calls = [replace(call, provider=provider) for call in calls]
+    if all(call.model is not None for call in calls):
+        return calls
+    names = requested()
+    return [
+        call if call.model is not None else replace(call, model=dearest_name(call, names, compiled))
+        for call in calls
+    ]
+
+
+def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalog) -> str | None:
+    """Find the most expensive of the named models: a client may name more than one.
+
+    If their prices are equal or unknown, it is one that derived meters count, otherwise the first. None: no
+    model is named, or credits and overage have prices by model, which then take their highest.
+    """
+    if len(names) <= 1:
+        return (names[0] or None) if names else None
+    if compiled.has_model_prices and not compiled.charges:
+        return None
+    at = from_ms(compiled.now_ms())
+    costs = compiled.call_costs()
+
+    def cost_at(name: str) -> tuple[Fraction | int, int]:
+        cost = 0 if costs is None else sum(costs.of(replace(call, model=name), at).values())
+        return cost, _derived_meters(name, compiled)
+
+    return max(names, key=cost_at)
+
+
+def _derived_meters(name: str, compiled: CompiledCatalog) -> int:
+    """Count the derived meters that a model is counted on."""
+    patterns = (meter.where.get("model") for meter in compiled.catalog.meters.values())
+    return sum(pattern is not None and fnmatchcase(name, pattern) for pattern in patterns)

@@ -25,8 +25,7 @@ from meterkit.asgi.mcp_exchange import McpExchange
 from meterkit.asgi.middleware_arguments import check_arguments
 from meterkit.asgi.plain_exchange import PlainExchange
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem
-from meterkit.asgi.unpriced_models import socket_problem
+from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem, socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision

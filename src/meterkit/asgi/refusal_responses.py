@@ -12,8 +12,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.asgi.limit_fields import format_fields, policy_field, reset_instant_s
-from meterkit.asgi.merged_headers import join_names, merge_headers
+from meterkit.asgi.limit_fields import format_fields, join_names, merge_headers, policy_field, reset_instant_s
 from meterkit.catalog.amount_wording import money
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import CHARGED

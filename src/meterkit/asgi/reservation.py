@@ -1,4 +1,4 @@
-"""Quantities that a request sets aside before the app runs: the output it asks for, the input it has.
+"""Quantities that a request sets aside before the app runs; models without a price are refused.
 
 Parsers differ about repeated members, spellings and encodings. So the largest figure that one of them could
 find counts, and the ceiling if the body cannot be read: a client must not choose the default.
@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.asgi.buffered_body import head_of
-from meterkit.asgi.unpriced_models import unpriced_problem
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.models import QUANTITY_MAX
@@ -22,11 +21,13 @@ from meterkit.store.prepared_decisions import prepare_reserving
 from meterkit.store.request_idempotency import mark_requests, repeat_digest
 from meterkit.tokens.estimate import held_input
 from meterkit.tokens.llm_request import LlmRequest, read_request
-from meterkit.tokens.requested_model import RequestHead, models_of_body, requested_models
+from meterkit.tokens.requested_model import RequestHead, models_in_text, models_of_body, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
+
+    from starlette.types import Scope
 
     from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.catalog import Reserve, Route
@@ -41,6 +42,7 @@ _NO_HEAD: Final = RequestHead()
 _NO_CHARGES: Final[Mapping[str, ModelCharges]] = {}
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
+_SHOWN_MAX: Final = 256
 
 
 async def find_known_refusal(
@@ -291,4 +293,56 @@ def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem
             " answers together. Ask for less."
         ),
         members={"field": named.field, "asked": asked, "ceiling": ceiling},
+    )
+
+
+def unpriced_problem(
+    view: CustomerView, route: Route, models: Sequence[str], unparsed: bytes = b""
+) -> RequestProblem | None:
+    """Find a model without a price that a request names, on a route that refuses those.
+
+    None: the route refuses none, all models have a price, or none is named.
+
+    Args:
+        view: the customer, whose plan says which prices count.
+        route: the route.
+        models: that the request's head and body name.
+        unparsed: a body that cannot be parsed; it is searched for names of models.
+    """
+    if not route.refuses_unpriced:
+        return None
+    models = (*models, *models_in_text(unparsed)) if unparsed else models
+    unpriced = (model for model in models if not _has_price(view, route, model))
+    found = next(unpriced, None)
+    return None if found is None else not_priced(found)
+
+
+def socket_problem(view: CustomerView, route: Route, scope: Scope) -> RequestProblem | None:
+    """Find a model without a price in the URL of a websocket."""
+    return unpriced_problem(view, route, route.models(requested_models(head_of(scope), ())))
+
+
+def _has_price(view: CustomerView, route: Route, model: str) -> bool:
+    compiled = view.cache
+    for meter in route.refuses_unpriced:
+        charges = compiled.charges.get(meter)
+        if charges is not None:
+            at = from_ms(compiled.now_ms())
+            if not charges.has_price(model, route.usage, at, route.provider):
+                return False
+            continue
+        rows = view.entitlements[meter].overage.rows
+        table = None if view.prepaid is None else view.prepaid.by_model.get(meter)
+        if any(one is not None and one.refuses_others and not one.has_price(model) for one in (rows, table)):
+            return False
+    return True
+
+
+def not_priced(model: str) -> RequestProblem:
+    """Word the problem of a request that names a model without a price."""
+    shown = model if len(model) <= _SHOWN_MAX else f"{model[:_SHOWN_MAX]}…"
+    return RequestProblem(
+        code="model-not-priced",
+        detail=f"The model {shown!r} is not sold here, because it has no price. Name another model.",
+        members={"model": shown},
     )
