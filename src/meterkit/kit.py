@@ -13,7 +13,7 @@ from meterkit.asgi.context import is_anonymous
 from meterkit.assembly import KitParts, Parts
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.genai_prices_table import USAGE_METERS
-from meterkit.catalog.meter_checks import (
+from meterkit.catalog.meters import (
     check_counter,
     check_quantities,
     check_quantity,

@@ -4,7 +4,7 @@ from datetime import date, datetime
 from typing import Literal, Self, overload
 
 from meterkit.catalog import Catalog
-from meterkit.catalog.checkout_options import CheckoutOptions
+from meterkit.catalog.billing import CheckoutOptions
 from meterkit.customers.corrections import Corrected
 from meterkit.customers.customers import Customer
 from meterkit.customers.deletion import Deleted

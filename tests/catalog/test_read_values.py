@@ -18,7 +18,7 @@ from drivers.sampled import few_examples
 from meterkit.catalog import QUANTITY_MAX
 from meterkit.catalog.errors import FilePlace, Problems, RefusedError
 from meterkit.catalog.match_lines import METHODS, covers_line, parse_match
-from meterkit.catalog.public_addresses import is_public, names_private_host
+from meterkit.catalog.notify import is_public, names_private_host
 from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate, parse_rates, rate_text
 from meterkit.catalog.value_parsers import (
     DURATION_MAX_MS,

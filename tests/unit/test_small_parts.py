@@ -28,7 +28,7 @@ from meterkit.asgi import logs
 from meterkit.asgi.context import exchange
 from meterkit.asgi.logs import TroubleLog
 from meterkit.cancellation import keep_cancellation, start_task
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.value_parsers import money
 from meterkit.errors import StoreError
 from meterkit.log_throttle import Throttle
 from meterkit.serving import BackgroundTasks

@@ -16,7 +16,7 @@ from meterkit.asgi.refusal_responses import problem_type_of
 from meterkit.asgi.refuser import LateRefusal
 from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog.genai_prices_table import USAGE_METERS
-from meterkit.catalog.meter_checks import check_feature, check_quantities
+from meterkit.catalog.meters import check_feature, check_quantities
 from meterkit.catalog.routes import is_fetched
 from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.decision import Decision

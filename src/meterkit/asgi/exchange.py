@@ -15,7 +15,7 @@ from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import ErrorGuard
 from meterkit.asgi.request_outcome import is_stopped, is_usage_due, outcome_of
-from meterkit.catalog.meter_checks import check_quantity
+from meterkit.catalog.meters import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.call_amounts import join_used, price_tokens
 from meterkit.store.request_idempotency import repeat_digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.asgi.context import find_request_of
-from meterkit.catalog.meter_checks import check_change, check_gauge, check_quantity
+from meterkit.catalog.meters import check_change, check_gauge, check_quantity
 from meterkit.store.gauge_levels import change_level, read_level
 from meterkit.store.input_checks import check_customer, check_event_id
 

@@ -13,9 +13,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.asgi.limit_fields import format_fields, join_names, merge_headers, policy_field, reset_instant_s
-from meterkit.catalog.amount_wording import money
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import CHARGED
+from meterkit.catalog.value_parsers import money
 from meterkit.decisions.verdicts import UNKNOWN_WAIT_MS
 from meterkit.problem_types import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.store.input_checks import ALLOWED_ID

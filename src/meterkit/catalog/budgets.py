@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.catalog.amount_wording import MICRO_UNIT, micros_per_minor_unit
 from meterkit.catalog.currencies import BALANCE_CURRENCY, PerCurrency
 from meterkit.catalog.errors import listed
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Meter, Overage, Rate
-from meterkit.catalog.value_parsers import UNLIMITED, Unlimited, cents, or_unlimited, percent
+from meterkit.catalog.value_parsers import (
+    MICRO_UNIT,
+    UNLIMITED,
+    Unlimited,
+    cents,
+    micros_per_minor_unit,
+    or_unlimited,
+    percent,
+)
 from meterkit.catalog.value_shapes import Key, ListOf, Nullable, Table, WordChoice
 
 if TYPE_CHECKING:

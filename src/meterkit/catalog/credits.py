@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_wording import money
 from meterkit.catalog.billing import URL
 from meterkit.catalog.credit_values import AutoTopUp, Credit, TopUps
 from meterkit.catalog.currencies import BALANCE_CURRENCY, PerCurrency, by_currency
@@ -23,6 +22,7 @@ from meterkit.catalog.value_parsers import (
     PRICES,
     TABLE_OF_PRICES,
     integer,
+    money,
     parse_integer,
     percent,
     text,

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from meterkit.catalog.amount_wording import charged_step, money
 from meterkit.catalog.errors import RefusedError, listed, quoted
-from meterkit.catalog.value_parsers import cents, scalar
+from meterkit.catalog.value_parsers import cents, charged_step, money, scalar
 from meterkit.catalog.value_shapes import AnyForm, ListOf, MappedShape
 from meterkit.catalog.yaml_tree import Fields, Items, Text, kind_of
 

@@ -1,4 +1,4 @@
-"""Entitlements: what a plan gives of one meter, defaults, and overrides for one customer."""
+"""Entitlements: what a plan gives of one meter, whether it limits it, defaults, and overrides."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from meterkit.catalog.value_shapes import AnyForm, Key, ListOf, Nullable, Table,
 from meterkit.catalog.yaml_tree import DEPTH_MAX, Fields, Items, Node, Text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from meterkit.catalog.models import Catalog, Meter, Plan
 
 
@@ -306,3 +308,31 @@ def build_node(value: object, place: FilePlace, depth: int) -> Node:
     if isinstance(value, bool):
         return Text(place, str(value).lower(), quoted=True)
     return Text(place, rate_text(value) or str(value), quoted=True)
+
+
+def has_limit(given: Entitlement, *, in_budget: bool = False) -> bool:
+    """Whether an entitlement can refuse a request; ``in_budget``: a budget bounds what the meter costs."""
+    if given.rates or given.concurrency is not None or ceiling(given) is not None:
+        return True
+    return in_budget and (given.overage.amount_cents is not None or given.overage.rows is not None)
+
+
+def is_limited(meter: str, plans: Iterable[Plan]) -> bool:
+    """Whether a plan, or what it gives a subject, limits a meter."""
+    return any(
+        has_limit(given, in_budget=_has_budget(plan))
+        for plan in plans
+        for given in _entitlements_of(meter, plan)
+        if given is not None
+    )
+
+
+def _entitlements_of(meter: str, plan: Plan) -> Iterator[Entitlement | None]:
+    yield plan.entitlements.get(meter)
+    yield from (subject.limits.get(meter) for subject in plan.subjects.values())
+
+
+def _has_budget(plan: Plan) -> bool:
+    spend = plan.entitlements.get(SPEND)
+    is_bounded = spend is not None and has_limit(spend)
+    return is_bounded or any(subject.budget for subject in plan.subjects.values())

@@ -1,14 +1,14 @@
-"""The block ``notify:``: which events go out by webhook and by e-mail."""
+"""The block ``notify:``: which events go out by webhook and by e-mail, and to which addresses (SSRF)."""
 
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
 from meterkit.catalog.errors import RefusedError
 from meterkit.catalog.notify_values import MESSAGE_EVENTS, EmailChannel, Notify, WebhookChannel
-from meterkit.catalog.public_addresses import names_private_host
 from meterkit.catalog.value_parsers import scalar
 from meterkit.catalog.value_shapes import Key, ListOf, Table, WordChoice
 
@@ -20,6 +20,9 @@ _FROM_ALLOWED: Final = "an e-mail address, such as billing@example.com"
 _ADDRESS: Final = re.compile(
     r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@(?=.{1,253}\Z)[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*"
 )
+_UNICAST: Final = IPv6Network("2000::/3")
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+"""Of translators to IPv4, which is in the last 32 bits: https://www.rfc-editor.org/rfc/rfc6052."""
 
 
 def is_address(text: str) -> bool:
@@ -93,3 +96,27 @@ def build_notify(table: NotifyTable | None) -> Notify:
         if sender is not None and events:
             email = EmailChannel(sender=sender, events=tuple(dict.fromkeys(events)))
     return Notify(webhook=webhook, email=email)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, and does not hide one that is not.
+
+    Raises:
+        ValueError: it is no IP address.
+    """
+    ip = ip_address(address)
+    if isinstance(ip, IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    if ip in _NAT64:
+        return is_public(str(IPv4Address(int(ip) & 0xFFFF_FFFF)))
+    return ip in _UNICAST and ip.is_global and ip.sixtofour is None
+
+
+def names_private_host(host: str) -> bool:
+    """Whether a host is written as a private address: ``10.0.0.7``, ``::1`` or ``localhost``."""
+    if host == "localhost":
+        return True
+    try:
+        return not is_public(host)
+    except ValueError:
+        return False

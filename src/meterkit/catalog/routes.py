@@ -16,11 +16,12 @@ from meterkit.catalog.billing import (
 )
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.genai_prices_table import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
-from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match, parse_mcp
+from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, covers_line, parse_match, parse_mcp
 from meterkit.catalog.meters import check_meter, counts_bytes, refuse_sizes
+from meterkit.catalog.model_prices import covers_pattern
 from meterkit.catalog.models import ROUTE, Reserve, Route
+from meterkit.catalog.notes import COMPARED_MAX
 from meterkit.catalog.rates import RatesShape
-from meterkit.catalog.shadowed_notes import note_shadowed_routes
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 from meterkit.catalog.value_shapes import (
     AnyForm,
@@ -39,6 +40,7 @@ from meterkit.catalog.yaml_tree import Fields
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from meterkit.catalog.credits import CreditTable, ModelPricesTable
     from meterkit.catalog.errors import FilePlace, Problems
     from meterkit.catalog.models import Meter
     from meterkit.catalog.plans import DeclaredNames
@@ -397,3 +399,39 @@ def _is_counter(name: str, meters: Mapping[str, Meter]) -> bool:
 def _may_match(derived: Meter, models: Sequence[str]) -> bool:
     pattern = derived.where.get("model")
     return not models or pattern is None or any(fnmatchcase(model, pattern) for model in models)
+
+
+def note_shadowed_routes(matches: Sequence[tuple[str, FilePlace]], problems: Problems) -> None:
+    """Say so where an earlier line takes every request of a later one.
+
+    Args:
+        matches: the ``match`` lines of the file in its order, with their places.
+        problems: the list to add to.
+    """
+    earlier: list[tuple[str, FilePlace]] = []
+    for match, place in matches[:COMPARED_MAX]:
+        found = next((line for written, line in earlier if covers_line(written, match)), None)
+        if found is not None:
+            message = f"never reached: the route in line {found.line} matches all of it; move this one up"
+            problems.note(place, "never_reached", message)
+        earlier.append((match, place))
+
+
+def note_shadowed_prices(tables: Iterable[ModelPricesTable | CreditTable], problems: Problems) -> None:
+    """Say so where an earlier pattern of a table matches every model of a later one.
+
+    Args:
+        tables: those of ``prices:``, and the credits, which may have ``models`` of their own.
+        problems: the list to add to.
+    """
+    for table in tables:
+        places = table.places("models")
+        for nth, pattern in enumerate(places):
+            earlier = list(places)[: min(nth, COMPARED_MAX)]
+            found = next((first for first in earlier if covers_pattern(first, pattern)), None)
+            if found is not None:
+                message = (
+                    f"never reached: {found!r} in line {places[found].line} matches all of it;"
+                    " move this one up"
+                )
+                problems.note(places[pattern], "never_reached", message)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.catalog.budgets import WINDOWS, BudgetTable, note_balances_in_dollars
 from meterkit.catalog.entitlements import CounterLimits, build_counter_limits, build_node
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import check_meter
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, SubjectBudget, SubjectPlan
-from meterkit.catalog.value_parsers import NAME, UNLIMITED
+from meterkit.catalog.value_parsers import NAME, UNLIMITED, micros_per_minor_unit
 from meterkit.catalog.value_shapes import MapOf, Table
 from meterkit.catalog.yaml_tree import Fields
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from meterkit.catalog.amount_wording import money
-from meterkit.catalog.meter_checks import check_quantities
+from meterkit.catalog.meters import check_quantities
+from meterkit.catalog.value_parsers import money
 from meterkit.cli.known_customers import check_known
 from meterkit.cli.options import CustomerArgument, WrongUsageError, parse_quantities
 from meterkit.cli.outbox import operator

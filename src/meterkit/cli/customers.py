@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 import typer
 import yaml
 
-from meterkit.catalog.amount_wording import date_and_time
 from meterkit.catalog.errors import suggestion
+from meterkit.catalog.value_parsers import date_and_time
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_missing_plan, note_unknown
 from meterkit.cli.link_files import is_linked, link_all, read_links

@@ -19,7 +19,7 @@ import typer
 
 from meterkit.assembly import StripeAccess
 from meterkit.cancellation import start_task
-from meterkit.catalog.amount_wording import units
+from meterkit.catalog.value_parsers import units
 from meterkit.cli.options import choice_option, import_function, seconds
 from meterkit.cli.output import echo, is_log_json, log_as_json, print_note, shown_steps
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal

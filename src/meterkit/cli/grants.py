@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.catalog.amount_wording import micro_money
 from meterkit.catalog.meters import MICRO_USD
+from meterkit.catalog.value_parsers import micro_money
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, new_customer_note, note_unknown
 from meterkit.cli.options import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amount_wording import date_and_time, money, span
+from meterkit.catalog.value_parsers import date_and_time, money, span
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import WrongUsageError, integer_between
 from meterkit.cli.output import cell_text, echo, print_note

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from meterkit.catalog.amount_wording import date_and_time
+from meterkit.catalog.value_parsers import date_and_time
 from meterkit.decisions.periods import iso
 from meterkit.safe_text import escape_invisible
 

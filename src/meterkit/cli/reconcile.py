@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amount_wording import date_and_time
+from meterkit.catalog.value_parsers import date_and_time
 from meterkit.cli.audit import RARE as RARE_OF_AUDIT
 from meterkit.cli.audit import row_of as row_of_audit
 from meterkit.cli.known_customers import note_unknown

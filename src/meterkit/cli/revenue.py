@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from meterkit.catalog.amount_wording import money, rounded_cents
+from meterkit.catalog.value_parsers import money, rounded_cents
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import WrongUsageError
 from meterkit.cli.output import echo, print_note, print_records

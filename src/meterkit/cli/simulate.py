@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from meterkit.catalog import load
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.value_parsers import money
 from meterkit.cli.options import PeriodOption, WrongUsageError
 from meterkit.cli.output import print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command

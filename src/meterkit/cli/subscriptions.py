@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.value_parsers import money
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.known_customers import check_known, note_unknown
 from meterkit.cli.options import CustomerArgument, PlanArgument, WrongUsageError, integer_between

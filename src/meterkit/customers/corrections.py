@@ -12,9 +12,9 @@ from hashlib import blake2b
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.catalog.amount_wording import rounded_cents
-from meterkit.catalog.meter_checks import check_quantities
+from meterkit.catalog.meters import check_quantities
 from meterkit.catalog.models import SPEND
+from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.audit_prices import paid_price

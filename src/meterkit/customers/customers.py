@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from meterkit.catalog import override as lay_over
-from meterkit.catalog.amount_wording import micro_money
 from meterkit.catalog.budgets import NO_LIMIT, find_lower_budgets
-from meterkit.catalog.meter_checks import check_feature
+from meterkit.catalog.meters import check_feature
 from meterkit.catalog.models import SPEND
+from meterkit.catalog.value_parsers import micro_money
 from meterkit.customers.deletion import delete_customer
 from meterkit.customers.history import read_history
 from meterkit.customers.links import StripeLinker, check_stripe_customer

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from meterkit.catalog.errors import suggestion
-from meterkit.catalog.meter_checks import counters_of
+from meterkit.catalog.meters import counters_of
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.customers.grant_ledger import (
     Grant,

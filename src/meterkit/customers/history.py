@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_wording import rounded_money
+from meterkit.catalog.value_parsers import rounded_money
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import from_ms
 from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError, refuse_unreadable

@@ -11,8 +11,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.catalog.currencies import BALANCE_CURRENCY
+from meterkit.catalog.value_parsers import micros_per_minor_unit
 from meterkit.decisions.keys import meter_field, meter_token
 
 if TYPE_CHECKING:

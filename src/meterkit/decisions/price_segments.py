@@ -10,7 +10,7 @@ from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:

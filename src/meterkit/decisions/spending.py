@@ -10,9 +10,9 @@ from fractions import Fraction
 from math import gcd, isqrt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.models import SPEND
+from meterkit.catalog.value_parsers import micros_per_minor_unit
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.grants import target_of
 from meterkit.decisions.keys import meter_field, rate_field

@@ -10,7 +10,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import money, rounded_cents
+from meterkit.catalog.value_parsers import money, rounded_cents
 from meterkit.customers.billed_usage import read_totals
 from meterkit.customers.corrections import (
     BilledLine,

@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterkit.catalog.amount_wording import exact_money, money, rounded_cents
+from meterkit.catalog.value_parsers import exact_money, money, rounded_cents
 from meterkit.delivery.invoices import MADE_WITHIN_MS
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from meterkit.catalog.amount_wording import money, rounded_cents
+from meterkit.catalog.value_parsers import money, rounded_cents
 from meterkit.customers.billed_usage import read_totals
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.invoice_deadlines import stops_billing_ms

@@ -6,7 +6,7 @@ import asyncio
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amount_wording import span
+from meterkit.catalog.value_parsers import span
 from meterkit.customers.links import claim_owner
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.errors import MeterkitError, StripeError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_wording import span, units
+from meterkit.catalog.value_parsers import span, units
 from meterkit.customers.links import claim_owner
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.health_report import Finding

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_wording import span
+from meterkit.catalog.value_parsers import span
 from meterkit.health.findings import join_names, one_finding
 from meterkit.insights.health_report import Finding
 from meterkit.store.settlement_spool import SPOOL_BYTES_MAX

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as NoAnswerError
 
-from meterkit.catalog.amount_wording import span
+from meterkit.catalog.value_parsers import span
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.health.findings import CheckSkippedError, join_names, one_finding

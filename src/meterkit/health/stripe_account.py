@@ -7,11 +7,11 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import billed_meters
 from meterkit.catalog.overage_prices import ITEMS_MAX
+from meterkit.catalog.value_parsers import money
 from meterkit.customers.drift_records import DriftRecords
 from meterkit.customers.states import list_states
 from meterkit.errors import StripeError, UnknownPlanError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import span
 from meterkit.catalog.notes import has_webhook_route
+from meterkit.catalog.value_parsers import span
 from meterkit.health.findings import join_names, one_finding
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.message_queue import CHANNELS, MessageQueue

@@ -12,8 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
-from meterkit.catalog.notify import is_address
-from meterkit.catalog.public_addresses import names_private_host
+from meterkit.catalog.notify import is_address, names_private_host
 from meterkit.customers.states import CustomerStates
 from meterkit.notify.courier import SendError
 

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amount_wording import is_money, micro_money, money, size_text
 from meterkit.catalog.meters import MICRO_USD
+from meterkit.catalog.value_parsers import is_money, micro_money, money, size_text
 from meterkit.decisions.dunning import is_for_debt
 from meterkit.errors import MeterkitError
 

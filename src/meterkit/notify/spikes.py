@@ -15,7 +15,7 @@ from math import exp, log
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.periods import DAY_MS, HOUR_MS
 from meterkit.notify.period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
 from meterkit.store.unreadable_data import UNREADABLE, skip_unreadable

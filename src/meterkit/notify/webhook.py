@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from meterkit.catalog.public_addresses import is_public, names_private_host
+from meterkit.catalog.notify import is_public, names_private_host
 from meterkit.notify.courier import SendError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.amount_wording import exact_money
+from meterkit.catalog.value_parsers import exact_money
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import item_segments, unit_amount_decimal
 from meterkit.errors import MeterkitError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.value_parsers import money
 from meterkit.decisions.compiled_decision import has_flat_price, reported_parts
 from meterkit.decisions.customer_overrides import next_end_ms
 from meterkit.decisions.customer_state import entitlements_on

@@ -6,7 +6,7 @@ from math import ceil, floor, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
-from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.pages.credit_balances import pay_by_credits, payable_units
 from meterkit.pages.overage_by_model import split_by_model
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amount_wording import exact_money
+from meterkit.catalog.value_parsers import exact_money
 from meterkit.pages.credit_balances import credit_balances, payable_units
 from meterkit.pages.usage_bar import UsageBar
 from meterkit.pages.usage_figures import beyond_included

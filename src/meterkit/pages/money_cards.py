@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import micros_per_minor_unit, rounded_cents
+from meterkit.catalog.value_parsers import micros_per_minor_unit, rounded_cents
 from meterkit.insights.simulation.plan_costs import period_share
 from meterkit.pages.usage_bar import limit_bar, share_bar
 

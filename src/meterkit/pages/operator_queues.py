@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, get_args
 
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.value_parsers import money
 from meterkit.customers.links import claim_owner
 from meterkit.decisions.periods import from_ms
 from meterkit.notify.courier import read_event_and_customer

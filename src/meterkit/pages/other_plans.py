@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.catalog.entitlements import ceiling
+from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.grants import MICRO
 from meterkit.pages.overage_by_model import split_by_model

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from meterkit.catalog.amount_wording import (
+from meterkit.catalog.value_parsers import (
     exact_money,
     is_money,
     micro_money,

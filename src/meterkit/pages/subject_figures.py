@@ -6,8 +6,8 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
-from meterkit.catalog.amount_wording import micros_per_minor_unit
 from meterkit.catalog.models import SPEND
+from meterkit.catalog.value_parsers import micros_per_minor_unit
 from meterkit.pages.usage_bar import limit_bar, share_bar
 from meterkit.store.subject_usage import usage_by
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import is_money, rounded_money
+from meterkit.catalog.value_parsers import is_money, rounded_money
 from meterkit.insights.overview.rows import ACTIVITY_DAYS
 from meterkit.pages.operator_lists import DAY_MINUTES
 

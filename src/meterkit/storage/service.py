@@ -9,7 +9,7 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.meter_checks import check_quantity
+from meterkit.catalog.meters import check_quantity
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import MeterkitError, StoreError

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.catalog.genai_prices_table import UNIT_OF, USAGE_METERS, WHOLE_OF
-from meterkit.catalog.meter_checks import check_quantity
+from meterkit.catalog.meters import check_quantity
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import from_ms
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities

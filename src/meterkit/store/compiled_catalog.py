@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.errors import listed
-from meterkit.catalog.meter_checks import counters_of
+from meterkit.catalog.meters import counters_of
 from meterkit.catalog.notes import SHOWN_MAX
 from meterkit.catalog.routes_by_model import tables_without_default
 from meterkit.decisions.compiled_decision import compile_program, demands_of

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
-from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.customer_overrides import overridden_label, overrides_at
 from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_at

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 from weakref import WeakMethod
 
-from meterkit.catalog.limited_meters import is_limited
+from meterkit.catalog.entitlements import is_limited
 from meterkit.catalog.routes import additions_of
 
 if TYPE_CHECKING:

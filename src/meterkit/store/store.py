@@ -9,7 +9,7 @@ from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
-from meterkit.catalog.meter_checks import check_feature
+from meterkit.catalog.meters import check_feature
 from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import Keys

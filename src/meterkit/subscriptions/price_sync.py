@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.amount_wording import money
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import is_titled
+from meterkit.catalog.value_parsers import money
 from meterkit.outbox.invoice_line_prices import line_products
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.prices import OPTIONS, PRICES, fetch_price, with_option_tiers

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - Pydantic reads the annotations for the billing routes
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.value_parsers import money
 from meterkit.decisions.item_prices import FixedPrice
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.subscriptions.change_rules import paid_seats

@@ -7,8 +7,8 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.amount_wording import exact_money
 from meterkit.catalog.meters import billed_as, billed_meters, is_sold, is_titled
+from meterkit.catalog.value_parsers import exact_money
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.stripe.prices import has_flat_amount, shown_in
 from meterkit.subscriptions.change_rules import sells_seats

@@ -12,7 +12,7 @@ from itertools import pairwise
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from meterkit.catalog.amount_wording import micros_per_minor_unit
+from meterkit.catalog.value_parsers import micros_per_minor_unit
 from meterkit.customers.corrections import CustomerDataError, run_on_newest_view
 from meterkit.customers.late_usage_on_price_change import missed_terms
 from meterkit.decisions.compiled_decision import has_flat_price

@@ -11,7 +11,7 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.catalog.amount_wording import rounded_cents
+from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.history import read_states_and_histories
 from meterkit.customers.states import list_customer_pages

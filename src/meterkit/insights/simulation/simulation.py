@@ -13,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.amount_wording import rounded_cents
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.meters import CHARGED
 from meterkit.catalog.overage_prices import is_row
+from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError

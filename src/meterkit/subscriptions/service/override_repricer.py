@@ -13,7 +13,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override
-from meterkit.catalog.amount_wording import date_and_time
+from meterkit.catalog.value_parsers import date_and_time
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until, without_ended
 from meterkit.decisions.customer_state import entitlements_on

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-from meterkit.catalog.checkout_options import reserved_options
+from meterkit.catalog.billing import reserved_options
 from meterkit.decisions.periods import MINUTE_MS
 from meterkit.errors import (
     InvoiceOpenError,
@@ -41,7 +41,7 @@ from meterkit.subscriptions.unknown_customers import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Collection
 
-    from meterkit.catalog.checkout_options import CheckoutOptions
+    from meterkit.catalog.billing import CheckoutOptions
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter

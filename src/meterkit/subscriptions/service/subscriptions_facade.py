@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.catalog.checkout_options import CheckoutOptions
+    from meterkit.catalog.billing import CheckoutOptions
     from meterkit.customers.drift_records import Drift
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from meterkit.catalog.amount_wording import money
+from meterkit.catalog.value_parsers import money
 from meterkit.subscriptions.stripe_objects import TOP_UP
 
 if TYPE_CHECKING:

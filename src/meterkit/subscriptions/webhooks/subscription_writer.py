@@ -8,7 +8,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
-from meterkit.catalog.amount_wording import date_and_time
+from meterkit.catalog.value_parsers import date_and_time
 from meterkit.customers.grants import move_grants
 from meterkit.customers.late_usage_on_price_change import (
     PriceSwitch,
