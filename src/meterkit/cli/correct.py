@@ -12,8 +12,7 @@ import typer
 
 from meterkit.catalog.meters import check_quantities
 from meterkit.catalog.value_parsers import money
-from meterkit.cli.known_customers import check_known
-from meterkit.cli.options import CustomerArgument, WrongUsageError, parse_quantities
+from meterkit.cli.options import CustomerArgument, WrongUsageError, check_known, parse_quantities
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import echo, print_note
 from meterkit.cli.session import Session, command

@@ -14,15 +14,18 @@ import yaml
 from meterkit.catalog.errors import suggestion
 from meterkit.catalog.value_parsers import date_and_time
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.known_customers import check_known, new_customer_note, note_missing_plan, note_unknown
-from meterkit.cli.link_files import is_linked, link_all, read_links
+from meterkit.cli.importing import is_linked, link_all, read_links
 from meterkit.cli.options import (
     WHEN,
     CustomerArgument,
     PlanArgument,
     WrongUsageError,
+    check_known,
     completion,
     date_or_instant,
+    new_customer_note,
+    note_missing_plan,
+    note_unknown,
 )
 from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command

@@ -10,13 +10,15 @@ import typer
 from meterkit.catalog.meters import MICRO_USD
 from meterkit.catalog.value_parsers import micro_money
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.known_customers import check_known, new_customer_note, note_unknown
 from meterkit.cli.options import (
     WHEN,
     CustomerArgument,
     WrongUsageError,
+    check_known,
     date_or_instant,
     integer_between,
+    new_customer_note,
+    note_unknown,
     parse_quantities,
 )
 from meterkit.cli.output import print_note, print_records, print_table

@@ -13,8 +13,7 @@ import typer
 from meterkit.catalog.value_parsers import date_and_time
 from meterkit.cli.audit import RARE as RARE_OF_AUDIT
 from meterkit.cli.audit import row_of as row_of_audit
-from meterkit.cli.known_customers import note_unknown
-from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, instant
+from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, instant, note_unknown
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import JsonArray, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command, started

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import meterkit
 from meterkit.cancellation import start_task
 from meterkit.cli.help_pages import Command
-from meterkit.cli.known_customers import note_missing_plan
-from meterkit.cli.options import common_options
+from meterkit.cli.options import common_options, note_missing_plan
 from meterkit.cli.output import PlainLines, print_json, print_note, print_records
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, StripeError
 

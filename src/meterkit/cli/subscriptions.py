@@ -9,8 +9,14 @@ import typer
 
 from meterkit.catalog.value_parsers import money
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.known_customers import check_known, note_unknown
-from meterkit.cli.options import CustomerArgument, PlanArgument, WrongUsageError, integer_between
+from meterkit.cli.options import (
+    CustomerArgument,
+    PlanArgument,
+    WrongUsageError,
+    check_known,
+    integer_between,
+    note_unknown,
+)
 from meterkit.cli.output import cell_text, echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.subscription import ENDED

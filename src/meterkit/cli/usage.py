@@ -14,8 +14,7 @@ from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.genai_prices_table import UNIT_OF
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.value_parsers import UNLIMITED, date_and_time, is_money, micro_money, money
-from meterkit.cli.known_customers import note_unknown
-from meterkit.cli.options import PeriodOption, WrongUsageError
+from meterkit.cli.options import PeriodOption, WrongUsageError, note_unknown
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.csv_text import csv_text
