@@ -15,13 +15,13 @@ from meterkit.customers.corrections import Corrected as Corrected
 from meterkit.customers.corrections import IssuedCredit as IssuedCredit
 from meterkit.customers.customers import Customer as Customer
 from meterkit.customers.customers import Customers as Customers
+from meterkit.customers.customers import CustomerSubject as CustomerSubject
 from meterkit.customers.deletion import Deleted as Deleted
 from meterkit.customers.drift_records import Drift as Drift
 from meterkit.customers.grant_ledger import Grant as Grant
 from meterkit.customers.grant_ledger import LedgerEntry as LedgerEntry
 from meterkit.customers.grants import Grants as Grants
 from meterkit.customers.history import HistoryEntry as HistoryEntry
-from meterkit.customers.subjects import CustomerSubject as CustomerSubject
 from meterkit.decisions.decision import Decision as Decision
 from meterkit.decisions.decision import GaugeLevel as GaugeLevel
 from meterkit.decisions.decision import RequestProblem as RequestProblem

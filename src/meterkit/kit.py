@@ -295,7 +295,7 @@ class MeterKit(KitLifecycle, KitParts):
         if by == "model":
             of_models = import_module("meterkit.insights.by_model").usage_by_model
             return cast("ModelUsage", await of_models(self.store, self.settings, who, at_ms))
-        of_subjects = import_module("meterkit.customers.subjects").usage_of_kind
+        of_subjects = import_module("meterkit.customers.customers").usage_of_kind
         return cast("Sequence[SubjectUsage]", await of_subjects(self.store, who, by))
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
