@@ -13,10 +13,9 @@ from drivers.counters import pack_field
 from meterkit.catalog import Catalog, loads
 from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.event_idempotency import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import concurrency_field, meter_field, meter_token
-from meterkit.decisions.packed import MeterCounts
+from meterkit.decisions.packed import MeterCounts, read_gauge_mark
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import Status

@@ -12,12 +12,11 @@ from typing import Any, Final, cast
 
 from drivers.counters import flat_of
 from meterkit.catalog import Entitlement
-from meterkit.decisions.compiled_decision import Program, compile_program, derived_from
+from meterkit.decisions.compiled_decision import ModelPricing, Program, compile_program, derived_from
 from meterkit.decisions.customer_state import CustomerState, entitlements_of
-from meterkit.decisions.event_idempotency import UNCOMPARED, EventMark, read_mark
 from meterkit.decisions.grants import Prepaid as PlanPurse
-from meterkit.decisions.held_prices import ModelPricing
 from meterkit.decisions.keys import CustomerKeys, meter_token
+from meterkit.decisions.packed import UNCOMPARED, EventMark, read_mark
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import Demand

@@ -26,8 +26,8 @@ from faults.proxy import TcpProxy
 from faults.refusals import PLANS, eventually, kit_at, lane_of, used
 from meterkit import MeterKit
 from meterkit.catalog import Catalog, loads
-from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import Keys, meter_field, shard_of
+from meterkit.decisions.packed import EventMark
 from meterkit.redis import settlement_queue
 from meterkit.redis.local_files import FileLock
 from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord

@@ -28,12 +28,17 @@ from meterkit.decisions.customer_state import (
     with_learned_prices,
     with_subscription,
 )
-from meterkit.decisions.dunning import Access
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, add_gauge_terms, presigned_bytes_at
 from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.keys import meter_field
 from meterkit.decisions.periods import bounds_at, to_ms
-from meterkit.decisions.subscription import NEVER_MS, Status, SubscriptionState, meters_switched_by_others
+from meterkit.decisions.subscription import (
+    NEVER_MS,
+    Access,
+    Status,
+    SubscriptionState,
+    meters_switched_by_others,
+)
 from meterkit.decisions.subscription_periods import CountingCycle
 from meterkit.decisions.transitions import (
     BY_CLOCK,

@@ -19,13 +19,6 @@ from drivers.sampled import few_examples
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_former_starts
 from meterkit.decisions.decision import Policy
-from meterkit.decisions.invoice_deadlines import (
-    Renewals,
-    is_cut_short,
-    is_final,
-    renewals_of,
-    stops_billing_ms,
-)
 from meterkit.decisions.periods import (
     Bounds,
     bounds_at,
@@ -47,9 +40,14 @@ from meterkit.decisions.spending import UNCAPPED, SpendingTerms, UnitPrice
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.subscription_periods import (
     CountingCycle,
+    Renewals,
     former_bounds,
+    is_cut_short,
+    is_final,
     is_provisional,
+    renewals_of,
     shown_period,
+    stops_billing_ms,
     subscription_bounds,
     with_former_start,
 )

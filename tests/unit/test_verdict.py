@@ -27,6 +27,7 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions import verdicts
 from meterkit.decisions.compiled_decision import (
     BoundProgram,
+    ModelPricing,
     Program,
     compile_program,
     demands_of,
@@ -43,7 +44,6 @@ from meterkit.decisions.fallback_rules import (
     remaining_by_policy,
 )
 from meterkit.decisions.grants import Prepaid, grant_name
-from meterkit.decisions.held_prices import ModelPricing
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
     Keys,
@@ -56,8 +56,14 @@ from meterkit.decisions.keys import (
     shard_of,
 )
 from meterkit.decisions.periods import Bounds
-from meterkit.decisions.policies import CEILING, TOKEN_BUCKET, Demand, rate_numbers
-from meterkit.decisions.rate_waits import EXACT_WINDOW_MS_MAX, weighted_count
+from meterkit.decisions.policies import (
+    CEILING,
+    EXACT_WINDOW_MS_MAX,
+    TOKEN_BUCKET,
+    Demand,
+    rate_numbers,
+    weighted_count,
+)
 from meterkit.decisions.stored_grants import MovedGrant, find_moved_grants, read_funds
 from meterkit.decisions.subjects import SubjectHold, compile_subject, cost_of, renew_hold
 from meterkit.decisions.verdicts import reset_ms

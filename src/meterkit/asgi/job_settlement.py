@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 from urllib.parse import unquote
 
 from meterkit.catalog.routes import additions_of, charging_meters
-from meterkit.decisions.event_idempotency import EventMark
+from meterkit.decisions.packed import EventMark
 from meterkit.errors import StoreError
 from meterkit.store.call_amounts import used_by_model
 from meterkit.store.job_claims import JobClaim, claim_job, find_owners, remember_job

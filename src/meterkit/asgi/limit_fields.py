@@ -11,8 +11,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
-from meterkit.decisions.policies import SLIDING_WINDOW
-from meterkit.decisions.rate_waits import EXACT_WINDOW_MS_MAX
+from meterkit.decisions.policies import EXACT_WINDOW_MS_MAX, SLIDING_WINDOW
 from meterkit.decisions.verdicts import reset_ms
 
 if TYPE_CHECKING:

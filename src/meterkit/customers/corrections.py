@@ -17,11 +17,10 @@ from meterkit.catalog.models import SPEND
 from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
-from meterkit.decisions.audit_prices import paid_price
 from meterkit.decisions.compiled_decision import sends_included
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.price_segments import label_of
+from meterkit.decisions.price_segments import label_of, paid_price
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.meters_or_lines import is_billed_by_lines

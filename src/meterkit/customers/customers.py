@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from meterkit.customers.states import StoredState
     from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
-    from meterkit.decisions.dunning import Access
+    from meterkit.decisions.subscription import Access
     from meterkit.store.store import Store
     from meterkit.store.subject_usage import SubjectUsage
 

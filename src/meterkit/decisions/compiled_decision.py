@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from meterkit.catalog.routes import additions_of
 from meterkit.decisions.gauges import add_gauge_terms
-from meterkit.decisions.held_prices import UNKNOWN_MODEL
 from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.policies import (
     ASK_ONLY,
@@ -29,14 +28,70 @@ from meterkit.decisions.policies import (
 from meterkit.decisions.spending import SpendingTerms
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Route
     from meterkit.decisions.grants import Prepaid
-    from meterkit.decisions.held_prices import ModelPricing
     from meterkit.decisions.subjects import SubjectDemand
 
+_T = TypeVar("_T")
+_NO_ROWS: Final[dict[str, str]] = {}
 _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
+
+
+class ModelPricing(NamedTuple):
+    """Costs and prices by the model of a request.
+
+    Attributes:
+        costs: cost of a unit, by meter whose cost depends on the model; None: the highest ones.
+        rows: meter with prices by model, to the meter that counts the model's price; empty if the model is
+            not known, or the plan has neither a budget nor subjects.
+    """
+
+    costs: Mapping[str, int] | None = None
+    rows: Mapping[str, str] = _NO_ROWS
+
+    @classmethod
+    def of(
+        cls,
+        costs: Mapping[str, int] | None,
+        meters: Iterable[str],
+        model: str | None,
+        entitlements: Mapping[str, Entitlement],
+        *,
+        holds_rows: bool,
+    ) -> ModelPricing:
+        """Pricing of some meters; without a known model, holds are at the highest price."""
+        if not model or not holds_rows:
+            return cls(costs)
+        found = {name: entitlements[name].overage.rows for name in meters}
+        return cls(costs, {name: rows.of(model) for name, rows in found.items() if rows is not None})
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """Cache key."""
+        return (*(self.costs or {}).items(), *self.rows.items())
+
+    def add_price_rows(self, by_meter: Mapping[str, _T]) -> dict[str, _T]:
+        """Quantities or demands by meter, with the same ones of the meters that count their prices."""
+        return {**by_meter, **{row: by_meter[name] for name, row in self.rows.items()}}
+
+
+UNKNOWN_MODEL: Final = ModelPricing()
+
+
+def model_terms_to_hold(
+    models: Sequence[str | None],
+    prepaid: Prepaid | None,
+    meters: Iterable[str],
+    entitlements: Mapping[str, Entitlement],
+    *,
+    holds_rows: bool,
+) -> ModelPricing:
+    """Pricing at which quantities are held; without a model, or with several, the highest."""
+    model = models[0] if len(models) == 1 else None
+    costs = None if prepaid is None else prepaid.held_costs(model)
+    return ModelPricing.of(costs, meters, model, entitlements, holds_rows=holds_rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -17,7 +17,6 @@ from meterkit.decisions.customer_overrides import (
     without_priced_overage,
 )
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.dunning import Access, access_term_of, restrict_unpaid
 from meterkit.decisions.item_prices import (
     NO_PRICES,
     ItemPrices,
@@ -27,7 +26,15 @@ from meterkit.decisions.item_prices import (
 )
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
-from meterkit.decisions.subscription import ENDED, NEVER_MS, Status, SubscriptionState
+from meterkit.decisions.subscription import (
+    ENDED,
+    NEVER_MS,
+    Access,
+    Status,
+    SubscriptionState,
+    access_term_of,
+    restrict_unpaid,
+)
 from meterkit.decisions.subscription_periods import (
     FORMER_STARTS_MAX,
     CountingCycle,
@@ -297,7 +304,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
 
     The plan is the one set by hand, otherwise the subscription's, otherwise the default plan; likewise the
     status. What the subscription sells beside its plan, seats and add-ons, counts beside either.
-    :func:`~meterkit.decisions.dunning.access_term_of` derives the access. A subscription that has ended
+    :func:`~meterkit.decisions.subscription.access_term_of` derives the access. A subscription that has ended
     leaves the default plan, and so does a plan that the catalog does not have. A subscription that was never
     paid for, nor on trial, changes neither plan nor access; only its status is shown. ``incomplete`` set by
     hand means the same.

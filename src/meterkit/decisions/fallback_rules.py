@@ -9,8 +9,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from meterkit.decisions.policies import CEILING, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
-from meterkit.decisions.rate_waits import weighted_count
+from meterkit.decisions.policies import CEILING, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET, weighted_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

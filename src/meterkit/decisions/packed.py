@@ -1,15 +1,19 @@
-"""Packed fields of counters, as the scripts write them, and the JSON object that scripts read."""
+"""Packed fields, as the scripts write them: counters, and the idempotency marks of the app's event ids.
+
+A job may record several meters under one id, so a mark has each meter with its quantity. Another quantity
+under the same id is an error of the caller, not a repeat.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _NUMBER_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _SMALL_END: Final = 0x80
@@ -19,6 +23,10 @@ _BELOW_ZERO: Final = 0xE0
 _HEAD: Final = (int, int, int, int, bytes)
 _METER: Final = (*(int,) * 6, bytes)
 _EXTRAS: Final = (int,) * 5
+UNCOMPARED: Final = -1
+"""Placeholder for a quantity that may differ in a repeat: a charge depends on the prices of its day."""
+
+_NO_QUANTITIES: Final[dict[str, int]] = {}
 
 
 def unpack_field(packed: bytes) -> list[int | bytes]:
@@ -150,3 +158,73 @@ def text_fields(flat: Sequence[bytes]) -> dict[str, str]:
 def byte_fields(flat: Sequence[bytes]) -> dict[str, bytes]:
     """Fields of a hash in a reply, names and values by turns."""
     return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+class EventMark(NamedTuple):
+    """An event id, and the quantities that are given with it.
+
+    Attributes:
+        key: the Redis key of its mark.
+        event_id: the app's id, empty if it gave none; a provider's job counts by an id of meterkit's own.
+        quantities: by meter; empty: the id counts once, with any quantities.
+    """
+
+    key: str
+    event_id: str = ""
+    quantities: Mapping[str, int] = _NO_QUANTITIES
+
+    @property
+    def name(self) -> str:
+        """The app's id, without the number that ``record_usage`` adds for further models."""
+        return self.event_id.partition("\0")[0]
+
+    def terms(self) -> str:
+        """Further terms of a settlement, as JSON."""
+        given = [
+            part for meter, quantity in self.quantities.items() for part in (meter_token(meter), quantity)
+        ]
+        return compact_json({"event": given})
+
+    def uncounted(self, kept: bytes) -> Self:
+        """Mark reduced to the meters that the stored mark lacks."""
+        counted = read_mark(kept)
+        left = {
+            meter: quantity
+            for meter, quantity in self.quantities.items()
+            if meter_token(meter) not in counted
+        }
+        return self._replace(quantities=left)
+
+    def refusal(self, customer: str, kept: bytes) -> str:
+        """Error message for a quantity that differs from the recorded one."""
+        counted = read_mark(kept)
+        differing = (
+            f"{counted[meter_token(meter)]} of {meter} were recorded under it before,"
+            f" now {quantity} are given"
+            for meter, quantity in self.quantities.items()
+            if counted.get(meter_token(meter), UNCOMPARED) not in {UNCOMPARED, quantity}
+            and quantity != UNCOMPARED
+        )
+        return (
+            f"event_id {self.name!r} of customer {customer!r}: {'; '.join(differing)}; nothing of this"
+            " call is recorded: give other usage an event_id of its own, and repeat a call with"
+            " the same quantities"
+        )
+
+
+def read_mark(kept: bytes) -> dict[str, int]:
+    """Quantities that an event id has counted, by the token of their meter."""
+    fields = iter(unpack_field(kept))
+    return {
+        token.decode(): quantity
+        for token, quantity in zip(fields, fields, strict=True)
+        if isinstance(token, bytes) and isinstance(quantity, int)
+    }
+
+
+def read_gauge_mark(kept: bytes, gauge: str) -> str:
+    """Change of a gauge that an event id has made: ``set 9`` or ``adjust -2``."""
+    fields = iter(unpack_field(kept))
+    changes = dict(zip(fields, fields, strict=True))
+    change = changes[meter_token(gauge).encode()]
+    return change.decode() if isinstance(change, bytes) else str(change)

@@ -1,10 +1,10 @@
-"""A customer's stored subscription, and its scheduled changes by the clock."""
+"""A customer's stored subscription, its scheduled changes by the clock, and access under dunning."""
 
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from sys import intern
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.item_prices import (
     NO_PRICES,
@@ -19,6 +19,7 @@ from meterkit.decisions.periods import SHORTEST_MS
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from meterkit.catalog import Dunning
     from meterkit.catalog.models import Bought
     from meterkit.decisions.item_prices import ItemPrices
 
@@ -50,6 +51,7 @@ _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "cancel": "canceled",
     "pause": "paused",
 }
+Access = Literal["full", "grace", "restricted", "suspended"]
 
 
 def parse_bought(kept: Iterable[Iterable[Any]]) -> Bought:
@@ -406,3 +408,64 @@ def meters_switched_by_others(
         return frozenset()
     changed = set(known.metered.split()) ^ set(found.metered.split())
     return frozenset(pair.partition("=")[0] for pair in changed)
+
+
+class AccessTerm(NamedTuple):
+    """Access of a customer, and its end by the clock (ms since the epoch)."""
+
+    access: Access
+    until_ms: int = NEVER_MS
+
+
+def access_term_of(
+    status: Status | None, *, failures: int, failed_at_ms: int, dunning: Dunning, now_ms: int
+) -> AccessTerm:
+    """Access by a subscription's status at an instant.
+
+    ``past_due`` is *grace* until ``dunning.grace`` is over, or until ``dunning.attempts`` have failed; then
+    *restricted*; *suspended* from ``dunning.suspend_after`` on. Both spans count from the first failure.
+    ``unpaid`` is suspended; ``paused`` is restricted; all else, no subscription and an unpaid sign-up
+    (``incomplete``) included, has full access, of the default plan where a subscription has ended.
+
+    Args:
+        status: of the subscription; None: there is none.
+        failures: failed attempts to collect the latest invoice.
+        failed_at_ms: the first of them.
+        dunning: the policy.
+        now_ms: the instant.
+    """
+    if status == "unpaid":
+        return AccessTerm("suspended")
+    if status == "paused":
+        return AccessTerm("restricted")
+    if status != "past_due":
+        return AccessTerm("full")
+    suspension_ms = failed_at_ms + dunning.suspend_after_ms
+    grace_end_ms = min(failed_at_ms + dunning.grace_ms, suspension_ms)
+    has_failed_often = dunning.attempts is not None and failures >= dunning.attempts
+    if now_ms >= suspension_ms:
+        return AccessTerm("suspended")
+    if now_ms >= grace_end_ms or has_failed_often:
+        return AccessTerm("restricted", suspension_ms)
+    return AccessTerm("grace", grace_end_ms)
+
+
+def restrict_unpaid(standing: AccessTerm) -> AccessTerm:
+    """Access of a customer whose period is not paid for: at most restricted."""
+    return standing._replace(access="restricted") if standing.access in {"full", "grace"} else standing
+
+
+def is_for_debt(status: Status | None) -> bool:
+    """Whether access below full is for an unpaid invoice; otherwise for a pause, also of collection."""
+    return status in OWING
+
+
+def reminders_due(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
+    """The number of reminders that are due at an instant, counted from the first failure."""
+    return sum(failed_at_ms + after_ms <= now_ms for after_ms in dunning.remind_ms)
+
+
+def next_reminder_ms(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
+    """Instant of the next reminder; :data:`NEVER_MS`: none is left."""
+    due = (failed_at_ms + after_ms for after_ms in dunning.remind_ms)
+    return min((at_ms for at_ms in due if at_ms > now_ms), default=NEVER_MS)

@@ -8,9 +8,16 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.customer_state import effective_plan, plan_named
-from meterkit.decisions.dunning import access_term_of, next_reminder_ms, reminders_due
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.decisions.subscription import ENDED, NEVER_MS, OWING, parse_bought
+from meterkit.decisions.subscription import (
+    ENDED,
+    NEVER_MS,
+    OWING,
+    access_term_of,
+    next_reminder_ms,
+    parse_bought,
+    reminders_due,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +25,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Dunning
     from meterkit.catalog.models import Bought
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.dunning import Access
-    from meterkit.decisions.subscription import Status, SubscriptionState
+    from meterkit.decisions.subscription import Access, Status, SubscriptionState
 
 BY_CLOCK: Final = "clock"
 """The cause of a change that the clock alone makes."""

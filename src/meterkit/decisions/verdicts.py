@@ -18,8 +18,10 @@ from meterkit.decisions.policies import (
     SLIDING_WINDOW,
     SPENT,
     TOKEN_BUCKET,
+    bucket_wait_ms,
+    sliding_wait_ms,
+    weighted_count,
 )
-from meterkit.decisions.rate_waits import bucket_wait_ms, sliding_wait_ms, weighted_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.customers.history import plan_until, read_history
-from meterkit.decisions.invoice_deadlines import renewals_of
 from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
+from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.delivery.exact_charges import PriceTerms, read_price_terms
 from meterkit.outbox.invoice_ends import RENEWAL, STAMPED_AHEAD_MS, read_invoice_end
 from meterkit.outbox.late_usage_prices import format_overage_price

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from meterkit.catalog.value_parsers import money, rounded_cents
 from meterkit.customers.billed_usage import read_totals
 from meterkit.customers.history import is_relinked
-from meterkit.decisions.invoice_deadlines import stops_billing_ms
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import MINUTE_MS, first_minute_s, stamped_span_s, to_ms
 from meterkit.decisions.price_segments import item_segments, unit_amount_decimal
 from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.subscription_periods import stops_billing_ms
 from meterkit.delivery.invoice_items import late_units_at_stripe
 from meterkit.delivery.invoices import units_of
 from meterkit.errors import StripeError

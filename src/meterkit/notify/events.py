@@ -13,8 +13,7 @@ from meterkit.decisions.subscription import NEVER_MS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.decisions.dunning import Access
-    from meterkit.decisions.subscription import Status
+    from meterkit.decisions.subscription import Access, Status
     from meterkit.store.customer_notices import CustomerNotice
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.meters import MICRO_USD
 from meterkit.catalog.value_parsers import is_money, micro_money, money, size_text
-from meterkit.decisions.dunning import is_for_debt
+from meterkit.decisions.subscription import is_for_debt
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import bounds_of
-from meterkit.decisions.invoice_deadlines import renewals_of
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
+from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.errors import StoreError
 from meterkit.outbox.intents import count_members
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.invoice_deadlines import is_final, renewals_of
+from meterkit.decisions.subscription_periods import is_final, renewals_of
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

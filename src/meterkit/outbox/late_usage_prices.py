@@ -9,11 +9,11 @@ from meterkit.catalog.value_parsers import money
 from meterkit.decisions.compiled_decision import has_flat_price, reported_parts
 from meterkit.decisions.customer_overrides import next_end_ms
 from meterkit.decisions.customer_state import entitlements_on
-from meterkit.decisions.invoice_deadlines import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import sent_price
 from meterkit.decisions.subscription import BILLED
+from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
 from meterkit.store.event_names import find_ended_events
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.catalog.meters import billed_as, billed_meters
-from meterkit.decisions.invoice_deadlines import stops_billing_ms
 from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.price_segments import NOT_BILLED
 from meterkit.decisions.subscription import ENDED, NEVER_MS
+from meterkit.decisions.subscription_periods import stops_billing_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

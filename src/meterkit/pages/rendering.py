@@ -24,9 +24,9 @@ from meterkit.catalog.value_parsers import (
     size_text,
 )
 from meterkit.customers.history import show_value
-from meterkit.decisions.dunning import is_for_debt
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
+from meterkit.decisions.subscription import is_for_debt
 from meterkit.decisions.transitions import NO_ADDONS, addons_text, parse_addons
 from meterkit.errors import MeterkitError
 from meterkit.pages.brand import brand_css

@@ -38,11 +38,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Storage
-    from meterkit.decisions.dunning import Access
     from meterkit.decisions.item_prices import ItemPrice, ItemPrices
     from meterkit.decisions.periods import Bounds
     from meterkit.decisions.price_segments import PriceSegment
-    from meterkit.decisions.subscription import Status, SubscriptionState
+    from meterkit.decisions.subscription import Access, Status, SubscriptionState
 
 # Totals: by the class at the close of a period (close_period.lua), by state once sealed (count_field.lua).
 _TO_DELIVER: Final = re.compile(r"\|....[apqlkxQLKX]$")

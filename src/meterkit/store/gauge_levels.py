@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.decisions.event_idempotency import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.keys import meter_token
+from meterkit.decisions.packed import read_gauge_mark
 from meterkit.errors import MeterkitError, QuantityError, StoreError
 from meterkit.store import replies
 

@@ -7,9 +7,8 @@ from asyncio import get_running_loop
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-from meterkit.decisions.compiled_decision import compile_program
+from meterkit.decisions.compiled_decision import ModelPricing, compile_program
 from meterkit.decisions.customer_state import keep_holds_only
-from meterkit.decisions.held_prices import ModelPricing
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.subjects import renew_hold

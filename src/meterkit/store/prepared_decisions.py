@@ -8,9 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions import verdicts
-from meterkit.decisions.compiled_decision import BoundProgram, add_derived, compile_program, demands_of
+from meterkit.decisions.compiled_decision import (
+    UNKNOWN_MODEL,
+    BoundProgram,
+    ModelPricing,
+    add_derived,
+    compile_program,
+    demands_of,
+    model_terms_to_hold,
+)
 from meterkit.decisions.fallback_rules import NO_REMAINDERS, remaining_by_policy
-from meterkit.decisions.held_prices import UNKNOWN_MODEL, ModelPricing, model_terms_to_hold
 from meterkit.decisions.policies import Demand
 from meterkit.redis.connection import pack_each
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REFUSED

@@ -15,8 +15,8 @@ from meterkit.decisions.policies import (
     policies_of,
     rate_numbers,
     route_policies,
+    weighted_count,
 )
-from meterkit.decisions.rate_waits import weighted_count
 from meterkit.decisions.verdicts import reset_ms
 
 if TYPE_CHECKING:

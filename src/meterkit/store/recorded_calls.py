@@ -11,7 +11,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from meterkit.catalog.genai_prices_table import TOKEN_METERS, USAGE_METERS
-from meterkit.decisions.event_idempotency import EventMark
+from meterkit.decisions.packed import EventMark
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.call_amounts import check_captured, price_quantities, used_by_model

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from meterkit.catalog.subjects import override_subject
+from meterkit.decisions.compiled_decision import UNKNOWN_MODEL
 from meterkit.decisions.customer_state import keep_holds_only
-from meterkit.decisions.held_prices import UNKNOWN_MODEL
 from meterkit.decisions.packed import pack_texts
 from meterkit.decisions.subjects import SubjectDemand, SubjectHold, compile_subject, cost_of, subject_member
 from meterkit.redis.connection import pack_each, pack_numbers
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.catalog.models import SubjectPlan
-    from meterkit.decisions.compiled_decision import Program
+    from meterkit.decisions.compiled_decision import ModelPricing, Program
     from meterkit.decisions.customer_state import EffectivePlan
-    from meterkit.decisions.held_prices import ModelPricing
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.policies import Demand
 

@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
-from meterkit.decisions.audit_prices import earned_micros, price_line
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
 from meterkit.decisions.packed import merge_json
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.decisions.price_segments import earned_micros, price_line
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
 from meterkit.store.call_amounts import price_quantities
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
-    from meterkit.decisions.event_idempotency import EventMark
+    from meterkit.decisions.packed import EventMark
     from meterkit.store.request_subjects import PackedSubjects, Subjects
     from meterkit.store.views import CustomerView, PreparedDecision
 

@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from meterkit.catalog.models import QUANTITY_MAX, SPEND
-from meterkit.decisions.audit_prices import paid_price
 from meterkit.decisions.compiled_decision import reported_parts
-from meterkit.decisions.event_idempotency import UNCOMPARED
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
+from meterkit.decisions.packed import UNCOMPARED
 from meterkit.decisions.policies import FIXED_WINDOW, TOKEN_BUCKET, billed_most, rate_numbers
+from meterkit.decisions.price_segments import paid_price
 from meterkit.decisions.spending import counted_as_spent, price_of
 from meterkit.decisions.subjects import SubjectHold, subject_budget, subject_member
 from meterkit.store.request_subjects import PackedSubjects
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from meterkit.catalog import Catalog, Entitlement
-    from meterkit.decisions.audit_prices import PaidPrice
+    from meterkit.decisions.price_segments import PaidPrice
     from meterkit.redis.scripts import Script
     from meterkit.store.request_subjects import Subjects
     from meterkit.store.views import CustomerView, PreparedDecision

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import shard_of
+from meterkit.decisions.packed import EventMark
 from meterkit.decisions.periods import iso
 from meterkit.errors import StoreError
 from meterkit.redis import settlement_queue as replies

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from meterkit.catalog.meters import check_feature
 from meterkit.decisions.customer_state import refusal_for_feature
-from meterkit.decisions.event_idempotency import EventMark
 from meterkit.decisions.keys import Keys
+from meterkit.decisions.packed import EventMark
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
 from meterkit.metric_tallies import Tallies

@@ -6,8 +6,8 @@ import json
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.decisions.audit_prices import MeterTerms, PaidPrice, read_price_line
 from meterkit.decisions.packed import unpack_field
+from meterkit.decisions.price_segments import MeterTerms, PaidPrice, read_price_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -6,7 +6,7 @@
 -- - If neither is possible, no invoice bills it, and its own period counts it as t.
 --   keys: counters, totals, history, items, audit (nil: no audit log); head, meters: see read_counters; totals: as read
 --   events: token to event name; usage of a meter without one stays pending
---   asked: since, before, latest (ms; see decisions/invoice_deadlines.py), hour, margin (ms); meters: token to the class
+--   asked: since, before, latest (ms; see decisions/subscription_periods.py), hour, margin (ms); meters: token to the class
 --   in which the open period records the meter (empty: none), name, price in words, label of that price, token of the meter
 --   that has the price, 1 if it is the same for each unit; item: terms of an invoice item, nil: none may be made
 --   own: customer, nonce, rev, and start and end of the open period (ms)

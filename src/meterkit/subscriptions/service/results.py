@@ -8,9 +8,12 @@ from datetime import datetime  # noqa: TC003 - Pydantic reads the annotations fo
 from typing import TYPE_CHECKING, Any, Literal
 
 from meterkit.decisions.customer_state import effective_plan
-from meterkit.decisions.dunning import Access  # noqa: TC001 - as above
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.subscription import ENDED, Status
+from meterkit.decisions.subscription import (
+    ENDED,
+    Access,
+    Status,
+)
 from meterkit.decisions.subscription_periods import shown_period
 from meterkit.subscriptions.change_rules import OverLimit  # noqa: TC001 - as above
 from meterkit.subscriptions.proration_estimate import Proration  # noqa: TC001 - as above

@@ -20,10 +20,10 @@ from meterkit.customers.late_usage_on_price_change import (
 from meterkit.customers.period_carryover import read_overdraft, read_spent
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import effective_plan, with_subscription
-from meterkit.decisions.invoice_deadlines import is_cut_short
 from meterkit.decisions.periods import DAY_MS, SHORTEST_MS, from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
+from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.close_queue import note_ends
