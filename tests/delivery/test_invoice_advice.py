@@ -9,8 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from meterkit.delivery.exact_charges import PriceTerms, read_price_terms
-from meterkit.delivery.invoices import LineCharge
+from meterkit.delivery.invoices import LineCharge, PriceTerms, read_price_terms
 from meterkit.delivery.reconcile_findings import PriceMismatch, advice_on_amounts, advice_on_prices, mispriced
 
 TABLE: list[tuple[str, dict[str, int], dict[str, int], list[tuple[int, str, str]]]] = [

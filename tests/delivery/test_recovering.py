@@ -22,7 +22,7 @@ from drivers.restored_store import LAG, begin_anew, come_back, linked, parked_by
 from drivers.subscribed_customer import fetched, subscription
 from meterkit.catalog import loads
 from meterkit.delivery.delivery_outcome import DeliveryOutcome
-from meterkit.delivery.journaled_transport import JournaledTransport
+from meterkit.delivery.flusher_setup import JournaledTransport
 from meterkit.delivery.lost_deliveries import DeliveryGap, IntentLine, LostDeliveries
 from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
 from meterkit.delivery.summaries import StripeSummaries
@@ -322,8 +322,8 @@ async def test_what_stripe_certainly_has_is_written(
 async def test_a_hanging_journal_delays_neither_delivery_nor_end(
     monkeypatch: pytest.MonkeyPatch, caplog: Caplog
 ) -> None:
-    monkeypatch.setattr("meterkit.delivery.journaled_transport._CLOSE_S", 0.01)
-    monkeypatch.setattr("meterkit.delivery.journaled_transport._WAITING_MOST", 3)
+    monkeypatch.setattr("meterkit.delivery.flusher_setup._CLOSE_S", 0.01)
+    monkeypatch.setattr("meterkit.delivery.flusher_setup._WAITING_MOST", 3)
     journal = Pages()
     journal.goes_on.clear()
     transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)

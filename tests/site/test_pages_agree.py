@@ -187,8 +187,8 @@ insights.audit.draining:FOLD_BEYOND_ENTRIES 50_000 audit.md       more than 50,0
 insights.audit.draining:FOLD_BEYOND_ENTRIES 50_000 runbook.md     more than 50,000 entries in a shard
 insights.audit.draining:_PAGE            500             audit.md       in batches of 500, inserts
 insights.audit.draining:_LEAST_AGE_MS    2_000           audit.md       at least two seconds old
-delivery.journaled_transport:_PAGE       500             audit.md       in batches of up to 500, and
-delivery.journaled_transport:_WAITING_MOST 10_000          audit.md       up to 10,000 rows wait
+delivery.flusher_setup:_PAGE       500             audit.md       in batches of up to 500, and
+delivery.flusher_setup:_WAITING_MOST 10_000          audit.md       up to 10,000 rows wait
 notify.event_handlers:_PATIENCE_S        30              runbook.md     longer than 30 seconds
 store.customer_notices:AGAIN_AFTER_MS    60_000          runbook.md     again a minute later, ten times in all
 store.customer_notices:TIMES_MOST        10              runbook.md     again a minute later, ten times in all

@@ -40,8 +40,6 @@ from meterkit.decisions.price_segments import (
     unit_amount_decimal,
 )
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.delivery.draft_hold import HELD, DraftHold
-from meterkit.delivery.exact_charges import read_price_terms
 from meterkit.delivery.invoices import (
     MADE_WITHIN_MS,
     InvoicedUnits,
@@ -50,9 +48,10 @@ from meterkit.delivery.invoices import (
     PeriodBilling,
     is_renewal_of,
     read_period_billing,
+    read_price_terms,
 )
 from meterkit.delivery.late_usage_withdrawal import format_late_usage
-from meterkit.delivery.period_closer import PeriodCloser, _describe_hold
+from meterkit.delivery.period_closer import HELD, DraftHold, PeriodCloser, _describe_hold
 from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery

@@ -1,11 +1,13 @@
-"""Outcome of an attempt to deliver usage to Stripe, and the next step. Pure."""
+"""Outcome of an attempt to deliver usage to Stripe, the next step, and the log lines about it."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.outbox.sealer import REPORTED
 from meterkit.stripe.request import ERROR_TYPES, KEY_REFUSALS, describe_result
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ _TIMESTAMP_TEXT: Final = "event timestamp"
 _MAPPING_CODES: Final = frozenset({"payload_no_customer_defined", "payload_no_value_defined"})
 _PAYLOAD: Final = "payload"
 _VALUE_TEXT: Final = "the value in the event payload"
+_logger = logging.getLogger("meterkit.delivery")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,3 +191,25 @@ def _is_refused(result: RequestResult, kind: OutcomeKind) -> bool:
     is_in_use = result.status == HTTPStatus.CONFLICT or result.type == _IDEMPOTENCY_TYPE
     is_open = kind in {"delivered", "duplicate", "unknown", "unreadable"}
     return result.type in ERROR_TYPES and not is_in_use and not is_open
+
+
+def log_parked(identifier: str, customer: str, why: str) -> None:
+    """Log that an intent is parked."""
+    _logger.warning("intent %s of customer %r is parked: %s", identifier, customer, why, extra=REPORTED)
+
+
+def log_kept_parked(identifier: str, customer: str, why: str) -> None:
+    """Log that a comparison leaves an intent parked: an operator must decide."""
+    _logger.error("intent %s of customer %r stays parked: %s", identifier, customer, why, extra=REPORTED)
+
+
+def log_not_comparable(identifier: str, customer: str, error: Exception) -> None:
+    """Log that an intent cannot be compared with Stripe's summary."""
+    _logger.warning(
+        "intent %s of customer %r cannot be compared: %s", identifier, customer, error, extra=REPORTED
+    )
+
+
+def log_outcome(identifier: str, customer: str, outcome: str) -> None:
+    """Log how the delivery of an intent ended, if not by acceptance."""
+    _logger.error("intent %s of customer %r%s", identifier, customer, outcome, extra=REPORTED)

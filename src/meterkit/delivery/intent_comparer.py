@@ -9,8 +9,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.customers.late_usage_on_price_change import MISSED, mark_intent_late
-from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
-from meterkit.delivery.intent_logs import log_kept_parked, log_not_comparable
+from meterkit.delivery.delivery_outcome import CLOCKS_APART_S, log_kept_parked, log_not_comparable
 from meterkit.delivery.late_usage_withdrawal import LateIntents
 from meterkit.delivery.lost_deliveries import LostDeliveries
 from meterkit.delivery.restore_recovery import RestoreRecoverer

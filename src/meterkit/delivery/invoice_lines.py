@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.decisions.subscription import ENDED
-from meterkit.delivery.invoices import (
-    MADE_WITHIN_MS,
-    is_renewal_of,
-    subscription_of,
-    units_of,
-    written_units,
-)
-from meterkit.delivery.late_line_report import LateLineReport
+from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of, subscription_of, units_of, written_units
 from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.usage_invoices import (
     AFTER_THE_END_MS,
@@ -33,6 +26,7 @@ from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
 from meterkit.outbox.invoice_line_prices import LINES_MOST, line_product
 from meterkit.outbox.line_metadata import LINE_KEY, METER_KEY, USAGE_KEY, item_of, metadata_of
+from meterkit.outbox.sealer import LateUsage, add_late_usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,6 +64,9 @@ _STALE_S: Final = 3_600.0
 """Largest age of the list of Stripe's items when a line is written."""
 _RENEWS_SOON_MS: Final = 35 * 86_400_000
 """Usage whose invoice is final, or that has none, does not wait longer for a renewal."""
+_BILLED: Final = "late usage of customer %r: the next invoice bills %s of the period from %s: %s"
+_REFUSED: Final = "usage of customer %r: no invoice bills %s of the period from %s: %s"
+_SHOWN_MOST: Final = 10
 
 
 class _Place(NamedTuple):
@@ -498,3 +495,38 @@ def queued_ids_of(line: Mapping[str, Any]) -> list[str]:
     """Identifiers of the queued lines that a line has: the first one, then the latest."""
     found = metadata_of(line)
     return [found.get(LINE_KEY, ""), *found.get(_ADDED_KEY, "").split()]
+
+
+class LateLineReport:
+    """Collects late lines of one pass, so that a period with many lines is logged once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int, str, bool], list[InvoiceItemEntry]] = {}
+
+    def add(self, item: InvoiceItemEntry, why: str, *, is_billed: bool) -> None:
+        """Add a settled line: the next invoice bills it, or none does, and why."""
+        self._found.setdefault((item.customer, item.period_ms, why, is_billed), []).append(item)
+
+    def log(self) -> None:
+        """Log the lines, and add them to the report of the running flush; then forget them."""
+        for (customer, period_ms, why, is_billed), items in self._found.items():
+            period = iso(from_ms(period_ms))
+            mark = add_late_usage(
+                LateUsage(
+                    customer=customer,
+                    meter=item.meter,
+                    quantity=item.units,
+                    period=period,
+                    is_billed=is_billed,
+                )
+                for item in items
+            )
+            text = _BILLED if is_billed else _REFUSED
+            _logger.error(text, customer, _format_lines(items), period, why, extra=mark)
+        self._found.clear()
+
+
+def _format_lines(items: Sequence[InvoiceItemEntry]) -> str:
+    shown = [item.in_words() for item in items[:_SHOWN_MOST]]
+    more = len(items) - len(shown)
+    return ", ".join([*shown, f"and {more} more lines"] if more else shown)

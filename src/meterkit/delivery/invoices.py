@@ -1,4 +1,4 @@
-"""Invoices at Stripe: units and prices on their lines, and the invoice of a billing period."""
+"""Invoices at Stripe: units, prices and exact charges of their lines, and the invoice of a billing period."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
-from meterkit.delivery.exact_charges import PriceTerms, read_price_terms
 from meterkit.outbox.invoice_ends import RENEWAL, STAMPED_AHEAD_MS, read_invoice_end
 from meterkit.outbox.late_usage_prices import format_overage_price
 from meterkit.outbox.line_metadata import metadata_of
@@ -445,3 +444,88 @@ def _of_former(found: Mapping[str, Any], start_ms: int, end_ms: int) -> PeriodBi
         return None
     is_last = bool(ended_ms) and end_ms >= ended_ms
     return PeriodBilling(str(found["id"]), None, ended_ms if is_last else end_ms, is_last)
+
+
+class PriceTier(NamedTuple):
+    """A tier of a price.
+
+    Attributes:
+        up_to: its last unit; None: no limit.
+        unit: the price of a unit in it, in minor units.
+        flat: the charge for reaching it.
+    """
+
+    up_to: int | None
+    unit: Fraction
+    flat: Fraction
+
+
+class PriceTerms(NamedTuple):
+    """The terms of a price.
+
+    Attributes:
+        id: ``price_…``.
+        meter: the id of its meter; None: it is not metered.
+        currency: of the amounts.
+        unit: the price of a unit; None: it has tiers, or charges packages of several units.
+        is_packed: whether it charges packages of several units.
+        tiers: in order; empty: there are none.
+        is_volume: whether the tier of the last unit applies to all units.
+    """
+
+    id: str
+    meter: str | None
+    currency: str
+    unit: Fraction | None
+    is_packed: bool
+    tiers: Sequence[PriceTier]
+    is_volume: bool
+
+    def charge(self, quantity: Decimal, *, after: Decimal = Decimal(0)) -> Fraction | None:
+        """Compute the exact charge for units that follow others of the period; None: not computable.
+
+        Args:
+            quantity: the units.
+            after: earlier units of the period.
+        """
+        total, before = self._charge_all(after + quantity), self._charge_all(after) if after else Fraction(0)
+        return None if total is None or before is None else total - before
+
+    def _charge_all(self, quantity: Decimal) -> Fraction | None:
+        if self.tiers:
+            return self._charge_by_tier(quantity)
+        return None if self.unit is None else Fraction(quantity) * self.unit
+
+    def _charge_by_tier(self, quantity: Decimal) -> Fraction:
+        total, below = Fraction(0), Decimal(0)
+        for number, tier in enumerate(self.tiers):
+            end = quantity if tier.up_to is None else min(quantity, Decimal(tier.up_to))
+            if self.is_volume and (tier.up_to is None or quantity <= tier.up_to):
+                return Fraction(quantity) * tier.unit + tier.flat
+            if not self.is_volume and (end > below or number == 0):
+                total += Fraction(end - below) * tier.unit + tier.flat
+            below = max(below, end)
+        return total
+
+
+def read_price_terms(found: Mapping[str, Any]) -> PriceTerms:
+    """Read a price with expanded tiers."""
+    recurring: Mapping[str, Any] = found.get("recurring") or {}
+    unit, is_packed = found.get("unit_amount_decimal"), found.get("transform_quantity") is not None
+    return PriceTerms(
+        id=str(found["id"]),
+        meter=recurring.get("meter"),
+        currency=str(found.get("currency") or ""),
+        unit=None if unit is None or is_packed else Fraction(str(unit)),
+        is_packed=is_packed,
+        tiers=[
+            PriceTier(tier.get("up_to"), _amount(tier, "unit_amount"), _amount(tier, "flat_amount"))
+            for tier in found.get("tiers") or ()
+        ],
+        is_volume=found.get("tiers_mode") == "volume",
+    )
+
+
+def _amount(tier: Mapping[str, Any], name: str) -> Fraction:
+    amount = tier.get(f"{name}_decimal")
+    return Fraction(str(amount if amount is not None else tier.get(name) or 0))

@@ -1,4 +1,8 @@
-"""Books of usage without meters at Stripe: our units against those on invoice lines."""
+"""Books of usage without meters at Stripe: our units against those on invoice lines, and their corrections.
+
+The metadata of the line has an entry for each correction. So it is lowered once, and the units that were
+written stay known.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,32 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.value_parsers import money
 from meterkit.customers.history import read_history
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.delivery.invoice_lines import PRICE_KEY
-from meterkit.delivery.invoices import units_of, written_units
+from meterkit.delivery.invoice_lines import PRICE_KEY, name_line_state, queued_ids_of
+from meterkit.delivery.invoices import LOWERED_KEY, units_of, written_units
+from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.stripe_books import none_if_gone
+from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import amount_each, usage_key_of
-from meterkit.outbox.line_metadata import USAGE_KEY, metadata_of
+from meterkit.outbox.line_metadata import USAGE_KEY, is_usage_line, item_of, metadata_of
+from meterkit.outbox.meters_or_lines import line_switches
+from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.delivery.invoices import InvoiceReader, InvoiceState
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
 
 _LETTERS: Final = "qdwfp"
 _VOID: Final = "void"
+_ITEMS: Final = "/v1/invoiceitems"
+_DIGITS: Final = 24  # A key of metadata has at most 40 characters.
 
 
 class LineBook(NamedTuple):
@@ -175,3 +188,53 @@ def _book_of(queued: int, written: int, shown: Sequence[_ShownLine] | None) -> L
     there = int(sum(written_units(one.line) for one in lines))
     is_changed = is_repriced or abs(due - cents) > Fraction(len(lines), 2)
     return LineBook(queued, written, there, cents, state, is_changed, voided)
+
+
+def written_line_token(line: Mapping[str, Any], customer: str, tokens: Iterable[str]) -> str | None:
+    """Find the meter, among some, whose usage of a period a written line bills; None: none."""
+    key, start_ms = metadata_of(line).get(USAGE_KEY), 1000 * int(line["period"]["start"])
+    if key is None or not is_usage_line(line):
+        return None
+    return next((token for token in tokens if usage_key_of(customer, token, start_ms) == key), None)
+
+
+def written_item(line: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """Find the invoice item of a written line, and its queued lines; None: it is another line."""
+    return (item_of(line), queued_ids_of(line)) if is_usage_line(line) else None
+
+
+async def queue_ended_usage(store: Store, customer: str) -> None:
+    """Queue lines for pending usage of ended periods, so that a correction finds them.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    _, state = await CustomerStates(store).read(customer)
+    if state.stripe_customer is not None and line_switches(state, store.catalog):
+        outbox = Outbox(store, await store.admin())
+        report_late((await outbox.seal_customer(customer)).late, await outbox.meters())
+
+
+async def lower_line(api: StripeApi, item: str, units: int, *, correction: str, is_final: bool) -> bool:
+    """Take units off a written line, once for each correction; False: the line is final and was not lowered.
+
+    Args:
+        api: the way to Stripe.
+        item: the invoice item of the line.
+        units: how many.
+        correction: hex digits that identify the correction and the line.
+        is_final: whether the invoice of the line is final.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+    shown = await api.get(f"{_ITEMS}/{item}")
+    metadata = metadata_of(shown)
+    entry, left = f"{LOWERED_KEY}{correction[:_DIGITS]}", int(units_of(shown)) - units
+    if entry in metadata or is_final:
+        return entry in metadata
+    if left < 0:
+        raise StripeError(f"the line has {units_of(shown):f} units: a person has changed it")
+    params: dict[str, Parameter] = {"quantity_decimal": f"{left}", "metadata": {entry: f"{units}"}}
+    await api.post(f"{_ITEMS}/{item}", params, idempotency_key=name_line_state(shown))
+    return True

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from meterkit.delivery.delivery_outcome import log_not_comparable, log_parked
 from meterkit.delivery.intent_comparer import CAUSE
-from meterkit.delivery.intent_logs import log_not_comparable, log_parked
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.lost_deliveries import DeliveryGap, LostDeliveries, group_by_line
 from meterkit.errors import StoreError, StripeError

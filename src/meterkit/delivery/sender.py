@@ -16,8 +16,7 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from meterkit.delivery.delivery_outcome import CLOCKS_APART_S
-from meterkit.delivery.intent_logs import log_outcome, log_parked
+from meterkit.delivery.delivery_outcome import CLOCKS_APART_S, log_outcome, log_parked
 from meterkit.outbox.intents import IntentMove
 from meterkit.outbox.resend_window import RESEND_MAX_MS, can_resend, compare_in_ms
 from meterkit.stripe.circuit_breaker import CircuitBreaker
