@@ -30,12 +30,12 @@ from drivers.subscribed_customer import fetched, subscription
 from meterkit import MeterKit, SettingsError, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms
-from meterkit.insights.audit import chain_tables, chain_verifier, draining
+from meterkit.insights.audit import chain_verifier, draining, hash_chain
 from meterkit.insights.audit.async_database import AuditDatabase
-from meterkit.insights.audit.chain_check import RecordedRoot
 from meterkit.insights.audit.chain_verifier import ChainVerdict, verify
 from meterkit.insights.audit.database import DELIVERIES, Database
 from meterkit.insights.audit.draining import AuditDrainer, open_drainer, read_shard_backlogs
+from meterkit.insights.audit.hash_chain import RecordedRoot
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.settlement_parts import UsedQuantities
 
@@ -460,7 +460,7 @@ async def test_rows_are_chained_by_customer(audit_url: str) -> None:
 async def test_many_rows_that_come_again_are_kept_once(
     audit_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain_tables, "_KEYS_AT_ONCE", 2)
+    monkeypatch.setattr(hash_chain, "_KEYS_AT_ONCE", 2)
     rows = [row_of(nth, ("acme", "zeta", "beta")[nth % 3]) for nth in range(7)]
     assert insert_rows(audit_url, rows[:5]) == rows[:5]
     assert insert_rows(audit_url, rows) == rows[5:]
@@ -492,7 +492,7 @@ TAMPERED: Final = {
 
 @pytest.mark.parametrize("how", TAMPERED)
 async def test_tampering_is_found(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain_tables, "_PAGE", 3)
+    monkeypatch.setattr(hash_chain, "_PAGE", 3)
     url = sqlite_in(tmp_path)
     insert_rows(url, [row_of(nth, details="why") for nth in range(9)])
     statement, place, problem = TAMPERED[how]
@@ -507,7 +507,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
 ) -> None:
     url = sqlite_in(tmp_path)
     insert_rows(url, [row_of(nth) for nth in range(5)])
-    heads = chain_tables.read_head
+    heads = hash_chain.read_head
     asked: list[str] = []
 
     def head_of(*args: Any) -> Any:
@@ -517,7 +517,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
             insert_rows(url, [row_of(7)])
         return found
 
-    monkeypatch.setattr(chain_tables, "read_head", head_of)
+    monkeypatch.setattr(hash_chain, "read_head", head_of)
     monkeypatch.setattr(chain_verifier, "read_head", heads)
     (one,) = await verified(url, "acme")
     assert (one.rows, one.is_right) == (5, True)
@@ -536,7 +536,7 @@ async def test_a_kill_between_two_steps_leaves_nothing_behind(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain_tables, step, killed)
+        patch.setattr(hash_chain, step, killed)
         with pytest.raises(Killed):
             insert_rows(audit_url, [row_of(2)])
     insert_rows(audit_url, [row_of(2), row_of(3)])

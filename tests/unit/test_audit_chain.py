@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.sampled import few_examples
-from meterkit.insights.audit.chain_check import (
+from meterkit.insights.audit.entries import AuditRow
+from meterkit.insights.audit.hash_chain import (
     ChainCheck,
     ChainHead,
     RecordedRoot,
     chain_rows,
     link_hash,
 )
-from meterkit.insights.audit.entries import AuditRow
 
 TEXTS: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 NUMBERS: Final = st.integers(-(2**62), 2**62)

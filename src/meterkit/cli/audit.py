@@ -20,8 +20,8 @@ from meterkit.decisions.periods import to_ms
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError, StripeError
-from meterkit.insights.audit.chain_check import RecordedRoot
 from meterkit.insights.audit.draining import open_drainer
+from meterkit.insights.audit.hash_chain import RecordedRoot
 from meterkit.insights.audit.rebuild_results import RebuildResult
 from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.store.unreadable_data import read_each, skip_unreadable

@@ -10,14 +10,13 @@ from meterkit.catalog.value_parsers import span
 from meterkit.customers.links import claim_owner
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.errors import MeterkitError, StripeError
-from meterkit.health.findings import CheckSkippedError, join_names, one_finding
 from meterkit.insights.audit.draining import (
     FOLD_BEYOND_ENTRIES,
     open_drainer,
     read_shard_backlogs,
     sum_backlogs,
 )
-from meterkit.insights.health_report import Finding
+from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.stripe_objects import id_in

@@ -20,7 +20,6 @@ from meterkit.health.deliveries import (
     check_undelivered,
     check_unlinked,
 )
-from meterkit.health.findings import CheckSkippedError
 from meterkit.health.plans_file import (
     ALLOTMENTS,
     MODELS,
@@ -53,7 +52,7 @@ from meterkit.health.worker_queues import (
     check_webhooks,
     find_missing_secret,
 )
-from meterkit.insights.health_report import Finding, Health
+from meterkit.insights.health_report import CheckSkippedError, Finding, Health
 from meterkit.outbox.outbox import Outbox
 from meterkit.store.unreadable_data import UNREADABLE
 

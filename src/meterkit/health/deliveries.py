@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.value_parsers import span, units
 from meterkit.customers.links import claim_owner
-from meterkit.health.findings import CheckSkippedError, join_names, one_finding
-from meterkit.insights.health_report import Finding
+from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 

@@ -7,8 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.value_parsers import span
-from meterkit.health.findings import join_names, one_finding
-from meterkit.insights.health_report import Finding
+from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.store.settlement_spool import SPOOL_BYTES_MAX
 from meterkit.store.spool_states import list_spools, nearest_existing, reason_unusable
 

@@ -14,8 +14,7 @@ from redis.exceptions import TimeoutError as NoAnswerError
 from meterkit.catalog.value_parsers import span
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.health.findings import CheckSkippedError, join_names, one_finding
-from meterkit.insights.health_report import Finding
+from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.insights.store_readings import ask_server, info_text
 from meterkit.redis import scripts
 from meterkit.redis.discovery import ignore_end

@@ -10,8 +10,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import StoreError
-from meterkit.health.findings import join_names, one_finding
-from meterkit.insights.health_report import Finding
+from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.redis.discovery import ask_sentinel, find_slots, slot_of
 
 if TYPE_CHECKING:

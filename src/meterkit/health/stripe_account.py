@@ -15,8 +15,7 @@ from meterkit.catalog.value_parsers import money
 from meterkit.customers.drift_records import DriftRecords
 from meterkit.customers.states import list_states
 from meterkit.errors import StripeError, UnknownPlanError
-from meterkit.health.findings import CheckSkippedError, join_names, one_finding
-from meterkit.insights.health_report import Finding
+from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.outbox.invoice_line_prices import line_products
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.concurrent_calls import run_together

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.notes import has_webhook_route
 from meterkit.catalog.value_parsers import span
-from meterkit.health.findings import join_names, one_finding
+from meterkit.insights.health_report import join_names, one_finding
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 from meterkit.store.storage_upkeep import StorageUpkeep

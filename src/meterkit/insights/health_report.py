@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_NAMED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +56,18 @@ class Health:
             in_order = sorted(checks.items(), key=lambda item: positions.get(item[0], len(first)))
             checks.clear()
             checks.update(in_order)
+
+
+class CheckSkippedError(Exception):
+    """A check cannot run; the message says why."""
+
+
+def one_finding(*, check: str, problem: str, cure: str) -> list[Finding]:
+    """Return a list with one finding."""
+    return [Finding(check=check, problem=problem, cure=cure)]
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Join the first five names, and count the others."""
+    more = len(names) - _NAMED_MAX
+    return ", ".join(names[:_NAMED_MAX]) + (f" and {more:,} more" if more > 0 else "")

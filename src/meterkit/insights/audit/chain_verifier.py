@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import select
 
-from meterkit.insights.audit.chain_tables import (
+from meterkit.insights.audit.database import TABLE
+from meterkit.insights.audit.hash_chain import (
     check_chain,
     customers_after,
     customers_without_head,
     read_head,
 )
-from meterkit.insights.audit.database import TABLE
 from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from meterkit.insights.audit.chain_check import Problem, RecordedRoot
     from meterkit.insights.audit.database import Database
+    from meterkit.insights.audit.hash_chain import Problem, RecordedRoot
 
 
 class InvoiceRoots(Protocol):
@@ -46,7 +46,7 @@ class ChainVerdict:
         unchained: how many rows had no place when the chain began.
         roots: how many roots of invoices were compared.
         place: of the first bad row; 0: of none.
-        problem: its fault, see :class:`meterkit.insights.audit.chain_check.ChainFault`; None: no bad row.
+        problem: its fault, see :class:`meterkit.insights.audit.hash_chain.ChainFault`; None: no bad row.
         words: the same for people; empty: nothing.
     """
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.periods import DAY_MS, HOUR_MS
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.insights.audit.ended_prices import LoggedPrice
 from meterkit.insights.audit.entries import CLASSES, NOTHING_UNSENT, AuditRow, UnsentUnits
+from meterkit.insights.audit.rebuild_results import LoggedPrice
 from meterkit.outbox.journal import JournalRow
 
 try:
@@ -37,7 +37,7 @@ try:
     from sqlalchemy.dialects import postgresql, sqlite
     from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-    from meterkit.insights.audit.chain_tables import append_rows, heads_table, read_head
+    from meterkit.insights.audit.hash_chain import append_rows, heads_table, read_head
 except ImportError as error:
     raise ImportError(
         "the audit log needs SQLAlchemy; install it with: pip install 'meterkit[audit]'"

@@ -28,7 +28,6 @@ from meterkit.decisions.price_segments import (
     unit_cents,
 )
 from meterkit.errors import MeterkitError, StoreError, StripeError
-from meterkit.insights.audit.ended_prices import find_cheaper_units
 from meterkit.insights.audit.entries import NOTHING_UNSENT, RECORDED
 from meterkit.insights.audit.rebuild_results import (
     MissingUnits,
@@ -37,6 +36,7 @@ from meterkit.insights.audit.rebuild_results import (
     describe_rebuilt,
     describe_skipped,
     describe_unknown_periods,
+    find_cheaper_units,
     find_missing_units,
 )
 from meterkit.outbox.invoice_item_queue import usage_key_of
