@@ -16,8 +16,8 @@ from meterkit.catalog import loads
 from meterkit.catalog.notify_values import MESSAGE_EVENTS
 from meterkit.notify.courier import make_message
 from meterkit.notify.mail import parse_smtp_url
+from meterkit.notify.messages import make_sample
 from meterkit.notify.rendering import Renderer
-from meterkit.notify.samples import make_sample
 
 CATALOG = loads(PLANS.format(url="http://127.0.0.1/hook"))
 

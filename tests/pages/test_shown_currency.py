@@ -24,8 +24,8 @@ from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue.revenue_formulas import CustomerPayment
 from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.notify.courier import make_message
+from meterkit.notify.messages import make_sample
 from meterkit.notify.rendering import Renderer
-from meterkit.notify.samples import make_sample
 from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
