@@ -31,9 +31,16 @@ from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.outbox.close_queue import CloseQueue, PeriodClose, ends_to_close, note_renewal
+from meterkit.outbox.close_queue import (
+    CloseQueue,
+    InvoiceEnd,
+    PeriodClose,
+    ends_to_close,
+    find_too_late,
+    note_renewal,
+    store_invoice_end,
+)
 from meterkit.outbox.intents import pack_batch, parse_intents, unpack_batch
-from meterkit.outbox.invoice_ends import InvoiceEnd, find_too_late, store_invoice_end
 from meterkit.redis.scripts import Script
 from meterkit.store.daily_counts import DegradedMinutes
 from meterkit.store.job_claims import claim_job, has_ended

@@ -56,8 +56,7 @@ from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import StripeError, StripeUnavailableError
-from meterkit.outbox.close_queue import CloseQueue, PeriodClose
-from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms
+from meterkit.outbox.close_queue import CloseQueue, InvoiceEnd, PeriodClose, finalized_ms
 from meterkit.outbox.sealer import LateUsage
 from meterkit.store.store import Store
 from meterkit.stripe.request import ENDED_HERE

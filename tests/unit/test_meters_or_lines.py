@@ -21,16 +21,6 @@ from meterkit.decisions.item_prices import ItemPrice, ItemPrices
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.transitions import TermsInForce
-from meterkit.outbox.invoice_line_prices import EndedPeriod, line_products, line_terms
-from meterkit.outbox.late_usage_prices import (
-    deciding_meter,
-    format_overage_price,
-    invoice_terms,
-    is_billed_at,
-    item_terms,
-    late_class,
-    unit_label,
-)
 from meterkit.outbox.meters_or_lines import (
     ShownLineTerms,
     end_dropped_prices,
@@ -42,6 +32,18 @@ from meterkit.outbox.meters_or_lines import (
     must_move,
     with_new_models,
     with_usage_billed,
+)
+from meterkit.outbox.sealing_terms import (
+    EndedPeriod,
+    deciding_meter,
+    format_overage_price,
+    invoice_terms,
+    is_billed_at,
+    item_terms,
+    late_class,
+    line_products,
+    line_terms,
+    unit_label,
 )
 from meterkit.store.event_names import ReportedMeter, list_reported_meters
 from meterkit.store.views import CustomerCache, CustomerView

@@ -40,10 +40,18 @@ from meterkit.delivery.restored_store_comparer import RestoredStoreComparer
 from meterkit.delivery.sender import IntentSender, ShardLease, group_calls
 from meterkit.delivery.usage_cutter import UsageCutter
 from meterkit.errors import CustomerError, StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.intents import IntentMove, SealedIntent, SendAttempt, StoredIntent
+from meterkit.outbox.intents import (
+    COMPARABLE_AFTER_MS,
+    RESEND_MAX_MS,
+    IntentMove,
+    SealedIntent,
+    SendAttempt,
+    StoredIntent,
+    can_resend,
+    compare_in_ms,
+)
 from meterkit.outbox.journal import JournalRow
 from meterkit.outbox.outbox import Outbox
-from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS, RESEND_MAX_MS, can_resend, compare_in_ms
 from meterkit.outbox.sealer import LateUnits, SealResult
 from meterkit.store.store import Store
 from meterkit.testing import Clock

@@ -17,7 +17,7 @@ from meterkit.cli.options import instant, integer_between
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
 from meterkit.errors import SettingsError
-from meterkit.outbox.invoice_line_prices import line_products
+from meterkit.outbox.sealing_terms import line_products
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync import sync as sync_with

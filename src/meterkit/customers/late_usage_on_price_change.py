@@ -16,9 +16,11 @@ from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import MINUTE_MS, from_ms, iso, to_ms
 from meterkit.decisions.price_segments import ended_labels, is_same_price, unit_cents
-from meterkit.outbox.intents import StoredIntent, read_intents_in
+from meterkit.outbox.intents import StoredIntent, compare_in_ms, read_intents_in
 from meterkit.outbox.invoice_item_queue import price_each
-from meterkit.outbox.late_usage_prices import (
+from meterkit.outbox.operator_commands import change_state
+from meterkit.outbox.sealer import LateUsage, add_late_usage
+from meterkit.outbox.sealing_terms import (
     deciding_meter,
     format_overage_price,
     is_billed_at,
@@ -26,9 +28,6 @@ from meterkit.outbox.late_usage_prices import (
     late_class,
     unit_label,
 )
-from meterkit.outbox.operator_commands import change_state
-from meterkit.outbox.resend_window import compare_in_ms
-from meterkit.outbox.sealer import LateUsage, add_late_usage
 from meterkit.store.event_names import list_reported_meters, read_meters, read_subscribed_meters
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from meterkit.errors import MeterkitError
-from meterkit.outbox.invoice_ends import RENEWAL
-from meterkit.outbox.line_metadata import USAGE_KEY
+from meterkit.outbox.close_queue import RENEWAL
+from meterkit.outbox.meters_or_lines import USAGE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping

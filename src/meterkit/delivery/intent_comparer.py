@@ -14,9 +14,8 @@ from meterkit.delivery.late_usage_withdrawal import LateIntents
 from meterkit.delivery.lost_deliveries import LostDeliveries
 from meterkit.delivery.restore_recovery import RestoreRecoverer
 from meterkit.errors import MeterkitError, StripeError, StripeUnavailableError
-from meterkit.outbox.intents import RESTORED, count_members, read_intents
+from meterkit.outbox.intents import COMPARABLE_AFTER_MS, RESTORED, count_members, read_intents
 from meterkit.outbox.operator_commands import change_state, withdraw
-from meterkit.outbox.resend_window import COMPARABLE_AFTER_MS
 from meterkit.stripe.request import KEY_REFUSALS
 
 if TYPE_CHECKING:

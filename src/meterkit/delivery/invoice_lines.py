@@ -24,9 +24,9 @@ from meterkit.delivery.usage_invoices import (
 )
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
-from meterkit.outbox.invoice_line_prices import LINES_MOST, line_product
-from meterkit.outbox.line_metadata import LINE_KEY, METER_KEY, USAGE_KEY, item_of, metadata_of
+from meterkit.outbox.meters_or_lines import LINE_KEY, METER_KEY, USAGE_KEY, item_of, metadata_of
 from meterkit.outbox.sealer import LateUsage, add_late_usage
+from meterkit.outbox.sealing_terms import LINES_MOST, line_product
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

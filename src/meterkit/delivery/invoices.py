@@ -13,9 +13,9 @@ from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
-from meterkit.outbox.invoice_ends import RENEWAL, STAMPED_AHEAD_MS, read_invoice_end
-from meterkit.outbox.late_usage_prices import format_overage_price
-from meterkit.outbox.line_metadata import metadata_of
+from meterkit.outbox.close_queue import RENEWAL, STAMPED_AHEAD_MS, read_invoice_end
+from meterkit.outbox.meters_or_lines import metadata_of
+from meterkit.outbox.sealing_terms import format_overage_price
 from meterkit.stripe.prices import OPTIONS, PRICES, shown_in, with_option_tiers
 
 if TYPE_CHECKING:

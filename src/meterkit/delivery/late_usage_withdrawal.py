@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.errors import StoreError
-from meterkit.outbox.intents import parse_sealed, read_intents, read_intents_in
-from meterkit.outbox.invoice_ends import find_too_late
+from meterkit.outbox.close_queue import find_too_late
+from meterkit.outbox.intents import compare_in_ms, parse_sealed, read_intents, read_intents_in
 from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.outbox.outbox import Outbox
-from meterkit.outbox.resend_window import compare_in_ms
 from meterkit.outbox.sealer import LateUsage, add_late_usage
 from meterkit.store.unreadable_data import is_of_the_store
 

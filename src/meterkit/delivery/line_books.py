@@ -21,8 +21,7 @@ from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.stripe_books import none_if_gone
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import amount_each, usage_key_of
-from meterkit.outbox.line_metadata import USAGE_KEY, is_usage_line, item_of, metadata_of
-from meterkit.outbox.meters_or_lines import line_switches
+from meterkit.outbox.meters_or_lines import USAGE_KEY, is_usage_line, item_of, line_switches, metadata_of
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from meterkit.delivery.usage_invoices import (
     explain_no_invoice,
     find_usage_invoice,
 )
-from meterkit.outbox.line_metadata import is_usage_line
+from meterkit.outbox.meters_or_lines import is_usage_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -22,10 +22,16 @@ from meterkit.delivery.pending_lines import bill_pending_lines
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.outbox.close_queue import CLOSE_AFTER_MS, CloseQueue, PeriodClose
-from meterkit.outbox.invoice_ends import InvoiceEnd, finalized_ms, read_invoice_end, store_invoice_end
-from meterkit.outbox.line_metadata import is_usage_invoice
-from meterkit.outbox.meters_or_lines import line_switches
+from meterkit.outbox.close_queue import (
+    CLOSE_AFTER_MS,
+    CloseQueue,
+    InvoiceEnd,
+    PeriodClose,
+    finalized_ms,
+    read_invoice_end,
+    store_invoice_end,
+)
+from meterkit.outbox.meters_or_lines import is_usage_invoice, line_switches
 from meterkit.store.task_lease import TaskLease
 from meterkit.store.unreadable_data import damage_of, is_of_the_store
 from meterkit.stripe.request import ENDED_HERE, KEY_REFUSALS

@@ -19,10 +19,9 @@ from meterkit.delivery.line_books import line_books
 from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.outbox.intents import is_refused
+from meterkit.outbox.intents import can_resend, is_refused
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.operator_commands import Intents
-from meterkit.outbox.resend_window import can_resend
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer
 from meterkit.store.unreadable_data import UnreadableDataError, read_each, skip_unreadable

@@ -17,8 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from meterkit.delivery.delivery_outcome import CLOCKS_APART_S, log_outcome, log_parked
-from meterkit.outbox.intents import IntentMove
-from meterkit.outbox.resend_window import RESEND_MAX_MS, can_resend, compare_in_ms
+from meterkit.outbox.intents import RESEND_MAX_MS, IntentMove, can_resend, compare_in_ms
 from meterkit.stripe.circuit_breaker import CircuitBreaker
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.outbox.line_metadata import USAGE_KEY, metadata_of
+from meterkit.outbox.meters_or_lines import USAGE_KEY, metadata_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

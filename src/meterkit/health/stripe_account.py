@@ -16,7 +16,7 @@ from meterkit.customers.drift_records import DriftRecords
 from meterkit.customers.states import list_states
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
-from meterkit.outbox.invoice_line_prices import line_products
+from meterkit.outbox.sealing_terms import line_products
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.meter_differences import meter_differences

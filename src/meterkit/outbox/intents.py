@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.outbox.resend_window import RESEND_MAX_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -43,6 +42,14 @@ SEALED_DIGITS: Final = 28
 """Digits of these that are the same for all customers of a page."""
 # Length of the prefix shared with the previous identifier, by the mark that a word begins with.
 _SHARED: Final[Mapping[str, int]] = {".": NONCE_DIGITS + 1, ":": SEALED_DIGITS, "!": 0}
+RESEND_MAX_MS: Final = 23 * 3_600_000
+"""A retry within this time is counted once: an identifier is unique "within a rolling period of at least
+24 hours" (https://docs.stripe.com/api/billing/meter-event/create), and a request takes its time."""
+
+COMPARABLE_AFTER_MS: Final = 26 * 3_600_000
+"""After this time Stripe's summaries show an accepted intent: its last attempt is three hours old.
+
+`lua/rebuild_counters.lua` parks an intent as if first tried a day ago, and compares it two hours later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,3 +431,18 @@ def _keys_of_shards(keys: Keys, names: tuple[str, ...]) -> tuple[list[tuple[int,
     """Pairs of shard and name, and their keys; cached, because each pass of a flusher asks the same."""
     places = [(shard, name) for shard in range(keys.shards) for name in names]
     return places, [keys.shard(shard, name) for shard, name in places]
+
+
+def can_resend(first_ms: int, now_ms: int) -> bool:
+    """Whether Stripe certainly counts a retry under the same identifier once.
+
+    Args:
+        first_ms: instant of the first attempt; 0: Stripe certainly does not have the intent.
+        now_ms: now.
+    """
+    return first_ms == 0 or now_ms - first_ms <= RESEND_MAX_MS
+
+
+def compare_in_ms(first_ms: int, now_ms: int) -> int:
+    """Time until an intent may be compared with Stripe's summaries, by its first attempt."""
+    return max(0, first_ms + COMPARABLE_AFTER_MS - now_ms)

@@ -1,4 +1,4 @@
-"""Ways of a customer's usage onto invoices, by period: metered prices at Stripe, or lines. Pure.
+"""Ways of usage onto invoices, by period: metered prices at Stripe, or lines with metadata. Pure.
 
 The plans file decides for new subscriptions. Present ones keep their way until they are moved.
 """
@@ -6,7 +6,7 @@ The plans file decides for new subscriptions. Present ones keep their way until 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.catalog.meters import billed_as, billed_meters
 from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, prices_by_meter
@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.decisions.transitions import TermsInForce
 
-
 _SPANS_MOST: Final = 4
 _PRICES_MOST: Final = 200
+LINE_KEY: Final = "meterkit_line"
+"""Key in the metadata of a line for its identifier in the queue."""
+USAGE_KEY: Final = "meterkit_usage"
+"""Key in the metadata of a line, and of an invoice of our own, for the hash of customer, meter and period."""
+METER_KEY: Final = "meterkit_meter"
+"""Key in the metadata of a line for the name of its meter."""
 
 
 def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
@@ -326,3 +331,26 @@ def _labels_in_force(prices: ItemPrices, state: CustomerState) -> dict[str, str]
 def has_metered_periods(state: CustomerState, catalog: Catalog) -> bool:
     """Whether metered prices bill, or have billed, usage of a customer."""
     return line_switches(state, catalog) != (0,)
+
+
+def metadata_of(shown: Mapping[str, Any]) -> Mapping[str, str]:
+    """Read the metadata of an object at Stripe."""
+    found: Mapping[str, str] = shown.get("metadata") or {}
+    return found
+
+
+def item_of(line: Mapping[str, Any]) -> str:
+    """Read the id of the invoice item of a line; a pending item is shown as itself."""
+    parent: Mapping[str, Any] = line.get("parent") or {}
+    details: Mapping[str, Any] = parent.get("invoice_item_details") or {}
+    return str(details.get("invoice_item") or line["id"])
+
+
+def is_usage_line(line: Mapping[str, Any]) -> bool:
+    """Whether meterkit has written a line for usage of a period."""
+    return LINE_KEY in metadata_of(line)
+
+
+def is_usage_invoice(invoice: Mapping[str, Any], end_ms: int) -> bool:
+    """Whether meterkit has made an invoice for the usage alone of a period that ends then."""
+    return metadata_of(invoice).get(USAGE_KEY, "").startswith(f"{end_ms}:")

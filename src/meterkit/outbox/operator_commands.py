@@ -19,13 +19,14 @@ from meterkit.outbox.intents import (
     RESTORED,
     Intent,
     IntentState,
+    can_resend,
+    compare_in_ms,
     count_members,
     find_intent,
     is_refused,
     read_intents_in,
 )
 from meterkit.outbox.invoice_item_queue import QueuedItems
-from meterkit.outbox.resend_window import can_resend, compare_in_ms
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer, check_text, is_text, shown
 from meterkit.store.unreadable_data import DamagedTotalsError

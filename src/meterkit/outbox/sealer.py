@@ -22,9 +22,8 @@ from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
-from meterkit.outbox.invoice_line_prices import EndedPeriod, line_terms
-from meterkit.outbox.late_usage_prices import invoice_terms
 from meterkit.outbox.meters_or_lines import line_switches
+from meterkit.outbox.sealing_terms import EndedPeriod, invoice_terms, line_terms
 from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies
 from meterkit.store.event_names import read_subscribed_meters

@@ -9,7 +9,7 @@ from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import is_titled
 from meterkit.catalog.value_parsers import money
-from meterkit.outbox.invoice_line_prices import line_products
+from meterkit.outbox.sealing_terms import line_products
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.prices import OPTIONS, PRICES, fetch_price, with_option_tiers
 from meterkit.subscriptions.plan_at_stripe import (

@@ -30,9 +30,8 @@ from meterkit.insights.statement.lines import (
     unbilled,
     without_amount,
 )
-from meterkit.outbox.invoice_ends import STAMPED_AHEAD_MS
-from meterkit.outbox.line_metadata import METER_KEY, is_usage_invoice, is_usage_line
-from meterkit.outbox.meters_or_lines import is_billed_by_lines
+from meterkit.outbox.close_queue import STAMPED_AHEAD_MS
+from meterkit.outbox.meters_or_lines import METER_KEY, is_billed_by_lines, is_usage_invoice, is_usage_line
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import find_former_events, read_meters
 from meterkit.store.input_checks import check_customer

@@ -26,12 +26,12 @@ from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
-from meterkit.outbox.close_queue import note_ends
-from meterkit.outbox.invoice_ends import (
+from meterkit.outbox.close_queue import (
     RENEWAL,
     STAMPED_AHEAD_MS,
     InvoiceEnd,
     finalized_ms,
+    note_ends,
     store_invoice_end,
 )
 from meterkit.stripe.request import KEY_REFUSALS
