@@ -16,7 +16,7 @@ from starlette.types import Scope
 from drivers.llm_apps import listening
 from meterkit import MeterKit
 from meterkit.pages import usage_page
-from meterkit.pages.statement_csv import csv_of
+from meterkit.pages.statement import csv_of
 
 JSON: Final = {"accept": "application/json"}
 ORIGINS: Final = ["https://app.example"]

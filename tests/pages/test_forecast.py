@@ -14,8 +14,7 @@ from drivers.plans import plans_text
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.plan_costs import build_terms
-from meterkit.pages.credit_balances import CreditBalance
-from meterkit.pages.forecast import forecast_usage
+from meterkit.pages.forecast import CreditBalance, forecast_usage
 from meterkit.pages.other_plans import price_on_plans
 from meterkit.pages.usage_figures import days_of
 

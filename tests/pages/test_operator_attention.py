@@ -116,7 +116,7 @@ async def test_slow_checks_do_not_keep_the_page_waiting(monkeypatch: pytest.Monk
         raise AssertionError(scan_keys)
 
     monkeypatch.setattr(EXAMINE, examine)
-    monkeypatch.setattr("meterkit.pages.health_reader._TIMEOUT_S", 0.01)
+    monkeypatch.setattr("meterkit.pages.attention._TIMEOUT_S", 0.01)
     async with selling("memory://", None) as kit, pages_of(kit) as client:
         assert "The checks took longer than 3 seconds" in (await client.get("/")).text
 

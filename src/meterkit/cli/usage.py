@@ -339,7 +339,7 @@ async def statement(
         raise WrongUsageError("give --csv or --json, not both")
     async with session.kit(customer, reads=True) as kit:
         if as_csv:
-            pages: Any = import_module("meterkit.pages.statement_csv")  # Pages take a while to import.
+            pages: Any = import_module("meterkit.pages.statement")  # Pages take a while to import.
             async with aclosing(
                 pages.csv_of(kit.statement, customer, period, kit.catalog, line_end="\n")
             ) as parts:

@@ -1,21 +1,21 @@
-"""Forecast of a period: usage and cost at its end. Pure."""
+"""Forecast of a period: usage and cost at its end, by the price of each model, and from credits. Pure."""
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from math import ceil, floor, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 from meterkit.catalog.value_parsers import rounded_cents
-from meterkit.pages.credit_balances import pay_by_credits, payable_units
-from meterkit.pages.overage_by_model import split_by_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from fractions import Fraction
 
+    from meterkit.catalog import Catalog
+    from meterkit.catalog.model_prices import PriceRows
     from meterkit.insights.simulation.plan_costs import TrialTerms
-    from meterkit.pages.credit_balances import CreditBalance
     from meterkit.store.customer_usage import MeterUsage
 
 _LAST_DAYS: Final = 14
@@ -125,3 +125,84 @@ def _units_beyond(counts: MeterUsage, end: int | None) -> int:
         return 0
     paid = max(counts["recorded"] - counts["overage"], included + counts["granted"])
     return max(0, end - paid - counts["overage"])
+
+
+class CreditBalance(NamedTuple):
+    """The balance of a credit, in millionths of a credit.
+
+    Attributes:
+        costs: meter to its cost per unit, in the same.
+    """
+
+    micros: int
+    costs: Mapping[str, int]
+
+    def units_of(self, meter: str) -> int:
+        """Count the units of a meter that it can pay for alone."""
+        return max(0, self.micros) // self.costs[meter] if meter in self.costs else 0
+
+
+def credit_balances(catalog: Catalog, balance_micros: Mapping[str, int]) -> Sequence[CreditBalance]:
+    """List the balances of a customer, by the costs of the plans file."""
+    known = catalog.credits
+    return [
+        CreditBalance(micros, known[name].costs) for name, micros in balance_micros.items() if name in known
+    ]
+
+
+def payable_units(balances: Iterable[CreditBalance], meter: str) -> int:
+    """Count the units of a meter that balances can pay for, if no other meter uses them."""
+    return sum(balance.units_of(meter) for balance in balances)
+
+
+def pay_by_credits(balances: Iterable[CreditBalance], units: Mapping[str, int]) -> dict[str, int]:
+    """Return the units that balances leave unpaid, by meter."""
+    left = dict(units)
+    for balance in balances:
+        rest = balance
+        for meter in balance.costs:
+            paid = min(left.get(meter, 0), rest.units_of(meter))
+            rest = rest._replace(micros=rest.micros - paid * balance.costs[meter])
+            if meter in left:
+                left[meter] -= paid
+    return left
+
+
+class SplitOverage(NamedTuple):
+    """Overage in which each unit stands on the meter of its price.
+
+    Attributes:
+        units: meter to its overage; a meter whose prices go by model has none.
+        unknown: meters whose units may have any of their prices: no overage has been counted by them yet.
+        is_estimated: units were more, or fewer, than counted, and divided in proportion.
+    """
+
+    units: Mapping[str, int]
+    unknown: Mapping[str, int]
+    is_estimated: bool
+
+
+def split_by_model(
+    overage: Mapping[str, int], price_rows: Mapping[str, PriceRows], counted: Mapping[str, int]
+) -> SplitOverage:
+    """Divide the overage of meters over their prices by model.
+
+    Args:
+        overage: meter to its units, without meters of prices by model.
+        price_rows: meter to its prices by model.
+        counted: the overage that was counted so far, by the meters of these prices.
+    """
+    units, unknown, is_estimated = dict[str, int](), dict[str, int](), False
+    for name, beyond in overage.items():
+        if name not in price_rows:
+            units[name] = beyond
+            continue
+        shares = {row: found for row in price_rows[name].all if (found := counted.get(row, 0)) > 0}
+        known = sum(shares.values())
+        if beyond and not known:
+            unknown[name] = beyond
+        elif known:
+            ends = (beyond * end // known for end in accumulate(shares.values(), initial=0))
+            units |= {row: end - start for row, (start, end) in zip(shares, pairwise(ends), strict=True)}
+            is_estimated = is_estimated or (beyond not in {0, known} and len(shares) > 1)
+    return SplitOverage(units, unknown, is_estimated)

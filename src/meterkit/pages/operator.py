@@ -19,8 +19,7 @@ from meterkit.csv_text import csv_text
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.http_bodies import read_body
 from meterkit.insights.overview.overview import CustomerOverview
-from meterkit.pages.attention import attention_items
-from meterkit.pages.health_reader import HealthReader
+from meterkit.pages.attention import HealthReader, attention_items
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
     Section,
@@ -31,6 +30,7 @@ from meterkit.pages.operator_figures import (
     figures_json,
     live_sections,
     revenue_sections,
+    trend_tiles,
 )
 from meterkit.pages.operator_lists import (
     DAY_MINUTES,
@@ -42,8 +42,7 @@ from meterkit.pages.operator_lists import (
     customer_lists,
     revenue_lists,
 )
-from meterkit.pages.operator_queues import queue_lists
-from meterkit.pages.operator_redrive import QUEUES, redrive
+from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
 from meterkit.pages.rendering import (
     HEADERS,
     NO_PAGE,
@@ -54,7 +53,6 @@ from meterkit.pages.rendering import (
     static_routes,
     wants_json,
 )
-from meterkit.pages.trend_tiles import trend_tiles
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError, ProblemType
 from meterkit.store.input_checks import check_text, is_customer
 from meterkit.subscriptions.billing_problems import invalid
@@ -66,9 +64,9 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.insights.overview.tables import OverviewSnapshot
-    from meterkit.pages.brand import Brand
+    from meterkit.pages.operator_figures import TrendTile
     from meterkit.pages.operator_lists import OperatorList, Row
-    from meterkit.pages.trend_tiles import TrendTile
+    from meterkit.pages.rendering import Brand
     from meterkit.pages.usage_figures import PagesKit
 
 _BYTES_MAX: Final = 1 << 20

@@ -8,7 +8,7 @@ from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.grants import MICRO
-from meterkit.pages.overage_by_model import split_by_model
+from meterkit.pages.forecast import split_by_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

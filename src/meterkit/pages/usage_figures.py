@@ -23,8 +23,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.plan_costs import PlanOffers, plan_cost, read_tenures
 from meterkit.log_throttle import MINUTE_S, Throttle
-from meterkit.pages.credit_balances import credit_balances
-from meterkit.pages.forecast import forecast_usage
+from meterkit.pages.forecast import credit_balances, forecast_usage
 from meterkit.pages.other_plans import price_on_plans
 from meterkit.pages.subject_figures import read_subjects
 from meterkit.redis.daemon_thread import in_thread

@@ -16,12 +16,11 @@ from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import MICRO_USD
 from meterkit.decisions.periods import DAY_MS, to_ms
 from meterkit.errors import MeterkitError
-from meterkit.pages.meter_cards import meter_cards
-from meterkit.pages.money_cards import budget_cards, shown_invoices, stored_types, total_so_far
 from meterkit.pages.other_plans import find_next_plan
 from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.pages.subject_figures import subject_bars
+from meterkit.pages.usage_cards import budget_cards, meter_cards, shown_invoices, stored_types, total_so_far
 from meterkit.pages.usage_figures import beyond_included, usage_figures
 from meterkit.problem_types import ProblemDocumentError
 from meterkit.starlette import check_customer_of, without_address
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.allowed_origins import Origin
-    from meterkit.pages.brand import Brand
+    from meterkit.pages.rendering import Brand
     from meterkit.pages.usage_figures import PagesKit, UsageFigures
 
 
