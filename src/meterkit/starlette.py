@@ -15,7 +15,7 @@ from starlette.routing import Route
 from meterkit.allowed_origins import SendingPage
 from meterkit.asgi.context import is_anonymous
 from meterkit.errors import MeterkitError
-from meterkit.storage.endpoint import StorageEndpoint
+from meterkit.storage.service import StorageEndpoint
 from meterkit.subscriptions.billing_requests import BODY_BYTES_MAX, BillingResponder
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookEndpoint
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
-    from meterkit.storage.endpoint import StoringKit
+    from meterkit.storage.service import StoringKit
     from meterkit.store.store import Store
     from meterkit.subscriptions.billing_routes import BillingEndpoint, BillingKit
     from meterkit.subscriptions.webhooks.webhook_endpoint import WebhookKit

@@ -1,29 +1,29 @@
-"""Records of stored objects: applies events and listings with one script per customer and bucket."""
+"""Records of stored objects and their owners; one script applies an event or a listing."""
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64encode
 from collections import defaultdict
 from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog import QUANTITY_MAX
+from meterkit.catalog import OTHER_TYPE, QUANTITY_MAX
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
-from meterkit.errors import StoreError
+from meterkit.errors import CustomerError, StoreError
 from meterkit.redis.server import is_key_error
 from meterkit.storage.object_events import NULL_VERSION
-from meterkit.storage.object_owners import find_owner
 from meterkit.store import replies
 from meterkit.store.gauge_levels import run_on_gauge
+from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Storage
     from meterkit.storage.object_events import ObjectEvent
-    from meterkit.storage.object_owners import ObjectOwner
     from meterkit.store.store import Store
 
 REMOVED: Final = 0
@@ -34,6 +34,14 @@ AT_ONCE: Final = 500
 TAG_LENGTH: Final = 4
 _WITHOUT_NOTICE: Final = 5
 _KNOWN: Final = (int, int, int, bytes, bytes)
+_FIELDS: Final = {
+    "{customer}": "(?P<customer>[^/]+)",
+    "{type}": "(?P<type>[^/]+)",
+    "{path:path}": "(?P<path>.+)",
+}
+_FIELD: Final = re.compile(r"(\{[a-z:]+\})")
+_KEY_BYTES_MAX: Final = 1024
+_ENCODED_SLASH: Final = "%2f"
 
 
 @cache
@@ -188,3 +196,52 @@ async def apply_changes(
     if len(reply) > _WITHOUT_NOTICE:
         view.cache.on_notice(view.shard)
     return AppliedChanges(int(reply[3]), bool(reply[4]))
+
+
+class ObjectOwner(NamedTuple):
+    """Customer of an object, and its type in the usage."""
+
+    customer: str
+    type: str
+
+
+def find_owner(storage: Storage, bucket: str, key: str) -> ObjectOwner | None:
+    """Match a decoded key against the plans file; None: no customer owns it, and it does not count.
+
+    A key with the segment ``..`` or a literal ``%2F`` has no owner: another reader of the key could assign
+    it to another customer.
+    """
+    if ".." in key.split("/") or _ENCODED_SLASH in key.lower():
+        return None
+    for pattern in storage.objects:
+        found = _matcher(pattern.key).fullmatch(key) if pattern.bucket == bucket else None
+        if found is not None:
+            fields = found.groupdict()
+            try:
+                customer = check_customer(fields["customer"])
+            except CustomerError:
+                return None
+            kind = fields.get("type")
+            return ObjectOwner(customer, kind if kind in storage.types else OTHER_TYPE)
+    return None
+
+
+def find_bucket(storage: Storage, customer: str, key: str) -> str | None:
+    """Find the bucket in which a customer owns a key; None: there is none, or S3 refuses the key."""
+    try:
+        is_key = len(key.encode()) <= _KEY_BYTES_MAX
+    except (AttributeError, UnicodeEncodeError):
+        is_key = False
+    if not is_key:
+        return None
+    for pattern in storage.objects:
+        owner = find_owner(storage, pattern.bucket, key)
+        if owner is not None and owner.customer == customer:
+            return pattern.bucket
+    return None
+
+
+@cache
+def _matcher(template: str) -> re.Pattern[str]:
+    parts = (_FIELDS.get(part, re.escape(part)) for part in _FIELD.split(template))
+    return re.compile("".join(parts), re.DOTALL)

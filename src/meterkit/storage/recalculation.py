@@ -16,7 +16,6 @@ from meterkit.customers.sorted_customers import TemporaryTables
 from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.packed import unpack_field
 from meterkit.errors import StoreError
-from meterkit.storage.object_owners import find_owner
 from meterkit.storage.object_records import (
     AT_ONCE,
     REMOVED,
@@ -27,6 +26,7 @@ from meterkit.storage.object_records import (
     Window,
     apply_changes,
     bucket_tag,
+    find_owner,
     object_field,
 )
 from meterkit.store.input_checks import is_customer
