@@ -21,7 +21,7 @@ from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
-from meterkit.store.spool_states import reason_unusable
+from meterkit.store.spool_file import reason_unusable
 from meterkit.store.store import Store
 
 if TYPE_CHECKING:

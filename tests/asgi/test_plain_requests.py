@@ -19,7 +19,7 @@ from drivers.app import http_scope, ignore, no_more, served, staying
 from faults.refusals import settled
 from meterkit import record
 from meterkit.asgi import exchange
-from meterkit.store.job_claims import remember_job
+from meterkit.store.provider_jobs import remember_job
 
 pytestmark = pytest.mark.anyio
 

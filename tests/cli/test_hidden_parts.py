@@ -32,7 +32,7 @@ from meterkit.health import deliveries, store_servers, store_topology
 from meterkit.health import worker_queues as queues
 from meterkit.health.spools import find_full_disk, find_growing_spools
 from meterkit.safe_text import escape_invisible
-from meterkit.store.spool_states import SpoolInfo
+from meterkit.store.spool_file import SpoolInfo
 from meterkit.testing import Clock, StripeEmulator
 
 TURNED: Final = "a\u202eda"

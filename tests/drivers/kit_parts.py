@@ -5,7 +5,7 @@ from __future__ import annotations
 from meterkit import MeterKit
 from meterkit.assembly import Parts
 from meterkit.serving import BackgroundTasks
-from meterkit.store.storage_upkeep import StorageUpkeep
+from meterkit.store.task_lease import StorageUpkeep
 
 __all__ = ["BackgroundTasks", "parts_of"]
 

@@ -18,7 +18,7 @@ from urllib.parse import quote, quote_plus
 
 from meterkit.storage.aws import ListingPage, Version
 from meterkit.storage.object_events import unwrap_queue_message
-from meterkit.store.storage_upkeep import StorageUpkeep
+from meterkit.store.task_lease import StorageUpkeep
 
 __all__ = ["FORMATS", "Bucket", "Format", "Happened", "StorageUpkeep", "unwrap_queue_message"]
 

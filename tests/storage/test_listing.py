@@ -26,8 +26,7 @@ from meterkit.storage.aws import Aws, ListingPage, Version
 from meterkit.storage.object_records import ObjectRecord
 from meterkit.storage.recalculation import BucketListing, ListedVersion, VersionDifference, find_differences
 from meterkit.storage.service import ObjectStorage
-from meterkit.store.storage_upkeep import StorageUpkeep
-from meterkit.store.task_lease import TaskLease
+from meterkit.store.task_lease import StorageUpkeep, TaskLease
 from meterkit.testing import Clock
 from storage.moto_bucket import BOTO3
 from storage.objects import Happened

@@ -30,8 +30,7 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.store.compiled_catalog import CatalogAlarms
-from meterkit.store.view_lru import ViewLru
-from meterkit.store.views import CustomerCache
+from meterkit.store.views import CustomerCache, ViewLru
 from meterkit.testing import Clock
 from servers.stores import Server
 

@@ -29,7 +29,7 @@ from meterkit.customers.states import sweep_scheduled_transitions
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import read_shard_backlogs
 from meterkit.storage.aws import ListingPage
-from meterkit.store.storage_upkeep import StorageUpkeep
+from meterkit.store.task_lease import StorageUpkeep
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue

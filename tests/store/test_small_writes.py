@@ -43,14 +43,13 @@ from meterkit.outbox.close_queue import (
 from meterkit.outbox.intents import pack_batch, parse_intents, unpack_batch
 from meterkit.redis.scripts import Script
 from meterkit.store.daily_counts import DegradedMinutes
-from meterkit.store.job_claims import claim_job, has_ended
+from meterkit.store.provider_jobs import claim_job, has_ended
 from meterkit.store.server_restarts import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.settlement_spool import EventLoopSpool
-from meterkit.store.storage_upkeep import StorageUpkeep
 from meterkit.store.store import Store
-from meterkit.store.task_lease import TaskLease
+from meterkit.store.task_lease import StorageUpkeep, TaskLease
 from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio

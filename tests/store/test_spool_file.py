@@ -36,9 +36,16 @@ from meterkit.store import spool_file
 from meterkit.store.prepared_decisions import prepare_holding
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
-from meterkit.store.spool_file import DAMAGED, SpoolFile, SpoolHeader, find_spools, frame
+from meterkit.store.spool_file import (
+    DAMAGED,
+    SpoolFile,
+    SpoolHeader,
+    SpoolInfo,
+    find_spools,
+    frame,
+    list_spools,
+)
 from meterkit.store.spool_replay import SpoolReplay, read_record, write_record
-from meterkit.store.spool_states import SpoolInfo, list_spools
 from meterkit.store.store import Store
 from meterkit.store.views import CustomerCache
 from servers.stores import Server

@@ -19,7 +19,7 @@ from drivers.webhooks import DAY, NOW, hooked, hooked_kit
 from meterkit import CustomerError, MeterKit, StoreError, StripeError, StripeUnavailableError
 from meterkit.decisions.keys import shard_of
 from meterkit.insights.store_readings import read_webhooks
-from meterkit.store.sync_queue_counts import read_waiting_syncs
+from meterkit.store.sharded_queue import read_waiting_syncs
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper, NightlyTurn, due_shards
 from meterkit.subscriptions.webhooks.stripe_events import EventNote, SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncEntry, SyncQueue

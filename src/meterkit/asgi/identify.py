@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from meterkit.store.request_subjects import GivenSubjects
+    from meterkit.store.script_arguments import GivenSubjects
 
 __all__ = [
     "Caller",

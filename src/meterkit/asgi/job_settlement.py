@@ -11,8 +11,7 @@ from meterkit.catalog.routes import additions_of, charging_meters
 from meterkit.decisions.packed import EventMark
 from meterkit.errors import StoreError
 from meterkit.store.call_amounts import used_by_model
-from meterkit.store.job_claims import JobClaim, claim_job, find_owners, remember_job
-from meterkit.store.job_holds import end_job, hold_job
+from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, find_owners, hold_job, remember_job
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
-    from meterkit.store.job_claims import Counting
+    from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_usage import CallUsage

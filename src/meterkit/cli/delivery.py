@@ -30,7 +30,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import open_drainer
 from meterkit.insights.audit_tasks import audit_root_reader, insights_tasks
 from meterkit.serving import BackgroundTasks
-from meterkit.store.spool_states import list_spools
+from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

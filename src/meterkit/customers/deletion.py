@@ -16,8 +16,8 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import DAY_MS, HOUR_MS
 from meterkit.errors import CustomerError, StoreError
 from meterkit.store.input_checks import check_customer
-from meterkit.store.job_claims import forget_jobs
 from meterkit.store.message_queue import forget_messages
+from meterkit.store.provider_jobs import forget_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

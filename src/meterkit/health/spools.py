@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.value_parsers import span
 from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.store.settlement_spool import SPOOL_BYTES_MAX
-from meterkit.store.spool_states import list_spools, nearest_existing, reason_unusable
+from meterkit.store.spool_file import list_spools, nearest_existing, reason_unusable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from meterkit.assembly import Parts
-    from meterkit.store.spool_states import SpoolInfo, SpoolState
+    from meterkit.store.spool_file import SpoolInfo, SpoolState
 
 HELD_MS: Final = 15 * 60_000
 """A running process sends its spool within a second of the store's return."""

@@ -9,8 +9,8 @@ from meterkit.catalog.value_parsers import span
 from meterkit.insights.health_report import join_names, one_finding
 from meterkit.insights.store_readings import read_webhooks
 from meterkit.store.message_queue import CHANNELS, MessageQueue
-from meterkit.store.storage_upkeep import StorageUpkeep
-from meterkit.store.sync_queue_counts import read_waiting_syncs
+from meterkit.store.sharded_queue import read_waiting_syncs
+from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit.assembly import Parts
     from meterkit.insights.health_report import Finding
     from meterkit.store.message_queue import Channel, KeptMessage
-    from meterkit.store.storage_upkeep import UpkeepState
+    from meterkit.store.task_lease import UpkeepState
 
 
 SYNC_OVERDUE_MS: Final = 5 * 60_000

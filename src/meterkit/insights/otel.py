@@ -14,7 +14,7 @@ from weakref import WeakSet
 from meterkit.insights.audit.draining import noted_backlogs
 from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
 from meterkit.metric_tallies import all_tallies
-from meterkit.store.spool_states import list_spools
+from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.insights.process_readings import SpoolsInState
     from meterkit.metric_tallies import Tallies
     from meterkit.redis.lane import Lane
-    from meterkit.store.spool_states import SpoolInfo, SpoolState
+    from meterkit.store.spool_file import SpoolInfo, SpoolState
     from meterkit.store.store import Store
 
     MarkSpan = Callable[[str | None, str | None, bool], None]

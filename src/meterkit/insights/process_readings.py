@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.store.spool_states import SPOOL_STATES
+from meterkit.store.spool_file import SPOOL_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from meterkit.redis.lane import Lane
-    from meterkit.store.spool_states import SpoolInfo, SpoolState
+    from meterkit.store.spool_file import SpoolInfo, SpoolState
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from meterkit.insights.store_readings import read_deliveries, read_durability, r
 from meterkit.metric_tallies import BUCKETS_S
 from meterkit.redis.durability import DURABILITIES
 from meterkit.store.message_queue import CHANNELS, MessageQueue
-from meterkit.store.spool_states import list_spools
-from meterkit.store.storage_upkeep import StorageUpkeep
+from meterkit.store.spool_file import list_spools
+from meterkit.store.task_lease import StorageUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.insights.store_readings import QueueReading, StoreDurability
     from meterkit.metric_tallies import Tallies
-    from meterkit.store.storage_upkeep import UpkeepState
     from meterkit.store.store import Store
+    from meterkit.store.task_lease import UpkeepState
 
 
 async def answer_metrics(store: Store, revenue: Revenue, tallies: Tallies, scope: Scope, send: Send) -> None:

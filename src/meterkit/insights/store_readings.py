@@ -11,7 +11,7 @@ from meterkit.errors import StoreError
 from meterkit.outbox.intents import count_members
 from meterkit.redis.durability import Durability, DurabilityCheck
 from meterkit.redis.server import count_replicas
-from meterkit.store.sync_queue_counts import sync_keys
+from meterkit.store.sharded_queue import sync_keys
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping

@@ -24,10 +24,9 @@ from meterkit.storage.object_records import apply_events, find_bucket, upload_fi
 from meterkit.storage.recalculation import recalculate
 from meterkit.storage.sns import ForgedMessageError, open_message
 from meterkit.store import replies
-from meterkit.store.gauge_holds import held_meanwhile
+from meterkit.store.gauge_levels import held_meanwhile
 from meterkit.store.input_checks import check_customer
-from meterkit.store.storage_upkeep import StorageUpkeep
-from meterkit.store.task_lease import TaskLease
+from meterkit.store.task_lease import StorageUpkeep, TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from meterkit.metric_tallies import Tallies
     from meterkit.redis.scripts import Script
     from meterkit.store.daily_counts import UnpricedCalls
-    from meterkit.store.request_subjects import Subjects
+    from meterkit.store.script_arguments import Subjects
     from meterkit.tokens.call_prices import CallCosts
     from meterkit.tokens.call_usage import CallUsage
 

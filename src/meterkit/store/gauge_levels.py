@@ -1,4 +1,4 @@
-"""Levels of gauges, read and changed. They are facts of the app, independent of billing periods.
+"""Levels of gauges, read, changed and held. They are facts of the app, independent of billing periods.
 
 A level is set by a script of its own, at once. As a settlement it could be applied an hour late, over newer
 levels.
@@ -6,20 +6,26 @@ levels.
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import read_gauge_mark
+from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError, QuantityError, StoreError
 from meterkit.store import replies
+from meterkit.store.prepared_decisions import prepare_holding, read_decision
+from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_parts import HeldQuantities
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 
+    from meterkit.decisions.decision import Decision
     from meterkit.store.store import Store
-    from meterkit.store.views import CustomerView
+    from meterkit.store.views import CustomerView, PreparedDecision
 
 _DONE: Final = 0
 _COUNTED_BEFORE: Final = 1
@@ -148,3 +154,33 @@ def _bounds_error(meter: str, level: int, quantity: int) -> QuantityError:
         f"{meter}: the level is {level}; {-quantity} less would be below 0; nothing is changed: set the"
         " true level where the app knows it"
     )
+
+
+@asynccontextmanager
+async def held_meanwhile(
+    store: Store, customer: str, growth: Callable[[CustomerView], Mapping[str, int]]
+) -> AsyncGenerator[tuple[Decision, bool]]:
+    """Decide whether gauges may grow, and hold the growth while the block runs; also say whether it is held.
+
+    Args:
+        store: of the kit.
+        customer: whose gauges they are.
+        growth: returns it by gauge, given the customer's newest state.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+
+    def prepare(view: CustomerView, mode: str) -> PreparedDecision:
+        return prepare_holding(view, growth(view), mode)
+
+    decided, reply = await store.decide(store.cache.get(customer), prepare)
+    decision = read_decision(decided, reply)
+    held = {gauge: quantity for gauge, quantity in decided.held.items() if quantity}
+    is_held = decision.allowed and bool(held) and reply[0] in replies.HELD
+    try:
+        yield decision, is_held
+    finally:
+        if is_held:
+            released = HeldQuantities(held, (), reply[1] // HOLD_SLOT_MS)
+            await store.settle_acknowledged([Settlement(decided.view, held=released)])

@@ -17,7 +17,7 @@ from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
 from meterkit.store.prepared_decisions import prepare_holding, read_decision
 from meterkit.store.request_idempotency import MarkedDecision
-from meterkit.store.request_subjects import NO_HOLDS
+from meterkit.store.script_arguments import NO_HOLDS
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import (
     NOTHING_USED,

@@ -13,7 +13,7 @@ from meterkit.decisions.subjects import SUBJECTS_PER_REQUEST_MAX
 from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:
-    from meterkit.store.request_subjects import GivenSubjects
+    from meterkit.store.script_arguments import GivenSubjects
 
 CUSTOMER_BYTES_MAX: Final = 256
 ALLOWED_ID: Final = f"a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"

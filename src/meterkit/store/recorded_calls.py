@@ -16,8 +16,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.call_amounts import check_captured, price_quantities, used_by_model
 from meterkit.store.input_checks import check_event_id
-from meterkit.store.job_claims import JobClaim, claim_job, remember_job
-from meterkit.store.job_holds import end_job
+from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, remember_job
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities, add_quantities
 from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meterkit.store.compiled_catalog import CompiledCatalog
-    from meterkit.store.job_claims import Counting
+    from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
     from meterkit.tokens.batch_lines import BatchLine

@@ -19,7 +19,7 @@ from meterkit.decisions.price_segments import earned_micros, price_line
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
 from meterkit.store.call_amounts import price_quantities
-from meterkit.store.request_subjects import NOTHING_PACKED
+from meterkit.store.script_arguments import NOTHING_PACKED
 from meterkit.store.settlement_parts import (
     NO_CAP,
     NOTHING_USED,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.decisions.packed import EventMark
-    from meterkit.store.request_subjects import PackedSubjects, Subjects
+    from meterkit.store.script_arguments import PackedSubjects, Subjects
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _logger = logging.getLogger("meterkit.store")

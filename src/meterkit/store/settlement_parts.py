@@ -14,7 +14,7 @@ from meterkit.decisions.policies import FIXED_WINDOW, TOKEN_BUCKET, billed_most,
 from meterkit.decisions.price_segments import paid_price
 from meterkit.decisions.spending import counted_as_spent, price_of
 from meterkit.decisions.subjects import SubjectHold, subject_budget, subject_member
-from meterkit.store.request_subjects import PackedSubjects
+from meterkit.store.script_arguments import PackedSubjects
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.decisions.price_segments import PaidPrice
     from meterkit.redis.scripts import Script
-    from meterkit.store.request_subjects import Subjects
+    from meterkit.store.script_arguments import Subjects
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _Quantity = TypeVar("_Quantity")

@@ -14,7 +14,15 @@ from meterkit.cancellation import start_task
 from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settlement_queue import resolve
-from meterkit.store.spool_file import SpoolError, SpoolFile, SpoolHeader, TornError, find_spools, frame
+from meterkit.store.spool_file import (
+    SpoolError,
+    SpoolFile,
+    SpoolHeader,
+    TornError,
+    check_sendable,
+    find_spools,
+    frame,
+)
 from meterkit.store.spool_replay import (
     RewindError,
     SpoolReplay,
@@ -22,7 +30,6 @@ from meterkit.store.spool_replay import (
     estimate_size,
     write_record,
 )
-from meterkit.store.spool_states import check_sendable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -20,7 +20,7 @@ from meterkit.errors import StoreError
 from meterkit.redis import settlement_queue as replies
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord, pack_sequence
-from meterkit.store.request_subjects import parse_holds, serialize_holds
+from meterkit.store.script_arguments import parse_holds, serialize_holds
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
 

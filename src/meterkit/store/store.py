@@ -66,7 +66,7 @@ _OTHER_SLOT: Final = "same slot"
 
 
 class EndableJob(Protocol):
-    """Hold of a provider's job; see :class:`meterkit.store.job_holds.JobHold`."""
+    """Hold of a provider's job; see :class:`meterkit.store.provider_jobs.JobHold`."""
 
     def end(self) -> None:
         """Release the hold."""

@@ -10,7 +10,7 @@ from meterkit.decisions.customer_state import CustomerState, effective_plan, ent
 from meterkit.decisions.keys import HEAD_FIELD, meter_field
 from meterkit.decisions.packed import CounterHead, MeterCounts, unpack_field
 from meterkit.decisions.subjects import subject_budget
-from meterkit.store.request_subjects import Subjects
+from meterkit.store.script_arguments import Subjects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

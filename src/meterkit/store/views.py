@@ -10,7 +10,8 @@ from contextlib import suppress
 from copy import copy
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, refusal_of
@@ -25,10 +26,15 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.store.compiled_catalog import CompiledCatalog
 from meterkit.store.replies import HELD
-from meterkit.store.request_subjects import NOTHING_PACKED, Subjects, collect_holds
-from meterkit.store.script_arguments import pack_customer_terms, pack_head, pack_terms
+from meterkit.store.script_arguments import (
+    NOTHING_PACKED,
+    Subjects,
+    collect_holds,
+    pack_customer_terms,
+    pack_head,
+    pack_terms,
+)
 from meterkit.store.unreadable_data import UNREADABLE
-from meterkit.store.view_lru import ViewLru
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.fallback_rules import RemainingQuantity
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.subjects import SubjectDemand
-    from meterkit.store.request_subjects import GivenSubjects, PackedSubjects
+    from meterkit.store.script_arguments import GivenSubjects, PackedSubjects
 
 _T = TypeVar("_T")
 
@@ -47,6 +53,8 @@ _NOTHING: Final[dict[str, int]] = {}
 _EMPTY: Final[dict[Any, Any]] = {}
 """Placeholder of each dict until it gets its first entry: most customers need few of them."""
 _NONE_PREPARED: Final = (None, None)
+_Key = TypeVar("_Key")
+_View = TypeVar("_View")
 
 
 class QuantityBinder(Protocol):
@@ -484,3 +492,67 @@ class CustomerCache(CompiledCatalog):
         (self._anonymous if view.anonymous else self.named).put(view.customer, view)
         self._former.pop((view.customer, view.anonymous), None)
         return view
+
+
+class ViewLru(Generic[_Key, _View]):
+    """Approximate LRU cache of views, by the customer's key. Thread-safe.
+
+    A customer found in the older generation moves to the younger one. In a full cache, a new customer
+    replaces the first one in the older generation. When half of the customers are in the younger
+    generation, these join the older one at its end. So the half that was used last is always cached.
+
+    Args:
+        most: largest number of customers.
+
+    Attributes:
+        get: finds in the younger generation only; see :meth:`find`.
+    """
+
+    __slots__ = ("_leaving", "_lock", "_most", "_older", "_younger", "get")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = Lock()
+        self._older: dict[_Key, _View] = {}
+        self._leaving: list[_Key] = []  # The older generation, the next to be replaced last.
+        self._begin_generation()
+
+    def __len__(self) -> int:
+        return len(self._younger) + len(self._older)
+
+    def views(self) -> list[_View]:
+        """All views."""
+        with self._lock:
+            return [*self._older.values(), *self._younger.values()]
+
+    def find(self, customer: _Key) -> _View | None:
+        """View of a customer, moved to the younger generation; None: not cached."""
+        found = self.get(customer)
+        if found is None and self._older:
+            with self._lock:
+                found = self._younger.get(customer) or self._older.pop(customer, None)
+                if found is not None:
+                    self._insert_view(customer, found)
+        return found
+
+    def put(self, customer: _Key, view: _View) -> None:
+        """Store a view, in place of the customer's view before."""
+        with self._lock:
+            is_new = customer not in self._younger and self._older.pop(customer, None) is None
+            self._insert_view(customer, view, is_new=is_new)
+
+    def _insert_view(self, customer: _Key, view: _View, *, is_new: bool = False) -> None:
+        if len(self._younger) >= max(1, self._most // 2):
+            self._older.update(self._younger)
+            self._leaving = list(reversed(self._older))
+            self._begin_generation()
+        if is_new and len(self) >= self._most:
+            while self._older.pop(self._leaving.pop(), None) is None:
+                pass  # This customer has moved to the younger generation.
+        # The newer view also replaces one that has just joined the older generation.
+        self._older.pop(customer, None)
+        self._younger[customer] = view
+
+    def _begin_generation(self) -> None:
+        self._younger: dict[_Key, _View] = {}
+        self.get: Callable[[_Key], _View | None] = self._younger.get

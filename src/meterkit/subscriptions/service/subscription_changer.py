@@ -16,7 +16,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
-from meterkit.store.gauge_holds import held_meanwhile
+from meterkit.store.gauge_levels import held_meanwhile
 from meterkit.subscriptions.addon_rules import (
     check_addons,
     ended_addons,

@@ -19,8 +19,7 @@ from weakref import WeakKeyDictionary
 from meterkit.decisions.keys import shard_of
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store import replies
-from meterkit.store.sharded_queue import DueShards
-from meterkit.store.sync_queue_counts import read_alarms, sync_keys
+from meterkit.store.sharded_queue import DueShards, read_alarms, sync_keys
 from meterkit.store.unreadable_data import UNREADABLE
 from meterkit.subscriptions.webhooks.stripe_events import EventNote
 
