@@ -21,8 +21,8 @@ from stripe_emulator import StripeEmulator
 
 def unpaced(patched: pytest.MonkeyPatch) -> None:
     """Ask Stripe without pauses, for its limits or between two tries: these have tests of their own."""
-    patched.setattr("meterkit.stripe.rate_limits._PER_ENDPOINT_S", 10_000.0)
-    patched.setattr("meterkit.stripe.rate_limits._LIVE_PER_S", 10_000.0)
+    patched.setattr("meterkit.stripe.sdk._PER_ENDPOINT_S", 10_000.0)
+    patched.setattr("meterkit.stripe.sdk._LIVE_PER_S", 10_000.0)
     patched.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.0)
 
 

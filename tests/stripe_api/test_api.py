@@ -22,8 +22,8 @@ from meterkit import MeterkitError, Settings, SettingsError, StripeError, Stripe
 from meterkit.catalog import loads
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meter_differences import meter_differences
-from meterkit.stripe.rate_limits import endpoint_of
 from meterkit.stripe.request import API_VERSION
+from meterkit.stripe.sdk import endpoint_of
 from meterkit.testing import Clock, StripeEmulator
 from servers.fixed_answers import Asked, answer, answering
 
@@ -224,7 +224,7 @@ async def test_a_missing_answer_is_waited_for_until_the_timeout() -> None:
 async def test_calls_stay_below_the_limits_of_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     async with answering(answer(200, {"id": "x"})) as stand_in:
         monkeypatch.setattr("meterkit.stripe.api.API_BASE", stand_in.url)
-        monkeypatch.setattr("meterkit.stripe.rate_limits._PER_ENDPOINT_S", PER_ENDPOINT_S)
+        monkeypatch.setattr("meterkit.stripe.sdk._PER_ENDPOINT_S", PER_ENDPOINT_S)
         api = StripeApi(settings())
         begun = monotonic()
         await asyncio.gather(*(api.get(f"/v1/customers/{n}") for n in range(15)))

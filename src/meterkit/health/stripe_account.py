@@ -18,9 +18,9 @@ from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.outbox.sealing_terms import line_products
 from meterkit.stripe.api import StripeApi
-from meterkit.stripe.concurrent_calls import run_together
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.prices import OPTIONS, currencies_of, fetch_price
+from meterkit.stripe.request import run_together
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
 from meterkit.subscriptions.stripe_objects import pack_key
 from meterkit.subscriptions.wanted_prices import wanted_addons, wanted_plans

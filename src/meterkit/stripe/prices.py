@@ -1,4 +1,4 @@
-"""Prices at Stripe, and their amounts in each currency (``currency_options``).
+"""Prices at Stripe and their amounts in each currency (``currency_options``), and the taxes of an invoice.
 
 A price is shown in its default currency, wherever it is charged in another one. Its other amounts must be
 expanded, and their tiers once more (https://docs.stripe.com/api/prices/object#price_object-currency_options).
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.stripe.api import StripeApi
-
 
 PRICES: Final = "/v1/prices"
 OPTIONS: Final = "currency_options"
@@ -74,3 +73,9 @@ def has_flat_amount(tier: Mapping[str, Any]) -> bool:
     """Whether a tier costs something to be reached; Stripe shows a flat amount of 0 that was given."""
     shown = tier.get("flat_amount_decimal")
     return bool(Decimal(shown) if shown is not None else tier.get("flat_amount"))
+
+
+def taxes_on_top(invoice: Mapping[str, Any]) -> int:
+    """The taxes that an invoice adds to its prices, in minor units; those within the prices are left out."""
+    taxes = invoice.get("total_taxes") or ()
+    return sum(int(one["amount"]) for one in taxes if one.get("tax_behavior") != "inclusive")

@@ -17,7 +17,7 @@ from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store import replies
 from meterkit.store.customer_notices import publish_notice
-from meterkit.stripe.invoice_taxes import taxes_on_top
+from meterkit.stripe.prices import taxes_on_top
 from meterkit.subscriptions.invoice_payments import PAYMENTS, read_returned
 from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
 

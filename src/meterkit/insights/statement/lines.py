@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
-from meterkit.stripe.invoice_taxes import taxes_on_top
+from meterkit.stripe.prices import taxes_on_top
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -12,7 +12,7 @@ from meterkit.decisions.customer_state import CustomerState, effective_plan, wit
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError
 from meterkit.store.unreadable_data import skip_unreadable
-from meterkit.stripe.concurrent_calls import run_together
+from meterkit.stripe.request import run_together
 from meterkit.subscriptions.billing_currency import may_be_of_top_ups
 from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.metered_prices import PriceFactsReader
