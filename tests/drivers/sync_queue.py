@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meterkit import Drift, MeterKit
 from meterkit.customers.drift_records import DriftRecords
-from meterkit.subscriptions.service.due_customers import due_prices
+from meterkit.subscriptions.service.change_lease import due_prices
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncQueue
 from stripe_emulator.webhook_deliveries import FORGERIES, sign_payload

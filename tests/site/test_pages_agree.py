@@ -192,8 +192,8 @@ delivery.flusher_setup:_WAITING_MOST 10_000          audit.md       up to 10,000
 notify.event_handlers:_PATIENCE_S        30              runbook.md     longer than 30 seconds
 store.customer_notices:AGAIN_AFTER_MS    60_000          runbook.md     again a minute later, ten times in all
 store.customer_notices:TIMES_MOST        10              runbook.md     again a minute later, ten times in all
-subscriptions.webhooks.sync_retries:ATTEMPTS_MAX 12            runbook.md     refused twelve times
-subscriptions.webhooks.sync_retries:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
+subscriptions.webhooks.sync_worker:ATTEMPTS_MAX 12            runbook.md     refused twelve times
+subscriptions.webhooks.sync_worker:ATTEMPTS_MAX 12            webhooks.md    refused twelve times
 catalog.plans_file_watcher:_CHECK_EVERY_S 1.5 runbook.md within two seconds of its correction
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 recipes.md changed plans file within two seconds
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 plans-file.md changed plans file within two seconds

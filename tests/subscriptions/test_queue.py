@@ -23,7 +23,7 @@ from meterkit.store.sharded_queue import read_waiting_syncs
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper, NightlyTurn, due_shards
 from meterkit.subscriptions.webhooks.stripe_events import EventNote, SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import LEASE_MS, SyncEntry, SyncQueue
-from meterkit.subscriptions.webhooks.sync_retries import ATTEMPTS_MAX, RetryDecision, decide_retry
+from meterkit.subscriptions.webhooks.sync_worker import ATTEMPTS_MAX, RetryDecision, decide_retry
 from meterkit.testing import Clock
 from servers.clusters import Cluster, spawn_cluster
 

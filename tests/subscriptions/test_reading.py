@@ -24,9 +24,9 @@ from meterkit.subscriptions.drift_comparison import (
 from meterkit.subscriptions.item_changes import PlanPrices, items_of, updates
 from meterkit.subscriptions.metered_prices import PriceFacts
 from meterkit.subscriptions.monthly_amount import NOTHING, MonthlyAmount, is_free, monthly_amount_of
-from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
+    choose_subscription,
     is_sold_here,
     read_subscription,
 )

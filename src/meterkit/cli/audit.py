@@ -26,7 +26,7 @@ from meterkit.insights.audit.rebuild_results import RebuildResult
 from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.store.unreadable_data import read_each, skip_unreadable
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.unknown_customers import is_missing_customer
+from meterkit.subscriptions.stripe_objects import is_missing_customer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CurrencyError, MeterkitError
-from meterkit.subscriptions.stripe_objects import TOP_UP, part_of, text_in
+from meterkit.subscriptions.stripe_objects import TOP_UP, part_of, same_error, text_in
 from meterkit.subscriptions.subscription_reading import has_begun
-from meterkit.subscriptions.unknown_customers import same_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

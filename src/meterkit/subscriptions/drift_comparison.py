@@ -31,7 +31,7 @@ from meterkit.subscriptions.item_changes import (
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader, inexact_prices
 from meterkit.subscriptions.override_prices import compared_prices, gives_price
 from meterkit.subscriptions.plan_prices import PriceBook
-from meterkit.subscriptions.service.due_customers import due_prices
+from meterkit.subscriptions.service.change_lease import due_prices
 from meterkit.subscriptions.stripe_objects import (
     addon_in,
     addon_of_price,

@@ -1,27 +1,33 @@
-"""Read the prices of a subscription's metered items as labels. Fetches meters, tiers and other currencies."""
+"""Read the prices of a subscription's metered items as labels. Fetches meters, tiers and other currencies.
+
+Where Stripe has no metered prices, nothing else at Stripe says at which prices a subscription was sold.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections import Counter
 from decimal import Decimal, InvalidOperation
+from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from meterkit.decisions.item_prices import ItemPrice, exact_label, unknown_label
+from meterkit.decisions.subscription import ENDED
 from meterkit.errors import StripeError, StripeUnavailableError
-from meterkit.stripe.prices import PRICES, fetch_price, has_flat_amount
+from meterkit.stripe.prices import OPTIONS, PRICES, fetch_price, has_flat_amount, shown_in
 from meterkit.stripe.request import KEY_REFUSALS
-from meterkit.subscriptions.price_currencies import as_charged, prices_in_other_currencies
 from meterkit.subscriptions.stripe_objects import items_in, key_in, meter_in, part_of, text_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.item_prices import ItemPrices
+    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.stripe.api import StripeApi
-
 
 _METERS: Final = "/v1/billing/meters"
 _TIERED: Final = "tiered"
@@ -30,6 +36,13 @@ _CURRENCIES_AGE_S: Final = 3_600.0
 """Stripe lets a price get further currencies, and other amounts in them."""
 _NO_PRICES: Final[Mapping[str, Mapping[str, Any]]] = {}
 _logger = logging.getLogger("meterkit.subscriptions")
+PLAN_KEY: Final = "meterkit_line_plan"
+"""Key in the metadata of a subscription: the plan of the prices."""
+PRICES_KEY: Final = "meterkit_line_prices_"
+"""Begins the keys in the metadata of a subscription for JSON objects: event name to label of the price."""
+_VALUE_MAX: Final = 500
+"""Longest value of metadata (https://docs.stripe.com/metadata)."""
+_LABEL: Final = re.compile(r"[1-9]\d{0,17}/\d{1,18}")
 
 
 class PriceFacts(NamedTuple):
@@ -212,3 +225,115 @@ def _unit_label(priced: Mapping[str, Any], missing: Decimal | None = None) -> st
     except InvalidOperation:
         return unknown_label("it names no unit amount")
     return exact_label(amount) if amount.is_finite() else unknown_label("it names no unit amount")
+
+
+def read_line_prices(found: Mapping[str, Any], plan: str | None) -> dict[str, str]:
+    """Read the prices at which a plan was sold: event name to label; what is damaged is left out.
+
+    Args:
+        found: the subscription as Stripe shows it.
+        plan: its plan; the prices of an earlier one do not count.
+    """
+    metadata, prices = part_of(found, "metadata"), dict[str, str]()
+    if plan is None or text_in(metadata, PLAN_KEY) != plan:
+        return prices
+    for name in metadata:
+        if name.startswith(PRICES_KEY):
+            prices |= _parse(text_in(metadata, name))
+    return prices
+
+
+def line_price_changes(found: Mapping[str, Any], subscription: SubscriptionState) -> dict[str, str]:
+    """Changes of metadata that record the prices of a subscription; empty: it has them, or needs none.
+
+    Args:
+        found: the subscription as Stripe shows it.
+        subscription: the same as it is stored.
+    """
+    plan, is_by_lines = subscription.plan, subscription.is_by_lines_at(subscription.start_ms)
+    prices = {one.event_name: one.label for one in subscription.prices if one.is_exact}
+    if plan is None or not prices or not is_by_lines or subscription.status in ENDED:
+        return {}
+    known = part_of(found, "metadata")
+    stale = {name: "" for name in known if name.startswith(PRICES_KEY)}
+    values = (f"{PRICES_KEY}{nth}" for nth in count(1))
+    wanted = {**stale, PLAN_KEY: plan, **dict(zip(values, _values_of(prices), strict=False))}
+    return {name: value for name, value in wanted.items() if text_in(known, name) != value}
+
+
+def _values_of(prices: Mapping[str, str]) -> Iterator[str]:
+    """Serialize prices into as many values as they need."""
+    part: dict[str, str] = {}
+    for event, label in prices.items():
+        if part and len(_dump({**part, event: label})) > _VALUE_MAX:
+            yield _dump(part)
+            part = {}
+        part[event] = label
+    yield _dump(part)
+
+
+def _dump(prices: Mapping[str, str]) -> str:
+    return json.dumps(prices, ensure_ascii=False, separators=(",", ":"))
+
+
+def _parse(value: str) -> dict[str, str]:
+    try:
+        found: object = json.loads(value)
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    prices = cast("dict[str, object]", found)
+    return {
+        event: label for event, label in prices.items() if isinstance(label, str) and _LABEL.fullmatch(label)
+    }
+
+
+def prices_in_other_currencies(found: Mapping[str, Any]) -> Iterator[str]:
+    """The ids of prices that a subscription, or a phase of its schedule, is not charged in as shown."""
+    currency = text_in(found, "currency")
+    for item in _items_of_all(found):
+        price = part_of(item, "price")
+        if currency and text_in(price, "id") and text_in(price, "currency") not in {"", currency}:
+            yield text_in(price, "id")
+
+
+def as_charged(found: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """A subscription whose items, and those of its schedule, show the amounts in its own currency.
+
+    A price without a known amount stays as it is: its currency tells.
+
+    Args:
+        found: as Stripe shows it.
+        known: prices with the amounts of their currencies, by id.
+    """
+    if not known or not any(prices_in_other_currencies(found)):
+        return found
+    currency = text_in(found, "currency")
+
+    def convert(shown: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        return [_convert_item(item, currency, known) for item in shown]
+
+    items = {**part_of(found, "items"), "data": convert(items_in(found))}
+    converted: dict[str, Any] = {**found, "items": items}
+    schedule = part_of(found, "schedule")
+    if schedule:
+        phases = cast("Sequence[Mapping[str, Any]]", schedule.get("phases") or [])
+        later = [{**phase, "items": convert(items_in(phase))} for phase in phases]
+        converted["schedule"] = {**schedule, "phases": later}
+    return converted
+
+
+def _convert_item(
+    item: Mapping[str, Any], currency: str, known: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    price = part_of(item, "price")
+    full = known.get(text_in(price, "id"))
+    shown = None if full is None else shown_in({**price, OPTIONS: full.get(OPTIONS)}, currency)
+    return item if shown is None else {**item, "price": shown}
+
+
+def _items_of_all(found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The items of a subscription and of all phases of its schedule."""
+    for one in (found, *cast("list[Mapping[str, Any]]", part_of(found, "schedule").get("phases") or [])):
+        yield from items_in(one)

@@ -1,4 +1,4 @@
-"""Stripe's objects: their parts, their lookup keys, and the idempotency keys of changes.
+"""Stripe's objects: their parts, keys of lookup and of idempotent changes; customers that are unknown there.
 
 Stripe does a request once per idempotency key in 24 hours, and repeats its first answer, a refusal too
 (https://docs.stripe.com/api/idempotent_requests). So a key is made of the requested values and the values
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from hashlib import blake2b
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from meterkit.errors import StripeError
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from meterkit.catalog import Catalog
-
+    from meterkit.stripe.api import StripeApi
 
 CUSTOMER: Final = "meterkit_customer"
 """Metadata key at Stripe: the app's own id of a customer."""
+_Error = TypeVar("_Error", bound=StripeError)
 
 
 def part_of(found: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -274,3 +276,46 @@ async def persistently(attempt: Callable[[int], Awaitable[_T]]) -> _T:
             if not error.is_replayed:
                 raise
     return await attempt(_AGAIN_MAX)
+
+
+def is_missing_customer(error: StripeError) -> bool:
+    """Whether Stripe refuses a request because it does not have the customer, or has deleted it."""
+    return (error.code, error.param) == ("resource_missing", "customer")
+
+
+async def is_unknown_at_stripe(api: StripeApi, linked: str) -> bool:
+    """Whether Stripe never had such a customer; it still shows a deleted one.
+
+    Raises:
+        StripeError: Stripe refuses otherwise, or does not answer.
+    """
+    return await api.find(f"/v1/customers/{linked}") is None
+
+
+def unknown_customer_error(error: StripeError, customer: str, linked: str) -> StripeError:
+    """Explain Stripe's refusal of a linked customer that it does not know, and name the cure."""
+    return same_error(
+        error,
+        f"customer {customer!r} is linked to Stripe customer {linked}, which Stripe does not know: the key is"
+        " of another account or mode, or the Stripe emulator was restarted and has forgotten its customers."
+        f" If the key is right, run `meterkit customers unlink {quote(customer)}`",
+    )
+
+
+def same_error(error: _Error, message: str, **own: Any) -> _Error:
+    """Copy an error with another message.
+
+    Args:
+        error: of Stripe.
+        message: the new one.
+        own: further arguments of its kind.
+    """
+    return type(error)(
+        message,
+        status=error.status,
+        type=error.type,
+        code=error.code,
+        param=error.param,
+        request_id=error.request_id,
+        **own,
+    )

@@ -1,8 +1,9 @@
-"""Read subscriptions at Stripe into stored states. Pure."""
+"""Read subscriptions at Stripe into stored states, and choose the one in effect. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog.addons import with_addons
@@ -10,10 +11,8 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN, Status, SubscriptionState, TrialEndAction
 from meterkit.outbox.meters_or_lines import ShownLineTerms, keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
-from meterkit.subscriptions.line_price_metadata import read_line_prices
-from meterkit.subscriptions.metered_prices import NO_FACTS, item_prices
+from meterkit.subscriptions.metered_prices import NO_FACTS, as_charged, item_prices, read_line_prices
 from meterkit.subscriptions.monthly_amount import is_free, monthly_amount_of
-from meterkit.subscriptions.price_currencies import as_charged
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Bought
     from meterkit.subscriptions.metered_prices import PriceFacts
 
-
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 # https://docs.stripe.com/api/subscriptions/object#subscription_object-trial_settings
 _TRIAL_ENDS: Final[Mapping[str, TrialEndAction]] = {
@@ -48,6 +46,12 @@ _TRIAL_ENDS: Final[Mapping[str, TrialEndAction]] = {
 }
 _SCHEDULED: Final = frozenset({"active", "not_started"})
 _SECOND_MS: Final = 1_000
+_LIVELIEST_FIRST: Final[tuple[frozenset[str], ...]] = (
+    frozenset({"active", "trialing"}),
+    frozenset({"past_due"}),
+    frozenset({"unpaid", "paused", "incomplete"}),
+    frozenset({"canceled", "incomplete_expired"}),
+)
 
 
 def is_sold_here(found: Mapping[str, Any], catalog: Catalog) -> bool:
@@ -393,3 +397,31 @@ def _later_phases(schedule: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _ms(seconds: object) -> int | None:
     is_whole = isinstance(seconds, int) and not isinstance(seconds, bool)
     return cast("int", seconds) * 1000 if is_whole else None
+
+
+def choose_subscription(
+    found: Iterable[Mapping[str, Any]], catalog: Catalog, known: str | None = None
+) -> Mapping[str, Any] | None:
+    """Choose a Stripe customer's subscription in effect; None if none has a plan of the plans file.
+
+    By status, then by the rank of the plan, then the newest. Of ended ones the last to end: it was billed
+    last. One whose price the plans file has lost is chosen only if it was chosen before.
+
+    Args:
+        found: all of the customer's, ended ones too, as Stripe shows them.
+        catalog: the plans file.
+        known: the id of the stored one.
+    """
+    ours = [one for one in found if is_sold_here(one, catalog) or one["id"] == known]
+    return min(ours, key=lambda one: _precedence(one, catalog), default=None)
+
+
+def _precedence(found: Mapping[str, Any], catalog: Catalog) -> tuple[float, int, float, int, str]:
+    """Sort key of a customer's subscriptions: the one in effect is first."""
+    status, plan = text_in(found, "status"), plan_of(found, catalog)
+    liveliness = next(
+        (rank for rank, of in enumerate(_LIVELIEST_FIRST) if status in of), len(_LIVELIEST_FIRST)
+    )
+    rank = inf if plan is None else -plan.rank
+    ended_s, created_s = (int(found.get(instant) or 0) for instant in ("ended_at", "created"))
+    return liveliness, -ended_s, rank, -created_s, text_in(found, "id")

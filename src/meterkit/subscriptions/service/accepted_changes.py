@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.customers.states import CustomerStates
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError, SubscriptionBusyError
-from meterkit.subscriptions.service.change_lease import ANSWER_S
-from meterkit.subscriptions.service.due_customers import DueCustomers
+from meterkit.subscriptions.service.change_lease import ANSWER_S, DueCustomers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

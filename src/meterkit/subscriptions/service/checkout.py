@@ -19,8 +19,7 @@ from meterkit.subscriptions.override_prices import customer_prices
 from meterkit.subscriptions.payment_method_gate import SIGN_UP, PaymentMethodGate
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
-from meterkit.subscriptions.service.stripe_customers import StripeCustomers
-from meterkit.subscriptions.service.used_trials import has_used_trial
+from meterkit.subscriptions.service.stripe_customers import StripeCustomers, has_used_trial
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     CHANGE_MARK,

@@ -13,8 +13,8 @@ from meterkit.subscriptions.drift_comparison import LIVE, compare_subscription, 
 from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.payment_method_gate import hold_back, needs_payment_method
 from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, part_of, text_in
-from meterkit.subscriptions.subscription_choice import choose_subscription
 from meterkit.subscriptions.subscription_reading import (
+    choose_subscription,
     is_sold_here,
     keep_shown_line_terms,
     read_subscription,

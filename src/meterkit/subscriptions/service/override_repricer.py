@@ -40,8 +40,7 @@ from meterkit.subscriptions.override_prices import (
 )
 from meterkit.subscriptions.plan_prices import METERS, meters_of_file
 from meterkit.subscriptions.proration_estimate import PlanTerms
-from meterkit.subscriptions.service.change_lease import hold_change_lease
-from meterkit.subscriptions.service.due_customers import due_prices
+from meterkit.subscriptions.service.change_lease import due_prices, hold_change_lease
 from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import persistently
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of

@@ -25,16 +25,14 @@ from meterkit.subscriptions.stripe_objects import (
     TOP_UP,
     default_method,
     id_in,
+    is_missing_customer,
+    is_unknown_at_stripe,
     key_of,
     mark_of,
     part_of,
     persistently,
     subscription_method,
     text_in,
-)
-from meterkit.subscriptions.unknown_customers import (
-    is_missing_customer,
-    is_unknown_at_stripe,
     unknown_customer_error,
 )
 

@@ -1,10 +1,11 @@
-"""Find, create or replace the Stripe customer of a customer; hooks of linking and deletion."""
+"""Find, create or replace the Stripe customer of a customer; hooks of linking and deletion; used trials."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from http import HTTPStatus
 from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -16,13 +17,15 @@ from meterkit.catalog.meters import is_sold
 from meterkit.customers.customers import Customers
 from meterkit.customers.links import StripeLinker
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.periods import DAY_MS
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, MeterkitError, NoSubscriptionError, StripeError
 from meterkit.subscriptions.service.payment_pages import close_payments
-from meterkit.subscriptions.service.used_trials import remember_trial
-from meterkit.subscriptions.stripe_objects import CUSTOMER, key_of, persistently
-from meterkit.subscriptions.unknown_customers import (
+from meterkit.subscriptions.stripe_objects import (
+    CUSTOMER,
     is_unknown_at_stripe,
+    key_of,
+    persistently,
     same_error,
     unknown_customer_error,
 )
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+
+_KEPT_MS: Final = 400 * DAY_MS
+_PLACE: Final = "tried"
+_PAGE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,3 +285,40 @@ class CustomerHooks:
     def _sells_plans(self) -> bool:
         """Whether customers can subscribe to a plan; otherwise there are no subscriptions to fetch."""
         return any(map(is_sold, self.store.catalog.plans.values()))
+
+
+async def remember_trial(store: Store, customer: str, subscription: SubscriptionState | None) -> None:
+    """Keep a digest of the customer for 400 days if its subscription was ever paid for, or on trial.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    # After a trial without the required card, it is shown as one that never began.
+    if subscription is None or not (subscription.has_begun or subscription.trial_end_ms):
+        return
+    shard = store.keys.customer(customer).shard
+    admin, now_ms = await store.admin(), await store.clock_ms(shard)
+    key = store.keys.shard(shard, _PLACE)
+    pipe = admin.client.pipeline(transaction=False)
+    pipe.zadd(key, {_digest(customer): now_ms + _KEPT_MS})
+    pipe.pexpire(key, _KEPT_MS)
+    pipe.zrangebyscore(key, "-inf", now_ms, start=0, num=_PAGE)
+    *_, over = await admin.ask(pipe.execute())
+    if over:
+        await admin.ask(admin.client.zrem(key, *over))
+
+
+async def has_used_trial(store: Store, customer: str) -> bool:
+    """Whether the customer had a subscription before it was forgotten.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin, shard = await store.admin(), store.keys.customer(customer).shard
+    key = store.keys.shard(shard, _PLACE)
+    until_ms: float | None = await admin.ask(admin.client.zscore(key, _digest(customer)))
+    return until_ms is not None and until_ms > await store.clock_ms(shard)
+
+
+def _digest(customer: str) -> str:
+    return blake2b(customer.encode(), digest_size=16).hexdigest()

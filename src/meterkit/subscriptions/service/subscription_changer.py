@@ -17,15 +17,13 @@ from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
 from meterkit.store.gauge_levels import held_meanwhile
-from meterkit.subscriptions.addon_rules import (
+from meterkit.subscriptions.change_rules import (
     check_addons,
+    check_sold,
+    course_of,
     ended_addons,
     gives_up_unlisted,
     merge_addons,
-)
-from meterkit.subscriptions.change_rules import (
-    check_sold,
-    course_of,
     over_limit,
     repeats_tiers,
 )
@@ -33,8 +31,7 @@ from meterkit.subscriptions.invoice_payments import refuse_unpaid_credit
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_method_gate import PaymentMethodGate, hold_back
 from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
-from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChange
-from meterkit.subscriptions.service.change_timing import TermsPlanner
+from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChange, TermsPlanner
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending

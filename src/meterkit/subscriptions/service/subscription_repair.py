@@ -13,11 +13,12 @@ from meterkit.customers.history import read_history, read_states_and_histories
 from meterkit.customers.states import CustomerStates, list_states
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
+from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.transitions import TERM_TEXTS, TermsInForce
 from meterkit.errors import NoSubscriptionError, StripeError, StripeUnavailableError, SubscriptionError
-from meterkit.outbox.meters_or_lines import with_new_models
+from meterkit.outbox.meters_or_lines import must_move, with_new_models
 from meterkit.store.unreadable_data import read_each
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
 from meterkit.subscriptions.drift_comparison import (
@@ -42,14 +43,14 @@ from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.override_prices import compared_prices, customer_prices
 from meterkit.subscriptions.plan_prices import PriceBook, prices_of
 from meterkit.subscriptions.service.change_lease import hold_change_lease
-from meterkit.subscriptions.stripe_objects import id_in, persistently
-from meterkit.subscriptions.subscription_choice import choose_subscription
-from meterkit.subscriptions.subscription_reading import read_subscription
-from meterkit.subscriptions.unknown_customers import is_missing_customer
+from meterkit.subscriptions.service.terms_writer import TermsWriter
+from meterkit.subscriptions.stripe_objects import id_in, is_missing_customer, persistently
+from meterkit.subscriptions.subscription_reading import choose_subscription, read_subscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.customers.drift_records import DriftKind
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
     from meterkit.subscriptions.metered_prices import PriceFacts
-    from meterkit.subscriptions.service.usage_mover import UsageMover
+    from meterkit.subscriptions.service.subscription_changer import SubscriptionChanger
 
 _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)
@@ -461,3 +462,49 @@ def _state_faults(found: StoredState, force: TermsInForce, catalog: Catalog) -> 
         for kind in _WATCHED
         if TERM_TEXTS[kind](now) != TERM_TEXTS[kind](force) and not (kind == "plan" and is_by_file)
     ]
+
+
+@dataclass(eq=False)
+class UsageMover:
+    """Moves usage to the way that the plans file has, by a schedule at Stripe.
+
+    The period that is open keeps its way: its metered items bill it, or its invoice lines.
+
+    Args:
+        store: of the kit.
+        changer: fetches subscriptions.
+    """
+
+    store: Store
+    changer: SubscriptionChanger
+
+    async def move(self, customer: str, *, dry_run: bool) -> datetime | None:
+        """Move a customer's usage at the end of its period. Idempotent.
+
+        Returns:
+            When the move takes effect; None: the usage is moved already, or the move was scheduled before.
+        """
+        if dry_run:
+            _, state = await CustomerStates(self.store).read(customer)
+            known = state.subscription
+            if known is None or known.status in ENDED:
+                raise NoSubscriptionError(customer)
+            return from_ms(known.end_ms) if must_move(state, self.store.catalog) else None
+        async with hold_change_lease(self.store, customer):
+            return await self.move_leased(customer)
+
+    async def move_leased(self, customer: str) -> datetime | None:
+        """Move a customer's usage while the caller holds the lease of its changes."""
+        moved_at = await persistently(lambda again: self._schedule_move(customer, again))
+        await self.changer.fetch(customer)
+        return moved_at
+
+    async def _schedule_move(self, customer: str, again: int) -> datetime | None:
+        live, known, _ = await self.changer.fetch_payable(customer, again)
+        _, state = await CustomerStates(self.store).read(customer)
+        if not must_move(state, self.store.catalog):
+            return None
+        writer = TermsWriter(self.store, self.changer.api, state)
+        by_lines = self.store.catalog.billing.is_by_lines
+        await writer.move_usage(live, known, by_lines=by_lines)
+        return from_ms(known.end_ms)

@@ -12,9 +12,15 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import MeterkitError, NoSubscriptionError, StripeError, SubscriptionError
 from meterkit.store.input_checks import check_customer
-from meterkit.subscriptions.addon_rules import check_addons, merge_addons
 from meterkit.subscriptions.billing_currency import check_currency
-from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
+from meterkit.subscriptions.change_rules import (
+    check_addons,
+    check_seats,
+    check_seats_sold,
+    check_sold,
+    merge_addons,
+    paid_seats,
+)
 from meterkit.subscriptions.service.accepted_changes import AcceptedChanges
 from meterkit.subscriptions.service.change_lease import ANSWER_S, hold_change_lease
 from meterkit.subscriptions.service.checkout import SubscriptionStarter
@@ -28,7 +34,7 @@ from meterkit.subscriptions.service.results import (
     subscription_of,
 )
 from meterkit.subscriptions.service.subscription_changer import SubscriptionChanger
-from meterkit.subscriptions.unknown_customers import (
+from meterkit.subscriptions.stripe_objects import (
     is_missing_customer,
     is_unknown_at_stripe,
     unknown_customer_error,
@@ -416,7 +422,7 @@ class Subscriptions:
 
     def _make_mover(self) -> Any:
         # Few apps need this: it is imported on first use.
-        module: Any = import_module("meterkit.subscriptions.service.usage_mover")
+        module: Any = import_module("meterkit.subscriptions.service.subscription_repair")
         return module.UsageMover(self._store, self._changer)
 
     async def import_from_stripe(

@@ -1,6 +1,9 @@
 """Sync one Stripe customer: find its customer, fetch its subscriptions, store its state, log drift.
 
-API calls wait for such a sync. Payments of top-ups are entries of their own, see ``top_up_sync.py``.
+API calls wait for such a sync. Payments of top-ups are entries of their own.
+
+Each invoice is an entry of its own in the sync queue. One that cannot be granted delays no other, and no sync
+of its Stripe customer.
 """
 
 from __future__ import annotations
@@ -8,35 +11,42 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.links import StripeLinker
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import StripeError
+from meterkit.errors import CustomerError, StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.close_queue import note_renewal
 from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
-from meterkit.subscriptions.drift_comparison import DriftLog
+from meterkit.subscriptions.drift_comparison import LIVE, DriftLog
 from meterkit.subscriptions.invoice_payments import is_unpaid
 from meterkit.subscriptions.live_subscription import expand_item_coupons, list_subscriptions
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_method_gate import PaymentMethodGate
-from meterkit.subscriptions.subscription_choice import choose_subscription
-from meterkit.subscriptions.subscription_reading import has_begun, read_subscription
-from meterkit.subscriptions.unknown_customers import (
+from meterkit.subscriptions.stripe_objects import (
+    CUSTOMER,
+    id_in,
     is_missing_customer,
     is_unknown_at_stripe,
+    part_of,
+    text_in,
     unknown_customer_error,
 )
-from meterkit.subscriptions.webhooks.customer_linker import CustomerLinker
+from meterkit.subscriptions.subscription_reading import (
+    choose_subscription,
+    has_begun,
+    plan_of,
+    read_subscription,
+)
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
-from meterkit.subscriptions.webhooks.top_up_sync import INVOICE, PAYMENT, TopUpSyncer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -46,7 +56,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.webhooks.subscription_writer import EndUsage
     from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 
-
 _logger = logging.getLogger("meterkit.subscriptions")
 _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
 _EVENT: Final = "evt_"
@@ -54,6 +63,9 @@ NIGHTLY: Final = "reconcile"
 """The cause of a sync by the nightly check."""
 LINK: Final = "link"
 """Kind of a note that names a checkout session."""
+INVOICE: Final = "in_"
+PAYMENT: Final = "pi_"
+_PAYER_DOUBT: Final = ", if the customer confirms the payment (on a Payment Link the payer wrote that id)"
 
 
 class LostError(Exception):
@@ -248,3 +260,120 @@ def _needs_drift_check(subscription: SubscriptionState | None) -> bool:
     if subscription is None:
         return False
     return subscription.plan is None or not all(price.is_exact for price in subscription.prices)
+
+
+class TopUpSyncer:
+    """Processes entries of the sync queue that name an invoice, or a payment intent.
+
+    Args:
+        store: of the kit.
+        queue: the sync queue.
+        top_ups: grants and reclaims top-ups.
+    """
+
+    def __init__(self, store: Store, queue: SyncQueue, top_ups: TopUpPayments) -> None:
+        self._store = store
+        self._queue = queue
+        self._top_ups = top_ups
+
+    async def sync(self, entry: SyncEntry) -> None:
+        """Settle an invoice and send its events; of a payment intent, queue its invoices.
+
+        Raises:
+            CustomerError: the top-up is of a customer who is not linked to the invoice's Stripe customer.
+            MeterkitError: it cannot be granted; the error says why.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        name = entry.stripe_customer
+        if name.startswith(PAYMENT):
+            for invoice in await self._top_ups.list_invoices(name):
+                await self._queue.request(invoice, entry.cause)
+            return
+        found = await self._top_ups.fetch_invoice(name)
+        is_reported = any(note.kind == "payment.succeeded" for note in entry.notes)
+        customer = await self._top_ups.settle_invoice(found, is_reported=is_reported)
+        if customer is None:
+            return
+        for note in entry.notes:
+            if note.kind != "payment.failed" or is_unpaid(found):
+                await publish_notice(self._store, customer, note.kind, {**note.data, "id": note.name})
+
+
+class CustomerLinker:
+    """Links Stripe customers to the customers that Stripe names.
+
+    Args:
+        store: of the kit.
+        api: makes the Stripe client on first use.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._links = StripeLinker(store)
+        self._api = api
+
+    async def link(
+        self,
+        stripe_customer: str,
+        found: Sequence[Mapping[str, Any]],
+        sessions: Iterable[str],
+        *,
+        cause: str,
+    ) -> str | None:
+        """Link a Stripe customer to the customer that Stripe names; None if Stripe names none.
+
+        Args:
+            stripe_customer: ``cus_…``, which has no link.
+            found: its subscriptions as Stripe shows them, the chosen one first.
+            sessions: its checkout sessions.
+            cause: for the history.
+
+        Raises:
+            CustomerError: the id at Stripe is not allowed, or is linked to another Stripe customer.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        by_key = next((name for one in found if (name := _customer_named_in(one))), "")
+        by_key = by_key or _customer_named_in(await self._fetch(f"/v1/customers/{stripe_customer}"))
+        named = by_key
+        for session in sessions:
+            named = named or await self._read_reference(session, stripe_customer)
+        if not named:
+            return None
+        try:
+            await self._links.make(named, stripe_customer, cause=cause)
+        except CustomerError as error:
+            message = f"Stripe says that Stripe customer {stripe_customer} is customer {named!r:.80}: {error}"
+            unused = self._describe_unused(found, named, stripe_customer, is_by_payer=not by_key)
+            raise CustomerError(f"{message}{unused}") from error
+        return named
+
+    def _describe_unused(
+        self, found: Iterable[Mapping[str, Any]], named: str, stripe_customer: str, *, is_by_payer: bool
+    ) -> str:
+        """Describe a live subscription that has no effect, and its cure; empty if there is none."""
+        for one in found:
+            plan = plan_of(one, self._store.catalog)
+            if plan is not None and one.get("status") in LIVE:
+                doubt = _PAYER_DOUBT if is_by_payer else ""
+                return (
+                    f"; its subscription {one['id']} of plan {plan.key!r} is {one['status']} without effect:"
+                    f" cancel and refund it at Stripe, or use it{doubt}: `meterkit customers unlink"
+                    f" {quote(named)}`, then `meterkit webhooks redrive {stripe_customer}`"
+                )
+        return ""
+
+    async def _read_reference(self, session: str, stripe_customer: str) -> str:
+        """Read the customer that a checkout session of the Stripe customer names."""
+        shown = await self._fetch(f"/v1/checkout/sessions/{session}")
+        is_its = id_in(shown, "customer") == stripe_customer
+        return text_in(shown, "client_reference_id") if is_its else ""
+
+    async def _fetch(self, path: str) -> dict[str, Any]:
+        """Fetch an object; empty if Stripe no longer has it."""
+        return await self._api().find(path) or {}
+
+
+def _customer_named_in(found: Mapping[str, Any]) -> str:
+    return text_in(part_of(found, "metadata"), CUSTOMER)

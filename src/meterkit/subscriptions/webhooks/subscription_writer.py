@@ -36,7 +36,7 @@ from meterkit.outbox.close_queue import (
 )
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
-from meterkit.subscriptions.line_price_metadata import line_price_changes
+from meterkit.subscriptions.metered_prices import line_price_changes
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
 from meterkit.subscriptions.subscription_reading import addons_of, keep_shown_line_terms, metered_of, plan_of
 

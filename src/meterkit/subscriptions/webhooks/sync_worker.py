@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from random import SystemRandom
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.cancellation import start_task
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
 from meterkit.store.unreadable_data import is_of_the_store
 from meterkit.stripe.circuit_breaker import CircuitBreaker
 from meterkit.subscriptions.webhooks.customer_sync import LostError
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry
-from meterkit.subscriptions.webhooks.sync_retries import RetryDecision, decide_retry
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
@@ -33,6 +33,12 @@ _WAIT_S: Final = 60.0
 _AGAIN_S: Final = (0.02, 0.06)
 _ANSWER_MS: Final = (1_000, 60_000)
 _KEY_MS: Final = (60_000, 600_000)
+ATTEMPTS_MAX: Final = 12
+"""A sync is given up after so many attempts that Stripe refused, or whose response could not be read."""
+
+_WAIT_FIRST_MS: Final = 5_000
+_WAIT_MAX_MS: Final = 3_600_000
+_WAIT_RIGHT_MS: Final = 600_000
 
 
 class SyncWorker:
@@ -205,3 +211,42 @@ class SyncWorker:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             _logger.error("the sync of a Stripe customer failed; it is retried", exc_info=error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryDecision:
+    """The next step of a failed sync.
+
+    Attributes:
+        step: retry it ``later``, or give it up (``dead``).
+        scope: of the failure: this ``entry`` only; all requests, as Stripe does not ``answer`` or refuses the
+            ``key``; or those that need a ``right`` which the key lacks: only some entries may need it.
+        delay_ms: longest delay of the retry; the shortest is half of it.
+        counts: whether it counts as an attempt.
+    """
+
+    step: Literal["later", "dead"]
+    scope: Literal["entry", "answer", "key", "right"]
+    delay_ms: int = 0
+    counts: bool = True
+
+
+def decide_retry(error: Exception, attempts: int) -> RetryDecision:
+    """Decide the next step after an error of a sync.
+
+    No sync is given up because Stripe is down or refuses the key: the entry is not at fault.
+
+    Args:
+        error: of the sync.
+        attempts: failed attempts before.
+    """
+    delay_ms = min(_WAIT_MAX_MS, _WAIT_FIRST_MS * 2 ** min(attempts, 20))
+    if isinstance(error, StripeUnavailableError | TimeoutError):
+        return RetryDecision(step="later", scope="answer", delay_ms=delay_ms)
+    if isinstance(error, StripeError) and error.status == HTTPStatus.UNAUTHORIZED:
+        return RetryDecision(step="later", scope="key", delay_ms=_WAIT_FIRST_MS, counts=False)
+    if isinstance(error, StripeError) and error.status == HTTPStatus.FORBIDDEN:
+        return RetryDecision(step="later", scope="right", delay_ms=min(delay_ms, _WAIT_RIGHT_MS))
+    if isinstance(error, CustomerError) or attempts + 1 >= ATTEMPTS_MAX:
+        return RetryDecision(step="dead", scope="entry")
+    return RetryDecision(step="later", scope="entry", delay_ms=delay_ms)

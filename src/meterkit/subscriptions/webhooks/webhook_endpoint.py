@@ -17,8 +17,7 @@ from meterkit.log_throttle import MINUTE_S, Throttle
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
-from meterkit.subscriptions.webhooks.stripe_events import hint_of
-from meterkit.subscriptions.webhooks.stripe_signature import ForgedEvent, verify_signature
+from meterkit.subscriptions.webhooks.stripe_events import ForgedEvent, hint_of, verify_signature
 from meterkit.subscriptions.webhooks.sync_queue import SyncQueue
 from meterkit.subscriptions.webhooks.sync_worker import SyncWorker
 
