@@ -24,9 +24,8 @@ from costs.edge_instructions import counted
 from drivers.sampled import few_examples, whole
 from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
-from meterkit.tokens.call_prices import CallCosts, ModelCharges
+from meterkit.tokens.call_prices import CallCosts, ChargeRemainders, ModelCharges
 from meterkit.tokens.call_usage import CallUsage
-from meterkit.tokens.charge_remainders import ChargeRemainders
 from meterkit.tokens.list_prices import UnitPrices, list_prices, unit_dimensions
 
 # What calls are charged: prices of their providers or the seller's own, a markup, and whole units of it.

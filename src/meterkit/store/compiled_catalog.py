@@ -22,8 +22,7 @@ from meterkit.decisions.rollover import grant_reach
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.replies import LIVE_SUBJECTS_MOST
 from meterkit.store.script_arguments import pack_tail
-from meterkit.tokens.call_prices import ModelCharges, UnpricedLog, make_call_costs
-from meterkit.tokens.charge_remainders import ChargeRemainders
+from meterkit.tokens.call_prices import ChargeRemainders, ModelCharges, UnpricedLog, make_call_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -7,7 +7,8 @@ from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice, product
-from math import ceil, prod
+from math import ceil, floor, prod
+from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.genai_prices_table import UNIT_OF
@@ -62,6 +63,7 @@ _NAMED_APART: Final = _SHAPES["bedrock"]
 """The provider of a shape whose models the table does not find by their names alone."""
 _SHAPE_PROVIDERS: Final = frozenset({None, *_SHAPES.values()})
 """Providers recognised by the response's shape alone. None of these reports amounts of money."""
+_REMAINDERS_MAX: Final = 100_000
 
 
 class ModelCharges:
@@ -448,3 +450,25 @@ def make_call_costs(
         return None
     meter, one = next(iter(charges.items()), (None, None))
     return CallCosts(one, meter, counters, plans)
+
+
+class ChargeRemainders:
+    """The parts of a unit that amounts leave when whole units are counted, for the customer's next amount.
+
+    They are of this process: when that ends, each customer has been charged less than a unit too little.
+    """
+
+    def __init__(self) -> None:
+        self._left: dict[tuple[str, str], Fraction] = {}
+        self._lock = Lock()
+
+    def count_units(self, customer: str, meter: str, amount: Fraction) -> int:
+        """The whole units of an amount and of what was left before."""
+        with self._lock:
+            total = self._left.pop((customer, meter), Fraction(0)) + amount
+            units = floor(total)
+            if total != units:
+                self._left[customer, meter] = total - units
+                if len(self._left) > _REMAINDERS_MAX:
+                    del self._left[next(iter(self._left))]
+        return min(units, QUANTITY_MAX)

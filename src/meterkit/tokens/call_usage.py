@@ -1,7 +1,8 @@
-"""Usage of one call of a language model, in one vocabulary for every API."""
+"""Usage of one call of a language model, in one vocabulary for every API, and the names of models."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.genai_prices_table import UNIT_OF, WHOLE_OF
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.list_prices import list_prices
-from meterkit.tokens.model_names import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +33,15 @@ Note = Literal[
     "too_many_calls",  # calls beyond the bound were not counted
     "unreadable",  # something that should be JSON was not
 ]
+WRITTEN_CHARS_MAX: Final = 2_048
+"""Characters of a written name that count; the rest is cut off."""
+
+_NAME_CHARS_MAX: Final = 256
+_RESOURCE: Final = re.compile(
+    r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/(?P<google>[^/]+)"
+    r"|arn:[^/]+:(?:foundation-model|inference-profile)/(?P<aws>.+)"
+)
+"""Names of resources that end in a model's name. Other resources, such as a provisioned model, stay whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,3 +270,15 @@ def fill_estimates(
         *before,
         replace(last, input_tokens=entered, output_tokens=left, source="estimated", snapshot=snapshot),
     )
+
+
+def plain_name(written: str) -> str | None:
+    """A model's name without blanks around it, and without its resource; None: nothing is left of it."""
+    name = written[:WRITTEN_CHARS_MAX]
+    if not name.isprintable():
+        name = "".join(letter for letter in name if letter.isprintable())
+    name = name.strip()
+    found = _RESOURCE.fullmatch(name) if "/" in name else None
+    if found is not None:
+        name = found["google"] or found["aws"]
+    return name[:_NAME_CHARS_MAX].strip() or None

@@ -1,15 +1,19 @@
-"""Watching the events of one response: whose they are, what they report, and what is left to estimate."""
+"""Watching the events of one response: whose they are, what they report, and which of them repeat.
+
+Two events whose bytes differ only in the call's id and its time have the same content, so that the second one
+need not be parsed. Only events that report nothing are kept.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.tokens.batch_lines import is_streamed_interaction, outliving_state
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.json_values import dig, rows, table
-from meterkit.tokens.known_events import FirstEvent
 from meterkit.tokens.layout import (
     CALL_ID,
     CALL_MODEL,
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.call_usage import Note
     from meterkit.tokens.json_values import Table
-    from meterkit.tokens.known_events import EventKey, KnownEvents
     from meterkit.tokens.providers.reader_interface import ProviderApi
 
 # After so many foreign events others have to look like a language model's to be read.
@@ -56,6 +59,11 @@ _COUNTS: Final = {
 _STEP: Final = "thread.run.step"
 # Encoded sound stands where other events have text.
 _SOUND: Final = "audio.delta"
+_HEAD: Final = re.compile(
+    rb'\{"id": ?"([ !#-\[\]-~]{1,256})", ?"object": ?"[a-z._]{1,64}", ?"created": ?([1-9][0-9]{0,11}), ?"'
+)
+_EVENT_BYTES_MAX: Final = 1_024
+_EVENTS_MAX: Final = 256
 
 
 class UsageObserver:
@@ -319,3 +327,74 @@ def read_document(event: Table) -> tuple[CallUsage, ...]:
     observer = UsageObserver(AUTO, declared=False)
     observer.observe(event)
     return observer.close(complete=True, notes=())
+
+
+class FirstEvent(NamedTuple):
+    """Facts about a call in its first event, beside its id.
+
+    Attributes:
+        api: the API that recognises it.
+        model: the model's name.
+        asks: whether it is an answer of the kind that reports usage only if asked.
+        text_bytes: UTF-8 bytes of its text.
+    """
+
+    api: ProviderApi
+    model: str | None
+    asks: bool
+    text_bytes: int
+
+
+class EventKey(NamedTuple):
+    """An event without its call's id and time.
+
+    Attributes:
+        rest: its other bytes; a zero byte, which JSON cannot have, stands for each of the two.
+        call_id: the id.
+    """
+
+    rest: bytes
+    call_id: str
+
+
+def key_of(event: bytes) -> EventKey | None:
+    """Split an event; None: it does not begin with an id and a time, or is not kept."""
+    head = _HEAD.match(event) if len(event) <= _EVENT_BYTES_MAX else None
+    if head is None:
+        return None
+    begin, end = head.span(1)
+    time, rest = head.span(2)
+    return EventKey(event[:begin] + b"\0" + event[end:time] + b"\0" + event[rest:], head[1].decode())
+
+
+class KnownEvents:
+    """Events of one API, or of responses whose API is not known before. Safe in any thread.
+
+    Attributes:
+        first: by :attr:`EventKey.rest`.
+        silent: those without text that came later, once the API was known.
+    """
+
+    __slots__ = ("first", "silent")
+
+    def __init__(self) -> None:
+        self.first: dict[bytes, FirstEvent] = {}
+        self.silent: dict[bytes, None] = {}
+
+    def add(self, event: bytes, key: EventKey, found: FirstEvent | None) -> None:
+        """Keep an event that was parsed.
+
+        Args:
+            event: the whole of it. It is not kept if it has another id, or an escape, which may spell one.
+            key: of it.
+            found: the facts if it was the first event; None: it came later, and has no text.
+        """
+        if b"\\" in event or event.count(b'"id"') > 1:
+            return
+        for events in (self.first, self.silent):
+            if len(events) >= _EVENTS_MAX:
+                events.clear()
+        if found is None:
+            self.silent[key.rest] = None
+        else:
+            self.first[key.rest] = found

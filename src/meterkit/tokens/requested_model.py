@@ -16,9 +16,9 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
 
+from meterkit.tokens.call_usage import WRITTEN_CHARS_MAX, plain_name
 from meterkit.tokens.json_values import dig, load, table, text
 from meterkit.tokens.llm_request import MARKS_MAX, READ_BYTES_MAX, may_be_json, read_request, values_read
-from meterkit.tokens.model_names import WRITTEN_CHARS_MAX, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

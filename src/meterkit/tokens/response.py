@@ -15,8 +15,10 @@ from meterkit.tokens.framing.content_types import (
     BLANK,
     EVENT_STREAM,
     HTML,
+    SniffedBody,
     are_lines,
     content_of,
+    feed_nothing,
     has_answer,
     is_readable,
 )
@@ -24,12 +26,10 @@ from meterkit.tokens.framing.eventstream import EventStreamReader
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, drain, feed_large
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import UNKNOWN, Base64JsonReader, LargeJsonReader
-from meterkit.tokens.framing.sniffed_body import SniffedBody, feed_nothing
 from meterkit.tokens.framing.sse import DONE, EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load, table
-from meterkit.tokens.known_events import KnownEvents, key_of
 from meterkit.tokens.layout import ROOT, FigureWatch, may_have_figures, may_report
-from meterkit.tokens.observer import UsageObserver
+from meterkit.tokens.observer import KnownEvents, UsageObserver, key_of
 from meterkit.tokens.providers import BY_NAME, may_be_known
 from meterkit.tokens.providers.bedrock import BEDROCK, header_usage
 from meterkit.tokens.repeated_events import RepeatedEvents

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.framing.content_codings import PIECE_BYTES, make_decoder, read_pieces
-from meterkit.tokens.framing.content_types import content_of, has_answer
+from meterkit.tokens.framing.content_types import SniffedBody, content_of, feed_nothing, has_answer
 from meterkit.tokens.framing.incremental import drain, feed_large
 from meterkit.tokens.framing.json import JsonReader
 from meterkit.tokens.framing.large_json import LargeJsonReader
-from meterkit.tokens.framing.sniffed_body import SniffedBody, feed_nothing
 from meterkit.tokens.framing.sse import DONE, EventCallbacks, NdjsonReader, SseReader
 from meterkit.tokens.json_values import dig, is_dense, load
 from meterkit.tokens.layout import CALL_ID, ValuePlace, first_text

@@ -17,8 +17,7 @@ from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, short_id, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of, table_of
 from meterkit.tokens.providers.openai import OPENAI
-from meterkit.tokens.providers.reader_interface import ProviderApi
-from meterkit.tokens.providers.reported_costs import read_cost
+from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:

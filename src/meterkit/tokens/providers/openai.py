@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.tokens.batch_lines import outliving_state
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, short_id, table, text
-from meterkit.tokens.providers.reader_interface import ProviderApi
-from meterkit.tokens.providers.reported_costs import read_cost
+from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:

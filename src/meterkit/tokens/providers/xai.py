@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.json_values import paths, read_counts, short_id, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of
-from meterkit.tokens.providers.reader_interface import ProviderApi
-from meterkit.tokens.providers.reported_costs import read_cost
+from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
