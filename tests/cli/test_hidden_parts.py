@@ -30,7 +30,7 @@ from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.keys import FORMAT
 from meterkit.health import deliveries, store_servers, store_topology
 from meterkit.health import worker_queues as queues
-from meterkit.health.spools import find_full_disk, find_growing_spools
+from meterkit.health.worker_queues import find_full_disk, find_growing_spools
 from meterkit.safe_text import escape_invisible
 from meterkit.store.spool_file import SpoolInfo
 from meterkit.testing import Clock, StripeEmulator

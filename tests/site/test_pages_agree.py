@@ -200,7 +200,7 @@ catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 plans-file.md changed plans file
 tokens.framing.incremental:EVENT_BYTES_MAX 16_384      llm.md         JSON body above 16 KiB it keeps only
 tokens.framing.incremental:EVENT_BYTES_MAX 16_384      llm.md         more than 16 KiB or 20 responses
 tokens.json_values:_BRACKETS_MAX         256             llm.md         with more than 256 brackets, meterkit
-health.spools:ROOM_BYTES                 67_108_864      deployment.md  ◆ at least 64 MiB are free
+health.worker_queues:ROOM_BYTES                 67_108_864      deployment.md  ◆ at least 64 MiB are free
 health.store_servers:_FULL               0.9             deployment.md  ◆ less than 90% of `maxmemory` is used
 """.strip()
 

@@ -28,7 +28,6 @@ from meterkit.health.plans_file import (
     find_missing_plans,
     find_unpriced_models,
 )
-from meterkit.health.spools import check_spool_directory
 from meterkit.health.store_servers import (
     CheckContext,
     CheckResult,
@@ -48,6 +47,7 @@ from meterkit.health.store_topology import TOPOLOGY_CHECKS, check_breaker, check
 from meterkit.health.stripe_account import check_meters, check_subscriptions
 from meterkit.health.worker_queues import (
     check_messages,
+    check_spool_directory,
     check_stored_objects,
     check_webhooks,
     find_missing_secret,
