@@ -254,7 +254,8 @@ def test_a_price_ends_where_the_plans_differ_in_it() -> None:
 def test_a_customers_own_price_outlasts_a_change_of_plan() -> None:
     """The price of an override that ends was not seen: units were booked at the plan's."""
     for until_ms, expected in ((None, {}), (NOW_MS + 1, {}), (NOW_MS, {TOKENS: "1/2"})):
-        own = CustomerState(overrides=with_overrides({}, OWN, {}, until_ms=until_ms, now_ms=NOW_MS - 1))
+        given = with_overrides({}, OWN, {}, until_ms=until_ms, now_ms=NOW_MS - 1)
+        own = replace(paid("pro", created_ms=datetime(2026, 1, 1, tzinfo=UTC)), overrides=given)
         before, after = (
             entitlements_on(plan, own, PRICE_SEGMENTS_CATALOG, at_ms)
             for plan, at_ms in ((PRO, NOW_MS - 1), (TOP, NOW_MS))

@@ -190,7 +190,7 @@ class InvoiceReader:
     ) -> InvoicedUnits:
         found = list[_MeteredLine]()
         for (invoice, line), price in await self._price_metered_lines(lines, meters):
-            place = _place_in_period(line, start_s, end_s)
+            place = _place_in_period(line, start_s, end_s, is_yearly=price.is_yearly)
             if place == "outside":
                 continue
             if place == "beyond":
@@ -318,17 +318,17 @@ def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> 
 
 
 def _place_in_period(
-    line: Mapping[str, Any], start_s: int, end_s: int
+    line: Mapping[str, Any], start_s: int, end_s: int, *, is_yearly: bool = False
 ) -> Literal["inside", "outside", "beyond"]:
     """Locate the span of a line: inside a period, outside, or beyond it (over several periods).
 
-    The line of a yearly price is of several months, also if it is short because the price was switched.
+    The line of a yearly price may be short because the price was switched, and still be of several months.
     """
     span: Mapping[str, int] = line.get("period") or {}
     first_s, last_s = int(span.get("start") or 0), int(span.get("end") or 0)
     within_s = max(0, min(last_s, end_s) - max(first_s, start_s))
-    if last_s - first_s - within_s > _TOLERANCE_S:
-        return "beyond" if within_s > _TOLERANCE_S else "outside"
+    if last_s - first_s - (within_s if is_yearly else end_s - start_s) > _TOLERANCE_S:
+        return "beyond" if within_s else "outside"
     return "inside" if start_s <= (first_s + last_s) // 2 < end_s else "outside"
 
 
@@ -471,6 +471,7 @@ class PriceTerms(NamedTuple):
         is_packed: whether it charges packages of several units.
         tiers: in order; empty: there are none.
         is_volume: whether the tier of the last unit applies to all units.
+        is_yearly: whether it is charged once a year.
     """
 
     id: str
@@ -480,6 +481,7 @@ class PriceTerms(NamedTuple):
     is_packed: bool
     tiers: Sequence[PriceTier]
     is_volume: bool
+    is_yearly: bool = False
 
     def charge(self, quantity: Decimal, *, after: Decimal = Decimal(0)) -> Fraction | None:
         """Compute the exact charge for units that follow others of the period; None: not computable.
@@ -523,6 +525,7 @@ def read_price_terms(found: Mapping[str, Any]) -> PriceTerms:
             for tier in found.get("tiers") or ()
         ],
         is_volume=found.get("tiers_mode") == "volume",
+        is_yearly=recurring.get("interval") == "year",
     )
 
 

@@ -56,8 +56,8 @@ def forecast_usage(
         rest_days: the rest of the period.
         terms: of the plan.
         balances: of credits, which pay before overage is counted.
-        overage_cents: cost of the overage so far, in minor units, some of which may have had other prices;
-            None: what it costs by ``terms``.
+        overage_cents: cost of the overage so far, in minor units, also at earlier prices; None: its cost by
+            ``terms``.
     """
     found = {
         name: _forecast_meter(

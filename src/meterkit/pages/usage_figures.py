@@ -283,9 +283,7 @@ async def usage_figures(
         read_subjects(kit.store, catalog, customer, plan if subjects else None),
     )
     tenure = had[customer]
-    terms, own = _terms_in_tenure(catalog, tenure), (tenure.seats, tenure.fixed, tenure.addons)
-    charged = catalog.plans.get(tenure.charged_plan, plan)
-    priced = None if charged is None else plan_cost(catalog, charged, *own)
+    terms, priced = _terms_in_tenure(catalog, tenure), _cost_of_charged(catalog, plan, tenure)
     seats, cost = seats_of(catalog, usage, priced), cost_of(catalog, usage, priced, is_free=tenure.is_unpaid)
     return {
         **found,
@@ -300,6 +298,13 @@ async def usage_figures(
         "rates": [_rate_figures(rate) for rate in rates if rate["meter"] != SPEND],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN_GRANTS],
     }
+
+
+def _cost_of_charged(catalog: Catalog, plan: Plan | None, tenure: PlanTenure) -> PlanCost | None:
+    """Cost of the plan that the subscription charges, with seats and add-ons; None: it is not known."""
+    charged = catalog.plans.get(tenure.charged_plan, plan)
+    own = (tenure.seats, tenure.fixed, tenure.addons)
+    return None if charged is None else plan_cost(catalog, charged, *own)
 
 
 def _rate_figures(rate: RateUsage) -> dict[str, object]:

@@ -78,13 +78,12 @@ async def check_bill(
     meters, by_events = kit.catalog.meters.values(), not kit.catalog.billing.is_by_lines
     derived = {name for meter in meters if meter.source for name in (meter.name, meter.source)}
     by_model = {name for credit in kit.catalog.credits.values() for name in credit.by_model}
-    lines: list[BillLine] = []
+    lines, now_ms = list[BillLine](), kit.store.now_ms()
     for customer_id, quantities in served.items():
         customer, usage = await kit.customers.get(customer_id), await kit.usage(customer_id)
         plan = with_addons(kit.catalog.plans[customer.plan], tuple(usage["addons"].items()), kit.catalog)
         _, state = await CustomerStates(kit.store).read(customer_id)
         # Without a subscription nothing bills an override's price.
-        now_ms = kit.store.now_ms()
         overrides = effective_plan(state, kit.catalog, now_ms).overrides
         entitlements = override(kit.catalog, plan, overrides)
         begin, end = usage["period"]["start"], usage["period"]["end"]
