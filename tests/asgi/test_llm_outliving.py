@@ -180,7 +180,7 @@ async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None
 
 
 async def test_rates_count_what_a_job_holds_until_it_ends(store_url: str) -> None:
-    """A client could else begin any number of jobs, each of which runs on."""
+    """A client could else begin any number of jobs, and each runs on."""
     plans = HELD.replace("{included: 900", "{rate: 900/hour, included: 5000")
     answers = [response(state) for state in ("queued", "in_progress", "completed")]
     async with metered(saying(*answers), store_url, plans=plans) as at:

@@ -112,7 +112,7 @@ class Delivery(Checks):
         kinds = (customer.included, customer.overage, customer.granted, customer.credited, customer.over_cap)
         recorded = self.random.choice(kinds)
         sealed = (intent.value for intent in self.shard.intents.values() if intent.customer == name)
-        # What was taken back may be on its way all the same, and come back from there to any of its meters.
+        # Units that were taken back may be on their way, and come back from there to any meter of theirs.
         waits = customer.pending[meter] + sum(value for value in sealed if value > 0)
         if max(waits, sum(counts[meter] for counts in kinds)) + quantity <= 9 * 10**15:
             recorded[meter] += quantity
