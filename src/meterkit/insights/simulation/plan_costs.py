@@ -475,7 +475,8 @@ async def read_given_once(
         pipe.hgetall(store.keys.customer(name).grants)
     states = await read_states_and_histories(store, tenures)
     for name, reply in zip(tenures, await admin.ask_each(pipe), strict=True):
-        start_ms, fields = tenures[name].start_ms, {} if isinstance(reply, Exception) else reply
+        start_ms = tenures[name].start_ms
+        fields: dict[bytes, bytes] = {} if isinstance(reply, Exception) else reply
         given[name].update(
             field.decode()
             for field, since_ms in fields.items()
