@@ -1,4 +1,4 @@
-"""Read the prices of a subscription's metered items as labels. Fetches meters, tiers and other currencies.
+"""Prices of a subscription's usage as labels: of its metered items, or in its metadata; in its currency.
 
 Where Stripe has no metered prices, nothing else at Stripe says at which prices a subscription was sold.
 """
