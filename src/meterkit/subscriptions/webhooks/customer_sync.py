@@ -1,9 +1,7 @@
 """Sync one Stripe customer: find its customer, fetch its subscriptions, store its state, log drift.
 
-API calls wait for such a sync. Payments of top-ups are entries of their own.
-
-Each invoice is an entry of its own in the sync queue. One that cannot be granted delays no other, and no sync
-of its Stripe customer.
+API calls wait for such a sync. Each invoice of a top-up is an entry of its own in the queue: one that cannot
+be granted delays no other, and no sync of its Stripe customer.
 """
 
 from __future__ import annotations
