@@ -200,7 +200,7 @@ class CloseChecker:
         start_ms = to_ms(usage["period"]["start"])
         invoices = await self._invoices.made(state.stripe_customer, start_ms // 1000)
         if is_counted:
-            await self._write_root(usage["customer"], invoices, invoicing)
+            await self._write_root(usage["customer"], invoicing.renewals_in(invoices))
         end = await hold.settle(invoices, invoicing, is_counted=is_counted)
         if end is None:
             known = await read_invoice_end(self._store, usage["customer"], start_ms)
@@ -235,17 +235,11 @@ class CloseChecker:
             if state.stripe_customer is not None and invoicing is not None:
                 start_s = to_ms(usage["period"]["start"]) // 1000
                 invoices = await self._invoices.made(state.stripe_customer, start_s)
-                await self._write_root(usage["customer"], invoices, invoicing)
+                await self._write_root(usage["customer"], invoicing.renewals_in(invoices))
         except StripeError as error:
             _logger.warning(
                 "an invoice of customer %r has no root of the audit log: %s", usage["customer"], error
             )
-
-    async def _write_root(
-        self, customer: str, invoices: Sequence[dict[str, Any]], invoicing: PeriodBilling
-    ) -> None:
-        """Write the root of the audit log into the invoices of a renewal."""
-        await self._mark(customer, invoicing.renewals_in(invoices))
 
     async def _write_usage_root(self, usage: CustomerUsage, stripe_customer: str) -> None:
         """Write the root into the invoice that meterkit has made for a period without a subscription."""
@@ -253,10 +247,10 @@ class CloseChecker:
             return
         start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
         invoices = await self._invoices.made(stripe_customer, start_ms // 1000)
-        await self._mark(usage["customer"], [one for one in invoices if is_usage_invoice(one, end_ms)])
+        await self._write_root(usage["customer"], [one for one in invoices if is_usage_invoice(one, end_ms)])
 
-    async def _mark(self, customer: str, invoices: Sequence[Mapping[str, Any]]) -> None:
-        """Write the root into invoices; after some failures in a row, the others go without, too."""
+    async def _write_root(self, customer: str, invoices: Sequence[Mapping[str, Any]]) -> None:
+        """Write the root of the audit log into invoices; after failures in a row, the others go without."""
         if self._roots is None or self._marking.is_over:
             return
         if await self._roots.mark(self._api, customer, invoices):

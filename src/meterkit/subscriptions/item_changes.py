@@ -290,11 +290,11 @@ def _match_items(
 ) -> _ItemMatch:
     roles = _classify_items(current, catalog, prices)
     left = [item for item in current if item.id in roles]
-    own_keys = _own_keys(current, catalog, prices.plan)
+    plan_keys = _keys_of_plan(current, catalog, prices.plan)
     wanted: list[tuple[dict[str, Parameter], LiveItem | None]] = []
     for line, role in _wanted_items(prices, paid_seats, addons):
         near = [
-            (_item_distance(item, line, role, catalog, prices, own_keys), item)
+            (_item_distance(item, line, role, catalog, prices, plan_keys), item)
             for item in left
             if roles[item.id] == role
         ]
@@ -307,7 +307,7 @@ def _match_items(
     return _ItemMatch(wanted, left, [item for item in current if item.id not in roles])
 
 
-def _own_keys(current: Sequence[LiveItem], catalog: Catalog, plan: str) -> set[str]:
+def _keys_of_plan(current: Sequence[LiveItem], catalog: Catalog, plan: str) -> set[str]:
     """Plans in the lookup keys of a plan's prices: itself, and the key that it had in the plans file before.
 
     A base price with a lookup key names that one. Beside one that was made by hand, it is any plan that the
@@ -330,7 +330,7 @@ def _item_distance(
     role: _ItemRole,
     catalog: Catalog,
     prices: PlanPrices,
-    own_keys: set[str],
+    plan_keys: set[str],
 ) -> int:
     """Distance of an item to a wanted one of its role: its price, a replaced price of it, or another one."""
     if item.price == line["price"]:
@@ -340,10 +340,10 @@ def _item_distance(
     if role.kind == "base":
         is_ours = plan_of_price(item.price, item.key, catalog) == prices.plan
     elif role.kind == "seat":
-        is_ours = plan_key_in(item.key) in own_keys
+        is_ours = plan_key_in(item.key) in plan_keys
     else:
         # An older price of the plan is no substitute for one of an override.
-        is_ours = plan_key_in(item.key) in own_keys and line["price"] not in prices.overridden
+        is_ours = plan_key_in(item.key) in plan_keys and line["price"] not in prices.overridden
     return _REPLACED if is_ours else _ANOTHER
 
 
