@@ -21,8 +21,8 @@ from meterkit.catalog.meters import (
 )
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.plans_file_watcher import WatchedPlans
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.periods import occurred_ms, period_ms
-from meterkit.decisions.policies import Demand
 from meterkit.errors import MeterkitError
 from meterkit.redis.daemon_thread import import_alone
 from meterkit.serving import KitLifecycle, LoopServer, store_of

@@ -18,7 +18,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.notify.spikes import CustomerSpike, SpikesToday
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import Parameter
-from meterkit.subscriptions.live_subscription import LiveSubscription
+from meterkit.subscriptions.subscription_updates import LiveSubscription
 
 
 async def state_of(kit: MeterKit, customer: str = "acme") -> CustomerState:

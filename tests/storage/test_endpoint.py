@@ -37,7 +37,7 @@ from meterkit.storage.object_events import (
     read_events,
     unwrap_queue_message,
 )
-from meterkit.storage.object_records import ObjectOwner, find_owner
+from meterkit.storage.object_owners import ObjectOwner, find_owner
 from meterkit.storage.sns_signatures import BYTES_MAX, fetch
 from servers.stores import Server
 from storage.objects import Happened

@@ -23,7 +23,7 @@ from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.health.worker_queues import check_stored_objects
 from meterkit.storage.aws import Aws, ListingPage, Version
-from meterkit.storage.object_records import ObjectRecord
+from meterkit.storage.object_owners import ObjectRecord
 from meterkit.storage.recalculation import BucketListing, ListedVersion, VersionDifference, find_differences
 from meterkit.storage.service import ObjectStorage
 from meterkit.store.task_lease import StorageUpkeep, TaskLease

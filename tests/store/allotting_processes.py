@@ -19,9 +19,9 @@ from meterkit.catalog import Catalog, Entitlement, loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.fallback_rules import EMPTY, advance
 from meterkit.decisions.keys import FORMAT, concurrency_field, meter_field
+from meterkit.decisions.limit_policies import CEILING, CONCURRENCY, ceiling_of
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import CEILING, CONCURRENCY, ceiling_of
 from meterkit.errors import StoreError
 from meterkit.redis.connection import StoreCall, pack
 from meterkit.redis.lane import Lane

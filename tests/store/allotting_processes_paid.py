@@ -10,9 +10,9 @@ from typing import ClassVar, Final
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import credit_hold_field, meter_field
+from meterkit.decisions.limit_policies import CEILING
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import CEILING
 from meterkit.decisions.stored_grants import StoredGrant
 from meterkit.redis.connection import pack
 from meterkit.store.views import PreparedDecision

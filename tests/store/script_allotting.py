@@ -18,8 +18,8 @@ from meterkit.decisions.compiled_decision import Program, compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.fallback_rules import EMPTY, advance
 from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.limit_policies import CONCURRENCY, SPENT, Demand
 from meterkit.decisions.packed import MeterCounts, unpack_field
-from meterkit.decisions.policies import CONCURRENCY, SPENT, Demand
 from meterkit.redis.connection import pack, pack_each, pack_numbers
 from meterkit.store.allotment import return_units
 from meterkit.store.script_arguments import pack_head

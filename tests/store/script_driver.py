@@ -17,9 +17,9 @@ from meterkit.catalog import loads
 from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, bounds_of
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.plan_shares import with_plan_changes
-from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import Status, SubscriptionState
 from meterkit.redis.connection import pack
 from meterkit.store.settlement import Settlement

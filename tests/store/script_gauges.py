@@ -15,9 +15,9 @@ from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import concurrency_field, meter_field, meter_token
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import MeterCounts, read_gauge_mark
 from meterkit.decisions.periods import HOUR_MS, bounds_at
-from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.verdicts import refused_decision
 from meterkit.redis.connection import pack, pack_each

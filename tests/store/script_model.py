@@ -18,8 +18,8 @@ from meterkit.decisions.allowance import Allowance
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.keys import meter_field, meter_token, rate_field, rate_token
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import UNCOMPARED, EventMark
-from meterkit.decisions.policies import Demand
 from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from meterkit.store.settlement import Settlement
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, Bucket, Slots, Windows

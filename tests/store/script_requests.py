@@ -16,10 +16,10 @@ from meterkit.decisions.compiled_decision import ModelPricing, Program, compile_
 from meterkit.decisions.customer_state import CustomerState, entitlements_of
 from meterkit.decisions.grants import Prepaid as PlanPurse
 from meterkit.decisions.keys import CustomerKeys, meter_token
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import UNCOMPARED, EventMark, read_mark
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.policies import Demand
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from meterkit.store.customer_usage import read_usage_reply

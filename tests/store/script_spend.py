@@ -12,9 +12,9 @@ from typing import Any, Final
 from meterkit.catalog import Catalog, loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_field, meter_token, rate_field
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
-from meterkit.decisions.policies import Demand
 from meterkit.decisions.verdicts import refused_decision
 from meterkit.redis.connection import pack
 from meterkit.store.prepared_decisions import prepare_asking

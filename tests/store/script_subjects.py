@@ -14,9 +14,9 @@ from typing import Any, Final, cast
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import SPEND, SubjectPlan
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
+from meterkit.decisions.limit_policies import Demand, rate_numbers
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
-from meterkit.decisions.policies import Demand, rate_numbers
 from meterkit.redis.connection import pack
 from meterkit.store.holds import prepare_renewing
 from meterkit.store.prepared_decisions import prepare_asking

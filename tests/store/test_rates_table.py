@@ -20,7 +20,7 @@ from drivers.subscribed_customer import kit_of
 from meterkit import Decision, MeterKit
 from meterkit.catalog import Rate, loads
 from meterkit.decisions import fallback_rules
-from meterkit.decisions.policies import policies_of, rate_numbers
+from meterkit.decisions.limit_policies import policies_of, rate_numbers
 from meterkit.errors import PlansError
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack

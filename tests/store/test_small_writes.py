@@ -28,8 +28,8 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.periods import to_ms
-from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.outbox.close_queue import (
     CloseQueue,

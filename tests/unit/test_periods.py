@@ -19,6 +19,14 @@ from drivers.sampled import few_examples
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_former_starts
 from meterkit.decisions.decision import Policy
+from meterkit.decisions.limit_policies import (
+    CONCURRENCY,
+    Demand,
+    billed_most,
+    ceiling_of,
+    counter_terms,
+    route_policies,
+)
 from meterkit.decisions.periods import (
     Bounds,
     bounds_at,
@@ -27,14 +35,6 @@ from meterkit.decisions.periods import (
     period_ms,
     stamped_span_s,
     to_ms,
-)
-from meterkit.decisions.policies import (
-    CONCURRENCY,
-    Demand,
-    billed_most,
-    ceiling_of,
-    counter_terms,
-    route_policies,
 )
 from meterkit.decisions.spending import UNCAPPED, SpendingTerms, UnitPrice
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState

@@ -63,6 +63,7 @@ from meterkit.decisions.item_prices import (
     with_item_prices,
 )
 from meterkit.decisions.keys import meter_token
+from meterkit.decisions.limit_policies import keep_ms_of, rate_numbers
 from meterkit.decisions.packed import MeterCounts, merge_json, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.plan_shares import (
@@ -76,7 +77,6 @@ from meterkit.decisions.plan_shares import (
     uncut_period,
     with_plan_changes,
 )
-from meterkit.decisions.policies import keep_ms_of, rate_numbers
 from meterkit.decisions.price_segments import PriceSegment, ended_labels, overage_cents, segments_of
 from meterkit.decisions.rollover import (
     PlanHistory,

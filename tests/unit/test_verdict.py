@@ -55,8 +55,7 @@ from meterkit.decisions.keys import (
     route_name,
     shard_of,
 )
-from meterkit.decisions.periods import Bounds
-from meterkit.decisions.policies import (
+from meterkit.decisions.limit_policies import (
     CEILING,
     EXACT_WINDOW_MS_MAX,
     TOKEN_BUCKET,
@@ -64,6 +63,7 @@ from meterkit.decisions.policies import (
     rate_numbers,
     weighted_count,
 )
+from meterkit.decisions.periods import Bounds
 from meterkit.decisions.stored_grants import MovedGrant, find_moved_grants, read_funds
 from meterkit.decisions.subjects import SubjectHold, compile_subject, cost_of, renew_hold
 from meterkit.decisions.verdicts import reset_ms

@@ -11,7 +11,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
-from meterkit.decisions.policies import EXACT_WINDOW_MS_MAX, SLIDING_WINDOW
+from meterkit.decisions.limit_policies import EXACT_WINDOW_MS_MAX, SLIDING_WINDOW
 from meterkit.decisions.verdicts import reset_ms
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Headers
     from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.decision import Decision, Policy
-    from meterkit.decisions.policies import PolicyMeasure
+    from meterkit.decisions.limit_policies import PolicyMeasure
     from meterkit.store.views import PreparedDecision
 
 EXPOSE: Final = b"access-control-expose-headers"

@@ -19,8 +19,8 @@ from meterkit.cancellation import start_task
 from meterkit.catalog.routes import additions_of
 from meterkit.decisions.compiled_decision import compile_program
 from meterkit.decisions.customer_state import keep_holds_only
+from meterkit.decisions.limit_policies import ASK_ONLY, Demand
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import ASK_ONLY, Demand
 from meterkit.errors import StoreError
 from meterkit.store.prepared_decisions import read_decision
 from meterkit.store.replies import ALLOWED

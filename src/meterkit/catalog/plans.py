@@ -1,4 +1,4 @@
-"""``plans:``: named sets of entitlements."""
+"""``plans:``: named sets of entitlements, and what a plan that extends another inherits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from meterkit.catalog.value_shapes import (
     WordChoice,
     drop_refused,
 )
-from meterkit.catalog.yaml_tree import Fields, Text
+from meterkit.catalog.yaml_tree import Fields, Node, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,6 +68,9 @@ if TYPE_CHECKING:
     )
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
+_EXTENDS: Final = "extends"
+# A plan's name and what it extends are its own; all else is inherited.
+_OWN: Final = frozenset({_EXTENDS, "name"})
 _RESERVED: Final = {
     DEFAULT_PLAN_WORD: "stands for the default plan",
     "addon": "stands in the lookup keys of add-ons' prices at Stripe",
@@ -519,3 +522,56 @@ def _refuse_prices_used_twice(read: Mapping[str, PlanTable | None]) -> None:
             if (line, column) != (place.line, place.column):
                 message = f"{price_id!r} is already used in line {line}; a price names one plan"
                 price.refuse("stripe_price", message)
+
+
+def with_inheritance(root: Fields, problems: Problems) -> Fields:
+    """The document with every plan's inherited entries written out, each keeping its own place."""
+    plans = root.values.get("plans")
+    if not isinstance(plans, Fields):
+        return root
+    parents = {key: parent for key, node in plans.values.items() if (parent := _parent_of(node)) is not None}
+    merged: dict[str, Node] = {}
+    for key in plans.values:
+        _merge_ancestors(key, plans, parents, merged, problems)
+    ordered = {key: merged[key] for key in plans.values}
+    return replace(root, values={**root.values, "plans": replace(plans, values=ordered)})
+
+
+def _parent_of(node: Node) -> Text | None:
+    extends = node.values.get(_EXTENDS) if isinstance(node, Fields) else None
+    return extends if isinstance(extends, Text) and not extends.is_null else None
+
+
+def _merge_ancestors(
+    key: str, plans: Fields, parents: dict[str, Text], merged: dict[str, Node], problems: Problems
+) -> None:
+    """Fill ``merged`` for one plan and for all it extends, furthest first."""
+    line: list[str] = []
+    step: str | None = key
+    while step is not None and step not in merged:
+        if step in line:
+            around = " → ".join([*line[line.index(step) :], step])
+            message = f"plans extend each other in a circle: {around}; one of them must not"
+            problems.refuse(parents[step].place, message)
+            break
+        line.append(step)
+        parent = parents.get(step)
+        if parent is not None and parent.text not in plans.values:
+            problems.refuse(parent.place, unknown("plan", parent.text, plans.values))
+            parent = None
+        step = parent.text if parent else None
+    for name in reversed(line):
+        own = plans.values[name]
+        parent = parents.get(name)
+        base = merged.get(parent.text) if parent else None
+        merged[name] = own if base is None else _merge_nodes(base, own, without=_OWN)
+
+
+def _merge_nodes(base: Node, own: Node, *, without: frozenset[str] = frozenset()) -> Node:
+    if not isinstance(base, Fields) or not isinstance(own, Fields):
+        return own
+    values = {key: value for key, value in base.values.items() if key not in without}
+    inherited = {key: base.places[key] for key in values}
+    for key, value in own.values.items():
+        values[key] = _merge_nodes(values[key], value) if key in values else value
+    return Fields(own.place, values, {**inherited, **own.places})

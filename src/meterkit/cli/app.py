@@ -11,12 +11,12 @@ import meterkit
 from meterkit.cli import (
     audit,
     correct,
+    customer_links,
     customers,
     delivery,
     demo,
     doctor,
     grants,
-    importing,
     notify,
     outbox,
     plans,
@@ -64,7 +64,7 @@ for commands in (
     stripe.commands,
     webhooks.commands,
     notify.commands,
-    importing.commands,
+    customer_links.commands,
 ):
     app.add_typer(commands)
 

@@ -13,8 +13,8 @@ import yaml
 
 from meterkit.catalog.errors import suggestion
 from meterkit.catalog.value_parsers import date_and_time
+from meterkit.cli.customer_links import is_linked, link_all, read_links
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.importing import is_linked, link_all, read_links
 from meterkit.cli.options import (
     WHEN,
     CustomerArgument,

@@ -15,7 +15,7 @@ from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import WrongUsageError, integer_between
 from meterkit.cli.output import cell_text, echo, print_note
 from meterkit.cli.session import Session, command
-from meterkit.delivery.invoice_items import format_days
+from meterkit.delivery.late_usage_items import format_days
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import IntentState
 from meterkit.outbox.invoice_item_queue import QueuedItem

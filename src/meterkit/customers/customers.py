@@ -19,8 +19,8 @@ from meterkit.customers.states import CustomerStates, list_customer_pages
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides, with_subject_override
 from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.item_prices import NO_PRICES
+from meterkit.decisions.limit_policies import rate_numbers
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.subjects import subject_member
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import find_transitions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from meterkit.catalog.routes import additions_of
 from meterkit.decisions.gauges import add_gauge_terms
 from meterkit.decisions.keys import credit_hold_field, meter_field
-from meterkit.decisions.policies import (
+from meterkit.decisions.limit_policies import (
     ASK_ONLY,
     CEILING,
     CONCURRENCY,

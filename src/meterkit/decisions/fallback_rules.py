@@ -9,13 +9,19 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from meterkit.decisions.policies import CEILING, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET, weighted_count
+from meterkit.decisions.limit_policies import (
+    CEILING,
+    FIXED_WINDOW,
+    SLIDING_WINDOW,
+    TOKEN_BUCKET,
+    weighted_count,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meterkit.decisions.compiled_decision import Program
-    from meterkit.decisions.policies import PolicyMeasure
+    from meterkit.decisions.limit_policies import PolicyMeasure
 
 Window: TypeAlias = tuple[int, int, int]
 """Counter of a rate: slot, counted, before.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
-from meterkit.decisions.policies import budget_terms, counter_terms, keep_ms_of
+from meterkit.decisions.limit_policies import budget_terms, counter_terms, keep_ms_of
 from meterkit.decisions.spending import UNBOUNDED, SpendingTerms, budget_of, unit_price
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.catalog.models import SubjectPlan
-    from meterkit.decisions.policies import Demand, PolicyMeasure
+    from meterkit.decisions.limit_policies import Demand, PolicyMeasure
     from meterkit.decisions.spending import SpendBudget
 
 SUBJECTS_PER_REQUEST_MAX: Final = 3

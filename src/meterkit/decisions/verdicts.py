@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.decision import Decision, Reason, SpendLevel
 from meterkit.decisions.gauges import gauge_refusal
-from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import (
+from meterkit.decisions.limit_policies import (
     CEILING,
     CONCURRENCY,
     FIXED_WINDOW,
@@ -22,13 +21,14 @@ from meterkit.decisions.policies import (
     sliding_wait_ms,
     weighted_count,
 )
+from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.decision import GaugeLevel
-    from meterkit.decisions.policies import PolicyMeasure
+    from meterkit.decisions.limit_policies import PolicyMeasure
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = (
     "storage",

@@ -27,8 +27,8 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import item_segments, segments_of, sent_label, unit_amount_decimal
-from meterkit.delivery.invoice_items import ITEM_KEY, late_item_token
 from meterkit.delivery.invoices import InvoiceReader, written_units
+from meterkit.delivery.late_usage_items import ITEM_KEY, late_item_token
 from meterkit.delivery.line_books import (
     lower_line,
     queue_ended_usage,

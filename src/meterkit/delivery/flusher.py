@@ -27,7 +27,7 @@ from meterkit.store.settlement_spool import NO_SPOOLS
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 
-    from meterkit.delivery.invoice_items import InvoiceItemMaker
+    from meterkit.delivery.late_usage_items import InvoiceItemMaker
     from meterkit.delivery.sender import Transport
     from meterkit.delivery.summaries import StripeSummaries
     from meterkit.outbox.intents import IntentMove, SendAttempt

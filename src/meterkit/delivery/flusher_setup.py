@@ -98,7 +98,7 @@ async def flusher_for(
     summaries = StripeSummaries(api)
     try:
         module: Any = import_module("meterkit.delivery.flusher")  # Imported only by processes that deliver.
-        items: Any = import_module("meterkit.delivery.invoice_items")
+        items: Any = import_module("meterkit.delivery.late_usage_items")
         yield module.Flusher(
             store,
             transport,

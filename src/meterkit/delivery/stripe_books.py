@@ -14,8 +14,8 @@ from meterkit.decisions.periods import MINUTE_MS, first_minute_s, stamped_span_s
 from meterkit.decisions.price_segments import item_segments, unit_amount_decimal
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import stops_billing_ms
-from meterkit.delivery.invoice_items import late_units_at_stripe
 from meterkit.delivery.invoices import units_of
+from meterkit.delivery.late_usage_items import late_units_at_stripe
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.store.event_names import find_former_events

@@ -12,8 +12,8 @@ import anyio
 
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import first_minute_s, to_ms
-from meterkit.delivery.invoice_items import late_units_at_stripe
 from meterkit.delivery.invoices import units_of
+from meterkit.delivery.late_usage_items import late_units_at_stripe
 from meterkit.store.event_names import find_former_events, read_meters
 
 if TYPE_CHECKING:

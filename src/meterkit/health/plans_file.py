@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.compiled_decision import demands_of
+from meterkit.decisions.limit_policies import gauge_terms
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.policies import gauge_terms
 from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.store.allotment import find_allotment_key, find_single_keys
 

@@ -17,8 +17,8 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import HEAD_FIELD
+from meterkit.decisions.limit_policies import keep_ms_of
 from meterkit.decisions.packed import CounterHead
-from meterkit.decisions.policies import keep_ms_of
 from meterkit.errors import StoreError
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS

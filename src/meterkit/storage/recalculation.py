@@ -16,7 +16,7 @@ from meterkit.customers.sorted_customers import TemporaryTables
 from meterkit.decisions.gauges import StoredLevel
 from meterkit.decisions.packed import unpack_field
 from meterkit.errors import StoreError
-from meterkit.storage.object_records import (
+from meterkit.storage.object_owners import (
     AT_ONCE,
     REMOVED,
     STORED,

@@ -20,7 +20,7 @@ from meterkit.log_throttle import MINUTE_S, Throttle
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.storage.aws import Aws
 from meterkit.storage.object_events import UnreadableEventError, read_events, unwrap_queue_message
-from meterkit.storage.object_records import apply_events, find_bucket, upload_field
+from meterkit.storage.object_owners import apply_events, find_bucket, upload_field
 from meterkit.storage.recalculation import recalculate
 from meterkit.storage.sns import ForgedMessageError, open_message
 from meterkit.store import replies

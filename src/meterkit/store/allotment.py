@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.compiled_decision import compile_program, demands_of
+from meterkit.decisions.limit_policies import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, SPENT
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, SPENT
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
 from meterkit.store.replies import ALLOWED, STALE

@@ -16,10 +16,10 @@ from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_a
 from meterkit.decisions.grants import MICRO, PrepaidPlans, prepaid_of, target_of
 from meterkit.decisions.item_prices import FixedPrice, prices_by_meter
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
+from meterkit.decisions.limit_policies import ceiling_of
 from meterkit.decisions.packed import CounterHead, MeterCounts, byte_fields, text_fields
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.price_segments import (
     is_split,
     overage_cents,

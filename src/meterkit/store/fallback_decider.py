@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.fallback_rules import EMPTY, advance, decide_by_rates
 from meterkit.decisions.keys import rate_field
-from meterkit.decisions.policies import rate_numbers
+from meterkit.decisions.limit_policies import rate_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from meterkit.decisions.compiled_decision import ModelPricing, compile_program
 from meterkit.decisions.customer_state import keep_holds_only
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import Demand
 from meterkit.decisions.subjects import renew_hold
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError

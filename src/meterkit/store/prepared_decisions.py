@@ -18,7 +18,7 @@ from meterkit.decisions.compiled_decision import (
     model_terms_to_hold,
 )
 from meterkit.decisions.fallback_rules import NO_REMAINDERS, remaining_by_policy
-from meterkit.decisions.policies import Demand
+from meterkit.decisions.limit_policies import Demand
 from meterkit.redis.connection import pack_each
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REFUSED
 from meterkit.store.script_arguments import pack_head

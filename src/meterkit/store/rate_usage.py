@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.keys import rate_field, route_name
-from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.policies import (
+from meterkit.decisions.limit_policies import (
     FIXED_WINDOW,
     TOKEN_BUCKET,
     PolicyMeasure,
@@ -17,6 +16,7 @@ from meterkit.decisions.policies import (
     route_policies,
     weighted_count,
 )
+from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.verdicts import reset_ms
 
 if TYPE_CHECKING:

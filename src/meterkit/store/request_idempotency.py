@@ -5,8 +5,8 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from meterkit.decisions.limit_policies import CEILING
 from meterkit.decisions.packed import merge_json
-from meterkit.decisions.policies import CEILING
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REPEAT
 from meterkit.store.views import PreparedDecision

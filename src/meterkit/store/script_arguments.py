@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.compiled_decision import ModelPricing, Program
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import CustomerKeys, Keys
-    from meterkit.decisions.policies import Demand
+    from meterkit.decisions.limit_policies import Demand
 
 GivenSubjects = tuple[tuple[str, str], ...]
 """Kind and id of each subject of a request."""

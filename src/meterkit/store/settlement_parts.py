@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 from meterkit.catalog.models import QUANTITY_MAX, SPEND
 from meterkit.decisions.compiled_decision import reported_parts
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
+from meterkit.decisions.limit_policies import FIXED_WINDOW, TOKEN_BUCKET, billed_most, rate_numbers
 from meterkit.decisions.packed import UNCOMPARED
-from meterkit.decisions.policies import FIXED_WINDOW, TOKEN_BUCKET, billed_most, rate_numbers
 from meterkit.decisions.price_segments import paid_price
 from meterkit.decisions.spending import counted_as_spent, price_of
 from meterkit.decisions.subjects import SubjectHold, subject_budget, subject_member

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
-    from meterkit.decisions.policies import Demand
+    from meterkit.decisions.limit_policies import Demand
     from meterkit.redis.admin import Admin
     from meterkit.redis.lane import Lane
     from meterkit.redis.scripts import Script

@@ -19,8 +19,8 @@ from meterkit.decisions.decision import Decision
 from meterkit.decisions.fallback_rules import NO_REMAINDERS, drop_replenished
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
+from meterkit.decisions.limit_policies import ceiling_of
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.subjects import is_of_subject
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError

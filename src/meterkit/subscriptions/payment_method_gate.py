@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.stripe.request import KEY_REFUSALS
-from meterkit.subscriptions.live_subscription import end_unpaid
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
@@ -32,6 +31,7 @@ from meterkit.subscriptions.subscription_reading import (
     is_free_after_trial,
     plan_of,
 )
+from meterkit.subscriptions.subscription_updates import end_unpaid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

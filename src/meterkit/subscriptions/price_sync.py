@@ -12,13 +12,13 @@ from meterkit.catalog.value_parsers import money
 from meterkit.outbox.sealing_terms import line_products
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.prices import OPTIONS, PRICES, fetch_price, with_option_tiers
-from meterkit.subscriptions.plan_at_stripe import (
+from meterkit.subscriptions.plan_prices import METERS, prices_by_key
+from meterkit.subscriptions.price_problems import (
     PlanAtStripe,
     describe_archived_product,
     describe_as_sold,
     find_problems,
 )
-from meterkit.subscriptions.plan_prices import METERS, prices_by_key
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_for_new_customers, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
     NO_PRICE,

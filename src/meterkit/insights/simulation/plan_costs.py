@@ -24,9 +24,9 @@ from meterkit.decisions.item_prices import (
     FixedPrices,
     with_item_prices,
 )
+from meterkit.decisions.limit_policies import billed_most
 from meterkit.decisions.periods import DAY_MS, to_ms
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
 from meterkit.decisions.spending import budgets_of
 from meterkit.decisions.transitions import parse_addons

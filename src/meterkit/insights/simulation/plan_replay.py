@@ -17,8 +17,8 @@ from meterkit.catalog.load import enforced
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import with_subject_override
 from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import Demand
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.url import Address
 from meterkit.store.prepared_decisions import prepare_asking, read_decision

@@ -324,7 +324,7 @@ class _StatementBuilder:
         self._database = database
         self._usage = usage
         self._state = state
-        self._events: Any = import_module("meterkit.insights.statement.events")  # SQLAlchemy is an extra.
+        self._events: Any = import_module("meterkit.insights.statement.audit_rows")  # SQLAlchemy is an extra.
         self._start_ms = to_ms(usage["period"]["start"])
 
     async def lines(

@@ -30,9 +30,9 @@ from meterkit.subscriptions.change_rules import (
     total_seats,
 )
 from meterkit.subscriptions.item_changes import CREATE_PRORATIONS
-from meterkit.subscriptions.live_subscription import FLEXIBLE
 from meterkit.subscriptions.proration_estimate import PlanTerms, PreviewedCharges, cost_of, ends_trial
 from meterkit.subscriptions.stripe_objects import part_of, text_in
+from meterkit.subscriptions.subscription_updates import FLEXIBLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.live_subscription import LiveSubscription
     from meterkit.subscriptions.proration_estimate import Proration
     from meterkit.subscriptions.service.terms_writer import TermsWriter
+    from meterkit.subscriptions.subscription_updates import LiveSubscription
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _ESTIMATED: Final = " This is an estimate, without discounts and taxes: Stripe gave no preview."

@@ -14,7 +14,6 @@ from meterkit.errors import CurrencyError, InvoiceOpenError, SubscriptionError, 
 from meterkit.subscriptions.billing_currency import choose_currency, name_requested, read_billed_currency
 from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
-from meterkit.subscriptions.live_subscription import FLEXIBLE, end_unpaid, with_all_items
 from meterkit.subscriptions.override_prices import customer_prices
 from meterkit.subscriptions.payment_method_gate import SIGN_UP, PaymentMethodGate
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
@@ -35,6 +34,7 @@ from meterkit.subscriptions.stripe_objects import (
     text_in,
 )
 from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
+from meterkit.subscriptions.subscription_updates import FLEXIBLE, end_unpaid, with_all_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

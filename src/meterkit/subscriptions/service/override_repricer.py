@@ -31,7 +31,6 @@ from meterkit.errors import (
 )
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
-from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.override_prices import (
     gives_price,
     override_prices,
@@ -43,6 +42,7 @@ from meterkit.subscriptions.proration_estimate import PlanTerms
 from meterkit.subscriptions.service.change_lease import due_prices, hold_change_lease
 from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import persistently
+from meterkit.subscriptions.subscription_updates import LiveSubscription
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.live_subscription import LiveSubscription
+    from meterkit.subscriptions.subscription_updates import LiveSubscription
 
 
 def checkout_options(common: CheckoutOptions, given: CheckoutOptions | None) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from meterkit.errors import CustomerError
 from meterkit.store.unreadable_data import skip_unreadable
 from meterkit.stripe.request import run_together
 from meterkit.subscriptions.billing_currency import may_be_of_top_ups
-from meterkit.subscriptions.live_subscription import expand_item_coupons, with_all_items
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.plan_prices import PriceBook
 from meterkit.subscriptions.service.import_matching import IdSource, ListedCustomer, Misfit, match_customers
 from meterkit.subscriptions.stripe_objects import id_in, part_of
+from meterkit.subscriptions.subscription_updates import expand_item_coupons, with_all_items
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence

@@ -28,7 +28,6 @@ from meterkit.subscriptions.change_rules import (
     repeats_tiers,
 )
 from meterkit.subscriptions.invoice_payments import refuse_unpaid_credit
-from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_method_gate import PaymentMethodGate, hold_back
 from meterkit.subscriptions.proration_estimate import PlanTerms, ends_trial
 from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChange, TermsPlanner
@@ -37,6 +36,7 @@ from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
 from meterkit.subscriptions.subscription_reading import plan_of
+from meterkit.subscriptions.subscription_updates import LiveSubscription
 
 if TYPE_CHECKING:
     import asyncio

@@ -38,7 +38,6 @@ from meterkit.subscriptions.item_changes import (
     trial_settings_change,
     updates,
 )
-from meterkit.subscriptions.live_subscription import LiveSubscription, list_subscriptions, with_all_items
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.override_prices import compared_prices, customer_prices
 from meterkit.subscriptions.plan_prices import PriceBook, prices_of
@@ -46,6 +45,7 @@ from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import id_in, is_missing_customer, persistently
 from meterkit.subscriptions.subscription_reading import choose_subscription, read_subscription
+from meterkit.subscriptions.subscription_updates import LiveSubscription, list_subscriptions, with_all_items
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import LiveItem
-    from meterkit.subscriptions.live_subscription import LiveSubscription
     from meterkit.subscriptions.schedule_phases import PhaseDraft
+    from meterkit.subscriptions.subscription_updates import LiveSubscription
 
 
 def terms_in(items: Sequence[LiveItem], plan: Plan, catalog: Catalog) -> PlanTerms:

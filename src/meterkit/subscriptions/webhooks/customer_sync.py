@@ -22,7 +22,6 @@ from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
 from meterkit.subscriptions.drift_comparison import LIVE, DriftLog
 from meterkit.subscriptions.invoice_payments import is_unpaid
-from meterkit.subscriptions.live_subscription import expand_item_coupons, list_subscriptions
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_method_gate import PaymentMethodGate
@@ -41,6 +40,7 @@ from meterkit.subscriptions.subscription_reading import (
     plan_of,
     read_subscription,
 )
+from meterkit.subscriptions.subscription_updates import expand_item_coupons, list_subscriptions
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
 
 if TYPE_CHECKING:

@@ -160,7 +160,7 @@ class PolicyMeasure:
     """Limit of one policy as the decision script checks it.
 
     Attributes:
-        kind: see :mod:`meterkit.decisions.policies`.
+        kind: see :mod:`meterkit.decisions.limit_policies`.
         window: ms; for a bucket the denominator of its refill per ms.
         limit: units per window, burst, included + beyond, requests in flight, or minor units of a budget.
         refill: for a bucket the numerator of its refill per ms; for a budget micro-units in a minor unit;
