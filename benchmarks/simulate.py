@@ -85,6 +85,7 @@ def _measured(rows: int, directory: Path) -> dict[str, float]:
         start_ms=START_MS,
         end_ms=START_MS + MONTH_MS,
         plan="free",
+        charged_plan="free",
         is_changed=False,
         is_granted=False,
         is_unpaid=False,

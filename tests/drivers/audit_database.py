@@ -10,8 +10,8 @@ from meterkit.delivery.audit_root import ROOT, ROWS, read_root
 from meterkit.insights.audit.chain_verifier import verify
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import AuditDrainer, open_drainer
-from meterkit.insights.audit.entries import AuditRow
-from meterkit.insights.audit.hash_chain import ChainHead, RecordedRoot, link_hash
+from meterkit.insights.audit.entries import AuditRow, RecordedRoot
+from meterkit.insights.audit.hash_chain import ChainHead, link_hash
 
 # What is not its own.
 __all__ = [

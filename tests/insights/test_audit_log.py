@@ -35,7 +35,7 @@ from meterkit.insights.audit.async_database import AuditDatabase
 from meterkit.insights.audit.chain_verifier import ChainVerdict, verify
 from meterkit.insights.audit.database import DELIVERIES, Database
 from meterkit.insights.audit.draining import AuditDrainer, open_drainer, read_shard_backlogs
-from meterkit.insights.audit.hash_chain import RecordedRoot
+from meterkit.insights.audit.entries import RecordedRoot
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.settlement_parts import UsedQuantities
 

@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.sampled import few_examples
-from meterkit.insights.audit.entries import AuditRow
+from meterkit.insights.audit.entries import AuditRow, RecordedRoot
 from meterkit.insights.audit.hash_chain import (
     ChainCheck,
     ChainHead,
-    RecordedRoot,
     chain_rows,
     link_hash,
 )

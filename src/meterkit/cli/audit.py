@@ -21,7 +21,7 @@ from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError, StripeError
 from meterkit.insights.audit.draining import open_drainer
-from meterkit.insights.audit.hash_chain import RecordedRoot
+from meterkit.insights.audit.entries import RecordedRoot
 from meterkit.insights.audit.rebuild_results import RebuildResult
 from meterkit.insights.audit.rebuilding import CounterRebuilder
 from meterkit.store.unreadable_data import read_each, skip_unreadable

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from meterkit.insights.audit.database import Database
-    from meterkit.insights.audit.hash_chain import Problem, RecordedRoot
+    from meterkit.insights.audit.entries import RecordedRoot
+    from meterkit.insights.audit.hash_chain import Problem
 
 
 class InvoiceRoots(Protocol):

@@ -84,6 +84,14 @@ class AuditRow(NamedTuple):
         return Fraction((self.priced or 0) * (self.price_micros or 0), self.price_per or 1)
 
 
+class RecordedRoot(NamedTuple):
+    """The chain's root in an invoice's metadata: id of the invoice, place and hash of the last row then."""
+
+    invoice: str
+    place: int
+    hash: str
+
+
 class UnsentUnits(NamedTuple):
     """Units of a meter and period that were to go to Stripe and that no meter event bills.
 

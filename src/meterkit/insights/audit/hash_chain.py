@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from sqlalchemy import BigInteger, Column, Table, Text, func, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
+from meterkit.insights.audit.entries import RecordedRoot
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -103,14 +105,6 @@ class ChainFault(NamedTuple):
     place: int
     problem: Problem
     words: str
-
-
-class RecordedRoot(NamedTuple):
-    """The chain's root in an invoice's metadata: id of the invoice, place and hash of the last row then."""
-
-    invoice: str
-    place: int
-    hash: str
 
 
 @dataclass(slots=True)
