@@ -25,7 +25,7 @@ from meterkit.catalog import loads
 from meterkit.notify import courier as steps
 from meterkit.notify.courier import MessageCourier
 from meterkit.notify.mail import MailSender
-from meterkit.notify.period_watches import StorageWatch
+from meterkit.notify.storage_and_period_watches import StorageWatch
 from meterkit.notify.webhook import WebhookSender
 from meterkit.store.message_queue import MessageQueue
 from servers.fixed_answers import Asked, answer, answering

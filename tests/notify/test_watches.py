@@ -26,7 +26,6 @@ from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import SettingsError, StoreError
 from meterkit.insights.audit.async_database import AuditDatabase
-from meterkit.notify.period_watches import LeasedWatch, SummaryWatch, notify_once
 from meterkit.notify.spikes import (
     FLOOR,
     CustomerSpike,
@@ -37,6 +36,7 @@ from meterkit.notify.spikes import (
     find_spike,
     project_spike,
 )
+from meterkit.notify.storage_and_period_watches import LeasedWatch, SummaryWatch, notify_once
 from meterkit.store.customer_notices import publish_notice, read_notices
 from meterkit.store.task_lease import TaskLease
 from meterkit.testing import Clock
@@ -126,7 +126,7 @@ async def test_no_period_is_left_out_beyond_the_first_page(
     hook: Receiver, kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pages are in the order in which periods end: that of acme ends after that of bolt."""
-    monkeypatch.setattr("meterkit.notify.period_watches._SUMMARIES_AT_ONCE", 1)
+    monkeypatch.setattr("meterkit.notify.storage_and_period_watches._SUMMARIES_AT_ONCE", 1)
     watch, ends = watch_of(kit), datetime(2031, 6, 3, 12, tzinfo=UTC)
     await look(kit, watch)
     month = {"start_ms": ends.replace(month=5), "end_ms": ends, "anchor_ms": ends.replace(month=5)}
@@ -233,7 +233,7 @@ async def test_a_lost_lease_ends_a_pass(kit: MeterKit, clock: Clock, monkeypatch
         await admin.ask(admin.client.delete(lease))
         assert await TaskLease(store, lease, lasts_ms=60_000).acquire()
 
-    monkeypatch.setattr("meterkit.notify.period_watches.publish_notice", pass_on)
+    monkeypatch.setattr("meterkit.notify.storage_and_period_watches.publish_notice", pass_on)
     for told_until_now in (["acme"], ["acme", "bolt"], ["acme", "bolt", "core"]):
         await admin.ask(admin.client.delete(lease))
         await watch.check()
@@ -377,10 +377,10 @@ async def test_a_spike_is_sent_once(store_url: str, tmp_path: Path, monkeypatch:
             await publish_notice(*args)
             raise StoreError("cut off")
 
-        monkeypatch.setattr("meterkit.notify.period_watches.publish_notice", cut)
+        monkeypatch.setattr("meterkit.notify.storage_and_period_watches.publish_notice", cut)
         with pytest.raises(StoreError, match="cut off"):
             await watch.check()
-        monkeypatch.setattr("meterkit.notify.period_watches.publish_notice", publish_notice)
+        monkeypatch.setattr("meterkit.notify.storage_and_period_watches.publish_notice", publish_notice)
         clock.advance(timedelta(minutes=5))
         for _ in range(3):  # The first tells it again, as it was told.
             await watch.check()

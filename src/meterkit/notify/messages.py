@@ -13,10 +13,10 @@ from meterkit.errors import MeterkitError, SettingsError
 from meterkit.notify.courier import MessageCourier, make_message
 from meterkit.notify.events import EVENT_CLASSES
 from meterkit.notify.mail import MailSender
-from meterkit.notify.period_watches import StorageWatch, SummaryWatch
 from meterkit.notify.rendering import Renderer
 from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikeWatch
+from meterkit.notify.storage_and_period_watches import StorageWatch, SummaryWatch
 from meterkit.notify.webhook import WebhookSender
 from meterkit.store.input_checks import check_customer
 from meterkit.store.message_queue import CHANNELS, MessageQueue

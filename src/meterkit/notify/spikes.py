@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.periods import DAY_MS, HOUR_MS
-from meterkit.notify.period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
+from meterkit.notify.storage_and_period_watches import LeasedWatch, currency_attribute, digest_of, notify_once
 from meterkit.store.unreadable_data import UNREADABLE, skip_unreadable
 
 if TYPE_CHECKING:
