@@ -481,6 +481,25 @@ async def test_late_overage_is_invoiced_next(any_store_url: str, caplog: Caplog)
         await assert_books(at)
 
 
+@pytest.mark.parametrize(("used", "overage"), [(8, 0), (14, 4)], ids=["included", "both"])
+async def test_i13_late_included_units_cost_nothing(any_store_url: str, used: int, overage: int) -> None:
+    """A price with a free tier has them too, but the next period's tier is of its own units."""
+    plans = UNHELD.replace("event_name: requests", "event_name: requests, report: usage")
+    async with ending(any_store_url, plans) as at:
+        await at.kit.record("acme", "requests", used)
+        at.go(JUNE + 2 * HOUR)
+        late = {(one.quantity, one.is_billed) for one in (await at.flush()).late}
+        assert late == {(used - overage, False), (overage, True)} - {(0, True)}
+        await at.kit.record("acme", "requests", 10)
+        may, june = await at.counts(JUNE - HOUR), await at.counts(JUNE + 3 * HOUR)
+        assert (may["recorded"], may["late"]) == (used, used)
+        assert (june["recorded"], june["overage"], june["remaining"]) == (10 + overage, overage, "unlimited")
+        await at.flush()
+        at.go(JULY + 2 * HOUR)
+        renewals = [[line["amount"] for line in one["lines"]["data"]] for one in at.invoices()]
+        assert [sum(amounts) - 1000 for amounts in renewals] == [0, overage * 5]
+
+
 async def test_late_usage_that_is_not_to_be_billed_is_said(any_store_url: str) -> None:
     async with ending(any_store_url, UNHELD.replace("0}", "0, late_usage: dead_letter}")) as at:
         await at.kit.record("acme", "requests", 1_010)

@@ -27,6 +27,7 @@ NOTICES_MS: Final = 7 * DAY_MS
 LETTERS: Final = {"queued": "q", "leased": "l", "parked": "k", "delivered": "d", "dead": "x"}
 STEERED: Final = {**LETTERS, "dropped": "z"}
 Former = Sequence[tuple[int, Mapping[str, str]]]
+MeterTerms = tuple[str, str, str, str, str, int, int]
 
 
 @dataclass(slots=True)
@@ -181,7 +182,8 @@ class Invoices:
     """The invoices that a seal goes by (ms), and each meter by token.
 
     Of a meter: class, name, price in words, label of the price, token of the meter that has it, whether one
-    price of a unit says what it costs. ``item``: what invoice items have in common.
+    price of a unit says what it costs, whether units that are included, and cost nothing, are sent, too.
+    ``item``: what invoice items have in common.
     """
 
     since: int
@@ -189,7 +191,7 @@ class Invoices:
     latest: int
     hour: int
     margin: int
-    meters: Mapping[str, tuple[str, str, str, str, str, int]]
+    meters: Mapping[str, MeterTerms]
     item: Mapping[str, str] | None
     former: Former
 
@@ -768,9 +770,15 @@ def overtake(
         quantity = customer.closed[field] if field[-1] == "p" else 0
         if not quantity or token not in events or asked.takes(customer.closed, period, now):
             continue
-        told = asked.meters.get(token, ("", events[token], "", "-", token, 0))
-        for part in parts_of(customer.closed, period, token, quantity, told[3], told[4]):
-            told_of.append(_bill(shard, name, view, asked, (period, token, told), part, events, now))
+        told = asked.meters.get(token, ("", events[token], "", "-", token, 0, 0))
+        within = max(0, quantity - customer.closed[f"{period}|{token}o"]) if told[6] else 0
+        parts = parts_of(customer.closed, period, token, quantity - within, told[3], told[4])
+        bills = [(told, part) for part in parts]
+        if within:
+            free: MeterTerms = ("", told[1], " included", "-", token, 0, 0)
+            bills.append((free, ("?", within)))
+        for terms, part in bills:
+            told_of.append(_bill(shard, name, view, asked, (period, token, terms), part, events, now))
         del customer.closed[field]
     return told_of
 
@@ -780,7 +788,7 @@ def _bill(
     name: str,
     view: View,
     asked: Invoices,
-    of: tuple[str, str, tuple[str, str, str, str, str, int]],
+    of: tuple[str, str, MeterTerms],
     part: tuple[str, int],
     events: Mapping[str, str],
     now: int,
@@ -788,7 +796,7 @@ def _bill(
     """Count what is late at one price; the part of the reply that tells of it."""
     customer, (period, token, told), (label, quantity) = shard.customers[name], of, part
     counts = {"included": customer.included, "overage": customer.overage}
-    kind, known, price, open_label, _, is_flat = told
+    kind, known, price, open_label, _, is_flat, _ = told
     meter, outcome = TOKENS[token], 0
     most = max(customer.marked[meter], customer.pending[meter], counts[kind][meter] if kind else 0)
     if label == open_label and kind and most + quantity <= MOST:

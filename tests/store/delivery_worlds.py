@@ -77,7 +77,7 @@ class Overtaking(Anew):
             meter_token(meter): (
                 *(random.choice(("overage", "overage", "included", "")), meter, " at USD 1.00"),
                 *(random.choice(LABELS), meter_token(random.choice((meter, meter, meter, "rows")))),
-                random.choice((1, 1, 0)),
+                *(random.choice((1, 1, 0)), random.choice((0, 0, 1))),
             )
             for meter in METERS
             if random.random() < 0.8

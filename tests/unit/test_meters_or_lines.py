@@ -1048,7 +1048,7 @@ def test_the_terms_of_late_usage() -> None:
     ]  # fmt: skip
     assert terms["meters"].keys() == {meter_token(name) for name in FILE_LABELS}
     assert terms["meters"][WORDS_TOKEN] == [
-        "overage", "words", " at USD 0.12 per 1,000", "1000/12", WORDS_TOKEN, 1,
+        "overage", "words", " at USD 0.12 per 1,000", "1000/12", WORDS_TOKEN, 1, 0,
     ]  # fmt: skip
     on_trial = replace(LINKED, subscription=sold(status="trialing", trial_end_ms=END, metered=METERED))
     assert [late_terms(on_trial)[name] for name in ("since", "before", "latest")] == [0, 0, 0]
@@ -1058,3 +1058,5 @@ def test_the_terms_of_late_usage() -> None:
     assert in_euros[2:4] == [" at EUR 0.11 per 1,000", "1000/11"]
     tiers = replace(LINKED, subscription=sold(metered=METERED, prices=(WORDS._replace(label="?tiers"),)))
     assert late_terms(tiers)["meters"][WORDS_TOKEN][3] == "-"
+    free_tier = replace(LINKED, subscription=sold(metered=METERED, prices=(WORDS._replace(free=9),)))
+    assert late_terms(free_tier)["meters"][WORDS_TOKEN][5:] == [0, 1]

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.value_parsers import money
-from meterkit.decisions.compiled_decision import has_flat_price, reported_parts
+from meterkit.decisions.compiled_decision import has_flat_price, reported_parts, sends_included
 from meterkit.decisions.customer_overrides import next_end_ms, overridden_label, overrides_at
 from meterkit.decisions.customer_state import bounds_of, effective_plan, entitlements_of, entitlements_on
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
@@ -119,13 +119,13 @@ def _terms_by_token(
     """Terms of each meter by token, as JSON: class of late usage (empty: none), name, and price.
 
     The price is given in words and as a label, with the token of the meter that has it, and 1 if it is one
-    price for a unit. Former names of a meter have its terms.
+    price for a unit; then 1 if Stripe gets included units, too. Former names of a meter have its terms.
     """
     state = view.state
     catalog, subscription = view.cache.catalog.in_currency(state.currency), state.subscription
     given = subscribed_entitlements(view, plan, now_ms)
     prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
-    found: dict[str, tuple[str, str, str, str, str, int]] = {}
+    found: dict[str, tuple[str, str, str, str, str, int, int]] = {}
     by_event: dict[str, str] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
@@ -134,13 +134,24 @@ def _terms_by_token(
             label, priced = unit_label(name, given or None, prices, catalog)
             is_flat = int(has_flat_price(given.get(name), meter))
             words = format_overage_price(given.get(name), catalog.currency)
-            found[meter_token(name)] = (kind, name, words, label, meter_token(priced), is_flat)
+            has_included = int(kind == "overage" and _sends_free_units(given.get(name), meter))
+            found[meter_token(name)] = (kind, name, words, label, meter_token(priced), is_flat, has_included)
             by_event[meter.stripe.event_name] = meter_token(name)
     for token, former in reported.items():
         if token not in found and former.event_name in by_event:
-            kind, _, words, label, priced, is_flat = found[by_event[former.event_name]]
-            found[token] = (kind, former.meter, words, label, priced, is_flat)
+            kind, _, *terms = found[by_event[former.event_name]]
+            found[token] = (kind, former.meter, *terms)
     return json.dumps(found, separators=(",", ":"))
+
+
+def _sends_free_units(entitlement: Entitlement | None, meter: Meter) -> bool:
+    """Whether Stripe gets the units of a limited included quantity: they cost nothing.
+
+    Which units of a derived meter are included depends on its source, so it is not known of those.
+    """
+    if entitlement is None or entitlement.included is None or meter.source is not None:
+        return False
+    return sends_included(entitlement, meter)
 
 
 def subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:

@@ -3,12 +3,13 @@
 -- - If the open period bills the meter at the same price, the usage is recorded there again, as overage (or included) and
 --   as late, and becomes pending there. Its own period counts it as t.
 -- - At another price, an invoice item bills the usage at its own price (see queue_item).
--- - If neither is possible, no invoice bills it, and its own period counts it as t.
+-- - If neither is possible, no invoice bills it, and its own period counts it as t. So it is with included units.
 --   keys: counters, totals, history, items, audit (nil: no audit log); head, meters: see read_counters; totals: as read
 --   events: token to event name; usage of a meter without one stays pending
 --   asked: since, before, latest (ms; see decisions/subscription_periods.py), hour, margin (ms); meters: token to the class
 --   in which the open period records the meter (empty: none), name, price in words, label of that price, token of the meter
---   that has the price, 1 if it is the same for each unit; item: terms of an invoice item, nil: none may be made
+--   that has the price, 1 if it is the same for each unit, 1 if included units, which cost nothing, are among those that
+--   Stripe gets; item: terms of an invoice item, nil: none may be made
 --   own: customer, nonce, rev, and start and end of the open period (ms)
 -- Returns the head, and a list for the reply: {period, token, units, outcome} each.
 --include append_history
@@ -68,9 +69,16 @@ local function bill_late_usage(keys, head, meters, totals, events, asked, own, n
   for _, name in ipairs(sorted_keys(totals)) do
     local period, token = string.match(name, '^(%d+)|(....)p$')
     if period and events[token] and is_final(period) then
-      local terms = asked.meters[token] or {'', events[token], '', '-', token, 0}
-      for _, part in ipairs(price_late_usage(totals, period, token, tonumber(totals[name]), terms[4], terms[5])) do
+      local terms = asked.meters[token] or {'', events[token], '', '-', token, 0, 0}
+      local quantity, within = tonumber(totals[name]), 0
+      if terms[7] == 1 then -- Overage is recorded last. The open period would count included units as its own overage.
+        within = math.max(0, quantity - tonumber(totals[period .. '|' .. token .. 'o'] or '0'))
+      end
+      for _, part in ipairs(price_late_usage(totals, period, token, quantity - within, terms[4], terms[5])) do
         bill(period, token, terms, part[1], part[2])
+      end
+      if within > 0 then
+        bill(period, token, {'', terms[2], ' included'}, '', within)
       end
       redis.call('HDEL', keys.totals, name)
       totals[name] = nil
