@@ -99,6 +99,13 @@ REQUESTS: Final[list[tuple[str, bytes | dict[str, Any], int | tuple[str, int]]]]
     ("/chat", {"max_tokens": 1, "MAX_TOKENS": 900}, 900),
     ("/chat", {"max_tokens": 1, "max_to\u212aens": 1_001}, ("max_to\u212aens", 1_001)),
     ("/chat?max_tokens=1", {}, DEFAULT),
+    # llama.cpp's server goes by its own name, and the SDK of OpenAI by what `extra_body` has.
+    ("/chat", {"max_tokens": 1, "n_predict": 900}, 900),
+    ("/chat", {"max_tokens": 1, "n_predict": -1}, CEILING),
+    ("/chat", {"max_tokens": 1, "max_new_tokens": 1_001}, ("max_new_tokens", 1_001)),
+    ("/chat", {"max_tokens": 1, "extra_body": {"max_completion_tokens": 900}}, 900),
+    ("/chat", {"max_tokens": 1, "extra_body": {"n": 1_001}}, ("max_tokens", 1_001)),
+    ("/gemini", {"extra_body": {"generationConfig": {"maxOutputTokens": 900}}}, 900),
     ("/chat", b"max_tokens=1", CEILING),
     # Of members named twice the most counts.
     ("/chat", b'{"max_tokens": 900, "max_tokens": 1}', 900),

@@ -261,6 +261,8 @@ async def test_other_spellings_do_not_hide_the_model(kind: str) -> None:
         (1, b'{"model": "grok-3-mini"}', 200),
         (1, b'{"model": "grok-3-mini", "models": ["grok-3-mini", "grok-4-0709"]}', 402),
         (1, b'{"model": "grok-3-mini", "fallbacks": [{"model": "grok-4-0709", "n": 1}]}', 402),
+        # An SDK may send this one.
+        (1, b'{"model": "grok-3-mini", "extra_body": {"model": "grok-4-0709"}}', 402),
         # The dearest model of the provider, and not of the one whose API its answers look like.
         (100, b"{}", 200),
     ],

@@ -66,7 +66,18 @@ def _fraction(written: str) -> float | str:
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_float=_fraction, parse_int=_integer)
 
-_OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample")
+# llama.cpp's server goes by `n_predict` where both are given:
+# https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+_OUTPUT_LIMITS: Final = (
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens_to_sample",
+    "max_new_tokens",
+    "n_predict",
+)
+# SDKs and LiteLLM write its members over those of the body, for apps that call `create(**body)`.
+_MERGED: Final = "extra_body"
 _ANSWERS: Final = (
     "n",
     "best_of",
@@ -77,6 +88,8 @@ _ANSWERS: Final = (
     "parameters.candidateCount",
     "parameters.best_of",
     "parameters.num_return_sequences",
+    f"{_MERGED}.n",
+    f"{_MERGED}.best_of",
 )
 WAYS: Final = ("service_tier", "speed", "inference_geo")
 """Fields in which a request asks for a way of processing that may have a price of its own."""
@@ -150,7 +163,8 @@ class LlmRequest:
     @property
     def models(self) -> tuple[str, ...]:
         """The models named: several where `model` stands twice, in two spellings, or with fallbacks."""
-        return tuple(dict.fromkeys((*self._named_models, *self._fallbacks())))
+        merged = [(name, value) for name, value in self._merged_values("model") if isinstance(value, str)]
+        return tuple(dict.fromkeys((*self._named_models, *self._fallbacks(), *values_read(merged))))
 
     @property
     def model(self) -> str | None:
@@ -267,8 +281,14 @@ class LlmRequest:
         known = self._values.get(field)
         if known is None:
             names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)
-            known = self._values[field] = [named for name in names for named in self._find_values(name)]
+            known = self._values[field] = [
+                named for name in names for named in (*self._find_values(name), *self._merged_values(name))
+            ]
         return known
+
+    def _merged_values(self, field: str) -> list[_Named]:
+        """Values that an SDK may write over those of a field."""
+        return self._find_values(f"{_MERGED}.{field}") if self.has_member(_MERGED) else _NONE
 
     def _find_values(self, field: str) -> list[_Named]:
         """All that a field may be to one parser or another."""
