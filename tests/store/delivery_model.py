@@ -27,6 +27,7 @@ NOTICES_MS: Final = 7 * DAY_MS
 LETTERS: Final = {"queued": "q", "leased": "l", "parked": "k", "delivered": "d", "dead": "x"}
 STEERED: Final = {**LETTERS, "dropped": "z"}
 Former = Sequence[tuple[int, Mapping[str, str]]]
+INCLUDED: Final = "included"
 MeterTerms = tuple[str, str, str, str, str, int, int]
 
 
@@ -771,14 +772,11 @@ def overtake(
         if not quantity or token not in events or asked.takes(customer.closed, period, now):
             continue
         told = asked.meters.get(token, ("", events[token], "", "-", token, 0, 0))
-        within = max(0, quantity - customer.closed[f"{period}|{token}o"]) if told[6] else 0
-        parts = parts_of(customer.closed, period, token, quantity - within, told[3], told[4])
-        bills = [(told, part) for part in parts]
-        if within:
-            free: MeterTerms = ("", told[1], " included", "-", token, 0, 0)
-            bills.append((free, ("?", within)))
-        for terms, part in bills:
-            told_of.append(_bill(shard, name, view, asked, (period, token, terms), part, events, now))
+        parts = parts_of(
+            customer.closed, period, token, quantity, told[3], told[4], has_included=told[6] == 1
+        )
+        for part in parts:
+            told_of.append(_bill(shard, name, view, asked, (period, token, told), part, events, now))
         del customer.closed[field]
     return told_of
 
@@ -813,13 +811,22 @@ def _bill(
         shard.queue_item({**own, **asked.item}, now)
     if outcome != BY_ITEM:
         customer.closed[f"{period}|{token}t"] += quantity
+    price = " included" if label == INCLUDED else price
     after = ("not billed", "billed in the period that is open", "billed by an invoice item")[outcome]
     shard.histories[name].append(["late", str(now), f"{period} {quantity} of {known}{price}", after, "clock"])
     return [period.encode(), token.encode(), b"%d" % quantity, outcome]
 
 
 def parts_of(
-    closed: Totals, period: str, token: str, quantity: int, label: str, priced: str, *, by_lines: bool = False
+    closed: Totals,
+    period: str,
+    token: str,
+    quantity: int,
+    label: str,
+    priced: str,
+    *,
+    by_lines: bool = False,
+    has_included: bool = False,
 ) -> list[tuple[str, int]]:
     """The prices of pending units of a closed period, the youngest units first.
 
@@ -839,12 +846,15 @@ def parts_of(
     parts, recorded = list[tuple[str, int]](), closed[f"{period}|{token}o"]
     if by_lines:
         recorded = quantity + sum(closed[f"{period}|{token}{letter}"] for letter in "qlkdxft")
+    within = max(0, quantity - recorded) if has_included else 0
+    quantity -= within
     for ended, sealed, overage in reversed(marks):
         before = int(sealed if by_lines else overage)
         units = min(quantity, max(0, recorded - before))
         parts += [(label.removesuffix("*"), units)] * bool(units)
         quantity, recorded, label = quantity - units, min(recorded, before), ended
-    return parts + [(label.removesuffix("*"), quantity)] * bool(quantity)
+    parts += [(label.removesuffix("*"), quantity)] * bool(quantity)
+    return parts + [(INCLUDED, within)] * bool(within)
 
 
 def item_text(item: Mapping[str, str]) -> str:

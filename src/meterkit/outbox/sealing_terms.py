@@ -139,8 +139,8 @@ def _terms_by_token(
             by_event[meter.stripe.event_name] = meter_token(name)
     for token, former in reported.items():
         if token not in found and former.event_name in by_event:
-            kind, _, *terms = found[by_event[former.event_name]]
-            found[token] = (kind, former.meter, *terms)
+            kind, _, words, label, priced, is_flat, has_included = found[by_event[former.event_name]]
+            found[token] = (kind, former.meter, words, label, priced, is_flat, has_included)
     return json.dumps(found, separators=(",", ":"))
 
 

@@ -8,8 +8,8 @@
 --   events: token to event name; usage of a meter without one stays pending
 --   asked: since, before, latest (ms; see decisions/subscription_periods.py), hour, margin (ms); meters: token to the class
 --   in which the open period records the meter (empty: none), name, price in words, label of that price, token of the meter
---   that has the price, 1 if it is the same for each unit, 1 if included units, which cost nothing, are among those that
---   Stripe gets; item: terms of an invoice item, nil: none may be made
+--   that has the price, 1 if it is the same for each unit, 1 if Stripe gets included units, too; item: terms of an invoice
+--   item, nil: none may be made
 --   own: customer, nonce, rev, and start and end of the open period (ms)
 -- Returns the head, and a list for the reply: {period, token, units, outcome} each.
 --include append_history
@@ -61,8 +61,8 @@ local function bill_late_usage(keys, head, meters, totals, events, asked, own, n
     if outcome ~= BILLED_BY_ITEM then
       redis.call('HINCRBY', keys.totals, period .. '|' .. token .. 't', value)
     end
-    append_history(keys.history, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
-      outcomes[outcome], 'clock'}})
+    append_history(keys.history, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name ..
+      (label == INCLUDED_LABEL and ' included' or price), outcomes[outcome], 'clock'}})
     late[#late + 1] = {period, token, value, outcome}
   end
 
@@ -70,15 +70,8 @@ local function bill_late_usage(keys, head, meters, totals, events, asked, own, n
     local period, token = string.match(name, '^(%d+)|(....)p$')
     if period and events[token] and is_final(period) then
       local terms = asked.meters[token] or {'', events[token], '', '-', token, 0, 0}
-      local quantity, within = tonumber(totals[name]), 0
-      if terms[7] == 1 then -- Overage is recorded last. The open period would count included units as its own overage.
-        within = math.max(0, quantity - tonumber(totals[period .. '|' .. token .. 'o'] or '0'))
-      end
-      for _, part in ipairs(price_late_usage(totals, period, token, quantity - within, terms[4], terms[5])) do
+      for _, part in ipairs(price_late_usage(totals, period, token, tonumber(totals[name]), terms[4], terms[5], nil, terms[7])) do
         bill(period, token, terms, part[1], part[2])
-      end
-      if within > 0 then
-        bill(period, token, {'', terms[2], ' included'}, '', within)
       end
       redis.call('HDEL', keys.totals, name)
       totals[name] = nil

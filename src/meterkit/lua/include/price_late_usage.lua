@@ -2,9 +2,10 @@
 --   totals: as read; period: its first instant, as text; token: of the meter; quantity: its pending units
 --   label: of the meter's current price; priced: token of the meter that has this price: its source, or its present name
 --   by_lines: whether invoice lines bill the period: then segments count units that go to Stripe, not overage
--- Returns a list of {label, units}; label `?`: the price is not known.
-local function price_late_usage(totals, period, token, quantity, label, priced, by_lines)
-  local marks, after_ms = {}, nil
+--   has_included: 1 if Stripe gets included units, too: they cost nothing, and were recorded before all overage
+-- Returns a list of {label, units}; label `?`: the price is not known; INCLUDED_LABEL: they are included.
+local function price_late_usage(totals, period, token, quantity, label, priced, by_lines, has_included)
+  local marks, after_ms, within = {}, nil, 0
   for name, value in pairs(totals) do
     local at, of = string.match(name, '^(%d+)|(....)y$')
     local at_ms, is_priced = tonumber(at), of == priced
@@ -20,6 +21,10 @@ local function price_late_usage(totals, period, token, quantity, label, priced, 
     return {{'?', quantity}}
   end
   local parts, left, recorded = {}, quantity, tonumber(totals[period .. '|' .. token .. 'o'] or '0')
+  if has_included == 1 then
+    within = math.max(0, quantity - recorded)
+    left = quantity - within
+  end
   if by_lines then
     recorded = quantity
     for letter in string.gmatch('qlkdxft', '.') do
@@ -36,6 +41,9 @@ local function price_late_usage(totals, period, token, quantity, label, priced, 
   end
   if left > 0 then
     parts[#parts + 1] = {label, left}
+  end
+  if within > 0 then
+    parts[#parts + 1] = {INCLUDED_LABEL, within}
   end
   for _, part in ipairs(parts) do
     part[1] = string.gsub(part[1], '%*$', '')
