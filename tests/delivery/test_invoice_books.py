@@ -481,19 +481,22 @@ async def test_late_overage_is_invoiced_next(any_store_url: str, caplog: Caplog)
         await assert_books(at)
 
 
-@pytest.mark.parametrize(("used", "overage"), [(8, 0), (14, 4)], ids=["included", "both"])
-async def test_i13_late_included_units_cost_nothing(any_store_url: str, used: int, overage: int) -> None:
-    """A price with a free tier has them too, but the next period's tier is of its own units."""
+@pytest.mark.parametrize(
+    ("used", "overage", "june"), [(8, 0, 10), (14, 4, 10), (14, 4, 0)], ids=["included", "both", "idle"]
+)
+async def test_i13_late_included_units_cost_nothing(
+    any_store_url: str, used: int, overage: int, june: int
+) -> None:
+    """Stripe gets them, too. As the next free tier is for its own units, an invoice item bills overage."""
     plans = UNHELD.replace("event_name: requests", "event_name: requests, report: usage")
     async with ending(any_store_url, plans) as at:
         await at.kit.record("acme", "requests", used)
         at.go(JUNE + 2 * HOUR)
-        late = {(one.quantity, one.is_billed) for one in (await at.flush()).late}
+        late = {(one.quantity, one.by_item) for one in (await at.flush()).late}
         assert late == {(used - overage, False), (overage, True)} - {(0, True)}
-        await at.kit.record("acme", "requests", 10)
-        may, june = await at.counts(JUNE - HOUR), await at.counts(JUNE + 3 * HOUR)
-        assert (may["recorded"], may["late"]) == (used, used)
-        assert (june["recorded"], june["overage"], june["remaining"]) == (10 + overage, overage, "unlimited")
+        await at.kit.record("acme", "requests", june)
+        may, now = await at.counts(JUNE - HOUR), await at.counts(JUNE + 3 * HOUR)
+        assert (may["recorded"], may["late"], now["recorded"]) == (used, used, june)
         await at.flush()
         at.go(JULY + 2 * HOUR)
         renewals = [[line["amount"] for line in one["lines"]["data"]] for one in at.invoices()]

@@ -1059,4 +1059,5 @@ def test_the_terms_of_late_usage() -> None:
     tiers = replace(LINKED, subscription=sold(metered=METERED, prices=(WORDS._replace(label="?tiers"),)))
     assert late_terms(tiers)["meters"][WORDS_TOKEN][3] == "-"
     free_tier = replace(LINKED, subscription=sold(metered=METERED, prices=(WORDS._replace(free=9),)))
-    assert late_terms(free_tier)["meters"][WORDS_TOKEN][5:] == [0, 1]
+    assert late_terms(free_tier)["meters"][WORDS_TOKEN][::5] == ["", 1]
+    assert late_terms(free_tier)["meters"][WORDS_TOKEN][6] == 1

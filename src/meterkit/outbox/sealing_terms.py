@@ -127,6 +127,7 @@ def _terms_by_token(
     prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
     found: dict[str, tuple[str, str, str, str, str, int, int]] = {}
     by_event: dict[str, str] = {}
+    own = prices_by_meter(prices, catalog)
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
             entitlement = given.get(deciding_meter(name, catalog))
@@ -135,6 +136,8 @@ def _terms_by_token(
             is_flat = int(has_flat_price(given.get(name), meter))
             words = format_overage_price(given.get(name), catalog.currency)
             has_included = int(kind == "overage" and _sends_free_units(given.get(name), meter))
+            if has_included and name in own and own[name].is_exact and own[name].free:
+                kind, is_flat = "", 1  # The open period's free tier would take the overage: an item bills it.
             found[meter_token(name)] = (kind, name, words, label, meter_token(priced), is_flat, has_included)
             by_event[meter.stripe.event_name] = meter_token(name)
     for token, former in reported.items():
@@ -145,13 +148,13 @@ def _terms_by_token(
 
 
 def _sends_free_units(entitlement: Entitlement | None, meter: Meter) -> bool:
-    """Whether Stripe gets the units of a limited included quantity: they cost nothing.
+    """Whether Stripe gets, or got before, the units of a limited included quantity: they cost nothing.
 
     Which units of a derived meter are included depends on its source, so it is not known of those.
     """
     if entitlement is None or entitlement.included is None or meter.source is not None:
         return False
-    return sends_included(entitlement, meter)
+    return sends_included(entitlement, meter) or sends_included(None, meter)
 
 
 def subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
