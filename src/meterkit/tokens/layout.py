@@ -224,6 +224,8 @@ ROOT: Final = ValuePlace(
         **_members("embeddings embedding", _VECTORS),
         "predictions": ValuePlace({"embeddings": _VECTORS}),
         **_members("modelVersion model_version responseId response_id promptFeedback prompt_feedback"),
+        **_members("invocationId invocation_id author partial"),
+        **_members("groundingMetadata grounding_metadata", _GROUNDING),
         **_members("messageStart messageStop contentBlockStart contentBlockStop"),
         **_members("input_tokens context_management"),
         **_members("inputTokens totalBillableCharacters tokensInfo tokens token_strings"),

@@ -33,6 +33,7 @@ class EventUsage:
         call_id: the provider's id of the call; None where the event has none.
         opens: whether a new call begins here, whatever its id.
         final: whether these are the call's last figures.
+        closes: whether the call is over with it: what follows without an id is another one.
         alone: whether the event carries nothing but the figures.
         outlives: see :class:`meterkit.tokens.call_usage.CallUsage`.
         adds: whether the counts come on top of those of earlier events of the call, not in their place.
@@ -50,6 +51,7 @@ class EventUsage:
     model: str | None = None
     opens: bool = False
     final: bool = False
+    closes: bool = False
     alone: bool = False
     adds: bool = False
     outlives: bool = False
@@ -104,9 +106,12 @@ class _Call:
         self.provider = self.provider or event_usage.provider
         self.context.update(event_usage.context)
         if event_usage.cost_micros is not None:
+            # Of a gateway's stream the last event alone may show whose it is.
             self.cost_micros = event_usage.cost_micros
+            self.first = replace(self.first, provider=event_usage.provider)
         self.refused |= event_usage.refused
         self.final |= event_usage.final
+        self.ended |= event_usage.closes
         self.outlives |= event_usage.outlives
         self.sums |= event_usage.sums
         self.alone |= event_usage.alone

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, short_id, table, text
-from meterkit.tokens.providers.reader_interface import ProviderApi, cache_included, context_of
+from meterkit.tokens.providers.reader_interface import (
+    OPENROUTER,
+    ProviderApi,
+    cache_included,
+    context_of,
+    is_openrouter,
+    read_cost,
+)
 from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -37,6 +46,7 @@ _PATHS: Final = Paths(
         ),
     }
 )
+_ANTHROPIC: Final = "anthropic"
 _OF_ITERATIONS: Final = "iterated_"
 _ADVISOR: Final = "advisor_message"
 _FALLBACK: Final = "fallback_message"
@@ -100,7 +110,7 @@ class _Iterations:
             EventUsage(
                 counts=counts,
                 settle=cache_included,
-                provider="anthropic",
+                provider=_ANTHROPIC,
                 refused=refused,
                 call_id=call_id,
                 model=model,
@@ -158,18 +168,23 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if is_delta and not iterations.served:
         # What went in is cumulative: a zero says no more than that the end of the stream does not repeat it.
         counts = {name: count for name, count in counts.items() if count or name == "output_tokens"}
+    cost, has_refused_cost = read_cost(usage)
+    others = iterations.others
+    if cost is not None:  # It is for all of them.
+        others = [replace(other, cost_micros=Fraction(0)) for other in others]
     return EventUsage(
         counts={**(iterations.served if is_delta else {}), **counts, **iterations.own},
         settle=_settle,
-        provider="anthropic",
-        refused=refused or iterations.refused,
+        provider=OPENROUTER if is_openrouter(holder, usage) else _ANTHROPIC,
+        refused=refused or iterations.refused or has_refused_cost,
         call_id=None if is_delta else short_id(holder.get("id")),
         model=iterations.model,
         opens=kind == "message_start",
         final=dig(event, ("delta", "stop_reason")) is not None if is_delta else kind != "message_start",
         context=context,
+        cost_micros=cost,
         sums=iterations.sums,
-        others=iterations.others,
+        others=others,
     )
 
 
@@ -180,7 +195,7 @@ def _recognises(event: Table) -> bool:
 
 ANTHROPIC: Final = ProviderApi(
     name="anthropic",
-    provider="anthropic",
+    provider=_ANTHROPIC,
     usage_in=_usage_in,
     recognises=_recognises,
     marks=(b'"message_start"', b'"content_block_'),

@@ -16,7 +16,8 @@ from meterkit.catalog.genai_prices_table import UNIT_OF, UNITS
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, short_id, table, text
 from meterkit.tokens.plain_values import instance_members, kind_of, table_of
-from meterkit.tokens.providers.openai import OPENAI
+from meterkit.tokens.providers.gemini import grounding_searches
+from meterkit.tokens.providers.openai import OPENAI, count_tool_calls
 from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
 from meterkit.tokens.reported_calls import EventUsage
 
@@ -95,6 +96,8 @@ _ASKED: Final = "provider asked by LiteLLM"
 _WHOLE_MESSAGE: Final = "ai"
 _WHOLE_RUN: Final = "ai of a run"
 _MESSAGE_CHUNK: Final = "AIMessageChunk"
+_SERVER_CALL: Final = "server_tool_call"
+_OPENAI_CALLED: Final = ("openai", "azure.ai.openai")
 
 
 def parts_of(event: Table) -> Sequence[Table]:
@@ -197,7 +200,7 @@ def _agents_parts(event: Table) -> Sequence[Table] | None:
 def _agents_response(response: Table) -> Table:
     """A response of the agents SDK, as the API has it."""
     named = {"id": response.get("response_id"), "model": response.get("model")}
-    return {"object": "response", "usage": response.get("usage"), **named}
+    return {"object": "response", "usage": response.get("usage"), "output": response["output"], **named}
 
 
 def _text_of(message: Table) -> str:
@@ -238,7 +241,8 @@ def _message_usage(event: Table, strict: bool) -> EventUsage | None:
     names = [(holder, name) for holder in (response, more) for name in ("model_name", "model", "model_id")]
     model = _first_text(*names, (metadata, "ls_model_name"))
     provider = _provider_of(response.get("model_provider")) or _provider_of(metadata.get("ls_provider"))
-    if not (counts or refused or model or provider):
+    tools = _tool_calls(event, response, model, provider)
+    if not (counts or tools or refused or model or provider):
         return None
     # The run's own id, unless the provider's is known: that one is in the response's body, too. All chunks of
     # a message have the id of the message.
@@ -246,7 +250,7 @@ def _message_usage(event: Table, strict: bool) -> EventUsage | None:
     context = {name: _first_text((response, name), (raw, name)) for name in _CONTEXT}
     context["service_tier"] = context["service_tier"] or _tier_of(usage)
     return EventUsage(
-        counts={**counts, **_searches(raw)} if counts else {},
+        counts={**tools, **counts, **(read_counts(raw, _SEARCH_PATHS)[0] if counts else {})},
         settle=_settle_message,
         provider=provider,
         refused=refused,
@@ -266,8 +270,24 @@ def _tier_of(usage: Table) -> str | None:
     return next((tier for tier in _TIERS if tier in details), None)
 
 
-def _searches(raw: Table) -> Counts:
-    return read_counts(raw, _SEARCH_PATHS)[0]
+def _tool_calls(message: Table, response: Table, model: str | None, provider: str | None) -> dict[str, int]:
+    """Calls of hosted tools in a message: of OpenAI's in its content, of Google's in what grounds it."""
+    more = table(message.get("additional_kwargs")) or {}
+    items = [item for array in (message.get("content"), more.get("tool_outputs")) for item in rows(array)]
+    if provider in _OPENAI_CALLED:
+        items = [_as_called(item) for item in items]
+    found = count_tool_calls({"output": items})
+    # A stream may repeat what grounds it: it is complete in the chunk that ends.
+    if message.get("type") != _MESSAGE_CHUNK or response.get("finish_reason") is not None:
+        found |= grounding_searches([response.get("grounding_metadata")], model)
+    return found
+
+
+def _as_called(block: object) -> object:
+    """A block of a message's content, as OpenAI's API has it if it is a call of a hosted tool."""
+    if dig(block, ("type",)) != _SERVER_CALL:
+        return block
+    return {"type": f"{dig(block, ('name',))}_call", "action": dig(block, ("args",))}
 
 
 def _reported_cost(provider: str | None, dollars: object) -> Fraction | None:

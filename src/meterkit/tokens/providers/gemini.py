@@ -16,6 +16,8 @@ from meterkit.tokens.providers.reader_interface import ProviderApi, context_of, 
 from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from meterkit.tokens.json_values import Counts, Table
 
 # The wire is in camel case, the SDK's objects are not.
@@ -125,20 +127,32 @@ def _details(usage: Table) -> tuple[dict[str, int], bool]:
 
 
 def _searches(event: Table, model: str | None) -> dict[str, int]:
+    """Searches of an event that Google charges."""
+    live = event.get("serverContent") or event.get("server_content")
+    answers = (*rows(event.get("candidates")), live, event)
+    return grounding_searches(
+        [dig(one, ("groundingMetadata",)) or dig(one, ("grounding_metadata",)) for one in answers], model
+    )
+
+
+def grounding_searches(groundings: Iterable[object], model: str | None) -> dict[str, int]:
     """Searches that Google charges: each different query since Gemini 3, before that one for each prompt.
 
     https://ai.google.dev/gemini-api/docs/google-search
+
+    Args:
+        groundings: what the answers to a prompt are grounded on.
+        model: that answers.
     """
     queries = set[str]()
-    live = event.get("serverContent") or event.get("server_content")
-    for answer in (*rows(event.get("candidates")), live):
-        grounding = dig(answer, ("groundingMetadata",)) or dig(answer, ("grounding_metadata",))
+    for grounding in groundings:
         found = dig(grounding, ("webSearchQueries",)) or dig(grounding, ("web_search_queries",))
         queries.update(query for query in rows(found) if isinstance(query, str) and query.strip())
-    return {"web_searches": _charged_searches(len(queries), model)} if queries else {}
+    return {"web_searches": charged_searches(len(queries), model)} if queries else {}
 
 
-def _charged_searches(made: int, model: str | None) -> int:
+def charged_searches(made: int, model: str | None) -> int:
+    """Searches that Google charges of those that a model has made."""
     version = _VERSION.match(model or "")
     return made if version is not None and int(version[1]) >= _EACH_SEARCH_SINCE else min(made, 1)
 
@@ -159,7 +173,7 @@ def _interaction_usage(event: Table) -> EventUsage | None:
         counts={
             **counts,
             **details,
-            **{unit: _charged_searches(made, model) for unit, made in searches.items()},
+            **{unit: charged_searches(made, model) for unit, made in searches.items()},
         },
         settle=_settle,
         provider="gcp.gemini",
@@ -190,6 +204,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         counts = {}  # With Vertex AI figures come in the last chunk, and searches in one before.
     candidates = rows(event.get("candidates"))
     is_live = _has_live_usage(usage)
+    is_whole = _is_of_agent(event) and event.get("partial") is not True
     details, odd = _details(usage)
     return EventUsage(
         counts={**counts, **details, **searches},
@@ -200,9 +215,11 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         model=model,
         opens=is_live,
         final=is_live
+        or is_whole
         or _is_blocked(event)
         or any(_finish_reason(candidate) is not None for candidate in candidates),
         alone=not candidates,
+        closes=is_whole,
         context=_context(usage),
     )
 
@@ -293,7 +310,18 @@ def _has_shape(event: Table) -> bool:
     if _has_live_usage(table(event.get("usageMetadata") or event.get("usage_metadata")) or {}):
         return True
     named = ("modelVersion", "model_version", "responseId", "response_id")
-    return _recognises(event) or any(isinstance(event.get(name), str) for name in named)
+    return (
+        _recognises(event) or _is_of_agent(event) or any(isinstance(event.get(name), str) for name in named)
+    )
+
+
+def _is_of_agent(event: Table) -> bool:
+    """Whether it is an event of Google's ADK: each call of a run has one that is not partial, without an id.
+
+    https://google.github.io/adk-docs/events/
+    """
+    named = ("invocationId", "invocation_id")
+    return isinstance(event.get("author"), str) and any(isinstance(event.get(name), str) for name in named)
 
 
 def _is_blocked(event: Table) -> bool:

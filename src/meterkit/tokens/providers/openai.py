@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.tokens.batch_lines import outliving_state
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, short_id, table, text
-from meterkit.tokens.providers.reader_interface import ProviderApi, read_cost
+from meterkit.tokens.providers.gemini import charged_searches
+from meterkit.tokens.providers.reader_interface import OPENROUTER, ProviderApi, is_openrouter, read_cost
 from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ def _by_modality(entered: str, left: str) -> dict[str, str]:
     return found
 
 
-# Hosted tools, as xAI and Mistral report them.
+# Hosted tools, as xAI and Mistral report them, and LiteLLM and OpenRouter of other providers' models.
 _HOSTED: Final = {
-    "web_searches": "server_side_tool_usage_details.web_search_calls connectors.web_search",
+    "web_searches": "server_side_tool_usage_details.web_search_calls connectors.web_search"
+    " server_tool_use.web_search_requests server_tool_use_details.web_search_requests",
     "social_searches": "server_side_tool_usage_details.x_search_calls",
     "storage_searches": "server_side_tool_usage_details.file_search_calls",
     "code_executions": "server_side_tool_usage_details.code_interpreter_calls connectors.code_interpreter",
@@ -62,6 +64,7 @@ _CHAT: Final = paths(
     cache_write_1h_tokens=" ".join(f"{place}.ephemeral_1h_input_tokens" for place in _WRITTEN),
     reasoning_tokens="completion_tokens_details.reasoning_tokens reasoning_tokens",
     connector="connector_tokens",
+    google_searches="prompt_tokens_details.web_search_requests",
     **_by_modality("prompt_tokens_details", "completion_tokens_details"),
     **_HOSTED,
 )
@@ -101,8 +104,10 @@ _SVG: Final = paths(
     total="total_tokens",
     reasoning_tokens="reasoning_tokens",
 )
-# Embeddings and rankings of Voyage, Jina and vLLM.
-_TOTAL: Final = paths(input_tokens="total_tokens", input_pixels="image_pixels")
+# Embeddings and rankings of Voyage, Jina, vLLM and OpenRouter.
+_TOTAL: Final = paths(
+    input_tokens="total_tokens", input_pixels="image_pixels", rerank_searches="search_units"
+)
 
 _HEARD: Final = ("audio_seconds", "input_audio_seconds")
 """Units of sound that went in: some models have a price for one of them, some for both."""
@@ -145,9 +150,9 @@ def read_usage(usage: Table, *, has_only_total: bool, makes_images: bool) -> tup
         found = read_counts(usage, _PERPLEXITY if is_perplexity else _CHAT)
     elif "input_tokens" in usage and "output_tokens" in usage:
         found = read_counts(usage, _IMAGES if makes_images else _RESPONSES)
-    elif "total_tokens" in usage and has_only_total:
+    elif has_only_total and ("total_tokens" in usage or "search_units" in usage):
         counts, refused = read_counts(usage, _TOTAL)
-        return {"output_tokens": 0, **counts}, refused
+        return {**({"output_tokens": 0} if "total_tokens" in usage else {}), **counts}, refused
     else:
         return None
     counts, refused = found
@@ -389,11 +394,14 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     usage: Table = _usage_of(holder) or {}
     cost, has_refused_cost = read_cost(usage)
     found = _counts_in(event, usage)
-    if found is None and (cost is None or not _is_images(event)):
+    if found is None and (cost is None or not (_is_images(event) or _is_ranking(event))):
         return None
-    counts, refused = found or ({}, False)  # xAI says of images only what they cost.
+    counts, refused = found or ({}, False)  # Of images and rankings some say only what they cost.
     if holder.get("object") != _COMPACTION:
         counts = {**count_tool_calls(holder), **counts}
+    if "google_searches" in counts:
+        searches = charged_searches(counts["google_searches"], text(holder.get("model")))
+        counts = {"web_searches": searches, **counts}
     provider = _find_provider(holder, usage)
     choices = rows(holder.get("choices"))
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in choices)
@@ -467,9 +475,8 @@ def _is_part(event: Table) -> bool:
 
 def _find_provider(holder: Table, usage: Table) -> str:
     """The provider, where an answer shows that it is not OpenAI."""
-    names_asked = text(holder.get("provider")) is not None or "cost_details" in usage
-    if "cost" in usage and (names_asked or "seconds" in usage):
-        return "openrouter"  # It names the provider that it has asked, and what that charges.
+    if is_openrouter(holder, usage):
+        return OPENROUTER
     if "x_groq" in holder:
         return "groq"
     return "deepseek" if "prompt_cache_hit_tokens" in usage else _OPENAI

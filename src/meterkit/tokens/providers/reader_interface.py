@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SHORT: Final = "cache_write_5m_tokens"
 _LONG: Final = "cache_write_1h_tokens"
+OPENROUTER: Final = "openrouter"
 _USUAL: Final = frozenset({"standard", "default", "auto", "on_demand", "global", "not_available"})
 _UNSPECIFIED: Final = "unspecified"
 _MICROS: Final = 10**6
@@ -114,6 +115,17 @@ def context_of(**words: object) -> dict[str, str]:
     if named.get("service_tier") == "batch":
         named["processing"] = named.pop("service_tier")
     return {name: v for name, v in named.items() if v not in _USUAL and not v.endswith(_UNSPECIFIED)}
+
+
+def is_openrouter(holder: Table, usage: Table) -> bool:
+    """Whether an answer shows that it is OpenRouter's: that names the provider it has asked, or its costs.
+
+    Args:
+        holder: of the usage.
+        usage: the usage object.
+    """
+    names_asked = text(holder.get("provider")) is not None or "cost_details" in usage
+    return "cost" in usage and (names_asked or "seconds" in usage)
 
 
 def read_cost(usage: Table) -> tuple[Fraction | None, bool]:
