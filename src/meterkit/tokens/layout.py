@@ -230,9 +230,14 @@ ROOT: Final = ValuePlace(
         **_members("input_tokens context_management"),
         **_members("inputTokens totalBillableCharacters tokensInfo tokens token_strings"),
         **_members("totalTokens cachedContentTokenCount promptTokensDetails cacheTokensDetails"),
-        **_members("usageMetadata usage_metadata amazon-bedrock-invocationMetrics", _FIGURES),
+        **_members("usageMetadata usage_metadata amazon-bedrock-invocationMetrics model_usage", _FIGURES),
         **_members("thinking tool_plan completion generation outputText", _TEXT),
-        "data": ValuePlace(_members("embedding relevance_score")),
+        "data": ValuePlace(
+            {
+                **_members("embedding embeddings prediction relevance_score"),
+                "data": ValuePlace(_members("embedding")),
+            }
+        ),
         "results": ValuePlace(
             {**_members("relevance_score tokenCount category_scores"), "outputText": _TEXT}
         ),

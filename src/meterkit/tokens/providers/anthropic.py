@@ -54,7 +54,13 @@ _FALLBACK: Final = "fallback_message"
 _LONG_PROMPT: Final = 200_000
 _DATE: Final = re.compile(r"[-@]\d{8}$")
 _STREAMED: Final = ("message_start", "message_delta", "message_stop")
-_TYPES: Final = (*_STREAMED, "content_block_start", "content_block_delta", "content_block_stop")
+# Of sessions of managed agents, https://platform.claude.com/docs/en/managed-agents: each request of a model,
+# and those of an evaluation together; then sums of all so far.
+_REQUEST_END: Final = "span.model_request_end"
+_EVALUATION_END: Final = "span.outcome_evaluation_end"
+_SESSION_SUMS: Final = ("session", "session.usage", "session_thread")
+_SESSION: Final = (_REQUEST_END, _EVALUATION_END, "session.usage")
+_TYPES: Final = (*_STREAMED, *_SESSION, "content_block_start", "content_block_delta", "content_block_stop")
 
 
 class _Iterations:
@@ -150,6 +156,8 @@ def _settle(counts: Counts) -> Counts:
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     kind = event.get("type")
+    if kind in (_REQUEST_END, _EVALUATION_END, *_SESSION_SUMS):
+        return None if kind in _SESSION_SUMS else _span_usage(event)
     if kind in ("message_start", "message_stop"):
         holder = table(event.get("message"))
     elif kind in ("message", "message_delta") or not strict:
@@ -185,6 +193,26 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         cost_micros=cost,
         sums=iterations.sums,
         others=others,
+    )
+
+
+def _span_usage(event: Table) -> EventUsage | None:
+    """Usage of a request, or of an evaluation, in a session of a managed agent; neither names its model."""
+    is_request = event.get("type") == _REQUEST_END
+    usage = table(event.get("model_usage" if is_request else "usage"))
+    if usage is None:
+        return None
+    counts, refused = _read(usage, _PATHS)
+    return EventUsage(
+        counts=counts,
+        settle=_settle,
+        provider=_ANTHROPIC,
+        refused=refused,
+        call_id=short_id(event.get("id")),
+        opens=True,
+        final=True,
+        context=context_of(speed=usage.get("speed")),
+        sums=not is_request,
     )
 
 

@@ -304,6 +304,8 @@ _OTHER_EVENTS: Final = (*_MEDIA_EVENTS, *_LIVE, _CONVERSED, _TRANSCRIBED)
 _NESTED: Final = "response.event"
 """The Live API's event that has one of the Responses API in it."""
 _DECISIONS: Final = frozenset({"predicate", "choice", "score", "refusal"})
+_VECTORS: Final = ("embedding", "embeddings", "prediction")
+"""Members of the items in a list of vectors: OpenAI's, and Jina's several vectors of a text and classes."""
 _MAY_HAVE_OTHERS: Final = frozenset({"output", "svg_usage", "tool_usage"})
 """Members of a response that may hold calls of other models."""
 _STANDARD_TIERS: Final = frozenset({"auto", "default", "standard"})
@@ -346,8 +348,13 @@ def _find_nested(event: Table) -> Table | None:
 
 
 def _is_embeddings(event: Table) -> bool:
+    """Whether it is a list of vectors, or of classes by vectors; those of a document may be together."""
     data = rows(event.get("data"))
-    return event.get("object") == "list" and bool(data) and dig(data[0], ("embedding",)) is not None
+    if event.get("object") != "list" or not data:
+        return False
+    inner = rows(dig(data[0], ("data",)))
+    found = (dig(item, (name,)) for item in (data[0], *inner[:1]) for name in _VECTORS)
+    return any(value is not None for value in found)
 
 
 def _is_ranking(event: Table) -> bool:
