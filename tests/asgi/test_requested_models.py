@@ -29,7 +29,7 @@ meters: {output_tokens: {unit: token}}
 prices:
   output:
     default: 4 per 1000
-    models: {"mini*": 1 per 1000, "*.mini*": 1 per 1000, "opus*": 20 per 1000}
+    models: {"mini*": 1 per 1000, "*.mini*": 1 per 1000, "@cf/*/mini*": 1 per 1000, "opus*": 20 per 1000}
 credits: {ai: {costs: {output_tokens: prices.output}}}
 routes:
   - {match: "POST /reported", records: [output_tokens]}
@@ -96,6 +96,7 @@ END: Final = b"--B--\r\n"
         ("/v1beta/models/mini-flash:streamGenerateContent?alt=sse", MINI),
         ("/v1/projects/p/locations/l/publishers/anthropic/models/mini@20250514:rawPredict", MINI),
         ("/openai/deployments/mini/chat/completions?api-version=2026-01-01", MINI),
+        ("/client/v4/accounts/1/ai/run/@cf/meta/mini-8b-instruct", MINI),
         ("/v1/chat?deployment=mini", MINI),
         ("/v1/chat?m%6fdel=m%69ni", MINI),
         ("/v1/chat?model=models%2Fmini", MINI),

@@ -478,6 +478,14 @@ def test_a_ranking_counts_searches_and_misses_no_tokens() -> None:
         assert (call.source, call.units) == ("reported", {"rerank_searches": 1})
 
 
+@pytest.mark.parametrize("word", ["cohere", "auto"])
+def test_embedded_images_without_their_tokens_are_missing(word: str) -> None:
+    embedded = {"id": "e1", "embeddings": {"float": [[0.1]]}, "meta": {"billed_units": {"images": 1}}}
+    (call,) = read(compact(embedded), usage=word)
+    assert (call.source, call.provider) == ("missing", "cohere")
+    assert calls_of(embedded) == ()
+
+
 # Figures in the headers of Bedrock's InvokeModel.
 
 

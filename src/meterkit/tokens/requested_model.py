@@ -5,6 +5,7 @@ request cheaper, and one too few could. Reading takes a bounded time, whatever a
 
 - https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html
 - https://ai.google.dev/api/generate-content, https://ai.google.dev/api/live
+- https://developers.cloudflare.com/workers-ai/get-started/rest-api/
 - https://learn.microsoft.com/azure/ai-foundry/openai/reference
 - https://platform.openai.com/docs/api-reference/realtime-client-events/session/update
 """
@@ -37,7 +38,8 @@ _VALUE_BYTES_MAX: Final = 1 << 10
 
 _BEDROCK_VERB: Final = re.compile(r"converse|converse-stream|invoke|invoke-with-[a-z-]+|count-tokens")
 _IN_PATH: Final = re.compile(
-    r"/(?:models|tunedmodels)/+(?P<gemini>[^/:]+):[a-z]|/(?:deployments|engines)/+(?P<azure>[^/]+)/",
+    r"/(?:models|tunedmodels)/+(?P<gemini>[^/:]+):[a-z]|/(?:deployments|engines)/+(?P<azure>[^/]+)/"
+    r"|/ai/+run/+(?P<cloudflare>@[^/]+/+[^/]+/+[^/]+)",
     re.IGNORECASE,
 )
 
@@ -81,7 +83,7 @@ def models_of_path(path: str) -> tuple[str, ...]:
     Args:
         path: decoded once, as servers hand it on; a name that was encoded more often is decoded, too.
     """
-    found = [match["gemini"] or match["azure"] for match in _IN_PATH.finditer(path)]
+    found = [match[match.lastgroup or 0] for match in _IN_PATH.finditer(path)]
     above, _, verb = path.rstrip("/").rpartition("/")
     at = above.lower().rfind("/model/")
     if at >= 0 and _BEDROCK_VERB.fullmatch(verb.lower()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, short_id, table, text
 from meterkit.tokens.providers.reader_interface import ProviderApi
 from meterkit.tokens.reported_calls import EventUsage
@@ -55,8 +56,7 @@ _TYPES_OF_V1: Final = (
     "tool-calls-generation",
     "stream-end",
 )
-
-
+_IMAGES: Final = ("billed_units", "images")
 _OF_OTHERS: Final = frozenset({"choices", "candidates", "object", "type", "done"})
 """Members that events of other APIs have, and nothing of Cohere's with ``meta``."""
 
@@ -84,8 +84,8 @@ def _has_figures(usage: Table) -> bool:
     return any(table(usage.get(name)) is not None for name in ("tokens", "billed_units"))
 
 
-def _metered(event: Table, strict: bool) -> EventUsage | None:
-    """Usage in ``meta``: of embeddings, rankings, classifications, parsed documents and Chat v1.
+def _find_meta(event: Table, strict: bool) -> tuple[Table, Table] | None:
+    """The part of an event that has the usage in ``meta``, and that.
 
     Servers repeat what a client calls so, in the events of any API.
     """
@@ -93,9 +93,18 @@ def _metered(event: Table, strict: bool) -> EventUsage | None:
         return None
     holder = table(event.get("response")) if event.get("event_type") == "stream-end" else event
     meta = None if holder is None else table(holder.get("meta"))
-    if holder is None or meta is None or not _has_figures(meta):
+    return None if holder is None or meta is None or not _has_figures(meta) else (holder, meta)
+
+
+def _metered(event: Table, strict: bool) -> EventUsage | None:
+    """Usage in ``meta``: of embeddings, rankings, classifications, parsed documents and Chat v1."""
+    found = _find_meta(event, strict)
+    if found is None:
         return None
+    holder, meta = found
     figures, refused = read_counts(meta, _PATHS)
+    if not (figures or refused) and figure(dig(meta, _IMAGES)):
+        return None  # Of images the table has no price but that of their tokens: usage is missing.
     counts = dict(_settle(figures))
     parts = [counts[name] for name in ("input_text_tokens", "input_image_tokens") if name in counts]
     if parts:
@@ -122,7 +131,7 @@ def _recognises(event: Table) -> bool:
     if (
         event.get("type") in _TYPES
         or event.get("event_type") in _TYPES_OF_V1
-        or _metered(event, True) is not None
+        or _find_meta(event, True) is not None
     ):
         return True
     return isinstance(event.get("finish_reason"), str) and dig(event, ("message", "role")) == "assistant"

@@ -97,6 +97,7 @@ _WHOLE_MESSAGE: Final = "ai"
 _WHOLE_RUN: Final = "ai of a run"
 _MESSAGE_CHUNK: Final = "AIMessageChunk"
 _SERVER_CALL: Final = "server_tool_call"
+_SEARCHED: Final = "web_search_tool_result"
 _OPENAI_CALLED: Final = ("openai", "azure.ai.openai")
 
 
@@ -271,12 +272,16 @@ def _tier_of(usage: Table) -> str | None:
 
 
 def _tool_calls(message: Table, response: Table, model: str | None, provider: str | None) -> dict[str, int]:
-    """Calls of hosted tools in a message: of OpenAI's in its content, of Google's in what grounds it."""
+    """Calls of hosted tools in a message: in its content, and of Google's in what grounds it."""
     more = table(message.get("additional_kwargs")) or {}
     items = [item for array in (message.get("content"), more.get("tool_outputs")) for item in rows(array)]
     if provider in _OPENAI_CALLED:
         items = [_as_called(item) for item in items]
     found = count_tool_calls({"output": items})
+    # Chunks of Anthropic's have no other figure of them; a search that failed is not billed.
+    results = [dig(item, ("content",)) for item in items if dig(item, ("type",)) == _SEARCHED]
+    if searched := sum(isinstance(result, list) for result in results):
+        found["web_searches"] = searched
     # A stream may repeat what grounds it: it is complete in the chunk that ends.
     if message.get("type") != _MESSAGE_CHUNK or response.get("finish_reason") is not None:
         found |= grounding_searches([response.get("grounding_metadata")], model)
