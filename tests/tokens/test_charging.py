@@ -24,7 +24,7 @@ from costs.edge_instructions import counted
 from drivers.sampled import few_examples, whole
 from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
-from meterkit.tokens.call_prices import CallCosts, ChargeRemainders, ModelCharges
+from meterkit.tokens.call_prices import CallCosts, ChargeRemainders, ModelCharges, price_call
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.list_prices import UnitPrices, list_prices, unit_dimensions
 
@@ -212,6 +212,24 @@ def test_a_price_of_one_direction_alone_is_logged(caplog: pytest.LogCaptureFixtu
     assert message == (
         "nothing is charged for output_tokens of model 'gpt-4o~ours': no price of it is known; write"
         " `output_tokens` in the entry 'gpt-4o*' of `models` in the plans file as well"
+    )
+
+
+@pytest.mark.parametrize("unit", ["input_audio_tokens", "web_searches", "requests"])
+def test_a_price_of_no_direction_prices_no_unknown_model(unit: str, caplog: pytest.LogCaptureFixture) -> None:
+    charges = ModelCharges(
+        ProviderPrices(models=(("gpt-*", {unit: Fraction(7)}), ("ours", {unit: Fraction(7)})))
+    )
+    assert charges.has_price("gpt-4o-mini", "openai", AT)
+    assert not charges.has_price("gpt-99", "openai", AT)
+    assert charges.has_price("ours", "openai", AT) == (unit != "input_audio_tokens")
+    assert caplog.messages == []
+    _, is_unpriced = price_call({"usd_charged": charges}, call("gpt-99", input_tokens=9, output_tokens=1), AT)
+    assert is_unpriced
+    (message,) = caplog.messages
+    assert message == (
+        "nothing is charged for input_tokens and output_tokens of model 'gpt-99': no price of it is known;"
+        " write `input_tokens` and `output_tokens` in the entry 'gpt-*' of `models` in the plans file as well"
     )
 
 

@@ -11,7 +11,7 @@ from math import ceil, floor, prod
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.genai_prices_table import UNIT_OF
+from meterkit.catalog.genai_prices_table import UNIT_OF, WHOLE_OF, is_listed
 from meterkit.catalog.model_prices import first_match
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.call_usage import billed_units
@@ -63,6 +63,7 @@ _NAMED_APART: Final = _SHAPES["bedrock"]
 """The provider of a shape whose models the table does not find by their names alone."""
 _SHAPE_PROVIDERS: Final = frozenset({None, *_SHAPES.values()})
 """Providers recognised by the response's shape alone. None of these reports amounts of money."""
+_DIRECTIONS: Final = ("input_tokens", "output_tokens")
 _REMAINDERS_MAX: Final = 100_000
 
 
@@ -133,10 +134,11 @@ class ModelCharges:
         if key not in self._overlaid:
             if len(self._overlaid) >= _MATCHES_MOST:
                 self._overlaid.clear()
-            self._overlaid[key] = own.over(listed, factor)
-            if listed is None and model and (missing := own.missing):
-                cure = f"write `{missing}` in the entry {own.pattern!r} of `models` in the plans file as well"
-                self._log.log(model, cure, what=missing)
+            over = self._overlaid[key] = own.over(listed, factor)
+            if listed is None and over is not None and model and (missing := own.missing):
+                names = " and ".join(f"`{whole}`" for whole in missing)
+                cure = f"write {names} in the entry {own.pattern!r} of `models` in the plans file as well"
+                self._log.log(model, cure, what=" and ".join(missing))
         return self._overlaid[key]
 
     def _highest_prices(self, provider: str | None, at: datetime, contexts: Sequence[Context]) -> UnitPrices:
@@ -154,8 +156,17 @@ class ModelCharges:
         return found
 
     def has_price(self, model: str, usage: str, at: datetime, provider: str | None = None) -> bool:
-        """Whether a price of a model is known, before its call is made; see :meth:`held`."""
+        """Whether the prices of a model are known, before its call is made; see :meth:`held`."""
+        whose = provider or _SHAPES.get(usage)
+        asked = (None, _NAMED_APART) if whose is None else (whose,)
+        if all(self.lacks_prices(model, one, at) for one in asked):
+            return False
         return self._requested_prices(model, usage, provider, at, STANDARD) is not None
+
+    def lacks_prices(self, model: str, provider: str | None, at: datetime) -> bool:
+        """Whether the file has a price of a model, and neither it nor the table has those of all tokens."""
+        own = self.seller_terms(model) if model else None
+        return own is not None and bool(own.missing) and list_prices(provider, model, at) is None
 
     def _requested_prices(
         self, model: str, usage: str, provider: str | None, at: datetime, context: Context
@@ -249,6 +260,9 @@ class ModelCharges:
         return list(islice(found, _CONTEXTS_MOST))
 
 
+_is_listed: Final = cache(is_listed)
+
+
 class _SellerTerms(NamedTuple):
     """Prices and factors of a pattern of the plans file."""
 
@@ -257,10 +271,15 @@ class _SellerTerms(NamedTuple):
     factors: Mapping[tuple[str, str], Fraction]
 
     @property
-    def missing(self) -> str | None:
-        """The direction of tokens that has no price although the other one has; None: no such direction."""
-        missing = [whole for whole in ("input_tokens", "output_tokens") if whole not in self.prices]
-        return missing[0] if len(missing) == 1 else None
+    def missing(self) -> Sequence[str]:
+        """The directions of tokens without a price here.
+
+        None where it prices calls or searches alone, of models that are not in the table: their tokens are free.
+        """
+        has_tokens = any(unit in WHOLE_OF or unit in _DIRECTIONS for unit in self.prices)
+        if not (has_tokens or _is_listed(self.pattern)):
+            return ()
+        return [whole for whole in _DIRECTIONS if whole not in self.prices]
 
     def factor_of(self, context: Context) -> tuple[Fraction, Context]:
         """The product of the factors that a context has, and the rest of it, which the table prices.
@@ -367,7 +386,10 @@ def price_call(
     for meter, amount in found.items():
         if amount is None:
             charges[meter].log_unpriced(call)
-    return {meter: amount for meter, amount in found.items() if amount}, None in found.values()
+    lacks = None in found.values() or any(
+        one.lacks_prices(call.model or "", call.provider, at) for one in charges.values()
+    )
+    return {meter: amount for meter, amount in found.items() if amount}, lacks
 
 
 _KEPT_MOST: Final = 1024
