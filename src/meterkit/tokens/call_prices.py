@@ -274,7 +274,7 @@ class _SellerTerms(NamedTuple):
     def missing(self) -> Sequence[str]:
         """The directions of tokens without a price here.
 
-        None where it prices calls or searches alone, of models that are not in the table: their tokens are free.
+        None where it prices calls or searches alone, of models that the table lacks: their tokens are free.
         """
         has_tokens = any(unit in WHOLE_OF or unit in _DIRECTIONS for unit in self.prices)
         if not (has_tokens or _is_listed(self.pattern)):
