@@ -79,6 +79,32 @@ async def test_a_fetched_job_counts_once(
     assert [] == caplog.records
 
 
+def completion(status: str) -> dict[str, Any]:
+    """An asynchronous completion of Perplexity, as `/v1/async/sonar` answers."""
+    chat = {
+        "id": "c1",
+        "object": "chat.completion",
+        "model": "sonar-deep-research",
+        "choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}],
+        "usage": chat_usage(600, 400),
+    }
+    told = {"id": "job_1", "model": "sonar-deep-research", "created_at": 1, "error_message": None}
+    return {**told, "status": status, "response": chat if status == "COMPLETED" else None}
+
+
+@pytest.mark.parametrize(("end", "counted"), [("COMPLETED", (600, 400)), ("FAILED", (0, 0))])
+async def test_an_asynchronous_completion_counts_once(
+    end: str, counted: tuple[int, int], store_url: str
+) -> None:
+    answers = [completion(state) for state in ("CREATED", "IN_PROGRESS", end)]
+    async with metered(saying(*answers), store_url) as at:
+        await asked(at, "/auto")
+        for _ in range(3):
+            await polled(at)
+        await at.kit.record_usage(None, answers[-1])
+        assert await tokens(at.kit) == counted
+
+
 @pytest.mark.parametrize("word", ["auto", "openai"])
 async def test_a_stored_response_that_a_path_names_counts_once(word: str, store_url: str) -> None:
     """A change of its metadata is a `POST`, and a line may name no method."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
 
 _PENDING: Final = frozenset({"queued", "in_progress", "validating", "finalizing", "cancelling"})
+_ASYNC_PENDING: Final = ("CREATED", "IN_PROGRESS")
+_ASYNC_STATES: Final = (*_ASYNC_PENDING, "COMPLETED", "FAILED")
 _RUN: Final = "thread.run"
 _ALWAYS: Final = ("batch", _RUN)
 _INTERACTION: Final = frozenset({"outputs", "steps", "agent"})
@@ -22,8 +24,11 @@ def outliving_state(event: Table) -> Literal["pending", "ended"] | None:
     """Whether the work that an event tells of goes on; None where it does not outlive its request.
 
     OpenAI's background responses, https://platform.openai.com/docs/guides/background, its batches and runs of
-    assistants, and interactions of Google's, https://ai.google.dev/gemini-api/docs/interactions.
+    assistants, interactions of Google's, https://ai.google.dev/gemini-api/docs/interactions, and asynchronous
+    completions of Perplexity.
     """
+    if is_async_completion(event):
+        return "pending" if event["status"] in _ASYNC_PENDING else "ended"
     inner = table(event.get("response"))
     work = event if inner is None else inner
     named = work.get("object")
@@ -34,6 +39,15 @@ def outliving_state(event: Table) -> Literal["pending", "ended"] | None:
         return None
     goes_on = state in _PENDING or (named == _RUN and state == "requires_action")
     return "pending" if goes_on else "ended"
+
+
+def is_async_completion(event: Table) -> bool:
+    """Whether it is an asynchronous completion of Perplexity, which has the answer in it once it has ended.
+
+    https://docs.perplexity.ai/api-reference/async-chat-completions-post
+    """
+    named = text(event.get("model")) is not None and short_id(event.get("id")) is not None
+    return named and event.get("status") in _ASYNC_STATES and {"created_at", "response"} <= event.keys()
 
 
 def is_streamed_interaction(event: Table) -> bool:
@@ -69,10 +83,11 @@ def call_event_id(call: CallUsage) -> str | None:
 
 _ANSWERS: Final = (
     ("response", "body"),  # https://platform.openai.com/docs/guides/batch, Mistral's, Groq's
+    ("modelOutput",),  # https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-results.html
     ("result", "message"),  # https://docs.anthropic.com/en/docs/build-with-claude/batch-processing
     ("response",),  # https://ai.google.dev/gemini-api/docs/batch-api
 )
-_ENDS: Final = ("response", "result", "error")
+_ENDS: Final = ("response", "result", "modelOutput", "error")
 
 
 def mark_batched(call: CallUsage) -> CallUsage:
@@ -84,7 +99,7 @@ class BatchLine(NamedTuple):
     """A line of a batch's output.
 
     Attributes:
-        name: the app's own name of the line, ``custom_id`` or Gemini's ``key``.
+        name: the app's own name of the line: ``custom_id``, Gemini's ``key`` or Bedrock's ``recordId``.
         answer: of the model; None where the line failed.
     """
 
@@ -106,7 +121,8 @@ def read_batch_line(obj: object) -> BatchLine | None:
     if event is None:
         return None
     # Responses inside a batch job of Google's have the key beside them.
-    names = (event.get("custom_id"), event.get("key"), dig(event, ("metadata", "key")))
+    own = (event.get(name) for name in ("custom_id", "key", "recordId"))
+    names = (*own, dig(event, ("metadata", "key")))
     name = next(filter(None, map(text, names)), None)
     if name is None or not any(end in event for end in _ENDS):
         return None

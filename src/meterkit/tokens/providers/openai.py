@@ -11,7 +11,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.tokens.batch_lines import outliving_state
+from meterkit.tokens.batch_lines import is_async_completion, outliving_state
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, short_id, table, text
 from meterkit.tokens.providers.gemini import charged_searches
@@ -325,7 +325,7 @@ def _usage_of(holder: Table) -> Table | None:
 def _find_response(event: Table) -> Table | None:
     """The part of an event that is a response of the API, if the event is one."""
     kind = event.get("type")
-    if isinstance(kind, str) and kind.startswith("response."):
+    if is_async_completion(event) or (isinstance(kind, str) and kind.startswith("response.")):
         return table(event.get("response"))
     if (
         isinstance(event.get("choices"), list)
@@ -414,6 +414,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in choices)
     kind = event.get("type")
     is_transcribed = kind == _TRANSCRIBED
+    id_name = "item_id" if is_transcribed else "id"
     session = table(event.get("session")) if kind in _LIVE else None
     named = holder if session is None else session
     return EventUsage(
@@ -421,7 +422,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         settle=settle,
         provider=provider,
         refused=refused or has_refused_cost,
-        call_id=short_id(named.get("item_id" if is_transcribed else "id")),
+        call_id=short_id((event if is_async_completion(event) else named).get(id_name)),
         model=text(named.get("model")),
         opens=is_transcribed or _is_complete_answer(event, holder),
         final=(finished or not choices) and kind != _LIVE[0],
@@ -499,7 +500,7 @@ def _recognises(event: Table) -> bool:
         return known or _is_embeddings(event) or _is_ranking(event)
     choices = rows(event.get("choices"))
     first = table(choices[0]) if choices else None
-    if kind in _OTHER_EVENTS or _is_ranking(event):
+    if kind in _OTHER_EVENTS or _is_ranking(event) or is_async_completion(event):
         return True
     return first is not None and _is_choice(first)
 
