@@ -290,6 +290,24 @@ def test_litellm_knows_which_provider_it_has_asked(routed: str, provider: str | 
     assert named(tapped([piece])) == [("m", provider, 10, 6)]
 
 
+# Models that others sell at other prices, or that no name alone finds.
+@pytest.mark.parametrize(
+    ("routed", "model", "entered", "left"),
+    [
+        ("zai", "glm-4.5-air", 0.2, 1.1),
+        ("ovhcloud", "gpt-oss-120b", 0.09, 0.47),
+        ("novita", "baidu/ernie-4.5-21B-a3b", 0.07, 0.28),
+        ("moonshot", "kimi-k2-0711-preview", 0.6, 2.5),
+    ],
+)
+def test_a_response_costs_what_the_provider_asks_that_litellm_names(
+    routed: str, model: str, entered: float, left: float
+) -> None:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+    (call,) = calls_of(RoutedResponse(routed, object="chat.completion", model=model, choices=[], usage=usage))
+    assert call.cost(AT) == 1000 * Fraction(str(entered)) + 100 * Fraction(str(left))
+
+
 SPOKEN: Final[dict[str, Any]] = {
     **counted(20, 10),
     "input_token_details": {"text_tokens": 5, "audio_tokens": 15, "cached_tokens": 4},

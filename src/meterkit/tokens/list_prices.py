@@ -249,6 +249,7 @@ _PROVIDERS: Final[Mapping[str, str]] = {
     "gcp.gemini": "google",
     "gcp.vertex_ai": "google",
     "mistral_ai": "mistral",
+    "moonshot_ai": "moonshotai",
     "x_ai": "x-ai",
 }
 """OpenTelemetry's names of providers that the table has other names for."""
