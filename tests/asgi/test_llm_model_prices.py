@@ -223,6 +223,7 @@ credits:
         output_tokens: 1_000 per 1_000_000
         web_searches: 1
         service_tier: {{priority: 200%, flex: 50%}}
+        speed: {{optimized: 200%}}
 routes:
   - {{match: "POST /chat", usage: openai, {RESERVE}}}
   - match: "POST /search"
@@ -252,6 +253,10 @@ async def asked(at: Served, path: str, **body: Any) -> int:
         ({"service_tier": "priority"}, 402),
         ({"serviceTier": "PRIORITY"}, 402),
         ({"service_tier": None, "SERVICE_TIER": "priority"}, 402),
+        ({f"service{'_' * nth}_tier": "priority" for nth in range(40)}, 402),
+        ({"serviceTier": {"type": "priority"}}, 402),
+        ({"serviceTier": {"type": "default"}, "performanceConfig": {"latency": "standard"}}, 200),
+        ({"performanceConfig": {"latency": "optimized"}}, 402),
         ({"input": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]}, 402),
         ({"input": "no sound"}, 200),
     ],

@@ -211,6 +211,9 @@ def test_f_216_ways_of_processing_a_client_chooses_are_named() -> None:
     assert "`service_tier: {priority: 200%, flex: 50%}` and `speed: {fast: 200%}`" in first[2]
     ((_, _, message),) = notes(text.replace("gpt-4o", "claude-opus-4-8").replace("auto", "anthropic"))
     assert "`speed: {fast: 200%}` and `inference_geo: {us: 110%}`" in message
+    for word, model in (("gemini", "gemini-2.5-pro"), ("bedrock", "claude-opus-4-8")):
+        ((_, _, message),) = notes(text.replace("gpt-4o", model).replace("auto", word))
+        assert "these prices apply to every service_tier of a request" in message
 
 
 # Where objects are, and where messages go.

@@ -208,6 +208,8 @@ _EXAMPLES: Final = {
 _ASKED_BY: Final = {
     "openai": ("service_tier",),
     "anthropic": ("speed", "inference_geo"),
+    "gemini": ("service_tier",),
+    "bedrock": ("service_tier",),
     "auto": ("service_tier", "speed"),
 }
 """The words of ``usage:``, each with the ways of processing that clients of such an API choose at a price."""

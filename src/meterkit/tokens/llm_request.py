@@ -93,6 +93,8 @@ _ANSWERS: Final = (
 )
 WAYS: Final = ("service_tier", "speed", "inference_geo")
 """Fields in which a request asks for a way of processing that may have a price of its own."""
+# https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html
+_WAYS_OF_BEDROCK: Final = {"service_tier": "serviceTier.type", "speed": "performanceConfig.latency"}
 _MEDIA: Final = frozenset(
     {
         "image_url",
@@ -272,10 +274,22 @@ class LlmRequest:
         return size is None or size[2] > 0
 
     @property
-    def context(self) -> list[tuple[str, str]]:
-        """The ways of processing that it asks for, such as ``("service_tier", "priority")``."""
-        named = ((name, value) for name in WAYS for _, value in self._find_values(name))
-        return [(name, value.lower()) for name, value in named if isinstance(value, str)]
+    def context(self) -> list[tuple[str, str]] | None:
+        """The ways of processing that it asks for, such as ``("service_tier", "priority")``.
+
+        Returns:
+            None where one has too many spellings: it may ask for any.
+        """
+        places = [(way, way) for way in WAYS]
+        places += [(way, place) for way, place in _WAYS_OF_BEDROCK.items() if self._has_object(place)]
+        named = [(way, value) for way, place in places for _, value in self._find_values(place)]
+        if any(value is _UNREADABLE for _, value in named):
+            return None
+        return [(way, value.lower()) for way, value in named if isinstance(value, str)]
+
+    def _has_object(self, field: str) -> bool:
+        """Whether a field may stand in an object, in any spelling of that."""
+        return any(isinstance(value, tuple) for _, value in self._named.get(_path(field)[1], _NONE))
 
     def _spellings(self, field: str) -> list[_Named]:
         known = self._values.get(field)
