@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Final
 
@@ -239,9 +239,9 @@ plans:
 """
 
 
-async def asked(at: Served, path: str, **body: Any) -> int:
+async def asked(at: Served, path: str, fields: Mapping[str, str] | None = None, **body: Any) -> int:
     content = compact({"model": "own-7b", "messages": [{"role": "user", "content": "Hello."}], **body})
-    headers = {"x-tokens": "5", "x-model": "own-7b"}
+    headers = {"x-tokens": "5", "x-model": "own-7b", **(fields or {})}
     return (await at.client.post(path, content=content, headers=headers)).status_code
 
 
@@ -266,6 +266,22 @@ async def test_f_216_a_hold_covers_the_dearest(more: dict[str, Any], status: int
         await give(at, 1, "usd")
         # 900 tokens of 1,000 micro-dollars; at priority twice that; sound goes in at 10,000 each.
         assert await asked(at, "/chat", max_tokens=900, **more) == status
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status"),
+    [
+        ("X-Amzn-Bedrock-Service-Tier", "priority", 402),
+        ("X-Amzn-Bedrock-Service-Tier", "default", 200),
+        ("X-Amzn-Bedrock-PerformanceConfig-Latency", "optimized", 402),
+    ],
+)
+async def test_f_216_a_hold_covers_what_a_header_asks_for(
+    field: str, value: str, status: int, store_url: str
+) -> None:
+    async with metered(answering(), store_url, plans=UNITS) as at:
+        await give(at, 1, "usd")
+        assert await asked(at, "/chat", {field: value}, max_tokens=900) == status
 
 
 async def test_an_unreadable_request_is_held_at_the_dearest_way(store_url: str) -> None:

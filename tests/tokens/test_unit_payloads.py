@@ -510,6 +510,19 @@ def test_figures_of_the_body_count_before_those_of_headers(usage: str) -> None:
     assert call.units == {"input_tokens": 12, "output_tokens": 7}
 
 
+@pytest.mark.parametrize("usage", ["bedrock", "auto"])
+def test_headers_say_as_what_invoke_model_processed_a_call(usage: str) -> None:
+    tier = [(b"X-Amzn-Bedrock-Service-Tier", b"priority"), (b"x-amzn-bedrock-content-type", b"a/b")]
+    latency = (b"X-Amzn-Bedrock-PerformanceConfig-Latency", b"optimized")
+    said = message(HAIKU, {"input_tokens": 12, "output_tokens": 7, "service_tier": "standard"})
+    for value in (said, DEEPSEEK):
+        (call,) = read(compact(value), usage=usage, headers=[*HEADERS, *tier, latency])
+        assert call.context == (("service_tier", "priority"), ("speed", "optimized"))
+    usual = (b"x-amzn-bedrock-service-tier", b"default")
+    (call,) = read(compact(said), usage=usage, headers=[*HEADERS, usual])
+    assert call.context == ()
+
+
 def test_a_header_that_is_no_figure_counts_nothing() -> None:
     for bad in (b"-1", b"1.5", b"", b"1" * 16):
         headers = [HEADERS[0], (b"x-amzn-bedrock-output-token-count", bad)]

@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.llm_request import read_request
+from meterkit.tokens.llm_request import WAYS_OF_HEADERS, read_request
 from meterkit.tokens.requested_model import (
     JsonModels,
     RequestHead,
@@ -36,6 +36,7 @@ _LENGTH_DIGITS_MAX: Final = 15
 _CODED_TEXT_RATIO: Final = 3
 _INFLATED: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _ZLIB_OR_GZIP: Final = 47
+_WAYS: Final = {name.encode(): way for name, way in WAYS_OF_HEADERS.items()}
 _ANNOUNCING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -156,6 +157,14 @@ def head_of(scope: Scope) -> RequestHead:
     """Collect the parts of a request's head that may name its model."""
     kinds = b",".join(header_of(scope, b"content-type"))
     return RequestHead(scope["path"], scope.get("query_string", b""), kinds)
+
+
+def ways_of(scope: Scope) -> Sequence[tuple[str, str]]:
+    """The ways of processing that a request's head asks for, such as ``("service_tier", "priority")``."""
+    fields = [field for field in scope["headers"] if field[0] in _WAYS]
+    return (
+        [(_WAYS[name], value.decode("latin-1").strip().lower()) for name, value in fields] if fields else ()
+    )
 
 
 class KeptRequest:

@@ -10,7 +10,7 @@ from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.asgi.buffered_body import head_of
+from meterkit.asgi.buffered_body import head_of, ways_of
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.models import QUANTITY_MAX
@@ -127,6 +127,7 @@ async def prepare_reservation(
             charges=compiled.charges,
             at=from_ms(compiled.now_ms()) if compiled.charges else None,
             head=head_of(body.scope),
+            ways=ways_of(body.scope),
             check_models=partial(unpriced_problem, view, route),
         )
     quantities, models, problem, free = found
@@ -183,6 +184,7 @@ def reservation(
     charges: Mapping[str, ModelCharges] = _NO_CHARGES,
     at: datetime | None = None,
     head: RequestHead = _NO_HEAD,
+    ways: Sequence[tuple[str, str]] = (),
     check_models: Callable[[Sequence[str], bytes], RequestProblem | None] = lambda _models, _unparsed: None,
 ) -> RequestReservation:
     """Work out the quantities that a request reserves by meter, and the models that it names.
@@ -203,6 +205,7 @@ def reservation(
         charges: what calls are charged, by the meter that counts it.
         at: when (aware), where calls are charged: prices have dates.
         head: the request's, which may name a model.
+        ways: of processing that the request's head asks for.
         check_models: finds the problem of named models, and of those in a body that cannot be parsed.
     """
     is_whole = ended and size <= len(body)
@@ -234,10 +237,18 @@ def reservation(
                 at=at,
                 provider=route.provider,
                 has_media=asked is None or asked.has_media,
-                context=None if asked is None else asked.context,
+                context=_asked_ways(asked, ways),
                 others={meter: quantity for meter, quantity in held.items() if meter in UNITS},
             )
     return RequestReservation(held, models, unpriced or _find_excess(route, asked), free)
+
+
+def _asked_ways(
+    asked: LlmRequest | None, of_head: Sequence[tuple[str, str]]
+) -> Sequence[tuple[str, str]] | None:
+    """The ways of processing that a request asks for; None: it may ask for any."""
+    of_body = None if asked is None else asked.context
+    return of_body if of_body is None or not of_head else (*of_body, *of_head)
 
 
 def _free_meters(

@@ -27,8 +27,6 @@ def outliving_state(event: Table) -> Literal["pending", "ended"] | None:
     assistants, interactions of Google's, https://ai.google.dev/gemini-api/docs/interactions, and asynchronous
     completions of Perplexity.
     """
-    if is_async_completion(event):
-        return "pending" if event["status"] in _ASYNC_PENDING else "ended"
     inner = table(event.get("response"))
     work = event if inner is None else inner
     named = work.get("object")
@@ -36,9 +34,15 @@ def outliving_state(event: Table) -> Literal["pending", "ended"] | None:
         work = interaction_of(event) or {}
     state = text(work.get("status"))
     if state is None or short_id(work.get("id")) is None:
-        return None
+        return _async_state(event) if "response" in event else None
     goes_on = state in _PENDING or (named == _RUN and state == "requires_action")
     return "pending" if goes_on else "ended"
+
+
+def _async_state(event: Table) -> Literal["pending", "ended"] | None:
+    if not is_async_completion(event):
+        return None
+    return "pending" if event["status"] in _ASYNC_PENDING else "ended"
 
 
 def is_async_completion(event: Table) -> bool:
@@ -46,8 +50,9 @@ def is_async_completion(event: Table) -> bool:
 
     https://docs.perplexity.ai/api-reference/async-chat-completions-post
     """
-    named = text(event.get("model")) is not None and short_id(event.get("id")) is not None
-    return named and event.get("status") in _ASYNC_STATES and {"created_at", "response"} <= event.keys()
+    if event.get("status") not in _ASYNC_STATES or not {"created_at", "response"} <= event.keys():
+        return False
+    return text(event.get("model")) is not None and short_id(event.get("id")) is not None
 
 
 def is_streamed_interaction(event: Table) -> bool:

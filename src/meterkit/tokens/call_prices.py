@@ -73,6 +73,9 @@ class ModelCharges:
     Args:
         prices: what the plans file says of them.
 
+    Attributes:
+        has_own_prices: whether the file has prices or factors of models.
+
     Raises:
         MeterkitError: the package ``genai-prices`` is not installed.
     """
@@ -92,6 +95,7 @@ class ModelCharges:
             )
             for pattern, given in prices.models
         }
+        self.has_own_prices = bool(self._own)
         self._own_factors = frozenset(pair for one in self._own.values() for pair in one.factors)
         self._matches: dict[str, _SellerTerms | None] = {}
         self._overlaid: dict[tuple[str, UnitPrices | None, Fraction], UnitPrices | None] = {}
@@ -382,14 +386,19 @@ def price_call(
     charges: Mapping[str, ModelCharges], call: CallUsage, at: datetime
 ) -> tuple[dict[str, Fraction], bool]:
     """Price a call by the meter that counts it, and say whether a price of its model is lacking."""
-    found = {meter: one.amount(call, at) for meter, one in charges.items()}
-    for meter, amount in found.items():
+    found: dict[str, Fraction] = {}
+    is_unpriced = False
+    for meter, one in charges.items():
+        amount = one.amount(call, at)
         if amount is None:
-            charges[meter].log_unpriced(call)
-    lacks = None in found.values() or any(
-        one.lacks_prices(call.model or "", call.provider, at) for one in charges.values()
-    )
-    return {meter: amount for meter, amount in found.items() if amount}, lacks
+            one.log_unpriced(call)
+            is_unpriced = True
+            continue
+        if one.has_own_prices and one.lacks_prices(call.model or "", call.provider, at):
+            is_unpriced = True
+        if amount:
+            found[meter] = amount
+    return found, is_unpriced
 
 
 _KEPT_MOST: Final = 1024

@@ -94,6 +94,11 @@ _ANSWERS: Final = (
 WAYS: Final = ("service_tier", "speed", "inference_geo")
 """Fields in which a request asks for a way of processing that may have a price of its own."""
 # https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html
+WAYS_OF_HEADERS: Final = {
+    "x-amzn-bedrock-service-tier": "service_tier",
+    "x-amzn-bedrock-performanceconfig-latency": "speed",
+}
+"""Header fields of Bedrock's InvokeModel that ask for such a way, and in a response name it."""
 _WAYS_OF_BEDROCK: Final = {"service_tier": "serviceTier.type", "speed": "performanceConfig.latency"}
 _MEDIA: Final = frozenset(
     {

@@ -111,7 +111,8 @@ class _Call:
             self.first = replace(self.first, provider=event_usage.provider)
         self.refused |= event_usage.refused
         self.final |= event_usage.final
-        self.ended |= event_usage.closes
+        if event_usage.closes:
+            self.ended = True
         self.outlives |= event_usage.outlives
         self.sums |= event_usage.sums
         self.alone |= event_usage.alone

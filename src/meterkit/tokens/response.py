@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.framing.content_codings import (
@@ -31,7 +32,7 @@ from meterkit.tokens.json_values import dig, is_dense, load, table
 from meterkit.tokens.layout import ROOT, FigureWatch, may_have_figures, may_report
 from meterkit.tokens.observer import KnownEvents, UsageObserver, key_of
 from meterkit.tokens.providers import BY_NAME, may_be_known
-from meterkit.tokens.providers.bedrock import BEDROCK, header_usage
+from meterkit.tokens.providers.bedrock import BEDROCK, header_context, header_usage
 from meterkit.tokens.repeated_events import RepeatedEvents
 from meterkit.tokens.reported_calls import ReportedCalls
 
@@ -101,6 +102,7 @@ class ResponseReader:
         self._feed_framing: Callable[[bytes], Work | None] = self._body.feed
         self._calls: tuple[CallUsage, ...] | None = None
         self._from_headers: tuple[CallUsage, ...] = ()
+        self._context: dict[str, str] = {}
 
     @classmethod
     def open(
@@ -136,12 +138,14 @@ class ResponseReader:
         self._body, self._feed_framing, self._decoding = None, feed_nothing, None
 
     def _read_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Keep the figures of Bedrock's headers, which count where the body has none."""
-        event_usage = header_usage(
+        """Keep what Bedrock's headers say: the tier, and figures, which count where the body has none."""
+        sent = [
             (name.decode("latin-1").lower(), value.decode("latin-1"))
             for name, value in headers
             if name[: len(_AMAZON)].lower() == _AMAZON
-        )
+        ]
+        self._context = header_context(sent)
+        event_usage = header_usage(sent)
         if event_usage is not None:
             reported = ReportedCalls()
             reported.add(event_usage)
@@ -225,7 +229,15 @@ class ResponseReader:
     def _close_calls(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         calls = self._read_calls(complete=complete, asked=asked)
         is_unread = self._fed and all(call.source == "missing" for call in calls)
-        return self._from_headers if is_unread and self._from_headers else calls
+        if is_unread and self._from_headers:
+            return self._from_headers
+        if not self._context:
+            return calls
+        contexts = [{**self._context, **dict(call.context)} for call in calls]
+        return tuple(
+            replace(call, context=tuple(sorted(context.items())))
+            for call, context in zip(calls, contexts, strict=True)
+        )
 
     def _read_calls(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         if not self._fed:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
+from meterkit.tokens.llm_request import WAYS_OF_HEADERS
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.openai import OPENAI
@@ -128,13 +129,25 @@ def header_usage(headers: Iterable[tuple[str, object]]) -> EventUsage | None:
     Args:
         headers: their names in lower case.
     """
-    figures = {_HEADERS[name]: str(value).strip() for name, value in headers if name in _HEADERS}
+    sent = list(headers)
+    figures = {_HEADERS[name]: str(value).strip() for name, value in sent if name in _HEADERS}
     if not figures:
         return None
     readable = {name for name, n in figures.items() if n.isascii() and n.isdigit() and len(n) <= _DIGITS_MAX}
-    return _event_usage(
+    found = _event_usage(
         {name: int(figures[name]) for name in readable}, len(readable) < len(figures), final=True
     )
+    return replace(found, context=header_context(sent))
+
+
+def header_context(headers: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """As what InvokeModel processed a call; its headers alone say so, and ask for it.
+
+    Args:
+        headers: their names in lower case.
+    """
+    named = {WAYS_OF_HEADERS[name]: value for name, value in headers if name in WAYS_OF_HEADERS}
+    return context_of(**named)
 
 
 def _event_usage(counts: Counts, refused: bool, *, final: bool) -> EventUsage:

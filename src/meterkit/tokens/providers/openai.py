@@ -325,7 +325,7 @@ def _usage_of(holder: Table) -> Table | None:
 def _find_response(event: Table) -> Table | None:
     """The part of an event that is a response of the API, if the event is one."""
     kind = event.get("type")
-    if is_async_completion(event) or (isinstance(kind, str) and kind.startswith("response.")):
+    if isinstance(kind, str) and kind.startswith("response."):
         return table(event.get("response"))
     if (
         isinstance(event.get("choices"), list)
@@ -342,7 +342,9 @@ def _find_response(event: Table) -> Table | None:
 
 
 def _find_nested(event: Table) -> Table | None:
-    """The answer of a model that Cloudflare has inside an answer of its own."""
+    """The answer of a model that Cloudflare has inside an answer of its own, or Perplexity inside a job."""
+    if is_async_completion(event):
+        return table(event.get("response"))
     result = table(event.get("result")) if isinstance(event.get("success"), bool) else None
     return None if dig(result, ("usage", "prompt_tokens")) is None else result
 
@@ -414,15 +416,16 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in choices)
     kind = event.get("type")
     is_transcribed = kind == _TRANSCRIBED
-    id_name = "item_id" if is_transcribed else "id"
     session = table(event.get("session")) if kind in _LIVE else None
     named = holder if session is None else session
+    if state is not None and is_async_completion(event):
+        named = event
     return EventUsage(
         counts=counts,
         settle=settle,
         provider=provider,
         refused=refused or has_refused_cost,
-        call_id=short_id((event if is_async_completion(event) else named).get(id_name)),
+        call_id=short_id(named.get("item_id" if is_transcribed else "id")),
         model=text(named.get("model")),
         opens=is_transcribed or _is_complete_answer(event, holder),
         final=(finished or not choices) and kind != _LIVE[0],
@@ -483,7 +486,7 @@ def _is_part(event: Table) -> bool:
 
 def _find_provider(holder: Table, usage: Table) -> str:
     """The provider, where an answer shows that it is not OpenAI."""
-    if is_openrouter(holder, usage):
+    if "cost" in usage and is_openrouter(holder, usage):
         return OPENROUTER
     if "x_groq" in holder:
         return "groq"
