@@ -426,7 +426,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         provider=provider,
         refused=refused or has_refused_cost,
         call_id=short_id(named.get("item_id" if is_transcribed else "id")),
-        model=text(named.get("model")),
+        model=text(named.get("model")) or _model_of_outputs(named),
         opens=is_transcribed or _is_complete_answer(event, holder),
         final=(finished or not choices) and kind != _LIVE[0],
         alone=not choices,
@@ -436,6 +436,12 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         cost_micros=cost,
         others=_calls_of_others(holder, provider, cost),
     )
+
+
+def _model_of_outputs(answer: Table) -> str | None:
+    """The model that the outputs of an answer of Mistral's agents name, if it is one."""
+    names = {name for output in rows(answer.get("outputs")) if (name := text(dig(output, ("model",))))}
+    return names.pop() if len(names) == 1 else None
 
 
 def _is_complete_answer(event: Table, holder: Table) -> bool:
