@@ -233,6 +233,17 @@ def test_a_price_of_no_direction_prices_no_unknown_model(unit: str, caplog: pyte
     )
 
 
+def test_variants_of_openrouter_are_held_at_the_price_of_their_model() -> None:
+    charges = ModelCharges(ProviderPrices())
+    asked: dict[str, Any] = {"input_tokens": 1000, "output_tokens": 1000, "at": AT, "has_media": False}
+    plain = charges.held(["openai/gpt-5"], "openai", provider="openrouter", **asked)
+    for variant in ("nitro", "floor", "online"):
+        name = f"openai/gpt-5:{variant}"
+        assert charges.held([name], "openai", provider="openrouter", **asked) == plain > 0
+        assert list_prices("openai", name, AT) is None
+    assert list_prices("openrouter", "openai/gpt-5:free", AT) is None
+
+
 def test_tiers_in_any_order_count_by_their_start() -> None:
     prices = UnitPrices({"input_tokens": ((-1, Fraction(1)), (10, Fraction(2)), (20, Fraction(3)))})
     assert [prices.cost({"input_tokens": n}) for n in (10, 11, 21)] == [10, 22, 63]

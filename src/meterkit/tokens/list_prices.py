@@ -255,6 +255,12 @@ _PROVIDERS: Final[Mapping[str, str]] = {
 """OpenTelemetry's names of providers that the table has other names for."""
 _OWN_SERVERS: Final = frozenset({"ollama"})
 """Servers that people run themselves: a model of theirs has no list price, whatever it is called."""
+_ROUTER: Final = "openrouter"
+_FREE: Final = "free"
+"""The one variant, as in `openai/gpt-5:nitro`, that says more than how OpenRouter chooses a provider.
+
+https://openrouter.ai/docs/guides/routing/model-variants
+"""
 _MICROS: Final = 10**6
 _KEPT: Final = 4096
 _NAME_MAX: Final = 256
@@ -366,6 +372,9 @@ def _find_model(provider: str | None, model: str) -> _ListedModel | None:
             factors = _PUBLISHED.get(known.id, {}) if is_own else {}
             always = None if isinstance(info.prices, list) else _compile_prices(info.prices)
             return _ListedModel(info, has_variants, factors, always)
+    routed, _, variant = name.rpartition(":")
+    if provider == _ROUTER and routed and variant != _FREE:
+        return _find_model(provider, routed)
     return None
 
 
