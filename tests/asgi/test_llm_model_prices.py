@@ -373,6 +373,9 @@ async def test_other_requests_are_served(store_url: str) -> None:
             asked: dict[str, Any] = {"messages": []} if model is None else {"model": model}
             assert await post(at, path, asked) == (200, {}), path
         assert await post(at, "/plain", b"no JSON") == (200, {})
+        for path, model in (("/plain", "gpt-image-1"), ("/fixed", "gpt-99")):
+            asked = {"model": "gpt-4o-mini", "tools": [{"type": "image_generation", "model": model}]}
+            assert await post(at, path, asked) == (200, {}), path
 
 
 @pytest.mark.parametrize(
@@ -400,6 +403,11 @@ async def test_no_spelling_passes_a_model_without_a_price(store_url: str) -> Non
             ("/plain?model=gpt-99", b'{"model": "gpt-4o-mini"}'),
             ("/plain", b'{"model": "sonar-pro"}'),  # The name alone does not say whose it is.
             ("/search", b'{"model": "sonar-99"}'),
+            ("/search", b'{"request": {"model": "sonar-99"}}'),
+            (
+                "/plain",
+                b'{"model": "gpt-4o-mini", "tools": [{"type": "image_generation", "model": "gpt-99"}]}',
+            ),
             ("/model/anthropic.claude-99/converse", b'{"messages": []}'),
         ):
             status, problem = await post(at, path, body)

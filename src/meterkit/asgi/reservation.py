@@ -127,7 +127,7 @@ async def prepare_reservation(
             charges=compiled.charges,
             at=from_ms(compiled.now_ms()) if compiled.charges else None,
             head=head_of(body.scope),
-            ways=ways_of(body.scope),
+            ways=ways_of(body.scope) if compiled.charges else (),
             check_models=partial(unpriced_problem, view, route),
         )
     quantities, models, problem, free = found
@@ -214,7 +214,10 @@ def reservation(
         asked = read_request(body) if body else LlmRequest()
     of_body = models_of_body(head, body, asked, is_whole=is_whole)
     models = route.models(requested_models(head, of_body))
-    unpriced = check_models(models, body if of_body is None else b"")
+    named = models
+    if route.model is None and asked is not None and (of_tools := asked.tool_models):
+        named = (*models, *of_tools)
+    unpriced = check_models(named, body if of_body is None else b"")
     free = _free_meters(route, models, charges, at)
     if not route.reserve:
         return RequestReservation({}, models, unpriced, free)

@@ -40,6 +40,7 @@ _MEMBERS_MAX: Final = 1_024
 _FALLBACKS: Final = ("models", "fallbacks")
 _FALLBACKS_MAX: Final = 16
 _ALIKE_MAX: Final = 16
+_TOOLS_MAX: Final = 128
 _USUAL_NAMES: Final = ("deployment", "model")
 _NAME_CHARS_MAX: Final = 64
 _SHORT_CHARS_MAX: Final = 256
@@ -170,8 +171,19 @@ class LlmRequest:
     @property
     def models(self) -> tuple[str, ...]:
         """The models named: several where `model` stands twice, in two spellings, or with fallbacks."""
+        # https://docs.perplexity.ai/api-reference/async-chat-completions-post
+        named = self._named_models or self.texts("request.model")
         merged = [(name, value) for name, value in self._merged_values("model") if isinstance(value, str)]
-        return tuple(dict.fromkeys((*self._named_models, *self._fallbacks(), *values_read(merged))))
+        return tuple(dict.fromkeys((*named, *self._fallbacks(), *values_read(merged))))
+
+    @property
+    def tool_models(self) -> tuple[str, ...]:
+        """The models that hosted tools may call: those that draw, and advisors."""
+        if "tools" not in self._named:
+            return ()
+        tools = [item for _, value in self._named["tools"][:_ALIKE_MAX] for item in rows(value)]
+        found = [inner for item in tools[:_TOOLS_MAX] for _, inner in _members(("tools", item), "model")]
+        return tuple(dict.fromkeys(name for name in found if isinstance(name, str) and name))
 
     @property
     def model(self) -> str | None:
