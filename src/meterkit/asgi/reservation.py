@@ -214,10 +214,8 @@ def reservation(
         asked = read_request(body) if body else LlmRequest()
     of_body = models_of_body(head, body, asked, is_whole=is_whole)
     models = route.models(requested_models(head, of_body))
-    named = models
-    if route.model is None and asked is not None and (of_tools := asked.tool_models):
-        named = (*models, *of_tools)
-    unpriced = check_models(named, body if of_body is None else b"")
+    of_tools = asked.tool_models if route.model is None and asked is not None else ()
+    unpriced = check_models((*models, *of_tools), body if of_body is None else b"")
     free = _free_meters(route, models, charges, at)
     if not route.reserve:
         return RequestReservation({}, models, unpriced, free)
