@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Host, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import HEADERS, hello, served
@@ -69,6 +70,17 @@ class Named(HTTPEndpoint):
         await hello(self.scope, self.receive, self.send)
 
 
+@pytest.mark.filterwarnings("ignore:The `root_path` parameter")
+@pytest.mark.parametrize("mount", [Mount, Host])
+async def test_a_root_path_of_an_inner_app_leads_around_no_gate(mount: Any) -> None:
+    """FastAPI strips its own root path, in place of the server's and of that of mounts."""
+    inner = FastAPI(root_path="/x")
+    inner.add_route("/v1/chat", answer, methods=["POST"])
+    async with served(Starlette(routes=[mount("app" if mount is Host else "/", inner)]), plans=PLANS) as at:
+        assert [await status_of(at.app, path) for path in ("/v1/chat", "/x/v1/chat")] == [403] * 2
+        assert await status_of(at.app, "/proxy/v1/chat", root_path="/proxy") == 403
+
+
 async def test_a_helper_called_as_a_method_is_gated() -> None:
     async with served(Starlette(routes=[Route("/v1/chat", Named)]), plans=PLANS) as at:
         assert [await status_of(at.app, "/v1/chat", name) for name in ("POST", "SEARCH", "search")] == [
@@ -87,6 +99,67 @@ async def test_an_app_in_a_route_takes_every_method() -> None:
 
     async with served(Starlette(routes=[Route("/{path:path}", Other())]), plans=PLANS) as at:
         assert [await status_of(at.app, "//V1/chat/", name) for name in ("POST", "SEARCH")] == [403] * 2
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        hello,
+        Starlette(routes=[Mount("/", hello)]),
+        Starlette(routes=[Route("/v1/chat", answer), Mount("/v1", hello)]),
+    ],
+)
+async def test_a_gate_of_an_unknown_app_is_of_every_method(app: ASGIApp) -> None:
+    """Views of Pyramid and apps of GraphQL take GET beside POST; an exempt route below says nothing of it."""
+    for below in ("consume: {requests: 1}", "exempt: true"):
+        plans = PLANS.replace('"/{path:path}", consume: {requests: 1}', f'"/{{path:path}}", {below}')
+        async with served(app, plans=plans) as at:
+            methods = ("POST", "PUT", "DELETE", "BREW")
+            assert [await status_of(at.app, "/v1/chat", name) for name in methods] == [403] * 4
+            assert await at.statuses("/v1/chat") == [200 if len(getattr(app, "routes", ())) == 2 else 403]
+
+
+async def test_a_gate_of_a_tool_is_of_messages_only() -> None:
+    plans = PLANS.replace("routes:", 'routes:\n  - {match: "MCP tools/call report", feature: full}')
+    async with served(hello, plans=plans) as at:
+        assert [await status_of(at.app, "/mcp", name) for name in ("GET", "DELETE")] == [200] * 2
+
+
+class Quart:
+    """An app whose class dispatches to `asgi_app`, which may be another one."""
+
+    url_map = SimpleNamespace(iter_rules=list[Any])
+
+    async def asgi_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await hello(scope, receive, send)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.asgi_app(scope, receive, send)
+
+
+Quart.__module__ = "quart.app"
+
+
+class Wrapper:
+    """What stands before the app, and hands requests on; a dispatcher has further apps."""
+
+    def __init__(self, app: ASGIApp, **further: Any) -> None:
+        self.app = app
+        self.__dict__ |= further
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+async def test_a_dispatcher_before_an_app_is_gated() -> None:
+    """Werkzeug's takes the place of `wsgi_app`: its further apps take what the app itself does not."""
+    for further, methods, preflight in (({}, [403, 200], 200), ({"mounts": {"/v1": hello}}, [403, 403], 204)):
+        for app in (Wrapper(Quart(), **further), quart := Quart()):
+            if app is quart:
+                quart.asgi_app = Wrapper(quart.asgi_app, **further)  # type: ignore[method-assign]
+            async with served(app, plans=PLANS) as at:
+                assert [await status_of(at.app, "/v1/chat", name) for name in ("POST", "GET")] == methods
+                assert await at.statuses("/v1/chat", method="OPTIONS", headers=PREFLIGHT) == [preflight]
 
 
 class DjangoHandler:

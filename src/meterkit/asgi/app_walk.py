@@ -104,21 +104,31 @@ def lists_routes(app: object) -> bool:
 
 
 def unwrap(app: Any, way: RequestWay) -> tuple[Any, RequestWay]:
-    """Find the innermost app; the way passes whatever wraps it."""
+    """Find the innermost app; the way passes whatever wraps it.
+
+    A dispatcher, which has further apps beside the one that it wraps, counts as the innermost.
+    """
     for _ in range(_WRAPPERS_MAX):
         if ismethod(app):  # `app.asgi_app`, `app.__call__`.
-            if any(passed.app is app.__self__ for passed in way.wrappers):
-                break
+            is_passed = any(passed.app is app.__self__ for passed in way.wrappers)
             app = app.__self__
+            if is_passed:
+                break
         way = replace(way, wrappers=(*way.wrappers, AppWrapper(app, way.pieces)))
         if hasattr(app, "routes"):
             stack = getattr(app, "middleware_stack", None)  # A router's own.
             return app, way if stack is None else unwrap(stack, way)[1]
-        inner = getattr(app, "app", None) or getattr(app, "wsgi_application", None)
-        if inner is None:
+        inner = getattr(app, "app", None) or getattr(app, "wsgi_application", None) or _own_front(app)
+        if inner is None or hasattr(app, "mounts"):
             break
         app = inner
     return app, way
+
+
+def _own_front(app: Any) -> Any:
+    """Find what stands before an app of Quart's or Flask's, where something was put there."""
+    own: dict[str, Any] = getattr(app, "__dict__", {})
+    return own.get("asgi_app") or own.get("wsgi_app")
 
 
 def walk_app(app: Any, way: RequestWay | None = None) -> Iterator[AppPlace]:

@@ -252,7 +252,8 @@ _EXACT: Final = STARLETTE | _PLAIN
 _DJANGO: Final = "django"
 """Exact about paths; its views take every method unless they say otherwise."""
 _NAMING_METHODS: Final = frozenset({"litestar", "quart", "flask", "blacksheep", "falcon", "sanic"})
-"""Packages whose routers read loosely, and whose handlers say which methods they take."""
+"""Packages whose routers read loosely, and whose handlers say which methods they take; an app of another
+package may take every method, as views of Pyramid and GraphQL apps do."""
 _NO_SLASH: Final = "\N{FRACTION SLASH}"
 _PARAMETER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(?P<convertor>:[A-Za-z_][A-Za-z0-9_]*)?\}")
 
@@ -265,7 +266,7 @@ class PathReader:
         place: where it stands.
         is_loose: whether it reads loosely; otherwise it resolves dot segments and the like below its place.
         earlier: places that the app tries before it; none where it gets whole paths.
-        every_method: whether its handlers take every method, as Django's do.
+        every_method: whether its handlers may take every method, as Django's do.
     """
 
     place: AppPlace
@@ -315,6 +316,7 @@ class PathRules:
         readers: what reads paths in further ways than the app's exact router.
         resolves: whether whatever lies behind the router may resolve dot segments and the like.
         drops_slash: whether it may ignore a slash at the end.
+        inner_root: what an app of FastAPI's that gets all paths takes for its root path.
     """
 
     is_loose: bool = False
@@ -323,6 +325,7 @@ class PathRules:
     readers: tuple[PathReader, ...] = ()
     resolves: bool = False
     drops_slash: bool = False
+    inner_root: str = ""
 
     @property
     def is_raw(self) -> bool:
@@ -367,7 +370,7 @@ def path_rules_of_router(app: object, paths: Paths | None = None) -> PathRules:
     if _DJANGO in packages:
         return PathRules(any_method=True, every_method=True)
     if packages.isdisjoint(_EXACT):
-        return replace(LOOSE, every_method=True) if may_be_django(inner) else LOOSE
+        return replace(LOOSE, every_method=packages.isdisjoint(_NAMING_METHODS))
     return _starlette_rules(app) if lists_routes(inner) else EXACT
 
 
@@ -391,9 +394,19 @@ def _starlette_rules(app: object, *, is_exact: bool = False) -> PathRules:
     any_method = any(place.has_functions for place, _ in places)
     if is_exact:
         readers = tuple(replace(reader, is_loose=False) for reader in readers)
-    if not (readers or any_method):
+    roots = (own_root_path(app) for place, _ in places for app, at in place.way.wrappers if not "".join(at))
+    inner_root = next(filter(None, roots), "")
+    if not (readers or any_method or inner_root):
         return EXACT
-    return PathRules(readers=readers, any_method=any_method or any(reader.is_loose for reader in readers))
+    any_method = any_method or any(reader.is_loose for reader in readers)
+    return PathRules(readers=readers, any_method=any_method, inner_root=inner_root)
+
+
+def own_root_path(app: object) -> str:
+    """Root path that an app sets itself, in place of the server's and of mounts."""
+    # An app of FastAPI's has imported it. Others mean a folder by that name: Quart does.
+    kind = getattr(modules.get("fastapi"), "FastAPI", ())
+    return str(getattr(app, "root_path", "")) if isinstance(app, kind) else ""
 
 
 def _places_within(app: object, way: RequestWay) -> Iterator[tuple[AppPlace, Sequence[AppPlace]]]:

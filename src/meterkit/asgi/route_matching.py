@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from sys import modules
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from starlette.routing import compile_path
@@ -22,6 +21,7 @@ from meterkit.asgi.path_readings import (
     loose_spellings,
     may_be_django,
     may_lead_to,
+    own_root_path,
     path_readings,
     path_spellings,
     segments_of,
@@ -254,6 +254,8 @@ class Router:
     def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
         """Find the line of the path as written, and those of other readings that the app may take."""
         reading, path = self._reading, scope["path"]
+        if reading.inner_root and not scope.get("root_path"):
+            scope = {**scope, "root_path": reading.inner_root}
         paths = client_paths(scope, root_path=self._root_path)
         written = PathReading(path, AS_WRITTEN)
         routed = routed_paths(scope, path, self._root_path) if reading.readers else []
@@ -388,12 +390,12 @@ class Router:
         A gate of its path holds for all methods; a line that names the method opens it. Only the feature of
         the gated line counts: the line that takes the request says what it consumes.
         """
-        if found is not None and (found.exempt or found.method is not None or found.feature is not None):
+        if found is not None and (found.method is not None or found.feature is not None):
             return found
         for route, methods, pattern in lines:
             if route is found:
                 break
-            if methods is None or route.feature is None or method == "WS" or pattern is None:
+            if methods is None or route.feature is None or route.mcp or method == "WS" or pattern is None:
                 continue
             if any(map(pattern.match, paths)):
                 return self._combine_gate(found, route)
@@ -415,7 +417,7 @@ class Router:
             headers=gate.headers,
         )
         return self._gates.setdefault(
-            (id(found), id(gate)), replace(line, feature=gate.feature, always=False)
+            (id(found), id(gate)), replace(line, feature=gate.feature, exempt=False, always=False)
         )
 
     def _strictness(self, line: Route | None) -> tuple[int, int]:
@@ -507,11 +509,9 @@ def root_path_of_app(app: object) -> str:
     settings = django_settings()
     if settings is not None and may_be_django(app):
         return str(settings.FORCE_SCRIPT_NAME or "")
-    # An app of FastAPI's has imported it. Others mean a folder by that name: Quart does.
-    kind = getattr(modules.get("fastapi"), "FastAPI", ())
     for _ in range(_WRAPPERS_MAX):
-        if isinstance(app, kind):
-            return str(getattr(app, "root_path", ""))
+        if root_path := own_root_path(app):
+            return root_path
         app = getattr(app, "app", None)
     return ""
 
