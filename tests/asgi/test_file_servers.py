@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.app import SentMessages, served, staying
@@ -154,6 +156,25 @@ async def test_a_path_that_no_gated_handler_reads_keeps_its_line(folder: Path) -
     async with served(app, plans=plans) as at:
         assert (await answer(at.app, "/pricing", customer="acme"))[0] == 403
         assert (await answer(at.app, "/pricing/", customer="acme")) == (200, PUBLIC)
+
+
+class Uncased(StaticFiles):
+    """A file server on a disk that ignores case, as those of macOS and Windows do."""
+
+    def lookup_path(self, path: str) -> Any:
+        return super().lookup_path(path.lower())
+
+
+async def test_a_gate_holds_on_a_disk_that_ignores_case(folder: Path) -> None:
+    app = Starlette(routes=[Mount("/files", Uncased(directory=folder))])
+    spelt = ("/files/Reports/a.txt", "/files/REPORT.txt", "/files/public/../REPORTS/A.TXT")
+    for paths, refused in ((None, 403), ("exact", 200)):
+        async with served(app, plans=PLANS, paths=paths) as at:
+            for target in spelt[: 2 if paths else 3]:
+                assert (await answer(at.app, target, customer="acme"))[0] == refused, target
+            # An exempt line is of no other spelling.
+            for target, status in (("/files/public/a.txt", 200), ("/files/Public/a.txt", 401)):
+                assert (await answer(at.app, target))[0] == status, target
 
 
 async def test_a_trailing_slash_gets_around_no_gate(folder: Path) -> None:

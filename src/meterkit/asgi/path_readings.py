@@ -317,6 +317,7 @@ class PathRules:
         resolves: whether whatever lies behind the router may resolve dot segments and the like.
         drops_slash: whether it may ignore a slash at the end.
         inner_root: what an app of FastAPI's that gets all paths takes for its root path.
+        ignores_case: whether a reader, or whatever resolves, may ignore case, as some file systems do.
     """
 
     is_loose: bool = False
@@ -326,6 +327,7 @@ class PathRules:
     resolves: bool = False
     drops_slash: bool = False
     inner_root: str = ""
+    ignores_case: bool = False
 
     @property
     def is_raw(self) -> bool:
@@ -344,6 +346,11 @@ def path_rules_of_app(app: object, paths: Paths | None = None) -> PathRules:
         app: what is wrapped.
         paths: overrules how its router reads.
     """
+    rules = _rules_with_resolving(app, paths)
+    return rules if paths is not None or rules is EXACT else replace(rules, ignores_case=True)
+
+
+def _rules_with_resolving(app: object, paths: Paths | None) -> PathRules:
     reading = path_rules_of_router(app, paths)
     inner = unwrap(app, RequestWay())[0]
     if lists_routes(inner):

@@ -201,6 +201,12 @@ class Router:
             for route in routes
             if route.path is not None and reading is not EXACT
         }
+        # What asks for less is matched exactly.
+        self._uncased = {
+            id(route): re.compile(pattern.pattern, pattern.flags | re.IGNORECASE)
+            for route, _, pattern in lines
+            if reading.ignores_case and pattern is not None and not (route.exempt or route.always)
+        }
         self._is_raw = reading.is_raw
         self._root_path = root_path
         self._without_mount = without_mount
@@ -325,10 +331,15 @@ class Router:
             pairs = [loose_spellings(each) for each in spellings]
             yield from self._both_lines(one, loose, [each[1] for each in pairs], [each[0] for each in pairs])
         reads_all = reading.is_loose or reading.resolves
-        if one.steps != AS_WRITTEN and (
-            reads_all or any(each.reads(method, path) for each in readers for path in routed)
-        ):
-            yield PathLine(one, self._first_line(asked, spellings))
+        if reads_all or any(each.reads(method, path) for each in readers for path in routed):
+            if one.steps != AS_WRITTEN:
+                yield PathLine(one, self._first_line(asked, spellings))
+            if reading.ignores_case and not reading.is_loose:
+                uncased = asked.only(
+                    (route, methods, self._uncased.get(id(route), pattern))
+                    for route, methods, pattern in asked.lines
+                )
+                yield PathLine(one.then(one.path, "case ignored"), self._first_line(uncased, spellings))
         short = one.path.rstrip("/")
         if short == one.path or reading.is_loose:
             return
