@@ -162,6 +162,32 @@ async def test_a_dispatcher_before_an_app_is_gated() -> None:
                 assert await at.statuses("/v1/chat", method="OPTIONS", headers=PREFLIGHT) == [preflight]
 
 
+def routed(**parts: Any) -> SimpleNamespace:
+    return SimpleNamespace(iter_rules=lambda: [SimpleNamespace(**parts)])
+
+
+FURTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "litestar": ({"routes": []}, {"routes": [type("ASGIRoute", (), {})()]}),
+    "blacksheep": (
+        {"mount_registry": SimpleNamespace(mounted_apps=[]), "router": SimpleNamespace(fallback=None)},
+        {"mount_registry": SimpleNamespace(mounted_apps=[hello]), "_cors_strategy": "use_cors()"},
+    ),
+    "falcon": ({"_sinks": []}, {"_sinks": [hello]}),
+    "flask": ({"url_map": routed(methods={"POST"})}, {"url_map": routed(methods=None)}),
+}
+"""By package: an app whose handlers name their methods, and one with a mount, a sink or a bare rule."""
+
+
+@pytest.mark.parametrize("package", FURTHER)
+async def test_mounts_and_sinks_take_every_method(package: str) -> None:
+    for parts, status in zip(FURTHER[package], (200, 403), strict=True):
+        kind = type("App", (), {"__call__": staticmethod(hello), "__module__": package, **parts})
+        async with served(kind(), plans=PLANS) as at:
+            assert [await status_of(at.app, "/v1/chat", name) for name in ("POST", "GET")] == [403, status]
+            if status == 403:
+                assert await at.statuses("/v1/chat", method="OPTIONS", headers=PREFLIGHT) == [204]
+
+
 class DjangoHandler:
     __call__ = staticmethod(hello)
 

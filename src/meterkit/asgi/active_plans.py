@@ -232,7 +232,8 @@ def _by_litestar(app: Any, _: str) -> bool:
 
 
 def _by_blacksheep(app: Any, _: str) -> bool:
-    return getattr(app, "_cors_strategy", None) is not None
+    """Whether it has a CORS layer, and no mounted app, which takes a request before that layer."""
+    return getattr(app, "_cors_strategy", None) is not None and not app.mount_registry.mounted_apps
 
 
 def _by_django(_: object, path: str) -> bool:
@@ -248,7 +249,9 @@ def _by_django(_: object, path: str) -> bool:
 def _by_werkzeug(app: Any, _: str) -> bool:
     """Whether Quart or Flask itself answers OPTIONS of all rules, as they do but where a rule names it."""
     rules = app.url_map.iter_rules()
-    return all(rule.provide_automatic_options for rule in rules if _OPTIONS in (rule.methods or ()))
+    return all(
+        rule.provide_automatic_options for rule in rules if rule.methods is None or _OPTIONS in rule.methods
+    )
 
 
 def _by_sanic(app: Any, _: str) -> bool:

@@ -8,6 +8,7 @@ The steps are combined, each taken or not, as there may be several readers one b
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from sys import modules
@@ -19,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from meterkit.asgi.app_walk import STARLETTE, RequestWay, lists_routes, packages_of, unwrap, walk_app
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from starlette.types import Scope
 
@@ -251,9 +252,18 @@ _EXACT: Final = STARLETTE | _PLAIN
 """Packages whose apps dispatch a path as Starlette does, or do not dispatch at all."""
 _DJANGO: Final = "django"
 """Exact about paths; its views take every method unless they say otherwise."""
-_NAMING_METHODS: Final = frozenset({"litestar", "quart", "flask", "blacksheep", "falcon", "sanic"})
-"""Packages whose routers read loosely, and whose handlers say which methods they take; an app of another
-package may take every method, as views of Pyramid and GraphQL apps do."""
+_NAMING_METHODS: Final[dict[str, Callable[[Any], object]]] = {
+    "litestar": lambda app: [route for route in app.routes if type(route).__name__ == "ASGIRoute"],
+    "blacksheep": lambda app: app.mount_registry.mounted_apps or app.router.fallback,
+    "falcon": lambda app: getattr(app, "_sinks", ()),
+    "quart": lambda app: [rule for rule in app.url_map.iter_rules() if rule.methods is None],
+    "flask": lambda app: [rule for rule in app.url_map.iter_rules() if rule.methods is None],
+    "sanic": lambda _: (),
+}
+"""Packages whose handlers say which methods they take, with what in an app of theirs does not.
+
+An app of another package may take every method, as views of Pyramid and GraphQL apps do.
+"""
 _NO_SLASH: Final = "\N{FRACTION SLASH}"
 _PARAMETER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(?P<convertor>:[A-Za-z_][A-Za-z0-9_]*)?\}")
 
@@ -377,15 +387,22 @@ def path_rules_of_router(app: object, paths: Paths | None = None) -> PathRules:
     if _DJANGO in packages:
         return PathRules(any_method=True, every_method=True)
     if packages.isdisjoint(_EXACT):
-        return replace(LOOSE, every_method=packages.isdisjoint(_NAMING_METHODS))
+        return LOOSE if _names_methods(inner, packages) else replace(LOOSE, every_method=True)
     return _starlette_rules(app) if lists_routes(inner) else EXACT
+
+
+def _names_methods(app: object, packages: set[str]) -> bool:
+    """Whether each handler of an app says which methods it takes."""
+    with suppress(Exception):  # What cannot be read may take every method.
+        return any(not takes_more(app) for name, takes_more in _NAMING_METHODS.items() if name in packages)
+    return False
 
 
 def may_be_django(app: object) -> bool:
     """Whether an app is Django's, or of unknown kind in a process of Django's: it may hand requests to it."""
     packages = packages_of(unwrap(app, RequestWay())[0])
     return _DJANGO in packages or (
-        django_settings() is not None and packages.isdisjoint(_EXACT | _NAMING_METHODS)
+        django_settings() is not None and packages.isdisjoint(_EXACT | _NAMING_METHODS.keys())
     )
 
 
