@@ -122,7 +122,7 @@ async def test_a_gate_of_an_unknown_app_is_of_every_method(app: ASGIApp) -> None
 async def test_a_gate_of_a_tool_is_of_messages_only() -> None:
     plans = PLANS.replace("routes:", 'routes:\n  - {match: "MCP tools/call report", feature: full}')
     async with served(hello, plans=plans) as at:
-        assert [await status_of(at.app, "/mcp", name) for name in ("GET", "DELETE")] == [200] * 2
+        assert [await status_of(at.app, "/mcp", name) for name in ("GET", "DELETE", "PUT")] == [200, 200, 403]
 
 
 class Quart:
@@ -181,7 +181,7 @@ FURTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("package", FURTHER)
 async def test_mounts_and_sinks_take_every_method(package: str) -> None:
     for parts, status in zip(FURTHER[package], (200, 403), strict=True):
-        kind = type("App", (), {"__call__": staticmethod(hello), "__module__": package, **parts})
+        kind: Any = type("App", (), {"__call__": staticmethod(hello), "__module__": package, **parts})
         async with served(kind(), plans=PLANS) as at:
             assert [await status_of(at.app, "/v1/chat", name) for name in ("POST", "GET")] == [403, status]
             if status == 403:

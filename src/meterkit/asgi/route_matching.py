@@ -151,6 +151,8 @@ _NO_PREFLIGHT: Final = frozenset({b"authorization", b"cookie", b"transfer-encodi
 TOO_MANY: Final = "too many readings: any line whose fixed segments stand in it, in that order"
 _ORDINARY: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 """Methods that lines need not name: handlers take them on purpose."""
+_OF_SESSIONS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+"""Methods of requests to an MCP endpoint that have no message."""
 
 
 class Router:
@@ -406,7 +408,9 @@ class Router:
         for route, methods, pattern in lines:
             if route is found:
                 break
-            if methods is None or route.feature is None or route.mcp or method == "WS" or pattern is None:
+            if methods is None or route.feature is None or method == "WS" or pattern is None:
+                continue
+            if route.mcp is not None and method in _OF_SESSIONS:
                 continue
             if any(map(pattern.match, paths)):
                 return self._combine_gate(found, route)
