@@ -75,10 +75,11 @@ class Named(HTTPEndpoint):
 async def test_a_root_path_of_an_inner_app_leads_around_no_gate(mount: Any) -> None:
     """FastAPI strips its own root path, in place of the server's and of that of mounts."""
     inner = FastAPI(root_path="/x")
-    inner.add_route("/v1/chat", answer, methods=["POST"])
+    inner.add_route("/v1/chat", answer, methods=["POST", "OPTIONS"])
     async with served(Starlette(routes=[mount("app" if mount is Host else "/", inner)]), plans=PLANS) as at:
         assert [await status_of(at.app, path) for path in ("/v1/chat", "/x/v1/chat")] == [403] * 2
         assert await status_of(at.app, "/proxy/v1/chat", root_path="/proxy") == 403
+        assert await at.statuses("/x/v1/chat", method="OPTIONS", headers=PREFLIGHT) == [204]
 
 
 async def test_a_helper_called_as_a_method_is_gated() -> None:

@@ -75,7 +75,7 @@ class ActivePlans:
         """
         try:
             reading, root_path = path_rules_of_app(app, paths), root_path_of_app(app)
-            preflights = Preflights(app, app, cors, troubles)
+            preflights = Preflights(app, app, cors, troubles, inner_root=reading.inner_root)
         except Exception as error:  # noqa: BLE001 - whatever its attributes raise; logged there
             troubles.log_unread_app(error)
             reading, root_path = path_rules_of_app(None, paths), ""
@@ -142,13 +142,20 @@ class Preflights:
         known: the same; None where it cannot be walked.
         cors: the origins whose scripts may read refusals.
         troubles: takes preflights that browsers will not accept.
+        inner_root: root path that an inner app sets itself.
     """
 
     def __init__(
-        self, app: ASGIApp, known: ASGIApp | None, cors: Collection[str], troubles: TroubleLog
+        self,
+        app: ASGIApp,
+        known: ASGIApp | None,
+        cors: Collection[str],
+        troubles: TroubleLog,
+        *,
+        inner_root: str = "",
     ) -> None:
         self._app = app
-        self._root_path = root_path_of_app(known)
+        self._roots = (root_path_of_app(known), inner_root)
         self._places = [place for place in walk_app(known) if place.accepts(_OPTIONS)]
         self._cors = frozenset(cors)
         self._troubles = troubles
@@ -161,7 +168,7 @@ class Preflights:
         """
         if not is_preflight(scope):
             return False
-        routed = routed_paths(scope, scope["path"], self._root_path)
+        routed = [path for root in self._roots for path in routed_paths(scope, scope["path"], root)]
         if route.enforcement != "on" or not any(
             any(map(place.matches, routed)) and not _is_safe(place, routed[0]) for place in self._places
         ):
