@@ -201,10 +201,19 @@ async def test_a_line_in_shadow_lets_no_unreadable_call_pass(body: bytes) -> Non
 
 
 @pytest.mark.parametrize("path", ["//mcp", "/MCP/"])
-async def test_paths_are_read_as_the_router_reads_them(path: str) -> None:
-    async with served(answering(200), plans=PLANS, paths="loose") as at:
+@pytest.mark.parametrize("first", ["", '  - {match: "MCP initialize"}\n'])
+async def test_paths_are_read_as_the_router_reads_them(path: str, first: str) -> None:
+    plans = PLANS.replace("routes:\n", f"routes:\n{first}")
+    async with served(answering(200), plans=plans, paths="loose") as at:
         await at.client.post(f"http://app{path}", json=call())
         assert (1, 0) == await at.counted(meter="searches")
+
+
+async def test_a_message_opens_no_gate_that_its_path_may_lead_to() -> None:
+    gate = '  - {match: "MCP initialize"}\n  - {match: "POST /v1/chat", feature: reports}\n'
+    async with served(answering(200), plans=PLANS.replace("routes:\n", f"routes:\n{gate}")) as at:
+        answer = await at.client.post("/v1/chat%23/%2e%2e/%2e%2e/mcp", json=call(method="initialize"))
+        assert answer.status_code == 403
 
 
 async def test_rates_of_two_lines_of_one_endpoint_are_counted_apart() -> None:

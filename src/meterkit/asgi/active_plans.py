@@ -23,7 +23,7 @@ from meterkit.asgi.route_matching import Router, is_preflight, root_path_of_app,
 from meterkit.catalog.routes import charging_meters, is_fetched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.compiled_decision import Program
     from meterkit.store.views import CustomerCache, CustomerView
 
-    _RouterOf = Callable[[Sequence[Route]], Router]
+    _RouterOf = Callable[..., Router]
 
 _PROGRAMS_MAX: Final = 1_000
 _OPTIONS: Final = "OPTIONS"
@@ -44,17 +44,21 @@ class ActivePlans:
     """Plans file, compiled for the middleware; a request is decided by one, also if it changes meanwhile."""
 
     def __init__(
-        self, cache: CustomerCache, router_of: _RouterOf, mcp_router_of: _RouterOf, preflights: Preflights
+        self,
+        cache: CustomerCache,
+        router_of: _RouterOf,
+        without_mount: Callable[[Route, Route | None, str], None],
+        preflights: Preflights,
     ) -> None:
         self.cache = cache
         self.preflights = preflights
-        self._router_of = mcp_router_of
+        self._router_of = router_of
         self._polls: dict[tuple[int, tuple[str, ...]], Route] = {}
         self._former: list[object] = []  # The identity of a route stands for it as long as it lives.
         cache.routes.subscribe(self._use_learned)
         routes = cache.routes.current
-        self.router = router_of(routes)
-        self.mcp = McpLines(routes, mcp_router_of)
+        self.router = router_of(routes, messages_first=True, without_mount=without_mount)
+        self.mcp = McpLines(routes, router_of)
         self.limit_fields: dict[Program, LimitFields] = {}
         self.policy_fields: dict[Program, FixedFields] = {}
         anonymous = cache.catalog.anonymous
@@ -82,13 +86,14 @@ class ActivePlans:
             preflights = Preflights(app, None, cors, troubles)
         router_of = partial(Router, root_path=root_path, reading=reading)
         without_mount = partial(troubles.log_without_mount, cache.catalog.source)
-        return cls(cache, partial(router_of, without_mount=without_mount), router_of, preflights)
+        return cls(cache, router_of, without_mount, preflights)
 
     def _use_learned(self) -> None:
         """Decide by the routes with the meters learned from recorded usage."""
         routes = self.cache.routes.current
         self._former += (self.router, self.mcp)
-        self.router, self.mcp = self._router_of(routes), McpLines(routes, self._router_of)
+        self.router = self._router_of(routes, messages_first=True)
+        self.mcp = McpLines(routes, self._router_of)
 
     def poll_route(self, route: Route) -> Route:
         """Route for requests that only fetch work: they ask for no tokens, and reserve none."""

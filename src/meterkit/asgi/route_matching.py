@@ -177,6 +177,8 @@ class Router:
             the line been written with the mount's path; takes that line, the one that does match or None, and
             the mount's path.
         reading: how the app's router reads paths.
+        messages_first: whether lines of MCP messages are the strictest. Which one of them takes a request,
+            and how strict that is, is known only once its message is read.
 
     Raises:
         ValueError: a path is not a template that Starlette can read.
@@ -189,6 +191,7 @@ class Router:
         root_path: str = "",
         without_mount: _WithoutMount | None = None,
         reading: PathRules = EXACT,
+        messages_first: bool = False,
     ) -> None:
         lines = [(route, methods_of(route), pattern_of(route)) for route in routes]
         self._lines = [line for line in lines if line[0].method != "WS"]
@@ -212,6 +215,7 @@ class Router:
         self._is_raw = reading.is_raw
         self._root_path = root_path
         self._without_mount = without_mount
+        self._messages_first = messages_first
         self._found: dict[_Key, Route | None] = {}
 
     def match_http(self, scope: Scope) -> Route | None:
@@ -437,7 +441,8 @@ class Router:
 
     def _strictness(self, line: Route | None) -> tuple[int, int]:
         """Sort key of lines, the strictest first."""
-        return rank_strictness(line), self._order.get(id(line), 0)
+        is_first = self._messages_first and line is not None and line.mcp is not None
+        return _GATED if is_first else rank_strictness(line), self._order.get(id(line), 0)
 
     def _leniency(self, one: PathLine) -> tuple[int, int]:
         return self._strictness(one.line)
