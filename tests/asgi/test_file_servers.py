@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from json import loads
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -156,6 +157,37 @@ async def test_a_path_that_no_gated_handler_reads_keeps_its_line(folder: Path) -
     async with served(app, plans=plans) as at:
         assert (await answer(at.app, "/pricing", customer="acme"))[0] == 403
         assert (await answer(at.app, "/pricing/", customer="acme")) == (200, PUBLIC)
+
+
+BESIDE = """
+meters: {requests: {unit: request}}
+features: [guides, reports]
+routes:
+  - {match: "/files/public/{path:path}", feature: guides, consume: {requests: 1}}
+  - {match: "/files/reports/{path:path}", feature: reports, consume: {requests: 5}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, features: [guides]}
+  press: {price: {amount_cents: 0, interval: month}, features: [reports]}
+  all: {price: {amount_cents: 0, interval: month}, features: all}
+"""
+
+
+async def test_a_path_between_two_gates_takes_both_features(folder: Path) -> None:
+    """The feature of the first gate opened the second one."""
+    async with served(Starlette(routes=[Mount("/files", static(folder))]), plans=BESIDE) as at:
+        for plan, lacking in (("free", "reports"), ("press", "guides")):
+            await at.kit.customers.set_plan("acme", plan)
+            status, body = await answer(at.app, "/files/public/..%2freports/a.txt", customer="acme")
+            assert (status, loads(body)["feature"], loads(body)["plan"]) == (403, lacking, plan)
+        await at.kit.customers.set_plan("acme", "all")
+        assert (await answer(at.app, "/files/public/..%2freports/a.txt", customer="acme")) == (200, SECRET)
+
+
+async def test_a_path_between_two_routes_costs_the_dearer(folder: Path) -> None:
+    plans = BESIDE.replace("feature: guides, ", "").replace("feature: reports, ", "")
+    async with served(Starlette(routes=[Mount("/files", static(folder))]), plans=plans) as at:
+        assert (await answer(at.app, "/files/public/..%2freports/a.txt", customer="acme"))[0] == 200
+        assert await at.counted() == (5, 0)
 
 
 class Uncased(StaticFiles):

@@ -360,6 +360,7 @@ class MeterMiddleware:
                     raise
                 if isinstance(reply, ReplyError) or reply[0] > REFUSED:
                     decided, reply = await store.conclude(lane, decided, prepare or _preparer(route), reply)
+                    view = decided.view
                     if decided.is_repeat:
                         route = replace(route, charge_on=_NEVER)
         except UnservedError as error:

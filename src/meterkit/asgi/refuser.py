@@ -168,12 +168,14 @@ class Refuser:
         scope: Scope,
     ) -> ProblemContext:
         about_customer: dict[str, Any] = {}
+        feature = route.feature
         if view is not None:
+            feature = route.first_feature_beyond(view.effective.plan.features)
             catalog = view.catalog
             plans = catalog.plans.values()
             about_customer = {
                 "plan": view.effective.plan.key,
-                "available_in": tuple(plan.key for plan in plans if route.feature in plan.features),
+                "available_in": tuple(plan.key for plan in plans if feature in plan.features),
                 "portal_url": catalog.billing.portal_url,
                 "offer": Offer.of(catalog, decision),
                 "resource": _request_url(scope),
@@ -185,7 +187,7 @@ class Refuser:
             about_customer["unit"] = gauge.unit
         return ProblemContext(
             policies=() if decided is None else tuple(measure.policy for measure in decided.program.measures),
-            feature=route.feature,
+            feature=feature,
             origin=next((value for name, value in scope["headers"] if name == b"origin"), None),
             cors=self._cors,
             **about_customer,

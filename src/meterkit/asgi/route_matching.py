@@ -39,6 +39,7 @@ CompiledLine = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 """A line, its methods and its pattern; None for all of them."""
 _GATED, _COUNTED, _DECIDED = range(3)
 _SHADOWED, _EXEMPT, _NO_LINE = 3, 6, 7
+_OPEN: Final = 10**18
 
 
 def rank_strictness(line: Route | None) -> int:
@@ -115,6 +116,15 @@ def _counts(line: Route) -> bool:
         or line.reserve
         or line.usage != "none"
     )
+
+
+def _dearness(line: Route | None) -> int:
+    """How much a line asks for; what a request or its response says is more than any number in the file."""
+    if line is None:
+        return 0
+    is_open = bool(line.reserve or line.storage or line.usage != "none")
+    units = (*line.consume.values(), *line.per_message.values(), *line.grow.values())
+    return is_open * _OPEN + sum(units) + len(line.rates)
 
 
 def methods_of(route: Route) -> frozenset[str] | None:
@@ -198,7 +208,7 @@ class Router:
         # A line with a path is about requests, unless it says WS.
         self._websocket_lines = [line for line in lines if line[0].method == "WS" or line[0].path is None]
         self._methods = _ORDINARY.union(*(methods for _, methods, _ in lines if methods is not None))
-        self._gates: dict[tuple[int, int], Route] = {}
+        self._gates: dict[tuple[object, ...], Route] = {}
         self._order = {id(route): nth for nth, route in enumerate(routes)}
         self._reading = reading
         self._loose = {
@@ -261,7 +271,19 @@ class Router:
         return sorted(self._read_path(lines, method, scope), key=self._leniency)
 
     def _strictest_line(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> Route | None:
-        return min(self._read_path(lines, method, scope), key=self._leniency).line
+        return self._strictest_of([one.line for one in self._read_path(lines, method, scope)])
+
+    def _strictest_of(self, found: Sequence[Route | None]) -> Route | None:
+        """Return the strictest of several lines. It takes the features of all of them."""
+        line = min(found, key=self._strictness)
+        if line is None or line.feature is None or line.enforcement != "on":
+            return line
+        enforced = [one for one in found if one is not None and one.enforcement == "on"]
+        features = {name for one in enforced for name in (one.feature, *one.further_features) if name}
+        further = tuple(sorted(features - {line.feature}))
+        if further == line.further_features:
+            return line
+        return self._gates.setdefault((id(line), *further), replace(line, further_features=further))
 
     def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
         """Find the line of the path as written, and those of other readings that the app may take."""
@@ -377,7 +399,7 @@ class Router:
         spellings = segments_of(path)
         several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
         accepted = [route for route, methods, _ in several if asked.accepts(route, methods)]
-        found = min(accepted, key=self._strictness, default=None)
+        found = self._strictest_of(accepted) if accepted else None
         if asked.every_method and (found is None or found.feature is None):
             gates = (route for route, *_ in several if route.feature is not None and route.method != "WS")
             return self._combine_gate(found, next(gates, None))
@@ -397,7 +419,7 @@ class Router:
             return line
         longer = [path for path in paths if path not in routed]
         within = asked.only(each for each in asked.lines if not takes_path(each, longer))
-        return min(line, self._first_line(within, routed), key=rank_strictness)
+        return self._strictest_of([line, self._first_line(within, routed)])
 
     def _add_gate(
         self, found: Route | None, lines: Sequence[CompiledLine], method: str, paths: Sequence[str]
@@ -439,12 +461,13 @@ class Router:
             (id(found), id(gate)), replace(line, feature=gate.feature, exempt=False, always=False)
         )
 
-    def _strictness(self, line: Route | None) -> tuple[int, int]:
-        """Sort key of lines, the strictest first."""
+    def _strictness(self, line: Route | None) -> tuple[int, int, int]:
+        """Sort key of lines, the strictest first, and of equal ones the dearest."""
         is_first = self._messages_first and line is not None and line.mcp is not None
-        return _GATED if is_first else rank_strictness(line), self._order.get(id(line), 0)
+        rank = _GATED if is_first else rank_strictness(line)
+        return rank, -_dearness(line), self._order.get(id(line), 0)
 
-    def _leniency(self, one: PathLine) -> tuple[int, int]:
+    def _leniency(self, one: PathLine) -> tuple[int, int, int]:
         return self._strictness(one.line)
 
     def _warn_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:

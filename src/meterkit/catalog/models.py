@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.notify_values import Notify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.errors import Note
@@ -433,6 +433,7 @@ class Route:
         exempt: not identified, not decided, no headers.
         always: decided by its rates only.
         rates: what each customer may ask of it whatever the plan, in requests.
+        further_features: that it takes beside ``feature``, as its path may lead to handlers of other routes.
         storage: where the size of what is stored stands (``content-length``), or None.
         storage_meter: the gauge that a ``storage`` route fills, or None.
         usage: whose token figures are read; ``fields`` where only ``usage_fields`` are.
@@ -459,6 +460,7 @@ class Route:
     always: bool = False
     rates: tuple[Rate, ...] = ()
     feature: str | None = None
+    further_features: tuple[str, ...] = ()
     consume: Mapping[str, int] = field(default_factory=dict[str, int])
     per_message: Mapping[str, int] = field(default_factory=dict[str, int])
     grow: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -491,6 +493,11 @@ class Route:
         is_plain = not (is_watched or self.exempt or self.enforcement == "off")
         object.__setattr__(self, "is_plain", is_plain)
         object.__setattr__(self, "is_buffered", bool(is_buffered))
+
+    def first_feature_beyond(self, features: Collection[str]) -> str | None:
+        """Find the first feature that it takes and that is not among these; if there is none, `feature`."""
+        lacking = (one for one in self.further_features if one not in features)
+        return self.feature if self.feature not in features else next(lacking, self.feature)
 
     @property
     def asks_model(self) -> bool:

@@ -464,7 +464,8 @@ def refusal_of(customer: str, effective: EffectivePlan, route: Route | None) -> 
     """The refusal that follows from a customer's state alone; ``route`` is None off the request."""
     if route is not None and route.always:
         return None
-    return refusal_for_feature(customer, effective, None if route is None else route.feature)
+    feature = None if route is None else route.first_feature_beyond(effective.plan.features)
+    return refusal_for_feature(customer, effective, feature)
 
 
 def refusal_for_feature(customer: str, effective: EffectivePlan, feature: str | None) -> Decision | None:
