@@ -183,13 +183,6 @@ async def test_a_path_between_two_gates_takes_both_features(folder: Path) -> Non
         assert (await answer(at.app, "/files/public/..%2freports/a.txt", customer="acme")) == (200, SECRET)
 
 
-async def test_a_path_between_two_routes_costs_the_dearer(folder: Path) -> None:
-    plans = BESIDE.replace("feature: guides, ", "").replace("feature: reports, ", "")
-    async with served(Starlette(routes=[Mount("/files", static(folder))]), plans=plans) as at:
-        assert (await answer(at.app, "/files/public/..%2freports/a.txt", customer="acme"))[0] == 200
-        assert await at.counted() == (5, 0)
-
-
 class Uncased(StaticFiles):
     """A file server on a disk that ignores case, as those of macOS and Windows do."""
 

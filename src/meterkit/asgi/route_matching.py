@@ -39,7 +39,6 @@ CompiledLine = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 """A line, its methods and its pattern; None for all of them."""
 _GATED, _COUNTED, _DECIDED = range(3)
 _SHADOWED, _EXEMPT, _NO_LINE = 3, 6, 7
-_OPEN: Final = 10**18
 
 
 def rank_strictness(line: Route | None) -> int:
@@ -116,15 +115,6 @@ def _counts(line: Route) -> bool:
         or line.reserve
         or line.usage != "none"
     )
-
-
-def _dearness(line: Route | None) -> int:
-    """How much a line asks for; what a request or its response says is more than any number in the file."""
-    if line is None:
-        return 0
-    is_open = bool(line.reserve or line.storage or line.usage != "none")
-    units = (*line.consume.values(), *line.per_message.values(), *line.grow.values())
-    return is_open * _OPEN + sum(units) + len(line.rates)
 
 
 def methods_of(route: Route) -> frozenset[str] | None:
@@ -461,13 +451,13 @@ class Router:
             (id(found), id(gate)), replace(line, feature=gate.feature, exempt=False, always=False)
         )
 
-    def _strictness(self, line: Route | None) -> tuple[int, int, int]:
-        """Sort key of lines, the strictest first, and of equal ones the dearest."""
+    def _strictness(self, line: Route | None) -> tuple[int, int]:
+        """Sort key of lines, the strictest first."""
         is_first = self._messages_first and line is not None and line.mcp is not None
         rank = _GATED if is_first else rank_strictness(line)
-        return rank, -_dearness(line), self._order.get(id(line), 0)
+        return rank, self._order.get(id(line), 0)
 
-    def _leniency(self, one: PathLine) -> tuple[int, int, int]:
+    def _leniency(self, one: PathLine) -> tuple[int, int]:
         return self._strictness(one.line)
 
     def _warn_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:

@@ -462,9 +462,13 @@ def _if_begun(subscription: SubscriptionState | None) -> SubscriptionState | Non
 
 def refusal_of(customer: str, effective: EffectivePlan, route: Route | None) -> Decision | None:
     """The refusal that follows from a customer's state alone; ``route`` is None off the request."""
-    if route is not None and route.always:
+    if route is None:
+        return refusal_for_feature(customer, effective, None)
+    if route.always:
         return None
-    feature = None if route is None else route.first_feature_beyond(effective.plan.features)
+    feature = route.feature
+    if route.further_features:
+        feature = route.first_feature_beyond(effective.plan.features)
     return refusal_for_feature(customer, effective, feature)
 
 
