@@ -661,6 +661,7 @@ MATRIX: Final = (
     ("an amount", "tax within", False),
     ("a percentage", "tax on top", False),
     ("a percentage", "tax on top", True),
+    ("the first month", "no tax", True),
 )
 
 

@@ -343,7 +343,8 @@ async def with_all_items(api: StripeApi, found: dict[str, Any]) -> dict[str, Any
         found = {**found, "schedule": await _fetch_schedule(api, str(schedule["id"]))}
     if items.get("has_more") is not True:
         return found
-    listed = await api.list("/v1/subscription_items", {"subscription": str(found["id"])})
+    asked: dict[str, Parameter] = {"subscription": str(found["id"]), "expand": ["data.discounts"]}
+    listed = await api.list("/v1/subscription_items", asked)
     return {**found, "items": {**items, "data": listed, "has_more": False}}
 
 

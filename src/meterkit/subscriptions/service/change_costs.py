@@ -218,18 +218,25 @@ class InvoicePreviewer:
         items: a coupon for an amount would be taken off usage, too.
         """
         metered = {item.id for item in self.live.items if item.meter is not None}
+        ended = {
+            item["id"]: left
+            for item in self.live.found["items"]["data"]
+            if item["id"] not in metered and (left := _lasting_discounts(item, begins_s))
+        }
         items: list[Parameter] = [{"id": item, "deleted": True} for item in sorted(metered)]
         items += [
-            one for one in changes if one.get("id") not in metered and ("id" in one or "quantity" in one)
+            {**one, **ended.pop(str(one.get("id")), {})}
+            for one in changes
+            if one.get("id") not in metered and ("id" in one or "quantity" in one)
         ]
+        items += [{"id": item, **left} for item, left in ended.items()]
         is_trial = self.live.found.get("status") == "trialing"
         begins_now = {"trial_end": "now"} if is_trial else {"billing_cycle_anchor": {"type": "now"}}
         details: dict[str, Parameter] = {**begins_now, "proration_behavior": "none"}
         if items:
             details["items"] = items
-        return sum(
-            map(_total_of, await self._list_lines(changes, details, await self._lasting_discounts(begins_s)))
-        )
+        lasting = _lasting_discounts(self.live.found, begins_s)
+        return sum(map(_total_of, await self._list_lines(changes, details, lasting)))
 
     async def _list_lines(
         self,
@@ -263,15 +270,17 @@ class InvoicePreviewer:
             if _line_origin(line).get("invoice_item") not in waiting and _price_of(line) not in metered
         ]
 
-    async def _lasting_discounts(self, at_s: int) -> dict[str, Parameter]:
-        """Parameter that leaves out discounts which end by an instant; empty if none does."""
-        if not self.live.found.get("discounts"):
-            return {}
-        shown = await self.live.api.get(f"/v1/subscriptions/{self.live.id}", {"expand": ["discounts"]})
-        left = [one for one in shown["discounts"] if one.get("end") is None or one["end"] > at_s]
-        if len(left) == len(shown["discounts"]):
-            return {}
-        return {"discounts": [{"discount": one["id"]} for one in left] or ""}
+
+def _lasting_discounts(found: Mapping[str, Any], at_s: int) -> dict[str, Parameter]:
+    """Parameter of a subscription or item that leaves out discounts which end by an instant.
+
+    Empty if none does.
+    """
+    discounts = cast("Sequence[Mapping[str, Any]]", found.get("discounts") or [])
+    left = [one for one in discounts if one.get("end") is None or one["end"] > at_s]
+    return (
+        {} if len(left) == len(discounts) else {"discounts": [{"discount": one["id"]} for one in left] or ""}
+    )
 
 
 def _metered_prices(live: LiveSubscription, changes: Iterable[Mapping[str, Parameter]]) -> set[str]:
