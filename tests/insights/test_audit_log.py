@@ -10,6 +10,7 @@ from asyncio import to_thread
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -29,6 +30,7 @@ from drivers.sampled import whole
 from drivers.subscribed_customer import fetched, subscription
 from meterkit import MeterKit, SettingsError, metrics_app
 from meterkit.catalog import loads
+from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.audit import chain_verifier, draining, hash_chain
 from meterkit.insights.audit.async_database import AuditDatabase
@@ -144,6 +146,23 @@ async def test_a_correction_has_the_price_of_its_currency(store_url: str, tmp_pa
         assert (await at.kit.usage("acme"))["meters"]["spend"]["recorded"] == 6 * 10_000_000
         prices = {row["kind"]: row["price_micros"] for row in await at.rows() if row["meter"] == "words"}
         assert prices == {"recorded": 10_000_000, "corrected": 10_000_000}
+
+
+@pytest.mark.usefixtures("valkey")  # In memory, Lua writes numbers whole.
+@pytest.mark.parametrize("price", ["1000000000000/285714285714", "1000000000000/3333333333333333"])
+async def test_a_price_of_many_decimals_is_in_the_log(store_url: str, tmp_path: Path, price: str) -> None:
+    """An amount for 7 units, or 3, has twelve decimals at Stripe; it ended the draining of the log."""
+    async with audited(store_url, sqlite_in(tmp_path), catalog=IN_YEN) as at:
+        await fetched(at.kit, subscription(prices=(ItemPrice("words", "words", price),)), customer="acme")
+        await at.kit.record("acme", "words", 11)
+        await at.kit.correct("acme", {"words": 4}, reason="a loop", correction_id="t-1")
+        rows = [row for row in await at.rows() if row["meter"] == "words"]
+        per, cents = map(int, price.split("/"))
+        exact = {Fraction(row["price_micros"], row["price_per"]) for row in rows}
+        assert ({row["kind"] for row in rows}, exact) == (
+            {"recorded", "corrected"},
+            {Fraction(cents * 10_000, per)},
+        )
 
 
 async def test_anonymous_visitors_are_not_entered(at: Audited) -> None:

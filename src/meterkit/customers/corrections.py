@@ -20,7 +20,7 @@ from meterkit.customers.history import is_relinked
 from meterkit.decisions.compiled_decision import sends_included
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.price_segments import label_of, paid_price
+from meterkit.decisions.price_segments import label_of, paid_price, price_line
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
@@ -410,11 +410,12 @@ def _serialize_correction(given: CorrectionRequest, view: CustomerView) -> str:
     how = {name: _choose_restoration(view, name) for name in given.quantities}
     told = {"id": given.correction_id, "by": given.by, "reason": given.reason}
     prices = {
-        meter_token(name): price
+        name: price
         for name in catalog.meters
         if (price := paid_price(name, view.entitlements, catalog, is_trial=view.is_trial)) is not None
     }
-    return json.dumps({**told, "how": how, "meters": meters, "prices": prices})
+    priced = price_line("", {}, prices, meters=[*prices])
+    return json.dumps({**told, "how": how, "meters": meters, "prices": priced})
 
 
 def _event_tokens(meter: str, view: CustomerView) -> list[tuple[str, int]]:

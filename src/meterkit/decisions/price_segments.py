@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from decimal import ROUND_FLOOR, Decimal
 from fractions import Fraction
+from math import gcd
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.currencies import BALANCE_CURRENCY
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement, Meter
 
+_MICROS_END: Final = 2**63
 _NO_PRICE: Final = "-"
 NOT_BILLED: Final = "0"
 """Label where overage is not billed: no unit of it goes to Stripe."""
@@ -303,7 +305,10 @@ def paid_price(
     overage = entitlements[meter].overage
     if is_trial or overage.mode != "bill" or not overage.amount_cents or overage.rows is not None:
         return None
-    return PaidPrice("o", overage.amount_cents * micros_per_minor_unit(catalog.currency), overage.per or 1)
+    micros, per = overage.amount_cents * micros_per_minor_unit(catalog.currency), overage.per or 1
+    # No column holds a larger number. So many decimals has the price of an item, not that of the plans file.
+    shared = gcd(micros, per) if micros >= _MICROS_END else 1
+    return PaidPrice("o", micros // shared, per // shared)
 
 
 def earned_micros(

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.price_segments import MeterTerms, PaidPrice, read_price_line
+from meterkit.decisions.price_segments import MeterTerms, read_price_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -202,17 +202,14 @@ def _parse_other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[AuditRow
 
 def _parse_corrected(event: str, told: Mapping[str, Any]) -> Iterator[AuditRow]:
     details = _to_json({name: told[name] for name in ("id", "by", "reason")})
+    _, terms = read_price_line(told["prices"])
     for token, text in told["meters"].items():
         counts = [-int(units) for units in text.split(" ")]
         units: dict[str, Any] = dict(zip(CLASSES, counts, strict=True))
         quantity, period_ms, at_ms = sum(counts[: len(RECORDED)]), int(told["period"]), int(told["at"])
         if quantity or units["reported"]:
             row = AuditRow(event, token, "corrected", told["customer"], period_ms, at_ms, quantity, **units)
-            # Lua writes an empty table as an empty list in some stores.
-            prices: Mapping[str, Any] = told.get("prices") or {}
-            price = prices.get(token)
-            terms = MeterTerms(price=None if price is None else PaidPrice(*price))
-            yield row._replace(details=details, **terms.columns(units))
+            yield row._replace(details=details, **terms.get(token, _NO_TERMS).columns(units))
 
 
 def _to_json(told: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 -- audit_correction: appends the units that a correction has subtracted to the audit log.
 --   stream: nil: there is no audit log; before, after: token to the meter's numbers, see read_meter
---   correction: id, by, reason; prices: of units that are paid for, by token; period: as text; back: token to the units
---   that a negative event takes back
+--   correction: id, by, reason; prices: of units that are paid for, as a price line (cjson writes only 14 digits of a
+--   number); period: as text; back: token to the units that a negative event takes back
 local function audit_correction(stream, customer, now, period, correction, before, after, back)
   local taken = {}
   for token, was in pairs(stream and before or taken) do
