@@ -117,11 +117,12 @@ async def test_the_invoice_to_pay_is_first(store_url: str, monkeypatch: pytest.M
         await at.subscribed()
         paid = "USD 15.00, paid 1 Jun 2031"
         assert rows_of((await client.get("/")).text, "lines") == [paid]
-        at.emulator.fail_payments((await at.kit.customers.get("acme")).stripe_customer or "")
+        linked = await at.fail_payments()
+        await at.post(f"/v1/customers/{linked}", {"balance": -400})
         at.clock.advance(timedelta(days=31))
         at.emulator.advance()
         await at.kit.subscriptions.sync("acme")
-        to_pay = "USD 15.00, to pay 1 Jul 2031 Pay"
+        to_pay = "USD 11.00, to pay 1 Jul 2031 Pay"
         assert rows_of((await client.get("/")).text, "lines") == [to_pay, paid]
 
         newest, oldest = await at.kit.subscriptions.invoices("acme")
