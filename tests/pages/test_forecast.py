@@ -106,6 +106,27 @@ def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
     assert forecast_usage({"calls": [50, 50]}, {"calls": lower}, 10, CAPPED[1])["cost_cents"] == (1_228,) * 3
 
 
+def test_units_of_a_derived_meter_have_its_price() -> None:
+    """They had that of its source."""
+    text = plans_text("derived_costs")
+    catalog = loads(text.replace("LARGE", "{overage: {bill: {per: 1000, amount_cents: 6}}}"))
+    (own, pro), (more, offer) = (
+        (plan, build_terms(catalog, plan, plan.entitlements, 0)) for plan in [*catalog.plans.values()][1:]
+    )
+    assert (own.key, more.key) == ("pro", "more")
+    usage = {
+        "output_tokens": counts(200_000, overage=190_000, included=10_000),
+        "large_output": counts(100_000, overage=100_000, included=0),
+    }
+    # So far 90,000 at 2 cents a thousand and 100,000 at 6; on another day the same without the included ones.
+    days = {"output_tokens": [200_000], "large_output": [100_000]}
+    found = forecast_usage(days, usage, 1, pro, overage_cents=780)
+    assert found["cost_cents"].expected == 1_900 + 780 + 200 + 600
+    used = {name: of["recorded"] for name, of in usage.items()}
+    (other,) = price_on_plans(catalog, [(more, offer)], used, pro, {})
+    assert (other["cost_cents"], other["estimated"]) == (2_900 + 95 + 380, True)
+
+
 def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:
     database, day = Database(sqlite_in(tmp_path)), 86_400_000
     assert database.days("acme", day) == {}

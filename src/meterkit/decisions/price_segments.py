@@ -98,8 +98,13 @@ def is_split(meter: str, meters: Mapping[str, Meter]) -> bool:
     own = meters[meter]
     if own.stripe is None or own.stripe.report != "overage" or own.is_row:
         return False
+    return own.source is not None or bool(parts_of(meter, meters))
+
+
+def parts_of(meter: str, meters: Mapping[str, Meter]) -> tuple[str, ...]:
+    """The derived meters under whose own events Stripe gets units of a meter."""
     parts = (other for other in meters.values() if other.source == meter and not other.is_row)
-    return own.source is not None or any(part.stripe is not None for part in parts)
+    return tuple(part.name for part in parts if part.stripe is not None)
 
 
 def sent_price(

@@ -97,8 +97,11 @@ def _expected_cost(
         else usage[name]["overage"] + units
         for name, units in unpaid.items()
     }
+    recorded = {name: counts["recorded"] for name, counts in usage.items()}
     split = split_by_model(
-        expected, terms.price_rows, {row: usage[row]["overage"] for row in rows if row in usage}
+        split_by_parts(expected, terms.parts, recorded),
+        terms.price_rows,
+        {row: usage[row]["overage"] for row in rows if row in usage},
     )
     unknown = {terms.price_rows[name].default: units for name, units in split.unknown.items()}
     return terms.charge({**split.units, **unknown})
@@ -166,6 +169,24 @@ def pay_by_credits(balances: Iterable[CreditBalance], units: Mapping[str, int]) 
             if meter in left:
                 left[meter] -= paid
     return left
+
+
+def split_by_parts(
+    overage: Mapping[str, int], parts: Mapping[str, tuple[str, ...]], recorded: Mapping[str, int]
+) -> dict[str, int]:
+    """Divide the overage of meters over the meters derived from them, in proportion to what was recorded.
+
+    Args:
+        overage: meter to its units, derived ones included.
+        parts: meter to its derived meters that have events, and so prices, of their own.
+        recorded: meter to its units so far.
+    """
+    found = dict(overage)
+    for name, of in parts.items():
+        whole = recorded.get(name, 0)
+        shares = {part: overage.get(name, 0) * recorded.get(part, 0) // whole if whole else 0 for part in of}
+        found |= {name: max(0, overage.get(name, 0) - sum(shares.values())), **shares}
+    return found
 
 
 class SplitOverage(NamedTuple):

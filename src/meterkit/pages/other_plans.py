@@ -8,7 +8,7 @@ from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.grants import MICRO
-from meterkit.pages.forecast import split_by_model
+from meterkit.pages.forecast import split_by_model, split_by_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +60,8 @@ def price_on_plans(
             if name in own.price_rows and own.price_rows[name].models == rows.models
             for row in rows.all
         }
-        split = split_by_model(overage, terms.price_rows, alike)
+        by_part = split_by_parts(overage, terms.parts, used)
+        split = split_by_model(by_part, terms.price_rows, alike)
         allowed = {name: most - terms.included[name] for name, most in terms.ceilings.items()}
         offer: OtherPlan = {
             "plan": plan.key,
@@ -72,7 +73,11 @@ def price_on_plans(
             ],
             "unpriced": sorted(terms.unpriced(split.units) | split.unknown.keys()),
         }
-        found.append({**offer, "estimated": True} if split.is_estimated else offer)
+        parted = (
+            part for name, of in terms.parts.items() for part in of if 0 < by_part[part] < overage[name]
+        )
+        is_estimated = split.is_estimated or any(parted)
+        found.append({**offer, "estimated": True} if is_estimated else offer)
     return found
 
 

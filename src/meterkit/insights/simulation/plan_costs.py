@@ -27,7 +27,7 @@ from meterkit.decisions.item_prices import (
 from meterkit.decisions.limit_policies import billed_most
 from meterkit.decisions.periods import DAY_MS, to_ms
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
+from meterkit.decisions.price_segments import label_of, overage_cents, parts_of, segments_of, sent_label
 from meterkit.decisions.spending import budgets_of
 from meterkit.decisions.transitions import parse_addons
 
@@ -167,7 +167,7 @@ def paid_addons_at(subscription: SubscriptionState | None, at_ms: int) -> Bought
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrialTerms:
-    """Entitlements and prices of one customer of a plan. Derived meters are left out.
+    """Entitlements and prices of one customer of a plan. Of derived meters, only prices are here.
 
     Attributes:
         plan: its key.
@@ -183,6 +183,7 @@ class TrialTerms:
         has_grants: whether the plan grants something with each period.
         has_budget: whether the plan, or an override, bounds what is spent.
         price_rows: meter to its prices by model, where the price of its overage depends on the model.
+        parts: meter to the meters derived from it under whose events Stripe gets a part of its units.
         grants_outlive: whether some of that is left when the period ends.
         sources: meters that others are derived from.
         lines: of ``routes``, what each consumes, and all meters that it asks for, in its order.
@@ -200,6 +201,7 @@ class TrialTerms:
     has_grants: bool
     has_budget: bool
     price_rows: Mapping[str, PriceRows]
+    parts: Mapping[str, tuple[str, ...]]
     grants_outlive: bool
     sources: frozenset[str]
     lines: tuple[tuple[Mapping[str, int], tuple[str, ...]], ...]
@@ -291,6 +293,10 @@ def build_terms(
         if meters[name].kind == "counter" and meters[name].source is None and not meters[name].is_spend
     }
     rows = {name: of for name, of in given.items() if meters[name].is_row}
+    billed = {name: of for name, of in (counters | rows).items() if of.overage.mode == "bill"}
+    flat = [name for name, of in billed.items() if name in counters and of.overage.rows is None]
+    parts = {name: found for name in flat if (found := parts_of(name, meters))}
+    part_labels = {name: sent_label(name, given, meters) for of in parts.values() for name in of}
     ceilings = {name: ceiling(of) for name, of in counters.items()}
     return TrialTerms(
         plan=plan.key,
@@ -298,13 +304,14 @@ def build_terms(
         included={name: of.included for name, of in counters.items() if of.included is not None},
         caps={name: most for name, of in counters.items() if (most := billed_most(of)) is not None},
         ceilings={name: most for name, most in ceilings.items() if most is not None},
-        labels={name: label_of(of) for name, of in (counters | rows).items() if of.overage.mode == "bill"},
+        labels={name: label_of(of) for name, of in billed.items()} | part_labels,
         rates={name: of.rates for name, of in given.items() if of.rates and meters[name].source is None},
         subjects=plan.subjects,
         consumed=frozenset(name for route in catalog.routes for name in route.consume),
         has_grants=bool(plan.grants),
         has_budget=bool(budgets_of(given, catalog)),
         price_rows={name: prices for name, of in counters.items() if (prices := of.overage.rows) is not None},
+        parts=parts,
         grants_outlive=any(grant.expires_ms or grant.rollover for grant in plan.grants),
         sources=frozenset(
             meter.source for meter in meters.values() if meter.source is not None and not meter.is_row
