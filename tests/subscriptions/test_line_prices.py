@@ -70,6 +70,19 @@ async def charged(at: Shop, customer: str) -> list[tuple[str, str, str, int]]:
     return await usage_lines(at)
 
 
+async def test_a_price_of_many_decimals_is_shown_as_invoiced(at: Shop) -> None:
+    """Three units at 11 cents for six were shown as 6 cents: their line has 1.833333333333 cents a unit."""
+    price = {"per": 6, "amount_cents": 11}
+    await at.kit.customers.override("acme", {"words": {"overage": {"bill": price}}})
+    await at.kit.record("acme", "words", 103)
+    shown = (await at.kit.usage("acme"))["meters"]["words"]["overage_cents"]
+    at.go(END + timedelta(minutes=3))
+    await at.kit.subscriptions.sync("acme")
+    await flushed(at)
+    ((_, units, _, invoiced),) = await usage_lines(at)
+    assert (units, invoiced, shown) == ("3", 5, 5)
+
+
 async def test_a_subscription_says_what_it_was_sold_at(at: Shop) -> None:
     assert await sold(at) == {PLAN: "pro", PRICES: SOLD}
     at.kit.store.use(DEARER)

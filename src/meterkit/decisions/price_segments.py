@@ -251,7 +251,7 @@ def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Pr
 
 
 def overage_cents(segments: Sequence[PriceSegment]) -> int | None:
-    """Price of overage in minor units, rounded for each segment as its invoice line is.
+    """Price of overage in minor units, by each segment's unit amount and rounded as its invoice line is.
 
     None if the price of a segment with overage is not known, or no segment has a price.
     """
@@ -259,8 +259,9 @@ def overage_cents(segments: Sequence[PriceSegment]) -> int | None:
     used = [one for one in billed if one.overage]
     if not used and segments and segments[-1].unit_cents is None:
         return None
-    cents = [None if one.unit_cents is None else rounded_cents(one.overage * one.unit_cents) for one in used]
-    return None if None in cents else sum(filter(None, cents))
+    if any(one.unit_cents is None for one in used):
+        return None
+    return sum(rounded_cents(one.overage * Fraction(unit_amount_decimal(one.label))) for one in used)
 
 
 class PaidPrice(NamedTuple):
