@@ -15,7 +15,7 @@ from drivers.customer_states import closed_period_cents
 from drivers.delivery import kit_for
 from drivers.priced_shop import CATALOG, PLANS, renewed, sell, usage_lines
 from drivers.sampled import whole
-from drivers.shop import END, HALF, Shop, shop
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.sync_queue import due_price_ms, forget_due_price, queue_sync
 from drivers.webhooks import DAY
 from meterkit import MeterkitError, StripeError, StripeUnavailableError
@@ -89,6 +89,30 @@ async def test_a_falling_price_is_shown_and_billed_from_then_on(at: Shop) -> Non
     assert ((await at.kit.usage("acme"))["meters"]["tokens"]["late"], await shown(at)) == (0, 90)
     assert (await at.kit.subscriptions.check(), await billed(at)) == ({}, [(10, 5), (20, 2)])
     assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+BILLED_PAGES: Final = loads(
+    re.sub(r", stripe_price: \w+", "", PLANS).replace(
+        "pages:  {included: 0, overage: deny}\n  cheaper:",
+        "pages:  {included: 0, overage: {bill: {per: 9, amount_cents: 7}}}\n  cheaper:",
+    )
+)
+
+
+async def test_an_override_parts_no_usage_of_another_meter(store_url: str) -> None:
+    """Pages before and after it were rounded apart, as 38 cents: the invoice has one line of them, of 37."""
+    async with shop(store_url, catalog=BILLED_PAGES, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", {"tokens": 110, "pages": 19})
+        await at.kit.customers.override("acme", priced(2))
+        await at.kit.record("acme", {"tokens": 20, "pages": 29})
+        used = (await at.kit.usage("acme"))["meters"]
+        await renewed(at)
+        lines = {(units, cents) for _, units, cents in await usage_lines(at)}
+        assert lines == {(10, 50), (20, 40), (48, 37)}
+        assert (used["tokens"]["overage_cents"], used["pages"]["overage_cents"]) == (90, 37)
 
 
 async def test_a_price_that_rises_takes_effect_when_the_period_ends(at: Shop) -> None:

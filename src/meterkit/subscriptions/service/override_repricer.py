@@ -17,6 +17,7 @@ from meterkit.catalog.value_parsers import date_and_time
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until, without_ended
 from meterkit.decisions.customer_state import entitlements_on
+from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels, unit_amount_decimal
 from meterkit.decisions.subscription import ENDED, NEVER_MS
@@ -31,6 +32,7 @@ from meterkit.errors import (
 )
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
+from meterkit.subscriptions.item_changes import changes_metered
 from meterkit.subscriptions.override_prices import (
     gives_price,
     override_prices,
@@ -188,10 +190,13 @@ class OverrideRepricer:
         settled = settle(state)
         writer = TermsWriter(self.store, self.changer.api, settled)
         target = PlanTerms(plan=current, seats=known.seats_at(now_ms))
-        if await writer.changes_metered_items(live, target):
+        changed = await writer.plan_item_changes(live, target)
+        if changes_metered(live.items, changed):
+            kept = await self._list_kept_tokens(live, {str(one.get("id")) for one in changed})
+            ended = self._ended_labels(current, state, settled, now_ms)
             # If this process dies between Stripe and the store, the next run makes both agree.
             await self._due.put_in(customer, _UNKNOWN_MS)
-            async with self.changer.cut(customer, self._ended_labels(current, state, settled, now_ms)):
+            async with self.changer.cut(customer, {of: ended[of] for of in ended if of not in kept}):
                 await writer.apply_now(live, target)
                 await self._states.change(customer, settle)
                 await self.changer.fetch(customer)
@@ -201,6 +206,12 @@ class OverrideRepricer:
             await self._reschedule_phases(known.id, writer, again)
         next_ms = next_end_ms(settled.overrides, now_ms)
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
+
+    async def _list_kept_tokens(self, live: LiveSubscription, changed: Collection[str]) -> set[str]:
+        """Tokens of the meters whose items do not change: an invoice has one line for the whole period."""
+        events = meters_of_file(await self.changer.api().list(METERS), self._catalog)
+        kept = {events.get(item.meter or "", "") for item in live.items if item.id not in changed} - {""}
+        return {meter_token(name) for name in self._catalog.meters if _event(self._catalog, name) in kept}
 
     async def _reschedule_phases(self, subscription: str, writer: TermsWriter, again: int) -> None:
         """Give scheduled phases the prices that the customer has at their beginning."""
