@@ -18,7 +18,7 @@ from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import utf8_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 READ_BYTES_MAX: Final = 1 << 20
 """A larger body is not read: parsing it would hold up other requests."""
@@ -311,15 +311,16 @@ class LlmRequest:
     def _spellings(self, field: str) -> list[_Named]:
         known = self._values.get(field)
         if known is None:
-            names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)
-            known = self._values[field] = [
-                named for name in names for named in (*self._find_values(name), *self._merged_values(name))
-            ]
+            names: Iterable[str] = _LIMITS if field in _OUTPUT_LIMITS else (field,)
+            there = filter(self._named.__contains__, names) if names is _LIMITS else names
+            known = self._values[field] = [named for name in there for named in self._find_values(name)]
+            if _MERGED_NAME in self._named:
+                known += [named for name in names for named in self._merged_values(name)]
         return known
 
     def _merged_values(self, field: str) -> list[_Named]:
         """Values that an SDK may write over those of a field."""
-        return self._find_values(f"{_MERGED}.{field}") if self.has_member(_MERGED) else _NONE
+        return self._find_values(f"{_MERGED}.{field}") if _MERGED_NAME in self._named else _NONE
 
     def _find_values(self, field: str) -> list[_Named]:
         """All that a field may be to one parser or another."""
@@ -480,5 +481,7 @@ def _count_media(members: _Pairs, values: list[Any]) -> int:
     return media
 
 
+_LIMITS: Final = tuple(map(_fold_name, _OUTPUT_LIMITS))
+_MERGED_NAME: Final = _fold_name(_MERGED)
 # What must be in a request that asks for more than one answer, wherever in it the number stands.
 _SEVERAL: Final = frozenset({"prompt"}.union(*(_path(name)[:2] for name in _ANSWERS)))
