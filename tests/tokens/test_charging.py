@@ -233,7 +233,7 @@ def test_a_price_of_no_direction_prices_no_unknown_model(unit: str, caplog: pyte
     )
 
 
-def test_variants_of_openrouter_are_held_at_the_price_of_their_model() -> None:
+def test_variants_of_openrouter_are_held_at_their_models_price() -> None:
     charges = ModelCharges(ProviderPrices())
     asked: dict[str, Any] = {"input_tokens": 1000, "output_tokens": 1000, "at": AT, "has_media": False}
     plain = charges.held(["openai/gpt-5"], "openai", provider="openrouter", **asked)

@@ -300,7 +300,7 @@ def test_litellm_knows_which_provider_it_has_asked(routed: str, provider: str | 
         ("moonshot", "kimi-k2-0711-preview", 0.6, 2.5),
     ],
 )
-def test_a_response_costs_what_the_provider_asks_that_litellm_names(
+def test_a_response_has_the_price_of_litellms_provider(
     routed: str, model: str, entered: float, left: float
 ) -> None:
     usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
