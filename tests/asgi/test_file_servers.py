@@ -183,6 +183,22 @@ async def test_a_path_between_two_gates_takes_both_features(folder: Path) -> Non
         assert (await answer(at.app, "/files/public/..%2freports/a.txt", customer="acme")) == (200, SECRET)
 
 
+async def test_a_path_between_two_lines_costs_the_dearer(folder: Path) -> None:
+    async with served(Starlette(routes=[Mount("/files", static(folder))]), plans=BESIDE) as at:
+        await at.kit.customers.set_plan("acme", "all")
+        used = 0
+        for target, cost in (
+            ("/files/public/a.txt", 1),
+            ("/files/public/..%2freports/a.txt", 5),
+            ("/files/public/%2e%2e/reports/a.txt", 5),
+            ("/files/reports/..%2fpublic/a.txt", 5),
+            ("/files//public/a.txt", 1),
+        ):
+            assert (await answer(at.app, target, customer="acme"))[0] == 200, target
+            used += cost
+            assert (await at.kit.usage("acme"))["meters"]["requests"]["used"] == used, target
+
+
 class Uncased(StaticFiles):
     """A file server on a disk that ignores case, as those of macOS and Windows do."""
 

@@ -31,7 +31,9 @@ SEGMENTS_MAX: Final = 256
 AS_WRITTEN: Final = "as written"
 _DECODED_MAX: Final = 3
 _ENCODED: Final = re.compile("%[0-9A-Fa-f]{2}")
-_UNEVEN: Final = re.compile(r"(?:^|/)\.{1,2}(?:/|\Z)|//|\\")
+_DOTS: Final = r"(?:^|/)\.{1,2}(?:/|\Z)|\\"
+_DOTTED: Final = re.compile(_DOTS)
+_UNEVEN: Final = re.compile(f"{_DOTS}|//")
 _TARGET: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _SLASHES: Final = re.compile("/{2,}")
 _PARAMETERS: Final = re.compile(";[^/]*")
@@ -53,6 +55,11 @@ class PathReading(NamedTuple):
 def is_uneven(path: str) -> bool:
     """Whether a path has dot segments, empty segments or backslashes, in any decoding of it."""
     return any(_UNEVEN.search(decoded) for decoded in list_decodings(path))
+
+
+def has_dots(path: str) -> bool:
+    """Whether a path has dot segments or backslashes, in any decoding of it."""
+    return any(_DOTTED.search(decoded) for decoded in list_decodings(path))
 
 
 @lru_cache(maxsize=16)  # Several steps ask for each, and decoding 60 kB takes milliseconds.

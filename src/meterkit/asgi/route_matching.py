@@ -15,6 +15,7 @@ from meterkit.asgi.path_readings import (
     PathReading,
     PathRules,
     django_settings,
+    has_dots,
     has_encoded_slash,
     is_uneven,
     loose_pattern,
@@ -261,19 +262,35 @@ class Router:
         return sorted(self._read_path(lines, method, scope), key=self._leniency)
 
     def _strictest_line(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> Route | None:
-        return self._strictest_of([one.line for one in self._read_path(lines, method, scope)])
+        found = self._read_path(lines, method, scope)
+        if len(found) == 1:
+            return found[0].line
+        # Ordinary clients add slashes or write other capitals; who writes these hides what is served.
+        is_crooked = has_encoded_slash(scope) or has_dots(scope["path"])
+        return self._strictest_of([one.line for one in found], is_dearest=is_crooked)
 
-    def _strictest_of(self, found: Sequence[Route | None]) -> Route | None:
-        """Return the strictest of several lines. It takes the features of all of them."""
+    def _strictest_of(self, found: Sequence[Route | None], *, is_dearest: bool = False) -> Route | None:
+        """Return the strictest of several lines. It takes the features of all of them.
+
+        Args:
+            found: the lines.
+            is_dearest: whether it consumes of each meter the most that one of them does.
+        """
         line = min(found, key=self._strictness)
-        if line is None or line.feature is None or line.enforcement != "on":
+        if line is None or line.enforcement != "on" or rank_strictness(line) > _COUNTED:
             return line
         enforced = [one for one in found if one is not None and one.enforcement == "on"]
         features = {name for one in enforced for name in (one.feature, *one.further_features) if name}
         further = tuple(sorted(features - {line.feature}))
-        if further == line.further_features:
+        consume = dict(line.consume)
+        for meter, quantity in (pair for one in enforced if is_dearest for pair in one.consume.items()):
+            consume[meter] = max(quantity, consume.get(meter, 0))
+        if (further, consume) == (line.further_features, line.consume):
             return line
-        return self._gates.setdefault((id(line), *further), replace(line, further_features=further))
+        return self._gates.setdefault(
+            (id(line), further, *sorted(consume.items())),
+            replace(line, further_features=further, consume=consume),
+        )
 
     def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
         """Find the line of the path as written, and those of other readings that the app may take."""
@@ -389,7 +406,7 @@ class Router:
         spellings = segments_of(path)
         several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
         accepted = [route for route, methods, _ in several if asked.accepts(route, methods)]
-        found = self._strictest_of(accepted) if accepted else None
+        found = self._strictest_of(accepted, is_dearest=True) if accepted else None
         if asked.every_method and (found is None or found.feature is None):
             gates = (route for route, *_ in several if route.feature is not None and route.method != "WS")
             return self._combine_gate(found, next(gates, None))

@@ -95,6 +95,7 @@ _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
         "is_plain",
         "is_buffered",
         "is_poll",
+        "further_features",
         "reads_model",
         "keeps_request",
         "refuses_unpriced",

@@ -419,13 +419,13 @@ class Lane:
         self.post = None if connection is None else connection.post
 
     def load(self, connection: AnyConnection | None) -> None:
-        """Load the scripts before the next request; once per tick."""
+        """Load the scripts before the next request, unless they are being loaded."""
         if connection is None or connection in self._loading:
             return
         self._loading.add(connection)
-        self._loop.call_soon(self._loading.discard, connection)
-        for script in self._scripts:
-            connection.ask("SCRIPT", "LOAD", script.text)
+        replies = [connection.ask("SCRIPT", "LOAD", script.text) for script in self._scripts]
+        # Refusals of what was sent before may come in several pieces.
+        replies[-1].add_done_callback(lambda _: self._loading.discard(connection))
 
     async def _drain(self) -> None:
         if self.finishing and not self.is_down:
