@@ -451,11 +451,15 @@ async def test_a_warning_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixt
     assert (caplog.messages, found.is_served) == (["the store is full"], False)
 
 
-async def test_scripts_are_loaded_once_a_tick() -> None:
+async def test_scripts_are_loaded_once_until_the_reply() -> None:
     found, line = lane(), Mock()
+    line.ask.side_effect = replies = [asyncio.get_running_loop().create_future() for _ in range(2)]
     for given in (None, line, line):
         found.load(given)
+    await asyncio.sleep(0)
+    found.load(line)  # Refusals of one moment may come in several pieces.
     assert [asked.args[:2] for asked in line.ask.mock_calls] == [("SCRIPT", "LOAD")]
+    replies[0].set_result("its digest")
     await asyncio.sleep(0)
     found.load(line)
     assert len(line.ask.mock_calls) == 2
