@@ -146,7 +146,7 @@ def test_an_app_starts_without_what_it_may_never_use(statements: str, others: se
     assert said(code) == "[]"
 
 
-# What the extras install, but for that of the command line. Each command imports the rest when it needs it.
+# What extras install, except that of the command line. A command imports others when it needs them.
 OF_OTHER_EXTRAS = {
     *("aiohttp", "aiosmtplib", "boto3", "cryptography", "duckdb", "fakeredis", "fastapi", "genai_prices"),
     *(

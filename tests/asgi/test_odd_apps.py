@@ -111,7 +111,7 @@ async def test_an_app_in_a_route_takes_every_method() -> None:
     ],
 )
 async def test_a_gate_of_an_unknown_app_is_of_every_method(app: ASGIApp) -> None:
-    """Views of Pyramid and apps of GraphQL take GET beside POST; an exempt route below says nothing of it."""
+    """Views of Pyramid and apps of GraphQL take GET beside POST; an exempt route below opens none."""
     for below in ("consume: {requests: 1}", "exempt: true"):
         plans = PLANS.replace('"/{path:path}", consume: {requests: 1}', f'"/{{path:path}}", {below}')
         async with served(app, plans=plans) as at:
