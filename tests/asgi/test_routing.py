@@ -334,6 +334,20 @@ def test_a_line_that_asks_for_less_is_matched_exactly() -> None:
     assert found(router, "/healthz", "BREW") == "*"
 
 
+def test_paths_between_many_gates_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past a bound a path between gates takes the features of all, and what the dearest consumes."""
+    monkeypatch.setattr(route_matching, "CACHE_ENTRIES_MAX", 2)
+    several = [
+        replace(line(f"/{n}/{{path:path}}"), feature=f"of {n}", consume={"requests": n}) for n in range(1, 6)
+    ]
+    router = LineRouter(several, reading=replace(LOOSE, resolves=True))
+    taken = [router.match_http(http("GET", f"/{n}/../{n + 1}/x")) for n in range(1, 5)]
+    features = [{route.feature, *route.further_features} for route in taken if route is not None]
+    every = {route.feature for route in several}
+    assert features == [{"of 1", "of 2"}, every, every, every]
+    assert [route.consume["requests"] for route in taken if route is not None] == [2, 5, 5, 5]
+
+
 def test_a_method_that_no_line_names_falls_under_the_paths_line() -> None:
     """Django's functions take any method."""
     assert found(lines(GATE, "*"), "/v1/chat", "BREW") == GATE

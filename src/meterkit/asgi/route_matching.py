@@ -218,6 +218,8 @@ class Router:
         self._without_mount = without_mount
         self._messages_first = messages_first
         self._found: dict[_Key, Route | None] = {}
+        others = [route for route in routes if route.mcp is None]
+        self._dearest = self._strictest_of(others, is_dearest=True) if others else None
 
     def match_http(self, scope: Scope) -> Route | None:
         """Find the route of an HTTP request; None: no line matches."""
@@ -287,10 +289,10 @@ class Router:
             consume[meter] = max(quantity, consume.get(meter, 0))
         if (further, consume) == (line.further_features, line.consume):
             return line
-        return self._gates.setdefault(
-            (id(line), further, *sorted(consume.items())),
-            replace(line, further_features=further, consume=consume),
-        )
+        key = (id(line), further, *sorted(consume.items()))
+        if key not in self._gates and len(self._gates) >= CACHE_ENTRIES_MAX:
+            return self._dearest  # Each is kept for good, and a client can write paths between many gates.
+        return self._gates.setdefault(key, replace(line, further_features=further, consume=consume))
 
     def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
         """Find the line of the path as written, and those of other readings that the app may take."""
