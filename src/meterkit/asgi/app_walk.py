@@ -118,14 +118,14 @@ def unwrap(app: Any, way: RequestWay) -> tuple[Any, RequestWay]:
         if hasattr(app, "routes"):
             stack = getattr(app, "middleware_stack", None)  # A router's own.
             return app, way if stack is None else unwrap(stack, way)[1]
-        inner = getattr(app, "app", None) or getattr(app, "wsgi_application", None) or _own_front(app)
+        inner = getattr(app, "app", None) or getattr(app, "wsgi_application", None) or _find_front(app)
         if inner is None or hasattr(app, "mounts"):
             break
         app = inner
     return app, way
 
 
-def _own_front(app: Any) -> Any:
+def _find_front(app: Any) -> Any:
     """Find what stands before an app of Quart's or Flask's, where something was put there."""
     own: dict[str, Any] = getattr(app, "__dict__", {})
     return own.get("asgi_app") or own.get("wsgi_app")

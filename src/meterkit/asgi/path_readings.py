@@ -259,12 +259,19 @@ _EXACT: Final = STARLETTE | _PLAIN
 """Packages whose apps dispatch a path as Starlette does, or do not dispatch at all."""
 _DJANGO: Final = "django"
 """Exact about paths; its views take every method unless they say otherwise."""
+
+
+def _rules_of_every_method(app: Any) -> list[Any]:
+    """Rules of Quart's or Flask's that name no methods."""
+    return [rule for rule in app.url_map.iter_rules() if rule.methods is None]
+
+
 _NAMING_METHODS: Final[dict[str, Callable[[Any], object]]] = {
     "litestar": lambda app: [route for route in app.routes if type(route).__name__ == "ASGIRoute"],
     "blacksheep": lambda app: app.mount_registry.mounted_apps or app.router.fallback,
     "falcon": lambda app: getattr(app, "_sinks", ()),
-    "quart": lambda app: [rule for rule in app.url_map.iter_rules() if rule.methods is None],
-    "flask": lambda app: [rule for rule in app.url_map.iter_rules() if rule.methods is None],
+    "quart": _rules_of_every_method,
+    "flask": _rules_of_every_method,
     "sanic": lambda _: (),
 }
 """Packages whose handlers say which methods they take, with what in an app of theirs does not.
@@ -425,7 +432,9 @@ def _starlette_rules(app: object, *, is_exact: bool = False) -> PathRules:
     any_method = any(place.has_functions for place, _ in places)
     if is_exact:
         readers = tuple(replace(reader, is_loose=False) for reader in readers)
-    roots = (own_root_path(app) for place, _ in places for app, at in place.way.wrappers if not "".join(at))
+    roots = (
+        fastapi_root_path(app) for place, _ in places for app, at in place.way.wrappers if not "".join(at)
+    )
     inner_root = next(filter(None, roots), "")
     if not (readers or any_method or inner_root):
         return EXACT
@@ -433,8 +442,8 @@ def _starlette_rules(app: object, *, is_exact: bool = False) -> PathRules:
     return PathRules(readers=readers, any_method=any_method, inner_root=inner_root)
 
 
-def own_root_path(app: object) -> str:
-    """Root path that an app sets itself, in place of the server's and of mounts."""
+def fastapi_root_path(app: object) -> str:
+    """Root path that an app of FastAPI's sets itself, in place of the server's and of mounts."""
     # An app of FastAPI's has imported it. Others mean a folder by that name: Quart does.
     kind = getattr(modules.get("fastapi"), "FastAPI", ())
     return str(getattr(app, "root_path", "")) if isinstance(app, kind) else ""

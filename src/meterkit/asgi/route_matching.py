@@ -15,6 +15,7 @@ from meterkit.asgi.path_readings import (
     PathReading,
     PathRules,
     django_settings,
+    fastapi_root_path,
     has_dots,
     has_encoded_slash,
     is_uneven,
@@ -22,7 +23,6 @@ from meterkit.asgi.path_readings import (
     loose_spellings,
     may_be_django,
     may_lead_to,
-    own_root_path,
     path_readings,
     path_spellings,
     segments_of,
@@ -562,7 +562,7 @@ def root_path_of_app(app: object) -> str:
     if settings is not None and may_be_django(app):
         return str(settings.FORCE_SCRIPT_NAME or "")
     for _ in range(_WRAPPERS_MAX):
-        if root_path := own_root_path(app):
+        if root_path := fastapi_root_path(app):
             return root_path
         app = getattr(app, "app", None)
     return ""
