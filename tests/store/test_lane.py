@@ -271,7 +271,9 @@ async def test_i9_a_start_without_a_store_heals(proxy: TcpProxy, caplog: pytest.
     async with kit_at(proxy.url, start_timeout=0.2, store_timeout=0.25) as kit:
         loud = [record for record in caplog.records if record.levelno >= logging.ERROR]
         assert len(loud) == 1
-        assert f"the store at {kit.store.address} cannot be reached" in loud[0].getMessage()
+        # On a busy machine the timeout is over before the refusal arrives.
+        refused = f"the store at {kit.store.address} cannot be reached"
+        assert loud[0].getMessage().startswith((refused, "the first attempt to connect has not ended yet"))
         for _ in range(20):
             assert (await ask(kit, "acme"), await ask(kit, "acme", "/deny")) == (200, 503)
         await asyncio.sleep(0.3)
