@@ -190,6 +190,7 @@ def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int) -> N
     assert f"{most} passed" in done.stdout
 
 
+@pytest.mark.whole
 @pytest.mark.dear("it starts gunicorn with its workers")
 def test_the_existing_service_runs_under_gunicorn(tmp_path: Path, store_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:

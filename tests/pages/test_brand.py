@@ -147,6 +147,7 @@ def test_a_wrong_brand_is_refused(values: dict[str, str], message: str) -> None:
     assert message in str(refused.value)
 
 
+@pytest.mark.whole
 @needs_chromium
 @pytest.mark.dear("a browser")
 async def test_a_brand_has_no_fault_in_a_browser(store_url: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from drivers.command_line import TIMEOUT_S
 from drivers.forked_command import forked_program
+from drivers.sampled import some
 from drivers.shown_blocks import ROOT, Shown, shown
 from meterkit import MeterKit
 from meterkit.catalog import loads
@@ -234,7 +235,7 @@ def wait_until_paid(typist: Typist) -> None:
 
 
 @pytest.mark.dear("an app, a worker and Stripe are started and used")
-@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize("usage", some(USAGES, ["meters"]))
 def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(usage: str, typist: Typist) -> None:
     write_the_tutorials_files(typist)
     bill_by(typist, usage)
@@ -250,7 +251,7 @@ def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(usage: str, typist
 
 
 @pytest.mark.dear("each command of a page in bash")
-@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize("usage", some(USAGES, ["lines"]))
 def test_the_quickstart_does_what_it_says(usage: str, typist: Typist) -> None:
     bill_by(typist, usage)
     look = Shown(QUICKSTART, "console", "$ meterkit usage bob --json > bob.json\n", None)
@@ -276,6 +277,7 @@ class PatientTypist(Typist):
                 time.sleep(0.05)
 
 
+@pytest.mark.whole  # tests/test_existing_app.py runs the same app.
 @pytest.mark.dear("an app, its model and Stripe are started and used")
 def test_an_app_that_exists_is_metered_step_by_step(typist: Typist) -> None:
     for path in (ROOT / "examples" / "existing_app").iterdir():
