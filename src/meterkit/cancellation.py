@@ -86,13 +86,15 @@ async def _raise_cancellation() -> None:
     raise asyncio.CancelledError
 
 
-async def complete(work: Coroutine[Any, Any, _T]) -> _T:
+async def complete(work: Coroutine[Any, Any, _T] | asyncio.Future[_T]) -> _T:
     """Run a cleanup to its end, although its caller is cancelled; the cancellation is raised afterwards.
+
+    The end of a loop cancels all tasks, also that of a coroutine given here, but no future of a thread.
 
     Raises:
         asyncio.CancelledError: this task was cancelled meanwhile.
     """
-    cleanup = asyncio.get_running_loop().create_task(work)
+    cleanup = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     # A scope of anyio's would cancel the waiting again and again.
     with anyio.CancelScope(shield=True):

@@ -12,16 +12,20 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import rmtree
+from threading import Event
 from typing import Any, Final
 
 import pytest
 
+from drivers.spools import spool_with
 from faults.proxy import TcpProxy
 from faults.refusals import PLANS, ask, eventually, kit_at, lane_of, settle, settled, used
 from faults.small_disk import run_on_a_small_disk
@@ -488,3 +492,67 @@ def test_i9_i11_a_full_disk_costs_no_request_and_no_unit(valkey: Server) -> None
     (told, *_) = [line for line in lines if "usage cannot be written to" in line]
     assert told.startswith("WARNING usage cannot be written to spools and waits in memory: ")
     assert "No space left on device" in told
+
+
+class SlowDisk(ThreadPoolExecutor):
+    """The thread of a spool, on a disk that takes a while for all that is asked of it."""
+
+    asked: Event
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        def slowly() -> Any:
+            self.asked.set()
+            time.sleep(0.1)
+            return work(*arguments, **named)
+
+        return super().submit(slowly)
+
+
+class BusyDisk(ThreadPoolExecutor):
+    """One on which other work comes before the removal of a spool."""
+
+    asked: Event
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        if work.__name__ == "remove":
+            super().submit(time.sleep, 0.1)
+            self.asked.set()
+        return super().submit(work, *arguments, **named)
+
+
+def test_i11_a_loop_that_ends_leaves_no_spool_locked(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its removal was cancelled before it began: no flush of this process could send the file any more."""
+    monkeypatch.setattr(BusyDisk, "asked", Event(), raising=False)
+    monkeypatch.setattr(settlement_spool, "ThreadPoolExecutor", BusyDisk)
+    spool_with(kit_at(valkey.url), tmp_path, "tokens", 7).close()
+
+    async def send() -> tuple[int, int]:
+        async with kit_at(valkey.url, spool_dir=tmp_path) as kit:
+            await eventually(BusyDisk.asked.is_set)
+            return await used(kit, "acme", "tokens")
+
+    assert (asyncio.run(send()), spools(tmp_path)) == ((7, 0), [])
+
+
+def test_i11_a_loop_that_ends_loses_nothing_on_its_way_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was being created was locked, and could not be written at the end."""
+    monkeypatch.setattr(SlowDisk, "asked", Event(), raising=False)
+    monkeypatch.setattr(settlement_spool, "ThreadPoolExecutor", SlowDisk)
+
+    async def serve() -> None:
+        kit = kit_at("redis://127.0.0.1:1/0", spool_dir=tmp_path, store_timeout=0.1, start_timeout=0)
+        await kit.start()
+        await eventually(lambda: lane_of(kit).is_down)
+        settle(kit, "acme", tokens=5)
+        await eventually(SlowDisk.asked.is_set)
+
+    asyncio.run(serve())  # The app never stops its kit, as where a server runs no lifespan.
+    (path,) = spools(tmp_path)
+    file = SpoolFile.claim(path)
+    assert file is not None
+    assert b'"recorded":{"tokens":5}' in b"".join(file.read(file.begins)[0])
+    file.close()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from meterkit.cancellation import start_task
+from meterkit.cancellation import complete, start_task
 from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settlement_queue import resolve
@@ -223,10 +223,7 @@ class EventLoopSpool:
         self._is_writing = True
         self._written.clear()
         try:
-            if self._file is None:
-                header = replace(self._header, producer=self._producer, made_ms=self._now_ms())
-                self._file = await self._in_thread(SpoolFile.create, self._directory, header)
-            await self._in_thread(_append, self._file, batch)
+            await self._in_thread(self._append, batch)
         except (OSError, MeterkitError) as error:
             self._is_failing = True
             self._lane.warn(f"usage cannot be written to {self._directory} and waits in memory: {error}")
@@ -239,6 +236,13 @@ class EventLoopSpool:
         if self._lane.connected:
             self.connected()  # The store was slow, or is back: no reconnection reports it.
         return True
+
+    def _append(self, batch: Sequence[_Kept]) -> None:
+        """Serialize and write records, in the thread, until they are on disk; the first create the file."""
+        if self._file is None:
+            header = replace(self._header, producer=self._producer, made_ms=self._now_ms())
+            self._file = SpoolFile.create(self._directory, header)
+        self._file.append(b"".join([frame(write_record(*kept)) for kept in batch]))
 
     def _next_batch(self, position: int = 0) -> tuple[Sequence[_Kept], int]:
         """Next unwritten settlements, and the position behind them.
@@ -400,8 +404,7 @@ class EventLoopSpool:
         finally:
             self.lost += replay.lost
         _log.warning("%d settlements left in a spool are sent: %s", sent, file.path)
-        # A cancelled removal would leave the file locked by this process.
-        await asyncio.shield(self._in_thread(file.set_aside if is_damaged else file.remove))
+        await self._in_thread(file.set_aside if is_damaged else file.remove)
         return sent
 
     def _refuse_file(self, path: Path, why: str) -> None:
@@ -432,7 +435,9 @@ class EventLoopSpool:
             raise
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor(), work, *arguments)
+        """Work in the spool's thread; a cancellation waits for its end, or a file could stay locked."""
+        loop = asyncio.get_running_loop()
+        return await complete(loop.run_in_executor(self._executor(), work, *arguments))
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._thread is None:
@@ -443,8 +448,3 @@ class EventLoopSpool:
 def _close_claimed(claiming: Future[SpoolFile | None]) -> None:
     if not claiming.cancelled() and claiming.exception() is None and (file := claiming.result()) is not None:
         file.close()
-
-
-def _append(file: SpoolFile, batch: Sequence[_Kept]) -> None:
-    """Serialize and write records, in a thread; wait until they are on disk."""
-    file.append(b"".join([frame(write_record(*kept)) for kept in batch]))
