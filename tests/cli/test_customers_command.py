@@ -49,6 +49,15 @@ async def test_a_deletion_that_failed_is_repeated(stored: Shell) -> None:
     assert stored.run("customers", "delete", "acme").code == 1
 
 
+@pytest.mark.anyio
+async def test_who_has_only_declined_e_mails_is_deleted(stored: Shell) -> None:
+    async with stored.kit() as kit:
+        await kit.notify.preferences("acme", {"credits.low": False})
+    done = stored.run("customers", "delete", "acme", "--json")
+    assert (done.code, done.json["erased"]["preferences"]) == (0, 1), done.err
+    assert stored.run("customers", "delete", "acme").code == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

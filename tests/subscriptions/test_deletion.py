@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from drivers.app import answering
 from drivers.audited_kit import sqlite_in
@@ -25,7 +25,7 @@ from drivers.shop import Shop, sell_nothing, shop
 from drivers.subscribed_customer import erase
 from drivers.webhooks import NOW, Hooked, hooked
 from faults.inner_steps import failing, wrapped
-from meterkit import Caller, MeterMiddleware
+from meterkit import Caller, MeterMiddleware, record
 from meterkit.catalog import loads
 from meterkit.errors import CustomerError, StoreError, StripeUnavailableError
 from servers.stores import Server
@@ -370,3 +370,29 @@ async def test_a_repeat_erases_what_a_failed_deletion_left(
         await at.settle()
         assert await leaked(valkey) == []
         assert not await at.kit.customers.known(WHO)
+
+
+async def test_no_request_in_flight_brings_a_customer_back(
+    valkey: Server, store_url: str, tmp_path: Path
+) -> None:
+    """An app's own `DELETE /account` counted for the customer that it had just deleted."""
+    async with at_work(store_url, tmp_path) as at:
+        kit, ends = at.kit, answering(200)
+
+        async def delete(scope: Scope, receive: Receive, send: Send) -> None:
+            await kit.customers.delete(WHO)
+            record(words=3)
+            await ends(scope, receive, send)
+
+        apps = [MeterMiddleware(app, kit=kit, identify=who) for app in (ends, delete)]
+        served, deleting = (
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") for app in apps
+        )
+        async with served, deleting:
+            for _ in range(2):
+                assert (await served.get("/")).status_code == 200
+                assert (await deleting.delete("/account")).status_code == 200
+                assert not await kit.customers.known(WHO)
+                assert await leaked(valkey) == []
+            assert (await served.get("/")).status_code == 200
+        assert (await kit.usage(WHO))["meters"]["requests"]["recorded"] == 1

@@ -524,7 +524,8 @@ async def test_what_is_spooled_is_no_longer_recovered() -> None:
 
     lane = Mock(stopping=False, fence=fence, spawn=spawn)
     queue = SettlementQueue(lane, Keys("mk", 1), 0)
-    first, second = (Mock(slot=0, pack=lambda: (b"", b"")) for _ in range(2))
+    known = Mock(is_deleted=False)
+    first, second = (Mock(slot=0, pack=lambda: (b"", b""), view=known) for _ in range(2))
     queue.settle(first)
     queue.disconnected()  # Its recovery waits.
     await asyncio.sleep(0)
@@ -544,7 +545,7 @@ def test_a_spool_tells_what_was_acknowledged_before_it() -> None:
     lane = Mock(stopping=False, post=None, spawn=spawn)
     queue = SettlementQueue(lane, Keys("mk", 1), 0)
     queue.producer.acknowledged = 5
-    settlements = [Mock(), Mock()]
+    settlements = [Mock(view=Mock(is_deleted=False)) for _ in range(2)]
     for settlement in settlements:
         queue.settle(settlement)
     compared = SentRecord(queue.producer.key, NEVER_SENT, 5)

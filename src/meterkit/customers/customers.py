@@ -191,10 +191,15 @@ class Customers:
     async def known(self, customer: str) -> bool:
         """Whether anything is known of a customer: that it was set up, what it used, a gauge's level.
 
-        Its history counts, too: a deletion that failed leaves it, for a repeat.
+        So does all else that only a deletion erases: e-mails that it declined, jobs, a history that a failed
+        deletion left for a repeat.
         """
-        keys = self._store.keys.customer(check_customer(customer))
-        names = (keys.state, keys.counters, keys.totals, keys.levels, keys.history, keys.corrections)
+        of_customer, keys = self._store.keys.customer(check_customer(customer)), self._store.keys
+        names = (
+            *(of_customer.state, of_customer.counters, of_customer.totals, of_customer.levels),
+            *(of_customer.history, of_customer.corrections, of_customer.objects),
+            *(keys.jobs(customer), keys.unwanted(customer)),
+        )
         admin = await self._store.admin()
         return bool(await admin.ask(admin.client.exists(*names)))
 

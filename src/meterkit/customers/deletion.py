@@ -49,6 +49,7 @@ class Deleted:
         subjects: users, teams and the like with live counters.
         corrections: what was asked and done by ``kit.correct``, of 400 days.
         jobs: of a provider, that its requests began in the last 40 days.
+        preferences: 1 if the customer had declined e-mails.
     """
 
     customer: str
@@ -65,6 +66,7 @@ class Deleted:
     corrections: int
     subjects: int
     jobs: int
+    preferences: int
 
 
 async def delete_customer(store: Store, customer: str) -> Deleted:
@@ -99,8 +101,8 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
                 " `meterkit outbox list` names it and says why: redrive it, or drop it"
             )
         if reply[0] == _DONE:
+            store.cache.forget(customer)
             await _forget_in_lists(store, customer)
-            await admin.ask(admin.client.delete(store.keys.unwanted(customer)))
             await forget_messages(store, customer)
             hour = store.now_ms() // HOUR_MS
             await admin.ask(
@@ -128,6 +130,7 @@ async def delete_customer(store: Store, customer: str) -> Deleted:
                 corrections=await _forget_corrections(store, customer, ids),
                 subjects=await _forget_subjects(store, customer),
                 jobs=await forget_jobs(store, customer),
+                preferences=await admin.ask(admin.client.delete(store.keys.unwanted(customer))),
             )
             # Last: a repeat of a deletion that failed needs it.
             await admin.ask(admin.client.ltrim(keys.history, history, -1))

@@ -112,6 +112,16 @@ class ShardMember(Protocol):
     shard: int
 
 
+class CustomerMember(ShardMember, Protocol):
+    """Data of one customer.
+
+    Attributes:
+        is_deleted: whether the customer was deleted since: nothing is settled any more.
+    """
+
+    is_deleted: bool
+
+
 class StoreCall(Protocol):
     """A request with a waiting caller."""
 

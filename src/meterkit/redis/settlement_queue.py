@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from meterkit.decisions.keys import Keys
-    from meterkit.redis.connection import ShardMember
+    from meterkit.redis.connection import CustomerMember
 
 OK: Final = 0
 DUPLICATE: Final = 1
@@ -50,7 +50,7 @@ class NumberedSettlement(Protocol):
     waiter: asyncio.Future[None] | None
 
     @property
-    def view(self) -> ShardMember:
+    def view(self) -> CustomerMember:
         """Data of its customer, for the shard."""
         ...
 
@@ -351,9 +351,10 @@ class SettlementQueue:
 
     def settle(self, settlement: NumberedSettlement) -> None:
         """Number a settlement and send it, or keep it until it can be sent."""
-        lane = self.lane
-        spool = lane.spool
-        if self._is_down and spool is not None and lane.post is None and not lane.stopping:
+        lane, spool = self.lane, self.lane.spool
+        if settlement.view.is_deleted:
+            resolve(settlement, None)
+        elif self._is_down and spool is not None and lane.post is None and not lane.stopping:
             # Shortcut: in an outage nearly all are spooled, after those before them.
             spool.keep(self.shard, [(settlement, None)])
         elif not self._is_recovering and self._send(settlement):

@@ -109,7 +109,7 @@ class HoldOwner(ABC):
         If the store is down, this is tried again before the hold expires.
         """
         lane, before = self._lane, self._renewed or self._decided
-        if lane is None or before is None or self._settled:
+        if lane is None or before is None or self._settled or before.view.is_deleted:
             return
         view = before.view.cache.newest(before.view)
         for _ in range(_RENEWAL_TRIES):

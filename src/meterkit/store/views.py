@@ -189,6 +189,7 @@ class CustomerView:
             Those of the customer's own policies are in the view without subjects: they refuse all subjects.
         linked: whether there is a Stripe customer.
         is_trial: whether this period is one of a trial.
+        is_deleted: whether the customer was deleted since; what its requests used is not recorded any more.
         subjects: subjects of the requests that this view is for; None: none.
         base: the view without subjects; None: this one.
     """
@@ -204,6 +205,7 @@ class CustomerView:
         "decisions",
         "effective",
         "entitlements",
+        "is_deleted",
         "is_trial",
         "left",
         "linked",
@@ -248,6 +250,7 @@ class CustomerView:
         self.left: Mapping[str, RemainingQuantity] | None = None
         self._first_prepared: tuple[tuple[object, ...] | None, Any] = _NONE_PREPARED
         self._prepared: dict[tuple[object, ...], Any] = _EMPTY
+        self.is_deleted = False
         self.subjects: Subjects | None = None
         self.base: CustomerView | None = None
 
@@ -454,6 +457,8 @@ class CustomerCache(CompiledCatalog):
     def newest(self, view: CustomerView) -> CustomerView:
         """Newest view of the same customer and subjects."""
         found = (self._anonymous if view.anonymous else self.named).find(view.customer) or view
+        if found.is_deleted:
+            found = self.get(view.customer)  # An open websocket goes on as a new customer's.
         if found is view.base:
             return view  # It is the newest with these subjects.
         return found if view.subjects is None else self._with_subjects(found, view.subjects.given)
@@ -487,6 +492,14 @@ class CustomerCache(CompiledCatalog):
         found = self._with_subjects(learnt, view.subjects.given)
         found.left = view.left if is_same else found.left
         return found
+
+    def forget(self, customer: str) -> None:
+        """Forget a deleted customer: its requests in flight settle nothing, the next is of a new one."""
+        self._former.pop((customer, False), None)
+        named = self.named.pop(customer)
+        for view in (named, *self._of_subjects.views()):
+            if view is not None and view.customer == customer:
+                view.is_deleted = True
 
     def _put(self, view: CustomerView) -> CustomerView:
         (self._anonymous if view.anonymous else self.named).put(view.customer, view)
@@ -534,6 +547,11 @@ class ViewLru(Generic[_Key, _View]):
                 if found is not None:
                     self._insert_view(customer, found)
         return found
+
+    def pop(self, customer: _Key) -> _View | None:
+        """Remove and return a view; None: not cached."""
+        with self._lock:
+            return self._younger.pop(customer, None) or self._older.pop(customer, None)
 
     def put(self, customer: _Key, view: _View) -> None:
         """Store a view, in place of the customer's view before."""
