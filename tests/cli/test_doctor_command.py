@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from drivers.command_line import Shell
-from meterkit import Finding, Health, MeterKit
+from faults.inner_steps import failing
+from meterkit import Finding, Health, MeterKit, StoreError
 from meterkit.testing import StripeEmulator
 from servers.stores import DOCUMENTED, NEEDED, Server, spawn_server, url_of_user
 
@@ -275,6 +276,33 @@ async def test_a_link_that_was_not_made_to_its_end(directory: Path, sound: Serve
     assert finding.problem.startswith("cus_9 is claimed for customer globex, who is not linked to it")
     async with kit_of(directory, sound.url) as kit, kit:
         await kit.customers.link("globex", "cus_9")
+    assert (await examined(directory, sound.url)).findings == []
+
+
+async def test_an_interrupted_unlink_is_repeated(directory: Path, sound: Server) -> None:
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.customers.link("acme corp", "cus_1")
+        key = kit.store.keys.link("cus_1")
+        claim = sound.command("GET", key)
+        await kit.customers.unlink("acme corp")
+        sound.command("SET", key, claim)  # As where its process was killed before it withdrew the claim.
+    assert (await the_finding(directory, sound.url)).cure.endswith("`meterkit customers unlink 'acme corp'`")
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.customers.unlink("acme corp")
+    assert (await examined(directory, sound.url)).findings == []
+
+
+async def test_an_interrupted_deletion_is_repeated(directory: Path, sound: Server) -> None:
+    """The cure was to link the customer again."""
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.customers.link("acme corp", "cus_1")
+        with failing("a deletion goes on behind its script"), pytest.raises(StoreError):
+            await kit.customers.delete("acme corp")
+    finding = await the_finding(directory, sound.url)
+    assert finding.problem.endswith("deleting the customer was interrupted")
+    assert finding.cure == "repeat `meterkit customers delete 'acme corp'`"
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.customers.delete("acme corp")
     assert (await examined(directory, sound.url)).findings == []
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from meterkit.customers.history import read_links
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.periods import DAY_MS, MINUTE_MS
@@ -250,6 +251,8 @@ class StripeLinker:
         admin, keys = await self._store.admin(), self._store.keys
         if linked is None:
             await self._recall_unsent_intents(admin, customer)
+            for former in await read_links(self._store, customer):
+                await self.withdraw(customer, former)
             return
         await remember_former(admin, keys, linked, customer)
 
@@ -340,19 +343,19 @@ class StripeLinker:
         """Whether there is a tombstone that still has the customer's id. Raises StoreError."""
         admin = await self._store.admin()
         claim = await self._read_claim(admin, self._store.keys.link(stripe_customer))
-        return claim_owner(claim) == customer and claim.endswith(_RETIRED)
+        return claim_owner(claim) == customer and is_tombstone(claim)
 
     async def is_retired(self, stripe_customer: str) -> bool:
         """Check whether the claim is a tombstone. Raises StoreError if the store does not answer."""
         admin = await self._store.admin()
-        return (await self._read_claim(admin, self._store.keys.link(stripe_customer))).endswith(_RETIRED)
+        return is_tombstone(await self._read_claim(admin, self._store.keys.link(stripe_customer)))
 
     async def withdraw(self, customer: str, stripe_customer: str) -> None:
         """Withdraw a claim that no link was made from, or none that is left."""
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
         found = await self._read_claim(admin, claim)
         _, state = await self._states.read(customer)
-        is_claim = claim_owner(found) == customer and not found.endswith(_RETIRED)
+        is_claim = claim_owner(found) == customer and not is_tombstone(found)
         if is_claim and state.stripe_customer != stripe_customer:
             await admin.run(self._store.scripts["change_claim"], [claim], found, "")
 
@@ -360,6 +363,11 @@ class StripeLinker:
 def _new_claim(customer: str) -> str:
     """Make a unique claim, so that an equal claim read later is known to be unchanged."""
     return f"{customer}\n{token_hex(8)}"  # No customer's id has a line feed.
+
+
+def is_tombstone(claim: str) -> bool:
+    """Whether a deletion has put this claim; it has an owner until the deletion is complete."""
+    return claim.endswith(_RETIRED)
 
 
 def claim_owner(claim: str) -> str:

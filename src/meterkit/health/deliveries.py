@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from shlex import quote
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.value_parsers import span, units
-from meterkit.customers.links import claim_owner
+from meterkit.customers.links import claim_owner, is_tombstone
 from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
@@ -208,31 +209,46 @@ def find_throughput_limits(
     return found
 
 
+class HalfMadeLink(NamedTuple):
+    """A claim of a Stripe customer without a link.
+
+    Attributes:
+        is_deletion: whether a deletion has left it, not a link or its removal.
+    """
+
+    customer: str
+    stripe_customer: str
+    is_deletion: bool = False
+
+
 async def check_links(context: CheckContext) -> CheckResult:
     """Check for claims of Stripe customers without a link."""
     if context.claims is None:
         raise CheckSkippedError("the keys cannot be read")
-    unlinked: list[tuple[str, str]] = []
+    unlinked: list[HalfMadeLink] = []
     for key in context.claims[:_CLAIMS_MAX]:
-        claim: bytes | None = await context.admin.ask(context.client.get(key))
-        customer = claim_owner((claim or b"").decode(errors="replace"))
-        stripe_customer = key.partition(":l:")[2]
+        claim = (await context.admin.ask(context.client.get(key)) or b"").decode(errors="replace")
+        customer, stripe_customer = claim_owner(claim), key.partition(":l:")[2]
         if customer and (await context.parts.customers.get(customer)).stripe_customer != stripe_customer:
-            unlinked.append((customer, stripe_customer))
+            unlinked.append(HalfMadeLink(customer, stripe_customer, is_tombstone(claim)))
     return f"{min(len(context.claims), _CLAIMS_MAX):,} links", find_half_made_links(unlinked)
 
 
-def find_half_made_links(claims: Sequence[tuple[str, str]]) -> list[Finding]:
+def find_half_made_links(claims: Sequence[HalfMadeLink]) -> list[Finding]:
     """Report Stripe customers that are claimed for a customer without a link."""
-    return [
-        Finding(
-            check="links",
-            problem=f"{stripe_customer} is claimed for customer {customer}, who is not linked to it: linking"
-            " or unlinking was interrupted",
-            cure=f"repeat `meterkit customers link {customer} {stripe_customer}`, or `unlink`",
+    found: list[Finding] = []
+    for customer, stripe_customer, is_deletion in claims:
+        named = quote(customer)
+        delete, unlink = (f"meterkit customers {word} {named}" for word in ("delete", "unlink"))
+        what = "deleting the customer" if is_deletion else "linking or unlinking"
+        problem = (
+            f"{stripe_customer} is claimed for customer {customer}, who is not linked to it: {what} was"
+            " interrupted"
         )
-        for customer, stripe_customer in claims
-    ]
+        cure = f"repeat `meterkit customers link {named} {stripe_customer}`; after an unlink, `{unlink}`"
+        cure = f"repeat `{delete}`" if is_deletion else cure
+        found.append(Finding(check="links", problem=problem, cure=cure))
+    return found
 
 
 async def check_closes(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
