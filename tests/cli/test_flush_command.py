@@ -276,3 +276,11 @@ async def test_without_a_key_flush_all_sends_the_spools(stored: Shell, tmp_path:
     assert (done.code, unread in done.out) == (1, True)
     stored.environment["METERKIT_KEY_PREFIX"] = "other"
     assert "1 settlements sent" in stored.run("flush", "--all").out
+
+
+async def test_spools_that_cannot_be_read_are_left_and_said(delivering: Shell, directory: Path) -> None:
+    await record(delivering, 25)
+    delivering.environment["METERKIT_SPOOL_DIR"] = f"{directory}/plans.yaml"
+    done = delivering.run("flush", "--all")
+    left = f"spool left as it is: {directory}/plans.yaml: it cannot be read: Not a directory\n"
+    assert (done.code, "delivered 1" in done.out, left in done.out) == (1, True, True), done.err

@@ -229,7 +229,7 @@ async def flush(
         report = await _flush_with_progress(kit, everything=everything, timeout_s=timeout_s)
 
     if everything:
-        await asyncio.to_thread(_note_foreign_spools, kit)
+        report.spools_left += await asyncio.to_thread(_check_spool_directory, kit)
 
     def print_result() -> None:
         if report.spooled:
@@ -262,14 +262,19 @@ async def _drain_audit_log(kit: MeterKit) -> None:
         await open_drainer(kit.store, kit.settings).drain_under_lease()
 
 
-def _note_foreign_spools(kit: MeterKit) -> None:
-    """Print spools of other stores: these settings may differ from the app's."""
+def _check_spool_directory(kit: MeterKit) -> list[str]:
+    """Print spools of other stores: these settings may differ from the app's; return why none can be read."""
     store = kit.store
     if store.spool_dir is None:
-        return
-    for seen in list_spools(store.spool_dir, store.keys, store=str(store.address), now_ms=store.now_ms()):
+        return []
+    try:
+        found = list_spools(store.spool_dir, store.keys, store=str(store.address), now_ms=store.now_ms())
+    except OSError as error:
+        return [f"{store.spool_dir}: it cannot be read: {error.strerror}"]
+    for seen in found:
         if seen.state == "foreign":
             print_note(f"spool not sent: {seen.path}: {seen.why}")
+    return []
 
 
 async def _watch(flusher: Flusher, steps: Steps) -> None:
