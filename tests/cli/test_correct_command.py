@@ -91,6 +91,15 @@ async def test_on_a_terminal_a_large_correction_asks_first(
     assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == left
 
 
+async def test_where_it_asks_json_is_alone_on_stdout(stored: Shell) -> None:
+    async with stored.kit() as kit:
+        await kit.record("acme", "tokens", 25)
+    command = ("correct", "acme", "tokens=13", "--reason", "typo", "--id", "T-1", "--json")
+    done = stored.run_at_terminal(*command, answer="y")
+    assert (done.code, done.json[0]["taken_back"]) == (0, 13)
+    assert "tokens: 13 to be corrected; 25 are recorded" in done.err
+
+
 async def test_billed_units_are_named_by_invoice_and_credited(
     stored: Shell, directory: Path, store_url: str
 ) -> None:

@@ -90,7 +90,7 @@ async def correct(
             session.show([one.to_json() for one in planned], lambda: print_planned(planned))
             raise typer.Exit(int(any(one.beyond or one.by_hand for one in tried)))
         if asks and not any(one.is_repeated for one in tried):
-            print_planned(planned)
+            print_planned(planned, err=session.json)
             typer.confirm("Correct this much?", abort=True, err=True)
         found = await correct_units(correction_id=correction_id, credit=credit)
     session.show([_to_json(one) for one in found], lambda: _print_corrections(found, correction_id, currency))
@@ -142,21 +142,23 @@ def _is_large(quantities: Mapping[str, int], usage: CustomerUsage) -> bool:
     return any(2 * asked > usage["meters"][name]["recorded"] for name, asked in quantities.items())
 
 
-def _print_planned(planned: Sequence[_CorrectionPlan], *, correction_id: str, currency: str) -> None:
+def _print_planned(
+    planned: Sequence[_CorrectionPlan], *, correction_id: str, currency: str, err: bool = False
+) -> None:
     for one in planned:
         meter, tried = one.tried.meter, one.tried
         if tried.is_repeated:
             print_note(f"{correction_id} was applied before; no further units would be corrected")
             for line in _lines(tried, currency):
-                echo(f"{meter}: {line}")
+                echo(f"{meter}: {line}", err=err)
             continue
         recorded = f"{one.recorded:,} are recorded in this period, {one.overage:,} of them as overage"
         recorded += f", {one.over_cap:,} over the cap" if one.over_cap else ""
-        echo(f"{meter}: {tried.asked:,} to be corrected; {recorded}")
+        echo(f"{meter}: {tried.asked:,} to be corrected; {recorded}", err=err)
         for line in _billed_lines(tried, currency):
-            echo(f"{meter}: {line}")
+            echo(f"{meter}: {line}", err=err)
         if tried.beyond:
-            echo(f"{meter}: {tried.beyond:,} exceed the recorded units and are ignored")
+            echo(f"{meter}: {tried.beyond:,} exceed the recorded units and are ignored", err=err)
 
 
 def _to_json(one: Corrected) -> dict[str, Any]:
