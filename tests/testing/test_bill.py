@@ -178,3 +178,18 @@ async def test_units_that_addons_include_are_not_due(store_url: str) -> None:
         await at.kit.record("ada", "tokens", 40)
         await deliver(at.kit)
         assert await tokens_of(at.kit, at.emulator, 193) == (3, 3, True)
+
+
+@pytest.mark.anyio
+async def test_a_bill_is_right_after_another_link_in_the_period(
+    kit: MeterKit, stripe: StripeEmulator, clock: Clock
+) -> None:
+    await kit.record("ada", "tokens", 8_300)
+    await deliver(kit)
+    await kit.customers.unlink("ada")
+    await kit.customers.link("ada", stripe.add_customer("cus_new"))
+    await kit.record("ada", "tokens", 40)
+    clock.advance(timedelta(minutes=5))
+    await deliver(kit)
+    assert stripe.accepted("cus_new", "tokens") == 40
+    assert await tokens_of(kit, stripe, 8_340) == (340, 340, True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override, with_addons
+from meterkit.customers.history import read_links
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import has_end_within
 from meterkit.decisions.customer_state import effective_plan
@@ -96,10 +97,10 @@ async def check_bill(
             if entry.entry == "burn" and entry.meter is not None and entry.period_start == begin:
                 cost = kit.catalog.credits[entry.name].costs[entry.meter] if entry.kind == "credit" else 1
                 prepaid[entry.meter] -= entry.quantity // cost
-        billed = Counter[str]()
+        billed, linked = Counter[str](), {customer.stripe_customer, *await read_links(kit.store, customer_id)}
         for event in stripe.events:
             is_of_period = begin.timestamp() <= event.timestamp < end.timestamp()
-            if event.counted and is_of_period and event.customer == customer.stripe_customer:
+            if event.counted and is_of_period and event.customer in linked:
                 billed[event.event_name] += int(event.value)
         for meter in meters:
             if meter.stripe is None or meter.name in derived:
