@@ -16,6 +16,16 @@ def test_a_plan_that_was_set_is_taken_back(stored: Shell) -> None:
         assert "give PLAN or --clear" in stored.run("customers", "set-plan", "acme", *asked).err
 
 
+def test_numbers_are_read_as_in_the_plans_file(stored: Shell) -> None:
+    words = ("customers", "override", "acme", "tokens")
+    for text, read in (("included=010", 10), ("included=1_000", 1_000), ("overage={bill: {cap: 010}}", 10)):
+        (found,) = stored.run(*words, text, "--json").json["overrides"]["tokens"].values()
+        assert found in (read, {"bill": {"cap": read}})
+    for text in ("1:30", "0x10"):
+        refused = stored.run(*words, f"included={text}")
+        assert (refused.code, f"found '{text}'" in refused.err) == (1, True)
+
+
 def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     assert stored.run("customers", "set-plan", "acme", "pro").code == 0
     assert stored.run("customers", "link", "acme", "cus_1").code == 0

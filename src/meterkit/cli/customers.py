@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import aclosing
 from dataclasses import asdict
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args
 
 import typer
 import yaml
@@ -406,6 +407,19 @@ async def link_one(customers: Customers, customer: str, stripe_customer: str, *,
         return await customers.get(customer)
 
 
+class _PlansFileLoader(yaml.SafeLoader):
+    """Loader that reads integers as the plans file does: to YAML `010` is eight, and `1:30` ninety."""
+
+
+def _read_integer(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int | str:
+    text = str(node.value)
+    return int(text.replace("_", "")) if re.fullmatch(r"[0-9][0-9_]*", text) else text
+
+
+_loaders: Any = _PlansFileLoader
+_loaders.add_constructor("tag:yaml.org,2002:int", _read_integer)
+
+
 def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
     """Parse ``KEY=VALUE`` entries; a value is YAML in flow style, or JSON.
 
@@ -422,7 +436,7 @@ def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
         if key in found:
             raise MeterkitError(f"override: found {key!r:.80} twice; give it once")
         try:
-            found[key] = yaml.safe_load(text)
+            found[key] = yaml.load(text, _PlansFileLoader)  # noqa: S506 - a safe one
         except (yaml.YAMLError, ValueError, RecursionError):
             # ValueError: an impossible date, or a number that is too long.
             raise MeterkitError(
