@@ -146,5 +146,6 @@ async def test_what_cannot_be_listed_is_refused_with_words(store_url: str) -> No
         ):
             with pytest.raises(MeterkitError, match=said):
                 await listed(**given)
-        with pytest.raises(MeterkitError, match="no undelivered intent"):
-            await at.kit.outbox.show("unknown")
+        for name in ("unknown", "no UTF-8: \udcff"):  # As a command line hands on any byte.
+            with pytest.raises(MeterkitError, match="no undelivered intent"):
+                await at.kit.outbox.show(name)

@@ -305,7 +305,8 @@ class Intents:
         raise MeterkitError(f"intent {identifier} changed {_TRIES} times meanwhile; try again")
 
     async def _find_stored(self, identifier: str) -> StoredIntent:
-        kept = await find_intent(self._store, identifier) if is_text(identifier) else None
+        is_possible = is_text(identifier) and identifier.isascii()
+        kept = await find_intent(self._store, identifier) if is_possible else None
         if kept is None:
             raise MeterkitError(
                 f"intent: found {shown(identifier)}; no undelivered intent has this identifier:"
