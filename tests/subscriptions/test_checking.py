@@ -70,6 +70,22 @@ async def test_a_manual_change_is_found_and_repaired_to_the_plan(
         assert len(at.changes()) == before
 
 
+async def test_an_unreadable_subscription_is_a_difference(at: Shop) -> None:
+    """One whose status Stripe has added since ended the check of all with a traceback."""
+    await by_hand(at, "acme", **BASE_ONLY)
+    other = await by_hand(at, "beta", **WHOLE)
+    account: Any = vars(at.emulator)["_account"]
+    account.subscriptions.find(other).status = "renewing"
+    found = await at.kit.subscriptions.check()
+    assert kinds(found) == {"acme": ["missing_meter"], "beta": ["not_compared"]}
+    assert found["beta"][0].message.startswith(
+        f"subscription {other} cannot be read: found status 'renewing'"
+    )
+    for ask in (at.kit.subscriptions.sync, at.kit.subscriptions.repair):
+        with pytest.raises(StripeError, match="found status 'renewing'"):
+            await ask("beta")
+
+
 @pytest.mark.parametrize("damage", ["Expecting value", "WRONGTYPE"])
 async def test_a_ledger_that_cannot_be_read_is_a_difference(at: Shop, damage: str) -> None:
     for customer in ("acme", "beta"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN, Status, SubscriptionState, TrialEndAction
+from meterkit.errors import StripeError
 from meterkit.outbox.meters_or_lines import ShownLineTerms, keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.metered_prices import NO_FACTS, as_charged, item_prices, read_line_prices
@@ -121,11 +122,13 @@ def read_subscription(
             subscription in another currency than the prices' default one.
 
     Raises:
-        ValueError: it is not a subscription as Stripe shows it.
+        StripeError: it is of a form that this release does not know.
     """
     status = found.get("status")
     if status not in _STATUSES:
-        raise ValueError(f"subscription {found.get('id')}: found status {status!r:.40}")
+        raise StripeError(
+            f"subscription {found.get('id')} cannot be read: found status {status!r:.40}; upgrade meterkit"
+        )
     found, currency = as_charged(found, facts.charged), text_in(found, "currency")
     catalog, items = catalog.in_currency(currency), items_in(found)
     plan = _plan_of(items, catalog)
@@ -321,7 +324,7 @@ def _current_period(
         start_ms, end_ms = (_ms(shown.get(f"current_period_{edge}")) for edge in ("start", "end"))
         if start_ms is not None and end_ms is not None:
             return start_ms, end_ms
-    raise ValueError(f"subscription {found.get('id')}: found no period")
+    raise StripeError(f"subscription {found.get('id')} cannot be read: found no period; upgrade meterkit")
 
 
 def _trial_end_action(found: Mapping[str, Any]) -> TrialEndAction:

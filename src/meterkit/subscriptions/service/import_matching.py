@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.drift_records import DriftKind
-from meterkit.errors import CustomerError, MeterkitError
+from meterkit.errors import CustomerError, MeterkitError, StripeError
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.drift_comparison import LIVE, compare_subscription, plan_in
 from meterkit.subscriptions.item_changes import items_of
@@ -195,7 +195,7 @@ class ListedCustomer:
             found = hold_back(found)
         try:
             state = read_subscription(found, catalog, has_payment_method=self.has_payment_method, facts=facts)
-        except ValueError as error:
+        except StripeError as error:
             self.subscriptions.append(_ListedSubscription(slim=slim, named=named, fault=str(error)))
             return
         kept = keep_shown_line_terms(state, None, found, catalog)

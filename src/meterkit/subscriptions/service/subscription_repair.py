@@ -107,10 +107,10 @@ class DriftChecker:
             try:
                 drift = await self._check_one(customer, state, found[linked], prices)
             except StripeError as error:
-                if isinstance(error, StripeUnavailableError) or error.status not in UNKNOWN_CUSTOMER:
+                if isinstance(error, StripeUnavailableError) or error.status not in {None, *UNKNOWN_CUSTOMER}:
                     raise
                 subscription = "" if state.subscription is None else state.subscription.id
-                message = f"Stripe refuses to show it: {error}"
+                message = f"Stripe refuses to show it: {error}" if error.status else str(error)
                 drift = (Drift(subscription=subscription, kind="not_compared", message=message),)
             if drift := (*drift, *faults.get(customer, ())):
                 drifts[customer] = drift
@@ -202,7 +202,7 @@ class DriftChecker:
             return known is not None
         try:
             read = read_subscription(chosen, self._store.catalog)
-        except ValueError:
+        except StripeError:
             return True
         if known is None or (read.metered and not known.prices):
             return True

@@ -111,7 +111,6 @@ class CustomerSyncer:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
             LostError: another worker has leased the entry meanwhile.
-            ValueError: Stripe's response cannot be read.
         """
         linked, catalog = entry.stripe_customer, self.store.catalog
         if linked.startswith(_EVENT):
