@@ -192,6 +192,11 @@ def test_a_bad_template_is_replaced(template: str, tmp_path: Path, caplog: pytes
     assert f"a template of {tmp_path} for credits.low fails; the built-in one is used" in caplog.text
 
 
+def test_a_missing_folder_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert said("credits.low", tmp_path / "template") == said("credits.low")
+    assert f"there is no folder {tmp_path}/template of templates (METERKIT_NOTIFY_TEMPLATES)" in caplog.text
+
+
 def test_a_name_makes_no_header_and_no_markup(tmp_path: Path) -> None:
     assert "&lt;b&gt;Ada &amp; Co&lt;/b&gt;" in said("credits.low", name="<b>Ada & Co</b>")[2]
     (tmp_path / "credits.low.txt").write_text("Subject: to {{ name }}\n\nx")

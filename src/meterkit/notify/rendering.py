@@ -91,6 +91,11 @@ class Renderer:
                 raise MeterkitError(
                     "jinja2 is required for e-mails. Install with: pip install 'meterkit[notify]'"
                 ) from error
+            if self._folder is not None and not self._folder.is_dir():
+                _logger.error(
+                    "there is no folder %s of templates (METERKIT_NOTIFY_TEMPLATES); the built-in ones are used",
+                    self._folder,
+                )
             built_in = jinja.PackageLoader("meterkit.notify")
             loaders = [] if self._folder is None else [jinja.FileSystemLoader(self._folder), built_in]
             overriding = (

@@ -35,7 +35,7 @@ try:
         true,
     )
     from sqlalchemy.dialects import postgresql, sqlite
-    from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
     from meterkit.insights.audit.hash_chain import append_rows, heads_table, read_head
 except ImportError as error:
@@ -162,6 +162,8 @@ class Database:
             self._engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
         except (SQLAlchemyError, ImportError, ValueError) as error:
             what = f"its driver is not installed ({error})" if isinstance(error, ImportError) else "no URL"
+            if isinstance(error, NoSuchModuleError):
+                what = f"SQLAlchemy has no driver {url.partition('://')[0]}"
             raise SettingsError(
                 "audit_url", f"METERKIT_AUDIT_URL: a value that is not shown here cannot be used: {what}"
             ) from None
