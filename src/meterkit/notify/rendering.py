@@ -93,7 +93,8 @@ class Renderer:
                 ) from error
             if self._folder is not None and not self._folder.is_dir():
                 _logger.error(
-                    "there is no folder %s of templates (METERKIT_NOTIFY_TEMPLATES); the built-in ones are used",
+                    "there is no folder %s of templates, so the built-in ones are used; correct"
+                    " METERKIT_NOTIFY_TEMPLATES",
                     self._folder,
                 )
             built_in = jinja.PackageLoader("meterkit.notify")
