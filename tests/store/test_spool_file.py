@@ -211,6 +211,20 @@ def test_each_is_told_by_who_has_it_whose_it_is_and_how_old(tmp_path: Path) -> N
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def test_a_spool_removed_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty file was left, of the user who had looked: an app of another user could not open it."""
+    path, opened = spool_of(tmp_path, "left").path, Path.open
+
+    def open_last(self: Path, *arguments: Any) -> Any:
+        file = opened(self, *arguments)
+        path.unlink()
+        return file
+
+    monkeypatch.setattr(Path, "open", open_last)
+    assert (seen_in(tmp_path), path.exists()) == ([], False)
+    assert (SpoolFile.claim(path), path.exists()) == (None, False)
+
+
 def test_whoever_looks_keeps_nobody_from_taking_a_spool_over(tmp_path: Path) -> None:
     path = spool_of(tmp_path, "left").path
     for _ in range(50):

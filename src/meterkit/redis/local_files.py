@@ -25,15 +25,16 @@ _POLL_S: Final = 0.005
 
 
 class FileLock:
-    """flock on the file at ``path``, which is made if it is missing.
+    """flock on the file at ``path``, which is made if it is missing, unless ``creates`` is false.
 
     The kernel drops it with the last process that holds it, however that ends. A process that is forked
     does not hold the locks of its parent: they belong to open files, which it inherits and closes. For the
     same reason a lock is released by closing the file: unlocking would release it for all who share it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, creates: bool = True) -> None:
         self._path = path
+        self._flags = os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if creates else 0)
         self._descriptor: int | None = None
 
     @property
@@ -58,7 +59,7 @@ class FileLock:
             Whether it was acquired within ``timeout_s`` seconds.
 
         Raises:
-            FileNotFoundError: the file's directory is missing.
+            FileNotFoundError: the file's directory is missing, or the file, and it is not to be made.
             StoreError: the file belongs to another user or is a symbolic link, or its file system knows no
                 locks.
         """
@@ -98,7 +99,7 @@ class FileLock:
     def _open(self) -> None:
         with _forking:
             try:
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+                self._descriptor = os.open(self._path, self._flags, 0o600)
             except PermissionError as error:
                 raise StoreError(f"{self._path} belongs to another user", executed=False) from error
             except OSError as error:

@@ -192,8 +192,11 @@ class SpoolFile:
             SpoolError: it cannot be read.
             StoreError, OSError: it cannot be opened.
         """
-        lock = FileLock(path)
-        if not lock.acquire(timeout_s=_LOCK_WAIT_S):
+        lock = FileLock(path, creates=False)
+        try:
+            if not lock.acquire(timeout_s=_LOCK_WAIT_S):
+                return None
+        except FileNotFoundError:
             return None
         try:
             status = os.fstat(lock.fileno())
@@ -432,7 +435,7 @@ def _inspect_file(path: Path, own: SpoolHeader, now_ms: int) -> SpoolInfo | None
 
 def _is_held(path: Path) -> bool:
     """Whether a process has locked the file; a process about to claim it tries again."""
-    lock = FileLock(path)
+    lock = FileLock(path, creates=False)
     try:
         return not lock.acquire(shared=True)
     finally:
