@@ -15,6 +15,7 @@ from drivers import shop
 from drivers.webhooks import CATALOG
 from meterkit.customers.drift_records import Drift
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.errors import StripeError
 from meterkit.subscriptions.drift_comparison import (
     compare_customer,
     compare_subscription,
@@ -174,7 +175,7 @@ def test_what_is_scheduled() -> None:
     "broken", [{"status": "odd"}, {"status": None}, {"items": None}, {"items": {"data": []}}]
 )
 def test_what_is_no_subscription_is_refused(broken: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="sub_1"):
+    with pytest.raises(StripeError, match="sub_1"):
         read_subscription({**shown(), **broken}, CATALOG)
 
 
