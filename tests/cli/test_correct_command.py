@@ -42,11 +42,17 @@ async def test_units_are_taken_back_once_an_id(stored: Shell) -> None:
 
 
 def test_what_cannot_be_corrected_is_said(stored: Shell) -> None:
+    stored.run("customers", "set-plan", "acme", "pro")
     for words, code, said in (
         (("acme", "tokens=1", "--reason", "x"), 2, "--id"),
         (("acme", "tokens=1", "--id", "x"), 2, "--reason"),
         (("acme", "tokens", "--reason", "x", "--id", "x"), 2, "NAME=QUANTITY"),
         (("nobody", "tokens=1", "--reason", "x", "--id", "x"), 1, "nobody"),
+        (
+            ("acme", "tokens=1", "--reason", "f\udcfcr", "--id", "x"),
+            1,
+            "reason: found 'f\\udcfcr'",
+        ),  # Latin-1
     ):
         done = stored.run("correct", *words)
         assert (done.code, done.out, said in done.err) == (code, "", True), done.err

@@ -24,6 +24,7 @@ _MAPPINGS: Final = (dict, Mapping)  # A dict is found fastest.
 SEVERAL: Final = "\x1e"
 """Record separator (ASCII) between several values where one id is allowed."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LONE_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def is_customer(value: object) -> TypeGuard[str]:
@@ -137,7 +138,8 @@ def shown(value: object) -> str:
 
 def check_text(what: str, value: object, *, may_be_empty: bool = False) -> None:
     """Check a text for the ledger of a customer. Raises MeterkitError."""
-    if not isinstance(value, str) or len(value) > _TEXT_MAX or not (value or may_be_empty):
+    is_valid = isinstance(value, str) and len(value) <= _TEXT_MAX and not _LONE_SURROGATE.search(value)
+    if not is_valid or not (value or may_be_empty):
         most = f"{_TEXT_MAX} characters at most" if may_be_empty else f"1 to {_TEXT_MAX} characters"
         allowed = f"a text of {most}, for the ledger of the customer"
         raise MeterkitError(f"{what}: found {shown(value)}; allowed is {allowed}")
