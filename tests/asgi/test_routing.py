@@ -33,7 +33,7 @@ from drivers.llm_apps import listening
 from drivers.plans import completed
 from drivers.sampled import few_examples, pairs
 from meterkit import MeterKit, MeterMiddleware, identify
-from meterkit.asgi import route_matching
+from meterkit.asgi import combined_lines, route_matching
 from meterkit.asgi.app_routes import RequestDecider, describe_line, match_lines, routes_of
 from meterkit.asgi.path_readings import EXACT, LOOSE, PathRules, path_rules_of_router
 from meterkit.asgi.route_matching import Router as LineRouter
@@ -336,7 +336,7 @@ def test_a_line_that_asks_for_less_is_matched_exactly() -> None:
 
 def test_paths_between_many_gates_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past a bound a path between gates takes the features of all, and what the dearest consumes."""
-    monkeypatch.setattr(route_matching, "CACHE_ENTRIES_MAX", 2)
+    monkeypatch.setattr(combined_lines, "COMBINATIONS_MAX", 2)
     several = [
         replace(line(f"/{n}/{{path:path}}"), feature=f"of {n}", consume={"requests": n}) for n in range(1, 6)
     ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from starlette.routing import compile_path
 
+from meterkit.asgi.combined_lines import LineCombiner, is_metered
 from meterkit.asgi.path_readings import (
     AS_WRITTEN,
     EXACT,
@@ -27,7 +27,6 @@ from meterkit.asgi.path_readings import (
     path_spellings,
     segments_of,
 )
-from meterkit.catalog.models import Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,26 +34,10 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.asgi.path_readings import PathReader
+    from meterkit.catalog.models import Route
 
 CompiledLine = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 """A line, its methods and its pattern; None for all of them."""
-_GATED, _COUNTED, _DECIDED = range(3)
-_SHADOWED, _EXEMPT, _NO_LINE = 3, 6, 7
-
-
-def rank_strictness(line: Route | None) -> int:
-    """Rank a line, the strictest lowest: gated, counted, decided, ``exempt`` or ``always``, none.
-
-    One in shadow, or off, ranks below those that are enforced, whatever it counts.
-    """
-    if line is None:
-        return _NO_LINE
-    shadowed = 0 if line.enforcement == "on" else _SHADOWED
-    if line.feature is not None:
-        return shadowed + _GATED
-    if line.exempt or line.always:
-        return _EXEMPT
-    return shadowed + (_COUNTED if _counts(line) else _DECIDED)
 
 
 class PathLine(NamedTuple):
@@ -105,19 +88,6 @@ def takes_path(line: CompiledLine, paths: Sequence[str]) -> bool:
     return line[2] is None or any(map(line[2].match, paths))
 
 
-def _counts(line: Route) -> bool:
-    """Whether a line asks for more than a customer."""
-    return bool(
-        line.consume
-        or line.per_message
-        or line.grow
-        or line.storage
-        or line.rates
-        or line.reserve
-        or line.usage != "none"
-    )
-
-
 def methods_of(route: Route) -> frozenset[str] | None:
     """Methods that a line takes; None: all."""
     if route.method is None:
@@ -165,10 +135,10 @@ class Router:
     Only lines that ask for less, ``exempt`` and ``always``, take no more than Starlette's pattern.
 
     Where something behind may read the path in another way, a request falls under the strictest line that
-    any reading leads to: one with a feature, then one that counts, then another, then those in shadow, then
-    `exempt` and `always`. These two never take a path with dot segments, empty segments, backslashes or
-    encoded slashes that something behind may read in another way. For loose routers, a path that is written
-    exactly as a line without parameters is that line's.
+    any reading leads to: one that has a feature or counts, then another, then those in shadow, then `exempt`
+    and `always`; see :class:`~meterkit.asgi.combined_lines.LineCombiner`. The last two never take a path with
+    dot segments, empty segments, backslashes or encoded slashes that something behind may read in another
+    way. For loose routers, a path that is written exactly as a line without parameters is that line's.
 
     Args:
         routes: in the order of the plans file.
@@ -199,8 +169,7 @@ class Router:
         # A line with a path is about requests, unless it says WS.
         self._websocket_lines = [line for line in lines if line[0].method == "WS" or line[0].path is None]
         self._methods = _ORDINARY.union(*(methods for _, methods, _ in lines if methods is not None))
-        self._gates: dict[tuple[object, ...], Route] = {}
-        self._order = {id(route): nth for nth, route in enumerate(routes)}
+        self._combiner = LineCombiner(routes, messages_first=messages_first)
         self._reading = reading
         self._loose = {
             id(route): loose_pattern(route.path)
@@ -216,10 +185,7 @@ class Router:
         self._is_raw = reading.is_raw
         self._root_path = root_path
         self._without_mount = without_mount
-        self._messages_first = messages_first
         self._found: dict[_Key, Route | None] = {}
-        others = [route for route in routes if route.mcp is None]
-        self._dearest = self._strictest_of(others, is_dearest=True) if others else None
 
     def match_http(self, scope: Scope) -> Route | None:
         """Find the route of an HTTP request; None: no line matches."""
@@ -261,7 +227,7 @@ class Router:
         """List the readings of a path with their lines; the strictest comes first."""
         method: str = scope.get("method", "WS").upper()
         lines = self._websocket_lines if method == "WS" else self._lines
-        return sorted(self._read_path(lines, method, scope), key=self._leniency)
+        return sorted(self._read_path(lines, method, scope), key=self._strictness)
 
     def _strictest_line(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> Route | None:
         found = self._read_path(lines, method, scope)
@@ -269,30 +235,7 @@ class Router:
             return found[0].line
         # Ordinary clients add slashes or write other capitals; who writes these hides what is served.
         is_crooked = has_encoded_slash(scope) or has_dots(scope["path"])
-        return self._strictest_of([one.line for one in found], is_dearest=is_crooked)
-
-    def _strictest_of(self, found: Sequence[Route | None], *, is_dearest: bool = False) -> Route | None:
-        """Return the strictest of several lines. It takes the features of all of them.
-
-        Args:
-            found: the lines.
-            is_dearest: whether it consumes of each meter the most that one of them does.
-        """
-        line = min(found, key=self._strictness)
-        if line is None or line.enforcement != "on" or rank_strictness(line) > _COUNTED:
-            return line
-        enforced = [one for one in found if one is not None and one.enforcement == "on"]
-        features = {name for one in enforced for name in (one.feature, *one.further_features) if name}
-        further = tuple(sorted(features - {line.feature}))
-        consume = dict(line.consume)
-        for meter, quantity in (pair for one in enforced if is_dearest for pair in one.consume.items()):
-            consume[meter] = max(quantity, consume.get(meter, 0))
-        if (further, consume) == (line.further_features, line.consume):
-            return line
-        key = (id(line), further, *sorted(consume.items()))
-        if key not in self._gates and len(self._gates) >= CACHE_ENTRIES_MAX:
-            return self._dearest  # Each is kept for good, and a client can write paths between many gates.
-        return self._gates.setdefault(key, replace(line, further_features=further, consume=consume))
+        return self._combiner.combine([one.line for one in found], is_crooked=is_crooked)
 
     def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
         """Find the line of the path as written, and those of other readings that the app may take."""
@@ -390,15 +333,15 @@ class Router:
     def _both_lines(
         self, one: PathReading, asked: LineSearch, with_slash: Sequence[str], without: Sequence[str]
     ) -> Iterator[PathLine]:
-        """Find the line of a path whose slash at the end is ignored: the first one, or a gate.
+        """Find the line of a path whose slash at the end is ignored: the first one, or one that is metered.
 
-        A gate that also takes the path with the slash stands below the other line on purpose.
+        One that also takes the path with the slash stands below the other line on purpose.
         """
         yield PathLine(one, self._first_line(asked, [*without, *with_slash]))
-        gate = self._first_line(asked, without)
-        if gate is None or gate.feature is None or first_line(asked.only_line(gate), with_slash):
+        line = self._first_line(asked, without)
+        if line is None or not is_metered(line) or first_line(asked.only_line(line), with_slash):
             return
-        yield PathLine(one, gate)
+        yield PathLine(one, line)
 
     def _client_paths(self, scope: Scope, path: str) -> list[str]:
         return client_paths({**scope, "path": path}, root_path=self._root_path)
@@ -408,11 +351,11 @@ class Router:
         spellings = segments_of(path)
         several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
         accepted = [route for route, methods, _ in several if asked.accepts(route, methods)]
-        found = self._strictest_of(accepted, is_dearest=True) if accepted else None
-        if asked.every_method and (found is None or found.feature is None):
-            gates = (route for route, *_ in several if route.feature is not None and route.method != "WS")
-            return self._combine_gate(found, next(gates, None))
-        return found
+        found = self._combiner.combine(accepted, is_crooked=True) if accepted else None
+        if not asked.every_method:
+            return found
+        gates = [route for route, *_ in several if route.feature is not None and route.method != "WS"]
+        return self._combiner.add_gates(found, gates)
 
     def _first_line(self, asked: LineSearch, paths: Sequence[str]) -> Route | None:
         """Find the first line that takes one of the paths.
@@ -423,61 +366,36 @@ class Router:
         """
         found = first_line(asked, paths)
         routed = [path for path in paths if f"/{asked.prefix}{path}" in paths] if asked.prefix else []
-        line = self._add_gate(found, asked.lines, asked.method, paths) if asked.every_method else found
+        line = self._add_gates(found, asked, paths) if asked.every_method else found
         if found is None or not routed or first_line(asked.only_line(found), routed):
             return line
         longer = [path for path in paths if path not in routed]
         within = asked.only(each for each in asked.lines if not takes_path(each, longer))
-        return self._strictest_of([line, self._first_line(within, routed)])
+        return self._combiner.combine([line, self._first_line(within, routed)])
 
-    def _add_gate(
-        self, found: Route | None, lines: Sequence[CompiledLine], method: str, paths: Sequence[str]
-    ) -> Route | None:
-        """Add a gate to the line of a request whose handler takes every method.
+    def _add_gates(self, found: Route | None, asked: LineSearch, paths: Sequence[str]) -> Route | None:
+        """Add gates to the line of a request whose handler takes every method.
 
-        A gate of its path holds for all methods; a line that names the method opens it. Only the feature of
-        the gated line counts: the line that takes the request says what it consumes.
+        A gate of its path holds for all methods; a line that names the method opens it, and so does another
+        gate of the same path. Only the features of the gated lines count: the line that takes the request
+        says what it consumes.
         """
-        if found is not None and (found.method is not None or found.feature is not None):
+        if found is not None and found.method is not None:
             return found
-        for route, methods, pattern in lines:
+        gates: list[Route] = []
+        for route, methods, pattern in asked.lines:
             if route is found:
                 break
-            if methods is None or route.feature is None or method == "WS" or pattern is None:
+            if methods is None or route.feature is None or asked.method == "WS" or pattern is None:
                 continue
-            if route.mcp is not None and method in _OF_SESSIONS:
-                continue
-            if any(map(pattern.match, paths)):
-                return self._combine_gate(found, route)
-        return found
+            is_session = route.mcp is not None and asked.method in _OF_SESSIONS
+            is_opened = found is not None and found.feature is not None and found.path == route.path
+            if not (is_session or is_opened) and any(map(pattern.match, paths)):
+                gates.append(route)
+        return self._combiner.add_gates(found, gates)
 
-    def _combine_gate(self, found: Route | None, gate: Route | None) -> Route | None:
-        """Add the feature of a gated line to the line that takes a request.
-
-        A gate in shadow refuses no request, so it adds nothing to a line that is enforced.
-        """
-        if gate is None or (found is not None and gate.enforcement != found.enforcement == "on"):
-            return found
-        line = found or Route(
-            match=gate.match,
-            method=None,
-            path=gate.path,
-            enforcement=gate.enforcement,
-            on_store_failure=gate.on_store_failure,
-            headers=gate.headers,
-        )
-        return self._gates.setdefault(
-            (id(found), id(gate)), replace(line, feature=gate.feature, exempt=False, always=False)
-        )
-
-    def _strictness(self, line: Route | None) -> tuple[int, int]:
-        """Sort key of lines, the strictest first."""
-        is_first = self._messages_first and line is not None and line.mcp is not None
-        rank = _GATED if is_first else rank_strictness(line)
-        return rank, self._order.get(id(line), 0)
-
-    def _leniency(self, one: PathLine) -> tuple[int, int]:
-        return self._strictness(one.line)
+    def _strictness(self, one: PathLine) -> tuple[int, bool, int]:
+        return self._combiner.strictness(one.line)
 
     def _warn_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
         server, mount = _split_root_path(scope, self._root_path)
