@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
+from types import SimpleNamespace
 from typing import Any, Final, Literal
 
 import httpx
@@ -65,6 +67,32 @@ async def counted(
 async def customer(at: Served, meter: str = "requests") -> tuple[int, int]:
     await settled(at.kit)
     return await at.counted(meter=meter)
+
+
+class Tenant(str, Enum):  # noqa: UP042 - a StrEnum is formatted by its value
+    """Customers or teams of an app that has few; `f"{Tenant.ACME}"` is `Tenant.ACME`."""
+
+    ACME, RED = "acme", "red"
+
+
+def of_members(_: Scope) -> Caller:
+    return Caller(Tenant.ACME, {"team": Tenant.RED})
+
+
+def of_user(_: Scope) -> Caller:
+    return Caller(identify.user()({"user": SimpleNamespace(identity=Tenant.ACME)}), {"team": "red"})
+
+
+@pytest.mark.parametrize("who", [of_members, of_user])
+async def test_a_member_of_an_enumeration_is_its_value(who: Any) -> None:
+    """It was counted under its name: on no invoice, and by no plan of the customer's."""
+    async with served(hello, plans=PLANS, who=who) as at:
+        assert await at.statuses("/v1/x") == [200]
+        await at.kit.record(Tenant.ACME, "requests", 2, subjects={"team": Tenant.RED})
+        assert await at.counted() == (3, 0)
+        assert await counted(at, "team") == {"red": (3, 0)}
+        await at.kit.customers.set_plan(Tenant.ACME, "pro")
+        assert (await at.kit.customers.get("acme")).plan == "pro"
 
 
 async def test_a_users_rest_is_told_and_its_refusal_names_policies(any_store_url: str) -> None:

@@ -31,6 +31,7 @@ from starlette.types import Scope
 
 from meterkit.asgi.logs import tells
 from meterkit.catalog.billing import UNIX, parse_proxy_network
+from meterkit.decisions.keys import plain_text
 from meterkit.errors import MeterkitError
 from meterkit.store.input_checks import (
     SEVERAL,
@@ -85,8 +86,9 @@ def split_caller(found: object) -> tuple[object, GivenSubjects | None]:
     """Split the result of ``identify`` into customer and subjects; None: a subject's id is not allowed."""
     if not isinstance(found, Caller):
         return found, ()
-    given = tuple(found.subjects.items())
-    return found.customer, given if all(is_customer(subject) for _, subject in given) else None
+    if not all(map(is_customer, found.subjects.values())):
+        return found.customer, None
+    return found.customer, tuple((kind, plain_text(subject)) for kind, subject in found.subjects.items())
 
 
 def find_id_fault(found: object) -> str:
@@ -236,8 +238,8 @@ def user(attr: str = "identity") -> Callable[[Scope], str | None]:
         if not getattr(who, "is_authenticated", True):
             return None
         value: object = getattr(who, attr)
-        if type(value) is str:
-            return value or None
+        if isinstance(value, str):
+            return plain_text(value) or None
         if value is None:
             return None
         kind: Any = type(value)

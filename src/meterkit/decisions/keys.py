@@ -140,6 +140,11 @@ def _counted_names(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
             yield f"routes[{nth}].rate", rate_token(route_name(route), rate.window_ms, rate.algorithm), what
 
 
+def plain_text(text: str) -> str:
+    """Convert a text to one of the type ``str``: a member of an ``Enum`` is formatted by its name."""
+    return text if type(text) is str else str.__str__(text)
+
+
 class CustomerKeys:
     """Keys of one customer; each access builds the name.
 
@@ -364,4 +369,4 @@ class Keys:
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
         """Keys of a customer; an anonymous one has counters in a separate space and no state."""
         shard = shard_of(customer, self.shards)
-        return CustomerKeys(self.shard(shard, ""), shard, customer, anonymous=anonymous)
+        return CustomerKeys(self.shard(shard, ""), shard, plain_text(customer), anonymous=anonymous)

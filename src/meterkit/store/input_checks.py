@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 from meterkit.catalog.rates import rate_text
+from meterkit.decisions.keys import plain_text
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.decisions.subjects import SUBJECTS_PER_REQUEST_MAX
 from meterkit.errors import CustomerError, MeterkitError
@@ -43,7 +44,7 @@ def check_customer(value: object) -> str:
         CustomerError: it is not a text of 1 to 256 bytes of UTF-8 without control characters.
     """
     if is_customer(value):
-        return value
+        return plain_text(value)
     # The id itself is left out: it comes from a client and may be anything.
     raise CustomerError(f"customer id: found {find_fault(value)}; allowed is {ALLOWED_ID}")
 
@@ -82,7 +83,7 @@ def check_subjects(subjects: Mapping[str, str] | None) -> GivenSubjects:
             raise CustomerError(
                 f"subjects: found {find_fault(subject)} as the id of the {kind:.80}; allowed is {ALLOWED_ID}"
             )
-    return tuple(subjects.items())
+    return tuple((kind, plain_text(subject)) for kind, subject in subjects.items())
 
 
 def check_event_id(value: object, name: str = "event_id") -> None:

@@ -18,7 +18,7 @@ from meterkit.decisions.customer_state import NO_STATE, CustomerState, refusal_o
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.fallback_rules import NO_REMAINDERS, drop_replenished
 from meterkit.decisions.grants import prepaid_of
-from meterkit.decisions.keys import shard_of
+from meterkit.decisions.keys import plain_text, shard_of
 from meterkit.decisions.limit_policies import ceiling_of
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.subjects import is_of_subject
@@ -430,7 +430,9 @@ class CustomerCache(CompiledCatalog):
     def get(self, customer: str, *, anonymous: bool = False, subjects: GivenSubjects = ()) -> CustomerView:
         """Newest view of a customer whose id is valid; of an unknown one, a view without state."""
         known = self._anonymous if anonymous else self.named
-        view = known.find(customer) or self._put(self._make_view(customer, anonymous=anonymous))
+        view = known.find(customer)
+        if view is None:
+            view = self._put(self._make_view(plain_text(customer), anonymous=anonymous))
         return self._with_subjects(view, subjects) if subjects and not anonymous else view
 
     def _make_view(self, customer: str, *, anonymous: bool) -> CustomerView:
