@@ -194,6 +194,24 @@ async def test_a_route_warns_once_of_figures_that_nothing_reads(caplog: pytest.L
         assert cure in first
 
 
+@pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE])
+async def test_a_get_that_calls_a_model_is_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Browsers' EventSource sends GET alone. A poll of a stored completion is no such request."""
+    answer = chat({"content": "hi"}, usage=chat_usage(7, 2))
+    body = compact(answer) if kind == JSON_TYPE else sse(answer) + b"data: [DONE]\n\n"
+    app, name = answering([body], kind), answer["id"]
+    plans = PLANS.replace("routes:\n", 'routes:\n  - {match: "/{path:path}", usage: auto}\n', 1)
+    async with metered(app, "memory://", plans=plans) as at:
+        for path in (f"/v1/completions/{name}", "/chat", "/ask"):
+            await ask(at, path, method="GET", body=b"")
+        assert await tokens(at.kit) == (0, 0)
+    (line,) = [found.getMessage() for found in caplog.records if found.name == "meterkit.asgi"]
+    assert line.startswith(
+        "/{path:path}: a request without a body got a model's response, which `usage: auto`"
+    )
+    assert "`usage: NAME`" in line
+
+
 FIGURES: dict[str, tuple[Any, str]] = {
     "camel": ({"info": {"inputTextTokens": 5}}, "info.inputTextTokens"),
     "count": ({"results": [{"tokenCount": 7, "outputText": "x"}]}, "results[].tokenCount"),

@@ -601,3 +601,21 @@ def test_what_a_trial_gives_without_end_is_named(budget: str, named: str) -> Non
     notes = loads(TRIED.replace("    trial", f"{budget}    trial")).notes
     (note,) = [note.message for note in notes if "of a trial" in note.message]
     assert note.startswith(f"Stripe bills no usage of a trial, so {named} can be used in it without a limit")
+
+
+def test_a_get_that_holds_nothing_is_named() -> None:
+    """`usage: auto` takes its response for a stored one, and ignored `reserve` without a word."""
+    reserve = "reserve: {output_tokens: {default: 100}}"
+    lines = [
+        f'  - {{match: "{match}", {reserve}, usage: {usage}}}'
+        for match, usage in (
+            ("GET /chat", "auto"),
+            ("GET /ask", "openai"),
+            ("POST /chat", "auto"),
+            ("/v1/{path:path}", "auto"),
+        )
+    ]
+    found = loads(free_plan("{output_tokens: {unit: token}}", top="\n".join(["routes:", *lines]))).notes
+    (note,) = [one for one in found if one.path.endswith("reserve")]
+    assert (note.path, note.kind) == ("routes[0].reserve", "informs")
+    assert "a GET request holds nothing" in note.message

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.buffered_body import KeptRequest, has_body
 from meterkit.asgi.llm_calls import LlmCalls, name_calls
-from meterkit.asgi.logs import warn, warn_of_lost, warn_of_unread
+from meterkit.asgi.logs import warn, warn_of_fetched, warn_of_lost, warn_of_unread
 from meterkit.asgi.refusal_responses import problem_type_of
 from meterkit.asgi.refuser import LateRefusal
 from meterkit.asgi.response_usage import ResponseUsage
@@ -220,6 +220,8 @@ class AdmittedRequest(HoldOwner):
         self.warn_of_lost(calls)
         path = llm.unread_figure
         is_known = route.usage_fields or not USAGE_METERS.isdisjoint(recorded or ())
+        if llm.fetched is not None and not is_known:
+            warn_of_fetched(self._store, route, scope, llm.fetched)
         if path is not None and scope["method"].upper() == "POST" and not is_known:
             warn_of_unread(self._store, route, path)
 

@@ -64,13 +64,27 @@ class LlmCalls:
     Args:
         reading: of the response; None where its route reads none.
         path: of the request, which may name a stored response.
+
+    Attributes:
+        fetched: the one call in a response that was taken for a stored one, once it is ended.
     """
 
-    __slots__ = ("_body", "_counted", "_fields", "_open_taps", "_path", "_taps", "reading", "reports")
+    __slots__ = (
+        "_body",
+        "_counted",
+        "_fields",
+        "_open_taps",
+        "_path",
+        "_taps",
+        "fetched",
+        "reading",
+        "reports",
+    )
 
     def __init__(self, reading: ResponseUsage | None = None, path: str = "") -> None:
         self.reading = reading
         self._path = path
+        self.fetched: CallUsage | None = None
         self.reports = UsageReports()
         self._taps: list[CallUsage] = []
         self._open_taps: dict[object, OpenTap] = {}
@@ -140,8 +154,11 @@ class LlmCalls:
             self._body = self.reading.close(complete=complete, gone=gone)
             self._fields = self.reading.figures
             if self.reading.is_fetched or may_be_stored:
+                stored = [call for call in self._body if not call.outlives and self._is_stored(call)]
                 self._body = tuple(call for call in self._body if call.outlives or not self._is_stored(call))
+                self.fetched = stored[0] if len(stored) == 1 else None
         if any(call.source == "reported" for call in (*self.reports.usages(), *self._taps)):
+            self.fetched = None
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
 

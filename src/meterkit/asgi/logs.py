@@ -362,6 +362,20 @@ def warn_of_unread(store: Store, route: Route, path: str) -> None:
         )
 
 
+def warn_of_fetched(store: Store, route: Route, scope: Scope, call: CallUsage) -> None:
+    """Log a call that was taken for a stored response whose id the URL does not name; once for each route."""
+    name, query = call.response_id, scope.get("query_string", b"").decode("latin-1")
+    if name is None or call.source == "missing" or name in scope["path"] or name in query:
+        return
+    if _warned_of_unread.setdefault(store, Throttle(inf)).is_due((route.match, "fetched")):
+        _logger.warning(
+            "%s: a request without a body got a model's response, which `usage: auto` takes for a stored one:"
+            " it counts nothing. If the request calls the model, name the API by `usage: NAME`; logged once"
+            " for this route",
+            route.match,
+        )
+
+
 def warn(store: Store, route: str, message: str) -> None:
     """Log a warning of a route; the same one at most once a minute."""
     if _warned.setdefault(store, Throttle(MINUTE_S)).is_due((route, message)):

@@ -181,6 +181,7 @@ def _build_route(values: RouteTable, declared: DeclaredNames, default: Route) ->
         )
     _check_provider(values)
     _check_meters(values, declared)
+    _note_unheld_fetch(values, method)
     return replace(
         default,
         **values.given("match", "exempt", "always", "rates", "feature", "storage", "charge_on"),
@@ -233,6 +234,15 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
             values.problems.refuse(values.node.places[name], f"{why}, so `{name}` has no effect; remove it")
     if values.has("per_message") and method != WEBSOCKET and path is not None:
         values.refuse("per_message", f'only websockets have messages; did you mean "{WEBSOCKET} {path}"?')
+
+
+def _note_unheld_fetch(values: RouteTable, method: str | None) -> None:
+    if method in _WITHOUT_BODY and is_fetched(values.usage or "none", method) and values.has("reserve"):
+        message = (
+            f"a {method} request holds nothing on `usage: auto`, which takes its response for a stored one;"
+            " name the API by `usage: NAME` if it calls a model"
+        )
+        values.problems.note(values.place("reserve"), "informs", message)
 
 
 def _check_provider(values: RouteTable) -> None:
