@@ -412,8 +412,10 @@ class Router:
 
     def _cache_route(self, key: _Key, route: Route | None) -> Route | None:
         """Cache the line of a key, unless a client could fill the memory with such keys."""
-        method, path = key[0] or "", key[1] or ""
-        if len(path) <= CACHED_PATH_CHARS_MAX and len(method) <= CACHED_METHOD_CHARS_MAX:
+        # Behind Daphne a client chooses the root path, too.
+        method, *paths = key
+        longest = max(len(path or "") for path in paths)
+        if longest <= CACHED_PATH_CHARS_MAX and len(method or "") <= CACHED_METHOD_CHARS_MAX:
             if len(self._found) >= CACHE_ENTRIES_MAX:
                 self._found.clear()
             self._found[key] = route
