@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import meterkit
 from asgi.test_websockets import closed, opened
-from drivers.app import Served, hello, served
+from drivers.app import SentMessages, Served, hello, http_scope, served, staying
 from drivers.llm_apps import answering
 from drivers.plans import completed
 from faults.refusals import eventually
@@ -221,6 +221,17 @@ async def test_a_request_with_a_body_asks_by_any_method(method: str, store_url: 
         asked = await at.client.request(method, "/v1/chat", json={"messages": []})
         assert asked.status_code == 429
         assert await at.statuses("/v1/chat", method=method, headers={"content-length": "0"}) == [200]
+
+
+async def test_a_body_that_http_2_does_not_announce_asks() -> None:
+    """Hypercorn passes such a request on without `content-length`: it was taken for a poll."""
+    async with served(job_app, plans=JOBS) as at:
+        await job_begun(at)
+        scope = http_scope("/v1/chat", method="PUT", http_version="2")
+        for body, status in ((b'{"messages": []}', 429), (b"", 200)):
+            sent = SentMessages()
+            await at.app(scope, staying(body), sent)
+            assert sent[0]["status"] == status
 
 
 @pytest.mark.parametrize(

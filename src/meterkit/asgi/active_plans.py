@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from meterkit.asgi.app_walk import AppPlace
+    from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.asgi.logs import TroubleLog
     from meterkit.asgi.path_readings import Paths
     from meterkit.catalog import Route
@@ -115,10 +116,14 @@ class ActivePlans:
             self._former.append(route)
         return found
 
-    def route_for(self, route: Route, scope: Scope) -> Route:
-        """Route of an HTTP request; its poll route if the request can only fetch work."""
-        is_poll = is_fetched(route.usage, scope["method"].upper()) and not has_body(scope)
-        return self.poll_route(route) if is_poll else route
+    async def route_for(self, route: Route, body: BufferedBody) -> Route:
+        """Route of an HTTP request; its poll route if the request can only fetch work: it has no body."""
+        scope = body.scope
+        if not is_fetched(route.usage, scope["method"].upper()) or has_body(scope):
+            return route
+        if scope.get("http_version", "1.1")[:1] != "1":  # There a body need not be announced.
+            await body.read()
+        return route if body.received else self.poll_route(route)
 
     def unknown_customer(self) -> CustomerView:
         """View for requests that pass although their customer is unknown."""

@@ -70,7 +70,9 @@ class BufferedBody:
         self.untouched = True
 
     async def read(self) -> None:
-        """Read the body to its end, until the client hangs up, or the message that passes a bound."""
+        """Read the body once: to its end, until the client hangs up, or the message that passes a bound."""
+        if not self.untouched:
+            return
         self.untouched = False
         pieces: list[bytes] = []
         while self.received < self._most and len(self._kept) < _MESSAGES_MAX:

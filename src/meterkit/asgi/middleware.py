@@ -204,14 +204,14 @@ class MeterMiddleware:
             return None
         if scope.get("method") == "OPTIONS" and await plans.preflights.serve(route, scope, receive, send):
             return None
-        route = plans.route_for(route, scope) if is_http else route
-        body = None
-        if is_http and route.is_buffered:
-            body = BufferedBody(scope, receive)
+        body = BufferedBody(scope, receive) if is_http else None
+        if body is not None:
+            route = await plans.route_for(route, body)
+        asked = body if route.is_buffered else None
         passed = await (
             self._serve_uncounted(plans, route, scope, send)
             if route.enforcement == "off"
-            else self._identify_and_admit(plans, route, scope, receive, send, body, refuser)
+            else self._identify_and_admit(plans, route, scope, receive, send, asked, refuser)
         )
         if passed is None:
             return None
