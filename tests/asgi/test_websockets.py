@@ -413,3 +413,19 @@ async def test_i7_an_open_websocket_goes_on_uncounted_at_a_stop() -> None:
         assert at.kit.store.lanes == {}
         await at.kit.start()
         assert await at.counted(meter="messages") == (1, 0)
+
+
+async def test_a_spelling_makes_no_message_free_and_keeps_gates() -> None:
+    """`/live/` of an app that ignores the slash fell under `*`, which counts no messages."""
+    plans = PLANS.replace("plans:", '  - {match: "*", feature: live}\nplans:').replace(
+        "    meters: {requests", "    features: [live]\n    meters: {requests"
+    )
+    plans += "  bare: {price: {amount_cents: 0, interval: month}}\n"
+    async with served(echo, plans=plans) as at, opened(at, "/live/") as socket:
+        socket.say("one")
+        await eventually(lambda: socket.heard() == ["one"])
+        assert await at.counted(meter="messages") == (1, 0)
+        await at.kit.customers.set_plan("acme", "bare")
+        socket.say("two")
+        await eventually(lambda: not socket.is_open)
+        assert socket.sent[-1] == closed("feature")

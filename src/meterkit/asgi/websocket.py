@@ -201,10 +201,12 @@ class WebSocketExchange(Exchange):
     def _current_line(self) -> tuple[Route, CustomerView]:
         """Find the line and the customer in the current plans file, which may be a newer one."""
         cache = self._store.cache
-        route = cache.routes.find_newest(self._route.match)
-        if route is not None:
-            return route, self._view if cache is self._view.cache else cache.rebind(self._view)
-        return self._route, self._view  # Where the line is gone, too: what it admitted goes by it.
+        route, is_same = cache.routes.find_newest(self._route.match), cache is self._view.cache
+        if route is None:
+            return self._route, self._view  # What the line has admitted goes by it.
+        if is_same and (route.feature, ()) != (self._route.feature, self._route.further_features):
+            return self._route, self._view  # Its path leads to gates of further lines.
+        return route, self._view if is_same else cache.rebind(self._view)
 
     async def _decide_message(self, lane: Lane) -> Decision | None:
         """Decide and count one message; the refusal, or None if the app gets it."""
