@@ -223,11 +223,12 @@ async def test_a_request_with_a_body_asks_by_any_method(method: str, store_url: 
         assert await at.statuses("/v1/chat", method=method, headers={"content-length": "0"}) == [200]
 
 
-async def test_a_body_that_http_2_does_not_announce_asks() -> None:
-    """Hypercorn passes such a request on without `content-length`: it was taken for a poll."""
+@pytest.mark.parametrize("version", ["2", "1.1"])
+async def test_a_body_that_http_2_does_not_announce_asks(version: str) -> None:
+    """Hypercorn passes it on without `content-length`, as gateways of clouds do: it was taken for a poll."""
     async with served(job_app, plans=JOBS) as at:
         await job_begun(at)
-        scope = http_scope("/v1/chat", method="PUT", http_version="2")
+        scope = http_scope("/v1/chat", method="PUT", http_version=version)
         for body, status in ((b'{"messages": []}', 429), (b"", 200)):
             sent = SentMessages()
             await at.app(scope, staying(body), sent)

@@ -121,8 +121,7 @@ class ActivePlans:
         scope = body.scope
         if not is_fetched(route.usage, scope["method"].upper()) or has_body(scope):
             return route
-        if scope.get("http_version", "1.1")[:1] != "1":  # There a body need not be announced.
-            await body.read()
+        await body.read()  # HTTP/2 and API gateways of clouds need not announce one.
         return route if body.received else self.poll_route(route)
 
     def unknown_customer(self) -> CustomerView:
