@@ -364,7 +364,8 @@ class MeterKit(KitLifecycle, KitParts):
         return True
 
     def _find_view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:
-        anonymous = is_anonymous(check_customer(customer), self.store)
+        customer = check_customer(customer)
+        anonymous = is_anonymous(customer, self.store)
         return self.store.cache.get(customer, anonymous=anonymous, subjects=check_subjects(subjects))
 
     def _check_demand(self, meter: str, quantity: int) -> dict[str, Demand]:

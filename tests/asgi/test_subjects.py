@@ -27,6 +27,7 @@ default_plan: pro
 anonymous: {plan: pro, by: ip}
 billing: {idempotency_header: Idempotency-Key}
 meters: {requests: {unit: request}, images: {unit: image, stripe: {event_name: images}},
+  seats: {unit: seat, kind: gauge},
   messages: {unit: message}, output_tokens: {unit: token, stripe: {event_name: out}}}
 routes:
   - {match: "/images", consume: {images: 1}}
@@ -92,7 +93,11 @@ async def test_a_member_of_an_enumeration_is_its_value(who: Any) -> None:
         assert await at.counted() == (3, 0)
         assert await counted(at, "team") == {"red": (3, 0)}
         await at.kit.customers.set_plan(Tenant.ACME, "pro")
+        await at.kit.gauges.set(Tenant.ACME, "seats", 3)
         assert (await at.kit.customers.get("acme")).plan == "pro"
+        await at.kit.customers.delete(Tenant.ACME)
+        assert await at.counted() == (0, 0)
+        assert (await at.kit.gauges.get("acme", "seats"), await counted(at, "team")) == (0, {})
 
 
 async def test_a_users_rest_is_told_and_its_refusal_names_policies(any_store_url: str) -> None:

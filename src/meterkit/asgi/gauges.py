@@ -108,7 +108,7 @@ class Gauges:
 
     def _find_customer(self, customer: str, meter: str) -> tuple[CustomerView, Exchange | None]:
         """Find a customer, and its request that is being served."""
-        check_customer(customer)
+        customer = check_customer(customer)
         check_gauge(meter, self._store.catalog.meters)
         served = find_request_of(customer, self._store)
         if served is None:

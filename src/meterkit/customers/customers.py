@@ -285,10 +285,11 @@ class Customers:
 
         A limit of ``spend`` above the budget of the customer's plan is refused: the lower one would apply.
         """
+        customer = check_customer(customer)
         given, switched = check_overrides(overrides), check_features(features)
         for name in switched or ():
             check_feature(name, self._store.catalog.features)
-        now_ms = await self._states.clock_ms(check_customer(customer))
+        now_ms = await self._states.clock_ms(customer)
         until_ms = None if until is None else check_end_ms(until, now_ms)
         catalog = self._store.catalog
         for plan in catalog.plans.values():
@@ -350,6 +351,7 @@ class Customers:
                 override limits another span until an instant, which one end for both would change.
             PlansError: the amount is no whole number from 0 to 99,999,999,999, or there is no such span.
         """
+        customer = check_customer(customer)
         catalog = self._store.catalog
         if not catalog.counts_spend:
             raise MeterkitError(
@@ -359,7 +361,7 @@ class Customers:
         given: Mapping[str, object] = {per: amount_cents}
         for plan in catalog.plans.values():
             lay_over(catalog, plan, {SPEND: given}, strict=True)
-        now_ms = await self._states.clock_ms(check_customer(customer))
+        now_ms = await self._states.clock_ms(customer)
 
         def change(state: CustomerState) -> CustomerState:
             own = overrides_at(state.overrides, now_ms)
@@ -430,8 +432,9 @@ class Customers:
                 Stripe, parked or dead.
             StripeError: Stripe refuses, or does not answer; nothing is deleted.
         """
+        customer = check_customer(customer)
         if self._at_stripe is not None:
-            await self._at_stripe.prepare_deletion(check_customer(customer), cancel=cancel)
+            await self._at_stripe.prepare_deletion(customer, cancel=cancel)
         return await delete_customer(self._store, customer)
 
     async def _change_state(
@@ -479,7 +482,8 @@ class CustomerSubject(Generic[_Record]):
         clock_ms: Callable[[str], Awaitable[int]],
         change: Callable[[str, Change], Awaitable[_Record]],
     ) -> None:
-        self._customer = check_customer(customer)
+        customer = check_customer(customer)
+        self._customer = customer
         given = check_subjects(subject)
         if len(given) != 1:
             raise MeterkitError(

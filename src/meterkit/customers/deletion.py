@@ -71,9 +71,10 @@ class Deleted:
 
 async def delete_customer(store: Store, customer: str) -> Deleted:
     """Delete a customer; see :meth:`meterkit.Customers.delete`."""
+    customer = check_customer(customer)
     admin, keys, states = (
         await store.admin(),
-        store.keys.customer(check_customer(customer)),
+        store.keys.customer(customer),
         CustomerStates(store),
     )
     names = [

@@ -218,7 +218,7 @@ class Grants:
             MeterkitError: an argument cannot be used, the ``grant_id`` was used for something else, or the
                 customer would have more than 256 grants that are neither used up nor ended.
         """
-        check_customer(customer)
+        customer = check_customer(customer)
         now_ms = self._store.now_ms()
         effective_ms = 0 if effective_at is None else _check_instant("effective_at", effective_at)
         expires_ms = NEVER_MS if expires_at is None else _check_instant("expires_at", expires_at)
@@ -239,7 +239,7 @@ class Grants:
 
         Those that ended in an earlier period come last.
         """
-        check_customer(customer)
+        customer = check_customer(customer)
         with refuse_unreadable("grants", customer):
             return build_grants(*await self._read(customer))
 
@@ -251,7 +251,7 @@ class Grants:
         Raises:
             MeterkitError: there was never such a grant, or it is one of the plan's.
         """
-        check_customer(customer)
+        customer = check_customer(customer)
         _check_id(grant_id)
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         with refuse_unreadable("grants", customer):
@@ -271,7 +271,7 @@ class Grants:
 
     async def ledger(self, customer: str) -> Sequence[LedgerEntry]:
         """The lines of all of a customer's grants; what the live ones have left follows from them."""
-        check_customer(customer)
+        customer = check_customer(customer)
         with refuse_unreadable("grants", customer):
             return build_ledger(*await self._read(customer))
 

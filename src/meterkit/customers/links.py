@@ -205,7 +205,7 @@ class StripeLinker:
         Raises:
             CustomerError: the customer is linked to another Stripe customer, or that one to another customer.
         """
-        check_customer(customer)
+        customer = check_customer(customer)
         check_stripe_customer(stripe_customer)
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
         taken = await self._minutes_taken(admin, customer, stripe_customer)
@@ -246,7 +246,8 @@ class StripeLinker:
         Usage that Stripe certainly knows nothing of waits for the next link, as if there had never been one.
         Usage that was sent, or is being sent, stays with the Stripe customer that it was addressed to.
         """
-        _, state = await self._states.read(check_customer(customer))
+        customer = check_customer(customer)
+        _, state = await self._states.read(customer)
         linked = state.stripe_customer
         admin, keys = await self._store.admin(), self._store.keys
         if linked is None:

@@ -138,7 +138,7 @@ class CustomerStates:
             CustomerError: the id is not allowed.
             StoreError: others changed it again and again.
         """
-        check_customer(customer)
+        customer = check_customer(customer)
         for _ in range(_TRIES):
             found, now_ms = await self.find(customer), await self.clock_ms(customer)
             after = in_its_currency(found.state, change(found.state), self._store.catalog)

@@ -185,7 +185,7 @@ class Reconciler:
             skipped=skipped,
         )
         if customer is not None:
-            check_customer(customer)
+            customer = check_customer(customer)
             if repair:
                 await self._repair_ambiguous(customer, summaries)
             yield await compare([customer], 0, 1)

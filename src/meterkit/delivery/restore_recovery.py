@@ -164,7 +164,7 @@ class RestoreRecoverer:
             StoreError: the store does not answer.
         """
         if customer is not None:
-            check_customer(customer)
+            customer = check_customer(customer)
         lease = self._lease()
         async with lease.held() as is_held:
             if not is_held:

@@ -257,7 +257,7 @@ class Messages:
             MeterkitError: there is no such event, or it belongs to dunning and cannot be switched off.
             StoreError: the store does not answer.
         """
-        check_customer(customer)
+        customer = check_customer(customer)
         for event, is_wanted in (wanted or {}).items():
             if event not in MESSAGE_EVENTS:
                 raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")

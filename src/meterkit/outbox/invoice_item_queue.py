@@ -327,7 +327,7 @@ class QueuedItems:
             CustomerError: the id is not allowed.
         """
         if customer is not None:
-            check_customer(customer)
+            customer = check_customer(customer)
         found = await InvoiceItemQueue(self._store, await self._store.admin()).listed(customer)
         shown_items = [self._as_shown(item, due_ms) for item, due_ms in found]
         return sorted(shown_items, key=lambda one: (one.queued_at, one.identifier))[:limit]

@@ -159,7 +159,7 @@ class ObjectStorage:
         """
         storage, store = self._configured(), self._store
         if customer is not None:
-            check_customer(customer)
+            customer = check_customer(customer)
         if store.is_off:
             return {}
         requests: Mapping[str, int] = {} if dry_run else await self.unclear()

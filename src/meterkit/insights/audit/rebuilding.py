@@ -238,7 +238,7 @@ class CounterRebuilder:
         if at is not None:
             check_aware("at", at)
         if customer is not None:
-            check_customer(customer)
+            customer = check_customer(customer)
         drainer = self._drainer
         async with drainer.lease.held(within_s=_LEASE_S) as is_held:
             if not is_held:

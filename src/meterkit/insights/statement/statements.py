@@ -242,7 +242,7 @@ class Statements:
         self, customer: str, period: datetime | str | None
     ) -> tuple[Statement, _StatementBuilder, dict[str, EventSelection]]:
         """A statement without events, and what finds those of its lines."""
-        check_customer(customer)
+        customer = check_customer(customer)
         database = open_database(self._settings, "a statement is")
         at_ms = None if period is None else period_ms(period)
         (usage,) = await self._store.usage_of_many([customer], at_ms=at_ms, former=True)

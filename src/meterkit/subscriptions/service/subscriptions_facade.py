@@ -108,12 +108,14 @@ class Subscriptions:
 
     async def get(self, customer: str) -> Subscription | None:
         """The customer's subscription as last fetched, an ended one too; None if none is known."""
-        _, state = await self._states.read(check_customer(customer))
+        customer = check_customer(customer)
+        _, state = await self._states.read(customer)
         return subscription_of(customer, state, self._catalog, self._store.now_ms())
 
     async def sync(self, customer: str) -> Subscription | None:
         """Fetch the customer's subscription from Stripe now; None: it has none of these plans."""
-        await self._fetch(check_customer(customer))
+        customer = check_customer(customer)
+        await self._fetch(customer)
         return await self.get(customer)
 
     async def create(
@@ -151,9 +153,10 @@ class Subscriptions:
             SubscriptionError: the plan sells no seats beyond those that it includes.
             MeterkitError: ``currency`` is not one of the plans file.
         """
+        customer = check_customer(customer)
         wanted, paid = self._check_request(plan, seats, addons)
         asked = check_currency(currency, self._catalog)
-        async with hold_change_lease(self._store, check_customer(customer)):
+        async with hold_change_lease(self._store, customer):
             secret = await self._starter.create(customer, wanted, paid, asked)
         made = await self._fetch_known(customer)
         _, state = await self._states.read(customer)
@@ -194,13 +197,14 @@ class Subscriptions:
             MeterkitError: ``options`` has a parameter that meterkit sets itself, or that cannot be sent; or
                 ``currency`` is not one of the plans file.
         """
+        customer = check_customer(customer)
         wanted, paid = self._check_request(plan, seats, addons)
         asked = check_currency(currency, self._catalog)
         urls = {"success_url": success_url, "cancel_url": cancel_url}
         given = checkout_options(self._catalog.billing.checkout, options)
         if "currency" in given and len(self._catalog.currencies) > 1:
             raise MeterkitError("options: found currency, which meterkit sets itself; give currency= instead")
-        async with hold_change_lease(self._store, check_customer(customer)):
+        async with hold_change_lease(self._store, customer):
             return await self._starter.checkout(customer, wanted, paid, {**given, **urls}, asked)
 
     async def portal(self, customer: str, *, return_url: str) -> Portal:
@@ -262,8 +266,9 @@ class Subscriptions:
                 another one.
             SubscriptionError: the subscription is ending, or another request has changed it meanwhile.
         """
+        customer = check_customer(customer)
         wanted = check_sold(plan, self._catalog)
-        change = partial(self._change_now, check_customer(customer), wanted)
+        change = partial(self._change_now, customer, wanted)
         made = await self._accepted_changes.run_or_accept(customer, wanted.key, change)
         return await self._describe_accepted(customer, wanted) if made is None else made
 
@@ -284,8 +289,9 @@ class Subscriptions:
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             SubscriptionError: the plan sells no such seats, or another request has changed it meanwhile.
         """
+        customer = check_customer(customer)
         async with (
-            self._lease(check_customer(customer)),
+            self._lease(customer),
             self._changer.set_seats(customer, check_seats(seats)) as cost,
         ):
             return SubscriptionChange(subscription=await self._fetch_known(customer), proration=cost)
@@ -313,7 +319,8 @@ class Subscriptions:
                 another one.
             SubscriptionError: the subscription is ending, or another request has changed it meanwhile.
         """
-        async with self._lease(check_customer(customer)):
+        customer = check_customer(customer)
+        async with self._lease(customer):
             cost, secret = await self._changer.set_addons(customer, addons)
         known = await self._fetch_known(customer)
         return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
@@ -335,8 +342,9 @@ class Subscriptions:
         Raises:
             NoSubscriptionError: no subscription is active.
         """
-        await self._accepted_changes.drop(check_customer(customer))
-        await self._changer.cancel(check_customer(customer), immediately=immediately, give_back=give_back)
+        customer = check_customer(customer)
+        await self._accepted_changes.drop(customer)
+        await self._changer.cancel(customer, immediately=immediately, give_back=give_back)
         return await self._fetch_known(customer)
 
     async def resume(self, customer: str) -> Subscription:
@@ -345,7 +353,8 @@ class Subscriptions:
         Raises:
             NoSubscriptionError: no subscription is active; one that has ended is created again.
         """
-        await self._changer.resume(check_customer(customer))
+        customer = check_customer(customer)
+        await self._changer.resume(customer)
         return await self._fetch_known(customer)
 
     async def invoices(self, customer: str) -> list[Invoice]:

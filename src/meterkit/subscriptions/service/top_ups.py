@@ -172,7 +172,7 @@ class Credits:
         credit = self._credit_sold_at(amount_cents)
         if cancel_url is not None and success_url is None:
             raise MeterkitError("cancel_url: found without success_url; give both, or neither")
-        check_customer(customer)
+        customer = check_customer(customer)
         key = idempotency_key or token_hex(16)
         if success_url is None:
             return await self.charge(customer, amount_cents, key)
@@ -238,7 +238,7 @@ class Credits:
             MeterkitError: the plans file has no automatic top-ups.
             StoreError: the store does not answer.
         """
-        check_customer(customer)
+        customer = check_customer(customer)
         sold = find_top_ups(self._store.catalog.credits)
         if sold is None or sold[1].auto is None:
             raise MeterkitError(
