@@ -10,6 +10,8 @@ check after each foreign call would be forgotten at the next one.
 from __future__ import annotations
 
 import asyncio
+import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -21,6 +23,7 @@ _T = TypeVar("_T")
 
 # Long enough for a cleanup that asks the store once.
 _REPEAT_S: Final = 0.5
+_BACKEND: Final = "anyio._backends._asyncio"
 
 
 class LevelTask(asyncio.Task[_T]):
@@ -96,8 +99,9 @@ async def complete(work: Coroutine[Any, Any, _T] | asyncio.Future[_T]) -> _T:
     """
     cleanup = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
-    # A scope of anyio's would cancel the waiting again and again.
-    with anyio.CancelScope(shield=True):
+    # A scope of anyio's would cancel the waiting again and again. There is none before its backend is
+    # imported, and no request waits for that import.
+    with anyio.CancelScope(shield=True) if _BACKEND in sys.modules else nullcontext():
         while not cleanup.done():
             try:
                 await asyncio.wait([cleanup])
