@@ -402,3 +402,41 @@ async def test_the_statement_of_a_period_that_was_cut_short_is_final(at: Ending)
     statement = await at.kit.statement("acme", MAY + DAY)
     assert (statement.is_final, statement.total_cents) == (True, 90)
     assert_sums(statement)
+
+
+@pytest.mark.parametrize("behavior", ["none", "create_prorations"])
+async def test_usage_before_a_cycle_begun_anew_is_on_one_statement(at: Ending, behavior: str) -> None:
+    """Both statements had it, and the first was never final."""
+    await at.kit.record("acme", "words", 130)
+    await at.reach(APRIL + 9 * DAY)
+    await at.flush()
+    await at.reach(APRIL + 10 * DAY)
+    (sold,) = (await at.found.client.v1.subscriptions.list_async()).data
+    anew: Any = {"billing_cycle_anchor": "now", "proration_behavior": behavior}
+    await at.found.client.v1.subscriptions.update_async(sold.id, anew)
+    await at.reach(APRIL + 11 * DAY)
+    await at.drain()
+    former, now = [await at.kit.statement("acme", period) for period in (APRIL, None)]
+    assert_sums(former)
+    assert [line.amount_cents for line in usage_of(former, "words")] == [90]
+    assert (former.is_final, len(former.invoices)) == (True, 2)
+    assert (now.invoices, usage_of(now, "words"), now.total_cents) == ((), [], 1000)
+
+
+async def test_a_subscription_that_ends_charges_no_further_period(store_url: str, tmp_path: Path) -> None:
+    """Its last statement had the plan's price, which the one before has, and was never final."""
+    url, prices = sqlite_in(tmp_path), ("price_pro",)
+    async with paying(store_url, PLANS, clock=Clock(APRIL), prices=prices, audit_url=url) as at:
+        await at.reach(MAY + DAY)
+        await at.kit.subscriptions.cancel("acme")
+        await at.found.settle()
+        await at.reach(MAY + 2 * DAY)
+        found = await at.kit.statement("acme")
+        assert (found.lines, found.is_final) == ((), False)
+        await at.reach(JUNE + 2 * DAY)
+        last = await at.kit.statement("acme", MAY + DAY)
+        assert (last.lines, last.total_cents, last.is_final) == ((), 0, True)
+        await at.found.subscribe(items=[{"price": "price_pro"}])
+        await at.reach(JUNE + 3 * DAY)
+        assert await at.kit.statement("acme", MAY + DAY) == last
+        assert (await at.kit.statement("acme", APRIL)).total_cents == 2000

@@ -217,14 +217,12 @@ def invoice_lines(
         late_since = metadata.get(LATE_SINCE)
         meter = metadata.get(LATE_METER) if late_since else meter_of.get(price)
         kind: LineKind = "usage" if meter else "subscription" if price in is_recurring else "other"
-        parent: Mapping[str, Any] = line.get("parent") or {}
-        details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}
         span: Mapping[str, int] = line.get("period") or {}
         found.append(
             StatementLine(
                 id=str(line["id"]),
                 invoice=name,
-                kind="proration" if details.get("proration") else kind,
+                kind="proration" if is_proration(line) else kind,
                 description=str(line.get("description") or ""),
                 meter=meter,
                 quantity=line.get("quantity"),
@@ -236,6 +234,13 @@ def invoice_lines(
             )
         )
     return found + _invoice_remainder(invoice, sum(line.amount_cents for line in found))
+
+
+def is_proration(line: Mapping[str, Any]) -> bool:
+    """Whether an invoice line charges, or credits, the rest of a period."""
+    parent: Mapping[str, Any] = line.get("parent") or {}
+    details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}
+    return bool(details.get("proration"))
 
 
 def price_in(line: Mapping[str, Any]) -> str:

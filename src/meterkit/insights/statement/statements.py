@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -13,6 +14,7 @@ from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, period_ms, to_ms
+from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.simulation.plan_costs import plan_cost, read_tenures
@@ -24,6 +26,7 @@ from meterkit.insights.statement.lines import (
     StatementLine,
     explain_lines,
     invoice_lines,
+    is_proration,
     price_in,
     price_line,
     select_events,
@@ -139,10 +142,13 @@ def _is_of_period(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
 
 
 def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
-    """Whether an invoice of a change charges something for the time after it."""
+    """Whether an invoice of a change charges a part of the period after it.
+
+    One that begins a cycle anew charges whole periods, and the usage before it, as a renewal does.
+    """
     shown: Mapping[str, Any] = invoice.get("lines") or {}
     lines: Sequence[Mapping[str, Any]] = shown.get("data") or ()
-    charged = (line for line in lines if line["amount"] > 0)
+    charged = (line for line in lines if line["amount"] > 0 and is_proration(line))
     is_change = invoice.get("billing_reason") == "subscription_update"
     return is_change and any(line["period"]["end"] > invoice["period_end"] for line in charged)
 
@@ -167,6 +173,8 @@ EVENTS: Final = 100
 EVENTS_MAX: Final = 10_000
 _AT_ONCE: Final = 1_000
 _FORMER: Final = "usage of the period before: the statement of that period has its events"
+_ENDED_WITHIN: Final = timedelta(hours=1)
+"""Time after the end of a subscription within which the ledger has it."""
 _WHYS: Final = ("late", "dead", "parked", "pending", "unlinked", "queued", "leased")
 
 
@@ -255,6 +263,9 @@ class Statements:
         is_void = _has_renewal(all_invoices, end_ms) and not _has_renewal(invoices, end_ms)
         reader = PeriodInvoices(self._api()) if invoices or is_void else None
         lines, wanted = await made.lines(invoices, reader, is_void=is_void)
+        # After the end of a subscription without usage no invoice comes.
+        is_paid = not any(line.amount_cents for line in lines if line.invoice is None)
+        is_over = is_paid and end_ms <= self._store.now_ms() and await made.ends_subscription()
         currency = str(invoices[0]["currency"]) if invoices else usage["currency"]
         if currency != usage["currency"]:
             lines = [without_amount(line, usage["currency"]) for line in lines]
@@ -266,7 +277,7 @@ class Statements:
             period_start=usage["period"]["start"],
             period_end=usage["period"]["end"],
             currency=currency,
-            is_final=_is_final(invoices, end_ms, is_void=is_void) and not made.waiting_meters(),
+            is_final=_is_final(invoices, end_ms, is_over=is_void or is_over) and not made.waiting_meters(),
             invoices=tuple(map(build_invoice, invoices)),
             lines=tuple(lines),
             total_cents=sum(totals),
@@ -481,7 +492,7 @@ class _StatementBuilder:
         tenure = had[customer]
         plan = catalog.plans.get(tenure.charged_plan, catalog.plans[catalog.default_plan])
         cost = plan_cost(catalog, plan, tenure.seats, tenure.fixed, tenure.addons)
-        if not self._is_due(cost.base.interval):
+        if not self._is_due(cost.base.interval) or await self.ends_subscription():
             return []
         priced = [("plan", f"{plan.name}, per {cost.base.interval}", cost.base, 1)]
         if cost.seat is not None:
@@ -507,6 +518,16 @@ class _StatementBuilder:
             return True
         end: datetime = self._usage["period"]["end"]
         return end.month == from_ms(subscription.anchor_ms).month
+
+    async def ends_subscription(self) -> bool:
+        """Whether the subscription ends with the period, so that no renewal charges the next one."""
+        span, subscription = self._usage["period"], self._state.subscription
+        start, end = span["start"], span["end"]
+        if subscription is not None and to_ms(start) < subscription.ends_ms() <= to_ms(end):
+            return True
+        entries = await read_history(self._store, self._usage["customer"])
+        ended = (one.at for one in entries if one.kind == "status" and one.after in ENDED)
+        return any(start < at <= end + _ENDED_WITHIN for at in ended)
 
     def _price_line(
         self,
@@ -539,7 +560,7 @@ def _has_renewal(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:
     return max((int(one["period_end"]) for one in invoices), default=0) >= end_ms // 1000
 
 
-def _is_final(invoices: Sequence[Mapping[str, Any]], end_ms: int, *, is_void: bool) -> bool:
-    """Whether the invoice of the renewal is there, or void, and none is a draft."""
-    is_renewed = is_void or _has_renewal(invoices, end_ms)
+def _is_final(invoices: Sequence[Mapping[str, Any]], end_ms: int, *, is_over: bool) -> bool:
+    """Whether the invoice of the renewal is there, or none is to come, and none is a draft."""
+    is_renewed = is_over or _has_renewal(invoices, end_ms)
     return is_renewed and all(one["status"] != "draft" for one in invoices)
