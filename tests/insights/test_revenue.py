@@ -167,6 +167,24 @@ async def test_revenue_of_the_restricted_is_that_of_their_plan(at: Books) -> Non
     assert at.rows(by_day) == rows
 
 
+async def test_revenue_beside_a_plan_set_by_hand_is_its_subscriptions(at: Books) -> None:
+    """It was that of the free plan, as the operator pages and metrics showed it."""
+    await at.subscribe("ada", "max")
+    await at.go(on(1, 3))
+    await at.kit.customers.set_plan("ada", "free")
+    await at.go(on(1, 5))
+    assert at.rows("select distinct plan, mrr from meterkit_revenue") == [("max", 3000 * MICRO)]
+    assert await at.kit.revenue.by_plan() == {("max", "usd"): 3000 * MICRO}
+    await at.kit.customers.set_plan("ada", None)
+    await at.go(on(1, 6))
+    with sqlite3.connect(at.path) as database:
+        for table in ("meterkit_revenue", "meterkit_revenue_days"):
+            database.execute(f"delete from {table} where day > '2031-01-01'")  # noqa: S608 - names of ours
+    await at.revenue.snapshot()
+    rows = at.rows("select plan, count(*), sum(mrr) from meterkit_revenue group by 1")
+    assert rows == [("max", 5, 5 * 3000 * MICRO)]
+
+
 async def test_a_damaged_record_is_named_and_its_days_follow(at: Books) -> None:
     for customer in ("ada", "bob"):
         await at.subscribe(customer, "max")

@@ -29,7 +29,7 @@ class HistoryEntry:
     Attributes:
         kind: ``plan``, ``status``, active ``access``, ``seats`` or ``addons`` (``2 words, 1 backups``);
             ``mrr``: what the subscription brings in a month, in millionths of the currency's smallest unit,
-            and for which plan, while access is restricted to another one;
+            and for which plan, while another one is active;
             ``subscription``: another one;
             ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
             ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a

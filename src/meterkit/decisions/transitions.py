@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.decisions.customer_state import effective_plan, plan_named
+from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.subscription import (
     ENDED,
@@ -52,7 +52,8 @@ class TermsInForce:
         missing_plan: the plan that the plans file should have, and does not; None: there is no such thing.
         mrr: what the subscription brings in a month (millionths of the currency's smallest unit).
         currency: of ``mrr``; empty: it brings nothing.
-        paid_plan: the plan that ``mrr`` is for, while access is restricted to another one; empty: ``plan``.
+        paid_plan: the plan that ``mrr`` is for, while another one is active: access is restricted, or it was
+            set by hand; empty: ``plan``.
         reminded: how many reminders of an unpaid invoice are due by then.
         at_ms: the instant.
         since_ms: when access became what it is; 0: not known.
@@ -100,9 +101,9 @@ class TermsInForce:
             return now
         now = replace(now, subscription=subscription.id, seats=subscription.seats_at(at_ms))
         if mrr := subscription.mrr_at(at_ms):
-            is_restricted = found.access == "restricted"
-            paid_plan = plan_named(state, found.status, at_ms) if is_restricted else None
-            now = replace(now, mrr=mrr, currency=subscription.currency, paid_plan=paid_plan or "")
+            paid_plan = subscription.plan_at(at_ms) or ""
+            paid_plan = "" if paid_plan == now.plan else paid_plan
+            now = replace(now, mrr=mrr, currency=subscription.currency, paid_plan=paid_plan)
         if found.status in OWING and subscription.status in OWING:
             failed_at_ms = subscription.failed_since_ms()
             next_ms = next_reminder_ms(failed_at_ms, catalog.dunning, at_ms)

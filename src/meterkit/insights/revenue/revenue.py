@@ -131,7 +131,7 @@ def payment_at(
 ) -> CustomerPayment | None:
     """Recurring payment of a customer at an instant; None: none.
 
-    While access is restricted, another plan is active: the payment is for the subscription's own.
+    While access is restricted, or a plan was set by hand, the payment is for the subscription's own.
 
     Args:
         customer: its id.
