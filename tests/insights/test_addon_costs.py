@@ -92,6 +92,50 @@ async def test_a_plan_set_by_hand_costs_what_its_subscription_charges(store_url:
         assert [invoice["total"] for invoice in await at.invoices()] == [4400]
 
 
+async def test_restricted_access_leaves_the_price_of_bought_seats(store_url: str, tmp_path: Path) -> None:
+    """The page, and what had no invoice, were USD 14.00 short of what Stripe goes on charging."""
+    url = sqlite_in(tmp_path)
+    async with addon_shop(store_url, url) as at:
+        await subscribe(at, "acme", "team", seats=7)
+        await at.fail_payments()
+        at.go(END + timedelta(days=12))
+        await at.kit.subscriptions.sync("acme")
+        async with page_of(at.kit) as client:
+            figures = (await client.get("/", headers=JSON)).json()
+        assert figures["usage"]["access"] == "restricted"
+        assert (figures["cost"]["plan_cents"], figures["cost"]["seats_cents"]) == (1500, 1400)
+        assert await cents_by_line(at, store_url, url, at.clock.now()) == {"plan": 1500, "seats": 1400}
+
+
+@pytest.mark.parametrize(("included", "more"), [("5", 4700), ("unlimited", 2900)])
+async def test_included_seats_are_not_bought_under_another_file(
+    store_url: str, tmp_path: Path, included: str, more: int
+) -> None:
+    """F-22d's kind: with 5 included for 10, a customer who had bought none was to pay for 5."""
+    url, plans = (
+        sqlite_in(tmp_path),
+        PLANS.replace("{included: 10, overage", f"{{included: {included}, overage"),
+    )
+    async with addon_shop(store_url, url) as at:
+        await subscribe(at, "acme", "pro")
+        await subscribe(at, "buyer", "pro", seats=12)
+        found = await simulated(at.kit, url, plans, [Call(START, "acme", "", (0, 0))])
+        costs = {one.customer: (one.now_cents, one.then_cents) for one in found.customers}
+        assert costs == {"acme": (2900, 2900), "buyer": (4700, more)}
+
+
+async def test_a_credited_rest_makes_an_estimate(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with addon_shop(store_url, url) as at:
+        await subscribe(at, "acme", "pro")
+        at.go(HALF)
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        at.go(timedelta(days=3))
+        found = (await simulate_period(at, url, START))["acme"]
+        assert (found.now_cents, found.estimates) == (2900, ("the rest of the period was credited",))
+        assert (await simulate_period(at, url))["acme"].estimates == ()
+
+
 async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path) -> None:
     url, after = sqlite_in(tmp_path), END + timedelta(days=3)
     async with addon_shop(store_url, url) as at:

@@ -129,11 +129,15 @@ def plan_cost(
     base, seat = FixedPrice.parse(own.base) or of_file, FixedPrice.parse(own.seat)
     if seat is None and plan.seat_price is not None:
         seat = FixedPrice(Fraction(plan.seat_price.amount_cents), currency, file.interval)
+    addons = tuple(_addon_costs(catalog, plan, own, bought))
+    return PlanCost(base, seat, _seats_beyond(catalog, plan, seats, bought), addons)
+
+
+def _seats_beyond(catalog: Catalog, plan: Plan, seats: int, bought: Bought) -> int:
+    """The seats that a plan with add-ons does not include."""
     meter = seat_meter(catalog.meters)
     composed = with_addons(catalog.plans[plan.key], bought, catalog)
-    included = 0 if meter is None else composed.entitlements[meter].included or 0
-    addons = tuple(_addon_costs(catalog, plan, own, bought))
-    return PlanCost(base, seat, 0 if meter is None else max(0, seats - included), addons)
+    return 0 if meter is None else max(0, seats - (composed.entitlements[meter].included or 0))
 
 
 def _addon_costs(catalog: Catalog, plan: Plan, own: FixedPrices, bought: Bought) -> Iterator[AddonCost]:
@@ -157,6 +161,12 @@ def fixed_prices_at(subscription: SubscriptionState | None, plan: str, at_ms: in
     if subscription is None or plan != subscription.plan or subscription.plan_at(at_ms) != plan:
         return NO_FIXED_PRICES
     return FixedPrices(subscription.base_price, subscription.seat_price, subscription.addon_prices)
+
+
+def _paid_seats_at(subscription: SubscriptionState | None, at_ms: int) -> int:
+    """Seats that a customer pays for, also while access is restricted; none before it has begun."""
+    has_begun = subscription is not None and subscription.has_begun_at(at_ms)
+    return 0 if subscription is None or not has_begun else subscription.seats_at(at_ms)
 
 
 def paid_addons_at(subscription: SubscriptionState | None, at_ms: int) -> Bought:
@@ -353,9 +363,11 @@ class PlanTenure:
             hand, or access is restricted.
         is_changed: whether plan, seats, add-ons, overrides or the prices of usage were others before that, in
             the same period.
+        is_credited: whether the period was cut short, and its rest credited.
         is_granted: whether the app ever granted the customer something.
         is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.
         seats, addons: that the subscription paid for, likewise.
+        paid_seats: those that the plan and its add-ons did not include.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: ``KIND:ID`` to limits of that subject, likewise.
         currency: that Stripe bills the customer in; empty: none yet, or not known.
@@ -368,9 +380,11 @@ class PlanTenure:
     plan: str
     charged_plan: str
     is_changed: bool
+    is_credited: bool
     is_granted: bool
     is_unpaid: bool
     seats: int
+    paid_seats: int
     overrides: Mapping[str, Mapping[str, object]]
     subject_overrides: Mapping[str, Mapping[str, object]]
     currency: str = ""
@@ -409,16 +423,24 @@ class PlanOffers:
         fixed = tenure.fixed if self._own_prices else NO_FIXED_PRICES
         text = json.dumps(overrides, sort_keys=True) if overrides else ""
         plans = (tenure.plan, tenure.charged_plan)
-        key = (catalog.currency, *plans, tenure.seats, tenure.addons, text, prices, fixed)
+        sold = tenure.seats, tenure.paid_seats, tenure.addons
+        key = (catalog.currency, *plans, *sold, text, prices, fixed)
         if key not in self._known:
             plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
             charged = catalog.plans.get(tenure.charged_plan, plan)
             plan = with_addons(plan, tenure.addons, catalog) if tenure.addons else plan
             given = with_item_prices(override(catalog, plan, overrides), prices, catalog)
-            self._known[key] = build_terms(
-                catalog, plan, given, tenure.seats, fixed, tenure.addons, charged=charged
-            )
+            seats = tenure.seats if self._own_prices else self._carry_seats(tenure, charged)
+            self._known[key] = build_terms(catalog, plan, given, seats, fixed, tenure.addons, charged=charged)
         return self._known[key]
+
+    def _carry_seats(self, tenure: PlanTenure, plan: Plan) -> int:
+        """Seats under this file: as with a change of plan, included ones do not become bought ones."""
+        meter = seat_meter(self._catalog.meters)
+        if meter is not None and plan.entitlements[meter].is_unlimited:
+            return 0
+        beyond = _seats_beyond(self._catalog, plan, tenure.seats, tenure.addons)
+        return tenure.seats - max(0, beyond - tenure.paid_seats)
 
 
 async def read_tenures(
@@ -520,6 +542,9 @@ def _build_tenure(
     # The present ones lack a price that no subscription bills; with restricted access they lack all.
     is_present = "overrides" not in was and given.access != "restricted"
     charged = (was.keys().isdisjoint(_SOLD_KINDS) and _charged_plan_at(subscription, last_ms)) or plan
+    seats = int(was["seats"] or 0) if "seats" in was else _paid_seats_at(subscription, last_ms)
+    addons = parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms)
+    sold = catalog.plans.get(charged, catalog.plans[catalog.default_plan])
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
     changes_ms += [] if subscription is None else [until_ms for until_ms, _ in subscription.former_prices]
     return PlanTenure(
@@ -529,16 +554,18 @@ def _build_tenure(
         charged_plan=charged,
         is_changed=has_end_within(stored, start_ms, last_ms)
         or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
+        is_credited=state.overdraft is not None and start_ms < state.overdraft.cut_ms <= bounds.end_ms,
         is_granted=state.granted,
         is_unpaid=(subscription is not None and subscription.is_usage_free_of(start_ms))
         or (bool(was.get("subscription")) and _was_trial(ledger, start_ms)),
-        seats=int(was["seats"] or 0) if "seats" in was else given.seats,
+        seats=seats,
+        paid_seats=_seats_beyond(catalog, sold, seats, addons),
         overrides=given.overrides if is_present else own.meters,
         subject_overrides=own.subjects,
         currency=state.currency,
         prices=NO_PRICES if subscription is None else subscription.prices_at(last_ms),
         fixed=fixed_prices_at(subscription, charged, last_ms),
-        addons=parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms),
+        addons=addons,
     )
 
 

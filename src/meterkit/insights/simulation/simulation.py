@@ -447,6 +447,8 @@ def _cost(units: Mapping[str, int], costs: Mapping[str, Fraction]) -> Fraction:
 def _explain_estimates(case: _CustomerCase) -> list[str]:
     changed = "plan, seats, add-ons, overrides or prices changed within the period"
     found = [changed] if case.tenure.is_changed else []
+    if case.tenure.is_credited:
+        found.append("the rest of the period was credited")
     if case.sums is None:
         return found
     if case.sums.is_summed:
