@@ -125,6 +125,17 @@ async def test_units_of_a_model_stand_below_its_meters(stored: Shell, directory:
     ]
 
 
+async def test_money_of_all_customers_is_shown_as_money(stored: Shell, directory: Path) -> None:
+    """With `--all` it was in millionths of a dollar: 8,000 for USD 0.008."""
+    (directory / "plans.yaml").write_text(UNITS)
+    async with stored.kit() as kit:
+        await kit.grants.add("acme", {"usd": 1}, grant_id="g")
+        async with kit.reserve("acme", {"web_searches": 1}) as held:
+            await held.capture({"input_tokens": 1000, "output_tokens": 1200}, model="own-7b")
+    (row,) = [line for line in stored.run("usage", "--all").out.splitlines() if "usd_charged" in line]
+    assert row.split()[:5] == ["acme", "free", "usd_charged", "USD", "0.008"]
+
+
 async def test_prices_by_model_are_shown_where_the_plan_has_them(stored: Shell, directory: Path) -> None:
     (directory / "plans.yaml").write_text(plans_text("usage_command_by_model"))
     async with stored.kit() as kit:

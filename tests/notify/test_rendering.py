@@ -94,6 +94,17 @@ def test_a_reminder_says_what_happens_next(access: str, then: str) -> None:
     assert f"Please pay before 22 Nov 2026, or your access will be {then}." in found.text
 
 
+def test_a_reminder_of_an_invoice_that_was_sent_names_no_payment() -> None:
+    """Stripe attempts none: "your payment has failed 0 times, first on 15 Nov 2026"."""
+    sample: Any = make_sample("dunning.reminder", CATALOG)
+    for since, words in ((sample.failed_at, "has been unpaid since 15 Nov 2026"), (None, "is unpaid")):
+        unpaid = replace(sample, failures=0, failed_at=since)
+        message = make_message("email", "dunning.reminder", unpaid)
+        found = Renderer(lambda: CATALOG, None).render(message, locale=None, name=None)
+        assert f"an invoice {words}. Please pay before 22 Nov 2026" in found.text
+        assert "failed" not in found.text
+
+
 SOLD: dict[str, Any] = {"plan": "pro", "plan_before": "pro", "seats": 10, "seats_before": 10}
 TWO: dict[str, Any] = {"addons": {"storage_pack": 2}, "addons_before": {"storage_pack": 2}}
 NEXT: dict[str, Any] = {

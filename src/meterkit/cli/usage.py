@@ -114,7 +114,7 @@ async def usage(
         if customer is None:
             skipped: list[str] = []
             async with aclosing(usage_of_all(kit.store, at_ms=at_ms, skipped=skipped)) as pages:
-                await _print_all(pages, session, as_csv=as_csv)
+                await _print_all(pages, session, kit.catalog, as_csv=as_csv)
             if skipped:
                 raise typer.Exit(1)
             return
@@ -184,7 +184,7 @@ def _earned(one: EarnedAmounts, currency: str) -> dict[str, object]:
 
 
 async def _print_all(
-    pages: AsyncGenerator[Sequence[CustomerUsage]], session: Session, *, as_csv: bool
+    pages: AsyncGenerator[Sequence[CustomerUsage]], session: Session, catalog: Catalog, *, as_csv: bool
 ) -> None:
     """Print page by page: there may be more customers than fit into memory."""
     count, array = 0, JsonArray()
@@ -195,7 +195,7 @@ async def _print_all(
             for found in page:
                 array.add(found)
         elif page:
-            rows = [row for found in page for row in _rows_of_one(found)]
+            rows = [row for found in page for row in _rows_of_one(found, catalog)]
             print_records(rows, rare=_RARE)
         count += len(page)
     if as_csv and not count:
@@ -218,14 +218,19 @@ def _row_of_subject(found: SubjectUsage, catalog: Catalog) -> dict[str, object]:
     return row
 
 
-def _rows_of_one(found: CustomerUsage) -> list[dict[str, object]]:
-    who = {"customer": found["customer"], "plan": found["plan"]}
-    meters = found["meters"].items()
+def _rows_of_one(found: CustomerUsage, catalog: Catalog) -> list[dict[str, object]]:
+    who, units = {"customer": found["customer"], "plan": found["plan"]}, _money_units(catalog, found)
     return [
-        {**who, **_meter_row(name, meter, found["currency"])}
-        for name, meter in meters
+        {**who, **_in_money(_meter_row(name, meter, found["currency"]), units.get(name))}
+        for name, meter in found["meters"].items()
         if meter["used"] or meter["late"]
     ]
+
+
+def _money_units(catalog: Catalog, found: CustomerUsage) -> dict[str, str]:
+    """The units of the meters that count money, in a customer's currency."""
+    meters = catalog.in_currency(found["currency"]).meters
+    return {name: meter.unit for name, meter in meters.items() if is_money(meter.unit)}
 
 
 def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
@@ -260,7 +265,7 @@ def _print_usage(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Cata
         echo(f"credits {', '.join(balance)}")
     meters = found["meters"].items()
     rows = [_meter_row(name, meter, catalog.currency) for name, meter in meters if _is_of_plan(name, meter)]
-    units = {name: meter.unit for name, meter in catalog.meters.items() if is_money(meter.unit)}
+    units = _money_units(catalog, found)
     print_records([_in_money(row, units.get(str(row["meter"]))) for row in rows], rare=_RARE)
     if rates:
         echo()
