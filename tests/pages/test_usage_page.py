@@ -260,6 +260,28 @@ async def test_a_trial_costs_nothing(store_url: str, tmp_path: Path) -> None:
     assert "Beyond that after the trial: USD 0.02 per token" in words
 
 
+async def test_usage_before_a_pause_that_voids_its_invoice_is_free(store_url: str, tmp_path: Path) -> None:
+    """The period is paid, and the invoice with its usage will be void: USD 1.00 was shown as billed."""
+    url = sqlite_in(tmp_path)
+    async with shop(store_url, audit_url=url) as at, page_of(at.kit) as client:
+        sold = await at.subscribed()
+        await at.kit.record("acme", "tokens", 150)
+        await drain_all(at.kit, url)
+        at.go(timedelta(days=3))
+
+        async def costs() -> tuple[int, int, int]:
+            await at.kit.subscriptions.sync("acme")
+            figures = (await client.get("/", headers=JSON)).json()
+            total = (await at.kit.statement("acme")).total_cents
+            return figures["cost"]["overage_cents"], figures["forecast"]["cost_cents"][0], total
+
+        billed = await costs()
+        await at.stripe_change(f"/v1/subscriptions/{sold.id}", **{"pause_collection[behavior]": "void"})
+        assert await costs() == (0, 1500, 1500)
+        await at.stripe_change(f"/v1/subscriptions/{sold.id}", pause_collection="")
+        assert await costs() == billed == (100, 4300, 1600)
+
+
 async def test_limited_access_and_changes_are_in_plain_words(store_url: str) -> None:
     catalog = replace(CATALOG, billing=replace(CATALOG.billing, portal_url=PORTAL))
     async with shop(store_url, catalog=catalog) as at:

@@ -332,6 +332,7 @@ def _price_other_plans(
 
 def _terms_in_tenure(catalog: Catalog, tenure: PlanTenure) -> TrialTerms:
     terms = PlanOffers(catalog, own_prices=True).to(tenure)
+    terms = replace(terms, labels={}) if tenure.is_usage_unpaid else terms
     return replace(terms, fixed_cents=Fraction(0), labels={}) if tenure.is_unpaid else terms
 
 

@@ -238,7 +238,7 @@ def read_usage_reply(
     subscription, rolled = state.subscription, rolled_over(funds.held, effective.allowance, now_ms)
     interval = _paid_interval(subscription, now_ms) or effective.plan.price.interval
     own = prices_by_meter(effective.prices, catalog)
-    is_usage_free = subscription is not None and subscription.is_usage_free_of(view.start_ms)
+    is_usage_free = subscription is not None and subscription.is_usage_free_of(view.start_ms, view.end_ms)
 
     def of_meter(name: str) -> MeterUsage:
         if is_past:

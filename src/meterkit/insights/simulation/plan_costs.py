@@ -366,6 +366,7 @@ class PlanTenure:
         is_credited: whether the period was cut short, and its rest credited.
         is_granted: whether the app ever granted the customer something.
         is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.
+        is_usage_unpaid: whether that holds for its usage: its invoice is made when it ends.
         seats, addons: that the subscription paid for, likewise.
         paid_seats: those that the plan and its add-ons did not include.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
@@ -383,6 +384,7 @@ class PlanTenure:
     is_credited: bool
     is_granted: bool
     is_unpaid: bool
+    is_usage_unpaid: bool
     seats: int
     paid_seats: int
     overrides: Mapping[str, Mapping[str, object]]
@@ -545,6 +547,7 @@ def _build_tenure(
     seats = int(was["seats"] or 0) if "seats" in was else _paid_seats_at(subscription, last_ms)
     addons = parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms)
     sold = catalog.plans.get(charged, catalog.plans[catalog.default_plan])
+    was_trial = bool(was.get("subscription")) and _was_trial(ledger, start_ms)
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
     changes_ms += [] if subscription is None else [until_ms for until_ms, _ in subscription.former_prices]
     return PlanTenure(
@@ -556,8 +559,9 @@ def _build_tenure(
         or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_credited=state.overdraft is not None and start_ms < state.overdraft.cut_ms <= bounds.end_ms,
         is_granted=state.granted,
-        is_unpaid=(subscription is not None and subscription.is_usage_free_of(start_ms))
-        or (bool(was.get("subscription")) and _was_trial(ledger, start_ms)),
+        is_unpaid=was_trial or (subscription is not None and subscription.is_usage_free_of(start_ms)),
+        is_usage_unpaid=was_trial
+        or (subscription is not None and subscription.is_usage_free_of(start_ms, bounds.end_ms)),
         seats=seats,
         paid_seats=_seats_beyond(catalog, sold, seats, addons),
         overrides=given.overrides if is_present else own.meters,

@@ -417,6 +417,8 @@ def _build_customer(
     currency = catalog.in_currency(case.tenure.currency).currency
     costs = costs if currency == catalog.currency else None
     now, then = case.now.charge(_overage(case)), case.then.charge(tried.overage)
+    if case.tenure.is_usage_unpaid:
+        now, then = case.now.fixed_cents, case.then.fixed_cents
     if case.tenure.is_unpaid:
         now = then = Fraction(0)
     served = {meter: units - tried.refused.get(meter, 0) for meter, units in case.units.items()}

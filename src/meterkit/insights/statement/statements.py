@@ -173,7 +173,7 @@ EVENTS: Final = 100
 EVENTS_MAX: Final = 10_000
 _AT_ONCE: Final = 1_000
 _FORMER: Final = "usage of the period before: the statement of that period has its events"
-_ENDED_WITHIN: Final = timedelta(hours=1)
+_ENDED_WITHIN: Final = timedelta(days=1)
 """Time after the end of a subscription within which the ledger has it."""
 _WHYS: Final = ("late", "dead", "parked", "pending", "unlinked", "queued", "leased")
 
