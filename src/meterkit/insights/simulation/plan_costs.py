@@ -165,14 +165,12 @@ def fixed_prices_at(subscription: SubscriptionState | None, plan: str, at_ms: in
 
 def _paid_seats_at(subscription: SubscriptionState | None, at_ms: int) -> int:
     """Seats that a customer pays for, also while access is restricted; none before it has begun."""
-    has_begun = subscription is not None and subscription.has_begun_at(at_ms)
-    return 0 if subscription is None or not has_begun else subscription.seats_at(at_ms)
+    return subscription.seats_at(at_ms) if subscription and subscription.has_begun_at(at_ms) else 0
 
 
 def paid_addons_at(subscription: SubscriptionState | None, at_ms: int) -> Bought:
     """Add-ons that a customer pays for; none before the subscription has begun."""
-    has_begun = subscription is not None and subscription.has_begun_at(at_ms)
-    return () if subscription is None or not has_begun else subscription.addons_at(at_ms)
+    return subscription.addons_at(at_ms) if subscription and subscription.has_begun_at(at_ms) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -535,7 +533,8 @@ def _build_tenure(
         start_ms = bounds.start_ms
     elif started_ms is None:
         start_ms = bounds.start_ms
-    last_ms = min(bounds.end_ms - 1, now_ms)
+    end_ms = bounds.end_ms
+    last_ms = min(end_ms - 1, now_ms)
     given, subscription = effective_plan(state, catalog, last_ms), state.subscription
     was = _replaced_since(ledger, last_ms)
     plan = was.get("plan") or given.missing_plan or given.plan.key
@@ -552,16 +551,15 @@ def _build_tenure(
     changes_ms += [] if subscription is None else [until_ms for until_ms, _ in subscription.former_prices]
     return PlanTenure(
         start_ms=start_ms,
-        end_ms=bounds.end_ms,
+        end_ms=end_ms,
         plan=plan,
         charged_plan=charged,
         is_changed=has_end_within(stored, start_ms, last_ms)
         or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
-        is_credited=state.overdraft is not None and start_ms < state.overdraft.cut_ms <= bounds.end_ms,
+        is_credited=state.overdraft is not None and start_ms < state.overdraft.cut_ms <= end_ms,
         is_granted=state.granted,
-        is_unpaid=was_trial or (subscription is not None and subscription.is_usage_free_of(start_ms)),
-        is_usage_unpaid=was_trial
-        or (subscription is not None and subscription.is_usage_free_of(start_ms, bounds.end_ms)),
+        is_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms)),
+        is_usage_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms, end_ms)),
         seats=seats,
         paid_seats=_seats_beyond(catalog, sold, seats, addons),
         overrides=given.overrides if is_present else own.meters,
