@@ -385,6 +385,7 @@ async def test_a_years_price_is_on_no_statement_of_a_month_amid_it(store_url: st
     async with paying(store_url, plans, clock=Clock(APRIL), prices=PRICES, audit_url=url) as at:
         await at.reach(MAY + DAY)
         await at.kit.record("acme", "words", 130)
+        assert (await at.kit.statement("acme", APRIL)).is_final
         assert figures_of(await at.kit.statement("acme")) == [("words", 30, 90)]
 
 

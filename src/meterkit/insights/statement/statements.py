@@ -12,6 +12,7 @@ from meterkit.customers.billed_usage import price_overage
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.item_prices import base_interval
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, period_ms, to_ms
 from meterkit.decisions.subscription import ENDED
@@ -263,9 +264,9 @@ class Statements:
         is_void = _has_renewal(all_invoices, end_ms) and not _has_renewal(invoices, end_ms)
         reader = PeriodInvoices(self._api()) if invoices or is_void else None
         lines, wanted = await made.lines(invoices, reader, is_void=is_void)
-        # After the end of a subscription without usage no invoice comes.
+        # Amid a paid year, or after the end of a subscription, no invoice comes where nothing is due.
         is_paid = not any(line.amount_cents for line in lines if line.invoice is None)
-        is_over = is_paid and end_ms <= self._store.now_ms() and await made.ends_subscription()
+        is_over = is_paid and end_ms <= self._store.now_ms() and not await made.is_renewal_due()
         currency = str(invoices[0]["currency"]) if invoices else usage["currency"]
         if currency != usage["currency"]:
             lines = [without_amount(line, usage["currency"]) for line in lines]
@@ -492,7 +493,7 @@ class _StatementBuilder:
         tenure = had[customer]
         plan = catalog.plans.get(tenure.charged_plan, catalog.plans[catalog.default_plan])
         cost = plan_cost(catalog, plan, tenure.seats, tenure.fixed, tenure.addons)
-        if not self._is_due(cost.base.interval) or await self.ends_subscription():
+        if not self._is_due(cost.base.interval) or await self._ends_subscription():
             return []
         priced = [("plan", f"{plan.name}, per {cost.base.interval}", cost.base, 1)]
         if cost.seat is not None:
@@ -519,7 +520,12 @@ class _StatementBuilder:
         end: datetime = self._usage["period"]["end"]
         return end.month == from_ms(subscription.anchor_ms).month
 
-    async def ends_subscription(self) -> bool:
+    async def is_renewal_due(self) -> bool:
+        """Whether the price of a plan is due when the period ends."""
+        base = "" if self._state.subscription is None else self._state.subscription.base_price
+        return self._is_due(base_interval(base) or "month") and not await self._ends_subscription()
+
+    async def _ends_subscription(self) -> bool:
         """Whether the subscription ends with the period, so that no renewal charges the next one."""
         span, subscription = self._usage["period"], self._state.subscription
         start, end = span["start"], span["end"]
