@@ -83,6 +83,14 @@ def test_when_it_ends() -> None:
     assert read(cancel_at_period_end=True).cancel_at_period_end is True
     assert read(cancel_at=START + 99).cancel_at_ms == (START + 99) * 1000
     assert read(cancel_at=None, cancel_at_period_end=False).cancel_at_ms is None
+    phases = [{"start_date": START, "end_date": END}, {"start_date": END, "end_date": END + 99}]
+    for status, behavior, expected in (
+        ("active", "cancel", (END + 99) * 1000),
+        ("active", "release", None),
+        ("completed", "cancel", None),
+    ):
+        planned = {"status": status, "end_behavior": behavior, "phases": phases}
+        assert read(schedule=planned).cancel_at_ms == expected
     ended = read(status="canceled", ended_at=START + 7)
     assert (ended.status, ended.ended_at_ms) == ("canceled", (START + 7) * 1000)
 
@@ -94,6 +102,7 @@ def test_when_it_ends() -> None:
         ("subscription_create", "paid", {}, False),
         ("subscription_cycle", "open", {}, False),
         ("subscription_create", "open", {"trial_start": START}, False),
+        ("subscription_create", "open", {"collection_method": "send_invoice"}, False),
     ],
 )
 def test_whether_an_ended_one_began(reason: str, status: str, more: dict[str, Any], expected: bool) -> None:

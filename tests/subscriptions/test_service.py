@@ -269,6 +269,14 @@ async def test_an_end_takes_the_place_of_what_is_scheduled_and_bars_it(at: Shop)
     assert (resumed.plan, resumed.pending_change) == ("pro", None)
 
 
+async def test_a_preview_names_the_next_period_if_one_begins(at: Shop) -> None:
+    begun = await at.subscribed(plan="pro")
+    for ends, is_named in ((END, False), (END + timedelta(days=31), True)):
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", cancel_at=f"{ends.timestamp():.0f}")
+        preview = await at.kit.subscriptions.preview("acme", plan="team")
+        assert ("From the next period on" in preview.proration.description) is is_named
+
+
 async def test_usage_is_billed_before_an_immediate_end(at: Shop) -> None:
     begun = await at.subscribed(plan="team")
     at.clock.set(HALF + timedelta(seconds=30))

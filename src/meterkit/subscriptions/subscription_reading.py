@@ -10,6 +10,7 @@ from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN, Status, SubscriptionState, TrialEndAction
 from meterkit.errors import StripeError
+from meterkit.outbox.close_queue import RENEWAL
 from meterkit.outbox.meters_or_lines import ShownLineTerms, keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.metered_prices import NO_FACTS, as_charged, item_prices, read_line_prices
@@ -89,14 +90,18 @@ def is_free_after_trial(found: Mapping[str, Any], catalog: Catalog) -> bool:
 
 
 def has_begun(found: Mapping[str, Any]) -> bool:
-    """Whether a subscription was ever on trial or paid; needs ``latest_invoice`` expanded."""
+    """Whether a subscription was ever in force; needs ``latest_invoice`` expanded.
+
+    One that is charged begins with its trial or first payment; one whose invoices are sent, at once.
+    """
     if found.get(AWAITS_METHOD) or _was_held_back(found):
         return bool(found.get("trial_start"))  # A trial is over, even if nothing came after it.
     if found["status"] in NOT_BEGUN:
         return False
     invoice = part_of(found, "latest_invoice")
     is_first = invoice.get("billing_reason") == "subscription_create" and invoice.get("status") != "paid"
-    return bool(found.get("trial_start")) or found["status"] != "canceled" or not is_first
+    is_unpaid = is_first and is_charged(found)
+    return bool(found.get("trial_start")) or found["status"] != "canceled" or not is_unpaid
 
 
 def _was_held_back(found: Mapping[str, Any]) -> bool:
@@ -135,7 +140,8 @@ def read_subscription(
     start_ms, end_ms = _current_period(found, items, plan, catalog)
     has_ended = status in ENDED
     at_period_end = found.get("cancel_at_period_end") is True
-    cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else None)
+    cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else _scheduled_end_ms(found))
+    usage = _usage_period(items, end_ms, facts, catalog)
     ends: TrialEndAction = "continue"
     awaits = found.get(AWAITS_METHOD) is True
     if not has_payment_method:
@@ -162,7 +168,8 @@ def read_subscription(
         created_ms=_ms(found.get("created")) or 0,
         never_began=status == "canceled" and (_was_held_back(found) or not has_begun(found)),
         awaits_payment_method=awaits,
-        **usage_period(items, end_ms),
+        usage_start_ms=0 if usage is None else usage[0],
+        usage_end_ms=0 if usage is None else usage[1],
         metered=metered_of(found),
         prices=item_prices(items, facts, catalog, currency=currency),
         base_price=_first_price((item for item in items if _is_base(item, plan, catalog)), currency),
@@ -171,7 +178,7 @@ def read_subscription(
         mark=mark_of(found),
         mrr=monthly_amount_of(found).micro_cents,
         currency=text_in(found, "currency"),
-        **({} if has_ended else voided_span(found, start_ms, end_ms)),
+        **({} if has_ended else _voided_span(found, (start_ms, end_ms), usage)),
     )
 
 
@@ -200,27 +207,47 @@ def _read_trial_ms(found: Mapping[str, Any]) -> tuple[int, int] | None:
     return None if start_ms is None or end_ms is None else (start_ms, end_ms)
 
 
-def usage_period(items: Iterable[Mapping[str, Any]], end_ms: int) -> dict[str, Any]:
+def _usage_period(
+    items: Iterable[Mapping[str, Any]], end_ms: int, facts: PriceFacts, catalog: Catalog
+) -> tuple[int, int] | None:
     """Read the current period of the metered items, the shortest of theirs.
 
     Args:
         items: of a subscription, as Stripe shows them.
         end_ms: when the period of the base price ends.
+        facts: without the event names of meters each may be of the plans file.
+        catalog: the plans file; items of other meters do not count.
 
     Returns:
-        Fields of the stored subscription; empty if it ends with that of the base price.
+        Its start and end; None: it ends with that of the base price.
     """
+    own = {meter.stripe.event_name for meter in catalog.meters.values() if meter.stripe is not None}
     periods: list[tuple[int, int]] = []
     for item in items:
         edges = [item.get(f"current_period_{edge}") for edge in ("end", "start")]
-        if part_of(part_of(item, "price"), "recurring").get("meter") and all(edges):
+        meter = text_in(part_of(part_of(item, "price"), "recurring"), "meter")
+        if meter and all(edges) and facts.events.get(meter) in {None, *own}:
             usage_end_s, start_s = map(int, filter(None, edges))
             periods.append((usage_end_s * _SECOND_MS, start_s * _SECOND_MS))
     usage_end_ms, start_ms = min(periods, default=(end_ms, 0))
-    return {} if usage_end_ms == end_ms else {"usage_start_ms": start_ms, "usage_end_ms": usage_end_ms}
+    return None if usage_end_ms == end_ms else (start_ms, usage_end_ms)
 
 
-def voided_span(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[str, Any]:
+def is_of_other_items(invoice: Mapping[str, Any], period: tuple[int, int]) -> bool:
+    """Whether an invoice renews other items than those of the plan, whose intervals are shorter.
+
+    Args:
+        invoice: the latest one of a subscription.
+        period: that of the plan's usage.
+    """
+    start_ms, end_ms = period
+    at_ms = _ms(invoice.get("period_end")) or 0
+    return text_in(invoice, "billing_reason") == RENEWAL and start_ms < at_ms < end_ms
+
+
+def _voided_span(
+    found: Mapping[str, Any], period: tuple[int, int], usage: tuple[int, int] | None
+) -> dict[str, Any]:
     """Time span in which its invoices are voided by paused collection; empty if they are not.
 
     Usage invoiced before the pause stays paid: it starts with the current period if its invoice is void,
@@ -232,9 +259,11 @@ def voided_span(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[st
     latest = part_of(found, "latest_invoice")
     # A draft that will not be finalized will be voided.
     is_stopped = text_in(latest, "status") == "draft" and latest.get("auto_advance") is False
-    is_unpaid = is_stopped or text_in(latest, "status") == "void"
+    is_void = is_stopped or text_in(latest, "status") == "void"
+    is_unpaid = is_void and not is_of_other_items(latest, usage or period)
     resumes_s = paused.get("resumes_at")
     resumes_ms = None if resumes_s is None else int(resumes_s) * _SECOND_MS
+    start_ms, end_ms = period
     return {"void_from_ms": start_ms if is_unpaid else end_ms, "void_until_ms": resumes_ms}
 
 
@@ -387,6 +416,15 @@ def _read_planned_switch_ms(found: Mapping[str, Any]) -> int | None:
         return None
     later = (one for one in _later_phases(schedule) if bool(_metered_in(items_in(one))) != has_items)
     return next((_ms(phase.get("start_date")) for phase in later), None)
+
+
+def _scheduled_end_ms(found: Mapping[str, Any]) -> int | None:
+    """The instant at which its schedule ends it (ms); None: the schedule does not, or there is none."""
+    schedule = part_of(found, "schedule")
+    if text_in(schedule, "status") not in _SCHEDULED or text_in(schedule, "end_behavior") != "cancel":
+        return None
+    phases = cast("list[Mapping[str, Any]]", schedule.get("phases") or [])
+    return max((end_ms for phase in phases if (end_ms := _ms(phase.get("end_date")))), default=None)
 
 
 def _later_phases(schedule: Mapping[str, Any]) -> list[Mapping[str, Any]]:

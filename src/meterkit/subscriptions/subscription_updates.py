@@ -25,6 +25,7 @@ from meterkit.subscriptions.stripe_objects import (
     NEVER_BEGAN,
     RELEASED_MARK,
     id_in,
+    items_in,
     key_of,
     mark_of,
     part_of,
@@ -195,10 +196,14 @@ class LiveSubscription:
             f"Stripe has ended {_REPLAYS_MAX} schedules of this subscription; try again tomorrow"
         )
 
-    async def cancel_at_end(self) -> None:
+    async def cancel_at_end(self, end_s: int) -> None:
         """Let it end with its period, and release its schedule.
 
         A schedule with terms of its own is recorded on the subscription: :meth:`resume` can restore it.
+
+        Args:
+            end_s: of the period of its base price (Unix seconds). With items of shorter intervals Stripe
+                would end it at the first end of one.
         """
         live: LiveSubscription | None = self
         if self.schedule is not None and has_custom_terms(self.schedule):
@@ -206,7 +211,9 @@ class LiveSubscription:
             live = await LiveSubscription.fetch(self.api, self.id, self.again)
         if live is not None:
             await live.release()
-            await live.update({"cancel_at_period_end": True})
+            ends_s = [int(item.get("current_period_end") or end_s) for item in items_in(self.found)]
+            is_one_end = min(ends_s, default=end_s) >= end_s
+            await live.update({"cancel_at_period_end": True} if is_one_end else {"cancel_at": end_s})
 
     async def resume(self, now_s: int) -> None:
         """Resume it, with the future phases of the schedule that its cancellation released."""

@@ -79,8 +79,9 @@ class RequestedChange(NamedTuple):
         return (of.key, of.bought) != (self.current.key, self.current.bought)
 
     def next_terms(self, known: SubscriptionState) -> PlanTerms | None:
-        """Plan, add-ons and seats from the next period on; None if the subscription is ending."""
-        return None if known.cancel_at_ms is not None else self.later or self.target
+        """Plan, add-ons and seats from the next period on; None if the subscription ends with this one."""
+        is_last = known.cancel_at_ms is not None and known.cancel_at_ms <= known.end_ms
+        return None if is_last else self.later or self.target
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,12 +241,13 @@ class SubscriptionChanger:
         """End the subscription, now or with its period."""
 
         async def attempt(again: int) -> None:
-            live, _ = await self._fetch_live(customer, again)
+            live, known = await self._fetch_live(customer, again)
+            end_s = known.end_ms // 1000
             if immediately or live.found["status"] == "incomplete":
                 await self.deliver(customer)
                 await live.end(give_back=give_back)
-            elif not live.found.get("cancel_at_period_end"):
-                await live.cancel_at_end()
+            elif not live.found.get("cancel_at_period_end") and live.found.get("cancel_at") != end_s:
+                await live.cancel_at_end(end_s)
 
         await persistently(attempt)
 

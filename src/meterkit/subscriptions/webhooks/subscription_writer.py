@@ -38,7 +38,13 @@ from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.invoice_payments import is_rest_paid
 from meterkit.subscriptions.metered_prices import line_price_changes
 from meterkit.subscriptions.stripe_objects import items_in, part_of, text_in
-from meterkit.subscriptions.subscription_reading import addons_of, keep_shown_line_terms, metered_of, plan_of
+from meterkit.subscriptions.subscription_reading import (
+    addons_of,
+    is_of_other_items,
+    keep_shown_line_terms,
+    metered_of,
+    plan_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -416,6 +422,7 @@ def period_ends(
 
     A renewal makes a draft that takes usage. A period ended elsewhere has its invoice at once, or none: after
     a reset of the billing cycle, a trial of a paid subscription, a cancellation or a pause amid its period.
+    A renewal amid the period of the plan's usage is that of other items, and bills none of it.
 
     Args:
         found: all subscriptions of a Stripe customer, with ``latest_invoice`` expanded.
@@ -430,9 +437,15 @@ def period_ends(
         if before is not None and shown["id"] == before.id and (at_ms := _cut_ms(shown, before, after)):
             ends[at_ms] = InvoiceEnd(final_ms=at_ms)
         renewal = _renewal_of(shown)
-        if renewal is not None:
+        if renewal is not None and not _is_of_other_items(shown, after):
             ends[renewal.at_ms] = renewal.invoice
     return [PeriodEnd(at_ms, invoice) for at_ms, invoice in sorted(ends.items())]
+
+
+def _is_of_other_items(shown: Mapping[str, Any], after: SubscriptionState | None) -> bool:
+    if after is None or after.id != shown["id"]:
+        return False
+    return is_of_other_items(part_of(shown, "latest_invoice"), after.usage_period)
 
 
 def _cut_ms(shown: Mapping[str, Any], before: SubscriptionState, after: SubscriptionState | None) -> int:
