@@ -12,7 +12,7 @@ from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import flushed, usage_lines
 from meterkit.catalog import loads
-from meterkit.errors import NoSubscriptionError
+from meterkit.errors import InvoiceOpenError, NoSubscriptionError
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +69,24 @@ async def test_seats_and_lines_are_on_one_invoice(at: Shop) -> None:
     for_half = 2 * 700 // 2
     assert (await at.invoices())[-1]["total"] == 2900 + 3 * 700 + for_half + 104
     assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_usage_left_unpaid_after_an_end_is_a_debt(at: Shop) -> None:
+    await at.subscribed(plan="pro")
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(HALF)
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    linked = await at.fail_payments()
+    at.go(timedelta(minutes=15))
+    await flushed(at)
+    at.go(timedelta(hours=2))
+    last = (await at.invoices())[-1]
+    assert (last["status"], last["amount_remaining"]) == ("open", 104)
+    with pytest.raises(InvoiceOpenError, match=last["id"]):
+        await at.kit.subscriptions.create("acme", "pro")
+    at.emulator.mend_payments(linked)
+    await at.post(f"/v1/invoices/{last['id']}/pay", {})
+    assert (await at.kit.subscriptions.create("acme", "pro")).subscription.plan == "pro"
 
 
 async def test_an_override_of_a_price_needs_a_subscription(at: Shop) -> None:

@@ -11,6 +11,7 @@ from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.periods import DAY_MS, from_ms
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN
 from meterkit.errors import CurrencyError, InvoiceOpenError, SubscriptionError, SubscriptionExistsError
+from meterkit.outbox.meters_or_lines import is_usage_invoice
 from meterkit.subscriptions.billing_currency import choose_currency, name_requested, read_billed_currency
 from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
@@ -212,11 +213,12 @@ class SubscriptionStarter:
         (https://docs.stripe.com/billing/subscriptions/overview#unpaid-subscriptions). Paid, voided and
         uncollectible invoices are no debt, nor is the invoice of a sign-up that was never paid for.
         """
-        old = {one["id"] for one in found if one["status"] in ENDED and has_begun(one) and self._is_ours(one)}
+        ended = (one for one in found if one["status"] in ENDED and has_begun(one) and self._is_ours(one))
+        old = {str(one["id"]): 1000 * int(one.get("ended_at") or 0) for one in ended}
         if self._store.catalog.dunning.debt == "allow" or not old:
             return
         invoices = await self._api().list("/v1/invoices", {"customer": linked, "status": "open"})
-        owed = [one for one in invoices if _subscription_of(one) in old and one["amount_remaining"] > 0]
+        owed = [one for one in invoices if one["amount_remaining"] > 0 and _is_of(one, old)]
         if owed:
             oldest = owed[-1]  # Stripe lists the newest first.
             message = (
@@ -276,6 +278,14 @@ def _trial_params(plan: Plan, found: Sequence[Mapping[str, Any]], *, had_trial: 
     if plan.trial_ms is None or had_trial or any(map(has_begun, found)):
         return {}
     return {"trial_period_days": plan.trial_ms // DAY_MS, **trial_settings(plan)}
+
+
+def _is_of(invoice: Mapping[str, Any], ended: Mapping[str, int]) -> bool:
+    """Whether an invoice bills one of some subscriptions that ended at some instants (ms).
+
+    An invoice of meterkit's own for the last usage names none.
+    """
+    return _subscription_of(invoice) in ended or any(is_usage_invoice(invoice, at) for at in ended.values())
 
 
 def _subscription_of(invoice: Mapping[str, Any]) -> str:
