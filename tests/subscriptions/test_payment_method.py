@@ -333,6 +333,24 @@ async def test_a_trial_without_a_card_ends_as_the_plans_file_says(
         assert await end_trial(at, by_clock=sent != "create_invoice") == ended
 
 
+async def test_a_trial_that_a_pause_has_ended_is_resumed_with_a_card(store_url: str) -> None:
+    catalog = loads(PLANS.replace("trial: 14d", "trial: {for: 14d, without_card: pause}"))
+    async with shop(store_url, catalog=catalog) as at, browser(at.kit) as client:
+        made = await try_plan(at, "create")
+        assert (await end_trial(at, by_clock=True))[0] == "paused"
+        refused = await client.post("/subscription/resume")
+        assert (refused.status_code, refused.json()["type"]) == (402, METHOD_MISSING)
+        at.emulator.add_payment_method(await linked_of(at))
+        answer = await client.post("/subscription/resume")
+        assert (answer.status_code, answer.json()["subscription"]["status"]) == (200, "active")
+        assert (await at.kit.customers.get("acme")).plan == "tried"
+        before = len(at.changes())
+        assert (await client.post("/subscription/resume")).status_code == 200
+        await at.post(f"/v1/subscriptions/{made.id}/pause", {"type": "subscription"})
+        assert (await client.post("/subscription/resume")).json()["subscription"]["status"] == "paused"
+        assert [one.path for one in at.changes()[before:]] == [f"/v1/subscriptions/{made.id}/pause"]
+
+
 async def try_plan(at: Shop, way: str) -> Subscription:
     """Begin the trial of a plan, by a call or on a page of Checkout."""
     if way == "create":

@@ -380,9 +380,9 @@ async def _cancel(kit: BillingKit, request: BillingRequest) -> SubscriptionAfter
 @_add_endpoint(
     "POST",
     "/subscription/resume",
-    "Have a subscription that is to end go on",
+    "Have a subscription that is to end go on, or one whose trial has ended in a pause",
     response_type=SubscriptionAfter,
-    problems=("no-subscription",),
+    problems=("no-subscription", "payment-method-missing"),
 )
 async def _resume(kit: BillingKit, request: BillingRequest) -> SubscriptionAfter:
     return SubscriptionAfter(subscription=await kit.subscriptions.resume(request.customer))

@@ -89,6 +89,20 @@ def is_free_after_trial(found: Mapping[str, Any], catalog: Catalog) -> bool:
     return is_required and _trial_end_action(found) == "continue" and is_free(found)
 
 
+def is_paused_after_trial(found: Mapping[str, Any]) -> bool:
+    """Whether its trial has ended in a pause for want of a payment method; needs ``latest_invoice`` expanded.
+
+    https://docs.stripe.com/billing/subscriptions/trials/free-trials#create-free-trials-without-payment
+    """
+    if found.get("status") != "paused":
+        return False
+    paused = part_of(part_of(found, "status_details"), "paused")
+    if why := text_in(part_of(paused, "subscription"), "type"):
+        return why == "trial_end_without_payment_method"
+    reason = text_in(part_of(found, "latest_invoice"), "billing_reason")
+    return bool(found.get("trial_end")) and reason == "subscription_create"
+
+
 def has_begun(found: Mapping[str, Any]) -> bool:
     """Whether a subscription was ever in force; needs ``latest_invoice`` expanded.
 

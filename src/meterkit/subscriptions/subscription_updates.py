@@ -233,6 +233,11 @@ class LiveSubscription:
         if live is not None:
             await live.update({"metadata": {RELEASED_MARK: ""}})
 
+    async def end_pause(self) -> None:
+        """Resume it after a pause: a new period begins now, and is paid at once."""
+        path = f"{_PATH}/{self.id}/resume"
+        await self.api.post(path, idempotency_key=key_of("unpause", self.id, self.again))
+
     async def end(self, *, give_back: bool = False) -> None:
         """End it now and bill its usage; with ``give_back`` credit the paid rest of the period.
 

@@ -35,7 +35,7 @@ from meterkit.subscriptions.service.payment_pages import check_paid, refuse_with
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
-from meterkit.subscriptions.subscription_reading import plan_of
+from meterkit.subscriptions.subscription_reading import is_paused_after_trial, plan_of
 from meterkit.subscriptions.subscription_updates import LiveSubscription
 
 if TYPE_CHECKING:
@@ -252,10 +252,14 @@ class SubscriptionChanger:
         await persistently(attempt)
 
     async def resume(self, customer: str) -> None:
-        """Resume an ending subscription."""
+        """Resume an ending subscription, and one whose trial has ended in a pause."""
 
         async def attempt(again: int) -> None:
             live, _ = await self._fetch_live(customer, again)
+            if is_paused_after_trial(live.found):
+                if not await self._gate.can_charge(live.found):
+                    await refuse_without_method(self.store, live, f"the subscription {live.id} is paused")
+                await live.end_pause()
             if live.is_ending or live.released_schedule:
                 await live.resume(self.store.now_ms() // 1000)
 

@@ -348,10 +348,13 @@ class Subscriptions:
         return await self._fetch_known(customer)
 
     async def resume(self, customer: str) -> Subscription:
-        """Resume an ending subscription; any other stays as it is.
+        """Resume an ending subscription, or one whose trial has ended in a pause; any other stays as it is.
+
+        After such a pause a paid period begins at once.
 
         Raises:
             NoSubscriptionError: no subscription is active; one that has ended is created again.
+            PaymentMethodMissingError: after such a pause no payment method is saved.
         """
         customer = check_customer(customer)
         await self._changer.resume(customer)
