@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from stripe_emulator.account import Account
     from stripe_emulator.call import Params
+    from stripe_emulator.coupons import Coupon
     from stripe_emulator.invoices import Invoice
 
     Finder: TypeAlias = Callable[[Account, str], JsonObject]
@@ -46,11 +47,20 @@ def _promotion_code_to_json(account: Account, name: str) -> JsonObject:
     return code.to_json(account.coupons.get(code.coupon), now=account.now)
 
 
-def _coupon_to_json(account: Account, name: str) -> JsonObject:
-    """Return a coupon; a deleted one as it was when redeemed."""
+def _find_coupon(account: Account, name: str) -> Coupon:
+    """Find a coupon; a deleted one as it was when redeemed."""
     redeemed = (discount.coupon for discount in account.discounts if discount.coupon.id == name)
-    coupon = account.coupons.get(name) or next(redeemed, None) or account.coupons.find(name)
-    return coupon.to_json(now=account.now)
+    return account.coupons.get(name) or next(redeemed, None) or account.coupons.find(name)
+
+
+def _coupon_to_json(account: Account, name: str) -> JsonObject:
+    return _find_coupon(account, name).to_json(now=account.now)
+
+
+def _applies_to_json(account: Account, name: str) -> JsonObject | None:
+    """https://docs.stripe.com/api/coupons/object#coupon_object-applies_to."""
+    products = _find_coupon(account, name).products
+    return {"products": list(products)} if products else None
 
 
 # The name of a field to what its id stands for.
@@ -113,6 +123,7 @@ HIDDEN_UNTIL_EXPANDED: Final[Mapping[tuple[str, str], Shower]] = {
         line_items_to_json(account.checkouts.find(name), prices=account.prices, products=account.products),
         url=f"/v1/checkout/sessions/{name}/line_items",
     ),
+    ("coupon", "applies_to"): _applies_to_json,
     ("invoice", "confirmation_secret"): _confirmation_secret,
     ("invoice", "payments"): _invoice_payments,
     ("price", "tiers"): lambda account, name: account.prices.find(name).tiers_to_json(),

@@ -30,7 +30,8 @@ from meterkit.testing import StripeEmulator
 pytestmark = pytest.mark.anyio
 
 ONE_LINE: Final = [("Words", "26", "4", 104)]
-PRODUCT: Final = "/v1/products/meterkit_meter_words"
+PRODUCT_ID: Final = "meterkit_meter_words"
+PRODUCT: Final = f"/v1/products/{PRODUCT_ID}"
 
 
 @pytest.fixture
@@ -98,11 +99,23 @@ async def test_an_invoice_of_its_own_without_a_payment_method_is_sent(at: Shop) 
     assert (own["collection_method"], await usage_lines(at)) == ("send_invoice", ONE_LINE)
 
 
-async def test_an_invoice_after_the_end_has_the_discounts(at: Shop) -> None:
-    await at.stripe_change("/v1/coupons", id="half", percent_off="50", duration="forever")
+@pytest.mark.parametrize(
+    "state", ["valid", "used up", "deleted", "of an amount for a product", "of another product"]
+)
+async def test_an_invoice_after_the_end_has_the_discounts(at: Shop, state: str) -> None:
+    """For a coupon that nobody else can redeem any more, Stripe refused the invoice for ever."""
+    terms = {"percent_off": "50"} if "of" not in state else {"amount_off": "52", "currency": "usd"}
+    if state == "of an amount for a product":
+        terms["applies_to[products][0]"] = PRODUCT_ID
+    elif state == "of another product":
+        terms["applies_to[products][0]"] = at.emulator.add_product("Other")
+    most = {} if state == "valid" else {"max_redemptions": "1"}
+    await at.stripe_change("/v1/coupons", id="half", duration="forever", **terms, **most)
     subscription = await at.kit.subscriptions.get("acme")
     assert subscription is not None
     await at.post(f"/v1/subscriptions/{subscription.id}", {"discounts": [{"coupon": "half"}]})
+    if state == "deleted":
+        await at.stripe_delete("/v1/coupons/half")
     await at.kit.record("acme", "words", 126)
     at.clock.set(HALF)
     await at.kit.subscriptions.cancel("acme", immediately=True)
@@ -111,7 +124,7 @@ async def test_an_invoice_after_the_end_has_the_discounts(at: Shop) -> None:
     await flushed(at)
     at.go(timedelta(hours=2))
     last = (await at.invoices())[-1]
-    assert (await usage_lines(at), last["total"]) == (ONE_LINE, 52)
+    assert (await usage_lines(at), last["total"]) == (ONE_LINE, 104 if "another" in state else 52)
 
 
 def test_terms_of_a_subscription_are_copied() -> None:

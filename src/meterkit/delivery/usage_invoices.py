@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from meterkit.errors import StripeError
 from meterkit.outbox.meters_or_lines import USAGE_KEY, metadata_of
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 AFTER_THE_END_MS: Final = 10 * 60_000
 """Time that Stripe has to make the last invoice of a subscription that has ended."""
 _INVOICES: Final = "/v1/invoices"
+_COUPONS: Final = "/v1/coupons"
+_COPIED: Final = ("name", "percent_off", "amount_off", "currency")
 _DAYS_UNTIL_DUE: Final = 30
 _KEPT: Final = "keep_as_draft"
 
@@ -91,11 +94,56 @@ async def find_usage_invoice(
         "metadata": {USAGE_KEY: mark},
         **await _read_terms(api, usage.stripe_customer, subscription, checkout),
     }
-    # Stripe refuses a key with other parameters, and the terms may change between two tries.
-    digest = blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=16).hexdigest()
-    key = f"meterkit-invoice-{digest}-{len(formers)}{suffix}"
-    made = await api.post(_INVOICES, params, idempotency_key=key)
+    tried = f"{len(formers)}{suffix}"
+    try:
+        made = await _post_invoice(api, params, tried)
+    except StripeError as error:
+        if subscription is None or not _refuses_coupon(error, params):
+            raise
+        copies = await _copy_coupons(api, subscription, suffix, error)
+        made = await _post_invoice(api, {**params, "discounts": copies}, tried)
     return UsageInvoice(str(made["id"]), len(formers), is_new=True)
+
+
+async def _post_invoice(api: StripeApi, params: Mapping[str, Parameter], tried: str) -> dict[str, Any]:
+    # Stripe refuses a key with other parameters, and the terms may change between two tries.
+    return await api.post(_INVOICES, params, idempotency_key=f"meterkit-invoice-{_digest(params)}-{tried}")
+
+
+def _digest(params: Mapping[str, Parameter]) -> str:
+    return blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _refuses_coupon(error: StripeError, params: Mapping[str, Parameter]) -> bool:
+    """Whether Stripe refuses a coupon: used up, expired or deleted, it stays on those who redeemed it."""
+    is_named = (error.param or "").startswith("discounts")
+    return "discounts" in params and (error.code == "coupon_expired" or is_named)
+
+
+async def _copy_coupons(
+    api: StripeApi, subscription: Mapping[str, Any], suffix: str, refused: StripeError
+) -> list[Parameter]:
+    """Copy the coupons of a subscription, each for one invoice; the ``discounts`` of an invoice.
+
+    Raises:
+        StripeError: ``refused``, as a coupon is not shown; or Stripe refuses a copy, or does not answer.
+    """
+    asked: dict[str, Parameter] = {"expand": ["discounts.source.coupon.applies_to"]}
+    expanded = await api.get(f"/v1/subscriptions/{subscription['id']}", asked)
+    found: list[Parameter] = []
+    for discount in expanded["discounts"]:
+        coupon: Mapping[str, Any] = (discount.get("source") or discount).get("coupon") or {}
+        kept = {name: coupon[name] for name in _COPIED if coupon.get(name) is not None}
+        if not kept.keys() & {"percent_off", "amount_off"}:
+            raise refused
+        terms: dict[str, Parameter] = {**kept, "duration": "once"}
+        if applies_to := cast("Mapping[str, Any] | None", coupon.get("applies_to")):
+            terms["applies_to"] = {"products": applies_to["products"]}
+        name = f"meterkit-{_digest(terms)}"
+        if await api.find(f"{_COUPONS}/{name}") is None:
+            await api.post(_COUPONS, {"id": name, **terms}, idempotency_key=f"{name}-coupon{suffix}")
+        found.append({"coupon": name})
+    return found
 
 
 def explain_no_invoice(subscription: Mapping[str, Any]) -> str:
