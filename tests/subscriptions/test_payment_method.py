@@ -19,6 +19,7 @@ from drivers.webhooks import DAY, Hooked, hooked
 from drivers.webhooks import NOW as HOOKED_AT
 from meterkit import NewSubscription, Subscription, SubscriptionExistsError
 from meterkit.catalog import Catalog, loads
+from meterkit.errors import SubscriptionError
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import linked_of, synced
 
@@ -340,6 +341,8 @@ async def test_a_trial_that_a_pause_has_ended_is_resumed_with_a_card(store_url: 
         assert (await end_trial(at, by_clock=True))[0] == "paused"
         refused = await client.post("/subscription/resume")
         assert (refused.status_code, refused.json()["type"]) == (402, METHOD_MISSING)
+        with pytest.raises(SubscriptionError, match="must be resumed first"):
+            await at.kit.subscriptions.change_plan("acme", "pro")
         at.emulator.add_payment_method(await linked_of(at))
         answer = await client.post("/subscription/resume")
         assert (answer.status_code, answer.json()["subscription"]["status"]) == (200, "active")

@@ -258,11 +258,12 @@ async def check_paid(customer: str, live: LiveSubscription, refused: Collection[
         return
     invoice = await _find_open_invoice(live)
     what = "has a change that waits for its payment" if awaits else f"is {status}"
-    message = f"the subscription {live.id} of customer {customer!r} {what}: it must be paid for first"
+    done = "resumed" if status == "paused" and not invoice else "paid for"
+    message = f"the subscription {live.id} of customer {customer!r} {what}: it must be {done} first"
     if invoice:
         url = text_in(invoice, "hosted_invoice_url") or None
         raise InvoiceOpenError(message, invoice=str(invoice["id"]), url=url)
-    raise SubscriptionError(message, advice="The subscription has to be paid for first.")
+    raise SubscriptionError(message, advice=f"The subscription has to be {done} first.")
 
 
 async def _find_open_invoice(live: LiveSubscription) -> Mapping[str, Any]:
