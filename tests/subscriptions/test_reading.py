@@ -78,6 +78,13 @@ def test_items_say_plan_period_and_seats() -> None:
     assert read(item("price_max"), item("price_seat", 4)) == replace(PRO, plan="max", seats=0)
 
 
+def test_an_item_replaced_in_a_trial_begins_no_period() -> None:
+    trial: dict[str, Any] = {"status": "trialing", "trial_start": START, "trial_end": END}
+    replaced = item("price_pro", current_period_start=START + 9)
+    assert read(replaced, **trial).start_ms == read(**trial).start_ms == START * 1000
+    assert read(replaced, trial_start=START, trial_end=START + 9).start_ms == (START + 9) * 1000
+
+
 def test_when_it_ends() -> None:
     assert read(cancel_at_period_end=True).cancel_at_ms == END * 1000
     assert read(cancel_at_period_end=True).cancel_at_period_end is True

@@ -152,6 +152,8 @@ def read_subscription(
     catalog, items = catalog.in_currency(currency), items_in(found)
     plan = _plan_of(items, catalog)
     start_ms, end_ms = _current_period(found, items, plan, catalog)
+    if status == "trialing":  # An item that replaces another amid the trial begins no period.
+        start_ms = min(start_ms, _ms(found.get("trial_start")) or start_ms)
     has_ended = status in ENDED
     at_period_end = found.get("cancel_at_period_end") is True
     cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else _scheduled_end_ms(found))
