@@ -152,8 +152,6 @@ def read_subscription(
     catalog, items = catalog.in_currency(currency), items_in(found)
     plan = _plan_of(items, catalog)
     start_ms, end_ms = _current_period(found, items, plan, catalog)
-    if status == "trialing":  # An item that replaces another amid the trial begins no period.
-        start_ms = min(start_ms, _ms(found.get("trial_start")) or start_ms)
     has_ended = status in ENDED
     at_period_end = found.get("cancel_at_period_end") is True
     cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else _scheduled_end_ms(found))
@@ -363,12 +361,16 @@ def _count_seats(items: Sequence[Mapping[str, Any]], plan: Plan, catalog: Catalo
 def _current_period(
     found: Mapping[str, Any], items: Sequence[Mapping[str, Any]], plan: Plan | None, catalog: Catalog
 ) -> tuple[int, int]:
-    """The current period; of the base price if items have different ones (flexible billing)."""
+    """The current period; of the base price if items have different ones (flexible billing).
+
+    On trial it begins with the trial: an item that replaces another amid it begins no period.
+    """
     base = [item for item in items if plan is not None and _plan_key(item, catalog) == plan.key]
     for shown in (*base, *items, found):
         start_ms, end_ms = (_ms(shown.get(f"current_period_{edge}")) for edge in ("start", "end"))
         if start_ms is not None and end_ms is not None:
-            return start_ms, end_ms
+            trial_ms = _ms(found.get("trial_start")) if found.get("status") == "trialing" else None
+            return min(start_ms, trial_ms or start_ms), end_ms
     raise StripeError(f"subscription {found.get('id')} cannot be read: found no period; upgrade meterkit")
 
 
