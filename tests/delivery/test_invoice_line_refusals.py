@@ -103,7 +103,7 @@ async def test_an_invoice_of_its_own_without_a_payment_method_is_sent(at: Shop) 
     "state", ["valid", "used up", "deleted", "of an amount for a product", "of another product"]
 )
 async def test_an_invoice_after_the_end_has_the_discounts(at: Shop, state: str) -> None:
-    """For a coupon that nobody else can redeem any more, Stripe refused the invoice for ever."""
+    """For a coupon that can no longer be redeemed, Stripe refused the invoice for ever."""
     terms = {"percent_off": "50"} if "of" not in state else {"amount_off": "52", "currency": "usd"}
     if state == "of an amount for a product":
         terms["applies_to[products][0]"] = PRODUCT_ID
