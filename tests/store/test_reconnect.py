@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +125,7 @@ async def test_i9_a_failed_pack_blocks_no_other(proxy: TcpProxy, caplog: pytest.
     class Broken:
         slot = 0
         waiter = None
+        view = SimpleNamespace(is_deleted=False)
 
         def pack(self) -> tuple[bytes, bytes]:
             raise KeyError("requests")

@@ -1,4 +1,5 @@
 """Other items with shorter intervals beside a yearly plan: their renewals and invoices are not the plan's."""
+# Internals: the closer of periods, which the worker runs by the hour.
 
 from __future__ import annotations
 

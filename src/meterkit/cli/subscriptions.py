@@ -163,7 +163,7 @@ async def cancel(
 
 @command(commands)
 async def resume(session: Session, customer: CustomerArgument) -> None:
-    """Undo a scheduled cancellation, or the pause in which a trial has ended."""
+    """Undo a scheduled cancellation, or the pause after a trial."""
     async with session.kit(customer) as kit:
         _show_subscription(session, await kit.subscriptions.resume(customer))
 

@@ -145,9 +145,7 @@ def read_subscription(
     """
     status = found.get("status")
     if status not in _STATUSES:
-        raise StripeError(
-            f"subscription {found.get('id')} cannot be read: found status {status!r:.40}; upgrade meterkit"
-        )
+        raise _unreadable(found, f"status {status!r:.40}")
     found, currency = as_charged(found, facts.charged), text_in(found, "currency")
     catalog, items = catalog.in_currency(currency), items_in(found)
     plan = _plan_of(items, catalog)
@@ -371,7 +369,11 @@ def _current_period(
         if start_ms is not None and end_ms is not None:
             trial_ms = _ms(found.get("trial_start")) if found.get("status") == "trialing" else None
             return min(start_ms, trial_ms or start_ms), end_ms
-    raise StripeError(f"subscription {found.get('id')} cannot be read: found no period; upgrade meterkit")
+    raise _unreadable(found, "no period")
+
+
+def _unreadable(found: Mapping[str, Any], what: str) -> StripeError:
+    return StripeError(f"subscription {found.get('id')} cannot be read: found {what}; upgrade meterkit")
 
 
 def _trial_end_action(found: Mapping[str, Any]) -> TrialEndAction:
