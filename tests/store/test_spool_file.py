@@ -298,7 +298,9 @@ async def test_i11_a_spool_damaged_under_its_process_is_kept(
 @pytest.mark.anyio
 async def test_i11_a_long_name_of_a_model_damages_no_spool(proxy: TcpProxy, tmp_path: Path) -> None:
     """An app may pass on the name that a client sends; no record behind one so long was read."""
-    async with kit_at(proxy.url, shards=1, plans=loads(BY_MODEL), spool_dir=tmp_path) as kit:
+    async with kit_at(
+        proxy.url, shards=1, plans=loads(BY_MODEL), spool_dir=tmp_path, store_timeout=2.0
+    ) as kit:
         async with kit.reserve("acme", {"input_tokens": 3}) as reservation:
             await proxy.set("refuse")
             await eventually(lambda: lane_of(kit).is_down)
