@@ -87,9 +87,12 @@ def _measured(rows: int, directory: Path) -> dict[str, float]:
         plan="free",
         charged_plan="free",
         is_changed=False,
+        is_credited=False,
         is_granted=False,
         is_unpaid=False,
+        is_usage_unpaid=False,
         seats=0,
+        paid_seats=0,
         overrides={},
         subject_overrides={},
     )

@@ -325,7 +325,7 @@ async def test_i11_a_failed_settlement_is_not_spooled(valkey: Server, tmp_path: 
     async with kit_at(valkey.url, shards=1, spool_dir=tmp_path) as kit:
         await kit.record("acme", "tokens", 1)
         valkey.command("HSET", kit.store.keys.customer("acme").counters, meter_field("tokens"), "many")
-        lane_of(kit).queues[0].pause_s = 60.0  # As after some failures.
+        lane_of(kit).queues[0].pause_s = 2.0  # As after some failures.
         with pytest.raises(StoreError, match="not recorded: that of 'acme' failed: "):
             await kit.record("acme", "tokens", 7)
         await settled(kit)
