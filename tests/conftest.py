@@ -103,7 +103,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _begin_with_dear_ones(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """Order tests so that each worker, whose share is a part in a row, begins with as many dear ones.
 
-    At the end of a run short ones are left, of which no worker waits long for another.
+    The tests that are left at the end of a run are short: no worker waits long for another.
     """
     dear = [item for item in items if item.get_closest_marker("dear")]
     others = [item for item in items if not item.get_closest_marker("dear")]

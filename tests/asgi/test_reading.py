@@ -261,7 +261,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whatever_an_answer_is_made_of_no_step_is_long(route: Route, name: str, piece_bytes: int) -> None:
     """By the number of functions that are called, which no other load on the machine changes."""
     kind, body, coding = CASES[name]
-    # What is worked out once in a process, such as patterns, is no part of a response.
+    # A process compiles its patterns once: that is no part of reading a response.
     longest_step(opened(kind, coding, route), body, piece_bytes, thread_time)
     with calls_of_functions() as measure:
         most = longest_step(opened(kind, coding, route), body, piece_bytes, measure)

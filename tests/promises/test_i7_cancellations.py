@@ -163,6 +163,7 @@ def test_i7_each_background_task_ends_after_one_cancellation(tmp_path: Path) -> 
                 await asyncio.wait(tasks, timeout=PATIENCE_S)
                 left = {task.get_name() for task in tasks if not task.done()}
             assert left == set()
+            assert reached <= {name.removeprefix("meterkit ") for name in client.callers}
 
     with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
         runner.run(story())

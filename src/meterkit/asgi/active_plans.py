@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from meterkit.asgi.app_walk import AppPlace
-    from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.asgi.logs import TroubleLog
     from meterkit.asgi.path_readings import Paths
     from meterkit.catalog import Route
@@ -116,13 +115,10 @@ class ActivePlans:
             self._former.append(route)
         return found
 
-    async def route_for(self, route: Route, body: BufferedBody) -> Route:
-        """Route of an HTTP request; its poll route if the request can only fetch work: it has no body."""
-        scope = body.scope
-        if not is_fetched(route.usage, scope["method"].upper()) or has_body(scope):
-            return route
-        await body.read()  # HTTP/2 and API gateways of clouds need not announce one.
-        return route if body.received else self.poll_route(route)
+    @staticmethod
+    def may_be_poll(route: Route, scope: Scope) -> bool:
+        """Whether an HTTP request can only fetch work, unless it has a body that no header announces."""
+        return is_fetched(route.usage, scope["method"].upper()) and not has_body(scope)
 
     def unknown_customer(self) -> CustomerView:
         """View for requests that pass although their customer is unknown."""

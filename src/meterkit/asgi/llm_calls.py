@@ -155,7 +155,7 @@ class LlmCalls:
             self._fields = self.reading.figures
             if self.reading.is_fetched or may_be_stored:
                 stored = [call for call in self._body if not call.outlives and self._is_stored(call)]
-                self._body = tuple(call for call in self._body if call.outlives or not self._is_stored(call))
+                self._body = tuple(call for call in self._body if call not in stored)
                 self.fetched = stored[0] if len(stored) == 1 else None
         if any(call.source == "reported" for call in (*self.reports.usages(), *self._taps)):
             self.fetched = None

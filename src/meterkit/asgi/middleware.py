@@ -204,9 +204,11 @@ class MeterMiddleware:
             return None
         if scope.get("method") == "OPTIONS" and await plans.preflights.serve(route, scope, receive, send):
             return None
-        body = BufferedBody(scope, receive) if is_http else None
-        if body is not None:
-            route = await plans.route_for(route, body)
+        may_be_poll = is_http and plans.may_be_poll(route, scope)
+        body = BufferedBody(scope, receive) if may_be_poll or (is_http and route.is_buffered) else None
+        if body is not None and may_be_poll:
+            await body.read()  # HTTP/2 and API gateways of clouds need not announce one.
+            route = route if body.received else plans.poll_route(route)
         asked = body if route.is_buffered else None
         passed = await (
             self._serve_uncounted(plans, route, scope, send)
