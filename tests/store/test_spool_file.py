@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -213,10 +213,10 @@ def test_each_is_told_by_who_has_it_whose_it_is_and_how_old(tmp_path: Path) -> N
 
 def test_a_spool_removed_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty file was left, of the user who had looked: an app of another user could not open it."""
-    path, opened = spool_of(tmp_path, "left").path, Path.open
+    path = spool_of(tmp_path, "left").path
 
-    def open_last(self: Path, *arguments: Any) -> Any:
-        file = opened(self, *arguments)
+    def open_last(self: Path, mode: str) -> IO[Any]:
+        file = os.fdopen(os.open(self, os.O_RDONLY), mode)
         path.unlink()
         return file
 
