@@ -134,6 +134,7 @@ def rows(out: str, meter: str) -> list[list[int]]:
     return [[int(cell.replace(",", "")) for cell in line] for line in lines]
 
 
+@pytest.mark.whole
 @pytest.mark.dear("the example starts its own servers, store and Stripe")
 def test_the_chat_is_paid_by_included_credits_then_money() -> None:
     done = bill()

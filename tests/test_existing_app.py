@@ -86,6 +86,7 @@ def test_files_are_shown_as_they_are() -> None:
     assert compose in COMPOSE
 
 
+@pytest.mark.whole
 @pytest.mark.dear("a run of pytest of its own, from sign-up to cancellation")
 def test_its_own_tests_pass_where_it_stands() -> None:
     plain = {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

@@ -42,10 +42,8 @@ GATED: Final = "/files/reports/a.txt"
 OPEN: Final = ("/files/public/a.txt", "/files/public/Guide.txt", "/files/public/deep/er/b.txt")
 SERVERS: Final = ("h11", "httptools", "hypercorn", "granian")
 CHOSEN: Final = {
-    ("starlette", "h11"),
-    ("handler with a path", "httptools"),
     ("fastapi behind a root path", "hypercorn"),
-    ("host in a mount", "granian"),
+    ("handler with a path", "httptools"),
 }
 
 

@@ -289,6 +289,7 @@ async def test_the_operator_pages_in_chromium(store_url: str, tmp_path: Path, cu
             await turn_pages(browser, url)
 
 
+@pytest.mark.whole
 async def test_a_long_id_pushes_no_column_off_the_screen(store_url: str, tmp_path: Path) -> None:
     async with served(store_url, tmp_path, 1) as (kit, url), chromium() as browser:
         await kit.record("x" * 256, "requests", 12)
@@ -299,6 +300,7 @@ async def test_a_long_id_pushes_no_column_off_the_screen(store_url: str, tmp_pat
                 assert await found(page, f"{table}.scrollWidth - {table}.clientWidth") == 0
 
 
+@pytest.mark.whole
 async def test_a_dead_message_is_redriven_without_a_mouse(store_url: str, tmp_path: Path) -> None:
     async with served(store_url, tmp_path, 1) as (kit, url), chromium() as browser:
         await kill_message(kit, "msg_1", "c000000")

@@ -96,6 +96,7 @@ async def test_csv_has_all_events_of_the_json(
     assert [row["why"] for row in rows if FORMULA in row["why"]] == [f"correction, -40 overage: {FORMULA}"]
 
 
+@pytest.mark.whole
 @pytest.mark.dear("memory is traced")
 async def test_memory_of_a_csv_does_not_grow_with_its_events(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

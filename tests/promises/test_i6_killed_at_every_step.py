@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 SEEDS: Final = range(int(os.environ.get("METERKIT_CRASH_SEEDS", "50")))
 ALONE: Final = os.environ.get("METERKIT_CRASH_SEED")
 SHARES: Final = 10  # Tests, so that several processes may share them.
-SAMPLE: Final = 2  # Of them.
+SAMPLE: Final = 1  # Of them.
 
 
 @asynccontextmanager

@@ -494,6 +494,7 @@ async def test_i7_no_socket_outlives_the_kit(cluster: Cluster) -> None:
     await eventually(lambda: open_sockets() <= before)
 
 
+@pytest.mark.whole
 async def test_tls_is_spoken_with_every_node(authority: Authority) -> None:
     # Its nodes are reached through proxies, which they announce.
     with spawn_cluster() as cluster:
