@@ -145,9 +145,28 @@ RESPONSES = [
     {"type": "response.audio.delta", "delta": "A" * 9_000},
     {"type": "response.completed", "response": {"output": SAID}},
 ]
+
+
+def chat_twice(piece: str, **beside: Any) -> dict[str, Any]:
+    """A chunk with a text beside its piece: Together's has the piece, Perplexity's the whole so far."""
+    (choice,) = chat({"content": piece})["choices"]
+    return {**chat(None), "choices": [{**choice, **(beside or {"text": piece})}]}
+
+
 SILENT: dict[str, tuple[str, str, Any]] = {
     "chat stream": ("openai", SSE_TYPE, [chat({"content": character}) for character in TEXT]),
     "chat stream, thought": ("openai", SSE_TYPE, [chat({"reasoning_content": TEXT})]),
+    "chat stream, thought under two names": (
+        "openai",
+        SSE_TYPE,
+        [chat({"reasoning": TEXT, "reasoning_content": TEXT})],
+    ),
+    "chat stream, said twice": ("openai", SSE_TYPE, [chat_twice(character) for character in TEXT]),
+    "chat stream, said again in whole": (
+        "openai",
+        SSE_TYPE,
+        [chat_twice(TEXT[at], message={"content": TEXT[: at + 1]}) for at in range(len(TEXT))],
+    ),
     "chat stream, spoken": ("openai", SSE_TYPE, [chat(SPEECH)]),
     "chat": ("openai", JSON_TYPE, {**chat(None), "choices": [{"message": {"content": TEXT}}]}),
     "responses": ("openai", JSON_TYPE, {"object": "response", "output": SAID}),

@@ -12,7 +12,7 @@ from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import dig, paths, short_id, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.tokens.framing.incremental import LargeReader, Work
     from meterkit.tokens.json_values import Table
@@ -47,6 +47,7 @@ class ValuePlace:
         text: whether the model wrote it, if the value is a text.
         handed: whether it is the input of a tool call, which may be any JSON.
         whole: whether all members are read, and stand in this place too.
+        repeats: members that repeat the text of another one, each with the name of that.
         spoken: the members of the names that may hold text.
         silent: whether no text is in it.
         entered: whether anything in it is read, if the value is an object or an array.
@@ -57,6 +58,7 @@ class ValuePlace:
     text: bool = False
     handed: bool = False
     whole: bool = False
+    repeats: Mapping[str, str] = field(default_factory=dict[str, str])
     spoken: dict[str, ValuePlace] = field(init=False)
     silent: bool = field(init=False)
     entered: bool = field(init=False)
@@ -136,10 +138,10 @@ def text_bytes(value: object, place: ValuePlace) -> int:
         return handed_bytes(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     found = 0
     if is_object:
-        members, spoken = cast("dict[str, Any]", value), place.spoken
+        members, spoken, repeats = cast("dict[str, Any]", value), place.spoken, place.repeats
         # Most members are not looked at, or hold nothing.
         for name in members.keys() & spoken.keys():
-            if members[name]:
+            if members[name] and not (name in repeats and members.get(repeats[name])):
                 found += text_bytes(members[name], spoken[name])
     else:
         for item in cast("list[object]", value):
@@ -181,10 +183,14 @@ _MESSAGE: Final = ValuePlace(
         "audio": ValuePlace({"transcript": _TEXT}),
         "tool_calls": ValuePlace({"function": _CALLED, "custom": _CALLED}),
         "function_call": _CALLED,
-    }
+    },
+    # vLLM and gateways write both: https://github.com/vllm-project/vllm/issues/27755
+    repeats={"reasoning": "reasoning_content"},
 )
 _CHOICE: Final = ValuePlace(
-    {"delta": _MESSAGE, "message": _MESSAGE, "text": _TEXT, "usage": _FIGURES, "finish_reason": _LEAF}
+    {"delta": _MESSAGE, "message": _MESSAGE, "text": _TEXT, "usage": _FIGURES, "finish_reason": _LEAF},
+    # Together's chunks have the piece twice, Perplexity's the whole text so far beside it.
+    repeats={"text": "delta", "message": "delta"},
 )
 _OUTPUT: Final = ValuePlace(
     {
