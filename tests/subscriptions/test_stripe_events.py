@@ -36,6 +36,7 @@ INVOICE = {
     "customer": "cus_1",
     "attempt_count": 2,
     "amount_due": 2900,
+    "amount_remaining": 1900,
     "amount_paid": 0,
     "currency": "usd",
     "next_payment_attempt": NOW + 86_400,
@@ -148,6 +149,13 @@ def test_whatever_comes_is_refused_without_an_error(header: bytes, body: bytes) 
     assert isinstance(verify_signature(body, [header], [SECRET], now_s=NOW), ForgedEvent)
 
 
+def test_a_failed_payment_is_of_what_a_part_payment_leaves() -> None:
+    found = hint_of(event("invoice.payment_failed", INVOICE))
+    assert found is not None
+    assert found.note is not None
+    assert found.note.data["amount_cents"] == 1900
+
+
 LOOK = SyncHint(event="evt_1", stripe_customer="cus_1")
 
 
@@ -211,6 +219,8 @@ def test_usage_that_stripe_does_not_bill_is_an_alarm() -> None:
     assert "stripe v2 core events retrieve evt_9" in str(found.alarm)
 
 
-@pytest.mark.parametrize("broken", [{"amount_due": True}, {"amount_due": 10**4000}, {"currency": None}])
+@pytest.mark.parametrize(
+    "broken", [{"amount_remaining": True}, {"amount_remaining": 10**4000}, {"currency": None}]
+)
 def test_a_payment_that_cannot_be_read_is_looked_at_and_not_told(broken: dict[str, object]) -> None:
     assert hint_of(event("invoice.payment_failed", {**INVOICE, **broken})) == LOOK

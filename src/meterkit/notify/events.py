@@ -266,7 +266,7 @@ class PaymentFailed(CustomerEvent):
         customer: the customer's id.
         at: the time of Stripe's event (UTC).
         invoice: its id at Stripe.
-        amount_cents: the amount due, in minor units of ``currency``.
+        amount_cents: the amount left to pay, in minor units of ``currency``.
         currency: its code of three letters.
         failures: the number of failed attempts.
         next_attempt: when Stripe tries again (UTC); None: it does not.

@@ -191,7 +191,7 @@ def _trial_note(shown: Mapping[str, Any], event: Event) -> EventNote | None:
 def _failed_payment_note(shown: Mapping[str, Any], event: Event) -> EventNote | None:
     next_s = _integer_of(shown.get("next_payment_attempt"))
     more = {"next_attempt_ms": None if next_s is None else next_s * 1000}
-    return _payment_note("payment.failed", shown, event, shown.get("amount_due"), more)
+    return _payment_note("payment.failed", shown, event, shown.get("amount_remaining"), more)
 
 
 def _paid_note(shown: Mapping[str, Any], event: Event) -> EventNote | None:
