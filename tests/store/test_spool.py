@@ -268,6 +268,15 @@ async def test_i11_a_spool_that_cannot_be_removed_blocks_no_other(
     assert "spooled usage is sent later" not in caplog.text
 
 
+async def test_a_flush_says_that_spools_cannot_be_read(proxy: TcpProxy, tmp_path: Path) -> None:
+    directory = tmp_path / "spools"
+    directory.touch()
+    async with kit_on(proxy, directory) as kit:
+        report = await kit.flush(everything=True)
+    assert report.spools_left == [f"{directory}: it cannot be read: Not a directory"]
+    assert not report.is_complete
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [

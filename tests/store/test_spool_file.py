@@ -119,14 +119,14 @@ def test_a_damaged_file_is_kept_under_another_name(file: SpoolFile) -> None:
 
 def test_i11_a_spool_sent_meanwhile_hides_no_other(file: SpoolFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process removes one as they are listed: then none was sent."""
-    left, listed = SpoolFile.create(file.path.parent, replace(HEADER, producer="q")), Path.glob
+    left, listed = SpoolFile.create(file.path.parent, replace(HEADER, producer="q")), Path.iterdir
 
-    def listed_before(directory: Path, pattern: str) -> Iterator[Path]:
-        found = [*listed(directory, pattern)]
+    def listed_before(directory: Path) -> Iterator[Path]:
+        found = [*listed(directory)]
         file.path.unlink()
         yield from found
 
-    monkeypatch.setattr(Path, "glob", listed_before)
+    monkeypatch.setattr(Path, "iterdir", listed_before)
     assert list(find_spools(left.path.parent, HEADER)) == [left.path]
     left.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from json import dumps
@@ -33,13 +33,14 @@ from meterkit.serving import BackgroundTasks
 from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from meterkit import MeterKit
     from meterkit.cli.output import Steps
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
     from meterkit.outbox.sealer import LateUsage
+    from meterkit.store.spool_file import SpoolInfo
 
 commands = typer.Typer()
 
@@ -229,7 +230,7 @@ async def flush(
         report = await _flush_with_progress(kit, everything=everything, timeout_s=timeout_s)
 
     if everything:
-        report.spools_left += await asyncio.to_thread(_check_spool_directory, kit)
+        await asyncio.to_thread(_print_foreign_spools, kit)
 
     def print_result() -> None:
         if report.spooled:
@@ -262,19 +263,17 @@ async def _drain_audit_log(kit: MeterKit) -> None:
         await open_drainer(kit.store, kit.settings).drain_under_lease()
 
 
-def _check_spool_directory(kit: MeterKit) -> list[str]:
-    """Print spools of other stores: these settings may differ from the app's; return why none can be read."""
+def _print_foreign_spools(kit: MeterKit) -> None:
+    """Print spools of other stores: these settings may differ from the app's."""
     store = kit.store
     if store.spool_dir is None:
-        return []
-    try:
+        return
+    found: Sequence[SpoolInfo] = ()
+    with suppress(OSError):  # The report says why none can be read.
         found = list_spools(store.spool_dir, store.keys, store=str(store.address), now_ms=store.now_ms())
-    except OSError as error:
-        return [f"{store.spool_dir}: it cannot be read: {error.strerror}"]
     for seen in found:
         if seen.state == "foreign":
             print_note(f"spool not sent: {seen.path}: {seen.why}")
-    return []
 
 
 async def _watch(flusher: Flusher, steps: Steps) -> None:

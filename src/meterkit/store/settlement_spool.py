@@ -347,7 +347,14 @@ class EventLoopSpool:
     async def _replay_orphans(self) -> OrphanedSpools:
         """Replay the spools of dead processes."""
         self._refused.clear()
-        for path in await self._in_thread(lambda: list(find_spools(self._directory, self._header))):
+        try:
+            found = await self._in_thread(lambda: list(find_spools(self._directory, self._header)))
+        except OSError as error:
+            self._refused[self._directory] = (
+                f"it cannot be read: {error.strerror}"  # The start has logged it.
+            )
+            found = []
+        for path in found:
             if self._file is not None and path == self._file.path:
                 continue
             try:

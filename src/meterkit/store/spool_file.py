@@ -299,12 +299,17 @@ def _lock_of(path: Path) -> FileLock:
 
 
 def find_spools(directory: Path, own: SpoolHeader) -> Iterator[Path]:
-    """Files of a header's store, the oldest first, including locked ones."""
+    """Files of a header's store, the oldest first, including locked ones.
+
+    Raises:
+        OSError: this user may not read the directory.
+    """
     found: list[tuple[float, Path]] = []
-    with suppress(OSError):  # The directory cannot be read.
-        for path in directory.glob(f"{_file_prefix(own)}-*{SUFFIX}"):
-            with suppress(FileNotFoundError):  # Another process has sent it meanwhile.
-                found.append((path.lstat().st_mtime, path))
+    with suppress(FileNotFoundError):  # There is no directory yet.
+        for path in directory.iterdir():  # A glob passes over what cannot be read.
+            if path.name.startswith(f"{_file_prefix(own)}-") and path.suffix == SUFFIX:
+                with suppress(FileNotFoundError):  # Another process has sent it meanwhile.
+                    found.append((path.lstat().st_mtime, path))
     for _, path in sorted(found):
         yield path
 
