@@ -304,18 +304,20 @@ class NoSubscriptionError(SubscriptionError):
 
 
 class SubscriptionExistsError(SubscriptionError):
-    """The customer already has an active subscription.
+    """The customer already has a subscription that has not ended.
 
     Attributes:
         customer: whose.
         subscription: its id at Stripe.
     """
 
-    def __init__(self, customer: str, *, subscription: str) -> None:
+    def __init__(self, customer: str, *, subscription: str, status: str) -> None:
         self.customer = customer
         self.subscription = subscription
+        cure, is_so = "resume" if status == "paused" else "change", f"which is {status.replace('_', ' ')}"
         super().__init__(
-            f"customer {customer!r} already has an active subscription, {subscription}; change that one"
+            f"customer {customer!r} already has a subscription, {subscription}, {is_so}; {cure} that one",
+            advice=f"There is already a subscription, {is_so}. {cure.title()} that one.",
         )
 
 

@@ -341,6 +341,9 @@ async def test_a_trial_that_a_pause_has_ended_is_resumed_with_a_card(store_url: 
         assert (await end_trial(at, by_clock=True))[0] == "paused"
         refused = await client.post("/subscription/resume")
         assert (refused.status_code, refused.json()["type"]) == (402, METHOD_MISSING)
+        exists = await client.post("/subscription", json={"plan": "tried"})
+        assert exists.status_code == 409
+        assert exists.json()["detail"].endswith("which is paused. Resume that one.")
         with pytest.raises(SubscriptionError, match="must be resumed first"):
             await at.kit.subscriptions.change_plan("acme", "pro")
         at.emulator.add_payment_method(await linked_of(at))

@@ -84,7 +84,7 @@ def _of_subscription(error: SubscriptionError) -> ProblemDocument:
     if isinstance(error, NoSubscriptionError):
         return ProblemDocument.of("no-subscription", "There is no active subscription. Create one first.")
     if isinstance(error, SubscriptionExistsError):
-        return ProblemDocument.of("subscription-exists", "A subscription is already active. Change that one.")
+        return ProblemDocument.of("subscription-exists", error.advice)
     if isinstance(error, SeatsInUseError):
         detail = f"{error.used} seats are in use, {error.seats} were requested. Free some first."
         members = {"seats": error.seats, "used": error.used}

@@ -204,7 +204,7 @@ class SubscriptionStarter:
         known = None if state.subscription is None else state.subscription.id
         for one in found:
             if one["status"] not in ENDED | NOT_BEGUN and (self._is_ours(one) or one["id"] == known):
-                raise SubscriptionExistsError(customer, subscription=one["id"])
+                raise SubscriptionExistsError(customer, subscription=one["id"], status=one["status"])
 
     async def _refuse_debtor(self, customer: str, linked: str, found: Sequence[Mapping[str, Any]]) -> None:
         """Raise InvoiceOpenError while an invoice of an earlier subscription is open.
