@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from drivers.top_ups import bought, opened, sold, with_card
-from drivers.webhooks import DAY, NOW, Hooked, hooked
+from drivers.webhooks import DAY, NOW, Hooked, hooked, shop
 from meterkit import PaymentSucceeded
+from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -73,3 +74,37 @@ async def test_a_trials_end_is_sent_while_it_is_ahead(store_url: str, change: st
             await at.client.v1.subscriptions.update_async(subscription, later)
         await bring_late(at, "customer.subscription.trial_will_end")
         assert len(told) == (change == "none")
+
+
+@pytest.mark.parametrize("first_is", ["paid", "open", "followed by a draft"])
+async def test_grace_counts_from_the_first_invoice_left_unpaid(store_url: str, first_is: str) -> None:
+    """One is paid and the next declined before meterkit hears of either."""
+    clock, paid = Clock(NOW), first_is == "paid"
+    emulator = shop(clock, after_retries="past_due")
+    async with hooked(store_url, clock=clock, emulator=emulator) as at:
+        at.customer()
+        await at.subscribe()
+        emulator.fail_payments("cus_acme")
+        await at.live(31 * DAY)
+        (first,) = await open_invoices(at)
+        clock.advance(29 * DAY)
+        emulator.advance()
+        if paid:
+            emulator.mend_payments("cus_acme")
+            emulator.confirm_payment(str(first.id))
+            emulator.fail_payments("cus_acme")
+        clock.advance(DAY if first_is == "followed by a draft" else 2 * DAY)
+        emulator.advance()
+        await at.settle()
+        owed = (await open_invoices(at))[-1]
+        state = await at.state()
+        assert state.subscription is not None
+        assert (owed.id == first.id, state.subscription.status) == (not paid, "past_due")
+        assert state.subscription.failed_at_ms == 1000 * owed.status_transitions.finalized_at
+        found = await at.kit.customers.get("acme")
+        assert found.access == ("grace" if paid else "suspended")
+
+
+async def open_invoices(at: Hooked) -> list[Any]:
+    """Open invoices at Stripe, the newest first."""
+    return (await at.client.v1.invoices.list_async({"status": "open"})).data

@@ -322,26 +322,6 @@ def test_a_currency_outlives_its_subscription() -> None:
     assert with_subscription(state, replace(ACTIVE, currency="jpy")).currency == "jpy"
 
 
-def failures(state: CustomerState) -> tuple[int, int]:
-    assert state.subscription is not None
-    return state.subscription.failures, state.subscription.failed_at_ms
-
-
-def test_failures_count_since_it_was_paid_last() -> None:
-    owing = replace(ACTIVE, status="past_due", failures=3, failed_at_ms=NOW_MS)
-    known = replace(STATE, subscription=owing)
-    renewed: dict[str, Any] = {"start_ms": END_MS, "end_ms": END_MS + 30 * DAY_MS}
-    next_draft = replace(owing, failures=0, failed_at_ms=0, **renewed)
-    given_up = with_subscription(known, replace(next_draft, status="unpaid"))
-    fails_again = replace(next_draft, failures=1, failed_at_ms=END_MS)
-    for before, found in ((known, next_draft), (known, fails_again), (given_up, next_draft)):
-        assert failures(with_subscription(before, found)) == (3, NOW_MS)
-    paid = with_subscription(known, replace(ACTIVE, **renewed))
-    later = replace(fails_again, failed_at_ms=END_MS + DAY_MS)
-    for before, found in ((paid, later), (known, replace(later, id="sub_2"))):
-        assert failures(with_subscription(before, found)) == (1, END_MS + DAY_MS)
-
-
 def test_when_a_subscription_ends_by_what_is_known() -> None:
     cases: tuple[tuple[dict[str, Any], int], ...] = (
         ({"cancel_at_ms": END_MS}, END_MS),
@@ -1005,35 +985,6 @@ def test_since_when_a_subscription_is_and_owes() -> None:
 )
 def test_the_end_of_a_subscription(changed: dict[str, Any], expected: int) -> None:
     assert replace(ACTIVE, **changed).ends_ms() == expected
-
-
-OWED: Final = replace(ACTIVE, status="past_due", failures=3, failed_at_ms=NOW_MS)
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "expected"),
-    [
-        pytest.param(OWED, replace(OWED, failures=1, failed_at_ms=NOW_MS + 5), (3, NOW_MS), id="fewer shown"),
-        pytest.param(
-            OWED, replace(OWED, failures=4, failed_at_ms=NOW_MS - 5), (4, NOW_MS - 5), id="more shown"
-        ),
-        pytest.param(
-            OWED, replace(OWED, status="unpaid", failures=0), (3, NOW_MS), id="given up since: it owes still"
-        ),
-        pytest.param(OWED, replace(OWED, status="active", failures=0), (0, NOW_MS), id="paid"),
-        pytest.param(
-            replace(OWED, status="active"),
-            replace(OWED, failures=1),
-            (1, NOW_MS),
-            id="the first since it was paid",
-        ),
-    ],
-)
-def test_failures_of_an_earlier_invoice_count(
-    before: SubscriptionState, now: SubscriptionState, expected: tuple[int, int]
-) -> None:
-    found = now.with_known_failures(before)
-    assert (found.failures, found.failed_at_ms) == expected
 
 
 GONE: Final = replace(

@@ -433,7 +433,7 @@ def with_subscription(
     known = state.subscription
     is_same = known is not None and subscription is not None and known.id == subscription.id
     if is_same and known is not None and subscription is not None:
-        subscription = with_former_start(subscription.with_known_failures(known), known)
+        subscription = with_former_start(subscription, known)
         subscription = subscription.with_known_meters(known)
         if plans is not None:
             subscription = subscription.with_known_plan(known, plans, addons)

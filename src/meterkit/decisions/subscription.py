@@ -85,10 +85,9 @@ class SubscriptionState:
         pending_plan, pending_seats: plan and seats after a scheduled change.
         pending_addons: add-ons after it; None: it leaves them as they are.
         pending_at_ms: instant of that change.
-        failures: failed attempts to collect the latest invoice while that is open; the most of any since it
-            was paid last.
-        failed_at_ms: the first failure since then, which is when that invoice was finalized, or due where it
-            was sent; 0: not known.
+        failures: failed attempts to collect an open invoice: the most of any since one was paid last.
+        failed_at_ms: since when the first of these is owed: when it was finalized, or due where it was sent;
+            0: not known.
         ended_at_ms: when it ended.
         created_ms: when it was made; 0: not known.
         never_began: whether it was ended before it was paid for, or on trial.
@@ -364,20 +363,6 @@ class SubscriptionState:
     def failed_since_ms(self) -> int:
         """Instant of the first failed collection; if not known, the start of the period."""
         return self.failed_at_ms or self.start_ms
-
-    def with_known_failures(self, known: SubscriptionState) -> SubscriptionState:
-        """Add failures known since its last payment; its latest invoice may not show all of them.
-
-        Where Stripe is set to leave a subscription past due, it makes an invoice for each period
-        (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
-
-        Args:
-            known: as it was when it was fetched before.
-        """
-        if known.status not in OWING or self.status not in OWING:
-            return self
-        since_ms = min(known.failed_since_ms(), self.failed_since_ms())
-        return replace(self, failures=max(known.failures, self.failures), failed_at_ms=since_ms)
 
     def _has_trial_ended(self, now_ms: int) -> bool:
         ends_ms = self.trial_end_ms

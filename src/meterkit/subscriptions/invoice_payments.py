@@ -10,8 +10,9 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.decisions.subscription import OWING
 from meterkit.errors import StripeError, SubscriptionError
-from meterkit.subscriptions.stripe_objects import id_in, part_of
+from meterkit.subscriptions.stripe_objects import UNPAID_INVOICES, id_in, part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +24,8 @@ PAYMENTS: Final = "/v1/invoice_payments"
 _KEPT: Final = frozenset({"won", "warning_closed"})
 """Statuses of a dispute that has ended without a loss."""
 _OWED: Final = frozenset({"paid", "open"})
+_SETTLED: Final = frozenset({"paid", "uncollectible"})
+_MANUAL: Final = "manual"
 
 
 async def refuse_unpaid_credit(api: StripeApi, found: Mapping[str, Any], net_cents: int) -> None:
@@ -77,6 +80,27 @@ def _period_start_s(found: Mapping[str, Any]) -> int:
     shown = (*found["items"]["data"], found)
     starts = [one["current_period_start"] for one in shown if one.get("current_period_start")]
     return min(starts, default=0)
+
+
+async def with_unpaid_invoices(api: StripeApi, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the open invoices of a subscription that owes, back to the last one that was settled.
+
+    Stripe itself goes by the latest invoice: paid or uncollectible, it ends what is owed; drafts and void
+    ones do not count (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
+
+    Args:
+        api: the Stripe client.
+        found: the subscription as Stripe shows it.
+    """
+    if found.get("status") not in OWING:
+        return {**found}
+    unpaid: list[Mapping[str, Any]] = []
+    for invoice in await api.list("/v1/invoices", {"subscription": str(found["id"])}):
+        if invoice["status"] in _SETTLED and text_in(invoice, "billing_reason") != _MANUAL:
+            break
+        if invoice["status"] == "open":
+            unpaid.append(invoice)
+    return {**found, UNPAID_INVOICES: unpaid}
 
 
 def is_unpaid(invoice: Mapping[str, Any]) -> bool:

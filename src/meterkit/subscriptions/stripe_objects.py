@@ -199,6 +199,8 @@ def secret_of(found: Mapping[str, Any]) -> str | None:
 
 AWAITS_METHOD: Final = "meterkit_awaits_payment_method"
 """Additional key in a subscription that :mod:`meterkit.subscriptions.payment_method_gate` holds back."""
+UNPAID_INVOICES: Final = "meterkit_unpaid_invoices"
+"""Additional key in a subscription that owes: its open invoices since the last payment, newest first."""
 NEVER_BEGAN: Final = "ended by meterkit: no payment method was saved"
 """The comment of the cancellation of a subscription that was never active."""
 

@@ -18,6 +18,7 @@ from meterkit.subscriptions.monthly_amount import is_free, monthly_amount_of
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
+    UNPAID_INVOICES,
     addon_of_price,
     fixed_price_in,
     has_subscription_method,
@@ -382,15 +383,29 @@ def _trial_end_action(found: Mapping[str, Any]) -> TrialEndAction:
 
 
 def _payment_failures(found: Mapping[str, Any]) -> tuple[int, int]:
-    """Failed attempts to collect the latest invoice, while it is open, and since when it is owed (ms).
+    """Failed attempts to collect the invoices that are owed, the most of one, and since when (ms).
+
+    With no list of them, those of the latest invoice, while it is open.
+    """
+    unpaid = [_attempts_of(invoice) for invoice in found.get(UNPAID_INVOICES) or ()]
+    since_ms = [owed_ms for _, owed_ms in unpaid if owed_ms]
+    if since_ms:
+        return max(attempts for attempts, _ in unpaid), min(since_ms)
+    invoice = part_of(found, "latest_invoice")
+    if invoice.get("status") == "open":
+        return _attempts_of(invoice)
+    # Of a draft the period may be a month old, or a year.
+    return 0, (_ms(invoice.get("created")) or 0) if found.get("status") == "past_due" else 0
+
+
+def _attempts_of(invoice: Mapping[str, Any]) -> tuple[int, int]:
+    """Failed attempts to collect an open invoice, and since when it is owed (ms).
 
     That is its finalization, or its due date if it was sent to the customer.
     """
-    invoice = part_of(found, "latest_invoice")
     attempts = invoice.get("attempt_count")
-    if invoice.get("status") != "open" or not isinstance(attempts, int):
-        # Of a draft the period may be a month old, or a year.
-        return 0, (_ms(invoice.get("created")) or 0) if found.get("status") == "past_due" else 0
+    if not isinstance(attempts, int):
+        return 0, 0
     due_ms = _ms(invoice.get("due_date"))
     if not attempts and due_ms is None:
         return 0, 0

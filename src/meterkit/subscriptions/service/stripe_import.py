@@ -14,6 +14,7 @@ from meterkit.errors import CustomerError
 from meterkit.store.unreadable_data import skip_unreadable
 from meterkit.stripe.request import run_together
 from meterkit.subscriptions.billing_currency import may_be_of_top_ups
+from meterkit.subscriptions.invoice_payments import with_unpaid_invoices
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.plan_prices import PriceBook
@@ -205,6 +206,7 @@ class StripeImporter:
                     if account is not None:
                         whole = await with_all_items(self._api(), found)
                         shown = await expand_item_coupons(self._api(), whole)
+                        shown = await with_unpaid_invoices(self._api(), shown)
                         facts = await self._facts.fetch(shown)
                         account.add(shown, self._store.catalog, ids, prices, facts)
                     elif found.get("status") not in {"canceled", "incomplete", "incomplete_expired"}:

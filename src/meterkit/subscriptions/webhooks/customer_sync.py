@@ -21,7 +21,7 @@ from meterkit.outbox.close_queue import note_renewal
 from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
 from meterkit.subscriptions.drift_comparison import LIVE, DriftLog
-from meterkit.subscriptions.invoice_payments import is_unpaid
+from meterkit.subscriptions.invoice_payments import is_unpaid, with_unpaid_invoices
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_method_gate import PaymentMethodGate
@@ -229,7 +229,8 @@ class CustomerSyncer:
             if customer is not None and await is_unknown_at_stripe(self.api(), linked):
                 raise unknown_customer_error(error, customer, linked) from error
             return []
-        return [await expand_item_coupons(self.api(), one) for one in found]
+        shown = [await expand_item_coupons(self.api(), one) for one in found]
+        return [await with_unpaid_invoices(self.api(), one) for one in shown]
 
     async def _read_known(self, customer: str | None) -> SubscriptionState | None:
         if customer is None:
