@@ -108,3 +108,23 @@ async def test_grace_counts_from_the_first_invoice_left_unpaid(store_url: str, f
 async def open_invoices(at: Hooked) -> list[Any]:
     """Open invoices at Stripe, the newest first."""
     return (await at.client.v1.invoices.list_async({"status": "open"})).data
+
+
+async def test_an_invoice_of_nothing_pays_no_older_one(store_url: str) -> None:
+    """It ends a trial that an operator gave; then an invoice that was sent before is overdue."""
+    clock = Clock(NOW)
+    emulator = shop(clock, after_retries="past_due")
+    async with hooked(store_url, clock=clock, emulator=emulator) as at:
+        at.customer()
+        sent: Any = {"collection_method": "send_invoice", "days_until_due": 60}
+        subscription = await at.subscribe(**sent)
+        await at.live(31 * DAY)
+        trial: Any = {"trial_end": int((NOW + 50 * DAY).timestamp())}
+        await at.client.v1.subscriptions.update_async(subscription, trial)
+        await at.live(30 * DAY)
+        state = await at.state()
+        assert state.subscription is not None
+        assert (state.subscription.status, state.subscription.failed_at_ms) == (
+            "past_due",
+            int((NOW + 60 * DAY).timestamp()) * 1000,
+        )

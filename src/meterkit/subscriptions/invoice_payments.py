@@ -83,7 +83,7 @@ def _period_start_s(found: Mapping[str, Any]) -> int:
 
 
 async def with_unpaid_invoices(api: StripeApi, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the open invoices of a subscription that owes, back to the last one that was settled.
+    """Add the open invoices of a subscription that owes, back to the last one settled before them.
 
     Stripe itself goes by the latest invoice: paid or uncollectible, it ends what is owed; drafts and void
     ones do not count (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
@@ -96,8 +96,9 @@ async def with_unpaid_invoices(api: StripeApi, found: Mapping[str, Any]) -> dict
         return {**found}
     unpaid: list[Mapping[str, Any]] = []
     for invoice in await api.list("/v1/invoices", {"subscription": str(found["id"])}):
-        if invoice["status"] in _SETTLED and text_in(invoice, "billing_reason") != _MANUAL:
-            break
+        is_settled = invoice["status"] in _SETTLED and text_in(invoice, "billing_reason") != _MANUAL
+        if is_settled and unpaid:
+            break  # Before that, it has not ended what is owed: the status says so.
         if invoice["status"] == "open":
             unpaid.append(invoice)
     return {**found, UNPAID_INVOICES: unpaid}
