@@ -54,6 +54,7 @@ TEXT = "Grüße aus 東京, alle miteinander. "
 TOKENS = len(TEXT.encode()) // 4
 WHOLE: dict[str, Any] = {"id": "c1", "object": "chat.completion", "model": "m", "choices": []}
 WHOLE["usage"] = DETAILED
+ONE_WORD = {"object": "chat.completion", "model": "m", "choices": [{"message": {"content": "No"}}]}
 
 
 async def counted(app: ASGIApp, url: str, path: str = "/auto", **options: Any) -> tuple[int, ...]:
@@ -199,6 +200,12 @@ async def test_a_complete_answer_without_usage_is_billed_by_its_text(
     assert "token usage of a response is estimated" in told
     # F-40: only where there is such an option.
     assert name.startswith("chat stream") == ("include_usage" in told)
+
+
+async def test_an_answer_of_one_word_without_usage_is_not_free(store_url: str) -> None:
+    """A text of less than four bytes was none, and the request was not billed."""
+    for said, kind in ((sse(chat({"content": "No"})) + DONE, SSE_TYPE), (compact(ONE_WORD), JSON_TYPE)):
+        assert (PROMPT_TOKENS, 1) == await counted(answering([said], kind), store_url, "/openai")
 
 
 @pytest.mark.parametrize(("word", "size"), [("anthropic", 5_000), ("ollama", 1)])
