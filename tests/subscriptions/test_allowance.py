@@ -89,7 +89,7 @@ async def test_a_downgrade_at_once_takes_back_unused_credit_only(store_url: str)
         assert sorted(june) == [("adjustment", -80), ("burn", -31), ("expire", -69), ("grant", 180)]
 
 
-async def test_another_key_of_a_plan_gives_no_less(store_url: str) -> None:
+async def test_another_key_of_a_plan_gives_no_less(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """A change to the new key was refused, and its plan is no other: the month is paid."""
     async with shop(store_url, catalog=CATALOG) as at:
         await at.subscribed(plan="pro")
@@ -98,6 +98,8 @@ async def test_another_key_of_a_plan_gives_no_less(store_url: str) -> None:
         async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed) as kit:
             await kit.subscriptions.sync("acme")
             assert (await kit.customers.get("acme")).missing_plan == "pro"
+            await kit.check("acme", "requests")
+            assert "plan 'pro', which customer 'acme' is on, is not in" in caplog.text
             assert (await kit.subscriptions.preview("acme", plan="solo")).proration.net_cents == 0
             await kit.subscriptions.change_plan("acme", "solo")
             assert (await kit.customers.get("acme")).plan == "solo"

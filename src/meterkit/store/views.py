@@ -231,8 +231,6 @@ class CustomerView:
         if by_ip is not None:
             state = CustomerState(plan=by_ip.plan)
             data = state.dump().encode()
-        if state.plan is not None and state.plan not in cache.catalog.plans:
-            cache.alarms.log_unknown_plan(customer, state.plan)
         self.cache = cache
         self.customer = customer
         self.anonymous = anonymous
@@ -241,6 +239,8 @@ class CustomerView:
         self._data = data
         self.linked = state.stripe_customer is not None
         self.effective = effective = cache.resolve_plan(state, now_ms)
+        if effective.missing_plan is not None:
+            cache.alarms.log_unknown_plan(customer, effective.missing_plan)
         subscription = state.subscription
         self.is_trial = subscription is not None and subscription.is_trial_of(effective.bounds.start_ms)
         self.entitlements = cache.resolve_entitlements(self.effective)
