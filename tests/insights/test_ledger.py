@@ -134,6 +134,7 @@ async def test_dollars_of_a_balance_are_no_revenue_in_yen(store_url: str, audit_
             assert call is not None
             assert call.charged_micros == 507
             assert call.revenue_micros == found["revenue_micros"] == revenue
+            assert found["margin_micros"] == (None if currency == "jpy" else revenue - 390)
 
 
 async def test_an_unknown_cost_is_not_free(at: Audited) -> None:

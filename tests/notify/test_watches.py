@@ -420,6 +420,19 @@ async def test_a_deleted_customer_has_no_more_spikes(store_url: str, tmp_path: P
         assert await SpikesToday(kit.store).all() == []
 
 
+async def test_a_deletion_erases_the_spikes_of_days_before(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(store_url, clock) as kit:
+        spikes = SpikesToday(kit.store)
+        for customer in ("acme", "bolt"):
+            await spikes.add(CustomerSpike(customer, "requests", kit.store.now_ms(), "hour", 5_000, 100))
+        await kit.record("acme", "requests", 1)
+        clock.advance(timedelta(days=1))
+        await kit.customers.delete("acme")
+        clock.set(NOW)
+        assert [spike.customer for spike in await spikes.all()] == ["bolt"]
+
+
 async def test_a_spike_of_a_damaged_customer_holds_up_no_other(
     store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

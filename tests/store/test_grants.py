@@ -165,6 +165,8 @@ async def test_a_grant_pays_only_while_it_is_effective(kit: MeterKit, clock: Clo
     assert not (await kit.check("acme", "output_tokens")).allowed
     (expired,) = await kit.grants.list("acme")
     assert (expired.status, expired.remaining) == ("expired", 0)
+    lines = [(line.entry, line.quantity) for line in await kit.grants.ledger("acme")]
+    assert sorted(lines) == [("burn", -10), ("expire", -20), ("grant", 30)]
 
 
 async def test_a_void_grant_pays_no_more_and_what_it_paid_stays(kit: MeterKit) -> None:

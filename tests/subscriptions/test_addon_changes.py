@@ -157,6 +157,18 @@ async def test_fewer_wait_for_the_periods_end(at: Shop) -> None:
     assert await totals(at) == [4500, 3500]
 
 
+async def test_fewer_wait_for_the_end_of_a_year_whatever_the_file_says(store_url: str) -> None:
+    yearly = AT_ONCE.replace("interval: month", "interval: year").replace(
+        "1500, interval: year", "1500, interval: year, included_per: interval"
+    )
+    async with opened(store_url, yearly) as at:
+        await begun(at, addons={"storage_pack": 3})
+        found = await bought(at, storage_pack=1)
+        year_end = (await at.kit.usage("acme"))["period"]["end"]
+        assert found.addons == {"storage_pack": 3}
+        assert waiting(found) == ("team", {"storage_pack": 1}, year_end)
+
+
 async def test_the_present_quantity_takes_a_scheduled_one_back(at: Shop) -> None:
     subscription = await begun(at, addons={"storage_pack": 3, "call_pack": 2})
     assert waiting(await bought(at, storage_pack=0)) == ("team", {"call_pack": 2}, END)

@@ -187,6 +187,8 @@ def parts(cents: int, price: str = "price_pro", *, seats: int = 0) -> dict[str, 
         (1, 2_900, BillingCycle(0, 2 * DAY_S, DAY_S), 1, 1_450),
         (2_900, 1_000, BillingCycle(0, DAY_S, DAY_S), 0, 0),
         (2_900, 1_000, BillingCycle(0, DAY_S, 0), 2_900, 1_000),
+        # A clock behind Stripe's: never more than the whole period.
+        (2_900, 1_000, BillingCycle(DAY_S, 2 * DAY_S, 0), 2_900, 1_000),
     ],
 )
 def test_invoices_made_by_stripe(old: int, new: int, cycle: BillingCycle, credit: int, charge: int) -> None:

@@ -345,7 +345,17 @@ async def refund(at: Shop) -> None:
     await at.stripe_change("/v1/refunds", payment_intent=paid["payment"]["payment_intent"])
 
 
-@pytest.mark.parametrize("undo", [void_renewal, add_credit_note, refund])
+async def credit_open_renewal(at: Shop) -> None:
+    """Let the renewal fail, credit a part of it by a credit note, and let the rest be paid."""
+    await at.fail_payments()
+    at.go(END + timedelta(hours=2))
+    at.emulator.mend_payments(await linked_of(at))
+    renewal = (await at.invoices())[-1]["id"]
+    await at.stripe_change("/v1/credit_notes", invoice=renewal, amount="1000")
+    await at.stripe_change(f"/v1/invoices/{renewal}/pay")
+
+
+@pytest.mark.parametrize("undo", [void_renewal, add_credit_note, refund, credit_open_renewal])
 async def test_money_that_went_back_or_never_came_is_not_credited(
     at: Shop, undo: Callable[[Shop], Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
