@@ -343,6 +343,17 @@ async def test_a_deactivated_meter_is_active_again(at: Shop) -> None:
         assert {line.name: line.action for line in done.lines}["ai_tokens"] == action
 
 
+async def test_an_active_meter_comes_before_a_newer_inactive_one(at: Shop) -> None:
+    first = await at.sync()
+    older = next(line.id for line in first.lines if line.name == "ai_tokens")
+    await at.api.post(f"/v1/billing/meters/{older}/deactivate")
+    newer = at.emulator.add_meter("ai_tokens")
+    await at.api.post(f"/v1/billing/meters/{newer}/deactivate")
+    await at.api.post(f"/v1/billing/meters/{older}/reactivate")
+    (line,) = [line for line in (await at.sync()).lines if line.name == "ai_tokens"]
+    assert (line.id, line.action) == (older, "is there")
+
+
 async def test_a_meter_of_another_formula_is_a_problem(at: Shop) -> None:
     at.emulator.add_meter("ai_tokens", formula="last")
     assert "aggregates by last" in await at.refuses(PLANS)

@@ -181,6 +181,12 @@ async def test_a_forecast_counts_earlier_overage_only_once(store_url: str, tmp_p
     assert f"Forecast: {expected:,} {expected - 1_200:,} of it from grants" in words
 
 
+async def test_a_plan_of_the_same_rank_is_not_the_next_one(store_url: str) -> None:
+    catalog = loads(PLANS.replace("plans:\n", "plans:\n  also: {extends: pro, name: Also}\n", 1))
+    async with MeterKit(catalog, redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        assert "Next plan: Max, " in card_of((await client.get("/")).text, "plan")
+
+
 async def test_the_plan_its_price_and_the_next_one(store_url: str) -> None:
     clock = Clock(START)
     async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock) as kit, page_of(kit) as client:

@@ -126,10 +126,10 @@ async def test_the_invoice_to_pay_is_first(store_url: str, monkeypatch: pytest.M
         assert rows_of((await client.get("/")).text, "lines") == [to_pay, paid]
 
         newest, oldest = await at.kit.subscriptions.invoices("acme")
-        four = [replace(newest, status=status) for status in ("draft", "paid", "open", "paid")]
+        shown = [replace(newest, status=status) for status in ("draft", "void", "paid", "open", "paid")]
 
         async def invoices(_: str) -> list[Invoice]:
-            return [*four, oldest]
+            return [*shown, oldest]
 
         monkeypatch.setattr(at.kit.subscriptions, "invoices", invoices)
         renewed = "USD 15.00, paid 1 Jul 2031"
