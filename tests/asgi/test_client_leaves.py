@@ -601,10 +601,11 @@ LONG: Final = [{"content": "y. " * 200_000}, {"content": "y. " * 500_000}]
     [
         (b"\xff\xd8\xff\xe0" * 500, 85, 85),
         (compact({"question": "x" * 300}), 75, 75),
+        (compact({"question": "x" * 303}), 75, 75),
         (compact({"messages": LONG}), 340_000, 352_000),
         (compact({"messages": [{"content": "A" * 3_000_000}]}), 85, 700),
     ],
-    ids=["binary", "own shape", "long", "image"],
+    ids=["binary", "own shape", "rounded down", "long", "image"],
 )
 async def test_any_request_is_estimated(body: bytes, least: int, most: int, store_url: str) -> None:
     async with metered(streaming(CHUNKS), store_url) as at:

@@ -126,6 +126,13 @@ async def test_a_shadow_route_is_never_refused(any_store_url: str, caplog: pytes
     assert [vars(record)["shadow"] for record in lines] == [True, True, False]
 
 
+async def test_a_waived_refusal_names_the_instant_of_its_reset() -> None:
+    async with served(hello, plans=SHADOW) as at:
+        answers = [await at.client.get("/both") for _ in range(7)]
+        ends = (await at.kit.usage("acme"))["period"]["end"].timestamp()
+    assert [answer.headers["x-ratelimit-reset"] for answer in answers[5:]] == [f"{ends:.0f}"] * 2
+
+
 async def test_the_suspended_and_unentitled_count_in_shadow(caplog: pytest.LogCaptureFixture) -> None:
     async with served(hello, plans=SHADOW) as at:
         await at.kit.customers.set_status("acme", "unpaid")

@@ -487,3 +487,17 @@ async def test_bytes_are_set_aside_ahead_only_where_much_is_left(included: int, 
     async with served(app, plans=plans) as http:
         await put(http, pieces(700, ends=False))
         assert (held, await held_of(http)) == ([ahead], (0, 0))
+
+
+async def test_an_event_id_of_an_address_is_not_one_of_a_customer() -> None:
+    """A customer's id may be the text of an IP address: each of the two counts its own changes."""
+    levels: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        levels.append(await at.kit.gauges.adjust(current().customer, "rooms", 1, event_id="e1"))
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS, who=lambda _: None) as at:
+        assert (await put(at, pieces(0), path="/rooms", method="POST")).status == 200
+        levels.append(await at.kit.gauges.adjust("127.0.0.1", "rooms", 3, event_id="e1"))
+    assert levels == [1, 3]

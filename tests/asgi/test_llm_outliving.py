@@ -79,6 +79,21 @@ async def test_a_fetched_job_counts_once(
     assert [] == caplog.records
 
 
+async def test_a_job_that_the_app_reports_without_its_state_counts_once(store_url: str) -> None:
+    """The app reports the figures of a background response, and only its answer says that it is one."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            record_usage({**response("completed"), "background": None})
+        await saying(response("completed"))(scope, receive, send)
+
+    async with metered(app, store_url) as at:
+        await asked(at, "/auto")
+        await polled(at)
+        await at.kit.record_usage(None, response("completed"))
+        assert (600, 400) == await tokens(at.kit)
+
+
 def completion(status: str) -> dict[str, Any]:
     """An asynchronous completion of Perplexity, as `/v1/async/sonar` answers."""
     chat = {
