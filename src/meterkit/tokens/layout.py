@@ -138,10 +138,13 @@ def text_bytes(value: object, place: ValuePlace) -> int:
         return handed_bytes(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     found = 0
     if is_object:
-        members, spoken, repeats = cast("dict[str, Any]", value), place.spoken, place.repeats
+        members, spoken = cast("dict[str, Any]", value), place.spoken
         # Most members are not looked at, or hold nothing.
-        for name in members.keys() & spoken.keys():
-            if members[name] and not (name in repeats and members.get(repeats[name])):
+        names = members.keys() & spoken.keys()
+        if len(names) > 1:
+            names -= {name for name, first in place.repeats.items() if members.get(first)}
+        for name in names:
+            if members[name]:
                 found += text_bytes(members[name], spoken[name])
     else:
         for item in cast("list[object]", value):

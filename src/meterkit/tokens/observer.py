@@ -117,8 +117,8 @@ class UsageObserver:
         """Tokens of the text that no figures cover; at least one for any text of a call without figures."""
         if not self.is_known:
             return 0
-        tokens = (self.text_bytes - self._reported_bytes) // BILLED_BYTES_PER_TOKEN
-        return tokens or int(self.text_bytes > 0 and not self._reported)
+        unreported = self.text_bytes - self._reported_bytes
+        return unreported // BILLED_BYTES_PER_TOKEN or int(unreported > 0 and not self._reported)
 
     def can_recognise(self, event: Table) -> bool:
         """Whether an event is certainly a language model's, or whose response it is is known before."""
