@@ -240,6 +240,8 @@ _jitter = SystemRandom().uniform
 _AGAIN_FIRST_S: Final = 1.0
 _AGAIN_MOST_S: Final = 60.0
 _STEADY_S: Final = 60.0
+_NO_THREADS: Final = "cannot schedule new futures after"
+"""So begins the error of a pool of threads that takes no more work, as its process ends."""
 
 
 class BackgroundTasks:
@@ -282,6 +284,8 @@ class BackgroundTasks:
             try:
                 await work()
             except Exception as error:  # noqa: BLE001 - no other code would log it, or start again
+                if isinstance(error, RuntimeError) and str(error).startswith(_NO_THREADS):
+                    return
                 failed = error
             else:
                 return

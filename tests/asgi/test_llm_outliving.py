@@ -79,7 +79,7 @@ async def test_a_fetched_job_counts_once(
     assert [] == caplog.records
 
 
-async def test_a_job_that_the_app_reports_without_its_state_counts_once(store_url: str) -> None:
+async def test_a_job_reported_without_its_state_counts_once(store_url: str) -> None:
     """The app reports the figures of a background response, and only its answer says that it is one."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -120,6 +121,21 @@ def test_a_task_that_is_done_is_let_be() -> None:
 
     assert not run(beside(end, for_s=300))
     assert len(begun) == 1
+
+
+def test_a_task_without_threads_ends_with_its_process(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a process that ends Python takes the threads first: a forked worker logged an error then."""
+
+    async def look() -> None:
+        await asyncio.to_thread(now)
+
+    async def story() -> Counter[str]:
+        executor = ThreadPoolExecutor()
+        executor.shutdown()
+        asyncio.get_running_loop().set_default_executor(executor)
+        return await beside(look, for_s=60)
+
+    assert (run(story()), caplog.messages) == (Counter(), [])
 
 
 # Tasks that stay cancelled although a foreign client swallows a cancellation.
