@@ -208,8 +208,10 @@ async def test_calls_admitted_at_once_are_paid_by_the_next_grant(store_url: str)
         assert set(await asyncio.gather(*asking)) == {200}
         assert await balance(at) == MICRO - 20 * 1_820_000 == -35_400_000
         refused = await at.client.post("/plain", content=b"{}")
-        assert (refused.status_code, refused.json()["reason"]) == (402, "credits")
-        assert b"-35" not in refused.content
+        problem = refused.json()
+        del problem["instance"]  # A random number may have any digits.
+        assert (refused.status_code, problem["reason"]) == (402, "credits")
+        assert "-35" not in str(problem)
         await give(at, 40)
         assert (await balance(at), await ask(at, 1, said="own-7b", path="/plain")) == (4_600_000, 200)
 
