@@ -80,7 +80,6 @@ def test_a_lost_event_is_found_and_named(demo: Shell) -> None:
     )
 
 
-@pytest.mark.whole
 @pytest.mark.dear("all of the demonstration")
 def test_the_pages_of_a_kept_demonstration_show_its_figures(demo: Shell) -> None:
     with demo.running("demo", "--keep") as process, httpx.Client(trust_env=False) as browser:
