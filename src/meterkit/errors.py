@@ -314,7 +314,8 @@ class SubscriptionExistsError(SubscriptionError):
     def __init__(self, customer: str, *, subscription: str, status: str) -> None:
         self.customer = customer
         self.subscription = subscription
-        cure, is_so = "resume" if status == "paused" else "change", f"which is {status.replace('_', ' ')}"
+        cure = "resume" if status == "paused" else "change"
+        is_so = f"which is {status.replace('_', ' ')}"
         super().__init__(
             f"customer {customer!r} already has a subscription, {subscription}, {is_so}; {cure} that one",
             advice=f"There is already a subscription, {is_so}. {cure.title()} that one.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from json import dumps
@@ -33,14 +33,13 @@ from meterkit.serving import BackgroundTasks
 from meterkit.store.spool_file import list_spools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine
 
     from meterkit import MeterKit
     from meterkit.cli.output import Steps
     from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
     from meterkit.outbox.sealer import LateUsage
-    from meterkit.store.spool_file import SpoolInfo
 
 commands = typer.Typer()
 
@@ -268,9 +267,10 @@ def _print_foreign_spools(kit: MeterKit) -> None:
     store = kit.store
     if store.spool_dir is None:
         return
-    found: Sequence[SpoolInfo] = ()
-    with suppress(OSError):  # The report says why none can be read.
+    try:
         found = list_spools(store.spool_dir, store.keys, store=str(store.address), now_ms=store.now_ms())
+    except OSError:
+        return  # The report says why none can be read.
     for seen in found:
         if seen.state == "foreign":
             print_note(f"spool not sent: {seen.path}: {seen.why}")

@@ -349,10 +349,8 @@ class EventLoopSpool:
         self._refused.clear()
         try:
             found = await self._in_thread(lambda: list(find_spools(self._directory, self._header)))
-        except OSError as error:
-            self._refused[self._directory] = (
-                f"it cannot be read: {error.strerror}"  # The start has logged it.
-            )
+        except OSError as error:  # The start has logged it.
+            self._refused[self._directory] = f"it cannot be read: {error.strerror}"
             found = []
         for path in found:
             if self._file is not None and path == self._file.path:
