@@ -111,9 +111,7 @@ class Delivery(Checks):
             customer.begin(self.wall, self._view(name, self.wall))
         kinds = (customer.included, customer.overage, customer.granted, customer.credited, customer.over_cap)
         recorded = self.random.choice(kinds)
-        sealed = (intent.value for intent in self.shard.intents.values() if intent.customer == name)
-        # Units that were taken back may be on their way, and come back from there to any meter of theirs.
-        waits = customer.pending[meter] + sum(value for value in sealed if value > 0)
+        waits = customer.pending[meter] + self._sealed_units(name)
         if max(waits, sum(counts[meter] for counts in kinds)) + quantity <= 9 * 10**15:
             recorded[meter] += quantity
             if self.random.random() < 0.9:
@@ -130,6 +128,11 @@ class Delivery(Checks):
             customer.lives = NEVER_MS
         self.store(f"c:{name}", "dirty", "unlinked")
 
+    def _sealed_units(self, name: str) -> int:
+        """Units on their way to Stripe: they may come back to any meter and period of the customer."""
+        sealed = (intent.value for intent in self.shard.intents.values() if intent.customer == name)
+        return sum(value for value in sealed if value > 0)
+
     def plant_closed(self, name: str) -> None:
         """What is pending of periods that are over, or were cut short a minute ago, or a few ahead."""
         customer, token = self.shard.customers[name], meter_token(self.random.choice(METERS))
@@ -137,7 +140,8 @@ class Delivery(Checks):
         edge = self.wall // MINUTE_MS + self.random.choice((-9, 1, 4, 5, 6, 7))
         ends = edge * MINUTE_MS + self.random.choice((0, 0, -1, 1, 30_000))
         customer.closed.setdefault(f"{begins}|e", ends)
-        customer.closed[f"{begins}|{token}p"] = self.random.choice(QUANTITIES)
+        room = max(1, 9 * 10**15 - self._sealed_units(name))
+        customer.closed[f"{begins}|{token}p"] = min(self.random.choice(QUANTITIES), room)
         if self.random.random() < 0.3:
             customer.closed[f"{begins}|{token}i"] = 7
         self.shard.ttls.setdefault(f"t:{name}", DAY_MS)

@@ -241,10 +241,12 @@ def items_in(value: Any) -> int:
     return len(items) + sum(map(items_in, items))
 
 
-def kept(value: Any, place: ValuePlace = ROOT) -> Any:
-    """The kept part of parsed JSON."""
+def kept(value: Any, place: ValuePlace = ROOT, name: str = "") -> Any:
+    """The kept part of parsed JSON: of a member of this name."""
     if isinstance(value, str):
-        return value if not place.text and len(json.dumps(value, ensure_ascii=False).encode()) <= 256 else ""
+        most = 2_048 if name in {"id", "item_id", "generation_id", "responseId", "response_id"} else 256
+        is_kept = not place.text and len(json.dumps(value, ensure_ascii=False).encode()) <= most
+        return value if is_kept else ""
     if isinstance(value, list):
         return [kept(item, place) for item in rows(cast("object", value))] if place.entered else []
     if not isinstance(value, dict):
@@ -255,7 +257,7 @@ def kept(value: Any, place: ValuePlace = ROOT) -> Any:
     for name, inner in cast("dict[str, Any]", value).items():
         known = place.member(name)
         if known is not None:
-            found[name] = kept(inner, known)
+            found[name] = kept(inner, known, name)
         elif place is ROOT:
             found.setdefault(UNKNOWN, None)
     return found
