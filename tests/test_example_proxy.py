@@ -14,15 +14,14 @@ from math import floor
 from pathlib import Path
 from typing import Any, Final
 
-import anthropic
 import httpx
-import openai
 import pytest
 from genai_prices import Usage, calc_price
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.frames import Close
 
 from drivers.delivery import STRIPE_KEY
+from drivers.lazy_modules import LazyModule
 from drivers.sampled import whole
 from faults.refusals import eventually
 from meterkit import MeterKit, identify
@@ -32,6 +31,9 @@ from servers.stores import Server, spawn_server
 from test_examples import served as served_example
 
 pytestmark = pytest.mark.anyio
+
+openai: Final = LazyModule("openai")
+anthropic: Final = LazyModule("anthropic")
 
 PROXY: Final = Path(__file__).parents[1] / "examples" / "openai_proxy"
 READY_S: Final = 120.0
@@ -131,11 +133,11 @@ class Buyer:
         await eventually(found)
 
 
-def openai_of(url: str, key: str) -> openai.AsyncOpenAI:
+def openai_of(url: str, key: str) -> Any:
     return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=READY_S)
 
 
-def anthropic_of(url: str, key: str) -> anthropic.AsyncAnthropic:
+def anthropic_of(url: str, key: str) -> Any:
     return anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0, timeout=READY_S)
 
 

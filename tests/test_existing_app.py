@@ -20,14 +20,16 @@ import pytest
 import yaml
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from drivers.app import http_scope, staying
 from drivers.command_line import TIMEOUT_S, Shell
+from drivers.lazy_modules import LazyModule
 from faults.refusals import eventually
 from meterkit import MeterKit, MeterMiddleware, Settings, identify
+
+completions: Final = LazyModule("openai.types.chat")
 
 ROOT: Final = Path(__file__).parents[1]
 EXAMPLE: Final = ROOT / "examples" / "existing_app"
@@ -104,13 +106,13 @@ def litellm_app(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of the app, which streams through LiteLLM as the guide shows it."""
     stub = runpy.run_path(str(EXAMPLE / "model.py"))
 
-    async def acompletion(**asked: Any) -> AsyncIterator[ChatCompletionChunk]:
+    async def acompletion(**asked: Any) -> AsyncIterator[Any]:
         response = stub["complete"](asked)
 
-        async def chunks() -> AsyncIterator[ChatCompletionChunk]:
+        async def chunks() -> AsyncIterator[Any]:
             async for event in response.body_iterator:
                 if event.startswith("data: {"):
-                    yield ChatCompletionChunk.model_validate_json(event.removeprefix("data: "))
+                    yield completions.ChatCompletionChunk.model_validate_json(event.removeprefix("data: "))
 
         return chunks()
 
@@ -193,8 +195,8 @@ def test_a_celery_job_that_runs_again_counts_its_calls(
     scope: dict[str, Any] = {"__name__": "tasks"}
     exec(blocks("py")[3], scope)  # noqa: S102 - It is our own documentation.
 
-    def create(**asked: Any) -> ChatCompletion:
-        return ChatCompletion.model_validate(complete(asked))
+    def create(**asked: Any) -> Any:
+        return completions.ChatCompletion.model_validate(complete(asked))
 
     scope["model"] = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
     with scope["kit"] as kit:
@@ -214,8 +216,8 @@ async def test_an_arq_job_that_runs_again_counts_its_calls(
     scope: dict[str, Any] = {"__name__": "arq_worker"}
     exec(blocks("py")[4], scope)  # noqa: S102 - It is our own documentation.
 
-    async def create(**asked: Any) -> ChatCompletion:
-        return ChatCompletion.model_validate(complete(asked))
+    async def create(**asked: Any) -> Any:
+        return completions.ChatCompletion.model_validate(complete(asked))
 
     scope["model"] = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
     worker, context = scope["WorkerSettings"], {"job_id": "job-1"}

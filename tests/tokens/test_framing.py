@@ -241,10 +241,10 @@ def items_in(value: Any) -> int:
     return len(items) + sum(map(items_in, items))
 
 
-def kept(value: Any, place: ValuePlace = ROOT, name: str = "") -> Any:
+def kept(value: Any, place: ValuePlace = ROOT, member: str = "") -> Any:
     """The kept part of parsed JSON: of a member of this name."""
     if isinstance(value, str):
-        most = 2_048 if name in {"id", "item_id", "generation_id", "responseId", "response_id"} else 256
+        most = 2_048 if member in {"id", "item_id", "generation_id", "responseId", "response_id"} else 256
         is_kept = not place.text and len(json.dumps(value, ensure_ascii=False).encode()) <= most
         return value if is_kept else ""
     if isinstance(value, list):
