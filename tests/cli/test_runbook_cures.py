@@ -22,7 +22,6 @@ from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import reached
 from drivers.kit_parts import is_upkeep_seen
 from drivers.plans import plans_text
-from drivers.sampled import whole
 from drivers.spools import spool_with
 from faults.refusals import eventually
 from meterkit import MeterKit
@@ -75,7 +74,7 @@ LEFT_UNDONE: Final = (
     *("doctor", "webhooks redrive", "revenue", "recover", "audit rebuild", "flush"),
 )
 BOTH: Final = pytest.mark.parametrize(
-    "plans", [pytest.param(PLANS, id="meters for Stripe"), whole(WITHOUT_STRIPE, id="none")]
+    "plans", [pytest.param(PLANS, id="meters for Stripe"), pytest.param(WITHOUT_STRIPE, id="none")]
 )
 
 
@@ -212,6 +211,7 @@ def test_with_a_key_each_cure_is_done(
 
 @BOTH
 @pytest.mark.dear("sixty commands are run")
+@pytest.mark.whole
 def test_without_a_key_each_cure_is_done_or_names_the_setting(
     directory: Path, monkeypatch: pytest.MonkeyPatch, plans: str
 ) -> None:
@@ -232,6 +232,7 @@ def test_without_a_key_each_cure_is_done_or_names_the_setting(
 @pytest.mark.anyio
 @BOTH
 @pytest.mark.dear("a worker is started")
+@pytest.mark.whole
 async def test_a_worker_without_a_key_reads_queue_and_buckets(
     directory: Path, store_url: str, objects: str, plans: str
 ) -> None:

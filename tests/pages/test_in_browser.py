@@ -148,6 +148,7 @@ LEVELS: Final = """[...document.querySelectorAll("progress + p .level")].map((of
   getComputedStyle(of).color === getComputedStyle(of.closest("p").previousElementSibling).accentColor])"""
 
 
+@pytest.mark.whole
 async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
     async with MeterKit(loads(MONEY), redis_url=store_url, clock=Clock(START)) as kit, chromium() as browser:
         await kit.customers.spend_limit("acme", 2_000, per="day")

@@ -266,6 +266,7 @@ async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> N
 
 @needs_chromium
 @pytest.mark.dear("a browser")
+@pytest.mark.whole
 async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path) -> None:
     async with used(store_url, tmp_path, OF_USERS) as kit, chromium() as browser:
         screens: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 360), ("dark", 1200))

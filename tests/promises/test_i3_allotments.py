@@ -79,7 +79,7 @@ plans:
 SHARED: Final = 10_000
 """A minute."""
 ROUTES: Final = (
-    *("bucket", "several"),
+    *(whole("bucket"), "several"),
     *(whole(meter) for meter in ("included", "capped", "sliding", "fixed")),
 )
 """The bucket, which is not allotted, comes first: units of the others may be granted a moment longer."""
@@ -199,6 +199,7 @@ async def used_up(processes: list[Worker], *, customer: str, path: str) -> int:
 
 @pytest.mark.dear("eight processes, five turns")
 @pytest.mark.anyio
+@pytest.mark.whole
 async def test_i3_eight_allotting_processes_keep_to_the_concurrency(
     store_url: str, racing: list[Worker]
 ) -> None:
@@ -258,6 +259,7 @@ async def all_given_back(processes: list[Worker]) -> None:
 
 @pytest.mark.dear("a process is killed, and another uses the limit up")
 @pytest.mark.anyio
+@pytest.mark.whole
 async def test_i3_a_process_that_dies_with_units_never_gives_more(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
     told = {"customer": "acme", "path": "/included"}

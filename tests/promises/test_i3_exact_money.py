@@ -179,6 +179,7 @@ class Customer:
 
 
 @pytest.mark.dear("four processes decide 350 times, each against rational numbers")
+@pytest.mark.whole
 async def test_i3_money_is_exact_in_four_processes(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
     started = await asyncio.gather(*(start(options, Calling) for _ in range(PROCESSES)))

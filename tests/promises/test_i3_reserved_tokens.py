@@ -189,7 +189,7 @@ async def stream_until_killed(port: int, begun: asyncio.Semaphore) -> bytes:
     ("plan", "served"),
     [
         ("budget", "by kit.reserve"),
-        ("credit", "by uvicorn"),
+        whole("credit", "by uvicorn"),
         whole("budget", "by uvicorn"),
         whole("credit", "by kit.reserve"),
     ],
@@ -277,7 +277,7 @@ async def test_i3_a_kill_before_the_captures_reply_bills_once_at_most(
         assert not (await of.kit.check("acme", "output_tokens", rest + 1)).allowed
 
 
-@pytest.mark.parametrize("plan", ["budget", "credit"])
+@pytest.mark.parametrize("plan", ["budget", whole("credit")])
 async def test_i3_a_kill_during_a_race_leaves_the_counts_right(store_url: str, plan: Plan) -> None:
     options = {"store": store_url, "now": NOW.isoformat()}
     async with purse(store_url, plan) as of, reservers(3, **options) as (doomed, *others):

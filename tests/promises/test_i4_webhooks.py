@@ -67,6 +67,7 @@ async def serving(directory: Path, environment: dict[str, str]) -> AsyncGenerato
 
 
 @pytest.mark.dear("three app servers start")
+@pytest.mark.whole
 async def test_i4_a_checkout_binds_the_next_request_of_three_processes(
     valkey: Server, tmp_path: Path
 ) -> None:

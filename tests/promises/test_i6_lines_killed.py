@@ -9,7 +9,6 @@ import pytest
 
 from drivers.line_stories import END, Billed, bill_of, die_everywhere, sign_up, turn
 from drivers.plans import plans_text
-from drivers.sampled import whole
 from drivers.usage_lines import add_pending
 from drivers.world import World
 from meterkit.catalog import loads
@@ -61,7 +60,8 @@ async def move_pending_line(world: World, dies_at: int) -> Billed:
 
 
 @pytest.mark.dear("each death is a story of its own")
-@pytest.mark.parametrize("is_subscribed", [whole(True), False])
+@pytest.mark.parametrize("is_subscribed", [True, False])
+@pytest.mark.whole
 def test_i6_a_process_dies_as_it_writes_lines(monkeypatch: pytest.MonkeyPatch, is_subscribed: bool) -> None:
     async def story(world: World, dies_at: int) -> Billed:
         return await write_lines(world, dies_at, is_subscribed=is_subscribed)

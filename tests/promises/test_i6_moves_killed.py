@@ -64,7 +64,8 @@ async def _record(world: World, units: int) -> None:
 
 
 @pytest.mark.dear("each death is a story of its own")
-@pytest.mark.parametrize("to", ["lines", pytest.param("meters", marks=pytest.mark.whole)])
+@pytest.mark.parametrize("to", ["lines", "meters"])
+@pytest.mark.whole
 def test_i6_a_process_dies_as_usage_moves(monkeypatch: pytest.MonkeyPatch, to: str) -> None:
     by_lines = to == "lines"
     former, target = (METERS, LINES) if by_lines else (LINES, METERS)

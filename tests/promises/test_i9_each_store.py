@@ -198,6 +198,7 @@ async def test_i9_what_is_over_at_once_costs_nothing_either(
         await eventually(lambda: not lane_of(kit).is_down)
 
 
+@pytest.mark.whole
 async def test_i9_a_hanging_cluster_node_spools_its_own_customers(cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.masters[1]
     async with loaded(cluster.url, tmp_path) as kit:
@@ -234,6 +235,7 @@ def kill(server: Server) -> None:
 
 
 @pytest.mark.dear("eight customers ask without a pause while their store is down")
+@pytest.mark.whole
 async def test_i9_i11_a_killed_node_that_returns_loses_no_unit(tmp_path: Path) -> None:
     with spawn_cluster(*OPTIONS, "--cluster-require-full-coverage", "no") as cluster:
         async with loaded(cluster.url, tmp_path) as kit:
@@ -260,6 +262,7 @@ async def test_i9_a_sentinel_failover_costs_no_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.dear("six nodes start, and one of them dies under load")
+@pytest.mark.whole
 async def test_i9_a_cluster_failover_costs_no_request(tmp_path: Path) -> None:
     options = (*OPTIONS, "--cluster-require-full-coverage", "no")
     with spawn_cluster(*options, replicas=True, node_timeout_ms=1_000) as cluster:
@@ -321,6 +324,7 @@ async def test_i9_a_server_that_hangs_and_dies_costs_no_request(
 
 
 @pytest.mark.dear("eight customers ask without a pause while their store is down")
+@pytest.mark.whole
 async def test_i9_a_server_that_loads_its_file_costs_no_request(
     start: Callable[..., Server], tmp_path: Path
 ) -> None:

@@ -251,7 +251,8 @@ def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(usage: str, typist
 
 
 @pytest.mark.dear("each command of a page in bash")
-@pytest.mark.parametrize("usage", some(USAGES, ["lines"]))
+@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.whole
 def test_the_quickstart_does_what_it_says(usage: str, typist: Typist) -> None:
     bill_by(typist, usage)
     look = Shown(QUICKSTART, "console", "$ meterkit usage bob --json > bob.json\n", None)

@@ -178,6 +178,7 @@ async def test_a_key_that_has_moved_ahead_of_its_slot_is_asked_for() -> None:
             assert to.command("EXISTS", producer) == 1
 
 
+@pytest.mark.whole
 async def test_all_customers_are_listed_while_slots_move_to_a_new_node() -> None:
     # Those at a node that had joined were in no report, and no error said so.
     with spawn_cluster(masters=1) as cluster:
@@ -224,6 +225,7 @@ async def has_recorded(kit: MeterKit, customer: str, quantity: int) -> bool:
         return False
 
 
+@pytest.mark.whole
 async def test_i9_a_node_cut_off_from_the_others_is_not_believed() -> None:
     # It answered as before, and its customers were refused for as long as it did.
     replicas = ("--cluster-require-full-coverage", "no")
@@ -245,6 +247,7 @@ async def test_i9_a_node_cut_off_from_the_others_is_not_believed() -> None:
             assert (await other.consume(customer, "requests")).allowed
 
 
+@pytest.mark.whole
 async def test_a_node_that_is_named_as_one_server_delivers_and_warns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -310,6 +313,7 @@ async def test_i9_other_shards_are_served_while_a_node_is_down() -> None:
             assert {customer: found[customer] for customer in living} == dict.fromkeys(living, 2)
 
 
+@pytest.mark.whole
 async def test_i9_a_job_that_begins_as_its_node_goes_down_is_no_error() -> None:
     """The customer's request is answered and counted; only the job's own hold is missing."""
     with spawn_cluster("--cluster-require-full-coverage", "no") as cluster, ExitStack() as outage:
@@ -357,6 +361,7 @@ async def test_i9_a_slot_without_a_node_ends_no_connection(
             assert (await kit.usage(gone))["meters"]["requests"]["recorded"] == 6
 
 
+@pytest.mark.whole
 async def test_i9_spools_are_not_waited_for_while_a_node_is_down() -> None:
     # `meterkit flush --all` hung, and delivered nothing of all others either.
     with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
@@ -379,6 +384,7 @@ def _reaches(kit: MeterKit, customer: str) -> bool:
     return lane.at(kit.store.keys.customer(customer).shard) is not None
 
 
+@pytest.mark.whole
 async def test_i11_a_replica_takes_over_where_a_node_is_killed() -> None:
     options = ("--cluster-require-full-coverage", "no")  # The others go on, and do not say that one is gone.
     with spawn_cluster(*options, replicas=True, node_timeout_ms=1_000) as cluster:
@@ -436,6 +442,7 @@ async def test_i3_i5_i11_a_node_joins_and_leaves_under_load() -> None:
             assert taken <= shards_of(kit, second, cluster)
 
 
+@pytest.mark.whole
 async def test_i6_of_a_node_whose_replica_is_away_nothing_is_delivered() -> None:
     # While the masters do not agree that it has failed, it may take over, with what it knew.
     with spawn_cluster("--appendonly", "yes", replicas=True) as cluster:
@@ -655,6 +662,7 @@ async def test_i10_sentinels_may_have_a_password_of_their_own(caplog: pytest.Log
         assert "S3CRET" not in f"{caught.value!r}{kit.store.address!r}{caplog.text}"
 
 
+@pytest.mark.whole
 async def test_tls_is_spoken_with_sentinels_and_with_the_master(authority: Authority) -> None:
     with spawn_watched() as watched:
         asked, tls = watched.sentinels[0], authority.serving()

@@ -260,6 +260,7 @@ def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 @pytest.mark.dear("runs each command once")
+@pytest.mark.whole
 def test_the_documented_rights_are_enough_for_each_command(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import ask, eventually, in_flight, kit_at, metered, open_sockets, settled, used
 from servers.stores import Server
@@ -197,6 +198,7 @@ def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: s
 
 
 @pytest.mark.dear("a process of its own")
+@pytest.mark.whole
 def test_i7_a_loop_may_be_closed_without_the_store(valkey: Server) -> None:
     # F-16
     program = """
@@ -324,7 +326,7 @@ def test_calls_without_a_price_are_counted_once_after_a_fork(valkey: Server) -> 
 
 
 @pytest.mark.dear("a process of its own")
-@pytest.mark.parametrize("store", ["a server", "a server of its own"])
+@pytest.mark.parametrize("store", [whole("a server"), "a server of its own"])
 def test_i6_a_fork_counts_what_each_process_settles_once(valkey: Server, store: str, tmp_path: Path) -> None:
     # As pre-forking servers do; and a child leaves the parent's connection alone.
     url = valkey.url if store == "a server" else f"embedded://{tmp_path}/store"
