@@ -132,10 +132,7 @@ def compile_subject(
     ceilings = [] if rates_only else ceilings
     counted = [*rates, *ceilings, *concurrency]
     fields = [part.field for part in counted]
-    numbers = [number for part in rates for number in part.numbers]
-    for part in (*ceilings, *concurrency):  # Beyond the ceiling of a subject nothing is billed.
-        most, _, needed, taken = part.numbers
-        numbers += (most, needed, taken)
+    numbers = [number for part in counted for number in part.numbers]
     measures = [part.measure for part in counted]
     budget = subject_budget(limits, catalog)
     if rates_only or all(unit_price(name, "", entitlements, catalog) is None for name in demands):
@@ -194,7 +191,7 @@ def renew_hold(kind: str, hold: SubjectHold) -> SubjectDemand:
     )
     numbers = [keep_ms_of(()), 0, len(hold.quantities), len(hold.concurrency), int(bool(hold.spent))]
     for quantity in (*hold.quantities.values(), *(1 for _ in hold.concurrency)):
-        numbers += (0, 0, quantity)
+        numbers += (0, -1, 0, quantity)
     if hold.spent:
         numbers += (0, 0, 1, 0, hold.spent)
     return SubjectDemand(kind, fields, tuple(numbers), (), hold._replace(rates=frozenset()))

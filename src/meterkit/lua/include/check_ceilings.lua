@@ -5,11 +5,12 @@
 --   backing: what grants and credits add, see extend_ceilings; or nil
 --   is_counting: whether anything may be written; is_refused: whether another policy refuses the request
 --   hset, hset_count: arguments of the HSET of all changed fields, and how many there are; report_policy: see decide
+--   period: of the ceilings of a subject the first instant of the period, which stands in place of what is pending; or nil
 -- Returns whether the request is refused, hset_count, and where the terms go on.
 --include unpack_meter
 --include live_holds
 local function check_ceilings(fields, terms, at, words, name_offset, before, count, exempt, backing, current_slot,
-  is_counting, is_refused, hset, hset_count, report_policy)
+  is_counting, is_refused, hset, hset_count, report_policy, period)
   local backed_count = backing and backing.count or 0
   for nth = 1, count do
     local included, overage_limit, needed, quantity
@@ -18,6 +19,9 @@ local function check_ceilings(fields, terms, at, words, name_offset, before, cou
     local name = words[name_offset + place]
     local counted, overage, pending, slot, held, held_before, extras = unpack_meter(fields[place], name)
     held, held_before = live_holds(current_slot, slot, held, held_before)
+    if period then
+      counted, pending = pending == period and counted or 0, period
+    end
     local available = math.max(0, included - counted) + math.max(0, overage_limit - overage)
     if nth <= backed_count then
       available = available + backing.units_of(nth)

@@ -8,7 +8,7 @@
 -- which returns nil, or the word of the reply if a subject was not stored; see write_subject.
 --include unpack_meter
 --include release_hold
---include correct_rate
+--include correct_rates
 --include unpack_life
 --include write_subject
 local function settle_subjects(keys, words, terms, begins_ms, ends_ms, hold_slot, is_recorded, now)
@@ -17,7 +17,7 @@ local function settle_subjects(keys, words, terms, begins_ms, ends_ms, hold_slot
   for nth = 2, #keys do
     local meter_count, rate_count, spend_rate_count
     meter_count, rate_count, spend_rate_count, at = read('<ddd', terms, at)
-    local key, lives_ms, longest_ms = keys[nth], 0, 0
+    local key, lives_ms = keys[nth], 0
     local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + meter_count + rate_count))
     local hset, hset_count = {key, nil, nil, nil, nil, nil, nil}, 1 -- With room: growing a table copies it.
     for place = 2, meter_count + 1 do
@@ -34,20 +34,12 @@ local function settle_subjects(keys, words, terms, begins_ms, ends_ms, hold_slot
       hset[hset_count + 2] = pack(FORM, counted, 0, begins_ms, current_slot, held, held_before, '')
       hset_count = hset_count + 2
     end
-    for place = meter_count + 2, meter_count + rate_count + 1 do
-      local name, kind, window, refill, quantity, counted_ms = words[behind + place - 1], nil, nil, nil, nil, nil
-      kind, window, refill, quantity, counted_ms, at = read('<ddddd', terms, at)
-      if not is_recorded and place > meter_count + rate_count + 1 - spend_rate_count then
-        quantity = 0
-      end
-      local packed, matters_ms = correct_rate(fields[place], name, kind, window, refill, quantity, counted_ms, now)
-      longest_ms = math.max(longest_ms, matters_ms)
-      hset[hset_count + 1] = name
-      hset[hset_count + 2] = packed
-      hset_count = hset_count + 2
-    end
-    lives_ms = QUARTER_HOUR_MS + math.max(lives_ms, now + longest_ms)
-    changed[nth - 1] = {words[behind], hset, hset_count, unpack_life(fields[1]), lives_ms, math.floor(longest_ms / 8)}
+    local lasts_ms
+    hset_count, lasts_ms = correct_rates(terms, at, rate_count, spend_rate_count, not is_recorded and 0 or nil, fields,
+      words, behind - 1, meter_count + 2, hset, hset_count, now)
+    at, lives_ms = at + SETTLED_RATE_BYTES * rate_count, math.max(lives_ms + QUARTER_HOUR_MS, now + lasts_ms)
+    changed[nth - 1] = {words[behind], hset, hset_count, unpack_life(fields[1]), lives_ms,
+      math.floor((lasts_ms - QUARTER_HOUR_MS) / 8)}
     behind = behind + meter_count + rate_count + 1
   end
   return function()
