@@ -354,10 +354,12 @@ def _warn_of_misspelled_variables() -> None:
 
 def _refusal(name: str, given: dict[str, Any]) -> str:
     """Word an error: the value, its place, the allowed values."""
-    variable = f"{_PREFIX}{name.upper()}"
+    # Pydantic reads a variable in any case; of two the last one counts.
+    written = {variable.upper(): variable for variable in os.environ if os.environ[variable]}
+    variable = written.get(f"{_PREFIX}{name.upper()}")
     if name in given:
         origin, value = f"keyword {name}", given[name]
-    elif os.environ.get(variable):
+    elif variable is not None:
         origin, value = variable, os.environ[variable]
     else:
         origin = _USUAL[name]

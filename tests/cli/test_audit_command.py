@@ -24,6 +24,8 @@ from drivers.period_ends import JULY, JUNE, MAY, PLANS, Ending, paying
 
 pytestmark = pytest.mark.anyio
 
+REBUILD_ONE = ("audit", "rebuild", "--customer")
+
 
 async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path) -> None:
     url = f"sqlite:///{directory}/audit.db"
@@ -36,11 +38,13 @@ async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path) -> None
         same = stored.run("audit", "rebuild")
         assert (same.code, same.out) == (0, "")
         assert "the counters agree with the audit log" in same.err
+        noted = ["unknown customer" in stored.run(*REBUILD_ONE, name).err for name in ("acne", "acme")]
+        assert noted == [True, False]
         admin: Any = await kit.store.admin()
         await admin.client.flushall()
     would = stored.run("audit", "rebuild", "--dry-run", "--json")
     assert (would.code, [one["raised"] for one in would.json]) == (1, [25, 5])
-    one = stored.run("audit", "rebuild", "--customer", "umbrella")
+    one = stored.run(*REBUILD_ONE, "umbrella")
     assert (one.code, one.out.splitlines()[-1].split()[0]) == (0, "umbrella")
     rest = stored.run("audit", "rebuild", "--json")
     assert (rest.code, [(row["customer"], row["raised"]) for row in rest.json]) == (0, [("acme", 25)])

@@ -128,6 +128,8 @@ async def test_f121_what_a_restore_has_parked_is_shown_and_settled(stored: Shell
         again = stored.run("recover")
         assert (again.code, again.out) == (0, "")
         assert "nothing is parked after a restore" in again.err
+        unknown = stored.run("recover", "--customer", "acne", "--dry-run")
+        assert "unknown customer acne; did you mean 'acme'?" in unknown.err
         # A backup of that instant was put back: all that waits is compared, by whoever delivers.
         doubted = stored.run("recover", "--since", "2026-01-01T00:00:00Z")
         assert (doubted.code, "are not compared with Stripe yet" in doubted.err) == (1, True)
@@ -169,5 +171,6 @@ def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:
         assert shell.run("storage", "recalculate", "bob").out.split()[-2:] == ["bob", "5"]
         assert shell.run("storage", "recalculate", "--json").json == {"ada": 7}
         assert "all stored bytes are correct" in shell.run("storage", "recalculate").err
+        assert "unknown customer bobb" in shell.run("storage", "recalculate", "bobb").err
     finally:
         server.stop()

@@ -147,6 +147,12 @@ def test_all_bad_values_are_named_and_the_first_is_the_name(monkeypatch: pytest.
     assert named == ["keyword stripe_transport", "METERKIT_KEY_PREFIX", "keyword shards"]
 
 
+def test_a_bad_variable_in_small_letters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read, too; the refusal was a KeyError."""
+    monkeypatch.setenv("meterkit_shards", "0")
+    assert refusal() == "meterkit_shards: found '0'; allowed: a whole number from 1 to 1024"
+
+
 def test_what_may_be_secret_is_not_shown() -> None:
     cases: tuple[tuple[str, object], ...] = (
         ("stripe_api_key", "sk live_hidden"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from meterkit.cli.help_pages import command_group
-from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, WrongUsageError
+from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, WrongUsageError, note_unknown
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
@@ -79,6 +79,8 @@ async def rebuild(
             session.show_rows(found, row_of, rare=RARE, empty="nothing was rebuilt")
             print_note(_ENDED_EARLY)
             raise
+        if customer is not None and not found:
+            await note_unknown(kit, customer, shown="")
     session.show_rows(found, row_of, rare=RARE, empty="the counters agree with the audit log")
     if dry_run and found:
         print_note("nothing was changed: --dry-run")

@@ -228,11 +228,14 @@ async def _recover_and_rebuild(
     with shown_steps() as steps:
         progress = steps.of("comparing with Stripe")
         recovered = await recoverer.recover(customer, dry_run=dry_run, by=operator(), progress=progress)
-        if kit.settings.audit_url is None:
-            return recovered, ()
-        steps.update("comparing with the audit log")
-        rebuilder = CounterRebuilder(kit.store, open_drainer(kit.store, kit.settings), summaries)
-        return recovered, await rebuilder.rebuild(customer, dry_run=dry_run, by=operator())
+        rebuilt: Sequence[RebuildResult] = ()
+        if kit.settings.audit_url is not None:
+            steps.update("comparing with the audit log")
+            rebuilder = CounterRebuilder(kit.store, open_drainer(kit.store, kit.settings), summaries)
+            rebuilt = await rebuilder.rebuild(customer, dry_run=dry_run, by=operator())
+    if customer is not None and not (recovered or rebuilt):
+        await note_unknown(kit, customer, shown="")
+    return recovered, rebuilt
 
 
 def _show_recovery(

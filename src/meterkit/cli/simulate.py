@@ -13,7 +13,7 @@ import typer
 
 from meterkit.catalog import load
 from meterkit.catalog.value_parsers import money
-from meterkit.cli.options import PeriodOption, WrongUsageError
+from meterkit.cli.options import PeriodOption, WrongUsageError, note_unknown
 from meterkit.cli.output import print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import period_ms
@@ -80,6 +80,8 @@ async def simulate(
                 costs=costs or None,
                 progress=steps.of("replaying customers"),
             )
+        if customer is not None:
+            await note_unknown(kit, customer, shown="")
     session.show(_as_json(found), lambda: _print_simulation(found))
     if found.disagreeing:
         print_note(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from meterkit.cli.help_pages import command_group
+from meterkit.cli.options import note_unknown
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 
@@ -28,6 +29,8 @@ async def recalculate(
     every hour.
     """
     async with session.kit(reads=dry_run) as kit:
+        if customer is not None:
+            await note_unknown(kit, customer, shown="")
         drift = await kit.storage.recalculate(customer, dry_run=dry_run)
     rows = [{"customer": name, "drift_bytes": by} for name, by in drift.items()]
     session.show(dict(drift), lambda: print_records(rows, empty="all stored bytes are correct"))
