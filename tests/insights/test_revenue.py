@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncGenerator, Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -225,8 +225,18 @@ async def test_acquisition_cost_is_spend_by_new_customers(at: Books) -> None:
     await at.revenue.spend(date(2030, 12, 25), 1001)
     await at.revenue.spend(date(2030, 11, 30), 99_999)
     assert (await at.revenue.at()).cac == 3001  # Half a cent is rounded up.
-    with pytest.raises(MeterkitError, match="found -1 cents"):
-        await at.revenue.spend(date(2031, 1, 1), -1)
+    wrong: Any
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(MeterkitError, match=f"found {wrong} cents"):
+            await at.revenue.spend(date(2031, 1, 1), wrong)
+    instant = datetime(2030, 12, 25, 9, tzinfo=UTC)
+    for refused in (
+        at.revenue.spend(instant, 1001),
+        at.revenue.at(instant),
+        at.revenue.days(instant, instant),
+    ):
+        with pytest.raises(MeterkitError, match="day: found a value of type datetime"):
+            await refused
 
 
 @pytest.mark.dear("two months at Stripe")

@@ -40,6 +40,7 @@ from meterkit.insights.revenue.revenue_formulas import (
     sum_days,
 )
 from meterkit.redis.daemon_thread import in_thread
+from meterkit.store.input_checks import shown
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
@@ -241,10 +242,11 @@ class Revenue:
         """The figures of a day that is over; default: the last one with a snapshot.
 
         Raises:
-            MeterkitError: there is no snapshot of that day.
+            MeterkitError: there is no snapshot of that day, or it is no date.
         """
         tables = self._tables
-        found = await in_thread(tables.last, day or self._yesterday())
+        asked_day = self._yesterday() if day is None else _check_day(day)
+        found = await in_thread(tables.last, asked_day)
         if found is None or day not in {None, found}:
             asked = "any day" if day is None else f"{day}"
             raise MeterkitError(
@@ -271,11 +273,11 @@ class Revenue:
         Said again, the last word counts.
 
         Raises:
-            MeterkitError: ``cents`` is below 0.
+            MeterkitError: ``day`` is no date, or ``cents`` no integer from 0.
         """
-        if cents < 0:
-            raise MeterkitError(f"spend: found {cents} cents; allowed is a number from 0")
-        await in_thread(self._tables.spend, day, cents)
+        if type(cents) is not int or cents < 0:
+            raise MeterkitError(f"spend: found {cents!r:.40} cents; allowed is a whole number from 0")
+        await in_thread(self._tables.spend, _check_day(day), cents)
 
     async def by_plan(self) -> Mapping[tuple[str, str], int]:
         """Recurring revenue (micro-cents) by plan and currency, by the last snapshot.
@@ -299,7 +301,7 @@ class Revenue:
 
     async def days(self, first: date, last: date) -> Sequence[date]:
         """The days with a snapshot, from the first to the last."""
-        return list(await in_thread(self._tables.days, first, last))
+        return list(await in_thread(self._tables.days, _check_day(first), _check_day(last)))
 
     async def snapshot(self) -> Sequence[date]:
         """Make the snapshots that are missing, the oldest first; the days that were made.
@@ -329,6 +331,13 @@ class Revenue:
         database = open_database(self._settings, "revenue is")
         tables: type[RevenueTables] = import_module("meterkit.insights.revenue.tables").RevenueTables
         return tables(database)
+
+
+def _check_day(day: date) -> date:
+    """Refuse a datetime, which is a date to Python and to type checkers, and names no day in the tables."""
+    if type(day) is not date:
+        raise MeterkitError(f"day: found {shown(day)}; allowed is a date, such as date(2026, 10, 1)")
+    return day
 
 
 def _write_again(tables: RevenueTables, day: date) -> None:
