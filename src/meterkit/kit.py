@@ -25,6 +25,7 @@ from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.errors import MeterkitError
 from meterkit.redis.daemon_thread import import_alone
+from meterkit.safe_text import plain_text
 from meterkit.serving import KitLifecycle, LoopServer, store_of
 from meterkit.store.call_amounts import price_quantities
 from meterkit.store.holds import Reservation
@@ -134,8 +135,9 @@ class MeterKit(KitLifecycle, KitParts):
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
             StoreError: the store cannot decide.
         """
-        if any(one.name == meter and one.kind == "gauge" for one in self.catalog.meters.values()):
-            demands = {meter: Demand(needed=check_quantity(quantity), taken=0)}
+        gauges = [one.name for one in self.catalog.meters.values() if one.kind == "gauge"]
+        if meter in gauges:
+            demands = {plain_text(meter): Demand(needed=check_quantity(quantity), taken=0)}
         else:
             demands = self._check_demand(meter, quantity)
         return await self.store.check(self._find_view(customer, subjects), demands)
@@ -199,7 +201,7 @@ class MeterKit(KitLifecycle, KitParts):
         quantities = collect_quantities(meter, quantity, self.catalog.meters)
         view = self._find_view(customer, subjects)
         if event_id is not None:
-            check_event_id(event_id)
+            event_id = check_event_id(event_id)
         at_ms = None if occurred_at is None else occurred_ms(occurred_at, self.store.now_ms())
         used = price_quantities(quantities, view.cache, at_ms=at_ms)
         await self.store.record(view, used, event_id=event_id, occurred_ms=at_ms)
@@ -369,6 +371,5 @@ class MeterKit(KitLifecycle, KitParts):
         return self.store.cache.get(customer, anonymous=anonymous, subjects=check_subjects(subjects))
 
     def _check_demand(self, meter: str, quantity: int) -> dict[str, Demand]:
-        check_counter(meter, self.catalog.meters)
-        check_quantity(quantity)
-        return {meter: Demand(needed=quantity, taken=quantity)}
+        name, quantity = check_counter(meter, self.catalog.meters), check_quantity(quantity)
+        return {name: Demand(needed=quantity, taken=quantity)}

@@ -1,4 +1,4 @@
-"""Escape texts from outside for terminals and logs.
+"""Escape texts from outside for terminals and logs; texts of the app as plain ones.
 
 Ids of customers are any text without control characters: they may hold U+202E, which turns what follows
 around, or U+2028, which ends a line in some programs.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-__all__ = ["escape_invisible"]
+__all__ = ["escape_invisible", "plain_text"]
 
 
 def escape_invisible(text: str) -> str:
@@ -17,6 +17,11 @@ def escape_invisible(text: str) -> str:
     Line feeds stay. JSON stays JSON, with the same value.
     """
     return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def plain_text(text: str) -> str:
+    """Convert a text to one of the type ``str``: a member of an ``Enum`` is formatted by its name."""
+    return text if type(text) is str else str.__str__(text)
 
 
 def _escaped(line: str) -> str:

@@ -100,6 +100,27 @@ async def test_a_member_of_an_enumeration_is_its_value(who: Any) -> None:
         assert (await at.kit.gauges.get("acme", "seats"), await counted(at, "team")) == (0, {})
 
 
+class Name(str, Enum):  # noqa: UP042 - as above
+    """Meters and kinds of an app that names each once."""
+
+    REQUESTS, TEAM = "requests", "team"
+
+
+async def test_meters_and_kinds_may_be_members_of_an_enumeration() -> None:
+    """What a request recorded so was on no invoice, and no team's."""
+    team: Any = {Name.TEAM: "red"}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record(Name.REQUESTS, 4)
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS, who=lambda _: Caller("acme", team)) as at:
+        assert await at.statuses("/v1/x") == [200]
+        await at.kit.record("acme", Name.REQUESTS, 2, subjects=team)
+        assert await at.counted() == (7, 0)
+        assert await counted(at, "team") == {"red": (7, 0)}
+
+
 async def test_a_users_rest_is_told_and_its_refusal_names_policies(any_store_url: str) -> None:
     seen: list[dict[str, str]] = []
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,30 @@ async def recorded(kit: MeterKit, customer: str = "ada") -> dict[str, int]:
     meters = (await kit.usage(customer))["meters"]
     counters = ("pages", "words", "input_tokens", "output_tokens")
     return {meter: meters[meter]["recorded"] for meter in counters if meters[meter]["recorded"]}
+
+
+class Name(str, Enum):  # noqa: UP042 - a StrEnum is formatted by its value
+    """Names of an app that writes each once; `f"{Name.WORDS}"` is `Name.WORDS`."""
+
+    PAGES, WORDS, SEATS, ID = "pages", "words", "seats", "inv_42"
+
+
+async def test_names_may_be_members_of_an_enumeration(kit: MeterKit) -> None:
+    """Their usage was counted under other names: it was on no invoice, no limit held, grants came twice."""
+    await kit.consume("ada", Name.PAGES)
+    async with kit.reserve("ada", {Name.PAGES: 3}) as reservation:
+        await reservation.capture({Name.PAGES: 2})
+    words: Any
+    for words, name in (({Name.WORDS: 9}, Name.ID), ({"words": 9}, "inv_42")):
+        await kit.record("ada", words, event_id=name)
+        await kit.correct("ada", dict.fromkeys(words, 1), reason="a test", correction_id=name)
+        await kit.grants.add("ada", dict.fromkeys(words, 5), grant_id=name)
+    assert await recorded(kit) == {"pages": 3, "words": 8}
+    assert [(one.grant_id, one.name) for one in await kit.grants.list("ada")] == [("inv_42", "words")]
+    await kit.gauges.set("ada", Name.SEATS, 90)
+    await kit.gauges.adjust("ada", Name.SEATS, 5, event_id=Name.ID)
+    assert await kit.gauges.get("ada", "seats") == 95
+    assert [(await kit.check("ada", Name.SEATS, more)).allowed for more in (5, 6)] == [True, False]
 
 
 # Event ids of the app: each counts once for each meter, and another quantity is refused. F-20f

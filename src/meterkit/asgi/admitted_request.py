@@ -225,14 +225,14 @@ class AdmittedRequest(HoldOwner):
         if path is not None and scope["method"].upper() == "POST" and not is_known:
             warn_of_unread(self._store, route, path)
 
-    def check_meters(self, quantities: dict[str, int]) -> None:
-        """Refuse quantities that cannot be recorded.
+    def check_meters(self, quantities: dict[str, int]) -> dict[str, int]:
+        """Return the quantities by the plain names of their meters.
 
         Raises:
             UnknownMeterError: a meter is not in the plans file, or is a gauge or derived.
             QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
         """
-        check_quantities(quantities, self._view.cache.catalog.meters)
+        return check_quantities(quantities, self._view.cache.catalog.meters)
 
     def _with_fields(self, message: Message) -> Message:
         """Add the limit fields of the decision to the message that begins a response."""

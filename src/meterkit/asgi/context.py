@@ -70,8 +70,7 @@ def record(meter: str | None = None, quantity: int | None = None, /, **quantitie
     if meter is not None and quantity is not None:
         quantities = {meter: quantity, **quantities}
     request = require_exchange("record()")
-    request.check_meters(quantities)
-    request.record(quantities)
+    request.record(request.check_meters(quantities))
 
 
 def require_exchange(what: str, scope: Scope | None = None) -> Exchange:

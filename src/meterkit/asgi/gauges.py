@@ -39,7 +39,8 @@ class Gauges:
             CustomerError, UnknownMeterError: an argument cannot be used.
             StoreError: the store does not answer.
         """
-        view, _ = self._find_customer(customer, meter)
+        meter = check_gauge(meter, self._store.catalog.meters)
+        view, _ = self._find_customer(customer)
         return 0 if self._store.is_off else await read_level(self._store, view, meter)
 
     async def set(self, customer: str, meter: str, quantity: int, *, event_id: str | None = None) -> int:
@@ -96,9 +97,10 @@ class Gauges:
         how: Literal["set", "adjust"],
         event_id: str | None,
     ) -> int:
-        view, served = self._find_customer(customer, meter)
+        meter = check_gauge(meter, self._store.catalog.meters)
+        view, served = self._find_customer(customer)
         if event_id is not None:
-            check_event_id(event_id)
+            event_id = check_event_id(event_id)
         if self._store.is_off:
             return 0
         level = await change_level(self._store, view, meter, quantity, how=how, event_id=event_id)
@@ -106,10 +108,9 @@ class Gauges:
             served.release_gauge(meter)
         return level
 
-    def _find_customer(self, customer: str, meter: str) -> tuple[CustomerView, Exchange | None]:
+    def _find_customer(self, customer: str) -> tuple[CustomerView, Exchange | None]:
         """Find a customer, and its request that is being served."""
         customer = check_customer(customer)
-        check_gauge(meter, self._store.catalog.meters)
         served = find_request_of(customer, self._store)
         if served is None:
             return self._store.cache.get(customer), None

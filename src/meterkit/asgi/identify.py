@@ -31,8 +31,8 @@ from starlette.types import Scope
 
 from meterkit.asgi.logs import tells
 from meterkit.catalog.billing import UNIX, parse_proxy_network
-from meterkit.decisions.keys import plain_text
 from meterkit.errors import MeterkitError
+from meterkit.safe_text import plain_text
 from meterkit.store.input_checks import (
     SEVERAL,
     check_customer,
@@ -88,7 +88,9 @@ def split_caller(found: object) -> tuple[object, GivenSubjects | None]:
         return found, ()
     if not all(map(is_customer, found.subjects.values())):
         return found.customer, None
-    return found.customer, tuple((kind, plain_text(subject)) for kind, subject in found.subjects.items())
+    return found.customer, tuple(
+        (plain_text(kind), plain_text(subject)) for kind, subject in found.subjects.items()
+    )
 
 
 def find_id_fault(found: object) -> str:

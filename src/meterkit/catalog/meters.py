@@ -13,6 +13,7 @@ from meterkit.catalog.value_parsers import MICRO_UNIT, NAME, text
 from meterkit.catalog.value_shapes import Key, MapOf, Table, WordChoice, drop_refused
 from meterkit.catalog.yaml_tree import Items, Text
 from meterkit.errors import MeterkitError, QuantityError, UnknownFeatureError, UnknownMeterError
+from meterkit.safe_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -306,16 +307,14 @@ def _check_integer(quantity: object, least: int) -> int:
     raise QuantityError(f"quantity: found {found:.40}; allowed is an integer from {least} to {QUANTITY_MAX}")
 
 
-def check_quantities(quantities: Mapping[str, int], meters: Mapping[str, Meter]) -> None:
-    """Check that each quantity is valid and its meter a counter of the app's.
+def check_quantities(quantities: Mapping[str, int], meters: Mapping[str, Meter]) -> dict[str, int]:
+    """Return the quantities, each of a counter of the app's, named by a plain text.
 
     Raises:
         UnknownMeterError: a meter is not there, or is a gauge or derived.
         QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
     """
-    for name, quantity in quantities.items():
-        check_counter(name, meters)
-        check_quantity(quantity)
+    return {check_counter(name, meters): check_quantity(quantity) for name, quantity in quantities.items()}
 
 
 def collect_quantities(
@@ -328,20 +327,18 @@ def collect_quantities(
         UnknownMeterError, QuantityError: as of :func:`check_quantities`.
     """
     if not isinstance(meter, Mapping):
-        check_counter(meter, meters)
-        return {meter: check_quantity(quantity)}
+        return {check_counter(meter, meters): check_quantity(quantity)}
     if quantity is not None:
         raise MeterkitError(
             f"quantity: found {quantity!r:.40} beside a mapping of meters to quantities; leave it out"
         )
     if not meter:
         raise MeterkitError("quantities: found none; name at least one meter")
-    check_quantities(meter, meters)
-    return dict(meter)
+    return check_quantities(meter, meters)
 
 
-def check_counter(name: object, meters: Mapping[str, Meter]) -> None:
-    """Check that an app can count on a meter of this name.
+def check_counter(name: object, meters: Mapping[str, Meter]) -> str:
+    """Return the name of a meter that an app can count on, as a plain text.
 
     Raises:
         UnknownMeterError: there is none, or it is a gauge or derived.
@@ -358,17 +355,18 @@ def check_counter(name: object, meters: Mapping[str, Meter]) -> None:
                 " change its level",
             )
         raise UnknownMeterError.of(name, countable)
+    return plain_text(name)
 
 
-def check_gauge(name: str, meters: Mapping[str, Meter]) -> None:
-    """Check that a meter of this name is a gauge.
+def check_gauge(name: str, meters: Mapping[str, Meter]) -> str:
+    """Return the name of a gauge, as a plain text.
 
     Raises:
         UnknownMeterError: there is none, or it is a counter.
     """
     gauges = [meter.name for meter in meters.values() if meter.kind == "gauge"]
     if name in gauges:
-        return
+        return plain_text(name)
     if not gauges:
         raise UnknownMeterError(name, f"meter: found {name!r:.80}; the plans file has no gauges")
     raise UnknownMeterError.of(name, gauges, allowed="the gauges")

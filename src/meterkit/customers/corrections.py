@@ -6,7 +6,7 @@ The reply names units that Stripe has already and that need a negative event or 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b
 from secrets import token_hex
@@ -25,6 +25,7 @@ from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
+from meterkit.safe_text import plain_text
 from meterkit.store import replies
 from meterkit.store.customer_usage import price_cents
 from meterkit.store.event_names import read_meters
@@ -451,12 +452,12 @@ def _choose_restoration(view: CustomerView, meter: str) -> _Restoration:
     return "grant" if goes_on and is_billed else "by_hand"
 
 
-def check_correction(store: Store, given: CorrectionRequest) -> None:
-    """Raise MeterkitError if an argument cannot be used."""
-    check_customer(given.customer)
+def check_correction(store: Store, given: CorrectionRequest) -> CorrectionRequest:
+    """Return a correction with plain names and ids; raise MeterkitError if an argument cannot be used."""
+    customer = check_customer(given.customer)
     if not given.quantities:
         raise MeterkitError("quantities: found none; name at least one meter")
-    check_quantities(given.quantities, store.catalog.meters)
+    quantities = check_quantities(given.quantities, store.catalog.meters)
     check_text("reason", given.reason)
     check_text("by", given.by)
     correction_id: object = given.correction_id
@@ -467,3 +468,5 @@ def check_correction(store: Store, given: CorrectionRequest) -> None:
             f"correction_id: found {shown(correction_id)}; allowed is a text of 1 to {_ID_MAX} bytes without"
             " control or invisible characters"
         )
+    plain_id = plain_text(given.correction_id)
+    return replace(given, customer=customer, quantities=quantities, correction_id=plain_id)

@@ -226,6 +226,7 @@ class Customers:
         catalog = self._store.catalog
         if plan is not None and (not is_text(plan) or plan not in catalog.plans):
             raise UnknownPlanError.of(plan, catalog.plans)
+        plan = None if plan is None else catalog.plans[plan].key
 
         def change(state: CustomerState) -> CustomerState:
             if state.plan == plan:
@@ -245,6 +246,7 @@ class Customers:
         if status is not None and status not in get_args(Status):
             words = ", ".join(get_args(Status))
             raise MeterkitError(f"status: found {shown(status)}; allowed are {words} and None")
+        status = next((word for word in get_args(Status) if word == status), None)
         now_ms = self._store.now_ms()
 
         def change(state: CustomerState) -> CustomerState:

@@ -26,6 +26,7 @@ from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.stored_grants import find_moved_grants, read_funds
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
+from meterkit.safe_text import plain_text
 from meterkit.store.input_checks import CUSTOMER_BYTES_MAX, check_customer, is_customer
 from meterkit.store.unreadable_data import refuse_unreadable
 
@@ -222,7 +223,7 @@ class Grants:
         now_ms = self._store.now_ms()
         effective_ms = 0 if effective_at is None else _check_instant("effective_at", effective_at)
         expires_ms = NEVER_MS if expires_at is None else _check_instant("expires_at", expires_at)
-        _check_id(grant_id)
+        grant_id = _check_id(grant_id)
         if type(priority) is not int or not 0 <= priority <= _PRIORITY_MAX:
             raise MeterkitError(f"priority: found {priority!r:.40}; allowed is 0 to {_PRIORITY_MAX}")
         is_over = expires_ms <= max(now_ms, effective_ms)
@@ -251,8 +252,7 @@ class Grants:
         Raises:
             MeterkitError: there was never such a grant, or it is one of the plan's.
         """
-        customer = check_customer(customer)
-        _check_id(grant_id)
+        customer, grant_id = check_customer(customer), _check_id(grant_id)
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         with refuse_unreadable("grants", customer):
             held, ledger, _ = await self._read(customer)
@@ -313,7 +313,7 @@ def _check_target(name: object, quantity: object, catalog: Catalog) -> tuple[str
         raise QuantityError(
             f"quantity of {name}: found {quantity!r:.40}; allowed is an integer from 1 to {most}"
         )
-    return target_of(kind, str(name)), quantity * (MICRO if kind == "credit" else 1)
+    return target_of(kind, plain_text(cast("str", name))), quantity * (MICRO if kind == "credit" else 1)
 
 
 def _kind_of(name: object, catalog: Catalog) -> GrantKind:
@@ -337,10 +337,10 @@ def _check_instant(what: str, moment: datetime) -> int:
     return to_ms(moment)
 
 
-def _check_id(grant_id: object) -> None:
+def _check_id(grant_id: object) -> str:
     # The rule of customer ids, and nothing in it that cannot be seen.
     if is_customer(grant_id) and grant_id.isprintable():
-        return
+        return plain_text(grant_id)
     raise MeterkitError(
         f"grant_id: allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.budgets import WINDOWS
 from meterkit.catalog.models import SPEND
 from meterkit.errors import PlansError, Problem
+from meterkit.safe_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,11 +139,6 @@ def _counted_names(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
         for rate in route.rates:
             what = f"the {rate.algorithm} rate of {route.match!r} per {rate.window_ms} ms"
             yield f"routes[{nth}].rate", rate_token(route_name(route), rate.window_ms, rate.algorithm), what
-
-
-def plain_text(text: str) -> str:
-    """Convert a text to one of the type ``str``: a member of an ``Enum`` is formatted by its name."""
-    return text if type(text) is str else str.__str__(text)
 
 
 class CustomerKeys:

@@ -395,7 +395,8 @@ class CreditIssuer:
             is_dry=dry_run,
         )
         store = self._store
-        check_correction(store, asked)
+        asked = check_correction(store, asked)
+        customer, quantities = asked.customer, asked.quantities
         api = None if self._api is None else self._api()
         if credit and api is None:
             message = (

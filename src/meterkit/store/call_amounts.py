@@ -10,6 +10,7 @@ from meterkit.catalog.genai_prices_table import UNIT_OF, USAGE_METERS, WHOLE_OF
 from meterkit.catalog.meters import check_quantity
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import from_ms
+from meterkit.safe_text import plain_text
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities
 from meterkit.tokens.call_prices import price_call
 from meterkit.tokens.call_usage import CallUsage, billed_units, cap_parts
@@ -245,9 +246,11 @@ def join_used(first: UsedQuantities, second: UsedQuantities) -> UsedQuantities:
 
 
 def check_captured(
-    quantities: Mapping[str, int], compiled: CompiledCatalog, check: Callable[[Mapping[str, int]], None]
-) -> None:
-    """Refuse quantities that can be neither recorded nor charged.
+    quantities: Mapping[str, int],
+    compiled: CompiledCatalog,
+    check: Callable[[Mapping[str, int]], Mapping[str, int]],
+) -> Mapping[str, int]:
+    """Return quantities by plain names; refuse those that can be neither recorded nor charged.
 
     Where calls are charged, a unit of tokens needs no meter.
 
@@ -255,10 +258,8 @@ def check_captured(
         QuantityError, UnknownMeterError: as ``check`` raises them.
     """
     charged = USAGE_METERS - compiled.catalog.meters.keys() if compiled.charges else frozenset[str]()
-    for name, quantity in quantities.items():
-        if name in charged:
-            check_quantity(quantity)
-    check({name: quantity for name, quantity in quantities.items() if name not in charged})
+    tokens = {plain_text(name): check_quantity(quantities[name]) for name in quantities if name in charged}
+    return {**tokens, **check({name: quantities[name] for name in quantities if name not in charged})}
 
 
 def _add_amounts(first: Mapping[str, _Amount], second: Mapping[str, _Amount]) -> dict[str, _Amount]:

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 from meterkit.catalog.rates import rate_text
-from meterkit.decisions.keys import plain_text
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.decisions.subjects import SUBJECTS_PER_REQUEST_MAX
 from meterkit.errors import CustomerError, MeterkitError
+from meterkit.safe_text import plain_text
 
 if TYPE_CHECKING:
     from meterkit.store.script_arguments import GivenSubjects
@@ -83,11 +83,11 @@ def check_subjects(subjects: Mapping[str, str] | None) -> GivenSubjects:
             raise CustomerError(
                 f"subjects: found {find_fault(subject)} as the id of the {kind:.80}; allowed is {ALLOWED_ID}"
             )
-    return tuple((kind, plain_text(subject)) for kind, subject in subjects.items())
+    return tuple((plain_text(kind), plain_text(subject)) for kind, subject in subjects.items())
 
 
-def check_event_id(value: object, name: str = "event_id") -> None:
-    """Check an event id.
+def check_event_id(value: object, name: str = "event_id") -> str:
+    """Return an event id, as a plain text.
 
     Raises:
         MeterkitError: it is not a text of 1 to 256 bytes of UTF-8, or has a NUL, as only meterkit's own have.
@@ -98,6 +98,7 @@ def check_event_id(value: object, name: str = "event_id") -> None:
             f"{name}: found {fault}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8"
             " without NUL, or None"
         )
+    return plain_text(cast("str", value))
 
 
 def find_fault(value: object) -> str | None:
@@ -162,7 +163,7 @@ def check_overrides(overrides: object) -> dict[str, Mapping[str, object]]:
                 f"override of {meter:.80}: found {shown(given)}; allowed is a mapping, such as"
                 " {'included': 5_000}, or {} to take it back"
             )
-        found[meter] = cast("Mapping[str, object]", given)
+        found[plain_text(meter)] = cast("Mapping[str, object]", given)
     return found
 
 
@@ -182,7 +183,7 @@ def check_features(features: object) -> dict[str, bool] | None:
             f"features: found {shown(features)}; allowed is a list of features such as ['full_ai'], or a"
             " mapping such as {'full_ai': True, 'basic_ai': False}"
         )
-    return cast("dict[str, bool]", dict(entries))
+    return {plain_text(name): has for name, has in cast("list[tuple[str, bool]]", entries)}
 
 
 def check_end_ms(until: object, now_ms: int) -> int:

@@ -41,9 +41,8 @@ async def record_calls(
     store: Store, view: CustomerView | None, obj: object, *, event_id: str | None, call_id: str | None
 ) -> CallUsage | None:
     """Count the usage of the calls in an object; see :meth:`meterkit.MeterKit.record_usage`."""
-    for name, value in (("event_id", event_id), ("call_id", call_id)):
-        if value is not None:
-            check_event_id(value, name)
+    event_id = None if event_id is None else check_event_id(event_id)
+    call_id = None if call_id is None else check_event_id(call_id, "call_id")
     line = read_batch_line(obj)
     if line is not None and call_id is None:
         raise MeterkitError(
@@ -165,7 +164,7 @@ async def read_captured(
     *,
     reserved: Mapping[str, int],
     requested: str | None,
-    check: Callable[[Mapping[str, int]], None],
+    check: Callable[[Mapping[str, int]], Mapping[str, int]],
 ) -> tuple[Sequence[UsedQuantities], Sequence[Settlement]]:
     """Read the usage that a reservation is captured with.
 
@@ -177,7 +176,7 @@ async def read_captured(
         provider: likewise.
         reserved: meter to the quantity that was set aside.
         requested: the model that it was set aside for; None: not said.
-        check: refuses quantities that cannot be recorded.
+        check: returns quantities by the plain names of their meters, and refuses what cannot be recorded.
 
     Returns:
         The usage, one part for each model; and settlements that count each job of a provider once.
@@ -205,8 +204,7 @@ async def read_captured(
                 f"capture() found no token usage in an object of type {kind_of(used).__name__}; nothing is "
                 "captured: give the quantities by meter, or the response that the SDK returned"
             )
-    quantities = given or {}
-    check_captured(quantities, compiled, check)
+    quantities = check_captured(given or {}, compiled, check)
     return [price_quantities(quantities, compiled, model=model or requested, provider=provider)], ()
 
 

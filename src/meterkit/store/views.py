@@ -18,12 +18,13 @@ from meterkit.decisions.customer_state import NO_STATE, CustomerState, refusal_o
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.fallback_rules import NO_REMAINDERS, drop_replenished
 from meterkit.decisions.grants import prepaid_of
-from meterkit.decisions.keys import plain_text, shard_of
+from meterkit.decisions.keys import shard_of
 from meterkit.decisions.limit_policies import ceiling_of
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.subjects import is_of_subject
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
+from meterkit.safe_text import plain_text
 from meterkit.store.compiled_catalog import CompiledCatalog
 from meterkit.store.replies import HELD
 from meterkit.store.script_arguments import (
