@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from enum import Enum
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -43,13 +44,19 @@ pytestmark = pytest.mark.anyio
 FULL = [Depends(requires("full"))]
 
 
+class Feature(str, Enum):  # noqa: UP042 - a StrEnum is formatted by its value
+    """Features of an app that writes each once."""
+
+    FULL = "full"
+
+
 def an_app(**options: Any) -> FastAPI:
     app = FastAPI(**options)
 
     async def serve() -> str:
         return "served"
 
-    @app.get("/v1/sync", dependencies=FULL)
+    @app.get("/v1/sync", dependencies=[Depends(requires(Feature.FULL))])
     def sync() -> str:
         return "served"
 

@@ -285,6 +285,7 @@ class AdmittedRequest(HoldOwner):
         Raises:
             UnknownFeatureError: the feature is not in the plans file.
         """
+        feature = check_feature(feature, self._view.cache.catalog.features)
         refusal = self.refusal_without(feature)
         if refusal is None:
             return None

@@ -270,14 +270,15 @@ def meters_billed_by_tiers(meters: Mapping[str, Meter], plan: Plan) -> list[str]
     ]
 
 
-def check_feature(name: str, features: Collection[str]) -> None:
-    """Check that the plans file has a feature of this name.
+def check_feature(name: str, features: Collection[str]) -> str:
+    """Return the name of a feature of the plans file, as a plain text.
 
     Raises:
         UnknownFeatureError: it has not.
     """
     if name not in features:
         raise UnknownFeatureError.of(name, features)
+    return plain_text(name)
 
 
 def check_quantity(quantity: object) -> int:
