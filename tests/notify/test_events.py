@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -24,6 +25,12 @@ pytestmark = pytest.mark.anyio
 
 NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS = plans_text("events")
+
+
+class Event(str, Enum):  # noqa: UP042 - a StrEnum is formatted by its value
+    """Events of an app that writes each once."""
+
+    THRESHOLD = "usage.threshold"
 
 
 @pytest.fixture
@@ -43,7 +50,7 @@ def kit_of(url: str, clock: Clock | None = None) -> MeterKit:
 async def told_on(url: str, clock: Clock | None = None) -> AsyncGenerator[tuple[MeterKit, list[Any]]]:
     told: list[Any] = []
     async with kit_of(url, clock) as kit:
-        kit.on("usage.threshold")(told.append)
+        kit.on(Event.THRESHOLD)(told.append)
         kit.on("credits.low")(told.append)
         yield kit, told
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.errors import MeterkitError
+from meterkit.safe_text import plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -38,7 +39,7 @@ class Handlers:
         return handler
 
     def check_event(self, event: str) -> str:
-        """Check the name of an event, and return it.
+        """Return the name of an event, as a plain text.
 
         Raises:
             MeterkitError: there is no such event.
@@ -47,7 +48,7 @@ class Handlers:
         allowed: Collection[str] = import_module("meterkit.notify.events").EVENT_CLASSES
         if event not in allowed:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(allowed)}")
-        return event
+        return plain_text(event)
 
     def add_internal(
         self, group: str, event: str, handler: Callable[[Any], object], *, is_wanted: Callable[[], bool]
