@@ -98,6 +98,8 @@ async def test_a_member_of_an_enumeration_is_its_value(who: Any) -> None:
         await at.kit.customers.delete(Tenant.ACME)
         assert await at.counted() == (0, 0)
         assert (await at.kit.gauges.get("acme", "seats"), await counted(at, "team")) == (0, {})
+        await at.kit.notify.preferences("red", {"period.summary": False})
+        assert await at.kit.customers.known(Tenant.RED)
 
 
 class Name(str, Enum):  # noqa: UP042 - as above

@@ -194,7 +194,8 @@ class Customers:
         So does all else that only a deletion erases: e-mails that it declined, jobs, a history that a failed
         deletion left for a repeat.
         """
-        of_customer, keys = self._store.keys.customer(check_customer(customer)), self._store.keys
+        customer, keys = check_customer(customer), self._store.keys
+        of_customer = keys.customer(customer)
         names = (
             *(of_customer.state, of_customer.counters, of_customer.totals, of_customer.levels),
             *(of_customer.history, of_customer.corrections, of_customer.objects),
