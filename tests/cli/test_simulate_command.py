@@ -336,6 +336,8 @@ async def test_days_are_shown_as_text_csv_and_json(valkey: Server, tmp_path: Pat
     ]
     (shown,) = shell.run("revenue", "--to", "2031-06-11", "--json").json
     assert (shown["currency"], shown["customers"], shown["arpa"]) == ("usd", 2, 1_500_000_000)
+    none = shell.run("revenue", "--from", "2031-06-11", "--to", "2031-06-10")
+    assert (none.code, "found no snapshot from 2031-06-11 to 2031-06-10" in none.err) == (1, True)
 
 
 async def test_half_a_cent_of_revenue_is_rounded_up(valkey: Server, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from meterkit.cli.options import WrongUsageError
 from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.csv_text import csv_text
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,6 +79,8 @@ async def revenue(
     async with session.kit(reads=True) as kit:
         ends = await kit.revenue.at(last)
         days = [await kit.revenue.at(day) for day in await kit.revenue.days(first or ends.day, ends.day)]
+        if not days:
+            raise MeterkitError(f"revenue: found no snapshot from {first} to {ends.day}")
         currency = kit.catalog.currency
     rows = [row for day in days for row in _rows(day, currency)]
     if as_csv:
