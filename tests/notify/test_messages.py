@@ -311,6 +311,9 @@ async def test_a_customer_chooses_what_is_mailed_but_for_dunning(box: Mailbox, m
             await mailing.notify.preferences("acme", {dunning: False})
     with pytest.raises(MeterkitError, match=r"found 'usage'; allowed are usage\.threshold"):
         await mailing.notify.preferences("acme", {"usage": False})
+    of_a_form: Any = {"usage.threshold": "off"}
+    with pytest.raises(MeterkitError, match=r"usage\.threshold: found 'off'; allowed is True or False"):
+        await mailing.notify.preferences("acme", of_a_form)
     for customer in ("acme", "bolt"):
         await mailing.record(customer, "requests", 5)
     await pass_over(mailing, "email")

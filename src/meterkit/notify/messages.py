@@ -18,7 +18,7 @@ from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikeWatch
 from meterkit.notify.storage_and_period_watches import StorageWatch, SummaryWatch
 from meterkit.notify.webhook import WebhookSender
-from meterkit.store.input_checks import check_customer
+from meterkit.store.input_checks import check_customer, shown
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 
 if TYPE_CHECKING:
@@ -254,13 +254,16 @@ class Messages:
 
         Raises:
             CustomerError: the id is not allowed.
-            MeterkitError: there is no such event, or it belongs to dunning and cannot be switched off.
+            MeterkitError: there is no such event, or it belongs to dunning and cannot be switched off; or a
+                value is no bool.
             StoreError: the store does not answer.
         """
         customer = check_customer(customer)
         for event, is_wanted in (wanted or {}).items():
             if event not in MESSAGE_EVENTS:
                 raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")
+            if type(is_wanted) is not bool:
+                raise MeterkitError(f"{event}: found {shown(is_wanted)}; allowed is True or False")
             if event in REQUIRED_EVENTS and not is_wanted:
                 raise MeterkitError(f"{event} cannot be switched off: an unpaid invoice restricts access")
         if wanted:
