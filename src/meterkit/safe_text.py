@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-__all__ = ["escape_invisible", "plain_text"]
+__all__ = ["as_text", "escape_invisible", "plain_text"]
 
 
 def escape_invisible(text: str) -> str:
@@ -22,6 +22,11 @@ def escape_invisible(text: str) -> str:
 def plain_text(text: str) -> str:
     """Convert a text to one of the type ``str``: a member of an ``Enum`` is formatted by its name."""
     return text if type(text) is str else str.__str__(text)
+
+
+def as_text(value: object) -> str:
+    """Format a value; a text of any type becomes a plain one."""
+    return plain_text(value) if isinstance(value, str) else str(value)
 
 
 def _escaped(line: str) -> str:

@@ -121,6 +121,7 @@ async def test_meters_and_kinds_may_be_members_of_an_enumeration() -> None:
         await at.kit.record("acme", Name.REQUESTS, 2, subjects=team)
         assert await at.counted() == (7, 0)
         assert await counted(at, "team") == {"red": (7, 0)}
+        assert await at.kit.usage("acme", by=Name.TEAM) == await at.kit.usage("acme", by="team")
 
 
 async def test_a_users_rest_is_told_and_its_refusal_names_policies(any_store_url: str) -> None:

@@ -61,6 +61,7 @@ class Name(str, Enum):  # noqa: UP042 - a StrEnum is formatted by its value
     """Names of an app that writes each once; `f"{Name.WORDS}"` is `Name.WORDS`."""
 
     PAGES, WORDS, SEATS, ID = "pages", "words", "seats", "inv_42"
+    OVERAGE, DENY = "overage", "deny"
 
 
 async def test_names_may_be_members_of_an_enumeration(kit: MeterKit) -> None:
@@ -79,6 +80,8 @@ async def test_names_may_be_members_of_an_enumeration(kit: MeterKit) -> None:
     await kit.gauges.adjust("ada", Name.SEATS, 5, event_id=Name.ID)
     assert await kit.gauges.get("ada", "seats") == 95
     assert [(await kit.check("ada", Name.SEATS, more)).allowed for more in (5, 6)] == [True, False]
+    await kit.customers.override("ada", {Name.PAGES: {"included": 3, Name.OVERAGE: Name.DENY}})
+    assert not (await kit.check("ada", "pages")).allowed
 
 
 # Event ids of the app: each counts once for each meter, and another quantity is refused. F-20f

@@ -24,6 +24,7 @@ from meterkit.catalog.value_parsers import (
 )
 from meterkit.catalog.value_shapes import AnyForm, Key, ListOf, Nullable, Table, ValueShape, WordChoice
 from meterkit.catalog.yaml_tree import DEPTH_MAX, Fields, Items, Node, Text
+from meterkit.safe_text import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -295,7 +296,7 @@ def build_node(value: object, place: FilePlace, depth: int) -> Node:
     if depth > DEPTH_MAX:
         return Text(place, "…", quoted=True)
     if isinstance(value, Mapping):
-        entries = {str(key): item for key, item in cast("Mapping[object, object]", value).items()}
+        entries = {as_text(key): item for key, item in cast("Mapping[object, object]", value).items()}
         places = {key: place.child(key) for key in entries}
         return Fields(
             place, {key: build_node(item, places[key], depth + 1) for key, item in entries.items()}, places
@@ -307,7 +308,7 @@ def build_node(value: object, place: FilePlace, depth: int) -> Node:
         return Text(place, "null", quoted=False)
     if isinstance(value, bool):
         return Text(place, str(value).lower(), quoted=True)
-    return Text(place, rate_text(value) or str(value), quoted=True)
+    return Text(place, rate_text(value) or as_text(value), quoted=True)
 
 
 def has_limit(given: Entitlement, *, in_budget: bool = False) -> bool:

@@ -26,6 +26,7 @@ from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import find_transitions
 from meterkit.errors import MeterkitError, UnknownPlanError
 from meterkit.outbox.meters_or_lines import line_prices
+from meterkit.safe_text import plain_text
 from meterkit.store.input_checks import (
     check_customer,
     check_end_ms,
@@ -536,8 +537,8 @@ class CustomerSubject(Generic[_Record]):
         return await self._change(self._customer, change)
 
 
-def check_kind(kind: str, catalog: Catalog) -> None:
-    """Refuse a kind of subject that no plan declares. Raises MeterkitError."""
+def check_kind(kind: str, catalog: Catalog) -> str:
+    """Return a kind of subject that a plan declares, as a plain text. Raises MeterkitError."""
     known = sorted({name for plan in catalog.plans.values() for name in plan.subjects})
     if kind not in known:
         declared = f"declared are {', '.join(known)}" if known else "no plan declares any"
@@ -545,6 +546,7 @@ def check_kind(kind: str, catalog: Catalog) -> None:
             f"subject: found the kind {kind!r:.80}; {declared}; write `subjects: {{{kind:.80}: {{…}}}}` in a"
             " plan"
         )
+    return plain_text(kind)
 
 
 async def usage_of_kind(store: Store, customer: str, kind: str) -> Sequence[SubjectUsage]:
@@ -554,5 +556,4 @@ async def usage_of_kind(store: Store, customer: str, kind: str) -> Sequence[Subj
         MeterkitError: no plan declares subjects of this kind.
         StoreError: the store does not answer.
     """
-    check_kind(kind, store.catalog)
-    return await usage_by(store, customer, kind)
+    return await usage_by(store, customer, check_kind(kind, store.catalog))

@@ -11,7 +11,7 @@ from meterkit.catalog.rates import rate_text
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.decisions.subjects import SUBJECTS_PER_REQUEST_MAX
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.safe_text import plain_text
+from meterkit.safe_text import as_text, plain_text
 
 if TYPE_CHECKING:
     from meterkit.store.script_arguments import GivenSubjects
@@ -201,7 +201,7 @@ def to_json_value(value: object, path: str) -> Any:
     """Convert a value to JSON types. Raises MeterkitError."""
     if isinstance(value, Mapping):
         entries = cast("Mapping[object, object]", value)
-        return {str(key): to_json_value(item, f"{path}.{key}") for key, item in entries.items()}
+        return {as_text(key): to_json_value(item, f"{path}.{key}") for key, item in entries.items()}
     if isinstance(value, list | tuple):
         items = cast("list[object] | tuple[object, ...]", value)
         return [to_json_value(item, path) for item in items]
