@@ -109,6 +109,28 @@ async def test_customers_of_a_plan_with_another_key_keep_what_they_pay(
     assert (await run(shell, "plans", "migrate", "pro", "solo", "--json")).json == []
 
 
+async def test_customers_of_a_price_without_a_plan_have_a_way_out(
+    directory: Path, two_on_pro: tuple[MeterKit, Shell]
+) -> None:
+    """A plan sold by its lookup key got another one, and a price: each advice led to the next refusal."""
+    kit, shell = two_on_pro
+    plans, old = directory / "plans.yaml", PLANS.replace(", stripe_price: price_pro}", "}")
+    new = old.replace("  pro: ", "  solo:").replace("1000", "1500")
+    plans.write_text(new)
+    assert await kit.reload()
+    assert (await run(shell, "stripe", "sync")).code == 0
+    refused = (await run(shell, "plans", "migrate", "pro", "solo", "--json")).json
+    assert "back into the file, beside the one that replaces it" in refused[0]["error"]
+    added = next(line for line in new.splitlines(keepends=True) if "solo:" in line)
+    plans.write_text(old + added)
+    assert await kit.reload()
+    done = await run(shell, "plans", "migrate", "pro", "solo", "--json")
+    assert [(one["customer"], one["error"]) for one in done.json] == [("ada", None), ("bob", None)]
+    plans.write_text(new)
+    assert await kit.reload()
+    assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == ["solo", "solo"]
+
+
 async def test_i4_what_another_plan_pays_for_stays(two_on_pro: tuple[MeterKit, Shell]) -> None:
     """Plans by hand, and the default one in place of a restricted one, moved what is paid for."""
     kit, shell = two_on_pro

@@ -135,14 +135,21 @@ async def test_a_price_that_differs_is_replaced_and_named(at: Shop) -> None:
     assert {line.action for line in third.lines} == {"is there"}
 
 
-@pytest.mark.parametrize("by", ["id", "lookup key"])
+@pytest.mark.parametrize("by", ["id", "lookup key", "id of a renamed plan"])
 async def test_subscribers_of_a_replaced_price_keep_their_plan(at: Shop, by: str) -> None:
-    """Nothing at a price that was made by hand said whose it was, once another had its place."""
-    key = {} if by == "id" else {"lookup_key": "meterkit:pro:base"}
-    seat = at.emulator.add_price(900, **({} if by == "id" else {"lookup_key": "meterkit:pro:seats"}))
-    base, customer = at.emulator.add_price(2900, **key), at.emulator.add_customer("cus_acme")
-    plans = PLANS
-    if by == "id":
+    """Nothing at a price that was made by hand said whose it was, once another had its place.
+
+    One that was made for a plan of another key said so for ever.
+    """
+    former = {"lookup key": "pro", "id of a renamed plan": "basic"}.get(by)
+    keys = [
+        {} if former is None else {"lookup_key": f"meterkit:{former}:{part}"} for part in ("base", "seats")
+    ]
+    base, seat = at.emulator.add_price(2900, **keys[0]), at.emulator.add_price(900, **keys[1])
+    customer, plans = at.emulator.add_customer("cus_acme"), PLANS
+    if former == "basic":
+        await at.sync(plans.replace("2900", "3900").replace("amount_cents: 900", "amount_cents: 990"))
+    if former != "pro":
         plans = plans.replace("2900,", f"2900, stripe_price: {base},")
         plans = plans.replace("amount_cents: 900", f"amount_cents: 900, stripe_price: {seat}")
     plans = plans.replace("    seat_price", "    payment_method: optional\n    seat_price")

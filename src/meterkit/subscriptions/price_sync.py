@@ -19,7 +19,14 @@ from meterkit.subscriptions.price_problems import (
     describe_as_sold,
     find_problems,
 )
-from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_for_new_customers, pack_key, part_of
+from meterkit.subscriptions.stripe_objects import (
+    LOOKUP_MARK,
+    is_for_new_customers,
+    pack_key,
+    part_of,
+    plan_key_in,
+    text_in,
+)
 from meterkit.subscriptions.wanted_prices import (
     NO_PRICE,
     option_params,
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.wanted_prices import PriceShape, WantedPlan, WantedPrice, WantedProduct
 
 
@@ -303,6 +311,8 @@ class _SyncRun:
         fits = there is not None and found.fits(there, wanted)
         known = there if fits else found.find_made(wanted)
         instead_of = "" if there is None or fits else str(there["id"])
+        if there is not None and not fits and not self._dry_run:
+            await self._mark_replaced(there, wanted)
         if known is not None:
             made = str(known["id"])
             await self._add_known_product(wanted.product, known["product"])
@@ -322,8 +332,6 @@ class _SyncRun:
     async def _make_price(self, wanted: WantedPrice, product: str, there: Mapping[str, Any] | None) -> str:
         """Make a price, in place of the one that is there."""
         meter = None if wanted.shape.meter is None else self._meters[wanted.shape.meter]["id"]
-        if there is not None:
-            await self._mark_replaced(there, wanted)
         params = params_of(wanted, product=product, meter=meter, like=there or NO_PRICE)
         # The replaced price stays active: schedules of its subscribers have to name it.
         return str((await self._api.post(PRICES, params))["id"])
@@ -331,10 +339,17 @@ class _SyncRun:
     async def _mark_replaced(self, there: Mapping[str, Any], wanted: WantedPrice) -> None:
         """Mark a price whose lookup key, or place in the plans file, another one takes.
 
-        Its subscribers keep their plan, seats or add-on by the mark: see :func:`key_in`.
+        Its subscribers keep their plan, seats or add-on by the mark: see :func:`key_in`. The lookup key of a
+        plan that had another key in the file would hide the mark.
         """
+        changes: dict[str, Parameter] = {}
         if part_of(there, "metadata").get(LOOKUP_MARK) != wanted.key:
-            await self._api.post(f"{PRICES}/{there['id']}", {"metadata": {LOOKUP_MARK: wanted.key}})
+            changes["metadata"] = {LOOKUP_MARK: wanted.key}
+        former = plan_key_in(text_in(there, "lookup_key"))
+        if former and former not in self._catalog.plans:
+            changes["lookup_key"] = ""
+        if changes:
+            await self._api.post(f"{PRICES}/{there['id']}", changes)
 
     async def _add_currencies(self, there: Mapping[str, Any], wanted: WantedPrice) -> Action:
         """Give a price amounts in the currencies that it lacks; those that it has are never changed.

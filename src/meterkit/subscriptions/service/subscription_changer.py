@@ -471,7 +471,8 @@ class SubscriptionChanger:
         if plan is None:
             raise SubscriptionError(
                 f"customer {customer!r} has subscription {known.id}, of a price that no plan of the plans"
-                " file has: give it to a plan as its `stripe_price`, or change the subscription at Stripe"
+                " file has: put the plan that sold it back into the file, beside the one that replaces it; or"
+                " give the price to a plan as its `stripe_price`, or change the subscription at Stripe"
             )
         return with_addons(plan, known.addons_at(now_ms), catalog)
 
