@@ -145,11 +145,13 @@ class UnknownPlanError(MeterkitError, ValueError):
     Attributes:
         plan: the key that was given.
         is_known: whether the plans file has it.
+        is_unpriced: whether Stripe has no price for it.
     """
 
-    def __init__(self, plan: str, message: str, *, is_known: bool = False) -> None:
+    def __init__(self, plan: str, message: str, *, is_known: bool = False, is_unpriced: bool = False) -> None:
         self.plan = plan
         self.is_known = is_known
+        self.is_unpriced = is_unpriced
         super().__init__(message)
 
     @classmethod
@@ -164,11 +166,15 @@ class UnknownAddonError(MeterkitError, ValueError):
     Attributes:
         addon: the key that was given.
         allowed: keys of the add-ons that can be bought beside the plan.
+        is_unpriced: whether Stripe has no price for it.
     """
 
-    def __init__(self, addon: str, message: str, *, allowed: Iterable[str] = ()) -> None:
+    def __init__(
+        self, addon: str, message: str, *, allowed: Iterable[str] = (), is_unpriced: bool = False
+    ) -> None:
         self.addon = addon
         self.allowed = tuple(allowed)
+        self.is_unpriced = is_unpriced
         super().__init__(message)
 
     @classmethod

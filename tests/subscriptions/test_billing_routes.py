@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Scope
 from drivers.llm_apps import listening
 from drivers.plans import plans_text
 from drivers.sampled import whole
-from drivers.shop import END, HALF, START, Shop, sell, shop
+from drivers.shop import END, HALF, START, Shop, sell, sell_nothing, shop
 from drivers.sync_queue import sign_payload
 from meterkit import (
     CurrencyError,
@@ -265,6 +265,27 @@ async def test_a_customer_is_told_no_words_for_operators(
         ),
     ]
     assert f"could not be served: customer 'acme' has subscription {sold}, of a price that no" in caplog.text
+
+
+async def test_what_stripe_has_no_price_for_is_logged(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Customers were told "not on sale yet", and the operator nothing of ``stripe sync``."""
+    catalog = loads(plans_text("addon_shop"))
+    async with billing("starlette", store_url, catalog=catalog, selling=sell_nothing) as (client, at):
+        unpriced = await client.post("/subscription", json={"plan": "tried"})
+        at.emulator.add_price(1500, lookup_key="meterkit:tried:base")
+        bought = {"plan": "tried", "addons": {"storage_pack": 1}}
+        unpriced_addon = await client.post("/subscription", json=bought)
+        free = await client.post("/subscription", json={"plan": "free"})
+    assert (told(unpriced), told(unpriced_addon)) == ((422, "plan-unknown"), (422, "addon-unknown"))
+    assert "sync" not in unpriced.text + unpriced_addon.text
+    assert told(free) == (422, "plan-unknown")
+    logged = [text for text in caplog.messages if "could not be served" in text]
+    assert [re.findall("key '(.*)'; `meterkit stripe sync` makes it", text) for text in logged] == [
+        ["meterkit:tried:base"],
+        ["meterkit:addon:storage_pack"],
+    ]
 
 
 async def test_an_anonymous_address_has_no_subscription(framework: Framework, store_url: str) -> None:

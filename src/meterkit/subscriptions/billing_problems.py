@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _WORD: Final = re.compile(r"[a-z_]{1,64}")
+_NOT_SERVED: Final = "a billing request could not be served: %s"
 _STRIPE_S: Final = 10
 _STORE_S: Final = 1
 
@@ -44,7 +45,7 @@ def problem_of(error: MeterkitError) -> ProblemDocument:
         return _of_subscription(error)
     if isinstance(error, UnknownPlanError | UnknownAddonError | AddonLimitError | QuantityError):
         return _of_argument(error)
-    _logger.error("a billing request could not be served: %s", error)
+    _logger.error(_NOT_SERVED, error)
     if isinstance(error, CustomerError):
         return ProblemDocument.of(
             "subscription-conflict", "This customer cannot be linked to a payment account."
@@ -58,6 +59,8 @@ def problem_of(error: MeterkitError) -> ProblemDocument:
 def _of_argument(
     error: UnknownPlanError | UnknownAddonError | AddonLimitError | QuantityError,
 ) -> ProblemDocument:
+    if isinstance(error, UnknownPlanError | UnknownAddonError) and error.is_unpriced:
+        _logger.error(_NOT_SERVED, error)
     if isinstance(error, UnknownPlanError):
         detail = "There is no such plan; check its spelling."
         if error.is_known:
@@ -109,7 +112,7 @@ def _of_payment(error: SubscriptionError) -> ProblemDocument:
     # The text is for an operator: it names ids, the plans file and commands, and may have Stripe's words.
     detail = error.advice
     if not detail:
-        _logger.error("a billing request could not be served: %s", error)
+        _logger.error(_NOT_SERVED, error)
         detail = "The subscription cannot be changed in this way at the moment. Ask who runs this service."
     return ProblemDocument.of("subscription-conflict", detail)
 

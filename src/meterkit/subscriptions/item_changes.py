@@ -211,6 +211,7 @@ def _require_price(line: dict[str, Parameter], role: _ItemRole) -> dict[str, Par
         addon,
         f"addons: {addon!r:.80} cannot be bought yet: Stripe has no active price with the lookup key"
         f" {addon_key(addon)!r:.200}; `meterkit stripe sync` makes it",
+        is_unpriced=True,
     )
 
 

@@ -142,6 +142,7 @@ def _require_price(plan: Plan, key: str, keyed: Mapping[str, Mapping[str, Any]])
             f"plan: {plan.key!r:.80} cannot be subscribed to yet: Stripe has no active price with the lookup"
             f" key {key!r:.200}; `meterkit stripe sync` makes it",
             is_known=True,
+            is_unpriced=True,
         )
     return keyed[key]
 
