@@ -259,7 +259,7 @@ async def test_a_plan_that_the_plans_file_has_lost(directory: Path, sound: Serve
     finding = await the_finding(directory, sound.url)
     assert finding.problem.startswith("plan 'pro' is not in ")
     assert "so its customers have the default plan 'free': " in finding.problem
-    assert "beside the one that replaces it, and run `meterkit plans migrate pro TO` before" in finding.cure
+    assert "beside the one that replaces it, and run `meterkit plans migrate FROM TO` before" in finding.cure
     async with kit_of(directory, sound.url) as kit, kit:
         for customer in ("acme", "globex"):
             await kit.customers.set_plan(customer, "team")

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from drivers.delivery import kit_for
 from drivers.health_findings import findings
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
@@ -155,3 +156,15 @@ async def test_doctor_names_prices_without_a_currency(store_url: str) -> None:
         assert "Stripe has no price for these add-ons: Word pack" in problems
         await at.kit.stripe.sync()
         assert await findings(at.kit, "stripe") == []
+
+
+async def test_doctor_names_amounts_that_are_not_synced(at: Shop, store_url: str) -> None:
+    """Only ``stripe sync --dry-run`` said that new customers still paid the price before."""
+    assert await findings(at.kit, "stripe") == []
+    dearer = PLANS.replace("2700", "2800").replace("usd: 12,", "usd: 13,")
+    async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(dearer)) as kit:
+        (found,) = await findings(kit, "stripe")
+        assert "pro, base (USD 29.00 per month; EUR 27.00 per month; in the file" in found.problem
+        assert "pro, tokens (USD 0.0012 per token" in found.problem
+        await kit.stripe.sync()
+        assert await findings(kit, "stripe") == []

@@ -95,7 +95,7 @@ def report_missing_plans(on_plan: Mapping[str, Sequence[str]], catalog: Catalog)
             problem=f"plan {plan!r} is not in {catalog.source}, so its customers have the default plan"
             f" {catalog.default_plan!r}: {join_names(customers)}",
             cure="put the plan back, beside the one that replaces it, and run"
-            f" `meterkit plans migrate {plan} TO` before you remove it; if it was set by hand, or TO has its"
+            " `meterkit plans migrate FROM TO` before you remove it; if it was set by hand, or TO has its"
             " `stripe_price`, run that at once",
         )
         for plan, customers in on_plan.items()

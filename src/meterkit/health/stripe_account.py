@@ -19,11 +19,12 @@ from meterkit.insights.health_report import CheckSkippedError, Finding, join_nam
 from meterkit.outbox.sealing_terms import line_products
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meter_differences import meter_differences
-from meterkit.stripe.prices import OPTIONS, currencies_of, fetch_price
+from meterkit.stripe.prices import OPTIONS, currencies_of, fetch_price, with_option_tiers
 from meterkit.stripe.request import run_together
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
+from meterkit.subscriptions.price_problems import describe_as_sold, has_other_amounts
 from meterkit.subscriptions.stripe_objects import pack_key
-from meterkit.subscriptions.wanted_prices import wanted_addons, wanted_plans
+from meterkit.subscriptions.wanted_prices import shape_of, wanted_addons, wanted_plans
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -101,14 +102,16 @@ async def _find_unpriced_top_ups(api: StripeApi, catalog: Catalog) -> list[Findi
 
 
 async def _find_unsold(api: StripeApi, catalog: Catalog) -> list[Finding]:
-    """Report add-ons without a price, and prices without a currency of the plans file.
+    """Report add-ons without a price, and prices without a currency, or the amount, of the plans file.
 
-    None if the key may not read prices.
+    None if the key may not read prices. In one currency, prices of usage are left out: models have many.
     """
     addons = [price for addon in wanted_addons(catalog) for price in addon.prices]
-    plans = wanted_plans(catalog) if len(catalog.currencies) > 1 else ()
+    plans = [price for plan in wanted_plans(catalog) for price in plan.prices]
+    if len(catalog.currencies) == 1:
+        plans = [price for price in plans if price.shape.meter is None]
     try:
-        there = await _fetch_wanted(api, [*addons, *(price for plan in plans for price in plan.prices)])
+        there = await _fetch_wanted(api, [*addons, *plans])
     except StripeError as error:
         if error.status == HTTPStatus.FORBIDDEN:
             return []
@@ -125,6 +128,12 @@ async def _find_unsold(api: StripeApi, catalog: Catalog) -> list[Finding]:
     if lacking:
         named = [f"{name} ({', '.join(missing).upper()})" for name, missing in lacking.items()]
         problems.append(f"prices at Stripe lack a currency of the plans file: {join_names(named)}")
+    if differing := [
+        f"{price.name} ({describe_as_sold(found, price)}; in the file {price.describe()})"
+        for price, found in there.items()
+        if has_other_amounts(found, price, meter=shape_of(found).meter)
+    ]:
+        problems.append(f"new customers pay other prices than the plans file says: {join_names(differing)}")
     cure = "run `meterkit stripe sync`"
     return [Finding(check="stripe", problem=problem, cure=cure) for problem in problems]
 
@@ -132,16 +141,18 @@ async def _find_unsold(api: StripeApi, catalog: Catalog) -> list[Finding]:
 async def _fetch_wanted(
     api: StripeApi, wanted: Sequence[WantedPrice]
 ) -> dict[WantedPrice, Mapping[str, Any]]:
-    """Fetch prices with their currencies, as far as Stripe has them."""
+    """Fetch prices with their tiers and currencies, as far as Stripe has them."""
     keys = [price.key for price in wanted if price.stripe_price is None]
-    keyed = await prices_by_key(api, keys, expand=(f"data.{OPTIONS}",))
-    found: dict[WantedPrice, Mapping[str, Any]] = {}
-    for price in wanted:
-        named = price.stripe_price
-        there = keyed.get(price.key) if named is None else await fetch_price(api, named)
-        if there is not None:
-            found[price] = there
-    return found
+    keyed = await prices_by_key(api, keys, expand=("data.tiers", f"data.{OPTIONS}"))
+
+    async def fetch(price: WantedPrice) -> Mapping[str, Any] | None:
+        if price.stripe_price is not None:
+            return await fetch_price(api, price.stripe_price)
+        there = keyed.get(price.key)
+        return None if there is None else await with_option_tiers(api, there)
+
+    fetched = await run_together([partial(fetch, price) for price in wanted], at_once=_CHECKS_AT_ONCE)
+    return {price: there for price, there in zip(wanted, fetched, strict=True) if there is not None}
 
 
 async def _find_unpriced_plans(

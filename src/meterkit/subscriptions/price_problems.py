@@ -84,10 +84,17 @@ class PlanAtStripe:
         It may lack the others, which are added then.
         """
         meter = self.meters.get(wanted.shape.meter or "")
-        pairs = [(shape_in(price, shape.currency), shape) for shape in wanted.shapes]
-        known = [(there, shape) for there, shape in pairs if there is not None]
-        meter_id = None if meter is None else meter["id"]
-        return bool(known) and all(there == replace(shape, meter=meter_id) for there, shape in known)
+        is_known = any(shape_in(price, shape.currency) is not None for shape in wanted.shapes)
+        return is_known and not has_other_amounts(price, wanted, meter=None if meter is None else meter["id"])
+
+
+def has_other_amounts(price: Mapping[str, Any], wanted: WantedPrice, *, meter: str | None) -> bool:
+    """Whether a price charges another amount than the plans file in a currency that it has.
+
+    ``meter`` is the id of the wanted price's meter.
+    """
+    pairs = [(shape_in(price, shape.currency), shape) for shape in wanted.shapes]
+    return any(there is not None and there != replace(shape, meter=meter) for there, shape in pairs)
 
 
 def find_problems(found: PlanAtStripe) -> list[str]:
