@@ -97,10 +97,13 @@ class LoopServer:
         observe_store(self._store)
         self._starts[loop] = self._starts.get(loop, 0) + 1
         try:
-            await self._serve(loop)
-            if not self._store.is_off:
+            lane = await self._serve(loop)
+            if lane is not None:
                 await self._store.start()
-            await self.remember_meters()
+                if lane.connected:
+                    await self.remember_meters()
+                else:
+                    lane.spawn(self.remember_meters())  # The start has waited its time.
         except BaseException:  # A cancellation, too: a block that is not entered is not left either.
             await complete(self._undo_start(loop))
             raise

@@ -25,6 +25,7 @@ from drivers.counters import put_head
 from drivers.delivery import desk
 from faults.proxy import TcpProxy
 from faults.refusals import (
+    PLANS,
     Client,
     Echo,
     FakeRedis,
@@ -41,6 +42,7 @@ from faults.refusals import (
     used,
 )
 from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT, meter_field
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
@@ -307,6 +309,18 @@ async def test_i9_starting_gives_up_in_time_with_the_reason(caplog: pytest.LogCa
     assert re.search(rf":{port}/0 cannot be reached: .*; trying again until it can", loud[0])
     await kit.stop()
     await kit.stop()
+
+
+async def test_i9_a_silent_server_delays_no_start_further() -> None:
+    """It was waited for twice: also, for five seconds, to store the names of the meters."""
+    metered_at_stripe = PLANS.replace("unit: token", "unit: token, stripe: {event_name: ai_tokens}")
+    for settings in ({}, {"enforcement": "off"}):
+        async with FakeRedis(lambda _: b"") as silent:
+            kit = kit_at(silent.url, plans=loads(metered_at_stripe), start_timeout=0.1, **settings)
+            async with loop_clock() as passed_s:
+                await kit.start()
+                assert passed_s() < 3.0
+            await kit.stop()
 
 
 # F-11: late replies.
