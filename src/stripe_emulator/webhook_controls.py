@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 
     from stripe_emulator.account import Account
 
+_logger = logging.getLogger("stripe_emulator")
 SENDER: Final = "stripe_emulator.webhook_sender"
 # How soon a move of the clock is noticed, in real seconds.
 CLOCK_POLL_S: Final = 0.05
 CANCEL_AGAIN_S: Final = 0.5
+LOGGED_MAX: Final = 200
 
 
 class WebhookDispatcher:
@@ -44,6 +47,8 @@ class WebhookDispatcher:
         made: list[Delivery] = []
         while (due := self._take_due(apps=apps)) is not None:
             made.append(await self._send_delivery(due))
+            if not apps and not made[-1].taken:
+                _log_refusal(made[-1])
         return made
 
     async def deliver(
@@ -104,6 +109,15 @@ class WebhookDispatcher:
         with self._account.lock:
             self._account.deliveries.record_result(due, delivery)
         return delivery
+
+
+def _log_refusal(delivery: Delivery) -> None:
+    """Log an event that a server has not accepted: nothing else shows whoever runs the emulator why."""
+    outcome = f"HTTP {delivery.status}" if delivery.status else "no response"
+    _logger.warning(
+        "webhook %s (%s) was not accepted by %s: %s %r",
+        *(delivery.type, delivery.event, delivery.url, outcome, delivery.answer[:LOGGED_MAX]),
+    )
 
 
 async def _cancel_task(task: asyncio.Task[None]) -> None:

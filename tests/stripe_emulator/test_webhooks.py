@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from drivers.delivery import until
 from drivers.emulated_account import account
 from drivers.emulated_shop import refused
 from stripe_emulator import Clock, StripeEmulator
@@ -57,6 +58,20 @@ def ready(*codes: int, **options: Any) -> tuple[StripeEmulator, Receiver, Clock,
     clock, receiver = Clock(NOW), Receiver(*codes)
     emulator = StripeEmulator(clock=clock, automatic_webhooks=False)
     return emulator, receiver, clock, emulator.add_endpoint(HOOK, app=receiver.app, **options)
+
+
+async def test_an_event_that_is_not_accepted_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The terminal of the emulator showed nothing of an app that refused everything."""
+    emulator = StripeEmulator()
+    async with emulator.serve() as url:
+        emulator.add_endpoint(f"{url}/v1/events")
+        emulator.emit("invoice.paid", {"id": "in_1"})
+        await until(lambda: bool(caplog.messages))
+    (event,) = emulator.webhook_events
+    (line,) = caplog.messages
+    refused_by = f"webhook invoice.paid ({event.id}) was not accepted by {url}/v1/events: HTTP 404 "
+    assert line.startswith(refused_by)
+    assert "Unrecognized request URL" in line
 
 
 async def test_while_a_secret_is_rolled_both_sign() -> None:
