@@ -125,8 +125,14 @@ async def test_a_refusal_is_logged_once_until_a_change(path: Path, caplog: pytes
         remove(path)
         swap(path, GOOD.format("right"))
         await eventually(lambda: reader.read == ["right"])
-    said = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert [record.name for record in said] == ["meterkit.plans"]
+        write(path, GOOD.format("later"))
+        await eventually(lambda: reader.read == ["right", "later"])
+    said = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [(record.name, record.levelname) for record in said] == [
+        ("meterkit.plans", "ERROR"),
+        ("meterkit.plans", "WARNING"),
+    ]
+    assert said[1].getMessage() == f"{path} is valid again and in use"  # The next change is no repair.
 
 
 async def test_each_loss_of_the_file_is_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -110,6 +110,8 @@ class WatchedPlans:
                             logged,
                         )
                 if now == self._read:
+                    if logged:
+                        _logger.warning("%s is valid again and in use", self._path)
                     refused, logged = None, ""  # The next mistake is news, even if it is the same.
                 before = now
 
