@@ -112,7 +112,7 @@ class WebhookDispatcher:
 
 
 def _log_refusal(delivery: Delivery) -> None:
-    """Log an event that a server has not accepted: nothing else shows whoever runs the emulator why."""
+    """Log an event that a server has not accepted: nothing else shows its developer why."""
     outcome = f"HTTP {delivery.status}" if delivery.status else "no response"
     _logger.warning(
         "webhook %s (%s) was not accepted by %s: %s %r",

@@ -58,7 +58,7 @@ async def test_an_abandoned_spool_is_found_and_its_cure_sends_it(stored: Shell, 
     assert "not billed, until it is sent" in finding["problem"]
     assert finding["cure"].startswith("run `meterkit flush --all` on this host")
     assert done.json["looked_at"]["spool"] == f"1 file in {spools} of this host"
-    assert "settlements sent" in stored.run("flush", "--all", "--timeout", "0.1").out
+    assert "settlements sent from" in stored.run("flush", "--all", "--timeout", "0.1").out
     done = stored.run("doctor", "--json")
     assert [one for one in done.json["findings"] if one["check"] == "spool"] == []
 

@@ -257,7 +257,7 @@ async def test_without_a_key_flush_all_sends_the_spools(stored: Shell, tmp_path:
     of_other.close()
     done = stored.run("flush", "--all")
     assert (0, False, True) == (done.code, file.path.exists(), of_other.path.exists())
-    assert "spools of ended processes: 1 settlements sent\n" in done.out
+    assert "settlements sent from spools of ended processes: 1\n" in done.out
     assert "delivered 0" in done.out
     assert "unlinked: acme has usage and no Stripe customer" in done.out
     assert (
@@ -275,7 +275,7 @@ async def test_without_a_key_flush_all_sends_the_spools(stored: Shell, tmp_path:
     unread = f"spool left as it is: {file.path}: it cannot be read: it does not begin as a spool does"
     assert (done.code, unread in done.out) == (1, True)
     stored.environment["METERKIT_KEY_PREFIX"] = "other"
-    assert "1 settlements sent" in stored.run("flush", "--all").out
+    assert "settlements sent from spools of ended processes: 1" in stored.run("flush", "--all").out
 
 
 async def test_spools_that_cannot_be_read_are_left_and_said(delivering: Shell, directory: Path) -> None:

@@ -260,7 +260,7 @@ async def test_i11_a_store_that_lost_usage_is_told_of_after_any_outage(
         # What was lost is lost, what came after is there once.
         assert await used(kit, "acme", "tokens") == (5 * there + 7 * recorded + 1, 0)
         assert lane.lost == 10 - there
-    assert f"{lane.lost} settlements are lost" in caplog.text
+    assert f"settlements lost: {lane.lost} " in caplog.text
     server.stop()
 
 
@@ -297,7 +297,7 @@ async def test_i5_what_is_not_applied_blocks_none(valkey: Server, caplog: pytest
         valkey.command("HSET", totals, f"{june}{meter_token('tokens')}i", "many")
         with pytest.raises(StoreError, match="not recorded: that of 'acme' failed: "):
             await kit.record("acme", "tokens", 7)
-        assert "1 settlements are lost" in caplog.text
+        assert "settlements lost: 1" in caplog.text
         for customer in ("globex", "acme", "globex", "globex", "zeta", "globex", "globex"):
             settle(kit, customer, tokens=10)
         await settled(kit)

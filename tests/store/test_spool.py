@@ -153,15 +153,15 @@ async def test_i11_a_kit_stopped_in_an_outage_leaves_a_spool(
             settle(kit, f"customer-{n % 3}", tokens=5)
         await kit.record("acme", "tokens", 1)
     (file,) = spools(tmp_path)
-    assert f"31 settlements wait in {file}" in caplog.text or spill_after_s > 1
-    assert "are lost" not in caplog.text
+    assert f"settlements waiting in {file}: 31;" in caplog.text or spill_after_s > 1
+    assert "settlements lost" not in caplog.text
     # The next one reaches the store by the same address.
     async with next_start(proxy, tmp_path) as kit:
         await eventually(lambda: spools(tmp_path) == [])
         sums = [(await used(kit, f"customer-{n}", "tokens"))[0] for n in range(3)]
         assert sums == [50] * 3
         assert await used(kit, "acme", "tokens") == (1, 0)
-    assert "31 settlements left in a spool are sent" in caplog.text
+    assert f"settlements sent that were left in {file}: 31" in caplog.text
 
 
 async def test_i11_a_spool_directory_that_is_removed_is_made_again(proxy: TcpProxy, tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ async def test_a_spool_that_is_full_counts_what_it_cannot_keep(
         with pytest.raises(StoreError, match="the spool is full"):
             await kit.record("acme", "tokens", 1)
         assert lane_of(kit).lost == 1
-        assert "is full, and usage is lost (1 settlements so far)" in caplog.text
+        assert "is full, and usage is lost (settlements so far: 1)" in caplog.text
         await back(kit, proxy)
         assert await used(kit, "acme", "tokens") == (kept, 0)
 

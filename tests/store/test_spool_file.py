@@ -290,7 +290,7 @@ async def test_i11_a_spool_damaged_under_its_process_is_kept(
         await proxy.set("pass")
         await eventually(lambda: lane_of(kit).lost == 1)
         await eventually(lambda: path.with_suffix(DAMAGED).exists())
-        assert "1 settlements are lost" in caplog.text
+        assert "settlements lost: 1" in caplog.text
         await kit.record("acme", "tokens", 2)
         assert await used(kit, "acme", "tokens") == (2, 0)
 

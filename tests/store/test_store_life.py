@@ -92,7 +92,7 @@ async def test_stopping_without_a_store_says_what_is_not_settled(
             await ask(kit, f"customer {number:02}")
         tasks = len(asyncio.all_tasks())
         await kit.stop()
-        assert "12 settlements are lost" in caplog.text
+        assert "settlements lost: 12" in caplog.text
         assert "their customers: 'customer 00', 'customer 01', " in caplog.text
         assert "'customer 09' and 2 more" in caplog.text
         assert len(asyncio.all_tasks()) < tasks

@@ -233,7 +233,7 @@ async def flush(
 
     def print_result() -> None:
         if report.spooled:
-            echo(f"spools of ended processes: {report.spooled} settlements sent")
+            echo(f"settlements sent from spools of ended processes: {report.spooled}")
         for refused in report.spools_left:
             echo(f"spool left as it is: {refused}")
         _print_report(report)

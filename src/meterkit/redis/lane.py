@@ -467,7 +467,7 @@ def _log_lost(settlements: Sequence[NumberedSettlement]) -> None:
     named = ", ".join(map(ascii, customers[:_CUSTOMERS_NAMED_MAX]))
     more = len(customers) - _CUSTOMERS_NAMED_MAX
     _log.error(
-        "%d settlements are lost, unless the store applied them without an answer: it had not acknowledged"
+        "settlements lost: %d, unless the store applied them without an answer: it had not acknowledged"
         " them when the kit stopped; their customers: %s%s",
         len(settlements),
         named,

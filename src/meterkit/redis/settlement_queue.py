@@ -593,7 +593,7 @@ class SettlementQueue:
 
     def _count_lost(self, count: int, why: str) -> None:
         self.lost += count
-        _log.error("%d settlements are lost (%d so far from shard %d): %s", count, self.lost, self.shard, why)
+        _log.error("settlements lost: %d (%d so far from shard %d): %s", count, self.lost, self.shard, why)
 
     def _new_producer(self) -> Producer:
         return Producer(self, self.keys.producer(self.shard, token_hex(8)))

@@ -163,9 +163,9 @@ class EventLoopSpool:
             with suppress(OSError, MeterkitError):
                 await self._in_thread(file.recreate_if_removed)
             _log.warning(
-                "%d settlements wait in %s: the next start sends them, or meterkit flush --all",
-                self.kept - len(lost),
+                "settlements waiting in %s: %d; the next start sends them, or meterkit flush --all",
                 file.path,
+                self.kept - len(lost),
             )
             await self._in_thread(file.close)
         elif file is not None:
@@ -267,8 +267,8 @@ class EventLoopSpool:
     def _drop(self, settlement: Settlement) -> None:
         self.lost += 1
         self._lane.warn(
-            f"the spool in {self._directory} is full, and usage is lost ({self.lost} settlements so far); the"
-            f" last was of customer {settlement.customer!r}"
+            f"the spool in {self._directory} is full, and usage is lost (settlements so far: {self.lost});"
+            f" the last was of customer {settlement.customer!r}"
         )
         why = "not recorded: the store is down and the spool is full"
         resolve(settlement, StoreError(why, executed=False))
@@ -304,7 +304,7 @@ class EventLoopSpool:
                         records, after = await self._in_thread(file.read, at)
                     except SpoolError as error:
                         self.lost += self.kept
-                        _log.error("%s: %s; %d settlements are lost", file.path, error, self.kept)
+                        _log.error("%s: %s; settlements lost: %d", file.path, error, self.kept)
                         is_damaged = True
                         break
                     at, position = (after, position) if await self._send_records(replay, records) else (0, 0)
@@ -324,7 +324,7 @@ class EventLoopSpool:
         if file is not None:
             await self._in_thread(file.set_aside if is_damaged else file.remove)
         if kept:
-            _log.info("%d settlements that had waited in the spool are sent", kept)
+            _log.info("settlements sent that had waited in the spool: %d", kept)
 
     async def _until_written(self) -> None:
         """Wait until all settlements are on disk, or the disk is full."""
@@ -408,7 +408,7 @@ class EventLoopSpool:
             raise
         finally:
             self.lost += replay.lost
-        _log.warning("%d settlements left in a spool are sent: %s", sent, file.path)
+        _log.warning("settlements sent that were left in %s: %d", file.path, sent)
         await self._in_thread(file.set_aside if is_damaged else file.remove)
         return sent
 

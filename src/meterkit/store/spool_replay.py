@@ -390,4 +390,4 @@ class SpoolReplay:
 
     def _log_lost(self, number: int, why: str) -> None:
         self.lost += number
-        _log.error("%d settlements of a spool are lost: %s", number, why)
+        _log.error("settlements of a spool lost: %d: %s", number, why)
