@@ -171,7 +171,16 @@ async def test_two_live_subscriptions_are_for_a_person_to_decide(at: Shop) -> No
         await at.kit.subscriptions.repair("acme")
     assert first in str(caught.value)
     assert second in str(caught.value)
+    assert str(caught.value).endswith(": end one at Stripe")
     assert len(at.changes()) == changes
+
+
+async def test_a_price_of_no_plan_is_for_a_person_to_decide(at: Shop) -> None:
+    """``doctor`` promised that ``repair`` says what, and it said the difference again."""
+    odd = at.emulator.add_price(777, product=at.emulator.add_product("Odd"))
+    await by_hand(at, **{"items[0][price]": odd})
+    with pytest.raises(SubscriptionError, match=f"{odd}: put the plan back that sold it, give it"):
+        await at.kit.subscriptions.repair("acme")
 
 
 async def test_the_night_reports_each_difference_once(at: Shop, caplog: pytest.LogCaptureFixture) -> None:

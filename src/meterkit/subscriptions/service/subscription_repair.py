@@ -237,9 +237,15 @@ _PAID: Final = frozenset({"active", "trialing"})
 _USAGE: Final = "usage"
 _NEW_MODELS: Final = "new_models"
 _OF_USAGE: Final = frozenset({_USAGE, _NEW_MODELS})
-_UNDECIDED: Final[frozenset[DriftKind]] = frozenset(
-    {"two_subscriptions", "unknown_price", "currency", "interval"}
-)
+_OTHER_TERMS: Final = "correct the plans file, or move the customer to a price of the file at Stripe"
+_UNDECIDED: Final[Mapping[DriftKind, str]] = {
+    "two_subscriptions": "end one at Stripe",
+    "unknown_price": "put the plan back that sold it, give it to a plan as its `stripe_price`, or change the"
+    " price at Stripe",
+    "currency": _OTHER_TERMS,
+    "interval": _OTHER_TERMS,
+}
+"""Differences that only an operator can end, and how."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,7 +405,7 @@ def _refuse_undecided(customer: str, found: _Comparison) -> None:
         if drift.kind in _UNDECIDED:
             raise SubscriptionError(
                 f"an operator must decide about the subscription {drift.subscription} of customer"
-                f" {customer!r}: {drift.message}"
+                f" {customer!r}: {drift.message}: {_UNDECIDED[drift.kind]}"
             )
     if found.status not in _PAID and any(drift.can_repair for drift in found.drifts):
         raise SubscriptionError(
