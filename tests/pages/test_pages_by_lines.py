@@ -11,11 +11,15 @@ import pytest
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.operator_pages import make_snapshot, pages_of
-from drivers.shop import sell_nothing, shop
+from drivers.plans import plans_text
+from drivers.served_traffic import Call, simulated
+from drivers.shop import START, sell_nothing, shop
 from drivers.usage_figures import JSON, page_of
 from drivers.usage_lines import CATALOG, end_period
 
 pytestmark = pytest.mark.anyio
+
+PLANS = plans_text("invoice_lines")
 
 
 async def test_pages_speak_of_lines(store_url: str, tmp_path: Path) -> None:
@@ -48,6 +52,26 @@ async def test_pages_speak_of_lines(store_url: str, tmp_path: Path) -> None:
         assert tile is not None
         assert tile[1] == "1"
         assert "Meter events delivered" not in page
+
+
+async def test_usage_at_an_overridden_price_is_forecast(store_url: str, tmp_path: Path) -> None:
+    """The forecast and a simulation had the plan's price beside it: USD 0.04 a word for 0.03."""
+    url, price = sqlite_in(tmp_path), {"words": {"overage": {"bill": {"per": 1, "amount_cents": 3}}}}
+    async with shop(store_url, catalog=CATALOG, selling=sell_nothing, audit_url=url) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.customers.override("acme", price)
+        at.clock.advance(timedelta(minutes=1))
+        await at.kit.record("acme", "words", 150)
+        await drain_all(at.kit, url)
+        at.clock.set(START + timedelta(days=10))
+        async with page_of(at.kit) as customer:
+            figures = (await customer.get("/", headers=JSON)).json()
+        # Fifteen words a day for the other twenty days.
+        assert (figures["cost"]["overage_cents"], figures["forecast"]["meters"]["words"][0]) == (150, 450)
+        assert figures["forecast"]["cost_cents"][0] == 2900 + 350 * 3
+        (found,) = (await simulated(at.kit, url, PLANS, [Call(START, "acme", "", (0, 0))])).customers
+        assert (found.now_cents, found.then_cents) == (2900 + 150, 2900 + 150)
 
 
 async def test_a_redriven_line_stands_in_the_ledger(store_url: str) -> None:

@@ -273,6 +273,14 @@ def _may_have_items(state: CustomerState, at_ms: int) -> bool:
     return known.created_ms <= at_ms < known.ends_ms() or bool(known.prices_at(at_ms))
 
 
+def item_prices_at(
+    state: CustomerState, catalog: Catalog, overrides: Mapping[str, Mapping[str, object]], at_ms: int
+) -> ItemPrices:
+    """Prices of the subscription's items at an instant, without those that overrides replace."""
+    prices = NO_PRICES if state.subscription is None else state.subscription.prices_at(at_ms)
+    return _without_overridden(prices, overrides, by_lines=_is_by_lines(state, catalog, at_ms))
+
+
 def _without_overridden(
     prices: ItemPrices, overrides: Mapping[str, Mapping[str, object]], *, by_lines: bool
 ) -> ItemPrices:

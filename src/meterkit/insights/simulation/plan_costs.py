@@ -15,7 +15,7 @@ from meterkit.customers.history import read_states_and_histories
 from meterkit.customers.states import list_customers
 from meterkit.decisions.compiled_decision import demands_of
 from meterkit.decisions.customer_overrides import has_end_within, overrides_at
-from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter
+from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, item_prices_at, seat_meter
 from meterkit.decisions.grants import ONCE_GIVEN, once_field, sold_grants
 from meterkit.decisions.item_prices import (
     NO_FIXED_PRICES,
@@ -542,6 +542,7 @@ def _build_tenure(
     own = overrides_at(stored, last_ms)
     # The present ones lack a price that no subscription bills; with restricted access they lack all.
     is_present = "overrides" not in was and given.access != "restricted"
+    overrides = given.overrides if is_present else own.meters
     charged = (was.keys().isdisjoint(_SOLD_KINDS) and _charged_plan_at(subscription, last_ms)) or plan
     seats = int(was["seats"] or 0) if "seats" in was else _paid_seats_at(subscription, last_ms)
     addons = parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms)
@@ -562,10 +563,10 @@ def _build_tenure(
         is_usage_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms, end_ms)),
         seats=seats,
         paid_seats=_seats_beyond(catalog, sold, seats, addons),
-        overrides=given.overrides if is_present else own.meters,
+        overrides=overrides,
         subject_overrides=own.subjects,
         currency=state.currency,
-        prices=NO_PRICES if subscription is None else subscription.prices_at(last_ms),
+        prices=item_prices_at(state, catalog, overrides, last_ms),
         fixed=fixed_prices_at(subscription, charged, last_ms),
         addons=addons,
     )
