@@ -26,6 +26,8 @@ ENDLESS_MS: Final = 2**53
 LATE_SINCE: Final = "meterkit_late_since"
 LATE_METER: Final = "meterkit_meter"
 """Metadata of invoice items for late usage: the first instant of its period (ms), and its meter."""
+_CREDIT_NOTES: Final = ("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount")
+_DAY: Final = timedelta(days=1)
 LineKind = Literal["subscription", "proration", "usage", "other", "discount", "tax", "difference"]
 
 
@@ -88,7 +90,7 @@ class StatementLine:
         after: where the next page of events begins; empty: there are no more.
         late_since: of an invoice item for late usage, the first instant of its period; else None.
         note: where ``quantity`` and ``counted`` differ, or a total: why; which units are not billed, or have
-            no event or price.
+            no event or price; the later invoice that bills a month amid a paid year.
     """
 
     id: str
@@ -236,6 +238,21 @@ def invoice_lines(
     return found + _invoice_remainder(invoice, sum(line.amount_cents for line in found))
 
 
+def build_invoice(invoice: Mapping[str, Any]) -> StatementInvoice:
+    """An invoice as a statement shows it."""
+    metadata: Mapping[str, str] = invoice.get("metadata") or {}
+    rows = metadata.get("meterkit_audit_rows", "")
+    return StatementInvoice(
+        id=str(invoice["id"]),
+        number=invoice.get("number"),
+        status=str(invoice["status"]),
+        total_cents=int(invoice["total"]),
+        credit_notes_cents=sum(int(invoice.get(name) or 0) for name in _CREDIT_NOTES),
+        audit_root=metadata.get("meterkit_audit_root"),
+        audit_rows=int(rows) if rows.isdecimal() else None,
+    )
+
+
 def is_proration(line: Mapping[str, Any]) -> bool:
     """Whether an invoice line charges, or credits, the rest of a period."""
     parent: Mapping[str, Any] = line.get("parent") or {}
@@ -349,6 +366,8 @@ def explain_lines(
             note = f"its events are under line {tiers[0].id}"
         elif line.invoice is not None and late_units and quantity + late_units == of.billed:
             note = f"{late_units} of its units are on {', '.join(one.id for one in late)}"
+        elif line.invoice is not None and line.start < since - _DAY and quantity > of.billed:
+            note = f"{quantity - of.billed} of its units are of earlier periods: see their statements"
         elif line.invoice is not None and quantity != of.billed:
             note = f"the invoice has {quantity} units, and the events come to {of.billed}{why}"
         found.append(
@@ -414,6 +433,21 @@ def without_amount(line: StatementLine, currency: str) -> StatementLine:
         return line
     note = f"its price in the plans file is in {currency.upper()}"
     return replace(line, unit_amount="", amount_cents=0, note="; ".join(filter(None, (line.note, note))))
+
+
+def billed_later(line: StatementLine, later: Iterable[StatementLine]) -> StatementLine:
+    """A usage line that no invoice of its period has, without its amount if a later invoice has it.
+
+    ``later``: usage lines of invoices that bill several months, as that of a yearly plan does.
+    """
+    if line.invoice is not None or line.kind != "usage":
+        return line
+    of = (one for one in later if one.meter == line.meter and one.start <= line.start and line.end <= one.end)
+    billing = next(of, None)
+    if billing is None:
+        return line
+    words = f"invoice {billing.invoice} bills it, with all usage from {billing.start:%Y-%m-%d}"
+    return replace(line, amount_cents=0, note="; ".join(filter(None, (line.note, words))))
 
 
 def unbilled(line: StatementLine) -> StatementLine:

@@ -23,8 +23,9 @@ from meterkit.insights.statement.lines import (
     BalanceEntry,
     EventSelection,
     Statement,
-    StatementInvoice,
     StatementLine,
+    billed_later,
+    build_invoice,
     explain_lines,
     invoice_lines,
     is_proration,
@@ -53,9 +54,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-
-
-_CREDIT_NOTES: Final = ("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount")
 
 
 class _PriceUse(NamedTuple):
@@ -89,12 +87,26 @@ class PeriodInvoices:
         found = [
             one for one in await self._api.list("/v1/invoices", asked) if _is_of_period(one, start_s, end_s)
         ]
-        for invoice in found:
+        await self._read_all_lines(found)
+        return sorted(found, key=lambda one: int(one["created"]))
+
+    async def later_lines(
+        self, stripe_customer: str, since_s: int, meters: Mapping[str, str]
+    ) -> list[StatementLine]:
+        """The lines of usage on final invoices of subscriptions since an instant (Unix seconds)."""
+        asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": since_s}}
+        listed = await self._api.list("/v1/invoices", asked)
+        found = [one for one in listed if _is_of_subscription(one) and one["status"] not in {"draft", "void"}]
+        await self._read_all_lines(found)
+        lines = await self.lines_of(found, meters)
+        return [line for line in lines if line.kind == "usage" and line.late_since is None]
+
+    async def _read_all_lines(self, invoices: Sequence[dict[str, Any]]) -> None:
+        for invoice in invoices:
             lines: dict[str, Any] = invoice.get("lines") or {}
             # What the list shows of a draft may be what it was when it was made.
             if lines.get("has_more") or invoice.get("status") == "draft":
                 invoice["lines"] = {"data": await self._api.list(f"/v1/invoices/{invoice['id']}/lines")}
-        return sorted(found, key=lambda one: int(one["created"]))
 
     async def lines_of(
         self, invoices: Sequence[Mapping[str, Any]], meters: Mapping[str, str]
@@ -129,10 +141,9 @@ class PeriodInvoices:
 
 
 def _is_of_period(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
-    parent: Mapping[str, Any] = invoice.get("parent") or {}
     if is_usage_invoice(invoice, end_s * 1000):
         return True
-    if parent.get("type") != "subscription_details":
+    if not _is_of_subscription(invoice):
         return False
     if invoice.get("billing_reason") == "subscription_create":
         return bool(start_s <= invoice["created"] < end_s)
@@ -140,6 +151,11 @@ def _is_of_period(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
     if at_s in {start_s, end_s}:  # Two periods meet: a renewal ends the one, a change begins the other.
         return _charges_ahead(invoice) == (at_s == start_s)
     return start_s < at_s < end_s
+
+
+def _is_of_subscription(invoice: Mapping[str, Any]) -> bool:
+    parent: Mapping[str, Any] = invoice.get("parent") or {}
+    return parent.get("type") == "subscription_details"
 
 
 def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
@@ -152,21 +168,6 @@ def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
     charged = (line for line in lines if line["amount"] > 0 and is_proration(line))
     is_change = invoice.get("billing_reason") == "subscription_update"
     return is_change and any(line["period"]["end"] > invoice["period_end"] for line in charged)
-
-
-def build_invoice(invoice: Mapping[str, Any]) -> StatementInvoice:
-    """An invoice as a statement shows it."""
-    metadata: Mapping[str, str] = invoice.get("metadata") or {}
-    rows = metadata.get("meterkit_audit_rows", "")
-    return StatementInvoice(
-        id=str(invoice["id"]),
-        number=invoice.get("number"),
-        status=str(invoice["status"]),
-        total_cents=int(invoice["total"]),
-        credit_notes_cents=sum(int(invoice.get(name) or 0) for name in _CREDIT_NOTES),
-        audit_root=metadata.get("meterkit_audit_root"),
-        audit_rows=int(rows) if rows.isdecimal() else None,
-    )
 
 
 EVENTS: Final = 100
@@ -264,9 +265,13 @@ class Statements:
         is_void = _has_renewal(all_invoices, end_ms) and not _has_renewal(invoices, end_ms)
         reader = PeriodInvoices(self._api()) if invoices or is_void else None
         lines, wanted = await made.lines(invoices, reader, is_void=is_void)
+        has_ended = end_ms <= self._store.now_ms()
+        is_amid_year = has_ended and not _has_renewal(all_invoices, end_ms)
+        later = await self._read_later_lines(state, usage, made) if is_amid_year else []
+        lines = [billed_later(line, later) for line in lines]
         # Amid a paid year, or after the end of a subscription, no invoice comes where nothing is due.
         is_paid = not any(line.amount_cents for line in lines if line.invoice is None)
-        is_over = is_paid and end_ms <= self._store.now_ms() and not await made.is_renewal_due()
+        is_over = is_paid and has_ended and (bool(later) or not await made.is_renewal_due())
         currency = str(invoices[0]["currency"]) if invoices else usage["currency"]
         if currency != usage["currency"]:
             lines = [without_amount(line, usage["currency"]) for line in lines]
@@ -291,6 +296,18 @@ class Statements:
             return []
         start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
         return await PeriodInvoices(self._api()).of(state.stripe_customer, start_s, end_s)
+
+    async def _read_later_lines(
+        self, state: CustomerState, usage: CustomerUsage, made: _StatementBuilder
+    ) -> list[StatementLine]:
+        """The lines of later invoices that bill usage of more than the period, as that of a year does."""
+        if state.stripe_customer is None or self._settings.stripe_api_key is None:
+            return []
+        end: datetime = usage["period"]["end"]
+        meters = {event: of[0] for event, of in (await made.by_event()).items()}
+        reader = PeriodInvoices(self._api())
+        found = await reader.later_lines(state.stripe_customer, to_ms(end) // 1000, meters)
+        return [line for line in found if line.start < end < line.end]
 
     async def _balance(self, usage: CustomerUsage) -> list[BalanceEntry]:
         """Changes of balances in money: usage of the period, and all entries of its grants."""
@@ -346,7 +363,7 @@ class _StatementBuilder:
 
         ``is_void``: the invoice of the renewal is void.
         """
-        by_event = await self._by_event()
+        by_event = await self.by_event()
         meters = {event: of[0] for event, of in by_event.items()}
         is_by_lines = is_billed_by_lines(self._state, self._store.catalog, self._start_ms)
         # Meters that share an event share metered lines; a line that meterkit writes is of one meter.
@@ -449,7 +466,7 @@ class _StatementBuilder:
         """Ask the database for something of the customer's period."""
         return await in_thread(partial(call, self._database, self._usage["customer"], self._start_ms, *more))
 
-    async def _by_event(self) -> dict[str, list[str]]:
+    async def by_event(self) -> dict[str, list[str]]:
         """By event name, the meters that share it."""
         found: dict[str, list[str]] = {}
         store, admin = self._store, await self._store.admin()
