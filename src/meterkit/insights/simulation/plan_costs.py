@@ -541,8 +541,7 @@ def _build_tenure(
     stored = _overrides_of(state, was)
     own = overrides_at(stored, last_ms)
     # The present ones lack a price that no subscription bills; with restricted access they lack all.
-    is_present = "overrides" not in was and given.access != "restricted"
-    overrides = given.overrides if is_present else own.meters
+    overrides = own.meters if "overrides" in was or given.access == "restricted" else given.overrides
     charged = (was.keys().isdisjoint(_SOLD_KINDS) and _charged_plan_at(subscription, last_ms)) or plan
     seats = int(was["seats"] or 0) if "seats" in was else _paid_seats_at(subscription, last_ms)
     addons = parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms)
