@@ -19,6 +19,7 @@ import pytest
 from drivers.audit_database import drain_all, insert_rows, to_ms
 from drivers.audited_kit import row_of, sqlite_in
 from drivers.browser import chromium, faultless, needs_chromium
+from drivers.period_ends import paying
 from drivers.plans import plans_text
 from drivers.shop import START
 from drivers.subscribed_customer import fetched, subscription
@@ -276,3 +277,25 @@ async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path
                     assert await shown.locator("details").count() == 2
                     await shown.locator("summary").last.click()
                     assert await shown.get_by_text("user u_1, team a-team-with-a-long-name").is_visible()
+
+
+@pytest.mark.parametrize(
+    ("price", "amount", "each", "word"),
+    [
+        ("per: 3, amount_cents: 10", "USD 0.03333333333333", "each", "per word"),
+        ("per: 7_000_000, amount_cents: 12", "USD 0.01714286", "per 1,000,000", "per 1,000,000 words"),
+    ],
+)
+async def test_a_price_of_many_decimals_is_of_few_units(
+    store_url: str, tmp_path: Path, price: str, amount: str, each: str, word: str
+) -> None:
+    """Of a third of 10 cents, both pages said USD 33,333,333,333.33 per 1,000,000,000,000."""
+    plans = plans_text("statement").replace("per: 1, amount_cents: 3}", f"{price}}}")
+    prices = ("price_pro", "price_pro_requests", "price_pro_words")
+    async with paying(store_url, plans, prices=prices, audit_url=sqlite_in(tmp_path)) as at:
+        await at.kit.record("acme", "words", 130)
+        await at.drain()
+        async with page_of(at.kit) as client:
+            page, statement = [(await client.get(path)).text for path in ("/", "/statement")]
+    assert f"Beyond that: {amount} {word}" in page
+    assert f">{amount} {each}</data>" in statement

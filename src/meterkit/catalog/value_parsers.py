@@ -411,6 +411,29 @@ def exact_money(amount: Decimal, currency: str) -> str:
     return f"{currency.upper()} {whole}{'.' if fraction else ''}{fraction}"
 
 
+_WRITTEN_PER_MAX: Final = 1_000_000
+_READABLE_PERS: Final = (1, 1_000, 1_000_000, 1_000_000_000)
+
+
+def readable_per(amount: Fraction, per: int) -> int:
+    """The quantity to show a price for: one of many decimals is kept as an amount for 10^12 units.
+
+    Args:
+        amount: of ``per`` units, in minor units of the currency.
+        per: the quantity that the price is kept for.
+    """
+    if per <= _WRITTEN_PER_MAX:
+        return per
+    return next((shown for shown in _READABLE_PERS if shown < per and amount * shown >= per), per)
+
+
+def price_text(amount: Fraction, per: int, currency: str) -> str:
+    """A price as people write it: ``USD 0.05 each``, ``USD 12.00 per 1,000``; arguments as above."""
+    shown = readable_per(amount, per)
+    exact = Decimal(amount.numerator * shown) / (amount.denominator * per)
+    return f"{exact_money(exact, currency)} {'each' if shown == 1 else f'per {shown:,}'}"
+
+
 MICRO_UNIT: Final = "micro-"
 """Begins the unit of a meter that counts millionths of a currency: ``micro-USD``."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.value_parsers import money
+from meterkit.catalog.value_parsers import price_text
 from meterkit.decisions.compiled_decision import has_flat_price, reported_parts, sends_included
 from meterkit.decisions.customer_overrides import next_end_ms, overridden_label, overrides_at
 from meterkit.decisions.customer_state import bounds_of, effective_plan, entitlements_of, entitlements_on
@@ -93,8 +94,7 @@ def format_overage_price(entitlement: Entitlement | None, currency: str) -> str:
     overage = None if entitlement is None else entitlement.overage
     if overage is None or overage.amount_cents is None or overage.per is None:
         return ""
-    per = "each" if overage.per == 1 else f"per {overage.per:,}"
-    return f" at {money(overage.amount_cents, currency)} {per}"
+    return f" at {price_text(Fraction(overage.amount_cents), overage.per, currency)}"
 
 
 def late_class(entitlement: Entitlement | None, meter: Meter) -> str:

@@ -8,6 +8,7 @@ from colorsys import rgb_to_hls
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,8 +21,10 @@ from meterkit.catalog.value_parsers import (
     exact_money,
     is_money,
     micro_money,
+    micros_per_minor_unit,
     minor_units,
     money,
+    price_text,
     rounded_money,
     size_text,
 )
@@ -119,6 +122,7 @@ class PageRenderer:
             "size": size_text,
             "exact_money": micro_money,
             "unit_price": _unit_price,
+            "micro_price": _micro_price,
             "is_money": is_money,
             "state": _history_value,
             "change_value": show_value,
@@ -189,6 +193,11 @@ def _micro_per_unit(currency: str) -> int:
 def _unit_price(amount: str, currency: str) -> str:
     """Format the price of a unit, given in minor units as a decimal."""
     return exact_money(Decimal(amount), currency)
+
+
+def _micro_price(micros: int, per: int, currency: str) -> str:
+    """Format the price of a quantity, given in millionths of the currency."""
+    return price_text(Fraction(micros, micros_per_minor_unit(currency)), per, currency)
 
 
 def _per_cent(share: float) -> str:

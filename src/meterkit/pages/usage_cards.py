@@ -7,7 +7,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.value_parsers import exact_money, micros_per_minor_unit, rounded_cents
+from meterkit.catalog.value_parsers import (
+    exact_money,
+    micros_per_minor_unit,
+    readable_per,
+    rounded_cents,
+)
 from meterkit.insights.simulation.plan_costs import period_share
 from meterkit.pages.forecast import credit_balances, payable_units
 from meterkit.pages.usage_bar import UsageBar, limit_bar, share_bar
@@ -189,11 +194,11 @@ def _format_prices(prices: Collection[tuple[str, OveragePrice]], unit: str) -> s
 
 
 def _common_per(prices: Collection[OveragePrice]) -> int:
-    """Find the quantity to show prices for: 1, a thousand or a million, or the written power of ten."""
+    """Find the quantity to show prices for: 1, a thousand or a million, or a power of ten that is written."""
     pers = {price["per"] for price in prices}
     first = next(iter(pers))
     if len(pers) == 1 and not str(first).strip("0").removeprefix("1"):
-        return first
+        return readable_per(Fraction(min(price["amount_cents"] for price in prices)), first)
     exact = [Fraction(price["amount_cents"], price["per"]) for price in prices]
     fits = (per for per in _PERS if all((of * per).denominator == 1 for of in exact))
     return next(fits, first if len(pers) == 1 else _PERS[-1])

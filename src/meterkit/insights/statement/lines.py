@@ -440,7 +440,7 @@ def billed_later(line: StatementLine, later: Iterable[StatementLine]) -> Stateme
 
     ``later``: usage lines of invoices that bill several months, as that of a yearly plan does.
     """
-    if line.invoice is not None or line.kind != "usage":
+    if line.invoice is not None or line.kind != "usage" or not line.amount_cents:
         return line
     of = (one for one in later if one.meter == line.meter and one.start <= line.start and line.end <= one.end)
     billing = next(of, None)
