@@ -165,6 +165,22 @@ async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path)
         await assert_june()
 
 
+async def test_an_override_priced_a_closed_period_of_who_left(store_url: str, tmp_path: Path) -> None:
+    """Under the same file its usage was to cost the plan's USD 0.02 a token, for the 0.01 that was paid."""
+    url, price = sqlite_in(tmp_path), {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 1}}}}
+    async with addon_shop(store_url, url) as at:
+        await subscribe(at, "acme", "team")
+        await at.kit.customers.override("acme", price)
+        at.go(timedelta(minutes=1))
+        await at.kit.record("acme", "tokens", 150)
+        await drain_all(at.kit, url)
+        at.go(END + timedelta(days=3))
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        found = (await simulate_period(at, url))["acme"]
+        assert (found.now_cents, found.then_cents) == (1500 + 50, 1500 + 50)
+
+
 async def test_a_trial_of_an_earlier_subscription_is_free(store_url: str, tmp_path: Path) -> None:
     """It cost its plan, add-ons and overage, as a pause did; also that of a customer linked later."""
     url, everyone = sqlite_in(tmp_path), ("acme", "linked", "hasty")

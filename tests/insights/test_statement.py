@@ -390,24 +390,36 @@ async def test_a_years_price_is_on_no_statement_of_a_month_amid_it(store_url: st
 
 
 async def test_a_years_usage_costs_on_its_invoices_statement_alone(store_url: str, tmp_path: Path) -> None:
-    """Each month's had its own, too, and was never final: 0.90 and 1.50, and 3.00 on the year's invoice."""
+    """Each month's had its own, too, and was never final: 0.90 and 1.70, and 3.00 on the year's invoice."""
     url, plans = sqlite_in(tmp_path), PLANS.replace("1000, interval: month", "1000, interval: year")
-    year = APRIL.replace(year=2032)
+    year, cheaper = APRIL.replace(year=2032), {"words": {"overage": {"bill": {"per": 1, "amount_cents": 2}}}}
     async with paying(store_url, plans, clock=Clock(APRIL), prices=PRICES, audit_url=url) as at:
-        for month, units in ((APRIL, 130), (MAY + DAY, 150), (year - DAY, 120)):
-            await at.reach(month)
-            await at.kit.record("acme", "words", units)
-            await at.flush()
-        assert [(await at.kit.statement("acme", when)).total_cents for when in (APRIL, MAY)] == [1090, 150]
+        await at.kit.record("acme", "words", 130)
+        await at.reach(MAY + DAY)
+        await at.kit.record("acme", "words", 150)
+        await at.flush()
+        at.clock.advance(DAY)
+        await at.kit.customers.override("acme", cheaper)
+        at.clock.advance(DAY)
+        await at.kit.record("acme", "words", 10)
+        await at.flush()
+        await at.reach(year - DAY)
+        await at.kit.record("acme", "words", 120)
+        assert [(await at.kit.statement("acme", when)).total_cents for when in (APRIL, MAY)] == [1090, 170]
         await at.reach(year + timedelta(minutes=2))
         await at.close()
         await at.drain()
-        found = [await at.kit.statement("acme", when) for when in (APRIL, MAY, year - DAY)]
-    assert [(of.total_cents, of.is_final) for of in found] == [(1000, True), (0, True), (1300, True)]
-    bills_it = f"invoice {found[2].invoices[0].id} bills it, with all usage from 2031-04-10"
-    words = [(line.quantity, line.counted, line.note) for of in found for line in usage_of(of, "words")]
-    later = "80 of its units are of earlier periods: see their statements"
-    assert words == [(30, 30, bills_it), (50, 50, bills_it), (100, 20, later)]
+        april, may, last = [await at.kit.statement("acme", when) for when in (APRIL, MAY, year - DAY)]
+    assert [(of.total_cents, of.is_final) for of in (april, may, last)] == [(1000, 1), (0, 1), (1300, 1)]
+    bills_it = f"invoice {last.invoices[0].id} bills it, with usage of other months"
+    assert [(line.quantity, line.note) for of in (april, may) for line in usage_of(of, "words")] == [
+        (30, bills_it),
+        (60, bills_it),
+    ]
+    assert sorted((line.quantity, line.counted, line.note) for line in usage_of(last, "words")) == [
+        (30, 20, "10 of its units are of earlier periods: see their statements"),
+        (80, 0, "usage of the period before: the statement of that period has its events"),
+    ]
 
 
 async def test_the_statement_of_a_period_that_was_cut_short_is_final(at: Ending) -> None:

@@ -528,10 +528,9 @@ def _build_tenure(
 ) -> PlanTenure:
     start_ms = at_ms if started_ms is None else started_ms
     bounds = effective_plan(state, catalog, start_ms).bounds
-    if bounds.end_ms <= at_ms:
+    if is_over := bounds.end_ms <= at_ms:
         bounds = effective_plan(state, catalog, at_ms).bounds
-        start_ms = bounds.start_ms
-    elif started_ms is None:
+    if is_over or started_ms is None:
         start_ms = bounds.start_ms
     end_ms = bounds.end_ms
     last_ms = min(end_ms - 1, now_ms)
@@ -541,7 +540,8 @@ def _build_tenure(
     stored = _overrides_of(state, was)
     own = overrides_at(stored, last_ms)
     # The present ones lack a price that no subscription bills; with restricted access they lack all.
-    overrides = own.meters if "overrides" in was or given.access == "restricted" else given.overrides
+    is_kept = "overrides" not in was and was.get("status") not in _CHARGED and given.access != "restricted"
+    overrides = given.overrides if is_kept else own.meters
     charged = (was.keys().isdisjoint(_SOLD_KINDS) and _charged_plan_at(subscription, last_ms)) or plan
     seats = int(was["seats"] or 0) if "seats" in was else _paid_seats_at(subscription, last_ms)
     addons = parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms)

@@ -442,11 +442,14 @@ def billed_later(line: StatementLine, later: Iterable[StatementLine]) -> Stateme
     """
     if line.invoice is not None or line.kind != "usage" or not line.amount_cents:
         return line
-    of = (one for one in later if one.meter == line.meter and one.start <= line.start and line.end <= one.end)
-    billing = next(of, None)
-    if billing is None:
+    reached, invoices = line.start, dict[str, None]()
+    for one in sorted(later, key=lambda one: one.start):
+        if one.meter == line.meter and one.start <= reached < one.end:
+            reached = one.end
+            invoices[one.invoice or ""] = None
+    if reached < line.end:
         return line
-    words = f"invoice {billing.invoice} bills it, with all usage from {billing.start:%Y-%m-%d}"
+    words = f"invoice {', '.join(invoices)} bills it, with usage of other months"
     return replace(line, amount_cents=0, note="; ".join(filter(None, (line.note, words))))
 
 

@@ -300,14 +300,15 @@ class Statements:
     async def _read_later_lines(
         self, state: CustomerState, usage: CustomerUsage, made: _StatementBuilder
     ) -> list[StatementLine]:
-        """The lines of later invoices that bill usage of more than the period, as that of a year does."""
+        """The lines of later invoices that bill usage of the period, as that of a year does."""
         if state.stripe_customer is None or self._settings.stripe_api_key is None:
             return []
+        start: datetime = usage["period"]["start"]
         end: datetime = usage["period"]["end"]
         meters = {event: of[0] for event, of in (await made.by_event()).items()}
         reader = PeriodInvoices(self._api())
         found = await reader.later_lines(state.stripe_customer, to_ms(end) // 1000, meters)
-        return [line for line in found if line.start < end < line.end]
+        return [line for line in found if line.start < end and start < line.end]
 
     async def _balance(self, usage: CustomerUsage) -> list[BalanceEntry]:
         """Changes of balances in money: usage of the period, and all entries of its grants."""
