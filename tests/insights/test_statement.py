@@ -411,7 +411,7 @@ async def test_a_years_usage_costs_on_its_invoices_statement_alone(store_url: st
         await at.drain()
         april, may, last = [await at.kit.statement("acme", when) for when in (APRIL, MAY, year - DAY)]
     assert [(of.total_cents, of.is_final) for of in (april, may, last)] == [(1000, 1), (0, 1), (1300, 1)]
-    bills_it = f"invoice {last.invoices[0].id} bills it, with usage of other months"
+    bills_it = f"invoice {last.invoices[0].id} bills it, with usage of other periods"
     assert [(line.quantity, line.note) for of in (april, may) for line in usage_of(of, "words")] == [
         (30, bills_it),
         (60, bills_it),
@@ -420,6 +420,24 @@ async def test_a_years_usage_costs_on_its_invoices_statement_alone(store_url: st
         (30, 20, "10 of its units are of earlier periods: see their statements"),
         (80, 0, "usage of the period before: the statement of that period has its events"),
     ]
+
+
+async def test_usage_that_no_invoice_bills_costs_nothing(at: Ending) -> None:
+    """Of a period that a trial cut short: its statement was never final, with USD 0.90 on no invoice."""
+    await at.kit.record("acme", "words", 130)
+    await at.reach(APRIL + 5 * DAY)
+    await at.flush()
+    (sold,) = (await at.found.client.v1.subscriptions.list_async()).data
+    trial: Any = {"trial_end": int((APRIL + 20 * DAY).timestamp()), "proration_behavior": "none"}
+    await at.found.client.v1.subscriptions.update_async(sold.id, trial)
+    await at.found.settle()
+    await at.reach(APRIL + 20 * DAY + timedelta(minutes=2))
+    await at.close()
+    await at.drain()
+    found = await at.kit.statement("acme", APRIL)
+    assert (found.total_cents, found.is_final) == (1_000, True)
+    (words,) = usage_of(found, "words")
+    assert (words.quantity, words.amount_cents, words.note) == (30, 0, "not billed: it missed its invoice")
 
 
 async def test_the_statement_of_a_period_that_was_cut_short_is_final(at: Ending) -> None:

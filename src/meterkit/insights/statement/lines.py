@@ -449,8 +449,18 @@ def billed_later(line: StatementLine, later: Iterable[StatementLine]) -> Stateme
             invoices[one.invoice or ""] = None
     if reached < line.end:
         return line
-    words = f"invoice {', '.join(invoices)} bills it, with usage of other months"
+    words = f"invoice {', '.join(invoices)} bills it, with usage of other periods"
     return replace(line, amount_cents=0, note="; ".join(filter(None, (line.note, words))))
+
+
+def never_billed(line: StatementLine, missed: Mapping[str, int]) -> StatementLine:
+    """A usage line without its amount if final invoices lack its units; ``missed``: such units by meter."""
+    units = missed.get(line.meter or "", 0)
+    is_of_usage = line.invoice is None and line.kind == "usage" and line.amount_cents > 0
+    if not is_of_usage or units < (line.quantity or 0):
+        return line
+    note = "; ".join(filter(None, (line.note, "not billed: it missed its invoice")))
+    return replace(line, amount_cents=0, note=note)
 
 
 def unbilled(line: StatementLine) -> StatementLine:

@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.customers.billed_usage import price_overage
+from meterkit.customers.billed_usage import price_overage, read_uninvoiced
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import read_history
 from meterkit.customers.states import CustomerStates
@@ -29,6 +29,7 @@ from meterkit.insights.statement.lines import (
     explain_lines,
     invoice_lines,
     is_proration,
+    never_billed,
     price_in,
     price_line,
     select_events,
@@ -268,10 +269,12 @@ class Statements:
         has_ended = end_ms <= self._store.now_ms()
         is_amid_year = has_ended and not _has_renewal(all_invoices, end_ms)
         later = await self._read_later_lines(state, usage, made) if is_amid_year else []
-        lines = [billed_later(line, later) for line in lines]
+        missed = await read_uninvoiced(self._store, usage) if has_ended else {}
+        lines = [never_billed(billed_later(line, later), missed) for line in lines]
         # Amid a paid year, or after the end of a subscription, no invoice comes where nothing is due.
         is_paid = not any(line.amount_cents for line in lines if line.invoice is None)
-        is_over = is_paid and has_ended and (bool(later) or not await made.is_renewal_due())
+        is_settled = bool(later) or any(missed.values()) or not await made.is_renewal_due()
+        is_over = is_paid and has_ended and is_settled
         currency = str(invoices[0]["currency"]) if invoices else usage["currency"]
         if currency != usage["currency"]:
             lines = [without_amount(line, usage["currency"]) for line in lines]
