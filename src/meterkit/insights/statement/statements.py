@@ -269,7 +269,7 @@ class Statements:
         has_ended = end_ms <= self._store.now_ms()
         is_amid_year = has_ended and not _has_renewal(all_invoices, end_ms)
         later = await self._read_later_lines(state, usage, made) if is_amid_year else []
-        missed = await read_uninvoiced(self._store, usage) if has_ended else {}
+        missed: Mapping[str, int] = await read_uninvoiced(self._store, usage) if has_ended else {}
         lines = [never_billed(billed_later(line, later), missed) for line in lines]
         # Amid a paid year, or after the end of a subscription, no invoice comes where nothing is due.
         is_paid = not any(line.amount_cents for line in lines if line.invoice is None)
