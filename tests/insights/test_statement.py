@@ -440,6 +440,23 @@ async def test_usage_that_no_invoice_bills_costs_nothing(at: Ending) -> None:
     assert (words.quantity, words.amount_cents, words.note) == (30, 0, "not billed: it missed its invoice")
 
 
+async def test_a_statement_stays_that_of_its_stripe_customer(at: Ending) -> None:
+    """After a link to another one, closed periods had no invoice, and were not final."""
+    await at.kit.record("acme", "words", 130)
+    await at.reach(MAY + timedelta(minutes=2))
+    await at.close()
+    await at.drain()
+    await at.kit.subscriptions.cancel("acme", immediately=True)
+    await at.reach(MAY + DAY)
+    before = [await at.kit.statement("acme", when) for when in (APRIL, MAY)]
+    assert (before[0].total_cents, before[0].is_final) == (2090, True)
+    await at.kit.customers.unlink("acme")
+    at.found.customer("other")
+    await at.kit.customers.link("acme", "cus_other")
+    assert [await at.kit.statement("acme", when) for when in (APRIL, MAY)] == before
+    assert (await at.kit.statement("acme")).invoices == ()
+
+
 async def test_the_statement_of_a_period_that_was_cut_short_is_final(at: Ending) -> None:
     """Here it ends with the minute after which usage is late, and at Stripe a minute before."""
     await at.reach(MAY + 2 * DAY)

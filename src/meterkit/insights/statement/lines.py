@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
+from meterkit.outbox.meters_or_lines import USAGE_KEY, is_usage_invoice, metadata_of
 from meterkit.stripe.prices import taxes_on_top
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ LATE_METER: Final = "meterkit_meter"
 """Metadata of invoice items for late usage: the first instant of its period (ms), and its meter."""
 _CREDIT_NOTES: Final = ("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount")
 _DAY: Final = timedelta(days=1)
+_CUSTOMER: Final = "meterkit_customer"
+"""Metadata of subscriptions: the customer."""
 LineKind = Literal["subscription", "proration", "usage", "other", "discount", "tax", "difference"]
 
 
@@ -251,6 +254,45 @@ def build_invoice(invoice: Mapping[str, Any]) -> StatementInvoice:
         audit_root=metadata.get("meterkit_audit_root"),
         audit_rows=int(rows) if rows.isdecimal() else None,
     )
+
+
+def is_of_period(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
+    """Whether an invoice belongs to a period (Unix seconds): a first one, one of a change, or a renewal."""
+    if is_usage_invoice(invoice, end_s * 1000):
+        return True
+    if not is_of_subscription(invoice):
+        return False
+    if invoice.get("billing_reason") == "subscription_create":
+        return bool(start_s <= invoice["created"] < end_s)
+    at_s = int(invoice["period_end"])
+    if at_s in {start_s, end_s}:  # Two periods meet: a renewal ends the one, a change begins the other.
+        return _charges_ahead(invoice) == (at_s == start_s)
+    return start_s < at_s < end_s
+
+
+def is_of_subscription(invoice: Mapping[str, Any]) -> bool:
+    """Whether a subscription has made an invoice."""
+    parent: Mapping[str, Any] = invoice.get("parent") or {}
+    return parent.get("type") == "subscription_details"
+
+
+def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
+    """Whether an invoice of a change charges a part of the period after it.
+
+    One that begins a cycle anew charges whole periods, and the usage before it, as a renewal does.
+    """
+    shown: Mapping[str, Any] = invoice.get("lines") or {}
+    lines: Sequence[Mapping[str, Any]] = shown.get("data") or ()
+    charged = (line for line in lines if line["amount"] > 0 and is_proration(line))
+    is_change = invoice.get("billing_reason") == "subscription_update"
+    return is_change and any(line["period"]["end"] > invoice["period_end"] for line in charged)
+
+
+def customer_of(invoice: Mapping[str, Any]) -> str | None:
+    """The customer that an invoice's subscription names, or whose usage alone it bills; None: neither."""
+    parent: Mapping[str, Any] = invoice.get("parent") or {}
+    _, _, billed = metadata_of(invoice).get(USAGE_KEY, "").partition(":")
+    return billed or metadata_of(parent.get("subscription_details") or {}).get(_CUSTOMER)
 
 
 def is_proration(line: Mapping[str, Any]) -> bool:

@@ -26,9 +26,11 @@ from meterkit.insights.statement.lines import (
     StatementLine,
     billed_later,
     build_invoice,
+    customer_of,
     explain_lines,
     invoice_lines,
-    is_proration,
+    is_of_period,
+    is_of_subscription,
     never_billed,
     price_in,
     price_line,
@@ -37,7 +39,7 @@ from meterkit.insights.statement.lines import (
     without_amount,
 )
 from meterkit.outbox.close_queue import STAMPED_AHEAD_MS
-from meterkit.outbox.meters_or_lines import METER_KEY, is_billed_by_lines, is_usage_invoice, is_usage_line
+from meterkit.outbox.meters_or_lines import METER_KEY, is_billed_by_lines, is_usage_line
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import find_former_events, read_meters
 from meterkit.store.input_checks import check_customer
@@ -71,36 +73,39 @@ class PeriodInvoices:
 
     Args:
         api: the way to Stripe.
+        stripe_customer: whose invoices.
+        owner: the customer whom each of them names; None: any.
     """
 
-    def __init__(self, api: StripeApi) -> None:
+    def __init__(self, api: StripeApi, stripe_customer: str, owner: str | None) -> None:
         self._api = api
+        self._stripe_customer = stripe_customer
+        self._owner = owner
         self._prices: dict[str, _PriceUse] = {}
         self._events: dict[str, str] = {}
 
-    async def of(self, stripe_customer: str, start_s: int, end_s: int) -> list[dict[str, Any]]:
+    async def of(self, start_s: int, end_s: int) -> list[dict[str, Any]]:
         """The invoices that belong to a period (Unix seconds), oldest first, each with all its lines.
 
         That is the first invoice of a subscription that begins in it, those of changes in it, and that of the
         renewal at its end, void ones too.
         """
-        asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": start_s}}
-        found = [
-            one for one in await self._api.list("/v1/invoices", asked) if _is_of_period(one, start_s, end_s)
-        ]
+        found = [one for one in await self._list(start_s) if is_of_period(one, start_s, end_s)]
         await self._read_all_lines(found)
         return sorted(found, key=lambda one: int(one["created"]))
 
-    async def later_lines(
-        self, stripe_customer: str, since_s: int, meters: Mapping[str, str]
-    ) -> list[StatementLine]:
+    async def later_lines(self, since_s: int, meters: Mapping[str, str]) -> list[StatementLine]:
         """The lines of usage on final invoices of subscriptions since an instant (Unix seconds)."""
-        asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": since_s}}
-        listed = await self._api.list("/v1/invoices", asked)
-        found = [one for one in listed if _is_of_subscription(one) and one["status"] not in {"draft", "void"}]
+        listed = [one for one in await self._list(since_s) if is_of_subscription(one)]
+        found = [one for one in listed if one["status"] not in {"draft", "void"}]
         await self._read_all_lines(found)
         lines = await self.lines_of(found, meters)
         return [line for line in lines if line.kind == "usage" and line.late_since is None]
+
+    async def _list(self, since_s: int) -> list[dict[str, Any]]:
+        asked: dict[str, Parameter] = {"customer": self._stripe_customer, "created": {"gte": since_s}}
+        listed = await self._api.list("/v1/invoices", asked)
+        return [one for one in listed if self._owner in {None, customer_of(one)}]
 
     async def _read_all_lines(self, invoices: Sequence[dict[str, Any]]) -> None:
         for invoice in invoices:
@@ -139,36 +144,6 @@ class PeriodInvoices:
             found = await self._api.find(f"/v1/billing/meters/{meter}")
             self._events[meter] = meter if found is None else str(found["event_name"])
         return self._events[meter]
-
-
-def _is_of_period(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
-    if is_usage_invoice(invoice, end_s * 1000):
-        return True
-    if not _is_of_subscription(invoice):
-        return False
-    if invoice.get("billing_reason") == "subscription_create":
-        return bool(start_s <= invoice["created"] < end_s)
-    at_s = int(invoice["period_end"])
-    if at_s in {start_s, end_s}:  # Two periods meet: a renewal ends the one, a change begins the other.
-        return _charges_ahead(invoice) == (at_s == start_s)
-    return start_s < at_s < end_s
-
-
-def _is_of_subscription(invoice: Mapping[str, Any]) -> bool:
-    parent: Mapping[str, Any] = invoice.get("parent") or {}
-    return parent.get("type") == "subscription_details"
-
-
-def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
-    """Whether an invoice of a change charges a part of the period after it.
-
-    One that begins a cycle anew charges whole periods, and the usage before it, as a renewal does.
-    """
-    shown: Mapping[str, Any] = invoice.get("lines") or {}
-    lines: Sequence[Mapping[str, Any]] = shown.get("data") or ()
-    charged = (line for line in lines if line["amount"] > 0 and is_proration(line))
-    is_change = invoice.get("billing_reason") == "subscription_update"
-    return is_change and any(line["period"]["end"] > invoice["period_end"] for line in charged)
 
 
 EVENTS: Final = 100
@@ -260,15 +235,20 @@ class Statements:
         _, state = await CustomerStates(self._store).read(customer)
         made = _StatementBuilder(self._store, database, usage, state)
         end_ms = made.renewal_ms()
-        all_invoices = await self._read_invoices(state, usage)
+        linked = await self._read_linked(state, usage)
+        # An earlier link may have been a mistake, and its invoices those of another customer.
+        owner = None if linked == state.stripe_customer else customer
+        reader = None if linked is None else PeriodInvoices(self._api(), linked, owner)
+        start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
+        all_invoices = [] if reader is None else await reader.of(start_s, end_s)
         invoices = [one for one in all_invoices if one["status"] != "void"]
         # What a void renewal had billed is never paid.
         is_void = _has_renewal(all_invoices, end_ms) and not _has_renewal(invoices, end_ms)
-        reader = PeriodInvoices(self._api()) if invoices or is_void else None
-        lines, wanted = await made.lines(invoices, reader, is_void=is_void)
+        is_invoiced = bool(invoices) or is_void
+        lines, wanted = await made.lines(invoices, reader if is_invoiced else None, is_void=is_void)
         has_ended = end_ms <= self._store.now_ms()
         is_amid_year = has_ended and not _has_renewal(all_invoices, end_ms)
-        later = await self._read_later_lines(state, usage, made) if is_amid_year else []
+        later = await self._read_later_lines(reader, usage, made) if reader and is_amid_year else []
         missed: Mapping[str, int] = await read_uninvoiced(self._store, usage) if has_ended else {}
         lines = [never_billed(billed_later(line, later), missed) for line in lines]
         # Amid a paid year, or after the end of a subscription, no invoice comes where nothing is due.
@@ -294,23 +274,22 @@ class Statements:
         )
         return found, made, wanted
 
-    async def _read_invoices(self, state: CustomerState, usage: CustomerUsage) -> list[dict[str, Any]]:
-        if state.stripe_customer is None or self._settings.stripe_api_key is None:
-            return []
-        start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
-        return await PeriodInvoices(self._api()).of(state.stripe_customer, start_s, end_s)
+    async def _read_linked(self, state: CustomerState, usage: CustomerUsage) -> str | None:
+        """The Stripe customer that was linked when the period ended; None: no invoice can be read."""
+        if self._settings.stripe_api_key is None:
+            return None
+        links = [one for one in await read_history(self._store, usage["customer"]) if one.kind == "link"]
+        later = (one.before for one in links if one.at >= usage["period"]["end"])
+        return next(later, None) or state.stripe_customer
 
     async def _read_later_lines(
-        self, state: CustomerState, usage: CustomerUsage, made: _StatementBuilder
+        self, reader: PeriodInvoices, usage: CustomerUsage, made: _StatementBuilder
     ) -> list[StatementLine]:
         """The lines of later invoices that bill usage of the period, as that of a year does."""
-        if state.stripe_customer is None or self._settings.stripe_api_key is None:
-            return []
         start: datetime = usage["period"]["start"]
         end: datetime = usage["period"]["end"]
         meters = {event: of[0] for event, of in (await made.by_event()).items()}
-        reader = PeriodInvoices(self._api())
-        found = await reader.later_lines(state.stripe_customer, to_ms(end) // 1000, meters)
+        found = await reader.later_lines(to_ms(end) // 1000, meters)
         return [line for line in found if line.start < end and start < line.end]
 
     async def _balance(self, usage: CustomerUsage) -> list[BalanceEntry]:
