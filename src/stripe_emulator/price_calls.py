@@ -392,7 +392,7 @@ def _update_price(account: Account, call: Call) -> JsonObject:
         price.options = options
         params.update_metadata("metadata", price.metadata)
         if "lookup_key" in params:
-            price.lookup_key = params.text("lookup_key") or None
+            price.lookup_key = params.nonempty_text("lookup_key", length_max=200)
             account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
         price.active = params.boolean("active", default=price.active)
         price.tax_behavior = tax or price.tax_behavior

@@ -244,7 +244,7 @@ async def test_a_flat_amount_of_0_costs_nothing(store_url: str, first: dict[str,
         await at.kit.stripe.sync()
         (made,) = [one for one in await at.stripe_list("/v1/prices") if one["recurring"]["meter"]]
         base = next(one for one in await at.stripe_list("/v1/prices") if not one["recurring"]["meter"])
-        await at.stripe_change(f"/v1/prices/{made['id']}", active="false", lookup_key="")
+        await at.stripe_change(f"/v1/prices/{made['id']}", active="false", lookup_key="retired")
         recurring = {"interval": "month", "usage_type": "metered", "meter": made["recurring"]["meter"]}
         terms = {"currency": "usd", "product": base["product"], "recurring": recurring}
         by_hand = await at.post("/v1/prices", {**terms, **FREE_TIER, **first})

@@ -19,14 +19,7 @@ from meterkit.subscriptions.price_problems import (
     describe_as_sold,
     find_problems,
 )
-from meterkit.subscriptions.stripe_objects import (
-    LOOKUP_MARK,
-    is_for_new_customers,
-    pack_key,
-    part_of,
-    plan_key_in,
-    text_in,
-)
+from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_for_new_customers, pack_key, part_of
 from meterkit.subscriptions.wanted_prices import (
     NO_PRICE,
     option_params,
@@ -44,7 +37,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
-    from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.wanted_prices import PriceShape, WantedPlan, WantedPrice, WantedProduct
 
 
@@ -339,17 +331,10 @@ class _SyncRun:
     async def _mark_replaced(self, there: Mapping[str, Any], wanted: WantedPrice) -> None:
         """Mark a price whose lookup key, or place in the plans file, another one takes.
 
-        Its subscribers keep their plan, seats or add-on by the mark: see :func:`key_in`. The lookup key of a
-        plan that had another key in the file would hide the mark.
+        Its subscribers keep their plan, seats or add-on by the mark: see :func:`key_in`.
         """
-        changes: dict[str, Parameter] = {}
         if part_of(there, "metadata").get(LOOKUP_MARK) != wanted.key:
-            changes["metadata"] = {LOOKUP_MARK: wanted.key}
-        former = plan_key_in(text_in(there, "lookup_key"))
-        if former and former not in self._catalog.plans:
-            changes["lookup_key"] = ""
-        if changes:
-            await self._api.post(f"{PRICES}/{there['id']}", changes)
+            await self._api.post(f"{PRICES}/{there['id']}", {"metadata": {LOOKUP_MARK: wanted.key}})
 
     async def _add_currencies(self, there: Mapping[str, Any], wanted: WantedPrice) -> Action:
         """Give a price amounts in the currencies that it lacks; those that it has are never changed.

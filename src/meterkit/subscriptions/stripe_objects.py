@@ -158,9 +158,13 @@ def packs_key(credit: str) -> str:
 
 
 def key_in(price: Mapping[str, Any]) -> str:
-    """The lookup key of a price, also of a replaced one; empty: it was made by hand."""
-    key = text_in(price, "lookup_key")
-    return key if key.startswith(f"{LOOKUP_MARK}:") else text_in(part_of(price, "metadata"), LOOKUP_MARK)
+    """The lookup key of a price, also of a replaced one; empty: it was made by hand.
+
+    The mark in its metadata comes first: the key may name a plan that has another name by now.
+    """
+    key, mark = text_in(price, "lookup_key"), text_in(part_of(price, "metadata"), LOOKUP_MARK)
+    is_ours = [text.startswith(f"{LOOKUP_MARK}:") for text in (key, mark)]
+    return key if is_ours == [True, False] else mark
 
 
 def all_currencies(catalog: Catalog) -> tuple[Catalog, ...]:
