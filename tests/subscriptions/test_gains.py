@@ -167,14 +167,27 @@ async def test_the_default_plan_is_included_once_a_month(gains: Shop) -> None:
     assert await left(gains) == 3
 
 
-@pytest.mark.parametrize(("collected", "given"), [("false", 1 + 1), ("true", 1_210)])
-async def test_a_renewal_never_collected_is_not_paid(gainer: Gainer, collected: str, given: int) -> None:
+COLLECTED = {"auto_advance": "true"}
+
+
+@pytest.mark.parametrize(
+    ("renewal", "given"),
+    [
+        pytest.param({"auto_advance": "false"}, 1 + 1, id="never collected"),
+        pytest.param(COLLECTED, 1_210, id="collected"),
+        pytest.param({**COLLECTED, "discounts[0][coupon]": "FREE"}, 1 + 1, id="fully discounted"),
+    ],
+)
+async def test_a_renewal_without_money_is_not_paid(
+    gainer: Gainer, renewal: dict[str, str], given: int
+) -> None:
     """Stripe stops the collection of a draft if its subscription is canceled."""
     await gainer.do("create pro")
     gainer.at.clock.set(END + HOUR / 6)
     await gainer.do("wait 0")
     (draft,) = await gainer.at.stripe_list("/v1/invoices", status="draft")
-    await gainer.at.stripe_change(f"/v1/invoices/{draft['id']}", auto_advance=collected)
+    await gainer.at.stripe_change("/v1/coupons", id="FREE", percent_off="100", duration="once")
+    await gainer.at.stripe_change(f"/v1/invoices/{draft['id']}", **renewal)
     await gainer.do("portal keep")
     gainer.at.clock.advance(HOUR)
     before = gainer.taken
