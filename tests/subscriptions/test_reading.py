@@ -386,6 +386,7 @@ def kinds(found: tuple[Drift, ...]) -> list[str]:
         (shown(*WHOLE, sold("price_pro")), ["two_plans", "other_price"]),
         (shown(*WHOLE, currency="eur"), ["currency"]),
         (shown(sold("price_team", interval="year"), WHOLE[1]), ["interval"]),
+        (shown(sold("price_team", interval_count=3), WHOLE[1]), ["interval"]),
         (shown(*WHOLE, billing_mode={"type": "classic"}), ["billing_mode"]),
         (shown(*WHOLE, pause_collection={"behavior": "void"}), ["collection_paused"]),
     ],
