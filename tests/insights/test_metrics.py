@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -241,3 +242,24 @@ async def test_each_node_of_a_cluster_counts(cluster: Cluster) -> None:
         found = await told(kit)
         assert (found["store_durability none"], found["store_replicas"]) == (3, 0)
         assert found["store_breaker_opened_total"] == 0
+        first, *_, last = cluster.masters
+        for node in (first, last):
+            with spawn_server("--replicaof", f"127.0.0.1 {node.port}"):
+                await eventually(partial(_has_current_replica, node))
+                found = await told(kit)
+                # Of the server with the fewest.
+                assert (found["store_durability WAIT"], found["store_replicas"]) == (1, 0)
+            await eventually(partial(_has_no_replica, node))
+        last.command("ACL", "SETUSER", "default", "-info")
+        try:
+            assert "store_replicas" not in await told(kit)
+        finally:
+            last.command("ACL", "SETUSER", "default", "+info")
+
+
+def _has_no_replica(server: Server) -> bool:
+    return _replicas(server) == 0
+
+
+def _has_current_replica(server: Server) -> bool:
+    return "online" in str(server.command("INFO", "replication").get("slave0"))
