@@ -94,6 +94,15 @@ async def stamped_ahead(at: Ending) -> None:
     await changed(**ANEW)(at)
 
 
+async def stamped_ahead_unsent(at: Ending) -> None:
+    """The same, and Stripe does not respond: one of them has the minute in which the next period begins."""
+    await at.flush()
+    at.stripe.fail_next("error", status=503, times=None, path=EVENTS)
+    await stamp_ahead(at)
+    await changed(**ANEW)(at)
+    at.stripe.clear_faults()
+
+
 async def replaced(at: Ending) -> None:
     """Another subscription takes its place; its last invoice stays a draft for an hour."""
     await stamp_ahead(at)
@@ -150,6 +159,7 @@ CASES: Final[Mapping[str, Case]] = {
     "begun anew": Case(act=changed(**ANEW), billed=[20, 53], late=7, said=1),
     "begun anew at other prices": Case(act=cheaper, billed=[20, 46], late=7, by_item=7, said=1),
     "begun anew with stamps ahead": Case(act=stamped_ahead, billed=[27, 52], late=2, said=1),
+    "begun anew with unsent stamps ahead": Case(act=stamped_ahead_unsent, billed=[27, 52], late=2, said=1),
     "replaced with stamps ahead": Case(act=replaced, billed=[27, 52]),
     "canceled, begun again": Case(act=canceled, billed=[47], late=27, lost=20, said=2),
     "paused": Case(act=paused(), billed=[], waiting=20, late=7, lost=7, said=1, used=5),
