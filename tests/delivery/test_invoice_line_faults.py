@@ -201,6 +201,17 @@ async def test_i9_stripe_is_away_until_the_invoice_is_final(at: Shop, caplog: Ca
     assert (await usage_lines(at), await advices(at)) == (ONE_LINE, [""])
 
 
+async def test_a_flush_of_unreadable_usage_is_incomplete(at: Shop) -> None:
+    """It is set aside for longer than lines are looked for, so nothing is left."""
+    await ended(at)
+    admin, keys = await at.kit.store.admin(), at.kit.store.keys.customer("acme")
+    await admin.ask(admin.client.delete(keys.counters))
+    await admin.ask(admin.client.set(keys.counters, "of another program", px=600_000))
+    report = await flushed(at)
+    assert ([one.customer for one in report.unsealed], report.left) == (["acme"], 0)
+    assert not report.is_complete
+
+
 async def test_usage_of_a_customer_deleted_at_stripe_is_late(at: Shop, caplog: Caplog) -> None:
     await ended(at)
     linked = (await at.kit.customers.get("acme")).stripe_customer
