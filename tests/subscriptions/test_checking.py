@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from drivers.health_findings import findings
 from drivers.shop import END, Shop, shop
 from drivers.sync_queue import drifts_of, queue_sync
 from meterkit import Drift, NoSubscriptionError, StripeError, StripeUnavailableError, SubscriptionError
@@ -139,10 +140,12 @@ async def test_customers_of_test_clocks_are_compared(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
     assert (await known(at)).plan == "team"
     assert kinds(await at.kit.subscriptions.check()) == {"acme": ["missing_meter"]}
+    assert await findings(at.kit, "links") == []
     # A customer whom Stripe does not have ends no comparison.
     await at.kit.customers.unlink("acme")
     await at.kit.customers.link("acme", "cus_typo", force=True)
     assert await at.kit.subscriptions.check() == {}
+    assert len(await findings(at.kit, "links")) == 1
 
 
 async def test_nothing_is_repaired_while_stripe_rejects_usage(at: Shop) -> None:
