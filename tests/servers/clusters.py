@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -92,7 +93,7 @@ class Cluster:
             bus = node.command("CONFIG", "GET", "cluster-port")["cluster-port"]
             first.command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
             name = node.command("CLUSTER", "MYID")
-            _wait(lambda: all(name in str(other.command("CLUSTER", "NODES")) for other in self.living))
+            _wait(lambda: all(_knows(other, name) for other in self.living))
             _wait(lambda: _info(node)["cluster_state"] == "ok")
             self.masters.append(node)
             try:
@@ -134,7 +135,9 @@ def spawn_cluster(
             first.command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
         _wait(lambda: all(_info(node)["cluster_known_nodes"] == str(len(servers)) for node in servers))
         for master, replica in zip(cluster.masters, cluster.replicas, strict=False):
-            replica.command("CLUSTER", "REPLICATE", master.command("CLUSTER", "MYID"))
+            name = master.command("CLUSTER", "MYID")
+            _wait(partial(_knows, replica, name))
+            replica.command("CLUSTER", "REPLICATE", name)
         _wait(lambda: all(_info(node)["cluster_state"] == "ok" for node in servers))
         _wait(lambda: all(_follows(replica) for replica in cluster.replicas))
         yield cluster
@@ -203,6 +206,11 @@ def _owner_port(node: Server, slot: int) -> int | None:
         if first <= slot <= last:
             return int(port)
     return None
+
+
+def _knows(node: Server, name: str) -> bool:
+    """Whether a node knows another one by its name; in the handshake it has another name for it."""
+    return name in str(node.command("CLUSTER", "NODES"))
 
 
 def _info(node: Server) -> dict[str, str]:

@@ -445,16 +445,21 @@ async def test_i3_i5_i11_a_node_joins_and_leaves_under_load() -> None:
 @pytest.mark.whole
 async def test_i6_of_a_node_whose_replica_is_away_nothing_is_delivered() -> None:
     # While the masters do not agree that it has failed, it may take over, with what it knew.
-    with spawn_cluster("--appendonly", "yes", replicas=True) as cluster:
+    with spawn_cluster("--appendonly", "yes", masters=1, replicas=True) as cluster:
+        (master,), (replica,) = cluster.masters, cluster.replicas
         async with desk(cluster.url, shards=SHARDS, stripe_api_key=LIVE_KEY) as at:
             await at.link("acme")
             await at.kit.record("acme", "requests", 6)
-            master = cluster.owner(at.kit.store.keys.customer("acme").counters)
-            with stopped(cluster.replicas[cluster.masters.index(master)]):
+            with stopped(replica):
                 master.command("CLIENT", "KILL", "TYPE", "replica")
                 with pytest.raises(StoreError, match="has no replica that follows it now"):
                     await at.flush(everything=True, timeout_s=0)
                 assert at.emulator.requests == ()
+                # The only master agrees with itself.
+                master.command("CONFIG", "SET", "cluster-node-timeout", 100)
+                await eventually(lambda: "slave,fail " in master.command("CLUSTER", "NODES"))
+                await at.flush(everything=True)
+                assert at.accepted("acme") == 6
 
 
 @contextmanager
