@@ -87,6 +87,14 @@ def test_other_plans_with_what_they_grant() -> None:
     ]
 
 
+def test_on_other_plans_grants_given_once_pay_for_no_period() -> None:
+    catalog = loads(plans_text("forecast").replace("every: period", "every: once"))
+    plan = catalog.plans["capped"]
+    offer = plan, build_terms(catalog, plan, plan.entitlements, 0)
+    (one,) = price_on_plans(catalog, [offer], {"calls": 140, "tokens": 40}, SMALL[1], {})
+    assert one["refused"] == ["calls", "tokens"]
+
+
 def test_on_other_plans_grants_of_meters_pay_before_credits() -> None:
     catalog = loads(plans_text("forecast").replace("{tokens: 2 per 1}", "{calls: 1, tokens: 2 per 1}"))
     plan = catalog.plans["capped"]

@@ -88,6 +88,7 @@ async def test_a_spend_limit_says_what_is_left_and_is_first_if_near(store_url: s
         for units, words, is_first in (
             (400, "USD 2.00 left this billing period USD 3.00 of USD 5.00 60 % used", False),
             (150, "USD 0.50 left this billing period USD 4.50 of USD 5.00 90 %: nearly used up", True),
+            (150, "USD 0.00 left this billing period USD 6.00 of USD 5.00 120 %: used up", True),
         ):
             await kit.record("acme", "tokens", units)
             html = (await client.get("/")).text
@@ -126,7 +127,8 @@ async def test_the_invoice_to_pay_is_first(store_url: str, monkeypatch: pytest.M
         assert rows_of((await client.get("/")).text, "lines") == [to_pay, paid]
 
         newest, oldest = await at.kit.subscriptions.invoices("acme")
-        shown = [replace(newest, status=status) for status in ("draft", "void", "paid", "open", "paid")]
+        statuses = ("draft", "void", "paid", "paid", "paid", "open")
+        shown = [replace(newest, status=status) for status in statuses]
 
         async def invoices(_: str) -> list[Invoice]:
             return [*shown, oldest]
