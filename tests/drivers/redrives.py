@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from drivers.command_line import Shell
 from meterkit import HistoryEntry, MeterKit
 from meterkit.notify.courier import Message
-from meterkit.store.message_queue import MessageQueue
+from meterkit.store.message_queue import LeasedMessage, MessageQueue
 from meterkit.subscriptions.webhooks.stripe_events import SyncHint
 from meterkit.subscriptions.webhooks.sync_queue import SyncEntry, SyncQueue
 from meterkit.testing import StripeEmulator
@@ -18,12 +18,24 @@ async def kill_message(
     kit: MeterKit, name: str, customer: str, why: str = "it answers 500", *, event: str = "usage.threshold"
 ) -> None:
     """Have a message that was given up."""
-    queue = MessageQueue(kit.store, "webhook")
-    at = "2031-06-01T00:00:00Z"
+    queue, taken = await _taken_message(kit, name, customer, event)
+    assert await queue.give_up(taken, why)
+
+
+async def put_off_message(kit: MeterKit, name: str, customer: str) -> None:
+    """Have a message that is tried again in an hour."""
+    queue, taken = await _taken_message(kit, name, customer, "usage.threshold")
+    await queue.retry(taken, "it answers 500", delay_ms=3_600_000)
+
+
+async def _taken_message(
+    kit: MeterKit, name: str, customer: str, event: str
+) -> tuple[MessageQueue, LeasedMessage]:
+    queue, at = MessageQueue(kit.store, "webhook"), "2031-06-01T00:00:00Z"
     message = Message(id=name, event=event, customer=customer, at=at, data={})
     await queue.add(customer, name, message.dump())
     (taken,) = await queue.lease(1)
-    assert await queue.give_up(taken, why)
+    return queue, taken
 
 
 async def queue_webhook(kit: MeterKit, stripe_customer: str) -> None:

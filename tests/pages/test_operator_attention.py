@@ -15,7 +15,7 @@ from httpx import AsyncClient
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.operator_pages import JSON, figures_on, flat, make_snapshot, pages_of, selling
-from drivers.redrives import kill_message, kill_webhook
+from drivers.redrives import kill_message, kill_webhook, put_off_message
 from meterkit import Finding, Health, MeterKit
 from meterkit.testing import Clock, StripeEmulator
 
@@ -82,7 +82,9 @@ async def test_figures_stand_in_for_checks_that_cannot_run(tmp_path: Path) -> No
         page = (await client.get("/")).text
         assert ("Nothing needs attention" in page, items_on(page)) == (True, [])
         await kill_message(kit, "msg_1", "late")
+        await put_off_message(kit, "msg_2", "late")
         page = (await client.get("/")).text
+        assert figures_on(page)["messages:waiting"] == 1
         assert "1 thing needs attention" in page
         ((problem, cure, opens),) = items_on(page)
     assert (problem, opens) == ("To do: 1 message to a customer is dead.", "messages?of=dead")
@@ -108,6 +110,24 @@ async def test_checks_run_once_a_minute_and_not_for_json(monkeypatch: pytest.Mon
         clock.advance(timedelta(seconds=61))
         await client.get("/")
     assert asked == [False, False]
+
+
+async def test_findings_that_cost_usage_are_urgent(monkeypatch: pytest.MonkeyPatch) -> None:
+    urgent = [
+        *("server", "rights", "persistence", "durability", "eviction", "shards", "stripe", "pending"),
+        *("intents", "items", "throughput", "spool"),
+    ]
+    others = ["clock", "scripts", "keys", "breaker", "links", "plans", "subscriptions", "audit"]
+    reports = [Finding(check=check, problem=check, cure="a cure") for check in (*others, *urgent)]
+
+    async def examine(_: Any, *, scan_keys: bool) -> Health:
+        return Health(findings=reports, looked_at=dict.fromkeys(others, str(scan_keys)))
+
+    monkeypatch.setattr(EXAMINE, examine)
+    async with selling("memory://", None) as kit, pages_of(kit) as client:
+        problems = [problem.lower() for problem, _, _ in items_on((await client.get("/")).text)]
+    levels = {"urgent": urgent, "to do": others}
+    assert problems == [f"{level}: {check}." for level, checks in levels.items() for check in checks]
 
 
 async def test_slow_checks_do_not_keep_the_page_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,10 @@ async def test_usage_by_state_is_the_sum_over_its_customers(store_url: str, tmp_
         (now,) = [row for row in books if row["meter"] == "requests"]
         assert (now["recorded"], now["waiting"], now["delivered"], now["confirmed"]) == (7, 1, 6, 6)
         assert (await client.get("/books?of=a%00")).status_code == 404
+        at.clock.advance(timedelta(days=31))
+        await at.kit.record("acme", "requests", 2)
+        both = [row for row in await rows_of(client, "books", "acme") if row["meter"] == "requests"]
+        assert [row["recorded"] for row in both] == [7, 2]
 
 
 async def test_degraded_minutes_are_sent_once_the_store_is_back(kit: MeterKit, client: AsyncClient) -> None:

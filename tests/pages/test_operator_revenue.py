@@ -101,6 +101,8 @@ async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(kit: MeterKit, 
         charged = await rows_of(client, "usage", currency)
         assert sum(row["amount"] for row in charged) == revenue["usage_revenue"] > 0
     assert await rows_of(client, "paying", "gbp") == []
+    # What customers cost is known in the first currency alone.
+    assert [currency for currency in ("usd", "eur") if "cac" in figures[f"revenue_{currency}"]] == ["usd"]
     shown = figures_on((await client.get("/")).text)
     assert (shown["revenue_usd:mrr"], shown["plans_eur:pro"]) == (2570, 1500)
 
