@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from drivers.kit_parts import note_upkeep
 from drivers.operator_pages import write_revenue
 from drivers.plans import plans_text
 from drivers.process_metrics import said_by, told
+from drivers.redrives import kill_webhook
 from drivers.spools import spool_with
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, settled
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
 from meterkit.catalog import loads
+from meterkit.testing import Clock
 from servers.clusters import Cluster, spawn_watched
 from servers.stores import Server, spawn_server
 
@@ -106,6 +108,24 @@ async def test_request_metrics_have_no_label_of_a_customer(store_url: str) -> No
     assert [] == [value for value in values if any(customer in value for customer in (*customers, "cus_"))]
 
 
+async def test_ages_are_those_of_the_oldest(store_url: str) -> None:
+    clock = Clock()
+    async with MeterKit(loads(PLANS), redis_url=store_url, flush=False, clock=clock) as kit:
+        keys, names = kit.store.keys, [f"c{nth}" for nth in range(9)]
+        names.sort(key=lambda name: keys.customer(name).shard)
+        # The oldest is in neither the first nor the last shard.
+        for name in (names[4], names[0], names[-1]):
+            await kit.customers.link(name, f"cus_{name}", force=True)
+            await kit.record(name, "requests", 1)
+            await kill_webhook(kit, f"cus_{name}")
+            clock.advance(timedelta(hours=1))
+        found = await told(kit)
+    assert (found["delivery_items pending"], found["webhook_items dead"]) == (3, 3)
+    due_s = 3 * 3600 - found["delivery_age_seconds pending"]
+    assert 0 <= due_s < 3600
+    assert found["webhook_age_seconds dead"] == 3 * 3600
+
+
 async def test_a_store_that_is_away_is_told_of() -> None:
     kit = MeterKit(loads(PLANS), redis_url=AWAY, flush=False, start_timeout=0.01, store_timeout=0.1)
     async with kit, client_of(app_of(kit)) as client:
@@ -137,8 +157,8 @@ async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tm
 @pytest.mark.dear("a process with a provider of its own")
 async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     program = """
-        import asyncio, httpx
-        from meterkit import MeterKit, MeterMiddleware, identify
+        import asyncio, contextlib, httpx
+        from meterkit import MeterKit, MeterMiddleware, StoreError, identify
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -154,16 +174,24 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
                 async with kit, httpx.AsyncClient(transport=to, base_url="http://app") as c:
                     for _ in range(5):
                         await c.get("/x", headers={"x-customer-id": "secret-ada"})
-            away = {"redis_url": AWAY, "spool_dir": "spools", "start_timeout": 0.01}
+            away = {"redis_url": AWAY, "spool_dir": "spools", "start_timeout": 0.01, "store_timeout": 0.1}
             kits += [MeterKit(key_prefix=name, flush=False, **away) for name in ("one", "two")]
             for kit in kits[2:]:  # Each finds the other's spool in the directory that they share.
                 async with kit:
                     pass
+            show(reader)
+            async with kits[0], kits[2]:  # One has its store, and one has not.
+                with contextlib.suppress(StoreError):
+                    await kits[2].consume("secret-ada", "requests")
+                show(reader, "mixed ")
+
+        def show(reader, before=""):
             for resource in reader.get_metrics_data().resource_metrics:
                 for scope in resource.scope_metrics:
                     for metric in scope.metrics:
                         for point in metric.data.data_points:
-                            print(metric.name, sorted(dict(point.attributes).values()), point.value)
+                            values = sorted(dict(point.attributes).values())
+                            print(f"{before}{metric.name} {values} {point.value}")
 
         asyncio.run(main())
     """.replace("AWAY", repr(AWAY))
@@ -178,6 +206,7 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     lanes = ("store.breaker.open", "store.breaker.opened", "settlements.waiting", "settlements.lost")
     for gauge in (*lanes, "allotments.granted", "allotments.returned", "allotments.unused"):
         assert f"meterkit.{gauge} [] 0" in lines
+    assert {"mixed meterkit.store.connected [] 0", "mixed meterkit.store.breaker.open [] 1"} <= {*lines}
     assert "meterkit.spool.size ['foreign'] 0" in lines
     size = sum(path.stat().st_size for path in spools(tmp_path / "spools"))
     assert size > 0
