@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from drivers.command_line import TIMEOUT_S, Shell
 from drivers.redrives import kill_message, kill_webhook, queue_webhook, recorded
 from drivers.webhooks import PLANS
+from faults.refusals import eventually
 from meterkit import Intent
 from meterkit.testing import StripeEmulator
 
@@ -64,11 +66,25 @@ async def test_what_is_parked_waits_and_what_is_refused_is_said(stored: Shell, i
     left = stored.run("outbox", "redrive", "--all")
     assert (left.code, left.out) == (0, "")
     assert "1 were parked by hand and stay parked: name them" in left.err
-    (listed,) = stored.run("outbox", "list", "--json").json
-    assert (listed["state"], listed["why"]) == ("parked", "parked by hand: a wrong price")
+    parked = stored.run("outbox", "list", "--json")
+    (listed,) = parked.json
+    assert (parked.code, listed["state"], listed["why"]) == (1, "parked", "parked by hand: a wrong price")
     assert stored.run("outbox", "redrive", intent.identifier).out.startswith("redriven: 25 of tokens")
     assert stored.run("outbox", "redrive").code == 2
     assert stored.run("outbox", "redrive", "a", "--all").code == 2
+
+
+async def test_what_is_being_sent_is_still_to_send(stored: Shell) -> None:
+    async with recorded(stored) as (kit, emulator):
+        emulator.add_customer("cus_acme")
+        emulator.fail_next("delay", delay_s=0.2)
+        flush = asyncio.create_task(kit.flush(everything=True))
+        await eventually(lambda: any(one.path.endswith("/meter_events") for one in emulator.requests))
+        rows = [re.split("  +", line.strip()) for line in stored.run("usage", "acme").out.splitlines()]
+        (header,) = [row for row in rows if row[0] == "meter"]
+        (tokens,) = [row for row in rows if row[0] == "tokens"]
+        assert tokens[header.index("to send")] == "25"
+        assert (await flush).is_complete
 
 
 async def test_dropping_wants_a_reason_and_a_yes(stored: Shell, intent: Intent) -> None:

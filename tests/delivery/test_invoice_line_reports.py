@@ -94,6 +94,10 @@ async def test_a_queued_line_is_listed_and_dropped(at: Shop, store_url: str, tmp
     assert "there may be more" not in listed.err
     (line,) = shell.run("outbox", "list", "--json").json
     assert (line["is_line"], line["quantity"], line["cents"]) == (True, 26, 104)
+    of_states = {
+        state: shell.run("outbox", "list", "--state", state, "--json") for state in ("queued", "dead")
+    }
+    assert {state: len(done.json) for state, done in of_states.items()} == {"queued": 1, "dead": 0}
     await at.kit.outbox.items.drop(line["identifier"], reason="a gift")
     words = (await at.kit.usage("acme", period=HALF))["meters"]["words"]
     assert (words["queued"], words["late"]) == (0, 26)
