@@ -218,6 +218,17 @@ def spools(directory: Path) -> list[Path]:
     return list(directory.glob("*.spool"))
 
 
+async def test_the_age_of_spools_is_that_of_the_oldest(tmp_path: Path) -> None:
+    kit = MeterKit(
+        loads(PLANS), redis_url=AWAY, flush=False, spool_dir=tmp_path, clock=Clock(), start_timeout=0.01
+    )
+    for days in (1, 3, 2):
+        spool_with(kit, tmp_path, "requests", 1, days=days).close()
+    async with kit:
+        found = await told(kit)
+    assert (found["spool_files left"], found["spool_age_seconds left"]) == (3, 3 * 86_400)
+
+
 async def test_an_outage_is_told_as_it_comes_and_goes(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
