@@ -202,12 +202,20 @@ async def test_the_end_of_an_override_makes_storage_too_much(
 
 
 @pytest.mark.each_store
-@pytest.mark.parametrize(("included", "customers"), [(1_500, []), (1_400, ["acme", "bolt"])])
+@pytest.mark.parametrize(
+    ("before", "included", "customers"),
+    [
+        (2_000, 1_500, []),
+        (2_000, 1_400, ["acme", "bolt"]),
+        (1_000, 1_500, []),
+        (1_000, 1_499, ["acme", "bolt"]),
+    ],
+)
 async def test_a_plans_file_that_includes_less_is_noticed(
-    store_url: str, included: int, customers: list[str]
+    store_url: str, before: int, included: int, customers: list[str]
 ) -> None:
     """No script runs for customers who do nothing, with or without a state."""
-    clock, plans = Clock(NOW), PLANS.replace("included: 1000", "included: 2000")
+    clock, plans = Clock(NOW), PLANS.replace("included: 1000", f"included: {before}")
     async with kit_of(store_url, clock, plans=plans) as kit:
         await kit.customers.set_plan("bolt", "free")
         for customer in ("acme", "bolt"):

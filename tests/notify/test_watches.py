@@ -83,7 +83,7 @@ async def look(kit: MeterKit, watch: SummaryWatch) -> None:
 async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: MeterKit, clock: Clock) -> None:
     watch = watch_of(kit)
     await look(kit, watch)
-    await kit.record("acme", "requests", 8)
+    await kit.record("acme", {"requests": 8, "tokens": 3})
     clock.set(datetime(2031, 6, 1, 0, 59, 59, tzinfo=UTC))
     await look(kit, watch)
     assert [] == hook.posts
@@ -91,7 +91,8 @@ async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: Met
     for _ in range(2):
         await look(kit, watch)
         clock.advance(timedelta(hours=1))
-    assert [{"requests": {"used": 8, "overage": 0, "before": 0}}] == [one["meters"] for one in told(hook)]
+    (first,) = (one["meters"] for one in told(hook))
+    assert first["requests"] == {"used": 8, "overage": 0, "before": 0}
     hook.posts.clear()
 
     await kit.record("acme", "requests", 12)
@@ -108,7 +109,10 @@ async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: Met
         "period_start": "2031-06-01T00:00:00Z",
         "period_end": "2031-07-01T00:00:00Z",
         "overage_cents": 24,
-        "meters": {"requests": {"used": 12, "overage": 2, "before": 8}},
+        "meters": {
+            "tokens": {"used": 0, "overage": 0, "before": 3},
+            "requests": {"used": 12, "overage": 2, "before": 8},
+        },
     }
     assert {"tokens": {"used": 5, "overage": 0, "before": 0}} == summaries["bolt"]["meters"]
     await pass_over(kit, "email")
@@ -457,6 +461,28 @@ async def test_money_of_a_spike_is_rounded_half_up(store_url: str, tmp_path: Pat
         await pass_over(kit, "webhook")
         (found,) = told(hook)
         assert (found["used_cents"], found["usual_cents"]) == (75, 2)
+
+
+async def test_money_of_a_spike_has_one_price_and_no_spike_itself(store_url: str, tmp_path: Path) -> None:
+    """Where prices go by model, what the units cost is not known; `spend` follows the other meters."""
+    by_model = "{{bill: {{price: prices.calls}}}}"
+    plans = SPIKES.replace("{{bill: {{per: 100, amount_cents: 12}}}}", by_model).replace(
+        "plans:\n  free:\n",
+        'prices: {{calls: {{default: 3 per 100, models: {{"small-*": 1 per 100}}}}}}\n'
+        "plans:\n  free:\n    budget: {{amount_cents: unlimited}}\n",
+    )
+    url = written(tmp_path)
+    hours = range(-30 * 24, 13)
+    spent = [(MIDNIGHT_MS + hour * HOUR_MS, 5_000 if hour == 12 else 100) for hour in hours]
+    insert_rows(url, [row("acme", at_ms, quantity)._replace(meter="spend") for at_ms, quantity in spent])
+    async with (
+        receiver() as hook,
+        kit_of(store_url, Clock(NOW), url=hook.url, plans=plans, audit_url=url) as kit,
+    ):
+        await SpikeWatch(kit.store, AuditDatabase(url), any_event).check()
+        await pass_over(kit, "webhook")
+    (found,) = told(hook)
+    assert (found["meter"], found["used"], found["used_cents"]) == ("requests", 5_000, None)
 
 
 def test_without_an_audit_log_the_key_is_refused_with_its_cure() -> None:
