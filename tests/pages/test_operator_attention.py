@@ -85,6 +85,9 @@ async def test_figures_stand_in_for_checks_that_cannot_run(tmp_path: Path) -> No
         await put_off_message(kit, "msg_2", "late")
         page = (await client.get("/")).text
         assert figures_on(page)["messages:waiting"] == 1
+        for state, name in (("dead", "msg_1"), ("waiting", "msg_2")):
+            listed = (await client.get(f"/messages.json?of={state}")).json()
+            assert [row["message"] for row in listed] == [name]
         assert "1 thing needs attention" in page
         ((problem, cure, opens),) = items_on(page)
     assert (problem, opens) == ("To do: 1 message to a customer is dead.", "messages?of=dead")

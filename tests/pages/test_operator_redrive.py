@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -71,6 +72,22 @@ async def test_dead_usage_is_redriven_and_entered_into_the_ledger(
         assert (entry.kind, "Stripe is back" in (entry.after or "")) == ("intent", True)
         again = (await client.post("/redrive", data=form, headers=JSON)).json()
         assert (again["redriven"], set(again["refused"])) == ([], set(form["id"]))
+
+
+async def test_usage_that_is_being_sent_is_listed(store_url: str) -> None:
+    async with desk(store_url) as at, pages_of(at.kit) as client:
+        await at.link("acme")
+        at.emulator.fail_next("error", status=503, times=None)
+        await at.kit.record("acme", "requests", 6)
+        await at.flush(everything=True, timeout_s=0)
+        (intent,) = await at.kit.outbox.list()
+        # As a process leaves it that dies before Stripe responds.
+        keys, admin = at.kit.store.keys, await at.kit.store.admin()
+        key = keys.shard(keys.customer("acme").shard, "intents")
+        kept = json.loads(await admin.ask(admin.client.hget(key, intent.identifier)))
+        await admin.ask(admin.client.hset(key, intent.identifier, json.dumps({**kept, "state": "leased"})))
+        listed = (await client.get("/outbox.json")).json()
+        assert [(row["intent"], row["state"]) for row in listed] == [(intent.identifier, "leased")]
 
 
 async def test_dead_webhooks_and_messages_are_redriven_by_name(

@@ -83,6 +83,10 @@ async def test_a_redriven_line_stands_in_the_ledger(store_url: str) -> None:
         at.emulator.fail_next("error", status=403, path="*")
         await at.kit.flush()
         (line,) = await at.kit.outbox.items.list()
+        async with pages_of(at.kit) as operator:
+            for state, listed in (("", [line.identifier]), ("queued", [line.identifier]), ("parked", [])):
+                rows = (await operator.get(f"/outbox.json?of={state}")).json()
+                assert [row["intent"] for row in rows] == listed
         form = {"queue": "outbox", "id": line.identifier, "reason": "Stripe is back"}
         async with pages_of(at.kit) as operator:
             headers = {**JSON, "sec-fetch-site": "same-origin"}
