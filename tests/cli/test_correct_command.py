@@ -79,17 +79,17 @@ async def test_a_dry_run_takes_nothing_back(stored: Shell) -> None:
 @pytest.mark.parametrize(
     ("words", "answer", "is_asked", "left"),
     [
-        (("tokens=13",), "n", True, 25),
-        (("tokens=13",), "y", True, 12),
-        (("tokens=12",), "", False, 13),
-        (("tokens=13", "--yes"), "", False, 12),
+        (("tokens=14",), "n", True, 26),
+        (("tokens=14",), "y", True, 12),
+        (("tokens=13",), "", False, 13),
+        (("tokens=14", "--yes"), "", False, 12),
     ],
 )
 async def test_on_a_terminal_a_large_correction_asks_first(
     stored: Shell, words: tuple[str, ...], answer: str, is_asked: bool, left: int
 ) -> None:
     async with stored.kit() as kit:
-        await kit.record("acme", "tokens", 25)
+        await kit.record("acme", "tokens", 26)
     command = ("correct", "acme", *words, "--reason", "typo", "--id", "T-1")
     done = stored.run_at_terminal(*command, answer=answer)
     is_shown = "Correct this much?" in done.out + done.err

@@ -45,6 +45,14 @@ def test_a_grant_is_added_once_listed_and_voided(granting: Shell) -> None:
         assert {(grant["status"], grant["remaining"]) for grant in gone.json} == {("void", 0)}
 
 
+def test_a_grant_of_the_plan_with_the_same_id_is_another_one(granting: Shell) -> None:
+    granting.run("customers", "set-plan", "acme", "pro")
+    (own,) = granting.run("grants", "list", "acme", "--json").json
+    added = granting.run("grants", "add", "acme", "pages=3", "--id", own["grant_id"], "--json")
+    assert ([one["source"] for one in added.json], added.err) == (["app"], "")
+    assert len(granting.run("grants", "list", "acme", "--json").json) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
