@@ -166,7 +166,10 @@ async def test_usage_since_a_change_of_plans_is_what_its_invoice_lacks(at: Endin
     await at.kit.record("acme", "words", 150)
     await at.flush()
     await at.drain()
-    await at.reach(APRIL + 5 * DAY)
+    await at.reach(APRIL + 5 * DAY + timedelta(milliseconds=500))
+    await at.kit.record("acme", "words", 10)  # In the second in which the plan changes, at Stripe after it.
+    await at.drain()
+    at.clock.advance(timedelta(milliseconds=400))
     await at.kit.subscriptions.change_plan("acme", "max")
     await at.found.settle()
     at.clock.advance(MINUTE)
@@ -175,7 +178,10 @@ async def test_usage_since_a_change_of_plans_is_what_its_invoice_lacks(at: Endin
         await at.drain()
     statement = await at.kit.statement("acme")
     first, second = usage_of(statement, "words")
-    assert (first.invoice is None, first.quantity, first.amount_cents) == (False, 50, 150)
+    assert (first.invoice is None, first.quantity, first.amount_cents) == (False, 60, 180)
+    assert first.counted == 60
+    prorated = [line.amount_cents for line in statement.lines if line.kind == "proration"]
+    assert prorated == [-833, 2_500]  # Of 10.00 and 30.00, for 25 of 30 days.
     assert (second.invoice, second.quantity, second.amount_cents) == (None, 20, 40)
     assert second.note == ("" if drains else "20 units of the period have no event in the audit log")
     assert statement.total_cents == sum(line.amount_cents for line in statement.lines)
