@@ -1,11 +1,12 @@
 """``meterkit simulate``: what it prints, what it leaves out and says so, and what it refuses."""
-# Internals: a table of revenue, filled by hand.
+# Internals: a table of revenue, filled by hand; a simulation whose ways disagree.
 
 from __future__ import annotations
 
 import csv
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue.revenue_formulas import CustomerPayment
 from meterkit.insights.revenue.tables import RevenueTables
+from meterkit.insights.simulation.simulation import Simulation, simulate
 from meterkit.testing import Clock
 from servers.stores import Server
 
@@ -121,6 +123,32 @@ async def test_half_a_cent_of_a_yearly_price_is_rounded_up(valkey: Server, tmp_p
     shell = shell_of(valkey, tmp_path)
     found = shell.run("simulate", "--plans", "plans.yaml", "--period", "2031-06", "--json").json
     assert found["totals"] == {"usd": {"now_cents": 1_003, "then_cents": 1_003}}
+
+
+async def test_who_is_refused_at_the_same_price_is_shown(valkey: Server, tmp_path: Path) -> None:
+    plans = PLANS.replace("{bill: {per: 100, amount_cents: 50}}", "deny")
+    async with logging(valkey, tmp_path, plans) as kit:
+        for _ in range(3):
+            assert (await kit.consume("ada", "words", 100)).allowed
+    (tmp_path / "next.yaml").write_text(plans.replace("words: {included: 1_000", "words: {included: 100"))
+    done = shell_of(valkey, tmp_path).run("simulate", "--plans", "next.yaml", "--period", "2031-06")
+    (row,) = [line for line in done.out.splitlines() if line.startswith("ada")]
+    assert row.split()[:8] == ["ada", "year", "USD", "10.00", "USD", "10.00", "200", "words"]
+
+
+async def test_calculations_that_disagree_are_an_error(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def disagree(*args: Any, **options: Any) -> Simulation:
+        return replace(await simulate(*args, **options), disagreeing=["ada"])
+
+    monkeypatch.setattr("meterkit.insights.simulation.simulation.simulate", disagree)
+    async with logging(valkey, tmp_path, PLANS) as kit:
+        await kit.record("ada", "words", 1)
+    given = ("simulate", "--plans", "plans.yaml", "--period", "2031-06", "--json")
+    done = shell_of(valkey, tmp_path).run(*given)
+    assert (done.code, done.json["disagreeing"]) == (1, ["ada"])
+    assert "two calculations disagree about 'ada': please report this" in done.err
 
 
 async def test_usage_that_the_log_lacks_is_named(valkey: Server, tmp_path: Path) -> None:
@@ -232,7 +260,12 @@ async def test_each_customer_is_tried_in_its_own_currency(valkey: Server, tmp_pa
     }
     # The cost is in dollars: no euro is left of them.
     assert margins == {"ada": (2_900, 2_780), **dict.fromkeys(("bob", "kim", "tim"), (None, None))}
+    at_a_loss = shell.run(*given[:-1], "words=60_000", "--json").json
+    assert at_a_loss["customers"][0]["now_margin_cents"] < 0
+    assert at_a_loss["counts"]["unprofitable"] == 0  # It was before, too.
     text = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06").out
+    rows = [line.split()[0] for line in text.splitlines() if line.startswith(("ada", "bob", "kim", "tim"))]
+    assert rows == ["kim", "tim", "ada", "bob"]  # Those whose price changes most are first.
     assert all(amount in text for amount in ("USD 31.40", "EUR 28.00", "JPY 8,600", "JPY 8,040"))
     (tmp_path / "next.yaml").write_text(plans_text("webhooks"))
     done = shell.run("simulate", "--plans", "next.yaml")
