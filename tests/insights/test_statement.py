@@ -104,6 +104,20 @@ async def test_a_credit_note_of_a_metered_line_stands_beside_the_total(at: Endin
     assert [replace(one, credit_notes_cents=0) for one in found.invoices] == list(before.invoices)
 
 
+async def test_an_invoice_of_many_lines_is_read_whole(at: Ending) -> None:
+    """Stripe shows ten lines with an invoice."""
+    for _ in range(11):
+        item: Any = {"customer": "cus_acme", "unit_amount_decimal": "100", "currency": "usd"}
+        await at.found.client.v1.invoice_items.create_async(item)
+    await at.kit.record("acme", "words", 130)
+    await at.flush()
+    await at.reach(MAY + 3 * HOUR)
+    await at.drain()
+    found = await at.kit.statement("acme", APRIL + DAY)
+    assert [line.amount_cents for line in found.lines if line.kind == "other"] == [100] * 11
+    assert_sums(found)
+
+
 async def test_late_usage_costs_the_same_on_page_statement_and_invoice(at: Ending) -> None:
     """Events recorded again in the open period have no price: 51 cents were shown instead of 141."""
     await at.kit.record("acme", "words", 130)
