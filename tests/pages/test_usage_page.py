@@ -409,6 +409,8 @@ async def test_balances_are_money_and_model_prices_count_once(store_url: str) ->
         await kit.grants.add("acme", {"usd": 12}, grant_id="paid")
         await kit.grants.add("acme", {"usd": 1}, grant_id="void")
         await kit.grants.void("acme", "void")  # It is not shown.
+        (_, unspent) = (await client.get("/", headers=JSON)).json()["budgets"]
+        assert (unspent["policy"], unspent["resets_at"]) == ("spend-1d", None)
         await kit.record("acme", "usd_charged", 1_760_525)
         await kit.record("acme", "output_tokens", 1_500)  # The pattern `*` has a price without a model, too.
         used = {"prompt_tokens": 0, "completion_tokens": 2_000, "total_tokens": 2_000}

@@ -75,6 +75,15 @@ async def test_bars_say_which_users_and_teams_use_most(store_url: str) -> None:
     assert before["subjects"] == []
 
 
+async def test_what_a_user_holds_is_used(store_url: str) -> None:
+    async with MeterKit(loads(PLANS), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        user = {"user": "u1"}
+        await kit.record("acme", "tokens", 3, subjects=user)
+        async with kit.reserve("acme", {"tokens": 7}, subjects=user):
+            rows = (await client.get("/", headers=JSON)).json()["subjects"]
+    assert [row["used"] for row in rows if (row["kind"], row["meter"]) == ("user", "tokens")] == [10]
+
+
 async def test_a_user_without_any_quantity_has_used_it_up(store_url: str) -> None:
     plans = loads(PLANS.replace("user: {tokens: {included: 50}", "user: {tokens: {included: 0}"))
     async with MeterKit(plans, redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
