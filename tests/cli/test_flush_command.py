@@ -10,8 +10,10 @@ import pytest
 
 from drivers.audited_kit import rows_in
 from drivers.command_line import TIMEOUT_S, Shell, first_line
+from drivers.delivery import lines_of
 from drivers.plans import plans_text
 from drivers.spools import spool_with
+from meterkit import FlushReport, LateUsage
 from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
@@ -284,3 +286,22 @@ async def test_spools_that_cannot_be_read_are_left_and_said(delivering: Shell, d
     done = delivering.run("flush", "--all")
     left = f"spool left as it is: {directory}/plans.yaml: it cannot be read: Not a directory\n"
     assert (done.code, "delivered 1" in done.out, left in done.out) == (1, True, True), done.err
+
+
+def test_late_usage_has_a_line_for_each_customer_and_period() -> None:
+    may, june = "2031-05-01T00:00:00Z", "2031-06-01T00:00:00Z"
+    found = [
+        LateUsage(customer=customer, meter="tokens", quantity=quantity, period=period, is_billed=True)
+        for customer, period, quantity in (
+            ("acme", may, 5),
+            ("acme", june, 7),
+            ("bolt", june, 9),
+            ("acme", may, 1),
+        )
+    ]
+    billed = "the invoice of the open period bills it"
+    assert lines_of(FlushReport(late=found), "late") == [
+        f"late: usage of customer acme in the period from {may}: 5 of tokens, 1 of tokens: {billed}",
+        f"late: usage of customer acme in the period from {june}: 7 of tokens: {billed}",
+        f"late: usage of customer bolt in the period from {june}: 9 of tokens: {billed}",
+    ]
