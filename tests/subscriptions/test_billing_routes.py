@@ -270,7 +270,7 @@ async def test_a_customer_is_told_no_words_for_operators(
 async def test_what_stripe_has_no_price_for_is_logged(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Customers were told "not on sale yet", and the operator nothing of ``stripe sync``."""
+    """Customers read "not on sale yet", and the operator nothing of ``stripe sync``."""
     catalog = loads(plans_text("addon_shop"))
     async with billing("starlette", store_url, catalog=catalog, selling=sell_nothing) as (client, at):
         unpriced = await client.post("/subscription", json={"plan": "tried"})
