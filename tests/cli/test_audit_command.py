@@ -51,6 +51,12 @@ async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path) -> None
     assert stored.run("usage", "acme", "--json").json["meters"]["requests"]["recorded"] == 25
     assert stored.run("audit", "rebuild").code == 0
     assert stored.run("audit", "rebuild", "--period", "soon").code == 2
+    async with stored.kit(audit_url=url) as kit:
+        key, admin = kit.store.keys.customer("acme").counters, await kit.store.admin()
+        await admin.client.delete(key)
+        await admin.client.set(key, "of another program", px=600_000)
+    left = stored.run("audit", "rebuild", "--json")
+    assert (left.code, [row["customer"] for row in left.json]) == (1, ["acme"])
 
 
 @pytest.mark.parametrize(

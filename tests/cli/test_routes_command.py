@@ -70,6 +70,33 @@ def test_unmatched_routes_and_lines_exit_with_1(api: Shell) -> None:
     assert "an app that prints" in done.err
 
 
+GONE_LINE = '  - {match: "GET /gone"}\n'
+DELETE_LINE = '  - {match: "DELETE /v1/files/{name}", consume: {requests: 1}}\n'
+
+
+@pytest.mark.parametrize(
+    ("plans", "unmetered", "idle"),
+    [
+        pytest.param(FITTING, [], [], id="all fit"),
+        pytest.param(PLANS.replace(DELETE_LINE, ""), ["/v1/files/{name}"], [], id="no plan route"),
+        pytest.param(
+            FITTING.replace("routes:\n", 'routes:\n  - {match: "GET /gone"}\n'),
+            [],
+            ["GET /gone"],
+            id="no route",
+        ),
+    ],
+)
+def test_an_unmatched_route_or_line_exits_with_1(
+    api: Shell, directory: Path, plans: str, unmetered: list[str], idle: list[str]
+) -> None:
+    (directory / "plans.yaml").write_text(plans)
+    done = api.run("routes", "shop.api:app", "--json")
+    assert [one["path"] for one in done.json["routes"] if one["line"] is None] == unmetered
+    assert [one["line"] for one in done.json["idle_lines"]] == idle
+    assert done.code == bool(unmetered or idle)
+
+
 def test_mcp_lines_stand_below_their_endpoints_route(api: Shell, directory: Path) -> None:
     app = APP.replace('@app.get("/healthz")', '@app.post("/mcp")\ndef mcp(): ...\n\n\n@app.get("/healthz")')
     (directory / "shop" / "api.py").write_text(app)
@@ -307,7 +334,9 @@ def test_billing_routes_that_a_limit_refuses_are_named(api: Shell, directory: Pa
     """Who had used up the free plan got 429 at the checkout, and nothing said so."""
     always = '{match: "/pay/{path:path}", always: true}'
     plans = billed(directory)
-    assert api.run("routes", "shop.billed:app", "--json").json["refused_billing"] == []
+    for served in (plans, plans.replace("always: true", "exempt: true")):
+        (directory / "plans.yaml").write_text(served)
+        assert api.run("routes", "shop.billed:app", "--json").json["refused_billing"] == []
     (directory / "plans.yaml").write_text(plans.replace(f"  - {always}\n", ""))
     (note,) = api.run("routes", "shop.billed:app", "--json").json["refused_billing"]
     assert note.startswith("the plan route '*' takes the billing routes, and may refuse them to customers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx
 import pytest
 
 from drivers.command_line import Shell
@@ -122,6 +123,12 @@ async def test_subscription_drift_is_found_and_repaired(stored: Shell, subscribe
     assert "subscriptions" not in {
         finding["check"] for finding in stored.run("doctor", "--json").json["findings"]
     }
+    path = f"{stored.environment['METERKIT_STRIPE_API_BASE']}/v1/subscriptions/{subscription.id}"
+    async with httpx.AsyncClient(headers={"authorization": "Bearer sk_test_1"}) as dashboard:
+        paused = await dashboard.post(path, data={"pause_collection[behavior]": "void"})
+    assert paused.status_code == 200
+    left = stored.run("subscriptions", "repair", "acme", "--json")
+    assert (left.code, [drift["kind"] for drift in left.json["left"]]) == (1, ["collection_paused"])
 
 
 def subscription_of(emulator: StripeEmulator) -> Any:
