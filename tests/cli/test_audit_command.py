@@ -51,7 +51,13 @@ async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path) -> None
     assert stored.run("usage", "acme", "--json").json["meters"]["requests"]["recorded"] == 25
     assert stored.run("audit", "rebuild").code == 0
     assert stored.run("audit", "rebuild", "--period", "soon").code == 2
+
+
+async def test_a_rebuild_that_leaves_something_exits_with_1(stored: Shell, directory: Path) -> None:
+    stored.environment["METERKIT_AUDIT_URL"] = url = f"sqlite:///{directory}/audit.db"
     async with stored.kit(audit_url=url) as kit:
+        await kit.record("acme", "requests", 25)
+        await drain_all(kit, url)
         key, admin = kit.store.keys.customer("acme").counters, await kit.store.admin()
         await admin.client.delete(key)
         await admin.client.set(key, "of another program", px=600_000)
