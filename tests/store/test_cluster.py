@@ -442,7 +442,6 @@ async def test_i3_i5_i11_a_node_joins_and_leaves_under_load() -> None:
             assert taken <= shards_of(kit, second, cluster)
 
 
-@pytest.mark.whole
 async def test_i6_of_a_node_whose_replica_is_away_nothing_is_delivered() -> None:
     # While the masters do not agree that it has failed, it may take over, with what it knew.
     with spawn_cluster("--appendonly", "yes", masters=1, replicas=True) as cluster:
