@@ -79,7 +79,7 @@ soak: $(VENV)/.dev
 	  --whole --ignore tests/store/test_scripts_mutations.py tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
 	METERKIT_ALLOTMENT_STEPS=1000000 $(BIN)/pytest -n 2 --whole --timeout 7200 tests/promises/test_i3_allotments.py -k store_counts $(ARGS)
 	METERKIT_SPIKE_CUSTOMERS=200 $(BIN)/pytest -n 2 --timeout 7200 tests/notify/test_watches.py $(ARGS)
-	METERKIT_DECISIONS=100000 $(BIN)/pytest --timeout 7200 tests/promises/test_i3_exact_money.py $(ARGS)
+	METERKIT_DECISIONS=100000 $(BIN)/pytest --whole --timeout 7200 tests/promises/test_i3_exact_money.py $(ARGS)
 	METERKIT_LIVES=500 $(BIN)/pytest -n 2 --whole --timeout 7200 tests/promises/test_i13_matrix.py \
 	  tests/promises/test_i13_lives.py $(ARGS)
 
