@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop
 from drivers.usage_lines import CATALOG, end_period, shop_of_lines
+from faults.inner_steps import wrapped
 from meterkit import Corrected
 from meterkit.catalog import loads
 
@@ -98,6 +100,27 @@ async def test_a_final_line_has_a_credit_note(at: Shop) -> None:
     assert (found.left_by_hand, found.credits[0].id[:3], found.credits[0].cents) == (0, "cn_", 24)
     assert await lines(at) == [("26", 104)]
     assert [one.advice for one in await at.kit.reconcile("acme", at=HALF)] == [""]
+
+
+async def test_i6_two_processes_credit_a_line_and_note_it_once(
+    at: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await written(at)
+    at.go(timedelta(hours=2))
+
+    def behind_another(keep: Any) -> Any:
+        async def keeping(*what: Any) -> Any:
+            monkeypatch.undo()
+            await corrected(at, 6, "c1", credit=True)
+            return await keep(*what)
+
+        return keeping
+
+    wrapped(monkeypatch, "credits are kept", behind_another)
+    assert (await corrected(at, 6, "c1", credit=True)).left_by_hand == 0
+    entries = [entry.after for entry in await at.kit.customers.history("acme")]
+    assert len([text for text in entries if "given back by cn_" in f"{text}"]) == 1
+    assert len(await at.stripe_list("/v1/credit_notes")) == 1
 
 
 async def test_a_line_lowered_before_a_kill_has_no_credit_note(at: Shop) -> None:

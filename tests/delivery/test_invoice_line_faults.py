@@ -76,6 +76,21 @@ async def test_i6_a_line_whose_note_is_lost_is_written_once(at: Shop) -> None:
     assert (await usage_lines(at), counts["delivered"], counts["late"]) == (ONE_LINE, 26, 0)
 
 
+async def test_lines_of_a_period_share_what_was_read(at: Shop) -> None:
+    await at.kit.record("acme", "pages", 2010)
+    await ended(at)
+    at.emulator.fail_next("drop", when="before", times=None, path=ITEMS)
+    await flushed(at)
+    at.emulator.clear_faults()
+    since = len(at.emulator.requests)
+    assert (await flushed(at)).lines == 2
+    asked = [f"{one.method} {one.path.partition('?')[0]}" for one in at.emulator.requests[since:]]
+    # Both were tried before: Stripe's items are listed.
+    listed = [one for one in asked if one == f"GET {ITEMS}"]
+    found = [one for one in asked if one.startswith("GET /v1/subscriptions/")]
+    assert (len(listed), len(found)) == (1, 1), asked
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 async def test_i6_two_workers_write_a_line_once(at: Shop, store_url: str, is_late: bool) -> None:
     await ended(at)

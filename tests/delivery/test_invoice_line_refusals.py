@@ -97,6 +97,7 @@ async def test_an_invoice_of_its_own_without_a_payment_method_is_sent(at: Shop) 
     await flushed(at)
     (own,) = [one for one in await at.invoices() if one["customer"] == "cus_bob"]
     assert (own["collection_method"], await usage_lines(at)) == ("send_invoice", ONE_LINE)
+    assert own["due_date"] - own["created"] == 30 * 86_400
 
 
 @pytest.mark.parametrize(
@@ -176,10 +177,15 @@ async def test_i13_a_line_that_waits_for_a_renewal_is_left_to_it(at: Shop) -> No
     assert await usage_lines(at) == ONE_LINE
 
 
-async def test_i13_a_line_of_an_ended_subscription_is_billed(at: Shop, caplog: Caplog) -> None:
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_i13_a_line_of_an_ended_subscription_is_billed(
+    at: Shop, caplog: Caplog, *, is_back: bool
+) -> None:
     path = await final_before_its_line(at)
     await at.stripe_delete(path)
     await at.kit.subscriptions.sync("acme")
+    if is_back:
+        await at.subscribed(plan="team")
     assert await look_hourly(at, 3) == []
     assert await at.stripe_list(ITEMS, pending="true") == []
     assert await usage_lines(at) == ONE_LINE

@@ -40,6 +40,22 @@ async def test_usage_of_a_period_is_one_line_of_its_renewal(at: Shop) -> None:
     assert (await words(at, END - timedelta(days=1)))["delivered"] == 26
 
 
+async def test_a_line_waits_until_stripe_has_made_its_invoice(
+    at: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await at.kit.record("acme", "words", 126)
+    at.clock.set(END + timedelta(seconds=30))
+    with monkeypatch.context() as slow:  # Stripe's clock is half a minute behind.
+        slow.setattr(at.emulator, "clock", lambda: END.timestamp() - 1)
+        report = await at.kit.flush(everything=True, timeout_s=0)
+        asked = len(at.emulator.requests)
+        await at.kit.flush(timeout_s=0)
+        assert not [one.path for one in at.emulator.requests[asked:] if "subscriptions" in one.path]
+    assert (report.lines, report.left, await usage_lines(at)) == (0, 1, [])
+    assert (await at.kit.flush(everything=True, timeout_s=0)).lines == 1
+    assert (await usage_lines(at), (await words(at, HALF))["late"]) == ([("Words", "26", "4", 104)], 0)
+
+
 async def test_each_price_of_a_period_has_a_line(at: Shop) -> None:
     await at.kit.record("acme", "words", 126)
     at.clock.set(HALF)

@@ -169,6 +169,13 @@ async def test_a_hold_is_given_back_while_stripes_own_time_is_to_come() -> None:
         assert (path, end) == expected
 
 
+@pytest.mark.parametrize(("passed_s", "final_s"), [(2 * HOUR_S - 1, None), (2 * HOUR_S, END_S)])
+async def test_a_last_invoice_is_awaited_for_two_hours(passed_s: int, final_s: int | None) -> None:
+    hold = DraftHold(ObjectsAtStripe({}), hold_invoice_ms=0, now_ms=1000 * (END_S + passed_s))
+    end = await hold.settle([], PeriodBilling("sub_1", None, 1000 * END_S, is_last=True), is_counted=True)
+    assert end == (None if final_s is None else InvoiceEnd(final_ms=1000 * final_s))
+
+
 async def test_the_last_invoice_of_an_ended_subscription_is_final() -> None:
     for passed_s, is_counted, hold_s, held_s in (
         (HOUR_S - 1, True, HOLD_S, HOLD_S),
