@@ -352,6 +352,8 @@ async def test_a_draft_that_was_given_back_is_held_again(at: Ending) -> None:
 async def test_a_renewal_that_is_known_has_its_close_looked_at(at: Ending) -> None:
     await use(at)
     await at.flush()
+    await at.reach(JUNE + MINUTE)
+    assert await at.look() == (0, 0, [])
     await at.reach(JUNE + 3 * MINUTE)
     looked = await at.look()
     assert looked.confirmed + looked.open == 1

@@ -328,6 +328,8 @@ async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) 
         assert (await at.kit.usage("acme"))["meters"]["words"]["overage"] == 5
         await next_renewal(at)
         assert (await items_of(at), await metered_lines(at)) == ([(26, 104)], [("price_seven_words", 5, 7)])
+        described = [str(one["description"]) for one in await at.stripe_list("/v1/invoiceitems")]
+        assert "Words, 26 units of 1\N{EN DASH}30 Jun 2031" in described
         found = await compared(at)
         assert (found.late, found.by_item, found.advice) == (26, 26, "")
         later = await at.kit.reconcile("acme", at=END + timedelta(days=3))

@@ -60,7 +60,9 @@ async def test_what_is_pending_is_taken_back_and_never_sent(store_url: str) -> N
     async with desk(store_url, catalog=PAID) as at:
         await at.link("acme")
         await at.kit.record("acme", "tokens", 130)
+        asked = len(at.emulator.requests)
         found = await correct(at.kit, 50)
+        assert len(at.emulator.requests) == asked
         assert (found.taken_back, found.overage, found.included, found.is_repeated) == (50, 30, 20, False)
         after = await tokens(at.kit)
         assert (after["recorded"], after["overage"], after["pending"]) == (80, 0, 0)

@@ -150,6 +150,22 @@ async def test_usage_is_late_2_minutes_after_its_invoice(store: Store, age_ms: i
     assert await find_too_late(store, keys.shard, [intent]) == ({"one"} if is_late else set())
 
 
+@pytest.mark.parametrize(("age_ms", "is_late"), [(180_000, False), (181_000, True)])
+async def test_the_next_invoice_has_what_its_renewals_instant_has(
+    store: Store, age_ms: int, *, is_late: bool
+) -> None:
+    subscribed = renewed(NOW_MS - 180_000)
+    keys, client = store.keys.customer("ada"), await client_of(store)
+    state = CustomerState(stripe_customer="cus_1", subscription=subscribed)
+    await client.hset(keys.state, mapping={"rev": "2:1", "data": state.dump()})
+    period_ms = subscribed.created_ms
+    await store_invoice_end(store, "ada", period_ms, InvoiceEnd(final_ms=NOW_MS - 1))
+    await client.hset(keys.totals, f"{period_ms}|e", "1")
+    of = {"customer": "ada", "stripe_customer": "cus_1", "period": str(period_ms)}
+    intent = sealed("one", 1, (NOW_MS - age_ms) // 1000, **of)
+    assert await find_too_late(store, keys.shard, [intent]) == ({"one"} if is_late else set())
+
+
 async def test_what_is_noted_lives_as_long_as_it_is_asked_for(store: Store) -> None:
     shard = partial(store.keys.shard, 0)
     await store_invoice_end(store, "ada", NOW_MS, InvoiceEnd(final_ms=NOW_MS))

@@ -195,6 +195,17 @@ async def test_the_line_named_on_a_draft_is_the_one_credited(at: Shop) -> None:
     assert final.credits[0].line == draft.by_hand_lines[0].line
 
 
+async def test_billed_units_are_corrected_beside_those_of_this_period(at: Shop) -> None:
+    await begin(at, "other")
+    await use(at, 30, "pages")
+    await renewed(at)
+    await at.kit.subscriptions.sync("acme")
+    await at.kit.record("acme", "tokens", 5)
+    found = await at.kit.correct("acme", {"pages": 3, "tokens": 2}, **LOOP)
+    parts = {one.meter: (one.taken_back, one.by_hand, one.beyond) for one in found}
+    assert parts == {"pages": (0, 3, 0), "tokens": (2, 0, 0)}
+
+
 async def test_usage_that_was_billed_more_than_35_days_ago_stays(at: Shop) -> None:
     await begin(at, "cheaper")
     await renewed(at)

@@ -889,7 +889,7 @@ def test_a_balance_in_dollars_is_no_spend_in_another_currency() -> None:
 
 
 def test_a_price_scripts_cannot_compute_is_at_most_1e_6_dearer() -> None:
-    for per, amount_cents in ((3_000_001, 300_000), (999_999_937, 99_999_999_999)):
+    for per, amount_cents in ((3_000_001, 300_000), (99_999_989, 15_000), (999_999_937, 99_999_999_999)):
         found = price(per, amount_cents)
         assert found is not None
         # 2^53 is the most that a product may come to there.
