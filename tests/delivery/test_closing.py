@@ -185,6 +185,7 @@ async def test_a_damaged_close_delays_no_other(
     shard = keys.customer("acme").shard
     for name in ("closes", "unclosed"):
         await admin.ask(admin.client.zadd(keys.shard(shard, name), {member: 1}))
+    await admin.ask(admin.client.zadd(keys.shard(shard, "closes"), {f"odd {n}": 2 for n in range(100)}))
     assert await closing.at(46) == (0, 0, 1)
     assert "customer 'acme', until 2031-07-01" in errors(caplog)[0]
     assert len(await findings(at.kit, "closes")) == 1

@@ -15,6 +15,7 @@ from drivers.audited_kit import rows_in, sqlite_in
 from drivers.delivery import Caplog, alerts
 from drivers.period_ends import (
     EVENTS,
+    HELD,
     HOUR,
     JULY,
     JUNE,
@@ -349,14 +350,16 @@ async def test_a_draft_that_was_given_back_is_held_again(at: Ending) -> None:
     assert ends == [86_400, 3_600, 86_400]
 
 
-async def test_a_renewal_that_is_known_has_its_close_looked_at(at: Ending) -> None:
-    await use(at)
-    await at.flush()
-    await at.reach(JUNE + MINUTE)
-    assert await at.look() == (0, 0, [])
-    await at.reach(JUNE + 3 * MINUTE)
-    looked = await at.look()
-    assert looked.confirmed + looked.open == 1
+async def test_a_renewal_that_is_known_has_its_close_looked_at(any_store_url: str) -> None:
+    unreported = HELD.replace("meters:\n  requests:", "meters:\n  notes: {unit: note}\n  requests:", 1)
+    async with ending(any_store_url, unreported) as at:
+        await use(at)
+        await at.flush()
+        await at.reach(JUNE + MINUTE)
+        assert await at.look() == (0, 0, [])
+        await at.reach(JUNE + 3 * MINUTE)
+        looked = await at.look()
+        assert looked.confirmed + looked.open == 1
 
 
 async def test_without_a_hold_what_is_late_is_on_the_next_invoice(any_store_url: str) -> None:

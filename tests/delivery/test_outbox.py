@@ -17,6 +17,7 @@ from drivers.delivery import CATALOG, NOW, Desk, alerts, desk
 from faults.refusals import counters as shown
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import FORMAT
+from meterkit.delivery.usage_cutter import count_undelivered_units
 from meterkit.outbox.intents import IntentMove, SealedIntent
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis.admin import Admin
@@ -91,6 +92,16 @@ async def test_without_the_lease_nothing_moves(at: Bench) -> None:
     # The new holder takes over what the old one left.
     assert len(await at.theirs.attempt(0, intents)) == 2
     assert await at.theirs.settle(0, [IntentMove(intent=intents[0], state="delivered")])
+
+
+async def test_units_that_another_process_takes_back_are_undelivered(at: Bench) -> None:
+    await at.ours.settle(0, [IntentMove(intent=one, state="delivered") for one in await at.attempted()])
+    assert await count_undelivered_units(at.kit.store, "acme") == 0
+    await at.kit.correct("acme", {"requests": 2}, reason="a loop", correction_id="c-1")
+    assert await count_undelivered_units(at.kit.store, "acme") == 2
+    assert len(await at.ours.attempt(0, await at.ours.due(0, due_ms=None, most=10))) == 1
+    assert (await at.states())["leased"] == -2
+    assert await count_undelivered_units(at.kit.store, "acme") == 2
 
 
 async def test_of_what_was_delivered_a_line_is_kept_for_36_days(valkey: Server, at: Bench) -> None:

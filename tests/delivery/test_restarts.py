@@ -208,7 +208,9 @@ async def test_i6_tried_units_delay_others_an_hour_at_most(store_url: str) -> No
 
 
 @pytest.mark.parametrize(("status", "state"), [(404, "parked"), (403, "queued"), (500, "queued")])
-async def test_i6_an_unanswered_comparison_waits_or_is_parked(at: Desk, status: int, state: str) -> None:
+async def test_i6_an_unanswered_comparison_waits_or_is_parked(
+    at: Desk, caplog: pytest.LogCaptureFixture, status: int, state: str
+) -> None:
     await at.kit.record("acme", "requests", 6)
     await begin_anew(at)
     await come_back(at)
@@ -216,6 +218,8 @@ async def test_i6_an_unanswered_comparison_waits_or_is_parked(at: Desk, status: 
     at.emulator.fail_next("error", status=status, times=None, skip=1, path="*")
     await at.flush(everything=True, timeout_s=0)
     assert (await states(at), at.accepted("acme")) == ([(6, state)], 0)
+    assert caplog.text.count("the store has started since the last delivery") == 1
+    assert ("is parked: the store was restarted" in caplog.text) == (state == "parked")
 
 
 async def test_i6_losing_the_store_while_comparing_sends_nothing(
@@ -452,6 +456,7 @@ async def test_i6_a_restores_parked_units_are_redriven_if_unknown(at: Desk) -> N
     (parked,) = await at.kit.outbox.list()
     assert (parked.state, parked.compared_at, at.accepted("acme")) == ("parked", None, 6)
     assert "Stripe has 6 units of api_requests more" in parked.why
+    assert f"parked: {parked.why}" in [one.after for one in await at.kit.customers.history("acme")]
     # Once the store knows what Stripe has, as after a rebuild, it is sent.
     admin, keys = await at.kit.store.admin(), at.kit.store.keys
     period = next(name for name in await at.totals("acme") if name.endswith("k"))

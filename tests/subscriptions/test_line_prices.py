@@ -358,6 +358,10 @@ async def test_usage_without_a_known_price_waits_for_its_meter(
     at.kit.store.use(loads(billing))
     await used(at, "bob")
     at.kit.store.use(loads(re.sub(r"\n +words: .*", "", billing)))
+    for instant, has_ended in ((END - timedelta(milliseconds=1), False), (END, True)):
+        at.clock.set(instant)
+        (found,) = await at.kit.reconcile("bob", at=HALF)
+        assert found.advice.startswith("26 units wait for a line") == has_ended
     assert await passed_end(at) == []
     assert (
         "its meter is not in the plans file, and how it was billed is not known: put it back" in caplog.text
