@@ -24,6 +24,7 @@ from meterkit.catalog.model_prices import PriceRows
 from meterkit.catalog.models import Overage
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys, concurrency_field, job_digest, meter_token
+from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import (
     PriceSegment,
     billed_labels,
@@ -54,6 +55,8 @@ from meterkit.delivery.late_usage_withdrawal import format_late_usage
 from meterkit.delivery.period_closer import HELD, DraftHold, PeriodCloser, _describe_hold
 from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.reconciler import Reconciler
+from meterkit.delivery.stripe_books import StripeBooks
+from meterkit.delivery.summaries import StripeSummaries
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.outbox.close_queue import CloseQueue, InvoiceEnd, PeriodClose, finalized_ms
@@ -406,6 +409,33 @@ async def test_missing_lines_of_drafts_and_lists_are_fetched() -> None:
         found = await invoiced(stripe)
         assert (int(found.quantity), LINES in stripe.asked, found.state) == (quantity, quantity == 9, state)
         assert stripe.asked["/v1/invoices"] == {"customer": "cus_1", "created": {"gte": START_S}}
+
+
+class AfterItsEnd(StripeSummaries):
+    """Summaries that have five units of each event name in a span behind the period."""
+
+    def meter_ids(self, event_name: str) -> list[str]:
+        return ["mtr_1"]
+
+    async def counted(
+        self, event_name: str, stripe_customer: str, start_s: int, end_s: int
+    ) -> Decimal | None:
+        return Decimal(5 * (start_s > LINES_END_S))
+
+
+@pytest.mark.parametrize(("terms", "units"), [({}, 12), ({"cancel_at_ms": 1_000 * LINES_END_S}, 7)])
+async def test_the_next_invoice_has_units_behind_a_shortened_period(
+    kit: MeterKit, terms: dict[str, Any], units: int
+) -> None:
+    start_ms, end_ms = 1_000 * START_S, 1_000 * (LINES_END_S + 200)
+    subscribed = subscription(start_ms=start_ms, end_ms=end_ms, created_ms=start_ms, **terms)
+    period = {"start": from_ms(start_ms), "end": from_ms(end_ms)}
+    usage: Any = {"customer": "acme", "currency": "usd", "period": period}
+    state, stripe = CustomerState(stripe_customer="cus_1", subscription=subscribed), stripe_with(line())
+    reader = InvoiceReader(stripe, {}, "usd")
+    found = await StripeBooks(kit.store, usage, state, AfterItsEnd(stripe), reader).invoiced("x", 0)
+    assert found is not None
+    assert found.quantity == units
 
 
 # What a person must do about an invoice, when it became final, and what becomes of late usage.
