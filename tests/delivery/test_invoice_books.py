@@ -314,6 +314,47 @@ def fail_events(at: Ending, status: int = 503) -> None:
     at.stripe.fail_next("error", status=status, times=None, path=EVENTS)
 
 
+async def test_units_on_no_invoice_hide_no_other_difference(at: Ending) -> None:
+    await use(at)
+    for item in (await subscription(at))["items"]["data"]:
+        if item["price"]["id"] == "price_pro_requests":
+            await at.found.client.v1.subscription_items.delete_async(item["id"])
+    fields: Any = {
+        "event_name": "tokens",
+        "timestamp": int(at.clock()),
+        "payload": {"stripe_customer_id": "cus_acme", "value": "7"},
+    }
+    await at.found.client.v1.billing.meter_events.create_async(fields)
+    await at.flush()
+    at.go(JUNE + 3 * HOUR)
+    (late,) = (await at.look()).late
+    assert "tokens: Stripe has 7 more than was delivered" in late
+    assert (await books(at)).late == 1000
+
+
+@pytest.mark.parametrize(("status", "asked"), [(402, 4), (503, 3)])
+async def test_a_hold_refused_for_one_customer_delays_no_other(
+    store_url: str, status: int, asked: int
+) -> None:
+    async with ending(store_url) as at:
+        others = ("beta", "gamma", "zeta")
+        for name in others:
+            at.found.customer(name)
+            await at.found.subscribe(name, items=ITEMS, billing_cycle_anchor=int(JUNE.timestamp()))
+        await at.found.settle()
+        fail_events(at)
+        for name in ("acme", *others):
+            await at.kit.record(name, "requests", 1_010)
+        await at.flush()
+        await at.reach(JUNE + 3 * MINUTE)
+        for draft in at.invoices():
+            at.stripe.fail_next("error", status=status, times=None, path=f"/v1/invoices/{draft['id']}")
+        before = len(at.stripe.requests)
+        assert (await at.look()).open == 4
+        posted = {one.path for one in at.stripe.requests[before:] if one.method == "POST"}
+        assert len(posted) == asked
+
+
 async def test_usage_away_over_a_periods_end_is_on_its_own_invoice(at: Ending) -> None:
     """F-101."""
     await use(at)
