@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from drivers.delivery import NOW
-from drivers.kept_intents import NOW_MS, PERIOD_MS, ObjectsAtStripe, keep, subscription
+from drivers.kept_intents import NOW_MS, PERIOD_MS, Counted, ObjectsAtStripe, keep, subscription
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.catalog.model_prices import PriceRows
@@ -56,7 +56,6 @@ from meterkit.delivery.period_closer import HELD, DraftHold, PeriodCloser, _desc
 from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.stripe_books import StripeBooks
-from meterkit.delivery.summaries import StripeSummaries
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.outbox.close_queue import CloseQueue, InvoiceEnd, PeriodClose, finalized_ms
@@ -411,18 +410,6 @@ async def test_missing_lines_of_drafts_and_lists_are_fetched() -> None:
         assert stripe.asked["/v1/invoices"] == {"customer": "cus_1", "created": {"gte": START_S}}
 
 
-class AfterItsEnd(StripeSummaries):
-    """Summaries that have five units of each event name in a span behind the period."""
-
-    def meter_ids(self, event_name: str) -> list[str]:
-        return ["mtr_1"]
-
-    async def counted(
-        self, event_name: str, stripe_customer: str, start_s: int, end_s: int
-    ) -> Decimal | None:
-        return Decimal(5 * (start_s > LINES_END_S))
-
-
 @pytest.mark.parametrize(("terms", "units"), [({}, 12), ({"cancel_at_ms": 1_000 * LINES_END_S}, 7)])
 async def test_the_next_invoice_has_units_behind_a_shortened_period(
     kit: MeterKit, terms: dict[str, Any], units: int
@@ -431,9 +418,11 @@ async def test_the_next_invoice_has_units_behind_a_shortened_period(
     subscribed = subscription(start_ms=start_ms, end_ms=end_ms, created_ms=start_ms, **terms)
     period = {"start": from_ms(start_ms), "end": from_ms(end_ms)}
     usage: Any = {"customer": "acme", "currency": "usd", "period": period}
-    state, stripe = CustomerState(stripe_customer="cus_1", subscription=subscribed), stripe_with(line())
-    reader = InvoiceReader(stripe, {}, "usd")
-    found = await StripeBooks(kit.store, usage, state, AfterItsEnd(stripe), reader).invoiced("x", 0)
+    state, stripe = CustomerState(stripe_customer="cus_acme", subscription=subscribed), stripe_with(line())
+    stripe.shown["/v1/prices/price_1"] = {"recurring": {"meter": "api_requests"}}
+    behind = Counted({LINES_END_S // 60 * 60 + 60: 5})
+    books = StripeBooks(kit.store, usage, state, behind, InvoiceReader(stripe, {}, "usd"))
+    found = await books.invoiced("api_requests", 0)
     assert found is not None
     assert found.quantity == units
 
