@@ -213,12 +213,14 @@ async def test_it_is_what_a_decision_says_at_every_moment(store_url: str, clock:
         assert ("route-1m", None, "GET /slow") == (route["policy"], route["meter"], route["route"])
         for step_s in (0, 1, 13, 40, 0, 29, 61, 200_000, 0.031, 7):
             clock.advance(timedelta(seconds=step_s))
-            await kit.consume("ada", "units", 6)
-            decision = await kit.check("ada", "units")
-            found = (await kit.rates("ada"))[0]
-            said = (decision.limit, decision.remaining, decision.reset_after)
-            assert said == (found["policy"], found["remaining"], found["reset_after"])
-            assert found["used"] >= 6
+            for quantity in (0, 6):  # As the last request has left it, and after another one.
+                if quantity:
+                    await kit.consume("ada", "units", quantity)
+                decision = await kit.check("ada", "units")
+                found = (await kit.rates("ada"))[0]
+                said = (decision.limit, decision.remaining, decision.reset_after)
+                assert said == (found["policy"], found["remaining"], found["reset_after"])
+                assert found["used"] >= quantity
 
 
 # The policies of a plan, in the order in which they are weighed.

@@ -272,6 +272,21 @@ async def test_i6_a_spool_counts_for_subjects_once(
         assert await spent(kit) == {"u_7": 151 * WORD}
 
 
+@pytest.mark.parametrize("used", [300, 900])
+async def test_i3_a_users_rate_counts_what_a_reservation_has_used(
+    store_url: str, clock: Clock, used: int
+) -> None:
+    plans = PLANS.replace("words:  {included: 90_000}", "words:  {rate: 1000/hour}")
+    async with kit_of(store_url, clock, plans) as kit:
+        async with kit.reserve("acme", {"words": 800}, subjects=USER) as held:
+            for asked, is_allowed in ((200, True), (201, False)):
+                assert (await kit.check("acme", "words", asked, subjects=USER)).allowed == is_allowed
+            await held.capture({"words": used})
+        await settled(kit)
+        for asked, is_allowed in ((1000 - used, True), (1001 - used, False)):
+            assert (await kit.check("acme", "words", asked, subjects=USER)).allowed == is_allowed
+
+
 async def test_i3_holds_of_a_user_are_renewed_and_given_back(kit: MeterKit, clock: Clock) -> None:
     held = kit.reserve("acme", {"words": 60_000, "pages": 1}, subjects=USER)
     await held.__aenter__()
