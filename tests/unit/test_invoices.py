@@ -392,7 +392,25 @@ async def test_an_amount_is_known_in_the_currency_of_its_price() -> None:
     for currency, cents in (("usd", 35), ("eur", None)):
         stripe = stripe_with(line(amount=35))
         stripe.shown["/v1/prices/price_1"] = {"recurring": {"meter": "mtr_1"}, "currency": currency}
-        assert (await invoiced(stripe)).cents == cents, currency
+        found = await invoiced(stripe)
+        assert (found.cents, [one.lines for one in found.charges]) == (cents, [1] * (cents is not None)), (
+            currency
+        )
+
+
+@pytest.mark.parametrize(
+    ("status", "counted", "units"),
+    [("paid", 8, (9, "pending")), ("paid", 7, (7, "final")), ("draft", 8, (7, "draft"))],
+)
+async def test_pending_items_have_what_no_draft_will_have(
+    status: str, counted: int, units: tuple[int, str]
+) -> None:
+    stripe = stripe_with(line(), status=status)
+    stripe.shown[LINES] = [line()]
+    stripe.shown["/v1/invoiceitems"] = [line(id="ii_1", quantity=2)]
+    reader = InvoiceReader(stripe, {}, "usd")
+    found = await reader.invoiced("cus_1", ["mtr_1"], START_S, LINES_END_S, counted=counted)
+    assert (found.quantity, found.state) == units
 
 
 async def test_missing_lines_of_drafts_and_lists_are_fetched() -> None:
