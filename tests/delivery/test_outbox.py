@@ -7,16 +7,18 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from drivers.counters import put_head
 from drivers.delivery import CATALOG, NOW, Desk, alerts, desk
+from drivers.kept_intents import ObjectsAtStripe
 from faults.refusals import counters as shown
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import FORMAT
+from meterkit.delivery.summaries import wait_until_counted
 from meterkit.delivery.usage_cutter import count_undelivered_units
 from meterkit.outbox.intents import IntentMove, SealedIntent
 from meterkit.outbox.outbox import Outbox
@@ -102,6 +104,13 @@ async def test_units_that_another_process_takes_back_are_undelivered(at: Bench) 
     assert len(await at.ours.attempt(0, await at.ours.due(0, due_ms=None, most=10))) == 1
     assert (await at.states())["leased"] == -2
     assert await count_undelivered_units(at.kit.store, "acme") == 2
+
+
+async def test_units_of_a_periods_first_seconds_are_not_counted_yet(at: Bench) -> None:
+    at.clock.set(datetime(2031, 7, 1, 0, 0, 1, tzinfo=UTC))  # It may still be June at Stripe.
+    await at.ours.settle(0, [IntentMove(intent=one, state="delivered") for one in await at.attempted()])
+    stripe = ObjectsAtStripe({"/v1/billing/meters": [{"id": "mtr_1", "event_name": "api_requests"}]})
+    assert await wait_until_counted(at.kit.store, stripe, "acme", "cus_acme", timeout_s=0) == 2
 
 
 async def test_of_what_was_delivered_a_line_is_kept_for_36_days(valkey: Server, at: Bench) -> None:

@@ -52,13 +52,16 @@ from meterkit.delivery.invoices import (
     read_price_terms,
 )
 from meterkit.delivery.late_usage_withdrawal import format_late_usage
+from meterkit.delivery.pending_lines import bill_pending_lines
 from meterkit.delivery.period_closer import HELD, DraftHold, PeriodCloser, _describe_hold
 from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.stripe_books import StripeBooks
 from meterkit.delivery.sync_before_delivery import WAITED_MS, SyncBeforeDelivery
+from meterkit.delivery.usage_invoices import AFTER_THE_END_MS
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.outbox.close_queue import CloseQueue, InvoiceEnd, PeriodClose, finalized_ms
+from meterkit.outbox.meters_or_lines import LINE_KEY, USAGE_KEY
 from meterkit.outbox.sealer import LateUsage
 from meterkit.store.store import Store
 from meterkit.stripe.request import ENDED_HERE
@@ -443,6 +446,29 @@ async def test_the_next_invoice_has_units_behind_a_shortened_period(
     found = await books.invoiced("api_requests", 0)
     assert found is not None
     assert found.quantity == units
+
+
+WAITING_LINES: Final = [
+    {"id": f"ii_{nth}", "subscription": "sub_1", "currency": "usd", "metadata": {LINE_KEY: f"{nth}"}}
+    for nth in range(201)
+]
+
+
+@pytest.mark.parametrize(("passed_ms", "moved"), [(AFTER_THE_END_MS - 1, 0), (AFTER_THE_END_MS, 200)])
+async def test_an_invoice_of_its_own_gets_no_more_lines_than_it_takes(
+    kit: MeterKit, clock: Clock, passed_ms: int, moved: int
+) -> None:
+    """Stripe may make the last invoice for ten minutes; one has room for 250 items."""
+    clock.set(from_ms(1_000 * LINES_END_S + passed_ms))
+    own = {"id": "in_own", "status": "draft", "metadata": {USAGE_KEY: f"{1_000 * LINES_END_S}:acme"}}
+    ended = {"id": "sub_1", "status": "canceled", "ended_at": LINES_END_S}
+    shown = {"/v1/invoiceitems": WAITING_LINES, "/v1/subscriptions/sub_1": ended, "/v1/invoices": [own]}
+    stripe = ObjectsAtStripe(shown)
+    assert await bill_pending_lines(kit.store, stripe, "acme", "cus_1") == ""  # More wait.
+    lines: list[Any] = [one.params["lines"] for one in stripe.written]
+    assert [len(some) for some in lines] == [moved] * bool(moved)
+    if moved:
+        assert stripe.asked["/v1/invoices"] == {"customer": "cus_1", "created": {"gte": LINES_END_S}}
 
 
 # What a person must do about an invoice, when it became final, and what becomes of late usage.
