@@ -40,6 +40,7 @@ from meterkit.insights.audit.draining import AuditDrainer, open_drainer, read_sh
 from meterkit.insights.audit.entries import RecordedRoot
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.settlement_parts import UsedQuantities
+from tokens.recordings import chat_usage
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +87,14 @@ async def test_captured_model_figures_are_logged_like_parsed_ones(store_url: str
     assert {row["model"] for row in rows} == {"gpt-4o"}
     # Tokens read from the cache cost half: 1.25 dollars a million.
     assert sum(row["cost_micros"] or 0 for row in rows) == 1250
+
+
+async def test_a_call_costs_what_its_model_costs_at_that_time(store_url: str, tmp_path: Path) -> None:
+    """o3 cost five times as much until June 2025."""
+    async with audited(store_url, sqlite_in(tmp_path), catalog=WITH_UNITS) as at:
+        answer = {"object": "chat.completion", "model": "o3", "choices": [], "usage": chat_usage(1000, 0)}
+        await at.kit.record_usage("acme", answer)
+        assert sum(row["cost_micros"] or 0 for row in await at.rows()) == 2000
 
 
 async def test_the_event_id_of_usage_is_known(store_url: str, tmp_path: Path) -> None:
