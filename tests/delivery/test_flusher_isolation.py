@@ -221,6 +221,20 @@ async def test_a_customer_stripe_does_not_answer_delays_no_other(store_url: str,
         assert at.accepted("slow") == 3
 
 
+async def test_suspects_of_all_shards_are_sent_in_one_flush(store_url: str) -> None:
+    slow = [f"slow{number}" for number in range(4)]
+    async with desk(store_url, shards=16) as at:
+        assert len({at.kit.store.keys.customer(name).shard for name in slow}) > 2
+        await at.use(*OTHERS, *slow, requests=1)
+        for name in slow:
+            at.emulator.fail_next("error", status=503, customer=f"cus_{name}", times=None)
+        await at.flush(after=timedelta(minutes=6))
+        assert [at.accepted(name) for name in (*OTHERS, *slow)] == [1] * 5 + [0] * 4
+        at.emulator.clear_faults()
+        await at.flush(after=timedelta(minutes=20))
+        assert [at.accepted(name) for name in slow] == [1] * 4
+
+
 async def flush_in_a_new_process(at: Desk, *users: str, **settings: Any) -> int:
     """Flush six minutes after a use, as a cron job does; how many healthy customers are done."""
     for customer in users:

@@ -315,3 +315,12 @@ def test_i12_an_older_release_keeps_an_override_it_cannot_read() -> None:
     assert overrides_at(kept, NOW_MS) == overrides_at(stored, NOW_MS)
     assert overrides_at(kept, until_ms).features == {}
     assert overrides_at(kept, NOW_MS).ends == {"requests": until_ms, "feature full": until_ms}
+
+
+async def test_calls_without_a_price_are_told_apart_by_100_names(store: Store) -> None:
+    for number in range(102):
+        for _ in range(2):
+            store.unpriced.note(f"model-{number}", 1)
+    found = await store.unpriced.read()
+    assert (len(found), found["model-99"], found["other"]) == (101, 2, 4)
+    assert store.unpriced.has_noted
