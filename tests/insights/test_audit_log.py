@@ -92,7 +92,8 @@ async def test_captured_model_figures_are_logged_like_parsed_ones(store_url: str
 async def test_a_call_costs_what_its_model_costs_at_that_time(store_url: str, tmp_path: Path) -> None:
     """o3 cost five times as much until June 2025."""
     async with audited(store_url, sqlite_in(tmp_path), catalog=WITH_UNITS) as at:
-        answer = {"object": "chat.completion", "model": "o3", "choices": [], "usage": chat_usage(1000, 0)}
+        answer: dict[str, Any] = {"object": "chat.completion", "model": "o3", "choices": []}
+        answer["usage"] = chat_usage(1000, 0)
         await at.kit.record_usage("acme", answer)
         assert sum(row["cost_micros"] or 0 for row in await at.rows()) == 2000
 
