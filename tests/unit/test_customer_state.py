@@ -505,6 +505,12 @@ def test_periods_of_a_subscription_outlive_it(
     assert found == replace(before, subscription=next_one, former_starts_ms=expected)
 
 
+def test_a_backdated_subscription_has_its_first_instant() -> None:
+    state = CustomerState(subscription=LEFT, former_starts_ms=(of_day(2030, 12, 3), of_day(2031, 1, 20)))
+    found = bounds_of(state, MONTHLY, LEFT.created_ms)
+    assert (found.start_ms, found.end_ms) == EACH_PERIOD[:2]
+
+
 def test_a_trial_without_its_payment_method_ends_its_period() -> None:
     ends_ms, april_ms, may_ms = of_day(2031, 3, 20), of_day(2031, 4, 1), of_day(2031, 5, 1)
     begun_ms = of_day(2031, 3, 6)

@@ -301,6 +301,19 @@ def test_items_price_overridden_usage_where_meters_bill_it() -> None:
         assert (found.per, found.amount_cents) == (1, expected), usage
 
 
+def test_an_overrides_price_counts_from_the_first_instant_of_items() -> None:
+    overrides = with_overrides({}, OWN, None, until_ms=None, now_ms=NOW_MS)
+    subscribed = replace(paid("pro"), overrides=overrides)
+    assert subscribed.subscription is not None
+    made_ms = to_ms(HALF)
+    state = replace(subscribed, subscription=replace(subscribed.subscription, prices=(), created_ms=made_ms))
+    found = [
+        entitlements_on(PRO, state, PRICE_SEGMENTS_CATALOG, at_ms)["tokens"].overage.amount_cents
+        for at_ms in (made_ms - 1, made_ms)
+    ]
+    assert found == [PRO.entitlements["tokens"].overage.amount_cents, 2]
+
+
 def test_a_plan_is_read_in_the_customers_currency_with_addons() -> None:
     bill = "{included: 5, overage: {bill: {per: 1, amount_cents: {usd: 12, eur: 11}}}}"
     text = free_plan("{tokens: {unit: token, stripe: {event_name: ai_tokens}}}", f"{{tokens: {bill}}}")

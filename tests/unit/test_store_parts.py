@@ -395,6 +395,9 @@ def test_an_unknown_certificate_is_refused_with_its_cure() -> None:
     error.verify_code, error.verify_message = 19, "self-signed certificate in certificate chain"
     for tls, named in ((Tls(), "the system's are asked"), (Tls(ca_certs="ca.pem"), "ca.pem is read")):
         assert f"of the authorities that vouch for it ({named})" in tls.refusal(error)
+    for code in (62, 64):  # Of another host; of another address.
+        error.verify_code = code
+        assert "the URL is to name a host that the certificate names" in Tls().refusal(error)
 
 
 async def test_every_request_is_answered_and_one_in_eight_is_timed() -> None:
