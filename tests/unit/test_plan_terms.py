@@ -301,7 +301,7 @@ def test_items_price_overridden_usage_where_meters_bill_it() -> None:
         assert (found.per, found.amount_cents) == (1, expected), usage
 
 
-def test_an_overrides_price_counts_from_the_first_instant_of_items() -> None:
+def test_an_override_prices_the_first_instant_of_its_items() -> None:
     overrides = with_overrides({}, OWN, None, until_ms=None, now_ms=NOW_MS)
     subscribed = replace(paid("pro"), overrides=overrides)
     assert subscribed.subscription is not None
