@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -113,6 +114,25 @@ async def test_a_close_is_checked_each_5_minutes_told_after_45(
         clock.set(JULY + after)
         looked = await closer.confirm_due()
         assert (looked.confirmed, looked.open, len(looked.late)) == (0, *found), after
+
+
+async def test_closes_are_checked_about_once_a_minute(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, looks = list[float](), list[PeriodCloser]()
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def look(closer: PeriodCloser) -> None:
+        looks.append(closer)
+        if len(looks) == 2:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr("meterkit.delivery.period_closer.asyncio.sleep", sleep)
+    monkeypatch.setattr(PeriodCloser, "run_once", look)
+    with pytest.raises(asyncio.CancelledError):
+        await PeriodCloser(kit.store, lambda: ObjectsAtStripe({})).run()
+    monkeypatch.undo()
+    assert [48 <= seconds <= 72 for seconds in waits] == [True, True]
 
 
 # How long a draft is held.
