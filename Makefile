@@ -52,9 +52,9 @@ CHAT := printf '\n--- Tokens, credits, and a client that hangs up (examples/fast
 demo: $(VENV)/.run
 	@$(if $(filter-out 0,$(KEEP)),$(CHAT) && $(DEMO),$(DEMO) && $(CHAT))
 
-# Six at once on two cores: many tests wait, for a server that hangs or a timeout.
+# Four at once on two cores: many tests wait, for a server that hangs or a timeout; more take longer each.
 test: $(VENV)/.dev
-	$(BIN)/pytest -n 6 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 field: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group frameworks
