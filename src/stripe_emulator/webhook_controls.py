@@ -116,7 +116,11 @@ def _log_refusal(delivery: Delivery) -> None:
     outcome = f"HTTP {delivery.status}" if delivery.status else "no response"
     _logger.warning(
         "webhook %s (%s) was not accepted by %s: %s %r",
-        *(delivery.type, delivery.event, delivery.url, outcome, delivery.answer[:LOGGED_MAX]),
+        delivery.type,
+        delivery.event,
+        delivery.url,
+        outcome,
+        delivery.answer[:LOGGED_MAX],
     )
 
 

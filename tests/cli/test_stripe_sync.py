@@ -170,6 +170,17 @@ async def test_subscribers_of_a_replaced_price_keep_their_plan(at: Shop, by: str
         assert {drift.kind for drift in drifts} == {"missing_meter"}
 
 
+async def test_a_replaced_price_is_not_sold_by_the_key_it_keeps(at: Shop) -> None:
+    """Once another plan has the former key, whoever buys it would be read as on the plan of the mark."""
+    former = at.emulator.add_price(
+        2900, lookup_key="meterkit:pro:base", metadata={"meterkit": "meterkit:gold:base"}
+    )
+    done = await at.sync()
+    made = next(line for line in done.lines if line.name == "pro, base")
+    assert (made.action, made.id == former) == ("made", False)
+    assert {line.action for line in (await at.sync()).lines} == {"is there"}
+
+
 async def test_what_replaces_a_price_is_taxed_like_it(at: Shop) -> None:
     """A price made anew took the account's default: customers paid the tax on top of it."""
     first = await at.sync(in_dollars(TWO))

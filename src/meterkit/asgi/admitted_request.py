@@ -20,6 +20,7 @@ from meterkit.catalog.meters import check_feature, check_quantities
 from meterkit.catalog.routes import is_fetched
 from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.decision import Decision
+from meterkit.safe_text import plain_text
 from meterkit.store.holds import HoldOwner
 from meterkit.store.prepared_decisions import read_decision, read_limits
 from meterkit.tokens.layout import is_counting
@@ -270,7 +271,7 @@ class AdmittedRequest(HoldOwner):
             UnknownFeatureError: the feature is not in the plans file.
         """
         view, decided = self._view, self._decided
-        check_feature(feature, view.cache.catalog.features)
+        feature = check_feature(feature, view.cache.catalog.features)
         if decided is None:
             return None
         refusal = refusal_for_feature(view.customer, view.effective, feature)
@@ -285,7 +286,6 @@ class AdmittedRequest(HoldOwner):
         Raises:
             UnknownFeatureError: the feature is not in the plans file.
         """
-        feature = check_feature(feature, self._view.cache.catalog.features)
         refusal = self.refusal_without(feature)
         if refusal is None:
             return None
@@ -293,7 +293,7 @@ class AdmittedRequest(HoldOwner):
             self.refuser.log.log_shadowed(refusal, self._route, self._view)
             return None
         if not isinstance(self._send, LateRefusal):  # The first one stands.
-            route = replace(self._route, feature=feature)
+            route = replace(self._route, feature=plain_text(feature))
             decided, view, scope, receive = self._decided, self._view, self._scope, self.server_receive
 
             async def refuse(send: Send) -> None:

@@ -422,7 +422,7 @@ def readable_per(amount: Fraction, per: int) -> int:
         amount: of ``per`` units, in minor units of the currency.
         per: the quantity that the price is kept for.
     """
-    if per <= _WRITTEN_PER_MAX:
+    if per <= _WRITTEN_PER_MAX or str(per).rstrip("0") != "1":  # Another one stands so in the plans file.
         return per
     return next((shown for shown in _READABLE_PERS if shown < per and amount * shown >= per), per)
 

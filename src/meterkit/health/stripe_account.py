@@ -134,7 +134,7 @@ async def _find_unsold(api: StripeApi, catalog: Catalog) -> list[Finding]:
         if has_other_amounts(found, price, meter=shape_of(found).meter)
     ]:
         problems.append(f"new customers pay other prices than the plans file says: {join_names(differing)}")
-    cure = "run `meterkit stripe sync`"
+    cure = "run `meterkit stripe sync`, and change the plans file where it says so"
     return [Finding(check="stripe", problem=problem, cure=cure) for problem in problems]
 
 

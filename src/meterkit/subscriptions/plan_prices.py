@@ -89,12 +89,16 @@ async def is_of_another_plan(api: StripeApi, catalog: Catalog, item: LiveItem, p
 async def prices_by_key(
     api: StripeApi, keys: Sequence[str], *, expand: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Fetch the active prices with these lookup keys, by key. Raises StripeError."""
+    """Fetch the active prices with these lookup keys, by key. Raises StripeError.
+
+    A replaced price may keep its key: its mark says whose it is.
+    """
     found: dict[str, dict[str, Any]] = {}
     for start in range(0, len(keys), LOOKUP_KEYS_MAX):
         page = list(keys[start : start + LOOKUP_KEYS_MAX])
         asked: dict[str, Parameter] = {"lookup_keys": page, "active": True, "expand": list(expand)}
-        found |= {text_in(price, "lookup_key"): price for price in await api.list(PRICES, asked)}
+        listed = {text_in(price, "lookup_key"): price for price in await api.list(PRICES, asked)}
+        found |= {key: price for key, price in listed.items() if key_in(price) in {"", key}}
     return found
 
 

@@ -163,8 +163,8 @@ def key_in(price: Mapping[str, Any]) -> str:
     The mark in its metadata comes first: the key may name a plan that has another name by now.
     """
     key, mark = text_in(price, "lookup_key"), text_in(part_of(price, "metadata"), LOOKUP_MARK)
-    is_ours = [text.startswith(f"{LOOKUP_MARK}:") for text in (key, mark)]
-    return key if is_ours == [True, False] else mark
+    ours = f"{LOOKUP_MARK}:"
+    return key if key.startswith(ours) and not mark.startswith(ours) else mark
 
 
 def all_currencies(catalog: Catalog) -> tuple[Catalog, ...]:

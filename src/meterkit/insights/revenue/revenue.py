@@ -335,7 +335,7 @@ class Revenue:
 
 def _check_day(day: date) -> date:
     """Refuse a datetime, which is a date to Python and to type checkers, and names no day in the tables."""
-    if type(day) is not date:
+    if isinstance(day, datetime) or not isinstance(day, date):
         raise MeterkitError(f"day: found {shown(day)}; allowed is a date, such as date(2026, 10, 1)")
     return day
 

@@ -409,7 +409,7 @@ def explain_lines(
         elif line.invoice is not None and late_units and quantity + late_units == of.billed:
             note = f"{late_units} of its units are on {', '.join(one.id for one in late)}"
         elif line.invoice is not None and line.start < since - _DAY and quantity > of.billed:
-            note = f"{quantity - of.billed} of its units are of earlier periods: see their statements"
+            note = f"{quantity - of.billed} of its units are of earlier periods: see their statements{why}"
         elif line.invoice is not None and quantity != of.billed:
             note = f"the invoice has {quantity} units, and the events come to {of.billed}{why}"
         found.append(
@@ -499,7 +499,7 @@ def never_billed(line: StatementLine, missed: Mapping[str, int]) -> StatementLin
     """A usage line without its amount if final invoices lack its units; ``missed``: such units by meter."""
     units = missed.get(line.meter or "", 0)
     is_of_usage = line.invoice is None and line.kind == "usage" and line.amount_cents > 0
-    if not is_of_usage or units < (line.quantity or 0):
+    if not is_of_usage or not units or units < (line.quantity or 0):
         return line
     note = "; ".join(filter(None, (line.note, "not billed: it missed its invoice")))
     return replace(line, amount_cents=0, note=note)

@@ -74,7 +74,8 @@ class PeriodInvoices:
     Args:
         api: the way to Stripe.
         stripe_customer: whose invoices.
-        owner: the customer whom each of them names; None: any.
+        owner: the customer whom each of them names; None: any. Invoices of subscriptions that meterkit has
+            not made name none, and are left out.
     """
 
     def __init__(self, api: StripeApi, stripe_customer: str, owner: str | None) -> None:

@@ -237,13 +237,12 @@ _PAID: Final = frozenset({"active", "trialing"})
 _USAGE: Final = "usage"
 _NEW_MODELS: Final = "new_models"
 _OF_USAGE: Final = frozenset({_USAGE, _NEW_MODELS})
-_OTHER_TERMS: Final = "correct the plans file, or move the customer to a price of the file at Stripe"
 _UNDECIDED: Final[Mapping[DriftKind, str]] = {
     "two_subscriptions": "end one at Stripe",
-    "unknown_price": "put the plan back that sold it, give it to a plan as its `stripe_price`, or change the"
-    " price at Stripe",
-    "currency": _OTHER_TERMS,
-    "interval": _OTHER_TERMS,
+    "unknown_price": "put the plan back that sold it, give it to a plan as its `stripe_price`, or move the"
+    " subscription to a price of the file at Stripe",
+    "currency": "add the currency to the plans file: Stripe changes no subscription's currency",
+    "interval": "correct the plans file, or move the subscription to a price of the file at Stripe",
 }
 """Differences that only an operator can end, and how."""
 
