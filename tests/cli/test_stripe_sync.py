@@ -171,7 +171,7 @@ async def test_subscribers_of_a_replaced_price_keep_their_plan(at: Shop, by: str
 
 
 async def test_a_replaced_price_is_not_sold_by_the_key_it_keeps(at: Shop) -> None:
-    """Once another plan has the former key, whoever buys it would be read as on the plan of the mark."""
+    """Once another plan has the former key, its customers would be read as on the plan of the mark."""
     former = at.emulator.add_price(
         2900, lookup_key="meterkit:pro:base", metadata={"meterkit": "meterkit:gold:base"}
     )

@@ -333,7 +333,7 @@ class Revenue:
         return tables(database)
 
 
-def _check_day(day: date) -> date:
+def _check_day(day: object) -> date:
     """Refuse a datetime, which is a date to Python and to type checkers, and names no day in the tables."""
     if isinstance(day, datetime) or not isinstance(day, date):
         raise MeterkitError(f"day: found {shown(day)}; allowed is a date, such as date(2026, 10, 1)")
