@@ -448,19 +448,21 @@ async def test_a_spike_of_a_damaged_customer_holds_up_no_other(
     assert "no usage.spike for customer 'acme': the stored data cannot be read: StoreError" in caplog.text
 
 
-async def test_money_of_a_spike_is_rounded_half_up(store_url: str, tmp_path: Path) -> None:
-    plans, url = (
-        SPIKES.replace("per: 100, amount_cents: 12", "per: 1000, amount_cents: 15"),
-        written(tmp_path),
-    )
+async def told_of_a_spike(store_url: str, plans: str, audit_url: str) -> dict[str, Any]:
     async with (
         receiver() as hook,
-        kit_of(store_url, Clock(NOW), url=hook.url, plans=plans, audit_url=url) as kit,
+        kit_of(store_url, Clock(NOW), url=hook.url, plans=plans, audit_url=audit_url) as kit,
     ):
-        await SpikeWatch(kit.store, AuditDatabase(url), any_event).check()
+        await SpikeWatch(kit.store, AuditDatabase(audit_url), any_event).check()
         await pass_over(kit, "webhook")
-        (found,) = told(hook)
-        assert (found["used_cents"], found["usual_cents"]) == (75, 2)
+    (found,) = told(hook)
+    return found
+
+
+async def test_money_of_a_spike_is_rounded_half_up(store_url: str, tmp_path: Path) -> None:
+    plans = SPIKES.replace("per: 100, amount_cents: 12", "per: 1000, amount_cents: 15")
+    found = await told_of_a_spike(store_url, plans, written(tmp_path))
+    assert (found["used_cents"], found["usual_cents"]) == (75, 2)
 
 
 async def test_money_of_a_spike_has_one_price_and_no_spike_itself(store_url: str, tmp_path: Path) -> None:
@@ -475,13 +477,7 @@ async def test_money_of_a_spike_has_one_price_and_no_spike_itself(store_url: str
     hours = range(-30 * 24, 13)
     spent = [(MIDNIGHT_MS + hour * HOUR_MS, 5_000 if hour == 12 else 100) for hour in hours]
     insert_rows(url, [row("acme", at_ms, quantity)._replace(meter="spend") for at_ms, quantity in spent])
-    async with (
-        receiver() as hook,
-        kit_of(store_url, Clock(NOW), url=hook.url, plans=plans, audit_url=url) as kit,
-    ):
-        await SpikeWatch(kit.store, AuditDatabase(url), any_event).check()
-        await pass_over(kit, "webhook")
-    (found,) = told(hook)
+    found = await told_of_a_spike(store_url, plans, url)
     assert (found["meter"], found["used"], found["used_cents"]) == ("requests", 5_000, None)
 
 

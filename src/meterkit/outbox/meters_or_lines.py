@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _SPANS_MOST: Final = 4
 _PRICES_MOST: Final = 200
+CUSTOMER_KEY: Final = "meterkit_customer"
+"""Key in metadata at Stripe for the app's own id of a customer."""
 LINE_KEY: Final = "meterkit_line"
 """Key in the metadata of a line for its identifier in the queue."""
 USAGE_KEY: Final = "meterkit_usage"

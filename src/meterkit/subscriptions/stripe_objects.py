@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
 
-CUSTOMER: Final = "meterkit_customer"
-"""Metadata key at Stripe: the app's own id of a customer."""
 _Error = TypeVar("_Error", bound=StripeError)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.prices import PRICES
 from meterkit.stripe.request import ENDED_HERE
-from meterkit.subscriptions.invoice_payments import explain_unpaid_period
+from meterkit.subscriptions.invoice_payments import explain_unpaid_period, with_unpaid_invoices
 from meterkit.subscriptions.item_changes import CREATE_PRORATIONS, items_of, prices_in
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.schedule_phases import (
@@ -360,7 +360,7 @@ async def with_all_items(api: StripeApi, found: dict[str, Any]) -> dict[str, Any
     return {**found, "items": {**items, "data": listed, "has_more": False}}
 
 
-async def expand_item_coupons(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
+async def _expand_item_coupons(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
     """Expand the coupons of the discounts of items. Raises StripeError.
 
     They are fetched separately: in a list of subscriptions they would be six levels deep.
@@ -372,6 +372,14 @@ async def expand_item_coupons(api: StripeApi, found: dict[str, Any]) -> dict[str
     asked: dict[str, Parameter] = {"subscription": str(found["id"]), "expand": [f"data.{COUPONS}"]}
     listed = await api.list("/v1/subscription_items", asked)
     return {**found, "items": {**items, "data": listed, "has_more": False}}
+
+
+async def with_unlisted_parts(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
+    """Add what a list of subscriptions leaves out: coupons of items, and invoices that are owed.
+
+    Raises StripeError.
+    """
+    return await with_unpaid_invoices(api, await _expand_item_coupons(api, found))
 
 
 async def _fetch_schedule(api: StripeApi, schedule: str) -> dict[str, Any]:

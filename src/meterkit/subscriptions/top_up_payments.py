@@ -15,11 +15,12 @@ from meterkit.customers.grants import add_grant, mark_reclaim_reported, read_gra
 from meterkit.customers.links import StripeLinker
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError, StoreError
+from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
 from meterkit.store import replies
 from meterkit.store.customer_notices import publish_notice
 from meterkit.stripe.prices import taxes_on_top
 from meterkit.subscriptions.invoice_payments import PAYMENTS, read_returned
-from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
+from meterkit.subscriptions.stripe_objects import TOP_UP, id_in, part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,7 +68,7 @@ _CENT: Final = MICRO // 100
 
 def top_up_metadata(customer: str, credit: str, amount_cents: int, event: str = "") -> dict[str, str]:
     """Metadata of the invoice of a top-up; an automatic one names the event that started it."""
-    return {CUSTOMER: customer, TOP_UP: f"{credit} {amount_cents} {event}".rstrip()}
+    return {CUSTOMER_KEY: customer, TOP_UP: f"{credit} {amount_cents} {event}".rstrip()}
 
 
 class TopUpInvoice(NamedTuple):
@@ -105,7 +106,7 @@ def read_top_up(found: Mapping[str, Any]) -> TopUpInvoice | None:
     return TopUpInvoice(
         invoice=str(found["id"]),
         linked=id_in(found, "customer"),
-        customer=text_in(metadata, CUSTOMER),
+        customer=text_in(metadata, CUSTOMER_KEY),
         credit=credit,
         amount=amount,
         event=event.strip(),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
-from meterkit.outbox.meters_or_lines import USAGE_KEY, is_usage_invoice, metadata_of
+from meterkit.outbox.meters_or_lines import CUSTOMER_KEY, USAGE_KEY, is_usage_invoice, metadata_of
 from meterkit.stripe.prices import taxes_on_top
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ LATE_METER: Final = "meterkit_meter"
 """Metadata of invoice items for late usage: the first instant of its period (ms), and its meter."""
 _CREDIT_NOTES: Final = ("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount")
 _DAY: Final = timedelta(days=1)
-_CUSTOMER: Final = "meterkit_customer"
-"""Metadata of subscriptions: the customer."""
 LineKind = Literal["subscription", "proration", "usage", "other", "discount", "tax", "difference"]
 
 
@@ -292,7 +290,7 @@ def customer_of(invoice: Mapping[str, Any]) -> str | None:
     """The customer that an invoice's subscription names, or whose usage alone it bills; None: neither."""
     parent: Mapping[str, Any] = invoice.get("parent") or {}
     _, _, billed = metadata_of(invoice).get(USAGE_KEY, "").partition(":")
-    return billed or metadata_of(parent.get("subscription_details") or {}).get(_CUSTOMER)
+    return billed or metadata_of(parent.get("subscription_details") or {}).get(CUSTOMER_KEY)
 
 
 def is_proration(line: Mapping[str, Any]) -> bool:
@@ -473,8 +471,7 @@ def without_amount(line: StatementLine, currency: str) -> StatementLine:
     """A line that no invoice has, without its amount: the customer's invoices are in another currency."""
     if line.invoice is not None or not line.amount_cents:
         return line
-    note = f"its price in the plans file is in {currency.upper()}"
-    return replace(line, unit_amount="", amount_cents=0, note="; ".join(filter(None, (line.note, note))))
+    return _uncharged(replace(line, unit_amount=""), f"its price in the plans file is in {currency.upper()}")
 
 
 def billed_later(line: StatementLine, later: Iterable[StatementLine]) -> StatementLine:
@@ -491,8 +488,7 @@ def billed_later(line: StatementLine, later: Iterable[StatementLine]) -> Stateme
             invoices[one.invoice or ""] = None
     if reached < line.end:
         return line
-    words = f"invoice {', '.join(invoices)} bills it, with usage of other periods"
-    return replace(line, amount_cents=0, note="; ".join(filter(None, (line.note, words))))
+    return _uncharged(line, f"invoice {', '.join(invoices)} bills it, with usage of other periods")
 
 
 def never_billed(line: StatementLine, missed: Mapping[str, int]) -> StatementLine:
@@ -501,16 +497,18 @@ def never_billed(line: StatementLine, missed: Mapping[str, int]) -> StatementLin
     is_of_usage = line.invoice is None and line.kind == "usage" and line.amount_cents > 0
     if not is_of_usage or not units or units < (line.quantity or 0):
         return line
-    note = "; ".join(filter(None, (line.note, "not billed: it missed its invoice")))
-    return replace(line, amount_cents=0, note=note)
+    return _uncharged(line, "not billed: it missed its invoice")
 
 
 def unbilled(line: StatementLine) -> StatementLine:
     """A line whose invoice is void: nothing is paid for it."""
     if line.invoice is not None or line.kind != "usage":
         return line
-    note = "; ".join(filter(None, (line.note, "not billed: the renewal's invoice is void")))
-    return replace(line, amount_cents=0, note=note)
+    return _uncharged(line, "not billed: the renewal's invoice is void")
+
+
+def _uncharged(line: StatementLine, why: str) -> StatementLine:
+    return replace(line, amount_cents=0, note="; ".join(filter(None, (line.note, why))))
 
 
 def build_event(row: Mapping[str, Any], reason: str) -> StatementEvent:

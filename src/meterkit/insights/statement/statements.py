@@ -74,39 +74,50 @@ class PeriodInvoices:
     Args:
         api: the way to Stripe.
         stripe_customer: whose invoices.
+        period: start and end (Unix seconds).
         owner: the customer whom each of them names; None: any. Invoices of subscriptions that meterkit has
             not made name none, and are left out.
     """
 
-    def __init__(self, api: StripeApi, stripe_customer: str, owner: str | None) -> None:
+    def __init__(
+        self, api: StripeApi, stripe_customer: str, period: tuple[int, int], owner: str | None
+    ) -> None:
         self._api = api
         self._stripe_customer = stripe_customer
+        self._start_s, self._end_s = period
         self._owner = owner
+        self._listed: Sequence[dict[str, Any]] | None = None
         self._prices: dict[str, _PriceUse] = {}
         self._events: dict[str, str] = {}
 
-    async def of(self, start_s: int, end_s: int) -> list[dict[str, Any]]:
-        """The invoices that belong to a period (Unix seconds), oldest first, each with all its lines.
+    async def of_period(self) -> list[dict[str, Any]]:
+        """The invoices that belong to the period, oldest first, each with all its lines.
 
         That is the first invoice of a subscription that begins in it, those of changes in it, and that of the
         renewal at its end, void ones too.
         """
-        found = [one for one in await self._list(start_s) if is_of_period(one, start_s, end_s)]
+        found = [one for one in await self._list() if is_of_period(one, self._start_s, self._end_s)]
         await self._read_all_lines(found)
         return sorted(found, key=lambda one: int(one["created"]))
 
-    async def later_lines(self, since_s: int, meters: Mapping[str, str]) -> list[StatementLine]:
-        """The lines of usage on final invoices of subscriptions since an instant (Unix seconds)."""
-        listed = [one for one in await self._list(since_s) if is_of_subscription(one)]
-        found = [one for one in listed if one["status"] not in {"draft", "void"}]
+    async def later_lines(self, meters: Mapping[str, str]) -> list[StatementLine]:
+        """The lines of usage on final invoices that subscriptions made after the period."""
+        later = [
+            one for one in await self._list() if one["created"] >= self._end_s and is_of_subscription(one)
+        ]
+        found = [one for one in later if one["status"] not in {"draft", "void"}]
         await self._read_all_lines(found)
         lines = await self.lines_of(found, meters)
         return [line for line in lines if line.kind == "usage" and line.late_since is None]
 
-    async def _list(self, since_s: int) -> list[dict[str, Any]]:
-        asked: dict[str, Parameter] = {"customer": self._stripe_customer, "created": {"gte": since_s}}
-        listed = await self._api.list("/v1/invoices", asked)
-        return [one for one in listed if self._owner in {None, customer_of(one)}]
+    async def _list(self) -> Sequence[dict[str, Any]]:
+        """List the invoices since the start of the period, once."""
+        if self._listed is None:
+            since: dict[str, Parameter] = {"gte": self._start_s}
+            asked: dict[str, Parameter] = {"customer": self._stripe_customer, "created": since}
+            listed = await self._api.list("/v1/invoices", asked)
+            self._listed = [one for one in listed if self._owner in {None, customer_of(one)}]
+        return self._listed
 
     async def _read_all_lines(self, invoices: Sequence[dict[str, Any]]) -> None:
         for invoice in invoices:
@@ -239,9 +250,9 @@ class Statements:
         linked = await self._read_linked(state, usage)
         # An earlier link may have been a mistake, and its invoices those of another customer.
         owner = None if linked == state.stripe_customer else customer
-        reader = None if linked is None else PeriodInvoices(self._api(), linked, owner)
-        start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
-        all_invoices = [] if reader is None else await reader.of(start_s, end_s)
+        bounds_s = to_ms(usage["period"]["start"]) // 1000, to_ms(usage["period"]["end"]) // 1000
+        reader = None if linked is None else PeriodInvoices(self._api(), linked, bounds_s, owner)
+        all_invoices = [] if reader is None else await reader.of_period()
         invoices = [one for one in all_invoices if one["status"] != "void"]
         # What a void renewal had billed is never paid.
         is_void = _has_renewal(all_invoices, end_ms) and not _has_renewal(invoices, end_ms)
@@ -290,7 +301,7 @@ class Statements:
         start: datetime = usage["period"]["start"]
         end: datetime = usage["period"]["end"]
         meters = {event: of[0] for event, of in (await made.by_event()).items()}
-        found = await reader.later_lines(to_ms(end) // 1000, meters)
+        found = await reader.later_lines(meters)
         return [line for line in found if line.start < end and start < line.end]
 
     async def _balance(self, usage: CustomerUsage) -> list[BalanceEntry]:

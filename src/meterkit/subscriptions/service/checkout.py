@@ -11,7 +11,7 @@ from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.periods import DAY_MS, from_ms
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN
 from meterkit.errors import CurrencyError, InvoiceOpenError, SubscriptionError, SubscriptionExistsError
-from meterkit.outbox.meters_or_lines import is_usage_invoice
+from meterkit.outbox.meters_or_lines import CUSTOMER_KEY, is_usage_invoice
 from meterkit.subscriptions.billing_currency import choose_currency, name_requested, read_billed_currency
 from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
@@ -23,7 +23,6 @@ from meterkit.subscriptions.service.stripe_customers import StripeCustomers, has
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     CHANGE_MARK,
-    CUSTOMER,
     SECRETS,
     has_subscription_method,
     id_in,
@@ -95,7 +94,7 @@ class SubscriptionStarter:
                     return waiting
                 await end_unpaid(api, waiting, again)
             await close_pages(api, linked)  # Otherwise another one could be started there.
-            metadata = {CUSTOMER: customer, CHANGE_MARK: key}
+            metadata = {CUSTOMER_KEY: customer, CHANGE_MARK: key}
             asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
             return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
 
@@ -127,7 +126,7 @@ class SubscriptionStarter:
             await end_unpaid(api, waiting)
         data: dict[str, Parameter] = {
             **(options.get("subscription_data") or {}),
-            "metadata": {CUSTOMER: customer},
+            "metadata": {CUSTOMER_KEY: customer},
             **FLEXIBLE,
             **_trial_params(plan, found, had_trial=await has_used_trial(self._store, customer)),
         }

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.drift_records import DriftKind
 from meterkit.errors import CustomerError, MeterkitError, StripeError
+from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
 from meterkit.store.input_checks import check_customer
 from meterkit.subscriptions.drift_comparison import LIVE, compare_subscription, plan_in
 from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.payment_method_gate import hold_back, needs_payment_method
-from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, part_of, text_in
+from meterkit.subscriptions.stripe_objects import has_payment_method, part_of, text_in
 from meterkit.subscriptions.subscription_reading import (
     choose_subscription,
     is_sold_here,
@@ -80,7 +81,7 @@ class IdSource:
         key: metadata key of a subscription or a customer; None: the customer's e-mail address.
     """
 
-    key: str | None = CUSTOMER
+    key: str | None = CUSTOMER_KEY
 
     @classmethod
     def parse(cls, text: str) -> IdSource:

@@ -20,9 +20,9 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import DAY_MS
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, MeterkitError, NoSubscriptionError, StripeError
+from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
 from meterkit.subscriptions.service.payment_pages import close_payments
 from meterkit.subscriptions.stripe_objects import (
-    CUSTOMER,
     is_unknown_at_stripe,
     key_of,
     persistently,
@@ -146,7 +146,7 @@ class StripeCustomers:
     async def _create_customer(self, customer: str, *, ended: str) -> Mapping[str, Any]:
         """Create a Stripe customer once. A replayed response may name one that has been deleted since."""
         contact = await contact_params(self._contact, customer)
-        params: dict[str, Parameter] = {**contact, "metadata": {CUSTOMER: customer}}
+        params: dict[str, Parameter] = {**contact, "metadata": {CUSTOMER_KEY: customer}}
         for _ in range(_REPLAYS_MAX):
 
             async def attempt(again: int, ended: str = ended) -> dict[str, Any]:

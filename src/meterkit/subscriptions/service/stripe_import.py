@@ -14,13 +14,12 @@ from meterkit.errors import CustomerError
 from meterkit.store.unreadable_data import skip_unreadable
 from meterkit.stripe.request import run_together
 from meterkit.subscriptions.billing_currency import may_be_of_top_ups
-from meterkit.subscriptions.invoice_payments import with_unpaid_invoices
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.plan_prices import PriceBook
 from meterkit.subscriptions.service.import_matching import IdSource, ListedCustomer, Misfit, match_customers
 from meterkit.subscriptions.stripe_objects import id_in, part_of
-from meterkit.subscriptions.subscription_updates import expand_item_coupons, with_all_items
+from meterkit.subscriptions.subscription_updates import with_all_items, with_unlisted_parts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -205,8 +204,7 @@ class StripeImporter:
                     account = accounts.get(id_in(found, "customer"))
                     if account is not None:
                         whole = await with_all_items(self._api(), found)
-                        shown = await expand_item_coupons(self._api(), whole)
-                        shown = await with_unpaid_invoices(self._api(), shown)
+                        shown = await with_unlisted_parts(self._api(), whole)
                         facts = await self._facts.fetch(shown)
                         account.add(shown, self._store.catalog, ids, prices, facts)
                     elif found.get("status") not in {"canceled", "incomplete", "incomplete_expired"}:

@@ -18,15 +18,15 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.close_queue import note_renewal
+from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
 from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
 from meterkit.subscriptions.drift_comparison import LIVE, DriftLog
-from meterkit.subscriptions.invoice_payments import is_unpaid, with_unpaid_invoices
+from meterkit.subscriptions.invoice_payments import is_unpaid
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.payment_method_gate import PaymentMethodGate
 from meterkit.subscriptions.stripe_objects import (
-    CUSTOMER,
     id_in,
     is_missing_customer,
     is_unknown_at_stripe,
@@ -40,7 +40,7 @@ from meterkit.subscriptions.subscription_reading import (
     plan_of,
     read_subscription,
 )
-from meterkit.subscriptions.subscription_updates import expand_item_coupons, list_subscriptions
+from meterkit.subscriptions.subscription_updates import list_subscriptions, with_unlisted_parts
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
 
 if TYPE_CHECKING:
@@ -229,8 +229,7 @@ class CustomerSyncer:
             if customer is not None and await is_unknown_at_stripe(self.api(), linked):
                 raise unknown_customer_error(error, customer, linked) from error
             return []
-        shown = [await expand_item_coupons(self.api(), one) for one in found]
-        return [await with_unpaid_invoices(self.api(), one) for one in shown]
+        return [await with_unlisted_parts(self.api(), one) for one in found]
 
     async def _read_known(self, customer: str | None) -> SubscriptionState | None:
         if customer is None:
@@ -374,4 +373,4 @@ class CustomerLinker:
 
 
 def _customer_named_in(found: Mapping[str, Any]) -> str:
-    return text_in(part_of(found, "metadata"), CUSTOMER)
+    return text_in(part_of(found, "metadata"), CUSTOMER_KEY)
