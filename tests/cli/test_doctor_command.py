@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from drivers.command_line import Shell
+from drivers.command_line import InProcessShell, Shell
 from faults.inner_steps import failing
 from meterkit import Finding, Health, MeterKit, StoreError
 from meterkit.testing import StripeEmulator
@@ -263,6 +263,33 @@ async def test_a_plan_that_the_plans_file_has_lost(directory: Path, sound: Serve
     async with kit_of(directory, sound.url) as kit, kit:
         for customer in ("acme", "globex"):
             await kit.customers.set_plan(customer, "team")
+    assert (await examined(directory, sound.url)).findings == []
+
+
+async def test_an_override_that_the_plans_file_has_lost(
+    directory: Path, sound: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The customer had the plan's quantities instead, which nothing said, and no one could take it back."""
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.customers.override("acme", {"tokens": {"included": 500}}, features=["reports"])
+    plans = directory / "plans.yaml"
+    text = plans.read_text()
+    plans.write_text(text.replace("tokens:", "words:").replace("features: [reports]", "features: [other]"))
+    of_meter, of_feature = (await examined(directory, sound.url)).findings
+    assert {of_meter.check, of_feature.check} == {"plans"}
+    problem = "an override of customers acme has no effect: tokens: there is no meter 'tokens'"
+    assert problem in of_meter.problem
+    assert of_feature.problem.endswith("no effect: reports: there is no such feature")
+    shell = InProcessShell(directory, METERKIT_REDIS_URL=sound.url)
+    assert "acme: an override has no effect: tokens: " in shell.run("customers", "show", "acme").err
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.consume("acme", "requests", 1)
+    said = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
+    assert len(said) == 1, said
+    assert "an override of customer 'acme' has no effect, as " in said[0]
+    assert shell.run("customers", "override", "acme", "pages", "--clear").code == 1  # It never had one.
+    assert shell.run("customers", "override", "acme", "tokens", "--clear").code == 0
+    assert shell.run("customers", "override", "acme", "--clear").code == 0
     assert (await examined(directory, sound.url)).findings == []
 
 

@@ -50,6 +50,7 @@ GIVEN: Final = {
     "DATE": datetime.now(UTC).date().isoformat(),
     "MONTH": datetime.now(UTC).strftime("%Y-%m"),
     "KIND": "user",
+    "METER": "tokens",
     "FROM": "gone",
     "TO": "pro",
     "user=USER": "user=u_1",

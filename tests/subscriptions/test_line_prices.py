@@ -297,6 +297,18 @@ async def test_i13_an_override_prices_what_left_the_plans_file(at: Shop, text: s
     assert await passed_end(at) == [("Words", "26", "2", 52)]
 
 
+@pytest.mark.parametrize("ends", ["taken back", "by the clock"])
+async def test_i13_an_override_that_ends_prices_its_lost_meter(at: Shop, ends: str) -> None:
+    price = {"bill": {"per": 1, "amount_cents": 2}}
+    until = HALF + timedelta(days=3) if ends == "by the clock" else None
+    await at.kit.customers.override("acme", {"words": {"overage": price}}, until=until)
+    await used(at)
+    await deployed(at, GONE)
+    if until is None:
+        assert (await at.kit.customers.override("acme", {"words": {}})).overrides == {}
+    assert await passed_end(at) == [("Words", "26", "2", 52)]
+
+
 @pytest.mark.parametrize("text", [GONE, RENAMED], ids=["gone", "renamed"])
 @pytest.mark.parametrize("plan", ["pro", "team"])
 async def test_i13_so_is_usage_on_a_plan_set_by_hand(at: Shop, text: str, plan: str) -> None:

@@ -139,6 +139,9 @@ def test_what_names_no_period_is_refused() -> None:
         occurred_ms(naive, ms("2031-06-11"))
     with pytest.raises(MeterkitError, match="period: found a naive datetime"):
         period_ms(naive)
+    not_typed: Any = "2031-06-10"
+    with pytest.raises(MeterkitError, match="occurred_at: found '2031-06-10'; allowed is an aware datetime"):
+        occurred_ms(not_typed, ms("2031-06-11"))
 
 
 # Billing periods of subscriptions: they follow one another from the anchor, whatever is known.

@@ -35,6 +35,7 @@ from meterkit.customers.sorted_customers import customers_by_id
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import addons_text
 from meterkit.errors import MeterkitError, StripeError
+from meterkit.health.plans_file import ignored_overrides
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -347,6 +348,8 @@ def _erased(counts: Mapping[str, int]) -> str:
 
 def _show_customer(session: Session, kit: MeterKit, customer: Customer) -> None:
     note_missing_plan(kit, customer)
+    for problem in ignored_overrides(customer, kit.catalog):
+        print_note(f"customer {customer.customer}: an override has no effect: {problem}")
     session.show(asdict(customer), lambda: print_records([_row(customer)], rare=_RARE))
 
 

@@ -42,6 +42,7 @@ from meterkit.store.unreadable_data import UnreadableDataError, read_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from datetime import datetime
 
     from meterkit.catalog import Catalog
@@ -296,8 +297,10 @@ class Customers:
         now_ms = await self._states.clock_ms(customer)
         until_ms = None if until is None else check_end_ms(until, now_ms)
         catalog = self._store.catalog
+        gone = await self._overridden_meters_gone(customer, given)
+        laid = {meter: entry for meter, entry in given.items() if entry or meter not in gone}
         for plan in catalog.plans.values():
-            for entitlement in lay_over(catalog, plan, given, strict=True).values():
+            for entitlement in lay_over(catalog, plan, laid, strict=True).values():
                 for rate in entitlement.rates:
                     rate_numbers(rate, entitlement.meter)
         kept: dict[str, dict[str, object]] = {
@@ -314,6 +317,14 @@ class Customers:
             return await self._change_state(customer, change)
         await self._at_stripe.store_override(customer, list(kept), change)
         return await self.get(customer)
+
+    async def _overridden_meters_gone(self, customer: str, given: Mapping[str, object]) -> AbstractSet[str]:
+        """Those of some meters that have left the plans file while an override of the customer has them."""
+        gone = given.keys() - self._store.catalog.meters.keys()
+        if not gone:
+            return gone
+        _, state = await self._states.read(customer)
+        return gone & state.overrides.keys()
 
     def subject(self, customer: str, **subject: str) -> CustomerSubject[Customer]:
         """One subject of a customer: ``kit.customers.subject("acme", user="u_7")``.

@@ -21,7 +21,7 @@ from meterkit.customers.grant_ledger import (
 )
 from meterkit.customers.states import CustomerStates, drop_allotments
 from meterkit.decisions.grants import MICRO, target_of
-from meterkit.decisions.periods import check_aware, to_ms
+from meterkit.decisions.periods import aware_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.stored_grants import find_moved_grants, read_funds
 from meterkit.decisions.subscription import NEVER_MS
@@ -331,10 +331,10 @@ def _kind_of(name: object, catalog: Catalog) -> GrantKind:
 
 
 def _check_instant(what: str, moment: datetime) -> int:
-    check_aware(what, moment)
+    found_ms = aware_ms(what, moment)
     if not _FIRST <= moment <= _LAST:
         raise MeterkitError(f"{what}: found {moment.isoformat()}; allowed are instants from 1970 to 9998")
-    return to_ms(moment)
+    return found_ms
 
 
 def _check_id(grant_id: object) -> str:

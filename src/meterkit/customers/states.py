@@ -14,7 +14,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.customers.period_carryover import with_unlimited_use
-from meterkit.decisions.customer_overrides import overrides_at, without_amounts
+from meterkit.decisions.customer_overrides import overridden_label, overrides_at, without_amounts
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement
+    from meterkit.decisions.customer_overrides import Overrides
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.periods import Bounds
@@ -323,6 +324,8 @@ def _ended_prices(
         else:
             given = entitlements_on(plan, learned, catalog, before.at_ms)
             labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
+        had, has = overrides_at(old.overrides, before.at_ms), overrides_at(new.overrides, after.at_ms)
+        labels |= _labels_of_gone_meters(had, has, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
     if before.missing_plan == after.plan and is_billed_by_lines(old, catalog, at_ms):
@@ -341,6 +344,15 @@ def _labels_of_lost_plan(
         for name, price in prices_by_meter(prices, catalog).items()
         if price.is_exact and (token := meter_token(name)) in following
         if not is_same_price(price.label, following[token])
+    }
+
+
+def _labels_of_gone_meters(had: Overrides, has: Overrides, catalog: Catalog) -> dict[str, str]:
+    """Labels of the prices that overrides gave meters which have left the plans file, where they end."""
+    return {
+        meter_token(name): label
+        for name in had.meters.keys() - catalog.meters.keys()
+        if (label := overridden_label(had, name)) and label != overridden_label(has, name)
     }
 
 

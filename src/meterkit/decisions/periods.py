@@ -32,24 +32,27 @@ def to_ms(moment: datetime) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 
-def check_aware(what: str, moment: datetime) -> None:
-    """Refuse an instant without a time zone.
+def aware_ms(what: str, moment: object) -> int:
+    """Milliseconds since the epoch of an instant that the app gave.
 
     Raises:
-        MeterkitError: it has none; ``what`` names the argument.
+        MeterkitError: it is no datetime, or has no time zone; ``what`` names the argument.
     """
-    if moment.tzinfo is None:
+    if not isinstance(moment, datetime):
+        found = f"{moment!r:.80}" if isinstance(moment, str) else f"a value of type {type(moment).__name__}"
+        raise MeterkitError(f"{what}: found {found}; allowed is an aware datetime")
+    if moment.utcoffset() is None:
         raise MeterkitError(f"{what}: found a naive datetime; give it a time zone, UTC for example")
+    return to_ms(moment)
 
 
 def occurred_ms(occurred_at: datetime, now_ms: int) -> int:
     """Check the app's ``occurred_at``, and convert it to milliseconds since the epoch.
 
     Raises:
-        MeterkitError: it is naive, before 1970, or more than a minute in the future.
+        MeterkitError: it is no aware datetime, before 1970, or more than a minute in the future.
     """
-    check_aware("occurred_at", occurred_at)
-    found_ms = to_ms(occurred_at)
+    found_ms = aware_ms("occurred_at", occurred_at)
     if not 0 <= found_ms <= now_ms + 60_000:
         raise MeterkitError(
             f"occurred_at: found {occurred_at.isoformat()}; allowed are instants from 1970 to now, "
@@ -73,8 +76,7 @@ def period_ms(period: object) -> int:
             found = datetime.fromisoformat(f"{period}-01" if len(period) == _MONTH_DIGITS else period)
             at_ms = to_ms(found if found.tzinfo is not None else found.replace(tzinfo=UTC))
         elif isinstance(period, datetime):
-            check_aware("period", period)
-            at_ms = to_ms(period)
+            at_ms = aware_ms("period", period)
         else:
             at_ms = -1
     except (ValueError, OverflowError):

@@ -11,7 +11,7 @@ from meterkit.customers.billed_usage import UnitsByPrice, price_usage, read_nega
 from meterkit.customers.history import is_relinked
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.periods import check_aware, to_ms
+from meterkit.decisions.periods import aware_ms, to_ms
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.intent_comparer import CAUSE, IntentComparer
 from meterkit.delivery.invoices import InvoiceReader, read_period_billing
@@ -171,14 +171,13 @@ class Reconciler:
         Raises:
             MeterkitError: as :meth:`reconcile` does, or the temporary folder has no room for the ids.
         """
-        if at is not None:
-            check_aware("at", at)
+        at_ms = None if at is None else aware_ms("at", at)
         summaries = StripeSummaries(self._api())
         if repair or not self._store.catalog.billing.is_by_lines:
             await summaries.refresh()
         compare = partial(
             self._compare_page,
-            at_ms=None if at is None else to_ms(at),
+            at_ms=at_ms,
             summaries=summaries,
             invoices=self.invoices(),
             progress=progress or (lambda _done, _of: None),

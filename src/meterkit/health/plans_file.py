@@ -1,9 +1,11 @@
-"""Checks of the plans file in use: routes without allotments, plans it lacks, models without a price."""
+"""Checks of the plans file in use: routes without allotments, plans and overrides it lacks, models too."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.entitlements import override_problems
+from meterkit.catalog.subjects import subject_override_problems
 from meterkit.decisions.compiled_decision import demands_of
 from meterkit.decisions.limit_policies import gauge_terms
 from meterkit.decisions.periods import from_ms
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from meterkit.assembly import Parts
     from meterkit.catalog import Catalog, Plan, Route
+    from meterkit.customers.customers import Customer
     from meterkit.redis.settlement_queue import LocalAllotments
 
 
@@ -72,19 +75,25 @@ def _list_exclusions(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> I
 
 
 async def find_missing_plans(parts: Parts) -> tuple[str, list[Finding]]:
-    """Find the customers whose plan is not in the plans file.
+    """Find the customers whose plan is not in the plans file, and those with overrides that it refuses.
 
     Raises:
         StoreError: the store does not answer.
         MeterkitError: the store's user may not list customers.
     """
-    on_plan: dict[str, list[str]] = {}
+    catalog = parts.store.catalog
+    on_plan, by_problem = dict[str, list[str]](), dict[str, list[str]]()
     seen = 0
     async for customer in parts.customers.list():
         seen += 1
         if customer.missing_plan is not None:
             on_plan.setdefault(customer.missing_plan, []).append(customer.customer)
-    return f"{seen:,} customers", report_missing_plans(on_plan, parts.store.catalog)
+        for problem in ignored_overrides(customer, catalog):
+            by_problem.setdefault(problem, []).append(customer.customer)
+    return f"{seen:,} customers", [
+        *report_missing_plans(on_plan, catalog),
+        *report_ignored_overrides(by_problem, catalog),
+    ]
 
 
 def report_missing_plans(on_plan: Mapping[str, Sequence[str]], catalog: Catalog) -> list[Finding]:
@@ -99,6 +108,36 @@ def report_missing_plans(on_plan: Mapping[str, Sequence[str]], catalog: Catalog)
             " `stripe_price`, run that at once",
         )
         for plan, customers in on_plan.items()
+    ]
+
+
+def ignored_overrides(customer: Customer, catalog: Catalog) -> list[str]:
+    """Reasons why overrides of a customer have no effect: a later plans file than theirs refuses them."""
+    catalog = catalog.in_currency(customer.currency)
+    plan = catalog.plans[customer.plan]
+    found = [*override_problems(catalog, plan, customer.overrides)]
+    features = customer.feature_overrides.keys() - catalog.features
+    found += [f"{name}: there is no such feature" for name in sorted(features)]
+    kinds = {kind: given for one in (*catalog.plans.values(), plan) for kind, given in one.subjects.items()}
+    for member, limits in customer.subject_overrides.items():
+        kind = member.partition(":")[0]
+        if kind in kinds:
+            found += subject_override_problems(catalog, kinds[kind], limits)
+        else:
+            found.append(f"{kind}: no plan has limits of such subjects")
+    return found
+
+
+def report_ignored_overrides(by_problem: Mapping[str, Sequence[str]], catalog: Catalog) -> list[Finding]:
+    """Report overrides that the plans file refuses, with the customers of each."""
+    return [
+        Finding(
+            check="plans",
+            problem=f"as {catalog.source} is now, an override of customers {join_names(customers)} has no"
+            f" effect: {problem}",
+            cure="override it anew, or take it back: `meterkit customers override CUSTOMER METER --clear`",
+        )
+        for problem, customers in by_problem.items()
     ]
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
+from meterkit.catalog.entitlements import override_problems
 from meterkit.catalog.errors import listed
 from meterkit.catalog.meters import counters_of
 from meterkit.catalog.notes import SHOWN_MAX
@@ -68,6 +69,20 @@ class CatalogAlarms:
                 self._catalog.source,
                 self._catalog.default_plan,
             )
+
+    def log_ignored_overrides(self, customer: str, effective: EffectivePlan) -> None:
+        """Log overrides that this plans file refuses, another than the one they were written for."""
+        catalog = self._catalog.in_currency(effective.currency)
+        for problem in override_problems(catalog, effective.plan, effective.overrides):
+            if self._is_new("override", problem):
+                _logger.error(
+                    "an override of customer %r has no effect, as %s is now, and the plan's terms hold: %s;"
+                    " override it anew, or take it back by `meterkit customers override CUSTOMER METER"
+                    " --clear`; logged once for this mistake",
+                    customer,
+                    self._catalog.source,
+                    problem,
+                )
 
     def log_undeclared_subjects(self, subjects: Subjects, plan: str) -> None:
         """Log subjects of kinds that the plan lacks. Call it only once the plan is known."""

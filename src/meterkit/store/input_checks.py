@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 from meterkit.catalog.rates import rate_text
-from meterkit.decisions.periods import check_aware, to_ms
+from meterkit.decisions.periods import aware_ms
 from meterkit.decisions.subjects import SUBJECTS_PER_REQUEST_MAX
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.safe_text import as_text, plain_text
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from meterkit.store.script_arguments import GivenSubjects
 
 CUSTOMER_BYTES_MAX: Final = 256
@@ -186,12 +187,9 @@ def check_features(features: object) -> dict[str, bool] | None:
     return {plain_text(name): has for name, has in cast("list[tuple[str, bool]]", entries)}
 
 
-def check_end_ms(until: object, now_ms: int) -> int:
+def check_end_ms(until: datetime, now_ms: int) -> int:
     """Check an end in the future; milliseconds since the epoch. Raises MeterkitError."""
-    if not isinstance(until, datetime):
-        raise MeterkitError(f"until: found {shown(until)}; allowed is an aware datetime")
-    check_aware("until", until)
-    found_ms = to_ms(until)
+    found_ms = aware_ms("until", until)
     if found_ms <= now_ms:
         raise MeterkitError(f"until: found {until.isoformat()}, which is not in the future")
     return found_ms

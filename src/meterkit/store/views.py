@@ -242,6 +242,8 @@ class CustomerView:
         self.effective = effective = cache.resolve_plan(state, now_ms)
         if effective.missing_plan is not None:
             cache.alarms.log_unknown_plan(customer, effective.missing_plan)
+        if effective.overrides:
+            cache.alarms.log_ignored_overrides(customer, effective)
         subscription = state.subscription
         self.is_trial = subscription is not None and subscription.is_trial_of(effective.bounds.start_ms)
         self.entitlements = cache.resolve_entitlements(self.effective)

@@ -19,7 +19,7 @@ from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import CounterHead, byte_fields, text_fields
-from meterkit.decisions.periods import DAY_MS, check_aware, stamped_span_s, to_ms
+from meterkit.decisions.periods import DAY_MS, aware_ms, stamped_span_s, to_ms
 from meterkit.decisions.price_segments import (
     billed_labels,
     ended_marks,
@@ -235,8 +235,7 @@ class CounterRebuilder:
             StripeError: Stripe refuses all that it is asked, or does not answer.
             StoreError: the store does not answer.
         """
-        if at is not None:
-            check_aware("at", at)
+        at_ms = None if at is None else aware_ms("at", at)
         if customer is not None:
             customer = check_customer(customer)
         drainer = self._drainer
@@ -244,7 +243,7 @@ class CounterRebuilder:
             if not is_held:
                 raise MeterkitError("another process drains the audit log; try again in a minute")
             await drainer.drain()
-            run = _RebuildRun(at_ms=None if at is None else to_ms(at), by=by, dry=dry_run)
+            run = _RebuildRun(at_ms=at_ms, by=by, dry=dry_run)
             names = [customer] if customer else await asyncio.to_thread(drainer.database.customers)
             found = [] if found is None else found
             for name in names:

@@ -101,6 +101,8 @@ class OverrideRepricer:
             SubscriptionError: the subscription cannot be changed now.
             StripeError: Stripe refuses, or does not answer; ask again.
         """
+        # A meter that has left the plans file is on no item: its override is only taken back.
+        meters = [name for name in meters if name in self._catalog.meters]
         (_, state), now_ms = await self._states.read(customer), await self._states.clock_ms(customer)
         before, after = (overrides_at(one.overrides, now_ms).meters for one in (state, change(state)))
         priced = [name for name in meters if gives_price(after, name)]
