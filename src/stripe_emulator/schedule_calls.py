@@ -353,6 +353,7 @@ def _create_from_subscription(account: Account, call: Call, subscription_id: str
     account.schedules.add(schedule)
     with account.updating("customer.subscription.updated", subscription.to_json):
         subscription.schedule = schedule.id
+        subscription.scheduled_end = schedule.ends_at
         account.emit("subscription_schedule.created", schedule.to_json())
     return schedule.to_json()
 
@@ -402,6 +403,8 @@ def _update_schedule(account: Account, call: Call) -> JsonObject:
             change_discounts(account, subscription, phases[0].discounts)
     schedule.end_behavior = behavior or schedule.end_behavior
     schedule.metadata, schedule.default_settings = metadata, settings
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        subscription.scheduled_end = schedule.ends_at
     account.emit("subscription_schedule.updated", schedule.to_json(), previous=before)
     return schedule.to_json()
 
@@ -417,7 +420,9 @@ def _release_schedule(account: Account, call: Call) -> JsonObject:
     schedule = _find_active(account, call, verb="release")
     subscription = account.subscriptions.find(schedule.subscription or "")
     with account.updating("customer.subscription.updated", subscription.to_json):
+        ends_at = schedule.ends_at if call.params.boolean("preserve_cancel_date") else None
         release_schedule(account, schedule, subscription)
+        subscription.cancel_at = ends_at or subscription.cancel_at
     return schedule.to_json()
 
 

@@ -55,6 +55,7 @@ def begin_schedule(account: Account, schedule: Schedule) -> None:
     lines = begin_items(account, subscription, prorate=phase.proration_behavior != "none")
     lines += phase_lines(account, subscription, phase)
     schedule.status, schedule.subscription = "active", subscription.id
+    subscription.scheduled_end = schedule.ends_at
     account.subscriptions.add(subscription)
     account.customers.find(schedule.customer).currency = subscription.currency
     invoice = create_invoice(account, subscription, lines, reason="subscription_create") if lines else None
@@ -156,10 +157,10 @@ def usages_at_renewal(
 
 
 def release_schedule(account: Account, schedule: Schedule, subscription: Subscription) -> None:
-    """Release a schedule's subscription, which stays as it is."""
+    """Release a schedule's subscription, which stays as it is, without the end that the schedule has set."""
     schedule.status, schedule.released_at = "released", account.now
     schedule.released_subscription, schedule.subscription = subscription.id, None
-    subscription.schedule = None
+    subscription.schedule = subscription.scheduled_end = None
     account.emit("subscription_schedule.released", schedule.to_json())
 
 

@@ -156,6 +156,11 @@ class Schedule:
         """The start of a schedule that has not begun, in Unix seconds; None otherwise."""
         return self.phases[0].start if self.status == "not_started" else None
 
+    @property
+    def ends_at(self) -> int | None:
+        """When it ends its subscription, in Unix seconds; None: it does not."""
+        return self.phases[-1].end if self.status == "active" and self.end_behavior == "cancel" else None
+
     def terms_of_phase(self, phase: Phase) -> JsonObject:
         """Return the terms of a phase, with those that it inherits from the default settings."""
         return {**self.default_settings, **phase.terms}

@@ -33,7 +33,7 @@ ITEMS_SHOWN: Final = 10
 ENDED: Final = ("canceled", "incomplete_expired")
 # Fields of a subscription that Stripe shows in another shape, or not at all.
 SUBSCRIPTION_HIDDEN: Final = (
-    "cancellation paused_at paused_by prorate_at_cancel resumption save_payment_method shown"
+    "cancellation paused_at paused_by prorate_at_cancel resumption save_payment_method scheduled_end shown"
     " tax_liability terms trial_action is_trial_end_reported"
 )
 SUBSCRIPTION_NULLS: Final = (
@@ -155,6 +155,7 @@ class Subscription:
     Attributes:
         billing_cycle_anchor: where periods are counted from.
         cancel_at: when it ends by itself; with ``cancel_at_period_end`` the end of its first item's period.
+        scheduled_end: when its schedule ends it, which Stripe shows as ``cancel_at``; None: it does not.
         prorate_at_cancel: whether the unused time is credited where ``cancel_at`` cuts a period short.
         trial_action: what becomes of it without a payment method at the trial's end.
         paused_by: why it is paused; None while it is not.
@@ -178,6 +179,7 @@ class Subscription:
     items: list[SubscriptionItem] = field(default_factory=list[SubscriptionItem])
     cancel_at: int | None = None
     cancel_at_period_end: bool = False
+    scheduled_end: int | None = None
     prorate_at_cancel: bool = False
     canceled_at: int | None = None
     ended_at: int | None = None
@@ -247,6 +249,7 @@ class Subscription:
             "automatic_tax": automatic_tax_to_json(enabled=self.automatic_tax, liability=self.tax_liability),
             "billing_mode": self.billing_mode.to_json(),
             "billing_schedules": [],
+            "cancel_at": self.cancel_at if self.scheduled_end is None else self.scheduled_end,
             "cancellation_details": {**self.cancellation, "feedback_option": None},
             "discounts": [discount.id for discount in self.discounts],
             "invoice_settings": terms["invoice_settings"]

@@ -51,6 +51,20 @@ async def test_its_phases_follow_each_other(client: Any, clock: Clock) -> None:
     assert (await client.subscription_schedules.retrieve(made.id)).status == "completed"
 
 
+@pytest.mark.parametrize("kept", [False, True])
+async def test_the_end_it_sets_is_shown_and_may_stay(client: Any, kept: bool) -> None:
+    """https://docs.stripe.com/api/subscription_schedules/release#release_subscription_schedule-preserve_cancel_date."""
+    first = phase("price_10", duration={"interval": "month", "interval_count": 1})
+    made = await schedule(client, first, end_behavior="cancel")
+    assert (await latest(client, made)).cancel_at == MAY
+    await client.subscription_schedules.update(made.id, end_behavior="release")
+    assert (await latest(client, made)).cancel_at is None
+    await client.subscription_schedules.update(made.id, end_behavior="cancel")
+    assert (await latest(client, made)).cancel_at == MAY
+    await client.subscription_schedules.release(made.id, preserve_cancel_date=kept)
+    assert (await latest(client, made)).cancel_at == (MAY if kept else None)
+
+
 async def test_one_that_starts_later_has_no_subscription_until_then(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/api/subscription_schedules/object#subscription_schedule_object-status."""
     made = await schedule(client, phase("price_10"), start_date=SECOND + 3 * DAY)

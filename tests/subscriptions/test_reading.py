@@ -98,6 +98,11 @@ def test_when_it_ends() -> None:
     ):
         planned = {"status": status, "end_behavior": behavior, "phases": phases}
         assert read(schedule=planned).cancel_at_ms == expected
+    # A schedule's word on its own phases counts, and another end that stands beside it does.
+    released = {"status": "active", "end_behavior": "release", "phases": phases}
+    assert read(schedule=released, cancel_at=END + 99).cancel_at_ms is None
+    assert read(schedule=released, cancel_at=END + 7).cancel_at_ms == (END + 7) * 1000
+    assert read(schedule=released, cancel_at_period_end=True).cancel_at_ms == END * 1000
     ended = read(status="canceled", ended_at=START + 7)
     assert (ended.status, ended.ended_at_ms) == ("canceled", (START + 7) * 1000)
 

@@ -152,8 +152,6 @@ def read_subscription(
     plan = _plan_of(items, catalog)
     start_ms, end_ms = _current_period(found, items, plan, catalog)
     has_ended = status in ENDED
-    at_period_end = found.get("cancel_at_period_end") is True
-    cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else _scheduled_end_ms(found))
     usage = _usage_period(items, end_ms, facts, catalog)
     ends: TrialEndAction = "continue"
     awaits = found.get(AWAITS_METHOD) is True
@@ -170,8 +168,8 @@ def read_subscription(
         start_ms=start_ms,
         end_ms=end_ms,
         anchor_ms=_ms(found.get("billing_cycle_anchor")) or start_ms,
-        cancel_at_ms=cancel_at_ms,
-        cancel_at_period_end=at_period_end,
+        cancel_at_ms=_ends_ms(found, end_ms),
+        cancel_at_period_end=found.get("cancel_at_period_end") is True,
         trial_end_ms=_ms(found.get("trial_end")),
         trial_end_action=ends,
         **({} if has_ended else _read_pending(found, catalog, facts, now=(plan, items))),
@@ -453,13 +451,24 @@ def _read_planned_switch_ms(found: Mapping[str, Any]) -> int | None:
     return next((_ms(phase.get("start_date")) for phase in later), None)
 
 
-def _scheduled_end_ms(found: Mapping[str, Any]) -> int | None:
-    """The instant at which its schedule ends it (ms); None: the schedule does not, or there is none."""
+def _ends_ms(found: Mapping[str, Any], end_ms: int) -> int | None:
+    """The instant at which it ends (ms); None: no end is set.
+
+    Args:
+        found: the subscription as Stripe shows it.
+        end_ms: the end of its period.
+    """
+    at_period_end = found.get("cancel_at_period_end") is True
+    at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else None)
     schedule = part_of(found, "schedule")
-    if text_in(schedule, "status") not in _SCHEDULED or text_in(schedule, "end_behavior") != "cancel":
-        return None
+    if at_period_end or text_in(schedule, "status") not in _SCHEDULED:
+        return at_ms
     phases = cast("list[Mapping[str, Any]]", schedule.get("phases") or [])
-    return max((end_ms for phase in phases if (end_ms := _ms(phase.get("end_date")))), default=None)
+    ends = [phase_end_ms for phase in phases if (phase_end_ms := _ms(phase.get("end_date")))]
+    if text_in(schedule, "end_behavior") == "cancel":
+        return max(ends, default=at_ms)
+    # Stripe may show the end of a phase so: its schedule says that it goes on.
+    return None if at_ms in ends else at_ms
 
 
 def _later_phases(schedule: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -99,8 +99,18 @@ class LiveSubscription:
 
     @property
     def is_ending(self) -> bool:
-        """Whether its end is set, with its period or at another time, as Stripe's portal may do."""
-        return bool(self.found.get("cancel_at_period_end") or self.found.get("cancel_at"))
+        """Whether its end is set, with its period or at another time, as Stripe's portal may do.
+
+        An end that its schedule sets is a part of the schedule, which alone can change it. Stripe shows it as
+        ``cancel_at``, too (https://docs.stripe.com/api/subscription_schedules/release).
+        """
+        is_set = self.found.get("cancel_at_period_end") or self.found.get("cancel_at")
+        return self.schedule is None and bool(is_set)
+
+    def is_ending_at(self, end_s: int) -> bool:
+        """Whether its end is set to that of its period (Unix seconds)."""
+        at_period_end = bool(self.found.get("cancel_at_period_end"))
+        return self.is_ending and (at_period_end or self.found.get("cancel_at") == end_s)
 
     @property
     def released_schedule(self) -> str:

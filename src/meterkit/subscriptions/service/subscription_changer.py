@@ -246,7 +246,7 @@ class SubscriptionChanger:
             if immediately or live.found["status"] == "incomplete":
                 await self.deliver(customer)
                 await live.end(give_back=give_back)
-            elif not live.found.get("cancel_at_period_end") and live.found.get("cancel_at") != end_s:
+            elif not live.is_ending_at(end_s):
                 await live.cancel_at_end(end_s)
 
         await persistently(attempt)
