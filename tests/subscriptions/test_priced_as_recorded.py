@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
@@ -16,6 +16,7 @@ from drivers.delivery import kit_for
 from drivers.priced_shop import CATALOG, PLANS, item_lines, metered_lines, renewed, sell
 from drivers.sampled import whole
 from drivers.shop import END, HALF, START, Shop, shop
+from drivers.sync_queue import queue_sync
 from faults.inner_steps import failing
 from meterkit import SubscriptionChanged
 from meterkit.catalog import loads
@@ -335,12 +336,36 @@ async def test_i13_usage_that_has_waited_is_sent_after_a_look(
     assert await item_lines(used) == [("Tokens, 50 units of 1\N{EN DASH}16 Jun 2031", 50, 250)]
 
 
-async def test_i13_usage_sealed_after_the_change_has_the_new_price(used: Shop) -> None:
+async def sealed_around_a_switch(at: Shop) -> None:
+    """Usage from before the change, around it and after it waits until Stripe is asked."""
     for quantity in (50, 20, 7):  # Before the change; around it; after it.
-        await used.kit.record("acme", "tokens", quantity)
+        await at.kit.record("acme", "tokens", quantity)
         if quantity == 20:
-            await switch(used)
-        await refused(used)
+            await switch(at)
+        await refused(at)
+
+
+UPDATED: Final = "customer.subscription.updated"
+
+
+async def test_i13_a_busy_account_is_not_read_through(used: Shop) -> None:
+    """Stripe's events of a day have no end in a large account; the one that tells of the change is known."""
+    await sealed_around_a_switch(used)
+    *_, told = [event.id for event in used.emulator.webhook_events if event.type == UPDATED]
+    account: Any = vars(used.emulator)["_account"]
+    for nth in range(1_000):
+        account.emit(UPDATED, {"id": "sub_other", "nth": nth}, previous={"nth": -1})
+    used.clock.advance(GATHERED)
+    before = len(used.emulator.requests)
+    await queue_sync(used.kit, cause=told)
+    looks = [asked for asked in used.emulator.requests[before:] if asked.path.startswith("/v1/events")]
+    assert len(looks) <= 5
+    await used.kit.flush(everything=True)
+    assert await late(used) == (70, 0)
+
+
+async def test_i13_usage_sealed_after_the_change_has_the_new_price(used: Shop) -> None:
+    await sealed_around_a_switch(used)
     used.emulator.clear_faults()
     await used.kit.flush(everything=True)
     assert await late(used) == (70, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
 from meterkit.catalog.value_parsers import date_and_time
@@ -47,7 +46,7 @@ from meterkit.subscriptions.subscription_reading import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
     from typing import TypeAlias
 
     from meterkit.catalog import Bought, Catalog
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.stripe.request import Parameter
 
     EndUsage: TypeAlias = Callable[[str, Mapping[int, int]], Awaitable[None]]
     """Called with the customer, and the ends of periods at Stripe with their first instants (ms)."""
@@ -145,7 +143,7 @@ class SubscriptionWriter:
             change = PriceSwitch(
                 rev=rev,
                 events=await self._read_event_names(switched),
-                changed_ms=await self._priced_since_ms(subscription.id, subscription.metered),
+                changed_ms=await self._priced_since_ms(subscription.id, subscription.metered, cause),
                 cause=cause,
             )
             await self._change_prices(customer, before, after, change, store_state)
@@ -290,19 +288,20 @@ class SubscriptionWriter:
         await store_state()
         await release_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
 
-    async def _priced_since_ms(self, subscription: str, metered: str) -> int:
+    async def _priced_since_ms(self, subscription: str, metered: str, cause: str) -> int:
         """Since when a subscription has its metered prices at the latest, by Stripe's events of a day."""
         changed_ms = now_ms = self._store.now_ms()
-        asked: dict[str, Parameter] = {"type": _UPDATED, "created": {"gte": (now_ms - DAY_MS) // 1000}}
+        day_ago_ms = now_ms - DAY_MS
         try:
-            async for page in self._api().pages("/v1/events", asked):
-                for event in page:
-                    shown = part_of(part_of(event, "data"), "object")
-                    if shown.get("id") != subscription:
-                        continue
-                    if metered_of(shown) != metered:
-                        return changed_ms
-                    changed_ms = min(changed_ms, int(event["created"]) * 1000)
+            async for event in _latest_updates(self._api()):
+                shown = _metered_in(event, subscription)
+                if _at_ms(event) < day_ago_ms or shown not in {None, metered}:
+                    break
+                changed_ms = changed_ms if shown is None else min(changed_ms, _at_ms(event))
+            else:
+                event = await _read_update(self._api(), cause)
+                if _metered_in(event, subscription) == metered and _at_ms(event) >= day_ago_ms:
+                    changed_ms = min(changed_ms, _at_ms(event))
         except StripeError as error:
             if error.status not in KEY_REFUSALS:
                 raise
@@ -335,7 +334,6 @@ def _subscription_change(
 
 _EVENT: Final = "evt_"
 _PAGES_MAX: Final = 3
-_NOT_SHOWN: Final = KEY_REFUSALS | {HTTPStatus.NOT_FOUND}
 
 
 async def plan_changed_ms(
@@ -362,24 +360,48 @@ async def plan_changed_ms(
     now_ms = store.now_ms()
     if (known.plan_at(now_ms), known.addons_at(now_ms)) == (found.plan, found.addons):
         return None
-    catalog = store.catalog
     try:
-        if cause.startswith(_EVENT):
-            event = await api.get(f"/v1/events/{cause}")
-            if event.get("type") == _UPDATED and (at_ms := _event_time_ms(event, found, catalog)) is not None:
+        at_ms = _event_time_ms(await _read_update(api, cause), found, store.catalog)
+        if at_ms is not None:
+            return at_ms
+        async for event in _latest_updates(api):
+            if (at_ms := _event_time_ms(event, found, store.catalog)) is not None:
                 return at_ms
-        pages = 0
-        async for page in api.pages("/v1/events", {"type": _UPDATED}):
-            for event in page:
-                if (at_ms := _event_time_ms(event, found, catalog)) is not None:
-                    return at_ms
-            pages += 1
-            if pages == _PAGES_MAX:
-                break
     except StripeError as error:
-        if error.status not in _NOT_SHOWN:
+        if error.status not in KEY_REFUSALS:
             raise
     return None
+
+
+async def _read_update(api: StripeApi, cause: str) -> dict[str, Any]:
+    """The event that requested a sync; empty unless it updated a subscription."""
+    event = await api.find(f"/v1/events/{cause}") if cause.startswith(_EVENT) else None
+    return event if event is not None and event.get("type") == _UPDATED else {}
+
+
+async def _latest_updates(api: StripeApi) -> AsyncGenerator[dict[str, Any]]:
+    """The latest events that updated subscriptions, newest first.
+
+    Stripe cannot be asked for those of one subscription, and a busy account has more of them in a day than a
+    sync has time for.
+    """
+    pages = 0
+    async for page in api.pages("/v1/events", {"type": _UPDATED}):
+        for event in page:
+            yield event
+        pages += 1
+        if pages == _PAGES_MAX:
+            return
+
+
+def _metered_in(event: Mapping[str, Any], subscription: str) -> str | None:
+    """The metered prices that an event shows of a subscription; None: it is of another one."""
+    shown = part_of(part_of(event, "data"), "object")
+    return metered_of(shown) if shown.get("id") == subscription else None
+
+
+def _at_ms(event: Mapping[str, Any]) -> int:
+    return int(event["created"]) * 1000
 
 
 def _event_time_ms(event: Mapping[str, Any], found: SubscriptionState, catalog: Catalog) -> int | None:
@@ -392,7 +414,7 @@ def _event_time_ms(event: Mapping[str, Any], found: SubscriptionState, catalog: 
     after, before = (
         _sold_by({**shown, **previous}, catalog) for previous in ({}, part_of(data, "previous_attributes"))
     )
-    return int(event["created"]) * 1000 if after == now != before else None
+    return _at_ms(event) if after == now != before else None
 
 
 def _sold_by(shown: Mapping[str, Any], catalog: Catalog) -> tuple[str | None, Bought]:
