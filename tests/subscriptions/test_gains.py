@@ -398,6 +398,21 @@ async def test_an_unpaid_period_is_not_credited_by_a_reduction(
         assert await balance_at_end(at, give_back=False) == 0
 
 
+async def test_an_unpaid_period_is_not_credited_by_a_repair(store_url: str) -> None:
+    """A base price counted twice, which nobody paid: the repair gave half of it back."""
+    async with shop(store_url) as at:
+        begun = await at.subscribed(plan="team")
+        found = (await at.stripe_subscription(begun.id))["items"]["data"]
+        (base,) = [item["id"] for item in found if item["price"]["id"] == "price_team"]
+        changed = {"items[0][id]": base, "items[0][quantity]": "2", "proration_behavior": "none"}
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", **changed)
+        await void_renewal(at)
+        with pytest.raises(SubscriptionError, match=r"gives back a part .* is void\. Ask again"):
+            await at.kit.subscriptions.repair("acme")
+        assert (await at.items(begun.id))["price_team"] == 2
+        assert await balance_at_end(at, give_back=False) == 0
+
+
 async def pay_out_of_band(at: Shop) -> None:
     """The renewal is paid outside of Stripe, which a person notes there."""
     await at.fail_payments()

@@ -31,6 +31,7 @@ from meterkit.subscriptions.drift_comparison import (
     paid_seats_in,
     plan_in,
 )
+from meterkit.subscriptions.invoice_payments import refuse_unpaid_credit
 from meterkit.subscriptions.item_changes import (
     CREATE_PRORATIONS,
     items_of,
@@ -41,6 +42,7 @@ from meterkit.subscriptions.item_changes import (
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader
 from meterkit.subscriptions.override_prices import compared_prices, customer_prices
 from meterkit.subscriptions.plan_prices import PriceBook, prices_of
+from meterkit.subscriptions.service.change_costs import InvoicePreviewer
 from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.service.terms_writer import TermsWriter
 from meterkit.subscriptions.stripe_objects import id_in, is_missing_customer, persistently
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.transitions import Kind
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import LiveItem, PlanPrices
     from meterkit.subscriptions.metered_prices import PriceFacts
     from meterkit.subscriptions.service.subscription_changer import SubscriptionChanger
@@ -329,7 +332,6 @@ class SubscriptionRepairer:
                 f" after that, or cancel the change with `meterkit subscriptions change {customer}"
                 f" {before.prices.plan}`"
             )
-        await live.make_flexible()
         catalog = catalog_of_customer(state, self.store.catalog, self.store.now_ms())
         catalog = catalog_of_subscription(live.found, catalog)
         items = {item.id: item for item in live.items}
@@ -346,6 +348,8 @@ class SubscriptionRepairer:
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
         twice = [change for change in metered if _is_twice(change, items, prices)]
         rest = [change for change in changes if change not in twice]
+        await self._refuse_unpaid_credit(live, [change for change in rest if change not in metered])
+        await live.make_flexible()
         # Usage until now is billed by the present items.
         ended = await self._ended_labels(customer, plan)
         async with self.cut(customer, ended) if metered or ended else nullcontext():
@@ -357,6 +361,16 @@ class SubscriptionRepairer:
                 await self.fetch(customer)
         if settings := trial_settings_change(live.found, plan):
             await live.update(settings)
+
+    async def _refuse_unpaid_credit(
+        self, live: LiveSubscription, changes: Sequence[Mapping[str, Parameter]]
+    ) -> None:
+        """Raise SubscriptionError if changes of items without usage credit what is not paid."""
+        if changes:
+            cost = await InvoicePreviewer(live).preview(
+                changes, None, period_end_s=0, is_invoiced=False, ends_trial=False
+            )
+            await refuse_unpaid_credit(self.api(), live.found, cost.charge_cents - cost.credit_cents)
 
     async def _ended_labels(self, customer: str, plan: Plan) -> dict[str, str]:
         """Labels of the prices that end when a subscription gets those of the plans file."""
