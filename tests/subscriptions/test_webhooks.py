@@ -330,9 +330,12 @@ async def test_a_repeated_refusal_is_given_up_and_kept(at: Hooked) -> None:
     assert await at.kit.webhooks.dead() == []
 
 
-async def complete_session(at: Hooked) -> None:
+async def complete_session(at: Hooked, *, mode: str = "subscription") -> None:
     """Have Stripe report a checkout session of cus_acme that names customer acme."""
-    sold: Any = {"mode": "subscription", "line_items": [{"price": "price_pro", "quantity": 1}]}
+    sold: Any = {"mode": mode, "line_items": [{"price": "price_pro", "quantity": 1}]}
+    if mode == "payment":
+        at.emulator.add_price(700, price_id="price_once", product="prod_pro", interval=None)
+        sold["line_items"][0]["price"] = "price_once"
     named = {"customer": "cus_acme", "client_reference_id": "acme", "success_url": "http://app/"}
     session = await at.client.v1.checkout.sessions.create_async(sold | named)
     at.emulator.emit("checkout.session.completed", json.loads(str(session)))
@@ -351,6 +354,17 @@ async def test_whom_stripe_names_is_linked(at: Hooked, where: str) -> None:
     assert (found.stripe_customer, found.plan) == ("cus_acme", "pro")
     (cause,) = (one.cause for one in await at.kit.customers.history("acme") if one.kind == "link")
     assert cause.startswith("evt_")
+
+
+async def test_the_reference_of_a_single_payment_links_nothing(at: Hooked) -> None:
+    """A shop's order has a reference of its own, and each of them was a webhook that failed."""
+    at.emulator.add_customer("cus_before")
+    await at.kit.customers.link("acme", "cus_before", force=True)
+    at.customer()
+    await complete_session(at, mode="payment")
+    await at.settle()
+    assert await at.kit.webhooks.dead() == []
+    assert (await at.kit.customers.get("acme")).stripe_customer == "cus_before"
 
 
 @pytest.mark.parametrize("status", ["active", "canceled"])
