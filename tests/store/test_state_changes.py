@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from time import time
 from typing import Any
@@ -43,6 +44,19 @@ async def test_the_history_keeps_the_last_thousand_changes(kit: MeterKit, valkey
         *[("plan", "free", "pro", "operator")] * 999,
         ("plan", "pro", "free", "operator"),
     ]
+
+
+@pytest.mark.parametrize("kind", ["correction", "intent", "late", "rebuilt", "storage"])
+async def test_lines_of_units_leave_the_plan_and_the_link(kit: MeterKit, valkey: Server, kind: str) -> None:
+    """An app may correct the units of each job that fails: its period is priced by the plan all the same."""
+    await kit.customers.set_plan("acme", "pro")
+    await kit.customers.link("acme", "cus_1")
+    entry = json.dumps([kind, str(NOW_MS), "1 of requests", "taken back", "api"])
+    valkey.command("RPUSH", kit.store.keys.customer("acme").history, *[entry] * 998)
+    await kit.customers.set_plan("acme", "free")
+    first, second, *corrected, last = [kind for kind, *_ in await lines(kit)]
+    assert (first, second, set(corrected), last) == ("plan", "link", {kind}, "plan")
+    assert len(corrected) == 897
 
 
 async def test_each_transition_is_entered_with_its_cause(kit: MeterKit) -> None:
