@@ -125,15 +125,28 @@ async def test_units_stripe_keeps_are_granted_in_the_next_period(store_url: str)
         assert (after["recorded"], after["overage"], after["pending"]) == (125, 5, 5)
 
 
-async def test_of_a_last_period_nothing_is_granted_in_the_next(store_url: str) -> None:
+@pytest.mark.parametrize(
+    ("ahead", "granted"),
+    [
+        ({"cancel_at_ms": JULY}, 0),
+        ({"cancel_at_ms": JULY + timedelta(days=7)}, 0),
+        ({"cancel_at_ms": JULY + timedelta(days=31)}, 20),
+        ({"pending_plan": "pro", "pending_at_ms": JULY}, 0),
+        ({"pending_plan": "free", "pending_seats": 2, "pending_at_ms": JULY}, 20),
+    ],
+)
+async def test_what_the_next_period_lacks_is_not_granted_in_it(
+    store_url: str, ahead: dict[str, Any], granted: int
+) -> None:
     june: dict[str, Any] = dict.fromkeys(("start_ms", "anchor_ms", "created_ms"), JUNE)
     async with desk(store_url, catalog=PAID) as at:
         await deliver(at)
         await link_another(at)
-        await fetched(at.kit, subscription(plan="free", end_ms=JULY, cancel_at_ms=JULY, **june))
+        await fetched(at.kit, subscription(plan="free", end_ms=JULY, **june, **ahead))
         found = await correct(at.kit, 20)
-        assert (found.granted_next, found.by_hand, found.by_hand_cents) == (0, 20, 6)
-        assert await at.kit.grants.list("acme") == []
+        assert (found.granted_next, found.by_hand) == (granted, 20 - granted)
+        assert found.by_hand_cents == (0 if granted else 6)
+        assert len(await at.kit.grants.list("acme")) == granted // 20
 
 
 async def test_an_id_corrects_once_and_only_what_it_did(store_url: str) -> None:

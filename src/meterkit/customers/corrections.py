@@ -446,8 +446,13 @@ def _model_price_meters(meter: str, view: CustomerView) -> list[tuple[str, str, 
 def _choose_restoration(view: CustomerView, meter: str) -> _Restoration:
     """Choose a grant if the next period is billed as this one is, else a credit by hand."""
     entitlement, subscription = view.entitlements[meter], view.state.subscription
-    ends = subscription is not None and subscription.cancel_at_ms is not None
-    goes_on = view.effective.access in {"full", "grace"} and not ends
+    goes_on = view.effective.access in {"full", "grace"}
+    if subscription is not None:
+        another = subscription.pending_plan not in {None, subscription.plan}
+        changes_ms = (subscription.cancel_at_ms, subscription.pending_at_ms if another else None)
+        bounds = view.effective.bounds
+        whole_ms = 2 * bounds.end_ms - bounds.start_ms  # With a next period as long as this one.
+        goes_on = goes_on and all(at_ms is None or at_ms >= whole_ms for at_ms in changes_ms)
     is_billed = entitlement.included is not None and entitlement.overage.mode == "bill"
     return "grant" if goes_on and is_billed else "by_hand"
 
