@@ -458,10 +458,15 @@ def _find_active(account: Account, call: Call, *, verb: str) -> Schedule:
     return schedule
 
 
-@CALLS("GET /v1/subscription_schedules", "created customer", PAGING)
+@CALLS("GET /v1/subscription_schedules", "created customer scheduled", PAGING)
 def _list_schedules(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/list."""
-    return list_newest(account.schedules, call, "customer")
+    is_ahead = call.params.boolean("scheduled")
+
+    def is_in(schedule: Schedule) -> bool:
+        return not is_ahead or schedule.status == "not_started"
+
+    return list_newest(account.schedules, call, "customer", where=is_in)
 
 
 CALLS.retrieve("/v1/subscription_schedules/{id}", lambda account: account.schedules)

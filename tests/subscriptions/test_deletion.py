@@ -21,7 +21,7 @@ from drivers.customer_states import note_findings
 from drivers.messages import SECRET, contact, courier
 from drivers.plans import plans_text
 from drivers.shop import PLANS as PLANS_OF_SHOP
-from drivers.shop import Shop, sell_nothing, shop
+from drivers.shop import START, Shop, sell_nothing, shop
 from drivers.subscribed_customer import erase
 from drivers.webhooks import NOW, Hooked, hooked
 from faults.inner_steps import failing, wrapped
@@ -51,6 +51,24 @@ async def test_a_customer_with_a_subscription_is_not_deleted(at: Shop) -> None:
     assert (await at.kit.customers.get("acme")).plan == "team"
     await events_arrive(at, await linked_of(at))
     assert (await at.kit.customers.get("acme")).plan == "team"
+
+
+@pytest.mark.parametrize(("price", "is_refused"), [("price_pro", True), ("price_other", False)])
+async def test_a_plan_that_begins_later_is_not_charged(at: Shop, price: str, is_refused: bool) -> None:
+    """A person sold it in the Dashboard from a day on: it began, and was charged to who had been deleted."""
+    at.emulator.add_price(500, price_id="price_other")
+    linked = at.emulator.add_customer("cus_acme")
+    await at.kit.customers.link("acme", linked)
+    begins = str(int((START + timedelta(days=3)).timestamp()))
+    phase = {"phases[0][items][0][price]": price, "start_date": begins}
+    await at.stripe_change("/v1/subscription_schedules", customer=linked, **phase)
+    if is_refused:
+        with pytest.raises(CustomerError, match=r"sub_sched_\w+, which has not started.*cancel=True"):
+            await at.kit.customers.delete("acme")
+        assert await at.kit.customers.known("acme")
+    await at.kit.customers.delete("acme", cancel=is_refused)
+    at.go(timedelta(days=4))
+    assert len(await at.stripe_list("/v1/subscriptions")) == int(not is_refused)
 
 
 async def test_a_subscription_unknown_to_the_store_is_looked_up(at: Shop) -> None:

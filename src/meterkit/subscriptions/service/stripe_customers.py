@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from http import HTTPStatus
 from inspect import isawaitable, iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from anyio import to_thread
 
@@ -23,12 +23,14 @@ from meterkit.errors import CustomerError, MeterkitError, NoSubscriptionError, S
 from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
 from meterkit.subscriptions.service.payment_pages import close_payments
 from meterkit.subscriptions.stripe_objects import (
+    is_missing_customer,
     is_unknown_at_stripe,
     key_of,
     persistently,
     same_error,
     unknown_customer_error,
 )
+from meterkit.subscriptions.subscription_reading import plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 _KEPT_MS: Final = 400 * DAY_MS
 _PLACE: Final = "tried"
 _PAGE: Final = 1_000
+_SCHEDULES: Final = "/v1/subscription_schedules"
+_EXPAND: Final = ("data.phases.items.price",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +251,8 @@ class CustomerHooks:
         else:
             await self._fetch_and_end_subscriptions(customer, cancel=cancel)
             await close_payments(self.api(), state.stripe_customer)
-            # A page may have been paid after the first look, before it was closed.
+            await self._end_planned(customer, self.api(), state.stripe_customer, cancel=cancel)
+            # A page may have been paid after the first look, before it was closed; a schedule may have begun.
             await self._fetch_and_end_subscriptions(customer, cancel=cancel)
         _, state = await CustomerStates(self.store).read(customer)
         await remember_trial(self.store, customer, state.subscription)
@@ -270,6 +275,26 @@ class CustomerHooks:
                 )
             with suppress(NoSubscriptionError):  # It has ended meanwhile.
                 await self.end(customer)
+
+    async def _end_planned(self, customer: str, api: StripeApi, linked: str, *, cancel: bool) -> None:
+        """End all subscriptions to plans that begin later; without ``cancel``, refuse the first."""
+        try:
+            planned = await api.list(_SCHEDULES, {"customer": linked, "scheduled": True, "expand": _EXPAND})
+        except StripeError as error:
+            if not is_missing_customer(error):
+                raise
+            return  # Stripe has deleted it: nothing begins.
+        for schedule in planned:
+            phases = cast("list[Mapping[str, Any]]", schedule["phases"])
+            if not any(plan_of(phase, self.store.catalog) for phase in phases):
+                continue
+            if not cancel:
+                raise CustomerError(
+                    f"customer {customer!r} has subscription schedule {schedule['id']}, which has not"
+                    " started, and Stripe would charge for it then; cancel it first, or delete with"
+                    " cancel=True (--cancel), which cancels it"
+                )
+            await api.post(f"{_SCHEDULES}/{schedule['id']}/cancel")
 
     async def store_override(
         self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
