@@ -110,6 +110,8 @@ def _settle(counts: Counts) -> Counts:
         # Live leaves them out of its turn and of the total.
         output = answer + thoughts
     known = {"input_tokens": entered, "output_tokens": output, "input_tool_tokens": counts.get("tools")}
+    if counts.get("tools") and counts.get("web_searches"):
+        known["billed_input_tokens"] = prompt  # Google charges the searches, not what they have found.
     return {**counts, **{name: count for name, count in known.items() if count is not None}}
 
 
