@@ -8,15 +8,18 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from math import floor
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from drivers.app import Served, ignore, no_more
+from drivers.app import Served, hello, ignore, no_more, served
 from drivers.llm_apps import PLANS, answering, metered, read_all, tokens
+from drivers.llm_apps import ask as post
+from drivers.plans import completed
 from faults.refusals import eventually, settled
-from meterkit import record_usage
+from meterkit import record, record_usage
 from tokens.openai_payloads import PAYLOADS, TRANSCRIBED, response
 from tokens.recordings import JSON_TYPE, SSE_TYPE
 
@@ -284,6 +287,40 @@ async def test_a_socket_answer_costs_the_model_of_its_session(
     async with funded("ai", PRICED) as at:
         await talk(at, path, sent, received=received, query=query)
         assert await spent(at) == sum(10 * one * 10**6 for one in each)
+
+
+@pytest.mark.parametrize(("way", "spends"), [("read", 40), ("reported", 40), ("late", 40), ("recorded", 160)])
+async def test_late_usage_costs_what_the_plans_file_says_now(way: str, spends: int, tmp_path: Path) -> None:
+    """Ten tokens before an edit of the plans file, and ten after it, on one websocket or in one task."""
+    path = tmp_path / "plans.yaml"
+    plans = completed(PRICED.replace("routes:\n", 'routes:\n  - {match: "POST /late"}\n'))
+    path.write_text(plans)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if way == "late":
+            await hello(scope, receive, send)
+        else:
+            await send({"type": "websocket.accept"})
+        for name in ("r1", "r2"):
+            said = done(name, 1, 10, model="mini")
+            if way == "read":
+                await send({"type": "websocket.send", "text": json.dumps(said)})
+            elif way == "recorded":
+                record(output_tokens=10)
+            else:
+                record_usage(said)
+            path.write_text(plans.replace("default: 4, models: {mini: 1", "default: 12, models: {mini: 3"))
+            await at.kit.reload()
+
+    async with served(app, plans=path) as at:
+        await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
+        if way == "late":
+            await post(at, "/late")
+            await settled(at.kit)
+        else:
+            await talk(at, "/live", [])
+        assert await spent(at) == spends * 10**6
 
 
 @pytest.mark.parametrize("is_server", [True, False])

@@ -16,7 +16,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from drivers.app import Served, served
 from drivers.plans import completed
 from faults.proxy import TcpProxy
-from faults.refusals import eventually
+from faults.refusals import eventually, settled
+from meterkit import record
 from servers.stores import Server, spawn_server
 
 pytestmark = pytest.mark.anyio
@@ -401,6 +402,34 @@ async def test_i4_an_open_websocket_goes_by_the_plans_file_of_now(tmp_path: Path
         socket.say(*map(str, range(9)))
         await asyncio.wait([socket.task])
         assert len(socket.heard()) == 7
+
+
+async def test_an_open_websocket_counts_on_a_plan_that_came_later(tmp_path: Path) -> None:
+    """Its customer's plan is in the edited file only: by the former one the default plan had counted."""
+    path = tmp_path / "plans.yaml"
+    meters = "meters: {pages: {unit: page, stripe: {event_name: pages}}}\n"
+    plans = (
+        meters
+        + 'routes: [{match: "WS /live"}]\nplans:\n  free: {price: {amount_cents: 0, interval: month}}\n'
+    )
+    bill = "{pages: {included: 1, overage: {bill: {per: 1, amount_cents: 10}}}}"
+    later = f"  pro: {{price: {{amount_cents: 100, interval: month}}, meters: {bill}}}\n"
+    path.write_text(completed(plans))
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        path.write_text(completed(plans + later))
+        await at.kit.reload()
+        await at.kit.customers.set_plan("acme", "pro")
+        record(pages=4)
+
+    async with served(app, plans=path) as at:
+        async with opened(at) as socket:
+            await socket.task
+        await settled(at.kit)
+        pages = (await at.kit.usage("acme"))["meters"]["pages"]
+        assert (pages["recorded"], pages["overage_cents"]) == (4, 30)
 
 
 async def test_i7_an_open_websocket_goes_on_uncounted_at_a_stop() -> None:

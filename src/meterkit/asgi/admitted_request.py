@@ -270,7 +270,8 @@ class AdmittedRequest(HoldOwner):
         Raises:
             UnknownFeatureError: the feature is not in the plans file.
         """
-        view, decided = self._view, self._decided
+        decided = self._decided
+        view = self._view if decided is None else decided.view
         feature = check_feature(feature, view.cache.catalog.features)
         if decided is None:
             return None

@@ -30,7 +30,7 @@ from meterkit.store.settlement_parts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from fractions import Fraction
 
     from starlette.types import Message, Scope, Send
@@ -415,6 +415,7 @@ class Exchange(AdmittedRequest):
         """Record usage of the request; usage after its end is settled at once."""
         lane = self._lane
         with recording:
+            self._follow_plans(quantities)
             if lane is None or not (self._settled or self._complete):
                 before, total = self._recorded, dict(self._recorded or _NOTHING)
                 # All of them or none: where one is refused, nothing of this call is recorded.
@@ -449,6 +450,7 @@ class Exchange(AdmittedRequest):
         lane = self._lane
         with recording:
             llm = self._llm = self._llm or LlmCalls()
+            self._follow_plans()
             result = change(llm)
             if not self._complete:
                 self._nothing_to_settle = False
@@ -462,6 +464,26 @@ class Exchange(AdmittedRequest):
         settle = partial(settle_jobs, route=self._route, billed=self._outcome() in self._charge_on)
         call_on_loop(self._store, lane, settle, self._store, lane, self._view, None, outliving)
         return result
+
+    @property
+    def _counts_at_once(self) -> bool:
+        """Whether usage that comes now is settled by itself, and nothing of the request is still to be."""
+        return self._settled or (self._complete and self._nothing_to_settle)
+
+    def _follow_plans(self, meters: Collection[str] = ()) -> None:
+        """Count later usage by the current plans file, if it has the meters.
+
+        A background task may report usage for hours, and an open websocket for days.
+        """
+        cache, view = self._store.cache, self._view
+        if cache is view.cache or not self._counts_at_once or view.is_deleted:
+            return
+        if not cache.counters.issuperset(meters):
+            return  # The app still records what the file has no more.
+        self._route = cache.routes.find_newest(self._route.match) or self._route
+        self._view = cache.rebind(view)
+        if self._llm is not None:
+            self._llm.reprice(cache, self._name_calls, self._requested_models)
 
     def _settle_late(self, lane: Lane, parts: Sequence[UsedQuantities]) -> None:
         due = self._is_due(self._outcome())

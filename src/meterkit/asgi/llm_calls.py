@@ -188,6 +188,11 @@ class LlmCalls:
             self._counted[place] = self._counted.get(place, 0) + amount
         return used_of(more, compiled)
 
+    def reprice(self, compiled: CompiledCatalog, name: NameCalls, requested: RequestedModels) -> None:
+        """Value the counted calls by another plans file, so that none of them is counted once more."""
+        if self._counted:
+            self._counted = self._sum_amounts(compiled, name, requested)
+
     def forget_oldest(self, compiled: CompiledCatalog, name: NameCalls, requested: RequestedModels) -> None:
         """Forget the oldest counted calls once there are many: a websocket or a task may last for days."""
         reported = len(self.reports) + len(self._taps)

@@ -116,8 +116,11 @@ class WebSocketExchange(Exchange):
     def _count_calls(self, calls: Sequence[CallUsage]) -> None:
         """Count answers of a model at once: an open websocket may last for days."""
         if self._lane is not None:
-            named = self._name_calls(calls)
-            self.update_calls(lambda known: known.add_read(named))
+            self.update_calls(lambda known: known.add_read(self._name_calls(calls)))
+
+    @property
+    def _counts_at_once(self) -> bool:
+        return self._complete
 
     def _requested_models(self) -> Sequence[str]:
         """Find the model of the session by the server, otherwise those that the client or the URL names."""
