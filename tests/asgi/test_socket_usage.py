@@ -430,7 +430,7 @@ async def test_a_transcription_costs_its_sessions_model(
 
 
 @pytest.mark.parametrize("path", ["/auto", "/openai"])
-@pytest.mark.parametrize(("left_after", "micros"), [(4, 52_250), (3, 39_750), (2, 2_250), (1, 16_666)])
+@pytest.mark.parametrize(("left_after", "micros"), [(4, 52_250), (3, 39_750), (2, 18_916), (1, 16_666)])
 async def test_a_live_session_costs_its_length_and_questions(path: str, left_after: int, micros: int) -> None:
     session: Any = PAYLOADS["live session"].said
     first, second, closed = session
@@ -440,6 +440,27 @@ async def test_a_live_session_costs_its_length_and_questions(path: str, left_aft
     async with funded("usd", CHARGES) as at:
         await talk(at, path, events, query="model=gpt-live-1")
         assert await spent(at) == micros
+
+
+@pytest.mark.parametrize("app_reports", [False, True])
+async def test_a_live_session_draws_the_balance_while_it_lasts(*, app_reports: bool) -> None:
+    """Its figures are of the whole session so far, and count once, also where the app reports them."""
+    seen: list[int] = []
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        for event in PAYLOADS["live session"].said:
+            if app_reports:
+                record_usage(event)
+            await send({"type": "websocket.send", "text": json.dumps(event)})
+            await settled(at.kit)
+            seen.append(await spent(at))
+
+    async with metered(app, "memory://", plans=CHARGES) as at:
+        await at.kit.grants.add("acme", {"usd": 1000}, grant_id="one")
+        await talk(at, "/openai", [], query="model=gpt-live-1")
+        assert seen == [16_666, 37_500, 50_000]
 
 
 async def test_a_response_over_a_websocket_has_its_tools() -> None:

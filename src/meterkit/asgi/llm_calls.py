@@ -120,8 +120,9 @@ class LlmCalls:
         self._taps += calls
 
     def add_read(self, calls: Sequence[CallUsage]) -> None:
-        """Add calls that a message of an open websocket has reported."""
-        self._body += tuple(calls)
+        """Add calls that a message of an open websocket has reported, in place of those of the same ids."""
+        names = {call.response_id for call in calls if call.response_id}
+        self._body = (*(call for call in self._body if call.response_id not in names), *calls)
 
     def snapshot_taps(self) -> None:
         """Add the calls of streams that have not ended by what was read of them; their end replaces this.

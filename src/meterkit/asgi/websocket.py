@@ -36,10 +36,11 @@ from meterkit.tokens.layout import may_have_figures, may_report
 from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.gemini import GEMINI_LIVE
+from meterkit.tokens.providers.openai import LIVE_SESSION, SESSION_LENGTHS
 from meterkit.tokens.requested_model import SessionModels, is_transcription, requested_models
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from starlette.types import Message
 
@@ -368,6 +369,7 @@ class SocketUsage:
     _input_tokens: int = field(default=0, init=False)
     _unread: str | None = field(default=None, init=False)
     _note_message: dict[str, None] = field(default_factory=dict[str, None], init=False)
+    _length: tuple[CallUsage, ...] = field(default=(), init=False)
     _observer: UsageObserver | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -422,6 +424,9 @@ class SocketUsage:
             # The figures of a turn come in a message that has nothing else.
             self.usage, self._declared = GEMINI_LIVE.name, True
             observer = self._observer = self._new_observer()
+        if event.get("type") in SESSION_LENGTHS:
+            self._count_length(event)
+            return
         # A transcription is another model's call: an answer that has begun goes on.
         is_apart = is_transcription(event)
         reader = self._new_observer() if is_apart else observer
@@ -438,7 +443,17 @@ class SocketUsage:
         else:
             self._observer = self._new_observer()
             self._input_tokens = 0
-        self.count(calls)
+        # The length comes last: of the calls of an open websocket only the newest ones are kept.
+        self.count((*calls, *self._length))
+
+    def _count_length(self, event: Table) -> None:
+        """Count how long a session is so far, in place of what was counted of it before."""
+        reader = self._new_observer()
+        reader.observe(event)
+        found = reader.close(complete=True, notes=())
+        if _seconds_of(found) > _seconds_of(self._length):
+            self._length = tuple(replace(call, response_id=LIVE_SESSION) for call in found)
+            self.count(self._length)
 
     def _is_new(self, call: CallUsage) -> bool:
         """Whether an answer was not counted before: its last event may be sent more than once."""
@@ -481,6 +496,10 @@ class SocketUsage:
     def _stop_reading(self, error: str) -> None:
         self._observer = None
         self.complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
+
+
+def _seconds_of(calls: Iterable[CallUsage]) -> int:
+    return sum(sum(call.details.values()) for call in calls)
 
 
 def _is_read(data: bytes) -> bool:

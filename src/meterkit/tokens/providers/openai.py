@@ -298,9 +298,11 @@ _STREAMED: Final = (
 """Beginnings of the types of events."""
 _TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
 """The Realtime API's event of another model's call, which transcribes what the user has said."""
-_LIVE: Final = ("session.usage.updated", "session.closed")
+SESSION_LENGTHS: Final = ("session.usage.updated", "session.closed")
 """Events of the Live API that say how long a session is so far."""
-_OTHER_EVENTS: Final = (*_MEDIA_EVENTS, *_LIVE, _CONVERSED, _TRANSCRIBED)
+LIVE_SESSION: Final = "session"
+"""Id of a live session in events that name none."""
+_OTHER_EVENTS: Final = (*_MEDIA_EVENTS, *SESSION_LENGTHS, _CONVERSED, _TRANSCRIBED)
 _NESTED: Final = "response.event"
 """The Live API's event that has one of the Responses API in it."""
 _DECISIONS: Final = frozenset({"predicate", "choice", "score", "refusal"})
@@ -416,7 +418,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in choices)
     kind = event.get("type")
     is_transcribed = kind == _TRANSCRIBED
-    session = table(event.get("session")) if kind in _LIVE else None
+    session = table(event.get("session")) if kind in SESSION_LENGTHS else None
     named = holder if session is None else session
     if state is not None and is_async_completion(event):
         named = event
@@ -425,10 +427,11 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         settle=settle,
         provider=provider,
         refused=refused or has_refused_cost,
-        call_id=short_id(named.get("item_id" if is_transcribed else "id")),
+        call_id=short_id(named.get("item_id" if is_transcribed else "id"))
+        or (LIVE_SESSION if kind in SESSION_LENGTHS else None),
         model=text(named.get("model")) or _model_of_outputs(named),
         opens=is_transcribed or _is_complete_answer(event, holder),
-        final=(finished or not choices) and kind != _LIVE[0],
+        final=(finished or not choices) and kind != SESSION_LENGTHS[0],
         alone=not choices,
         outlives=state is not None,
         sums=holder.get("object") in _SUMS,
@@ -467,7 +470,7 @@ def _calls_of_others(holder: Table, provider: str, cost: Fraction | None) -> tup
 
 
 def _counts_in(event: Table, usage: Table) -> tuple[Counts, bool] | None:
-    if event.get("type") in _LIVE:
+    if event.get("type") in SESSION_LENGTHS:
         return read_duration(usage, ("audio_seconds",))
     has_only_total = _is_embeddings(event) or _is_ranking(event)
     return read_usage(usage, has_only_total=has_only_total, makes_images=_is_images(event))
