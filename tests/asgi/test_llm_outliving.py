@@ -6,12 +6,13 @@ import asyncio
 import logging
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from drivers.app import Served
+from drivers.app import Served, served
 from drivers.llm_apps import PLANS, answering, ask, metered, tokens
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
@@ -428,3 +429,40 @@ async def test_an_end_seen_during_an_outage_counts_afterwards(valkey: Server) ->
         await eventually(is_counted)
         await polled(at)
         assert [(600, 400), (0, 0)] == await of_each(at.kit)
+
+
+async def test_an_edit_while_the_store_is_down_loses_no_job(valkey: Server, tmp_path: Path) -> None:
+    """The job began under the former plans file, and its end is counted on the meters of the edited one."""
+    path = tmp_path / "plans.yaml"
+    path.write_text(PLANS.replace("  total_tokens: {unit: token}\n", ""))
+    app, settings = saying(response("queued"), response("completed")), {"store_timeout": 5}
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        served(app, plans=path, redis_url=proxy.url, settings=settings) as at,
+    ):
+        await asked(at, "/auto")
+        path.write_text(PLANS)
+        await at.kit.reload()
+        await proxy.set("refuse")
+        await ask(at, "/auto", method="GET", body=b"")
+        await proxy.set("pass")
+
+        async def is_counted() -> bool:
+            with suppress(StoreError):
+                return (600, 400, 1000) == await tokens(
+                    at.kit, "input_tokens", "output_tokens", "total_tokens"
+                )
+            return False
+
+        await eventually(is_counted)
+
+
+async def test_an_edit_after_the_reservation_loses_no_job(tmp_path: Path) -> None:
+    path = tmp_path / "plans.yaml"
+    path.write_text(PLANS)
+    async with served(saying(response("queued")), plans=path) as at:
+        async with at.kit.reserve("acme", {"output_tokens": 500}) as reservation:
+            path.write_text(PLANS.replace("  total_tokens: {unit: token}\n", ""))
+            await at.kit.reload()
+            await reservation.capture(response("completed"))
+        assert (600, 400) == await tokens(at.kit)

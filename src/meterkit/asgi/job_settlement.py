@@ -91,13 +91,14 @@ async def _count_job(
 ) -> None:
     """Count a job that has ended; if the store is down, as soon as it is back."""
     job_id = call.response_id or ""
-    used = next(iter(used_by_model([call], view.cache)), None)
-    by: Counting | None = None if used is None else "whole"
+    by: Counting | None = "whole" if used_by_model([call], view.cache) else None
 
     def settle(claim: JobClaim) -> None:
-        owner, counts, _ = claim
-        if owner is not None and used is not None and counts:
-            key = store.keys.event(owner.shard, owner.customer, name)
+        if claim.owner is None or not claim.counts:
+            return
+        owner = store.cache.rebind(claim.owner)  # The plans file may have changed since it was found.
+        key = store.keys.event(owner.shard, owner.customer, name)
+        for used in used_by_model([call], owner.cache):
             store.settle(lane, Settlement(owner, used=used, event=EventMark(key)))
 
     try:

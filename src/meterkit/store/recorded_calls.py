@@ -237,6 +237,8 @@ async def _claim_captured(
     owner = claim.owner
     if owner is None or not claim.counts:
         return ()
+    if owner.cache is not view.cache:  # The plans file has changed since the reservation.
+        parts = used_by_model([call], owner.cache)
     mark = EventMark(store.keys.event(owner.shard, owner.customer, event_id))
     return [Settlement(owner, used=part, event=mark) for part in parts]
 
