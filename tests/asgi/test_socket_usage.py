@@ -157,17 +157,28 @@ async def test_each_turn_of_gemini_live_counts(path: str) -> None:
         assert (1122, 42 + 136 + 10) == await tokens(at.kit)
 
 
-@pytest.mark.parametrize("path", ["/auto", "/gemini"])
-async def test_a_search_of_gemini_live_counts_with_its_turn(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "models", "searches"),
+    [
+        ("/auto", [], 1),
+        ("/gemini", ["gemini-live-2.5-flash"], 1),
+        ("/auto", ["gemini-3.8-live"], 2),
+        ("/gemini", ["gemini-3.8-live"], 2),
+        ("/gemini", ["gemini-3.8-live", "gemini-live-2.5-flash"], 1),
+    ],
+)
+async def test_a_search_of_gemini_live_counts_with_its_turn(
+    path: str, models: list[str], searches: int
+) -> None:
+    setups = [{"setup": {"model": f"models/{model}"}} for model in models]
     grounding = {"groundingMetadata": {"webSearchQueries": ["weather", "weather today"]}}
     spoken = {"modelTurn": {"parts": [{"inlineData": {"mimeType": "audio/pcm", "data": "A" * 400}}]}}
     searched = {"serverContent": {**spoken, **grounding}}
     plans = SOCKETS.replace("  total_tokens:", "  web_searches: {unit: search}\n  total_tokens:")
     async with metered(provider, "memory://", plans=plans) as at:
-        await talk(
-            at, path, [{"setupComplete": {}}, searched, searched, turn(500, 10), said("x"), turn(600, 10)]
-        )
-        assert (1100, 20, 1) == await tokens(at.kit, "input_tokens", "output_tokens", "web_searches")
+        turns = [searched, searched, turn(500, 10), said("x"), turn(600, 10)]
+        await talk(at, path, [{"setupComplete": {}}, *turns], received=setups)
+        assert (1100, 20, searches) == await tokens(at.kit, "input_tokens", "output_tokens", "web_searches")
 
 
 @pytest.mark.parametrize("path", ["/auto", "/gemini"])

@@ -246,7 +246,11 @@ def test_messages_of_a_websocket_amount_to_units_and_price(name: str, how: str) 
         calls.extend(replace(call, model=call.model or asked) for call in found)
 
     socket = SocketUsage(
-        "auto" if how == "auto" else row.usage, count=count, complain=pytest.fail, report_unread=print
+        "auto" if how == "auto" else row.usage,
+        count=count,
+        models=tuple,
+        complain=pytest.fail,
+        report_unread=print,
     )
     for event in row.said:
         socket.sent({"type": "websocket.send", "text": json.dumps(event)})

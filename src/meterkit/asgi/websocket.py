@@ -35,7 +35,7 @@ from meterkit.tokens.json_values import load, table
 from meterkit.tokens.layout import may_have_figures, may_report
 from meterkit.tokens.observer import UsageObserver
 from meterkit.tokens.providers import BY_NAME
-from meterkit.tokens.providers.gemini import GEMINI_LIVE
+from meterkit.tokens.providers.gemini import GEMINI, live_api
 from meterkit.tokens.providers.openai import LIVE_SESSION, SESSION_LENGTHS
 from meterkit.tokens.requested_model import SessionModels, is_transcription, requested_models
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView
     from meterkit.tokens.framing.incremental import Work
     from meterkit.tokens.json_values import Table
+    from meterkit.tokens.providers.reader_interface import ProviderApi
 
 _CHECK_EVERY_S: Final = 60.0
 _SWITCHING_PROTOCOLS: Final = 101
@@ -87,6 +88,7 @@ class WebSocketExchange(Exchange):
             self._usage = SocketUsage(
                 self._route.usage,
                 count=self._count_calls,
+                models=self._requested_models,
                 complain=self.warn,
                 report_unread=partial(warn_of_unread, self._store, self._route),
             )
@@ -353,6 +355,7 @@ class SocketUsage:
     Args:
         usage: the route's word.
         count: takes the calls whose figures have come.
+        models: finds those that may answer.
         complain: logs an error of the reader, which the app never sees.
         report_unread: takes, at the end, the path of a token figure that was not read.
 
@@ -362,10 +365,12 @@ class SocketUsage:
 
     usage: str
     count: Callable[[Sequence[CallUsage]], None]
+    models: Callable[[], Sequence[str]]
     complain: Callable[[str], None]
     report_unread: Callable[[str], None]
     session: SessionModels = field(default_factory=SessionModels, init=False)
     _declared: bool = field(init=False)
+    _live: ProviderApi = field(init=False)
     _input_tokens: int = field(default=0, init=False)
     _unread: str | None = field(default=None, init=False)
     _note_message: dict[str, None] = field(default_factory=dict[str, None], init=False)
@@ -373,11 +378,11 @@ class SocketUsage:
     _observer: UsageObserver | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self._declared = self.usage != "auto"
+        self._declared, self._live = self.usage != "auto", live_api(self.models)
         self._observer = self._new_observer()
 
     def _new_observer(self) -> UsageObserver:
-        apis = (GEMINI_LIVE,) if self.usage == GEMINI_LIVE.name else BY_NAME[self.usage]
+        apis = (self._live,) if self.usage == GEMINI.name else BY_NAME[self.usage]
         return UsageObserver(apis, declared=self._declared)
 
     def sent(self, message: Message) -> None:
@@ -422,7 +427,7 @@ class SocketUsage:
             return
         if not (self._declared or _LIVE.isdisjoint(event)):
             # The figures of a turn come in a message that has nothing else.
-            self.usage, self._declared = GEMINI_LIVE.name, True
+            self.usage, self._declared = GEMINI.name, True
             observer = self._observer = self._new_observer()
         if event.get("type") in SESSION_LENGTHS:
             self._count_length(event)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.batch_lines import interaction_of, outliving_state
@@ -16,7 +17,7 @@ from meterkit.tokens.providers.reader_interface import ProviderApi, context_of, 
 from meterkit.tokens.reported_calls import EventUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from meterkit.tokens.json_values import Counts, Table
 
@@ -79,8 +80,8 @@ _RESPONSES: Final = [
 ]
 """Places of the responses in a batch: of the API, and of the SDK's object."""
 _SEARCHES_OF_TYPE: Final = {"google_search": "web_searches"}
-_EACH_SEARCH_SINCE: Final = 3
-_VERSION: Final = re.compile(r"(?:.*/)?gemini-(\d+)")
+_EACH_SEARCH: Final = re.compile(r"gemini-(?!(?:(?:flash|pro|live|robotics-er)-)?[12]\.\d)|deep-research-")
+"""Names of models whose searches Google charges one by one, such as `gemini-flash-latest`, and of agents."""
 
 _INTERACTION: Final = paths(
     prompt="total_input_tokens",
@@ -128,35 +129,35 @@ def _details(usage: Table) -> tuple[dict[str, int], bool]:
     return sums, refused
 
 
-def _searches(event: Table, model: str | None) -> dict[str, int]:
+def _searches(event: Table, *models: str | None) -> dict[str, int]:
     """Searches of an event that Google charges."""
     live = event.get("serverContent") or event.get("server_content")
     answers = (*rows(event.get("candidates")), live, event)
     return grounding_searches(
-        [dig(one, ("groundingMetadata",)) or dig(one, ("grounding_metadata",)) for one in answers], model
+        [dig(one, ("groundingMetadata",)) or dig(one, ("grounding_metadata",)) for one in answers], *models
     )
 
 
-def grounding_searches(groundings: Iterable[object], model: str | None) -> dict[str, int]:
+def grounding_searches(groundings: Iterable[object], *models: str | None) -> dict[str, int]:
     """Searches that Google charges: each different query since Gemini 3, before that one for each prompt.
 
     https://ai.google.dev/gemini-api/docs/google-search
 
     Args:
         groundings: what the answers to a prompt are grounded on.
-        model: that answers.
+        models: those that may have answered.
     """
     queries = set[str]()
     for grounding in groundings:
         found = dig(grounding, ("webSearchQueries",)) or dig(grounding, ("web_search_queries",))
         queries.update(query for query in rows(found) if isinstance(query, str) and query.strip())
-    return {"web_searches": charged_searches(len(queries), model)} if queries else {}
+    return {"web_searches": charged_searches(len(queries), *models)} if queries else {}
 
 
-def charged_searches(made: int, model: str | None) -> int:
-    """Searches that Google charges of those that a model has made."""
-    version = _VERSION.match(model or "")
-    return made if version is not None and int(version[1]) >= _EACH_SEARCH_SINCE else min(made, 1)
+def charged_searches(made: int, *models: str | None) -> int:
+    """Searches that Google charges of those that a model has made; one, where it is not known which it is."""
+    names = [(model or "").rpartition("/")[2] for model in models]
+    return made if names and all(map(_EACH_SEARCH.match, names)) else min(made, 1)
 
 
 def _interaction_usage(event: Table) -> EventUsage | None:
@@ -287,7 +288,16 @@ def _context(usage: Table) -> dict[str, str]:
     return context_of(service_tier=tier or traffic.lower().removeprefix("on_demand_"))
 
 
-def _live_usage_in(event: Table, strict: bool) -> EventUsage | None:
+def live_api(models: Callable[[], Iterable[str]]) -> ProviderApi:
+    """Messages of a websocket.
+
+    Args:
+        models: finds those that may answer: the messages name none.
+    """
+    return replace(GEMINI, usage_in=partial(_live_usage_in, models))
+
+
+def _live_usage_in(models: Callable[[], Iterable[str]], event: Table, strict: bool) -> EventUsage | None:
     """Usage in a message of Gemini Live; searches come before the figures of their turn.
 
     On Vertex AI a turn has the name of a response's candidates for its tokens:
@@ -297,10 +307,13 @@ def _live_usage_in(event: Table, strict: bool) -> EventUsage | None:
     if usage is not None and "candidatesTokenCount" in usage:
         of_turn = {"responseTokenCount": usage["candidatesTokenCount"], **usage}
         event = {**event, "usageMetadata": of_turn}
-    found, searches = _usage_in(event, strict), _searches(event, None)
-    if found is None and searches:
-        return EventUsage(counts=searches, settle=_settle, provider="gcp.gemini")
-    return None if found is None else replace(found, opens=False)  # Each turn has a reader of its own.
+    found, searches = _usage_in(event, strict), _searches(event)
+    if searches:
+        searches = _searches(event, *models())
+        found = found or EventUsage(counts=searches, settle=_settle, provider="gcp.gemini")
+    if found is None:
+        return None
+    return replace(found, opens=False, counts={**found.counts, **searches})  # A turn has its own reader.
 
 
 def _has_live_usage(usage: Table) -> bool:
@@ -351,5 +364,3 @@ GEMINI: Final = ProviderApi(
     recognises=_recognises,
     marks=(b'"candidates"', b'"serverContent"', b'"server_content"', b'"promptFeedback"', b'"interaction'),
 )
-GEMINI_LIVE: Final = replace(GEMINI, usage_in=_live_usage_in)
-"""Messages of a websocket."""
