@@ -79,7 +79,7 @@ async def test_usage_waits_for_a_link(at: Desk) -> None:
     assert minutes(at)[0] in {JULY - timedelta(minutes=1), JULY + timedelta(days=3)}
 
 
-async def test_a_late_link_leaves_no_expired_usage_pending(at: Desk) -> None:
+async def test_a_late_link_leaves_no_expired_usage_pending(at: Desk, caplog: Caplog) -> None:
     await at.kit.record("acme", "requests", 4)
     at.clock.set(JULY)
     await at.kit.customers.set_plan("acme", "pro")  # A customer without a state is forgotten.
@@ -88,7 +88,12 @@ async def test_a_late_link_leaves_no_expired_usage_pending(at: Desk) -> None:
     await at.kit.record("eve", "requests", 4)  # In the same shard.
     await at.link("acme")
     report = await at.flush(everything=True)
-    assert (report.left, report.parked) == (0, 1)  # Stripe accepts usage of the last 35 days.
+    assert (report.left, report.parked) == (0, 0)  # Stripe accepts usage of the last 35 days.
+    june = (await at.kit.usage("acme", period=NOW))["meters"]["requests"]
+    assert (june["recorded"], june["unlinked"], june["late"]) == (4, 0, 4)
+    (told,) = [line for line in caplog.messages if "no invoice bills" in line]
+    assert told.endswith("4 of requests of the period from 2031-06-01T00:00:00Z")
+    assert (await at.kit.customers.delete("acme")).state == 1
 
 
 async def test_the_flusher_runs_until_stopped_despite_failures(

@@ -158,6 +158,21 @@ async def test_usage_of_a_former_link_is_billed_once(at: Shop, is_queued: bool) 
     assert [one.advice for one in await at.kit.reconcile("bob", at=HALF)] == [""]
 
 
+async def test_a_first_link_bills_no_months_long_past(at: Shop) -> None:
+    await at.kit.customers.set_plan("bob", "pro")
+    for days in (0, 31, 50):
+        at.clock.advance(timedelta(days=days))
+        await at.kit.record("bob", "words", 126)
+    at.emulator.add_customer("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.kit.flush(everything=True)
+    (line,) = [one for one in await at.stripe_list("/v1/invoiceitems") if one["customer"] == "cus_bob"]
+    assert (line["amount"], line["period"]["start"]) == (104, int(END.timestamp()))
+    assert await fates(at, "bob") == (0, 0, 26)
+    known = [one for one in await at.kit.customers.history("bob") if one.kind == "late"]
+    assert [str(one.after) for one in known] == ["not billed: no link came within 35 days of its period"]
+
+
 async def test_pending_usage_keeps_its_price_through_a_new_link(at: Shop) -> None:
     await at.kit.record("acme", "words", 126)
     at.clock.set(END + timedelta(seconds=3))

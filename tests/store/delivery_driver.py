@@ -17,7 +17,19 @@ from meterkit.decisions.periods import bounds_at
 from meterkit.redis.connection import pack
 from store.delivery_checks import SKEWS, Checks, own_keys, pairs, terms_of, texts_of
 from store.delivery_corrections import ONCE, Billed, Prices, Restore, restore
-from store.delivery_model import LETTERS, METERS, STEERED, Amend, Billing, Intent, Move, Refuse, Seal, Steer
+from store.delivery_model import (
+    LETTERS,
+    METERS,
+    STEERED,
+    TOKENS,
+    Amend,
+    Billing,
+    Intent,
+    Move,
+    Refuse,
+    Seal,
+    Steer,
+)
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Customer, Times, View
 from store.script_plans import START_MS
@@ -605,7 +617,7 @@ class Delivery(Checks):
         )
         shared = ("customers", "dirty", "unlinked", "turns")
         keys = (*own_keys(name, "cs"), *shared, f"h:{name}", "notices", *own_keys(name, "vt"), "over")
-        changed = {"entries": asked.entries, "notices": asked.notices, "gauges": []}
+        changed = {"entries": asked.entries, "notices": asked.notices, "gauges": [], "names": TOKENS}
         ended: dict[str, Any] = {
             "at": str(asked.ended_ms),
             "labels": asked.labels,

@@ -15,6 +15,7 @@ from store.script_model import NEVER_MS, Answer, Customer, Times, Totals, View, 
 METERS: Final = ("requests", "tokens", "pages", "rows")
 TOKENS: Final = {meter_token(meter): meter for meter in METERS}
 BY_ITEM: Final = 2
+FROM_NOW_ON: Final = 2
 VALUE_MAX: Final = 10**15 - 1
 AHEAD_MS: Final = 3 * MINUTE_MS
 SKEW_MS: Final = 2_000
@@ -528,6 +529,7 @@ class Shard:
         if customer.period is not None:
             customer.cached = rev
         self._seal_sooner(name, asked.switches, seal_at_ms)
+        expired = self._expire(name, now) if linked == FROM_NOW_ON else []
         is_waiting = linked > 0 and self.unlinked.pop(name, None) is not None
         if is_waiting or (linked == 2 and customer.closed):
             self.dirty[name] = seal_at_ms
@@ -542,7 +544,20 @@ class Shard:
                 customer.period = begins, end
                 if name in self.unlinked:
                     self.unlinked[name] = max(self.unlinked[name], end + KEPT_MS)
-        return [0]
+        return [0, *expired]
+
+    def _expire(self, name: str, now: int) -> list[bytes]:
+        """Make usage late that has waited for a link for more than 35 days after its period."""
+        closed, expired = self.customers[name].closed, list[str]()
+        for field in sorted(field for field, count in closed.items() if field[-1] == "p" and count):
+            period, token = field[:-6], field[-5:-1]
+            if f"{period}|e" in closed and closed[f"{period}|e"] + KEPT_MS <= now:
+                units = closed.pop(field)
+                closed[f"{period}|{token}t"] += units
+                expired.append(f"{period} {units} of {TOKENS[token]}")
+                after = "not billed: no link came within 35 days of its period"
+                self.histories[name].append(["late", str(now), expired[-1], after, "clock"])
+        return [text.encode() for text in expired]
 
     def wait_for_link(self, name: str, expires_ms: int, now: int) -> None:
         waiting = {known: until for known, until in self.unlinked.items() if until > now}

@@ -11,7 +11,7 @@ import logging
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, replace
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.period_carryover import with_unlimited_use
 from meterkit.decisions.customer_overrides import overridden_label, overrides_at, without_amounts
@@ -28,6 +28,7 @@ from meterkit.decisions.customer_state import (
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import FORMAT, meter_token
+from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.plan_shares import with_plan_changes
 from meterkit.decisions.price_segments import NOT_BILLED, billed_labels, ended_labels, is_same_price
 from meterkit.decisions.subscription import NEVER_MS
@@ -47,7 +48,7 @@ from meterkit.outbox.meters_or_lines import (
     line_prices,
     line_switches,
 )
-from meterkit.store.event_names import read_meters, with_former_names
+from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.store")
 _TRIES: Final = 32
+_FROM_NOW_ON: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,12 +216,15 @@ class CustomerStates:
         effective = effective_plan(changed, store.catalog, now_ms)
         admin = await store.admin()
         shard, ended = keys.shard, _ended_prices(before, force, (found.state, changed), store.catalog)
-        if ended.labels and changed != found.state and ended.switches:
-            remembered = await read_meters(admin, store.keys, store.catalog)
+        linked, remembered = _linked_now(found.state, changed), dict[str, ReportedMeter]()
+        has_ended = bool(ended.labels and changed != found.state and ended.switches)
+        if has_ended or linked == _FROM_NOW_ON:
+            remembered |= await read_meters(admin, store.keys, store.catalog)
+        if has_ended:
             overrides = overrides_at(found.state.overrides, now_ms)
             labels = with_former_names(ended.labels, remembered, store.catalog, overrides)
             ended = ended._replace(labels=labels)
-        reply = await admin.run(
+        reply: list[Any] = await admin.run(
             store.scripts["amend_state"],
             [
                 *(keys.counters, keys.state, store.keys.shard(shard, "customers"), keys.dirty, keys.unlinked),
@@ -230,7 +235,7 @@ class CustomerStates:
             found.rev if changed == found.state and found.rev != NO_STATE else f"{FORMAT}:{token_hex(8)}",
             changed.dump(),
             customer,
-            0 if changed.stripe_customer is None else 2 if found.state.stripe_customer is None else 1,
+            linked,
             now_ms,
             found.force_text,
             force.dump(),
@@ -241,11 +246,34 @@ class CustomerStates:
                 _gauge_limits(effective, store.catalog),
                 ended,
                 effective.bounds,
+                {token: one.meter for token, one in remembered.items()},
             ),
         )
-        if notices and reply[0] == 0:
+        if reply[0]:
+            return False
+        if notices:
             store.on_notice(shard)
-        return bool(reply[0] == 0)
+        _log_expired(customer, [text.decode() for text in reply[1:]])
+        return True
+
+
+def _linked_now(before: CustomerState, after: CustomerState) -> int:
+    """Whether a customer is linked (1) or not (0), or from now on; see ``amend_state.lua``."""
+    if after.stripe_customer is None:
+        return 0
+    return _FROM_NOW_ON if before.stripe_customer is None else 1
+
+
+def _log_expired(customer: str, expired: Sequence[str]) -> None:
+    """Log usage that a link was too late for; each text has the first instant of a period, then units."""
+    if expired:
+        parts = (text.partition(" ") for text in expired)
+        found = ", ".join(f"{units} of the period from {iso(from_ms(int(at)))}" for at, _, units in parts)
+        _logger.warning(
+            "customer %r was linked more than 35 days after these periods, so no invoice bills %s",
+            customer,
+            found,
+        )
 
 
 def in_its_currency(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
@@ -371,12 +399,14 @@ def _serialize_changes(
     gauges: Sequence[tuple[str, int]],
     ended: _EndedPrices,
     period: Bounds,
+    names: Mapping[str, str],
 ) -> str:
     return json.dumps(
         {
             "ended": ended._asdict(),
             "entries": [[*map(str, astuple(entry))] for entry in entries],
             "gauges": gauges,
+            "names": names,
             "notices": [(notice.kind, json.dumps(dict(notice.data), sort_keys=True)) for notice in notices],
             "period": (period.start_ms, period.end_ms),
         },

@@ -20,8 +20,9 @@
 --         A cut in progress has ended them already
 --         period: start and end (ms) of the state's current period. If the counters' period goes on in it, it gets this
 --         end: after its former end, its counts would begin anew
+--         names: token to the name of its meter, where the customer is linked from now on
 --       last: the caller's clock (ms)
--- Reply {OK}
+-- Reply {OK, expired...}      of a link: usage that it is too late for, see expire_unlinked
 --       {CHANGED, rev, state}    another process was faster: nothing is done
 --       an error                 the counters or a level are invalid: nothing is done
 --include unpack_head
@@ -31,6 +32,7 @@
 --include queue_notice
 --include read_counters
 --include end_price_segment
+--include expire_unlinked
 --include is_by_lines
 --include wait_for_link
 local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key, levels_key,
@@ -75,6 +77,7 @@ end
 if next(changes.ended.switches or {}) then -- Usage that waits for the end of a period, which may be another one now.
   call('ZADD', dirty_key, 'XX', 'LT', seal_at_ms, customer)
 end
+local expired = linked == '2' and expire_unlinked(totals_key, history_key, changes.names, now) or {}
 local is_waiting = linked ~= '0' and call('ZREM', unlinked_key, customer) == 1
 if is_waiting or linked == '2' and call('EXISTS', totals_key) == 1 then -- Totals may have usage that was waiting before.
   call('ZADD', dirty_key, seal_at_ms, customer)
@@ -95,4 +98,4 @@ end
 if head then
   call('HSET', counters_key, 'h', cmsgpack.pack(FORM, seen_ms, begins_ms, ends_ms, expires_ms, rev))
 end
-return {OK}
+return {OK, unpack(expired)}
