@@ -60,6 +60,32 @@ async def test_free_usage_stays_free_under_another_link(store_url: str, why: str
 
 
 @pytest.mark.parametrize("usage", ["lines", "meters"])
+async def test_usage_of_a_trial_that_comes_late_is_free(store_url: str, usage: str, caplog: Caplog) -> None:
+    plans = PLANS.replace("{usage: lines}", f"{{usage: {usage}}}").replace(
+        "  pro:\n", "  pro:\n    trial: 14d\n"
+    )
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        (found,) = await at.stripe_list("/v1/subscriptions")
+        at.emulator.add_payment_method(found["customer"])
+        at.go(START + timedelta(days=14, minutes=5))
+        await at.kit.subscriptions.sync("acme")
+        for days in (13, 14):
+            await at.kit.record("acme", "words", 130, occurred_at=START + timedelta(days=days))
+        words = (await at.kit.usage("acme"))["meters"]["words"]
+        assert (words["recorded"], words["overage"]) == (130, 30)
+        assert (await at.kit.usage("acme", period=START))["meters"]["words"]["late"] == 130
+        (told,) = [line for line in caplog.messages if "came late" in line]
+        assert "what comes for it now costs nothing, as its period did" in told
+        at.go(START + timedelta(days=44, minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        await flushed(at)
+        at.go(timedelta(hours=2))
+        assert sum(one["amount_paid"] for one in await at.invoices()) == 2 * 2900 + 30 * 4
+
+
+@pytest.mark.parametrize("usage", ["lines", "meters"])
 @pytest.mark.parametrize("resumes", [True, False])
 async def test_a_pause_frees_the_usage_of_periods_that_end_in_it(
     store_url: str, usage: str, resumes: bool

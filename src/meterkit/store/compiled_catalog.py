@@ -110,11 +110,14 @@ class CatalogAlarms:
                 f"{LIVE_SUBJECTS_MOST:,}",
             )
 
-    def log_backdated_usage(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:
-        """Log usage of a closed period."""
+    def log_backdated_usage(
+        self, customer: str, recorded: Mapping[str, int], period_ms: int, *, is_free: bool = False
+    ) -> None:
+        """Log usage of a closed period; ``is_free``: it was one of a trial or a pause."""
         if self._is_new("late", customer, str(period_ms)):
             is_dead = self._catalog.billing.late_usage == "dead_letter"
             fate = "is not billed" if is_dead else "is billed in this one"
+            fate = "costs nothing, as its period did" if is_free else fate
             _logger.warning(
                 "customer %r: %s came late: the period that began %s is closed, and what comes for it now %s "
                 "(billing.late_usage: %s); logged once for this customer and period",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
 from meterkit.decisions.compiled_decision import derived_from
-from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
 from meterkit.decisions.packed import merge_json
@@ -224,8 +223,11 @@ class Settlement:
         cache = self.view.cache
         for notice in map(bytes.decode, notices):
             if notice.startswith(_BACKDATED):
+                view = self.view if self._packed is None else self._packed[0]
+                is_free = self.occurred_ms is not None and view.period_of(self.occurred_ms)[1]
+                period_ms = int(notice.removeprefix(_BACKDATED))
                 cache.alarms.log_backdated_usage(
-                    self.customer, self.used.recorded, int(notice.removeprefix(_BACKDATED))
+                    self.customer, self.used.recorded, period_ms, is_free=is_free
                 )
             elif notice == _NO_ROOM:
                 cache.alarms.log_full_subjects(self.customer)
@@ -330,9 +332,9 @@ class Settlement:
 
     def _add_occurrence(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """Add the time of the usage and the rule for backdated usage to the JSON terms."""
-        own = bounds_of(view.state, view.effective.counting, occurred_ms).start_ms
-        dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
-        return merge_json(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
+        own, is_free = view.period_of(occurred_ms)
+        dead = int(is_free or view.cache.catalog.billing.late_usage == "dead_letter")
+        return merge_json(f'{{"at":{occurred_ms},"own":{own.start_ms},"dead":{dead}}}', paying)
 
     def _list_derived(self, meter: str) -> tuple[str, ...]:
         meters = self.view.cache.catalog.meters

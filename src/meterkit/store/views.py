@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.decisions.customer_state import NO_STATE, CustomerState, refusal_of
+from meterkit.decisions.customer_state import NO_STATE, CustomerState, bounds_of, refusal_of
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.fallback_rules import NO_REMAINDERS, drop_replenished
 from meterkit.decisions.grants import prepaid_of
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.compiled_decision import BoundProgram, Program
     from meterkit.decisions.fallback_rules import RemainingQuantity
     from meterkit.decisions.keys import CustomerKeys
+    from meterkit.decisions.periods import Bounds
     from meterkit.decisions.subjects import SubjectDemand
     from meterkit.store.script_arguments import GivenSubjects, PackedSubjects
 
@@ -388,6 +389,12 @@ class CustomerView:
         if ceiling is None:
             return QUANTITY_MAX
         return ceiling + (0 if prepaid is None else prepaid.recurring_units(meter))
+
+    def period_of(self, at_ms: int) -> tuple[Bounds, bool]:
+        """Period of an instant, and whether its usage costs nothing, as in a trial or a pause."""
+        state = self.state
+        own, subscription = bounds_of(state, self.effective.counting, at_ms), state.subscription
+        return own, subscription is not None and subscription.is_usage_free_of(own.start_ms, own.end_ms)
 
     def undecided(self) -> Decision:
         """Decision that allows, for enforcement ``off``."""
