@@ -14,7 +14,7 @@ import pytest
 from drivers.delivery import NOW
 from drivers.plans import plans_text
 from drivers.store_keys import meter_field
-from drivers.subscribed_customer import kit_of
+from drivers.subscribed_customer import fetched, kit_of, subscription
 from drivers.worker_process import Holding
 from drivers.workers import Worker, start
 from faults.proxy import TcpProxy
@@ -201,6 +201,16 @@ async def test_usage_by_user_begins_anew_with_the_period(kit: MeterKit, clock: C
     assert await spent(kit) == {"u_7": 100 * WORD}
     clock.set(datetime(2031, 7, 1, tzinfo=UTC))  # No request of July has come yet.
     assert await figures(kit, "calls") == await figures(kit, "words") == {"u_7": (0, 0)}
+    assert await spent(kit) == {"u_7": 0}
+
+
+async def test_usage_by_user_begins_anew_with_a_subscription(kit: MeterKit, clock: Clock) -> None:
+    await kit.record("acme", {"calls": 3, "words": 100}, subjects=USER)
+    clock.advance(timedelta(hours=1))
+    begins = dict.fromkeys(("start_ms", "anchor_ms", "created_ms"), clock.now())
+    await fetched(kit, subscription(end_ms=clock.now() + timedelta(days=30), **begins))
+    assert (await kit.usage("acme"))["meters"]["words"]["recorded"] == 0
+    assert await figures(kit, "words") == {"u_7": (0, 0)}
     assert await spent(kit) == {"u_7": 0}
 
 

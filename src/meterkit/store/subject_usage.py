@@ -9,6 +9,7 @@ from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.keys import HEAD_FIELD, meter_field
 from meterkit.decisions.packed import CounterHead, MeterCounts, unpack_field
+from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subjects import subject_budget
 from meterkit.store.script_arguments import Subjects
 
@@ -86,7 +87,10 @@ async def usage_by(
     effective = effective_plan(state, store.catalog, now_ms)
     entitlements = entitlements_of(effective, store.catalog)
     catalog = store.catalog.in_currency(effective.currency)
-    begins_ms = period.begins_ms if now_ms < period.ends_ms else now_ms
+    bounds, is_over = effective.bounds, now_ms >= period.ends_ms
+    if bounds.end_ms != period.ends_ms:  # Like close_period.lua: another subscription has cut it short.
+        is_over = is_over or bounds.start_ms >= period.begins_ms + SHORTEST_MS
+    begins_ms = now_ms if is_over else period.begins_ms
     found: list[SubjectUsage] = []
     for at in range(0, len(names), _PAGE):
         pipe = admin.client.pipeline(transaction=False)
