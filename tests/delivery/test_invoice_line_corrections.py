@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from drivers.plans import plans_text
-from drivers.shop import END, HALF, Shop
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import CATALOG, end_period, shop_of_lines
 from faults.inner_steps import wrapped
 from meterkit import Corrected
@@ -19,6 +19,7 @@ from meterkit.catalog import loads
 pytestmark = pytest.mark.anyio
 
 PLANS = plans_text("invoice_lines")
+METERS = PLANS.replace("usage: lines", "usage: meters")
 
 
 @pytest.fixture
@@ -32,6 +33,16 @@ async def written(at: Shop) -> None:
     await at.kit.record("acme", "words", 126)
     await end_period(at)
     assert (await at.kit.flush(everything=True)).lines == 1
+
+
+async def relinked(at: Shop) -> None:
+    """Link the customer to another Stripe customer, who subscribes, and the former one to bob."""
+    former = (await at.kit.customers.get("acme")).stripe_customer
+    await at.kit.customers.unlink("acme")
+    at.emulator.add_customer("cus_new")
+    await at.kit.customers.link("acme", "cus_new")
+    await at.subscribed(plan="pro")
+    await at.kit.customers.link("bob", former or "")
 
 
 async def corrected(at: Shop, units: int, correction: str, *, credit: bool = False) -> Corrected:
@@ -148,6 +159,46 @@ async def test_corrected_units_leave_the_prices_of_other_units_alone(at: Shop) -
     await end_period(at)
     await at.kit.flush(everything=True)
     assert sorted(await lines(at)) == [("10", 70), ("16", 64)]
+
+
+@pytest.mark.parametrize("usage", ["lines", "meters"])
+async def test_what_a_former_link_was_billed_is_credited_there(store_url: str, usage: str) -> None:
+    plans = PLANS.replace("usage: lines", f"usage: {usage}")
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 126)
+        await at.kit.flush()
+        await end_period(at)
+        await at.kit.flush(everything=True, timeout_s=0)
+        at.go(timedelta(hours=3))
+        await relinked(at)
+        for _ in range(2):
+            found = await corrected(at, 5, "c1", credit=True)
+            assert (found.by_hand, found.left_by_hand, found.beyond) == (5, 0, 0)
+        (june,) = [one["invoice"] for one in await at.stripe_list("/v1/credit_notes")]
+        assert june in {one["id"] for one in await at.invoices() if one["total"] == 2900 + 104}
+
+
+async def test_no_line_of_the_next_customer_is_credited(store_url: str) -> None:
+    """Bob's line is on the invoice of the Stripe customer that acme had before, and is the newer one."""
+    async with shop(store_url, catalog=loads(METERS), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        await at.kit.record("acme", "words", 1)
+        at.go(END + timedelta(hours=3))
+        await at.kit.subscriptions.sync("acme")
+        await relinked(at)
+        await at.kit.record("acme", "words", 126)
+        await at.kit.record("bob", "words", 150)
+        await at.kit.flush(everything=True, timeout_s=0)
+        at.go(END + timedelta(days=20))
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        at.go(END + timedelta(days=31, hours=3))
+        for customer in ("acme", "bob"):
+            await at.kit.subscriptions.sync(customer)
+        assert (await corrected(at, 5, "c1", credit=True)).left_by_hand == 0
+        assert {one["customer"] for one in await at.stripe_list("/v1/credit_notes")} == {"cus_new"}
 
 
 async def test_no_negative_event_takes_back_what_an_invoice_line_bills(at: Shop) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.value_parsers import rounded_money
 from meterkit.decisions.customer_state import CustomerState
@@ -81,6 +81,36 @@ async def read_links(store: Store, customer: str) -> set[str]:
         with suppress(*UNREADABLE):
             entry = parse_entry(line)
             found |= {name for name in (entry.before, entry.after) if name and entry.kind == "link"}
+    return found
+
+
+class FormerLink(NamedTuple):
+    """A link to a Stripe customer that has ended.
+
+    Attributes:
+        since_s: when it began (Unix seconds); 0: not known.
+        until_s: when it ended.
+    """
+
+    stripe_customer: str
+    since_s: int
+    until_s: int
+
+
+async def read_former_links(store: Store, customer: str) -> Sequence[FormerLink]:
+    """The links of a customer that have ended, oldest first.
+
+    Raises:
+        StoreError: the store does not answer.
+        UnreadableDataError: a line of the history cannot be read.
+    """
+    found, begun_s = list[FormerLink](), 0
+    for entry in await read_history(store, customer):
+        if entry.kind == "link":
+            at_s = int(entry.at.timestamp())
+            if entry.before:
+                found.append(FormerLink(entry.before, begun_s, at_s))
+            begun_s = at_s
     return found
 
 

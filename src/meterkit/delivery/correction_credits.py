@@ -22,7 +22,7 @@ from meterkit.customers.corrections import (
     deduplication_key,
     restore_units,
 )
-from meterkit.customers.history import add_entry
+from meterkit.customers.history import add_entry, read_former_links
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
@@ -30,6 +30,7 @@ from meterkit.decisions.price_segments import item_segments, segments_of, sent_l
 from meterkit.delivery.invoices import InvoiceReader, written_units
 from meterkit.delivery.late_usage_items import ITEM_KEY, late_item_token
 from meterkit.delivery.line_books import (
+    lines_of_links,
     lower_line,
     queue_ended_usage,
     written_item,
@@ -118,11 +119,12 @@ class UsageLine(NamedTuple):
 
 
 async def usage_lines(
-    api: StripeApi, store: Store, customer: str, stripe_customer: str, tokens: Iterable[str], since_s: int
+    api: StripeApi, store: Store, customer: str, tokens: Iterable[str], since_s: int
 ) -> list[UsageLine]:
     """Read invoice lines and pending items of some meters since an instant, newest first.
 
-    Lines of one span are in the order of ``tokens``; tiers of a price are in reverse order.
+    Those of former links count, too. Lines of one span are in the order of ``tokens``; tiers of a price are
+    in reverse order.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -145,13 +147,12 @@ async def usage_lines(
     token_of = {
         meter: token for event, token in named if token in order for meter in summaries.meter_ids(event)
     }
-    lines = await invoices.lines(stripe_customer, since_s)
-    lines += await invoices.pending_lines(stripe_customer)
+    lines = await lines_of_links(store, customer, state.stripe_customer, invoices, since_s)
     found, seen = list[UsageLine](), Counter[str]()
-    for invoice, line in lines:
+    for (invoice, line), is_own in lines:
         late = late_item_token(line, customer, order) or written_line_token(line, customer, order)
         meter, is_packed = (None, False) if late else await invoices.billed_meter(line)
-        if not late and meter not in token_of:
+        if not late and not (is_own and meter in token_of):
             continue
         read = _read_line(invoice, line, late or token_of[str(meter)], is_packed=is_packed)
         place = f"{'' if invoice is None else invoice['id']} {read.name}"
@@ -209,24 +210,26 @@ async def read_billed(
 ) -> BilledUsage | None:
     """Read the billed usage of a customer's meters, in this period and up to 35 days ago.
 
-    None: no invoice has any of it. There is no subscription, and meterkit writes no lines; or none of the
-    units to correct is sealed.
+    None: no invoice has any of it. There is neither a subscription nor a former link, and meterkit writes no
+    lines; or none of the units to correct is sealed.
 
     Raises:
         MeterkitError: a line of this period bills packages of units.
         StripeError: Stripe refuses, or does not answer.
         StoreError: the store does not answer.
     """
-    stripe_customer, usage = view.state.stripe_customer, await store.usage(view.customer)
-    can_have_lines = view.state.subscription is not None or store.catalog.billing.is_by_lines
-    if not can_have_lines or stripe_customer is None or not _is_sealed(usage, quantities, store):
+    state, usage = view.state, await store.usage(view.customer)
+    is_linked = state.stripe_customer is not None
+    can_have_lines = is_linked and (state.subscription is not None or store.catalog.billing.is_by_lines)
+    can_have_lines = can_have_lines or bool(await read_former_links(store, view.customer))
+    if not can_have_lines or not _is_sealed(usage, quantities, store):
         return None
     start_ms, now_s = to_ms(usage["period"]["start"]), store.now_ms() // 1000
     changed = await _read_changed_at(store, view, start_ms)
     since_s = min(start_ms // 1000, now_s - CREDITED_WITHIN_S)
     tokens = {name: tokens_of(name, store.catalog) for name in quantities}
     wanted = [token for found in tokens.values() for token in found]
-    found = await usage_lines(api, store, view.customer, stripe_customer, wanted, since_s)
+    found = await usage_lines(api, store, view.customer, wanted, since_s)
     for one in found:
         if one.price is None and one.instant_ms >= start_ms:
             raise MeterkitError(
@@ -463,13 +466,12 @@ class CreditIssuer:
             The credits by line name, and why other lines get none.
         """
         customer = asked.customer
-        _, state = await CustomerStates(self._store).read(customer)
         dated = [line for line in lines if _DATED in line.name]
-        if state.stripe_customer is None or not dated:
+        if not dated:
             return {}, [_NO_LINE]
         since_s = min(int(line.name.split(_DATED)[1]) for line in dated)
         tokens = tokens_of(meter, self._store.catalog)
-        found = await usage_lines(api, self._store, customer, state.stripe_customer, tokens, since_s)
+        found = await usage_lines(api, self._store, customer, tokens, since_s)
         known = {name: one for one in found for name in (one.name, *one.added_names)}
         queued = {one.name for one in await queued_lines(self._store, customer)}
         notes, whys = dict[str, IssuedCredit](), list[str]()

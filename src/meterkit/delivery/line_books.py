@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.value_parsers import money
-from meterkit.customers.history import read_history
+from meterkit.customers.history import read_former_links, read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
@@ -27,7 +27,7 @@ from meterkit.outbox.outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.delivery.invoices import InvoiceReader, InvoiceState
+    from meterkit.delivery.invoices import InvoiceReader, InvoiceState, ListedLine
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -138,13 +138,45 @@ async def linked_since(store: Store, customer: str, stripe_customer: str | None)
     return sorted(name for name in {*names, stripe_customer} if name)
 
 
+async def lines_of_links(
+    store: Store, customer: str, stripe_customer: str | None, invoices: InvoiceReader, since_s: int
+) -> list[tuple[ListedLine, bool]]:
+    """Read invoice lines and pending items since an instant, of former links too.
+
+    Each has whether its span ended while the link lasted: outside, a Stripe customer may have been another's.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
+    """
+    former = await read_former_links(store, customer)
+    found: list[tuple[ListedLine, bool]] = []
+    for linked in dict.fromkeys((stripe_customer, *(one.stripe_customer for one in former))):
+        if linked is not None:
+            spans = [(one.since_s, one.until_s) for one in former if one.stripe_customer == linked]
+            lines = await none_if_gone(_all_lines(invoices, linked, since_s)) or ()
+            found += [(one, linked == stripe_customer or _ended_within(one, spans)) for one in lines]
+    return found
+
+
+async def _all_lines(invoices: InvoiceReader, stripe_customer: str, since_s: int) -> list[ListedLine]:
+    return [
+        *await invoices.lines(stripe_customer, since_s),
+        *await invoices.pending_lines(stripe_customer),
+    ]
+
+
+def _ended_within(one: ListedLine, spans: Iterable[tuple[int, int]]) -> bool:
+    end_s = int(one.line["period"]["end"])
+    return any(since_s < end_s <= until_s for since_s, until_s in spans)
+
+
 async def _lines_by_key(
     invoices: InvoiceReader, stripe_customer: str, since_s: int, *, all_lines: bool
 ) -> dict[str, list[_ShownLine]]:
     """Read the lines for usage since an instant, pending ones included."""
     if all_lines:
-        pending = await invoices.pending_lines(stripe_customer)
-        listed = [*await invoices.lines(stripe_customer, since_s), *pending]
+        listed = await _all_lines(invoices, stripe_customer, since_s)
     else:
         listed = await invoices.shown_lines(stripe_customer, since_s)
     found: dict[str, list[_ShownLine]] = {}
