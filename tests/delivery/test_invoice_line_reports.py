@@ -13,6 +13,7 @@ import pytest
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.command_line import InProcessShell
+from drivers.customer_states import closed_period_cents
 from drivers.delivery import kit_for
 from drivers.health_findings import looked_at
 from drivers.period_ends import look_at_closes, root_reader
@@ -184,3 +185,12 @@ async def test_lines_of_a_former_link_are_compared(at: Shop) -> None:
     await at.kit.customers.unlink("bob")
     await at.kit.customers.link("bob", "cus_new")
     assert [one.advice for one in await at.kit.reconcile("bob", at=HALF)] == [""]
+
+
+async def test_an_override_changes_no_cost_of_a_closed_period(at: Shop) -> None:
+    """Summaries and revenue had the price of now: USD 0.52 for a line of 1.04."""
+    await billed(at, 126)
+    await at.kit.record("acme", "words", 1)
+    price = {"bill": {"per": 1, "amount_cents": 2}}
+    await at.kit.customers.override("acme", {"words": {"overage": price}})
+    assert await closed_period_cents(at.kit, await at.kit.usage("acme", period=HALF)) == 104

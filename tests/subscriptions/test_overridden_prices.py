@@ -346,3 +346,16 @@ async def test_a_price_ends_at_its_until(at: Shop) -> None:
     await at.kit.record("acme", "tokens", 10)
     assert (await shown(at), await at.kit.subscriptions.check()) == (90, {})
     assert await billed(at) == [(20, 2), (10, 5)]
+
+
+@pytest.mark.parametrize("uses", [True, False], ids=["used since", "quiet"])
+async def test_an_override_changes_no_cost_of_a_closed_period(at: Shop, *, uses: bool) -> None:
+    """Its overage, which was invoiced, cost nothing once an override denied overage."""
+    await at.subscribed(plan="basic")
+    await at.kit.record("acme", "tokens", 110)
+    await renewed(at)
+    await at.kit.subscriptions.sync("acme")
+    if uses:
+        await at.kit.record("acme", "tokens", 1)
+    await at.kit.customers.override("acme", {"tokens": {"included": 100, "overage": "deny"}})
+    assert await closed_period_cents(at.kit, await at.kit.usage("acme", period=HALF)) == 50

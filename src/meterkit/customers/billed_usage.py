@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from fractions import Fraction
 from functools import partial
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 _CUSTOMERS_AT_ONCE: Final = 100
+_ENDED_PRICE: Final = re.compile(r"(\d+)\|(....)y")
 
 
 async def usage_of_all(
@@ -235,17 +237,33 @@ async def _read_recorded_at(
         return {}
     given = entitlements_on(plan, state, catalog, to_ms(period["end"]) - 1)
     totals = await read_totals(store, usage, names, "stn")
+    replaced = await _read_replaced_labels(store, usage)
     return {
         name: _RecordedAt(
             marks=marks,
-            label=shown_label(given[name], catalog.meters[name]),
-            sent_label=sent_label(name, given, catalog.meters),
+            label=replaced.get(name) or shown_label(given[name], catalog.meters[name]),
+            sent_label=replaced.get(name) or sent_label(name, given, catalog.meters),
             stranded=int(stranded or 0),
             items=items,
             is_flat=has_flat_price(given[name], catalog.meters[name]),
         )
         for name, (marks, stranded, items) in totals.items()
     }
+
+
+async def _read_replaced_labels(store: Store, usage: CustomerUsage) -> Mapping[str, str]:
+    """Read by meter the price label at the end of a period, where an override or the like replaced it since.
+
+    The first price that ended in a later period was active then; see ``store_price_labels.lua``.
+    """
+    admin, start_ms = await store.admin(), to_ms(usage["period"]["start"])
+    totals = store.keys.customer(usage["customer"]).totals
+    kept: Mapping[bytes, bytes] = await admin.ask(admin.client.hgetall(totals))
+    names = {meter_token(name): name for name in usage["meters"]}
+    ended = ((_ENDED_PRICE.fullmatch(field.decode()), label.decode()) for field, label in kept.items())
+    later = [(int(of[1]), of[2], label) for of, label in ended if of is not None and int(of[1]) > start_ms]
+    # Of several of a meter, the first one is stored last.
+    return {names[token]: label for _, token, label in sorted(later, reverse=True) if token in names}
 
 
 def _price_meter(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) -> UnitsByPrice | None:
