@@ -529,3 +529,19 @@ async def test_a_subscription_that_ends_charges_no_further_period(store_url: str
         await at.reach(JUNE + 3 * DAY)
         assert await at.kit.statement("acme", MAY + DAY) == last
         assert (await at.kit.statement("acme", APRIL)).total_cents == 2000
+
+
+async def test_another_products_invoices_are_on_no_statement(at: Ending) -> None:
+    """A subscription of another product counted as the plan's, its renewal as the period's."""
+    at.stripe.add_price(7_700, price_id="price_garden")
+    await at.kit.record("acme", "words", 130)
+    await at.found.subscribe(items=[{"price": "price_garden"}], metadata={})
+    await at.found.settle()
+    at.clock.advance(HOUR)
+    await at.drain()
+    before = await at.kit.statement("acme")
+    assert before.total_cents == 1_000 + 90
+    await at.reach(MAY + 5 * MINUTE)
+    await at.close()
+    found = await at.kit.statement("acme", APRIL + DAY)
+    assert (found.total_cents, len(found.invoices), found.is_final) == (2_000 + 90, 2, True)

@@ -56,14 +56,17 @@ async def test_the_failed_payment_of_a_top_up_is_no_exception(store_url: str) ->
         assert [event.invoice for event in told] == [second]
 
 
-@pytest.mark.parametrize("change", ["canceled", "another end", "none"])
+@pytest.mark.parametrize("change", ["canceled", "another end", "another product", "none"])
 async def test_a_trials_end_is_sent_while_it_is_ahead(store_url: str, change: str) -> None:
     async with hooked(store_url) as at:
         told: list[Any] = []
         at.kit.on("trial.ending")(told.append)
         at.customer()
         trial: Any = {"trial_end": int((NOW + 10 * DAY).timestamp())}
-        subscription = await at.subscribe(**trial)
+        if change == "another product":
+            await at.subscribe()
+        price = "price_other" if change == "another product" else "price_pro"
+        subscription = await at.subscribe(price=price, **trial)
         await at.settle()
         at.clock.advance(8 * DAY)
         at.emulator.advance()

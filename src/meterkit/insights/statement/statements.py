@@ -35,6 +35,7 @@ from meterkit.insights.statement.lines import (
     price_in,
     price_line,
     select_events,
+    subscription_of,
     unbilled,
     without_amount,
 )
@@ -46,7 +47,7 @@ from meterkit.store.input_checks import check_customer
 from meterkit.stripe.prices import PRICES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.customers.billed_usage import OverageCost
@@ -77,15 +78,22 @@ class PeriodInvoices:
         period: start and end (Unix seconds).
         owner: the customer whom each of them names; None: any. Invoices of subscriptions that meterkit has
             not made name none, and are left out.
+        subscriptions: the customer's; those of others, such as of another product, are left out.
     """
 
     def __init__(
-        self, api: StripeApi, stripe_customer: str, period: tuple[int, int], owner: str | None
+        self,
+        api: StripeApi,
+        stripe_customer: str,
+        period: tuple[int, int],
+        owner: str | None,
+        subscriptions: Collection[str],
     ) -> None:
         self._api = api
         self._stripe_customer = stripe_customer
         self._start_s, self._end_s = period
         self._owner = owner
+        self._subscriptions = frozenset(("", *subscriptions))
         self._listed: Sequence[dict[str, Any]] | None = None
         self._prices: dict[str, _PriceUse] = {}
         self._events: dict[str, str] = {}
@@ -116,7 +124,8 @@ class PeriodInvoices:
             since: dict[str, Parameter] = {"gte": self._start_s}
             asked: dict[str, Parameter] = {"customer": self._stripe_customer, "created": since}
             listed = await self._api.list("/v1/invoices", asked)
-            self._listed = [one for one in listed if self._owner in {None, customer_of(one)}]
+            own = (one for one in listed if subscription_of(one) in self._subscriptions)
+            self._listed = [one for one in own if self._owner in {None, customer_of(one)}]
         return self._listed
 
     async def _read_all_lines(self, invoices: Sequence[dict[str, Any]]) -> None:
@@ -251,7 +260,10 @@ class Statements:
         # An earlier link may have been a mistake, and its invoices those of another customer.
         owner = None if linked == state.stripe_customer else customer
         bounds_s = to_ms(usage["period"]["start"]) // 1000, to_ms(usage["period"]["end"]) // 1000
-        reader = None if linked is None else PeriodInvoices(self._api(), linked, bounds_s, owner)
+        reader = None
+        if linked is not None:
+            known = await self._list_subscriptions(state, customer)
+            reader = PeriodInvoices(self._api(), linked, bounds_s, owner, known)
         all_invoices = [] if reader is None else await reader.of_period()
         invoices = [one for one in all_invoices if one["status"] != "void"]
         # What a void renewal had billed is never paid.
@@ -293,6 +305,13 @@ class Statements:
         links = [one for one in await read_history(self._store, usage["customer"]) if one.kind == "link"]
         later = (one.before for one in links if one.at >= usage["period"]["end"])
         return next(later, None) or state.stripe_customer
+
+    async def _list_subscriptions(self, state: CustomerState, customer: str) -> list[str]:
+        """The subscriptions that the customer has, or had, here."""
+        entries = await read_history(self._store, customer)
+        found = [one.before for one in entries if one.kind == "subscription"]
+        found += [] if state.subscription is None else [state.subscription.id]
+        return [one for one in found if one]
 
     async def _read_later_lines(
         self, reader: PeriodInvoices, usage: CustomerUsage, made: _StatementBuilder

@@ -37,6 +37,7 @@ from meterkit.subscriptions.stripe_objects import (
 from meterkit.subscriptions.subscription_reading import (
     choose_subscription,
     has_begun,
+    is_sold_here,
     plan_of,
     read_subscription,
 )
@@ -145,8 +146,10 @@ class CustomerSyncer:
             await self._drift_log.compare(customer, found, chosen)
         if entry.cause == NIGHTLY:
             await self.top_up_if_low(customer)
+        # Of those of other products no trial is told.
+        ours = [one for one in listed if is_sold_here(one, catalog) or (chosen and one["id"] == chosen["id"])]
         for note in entry.notes:
-            if note.kind != LINK and await self._is_current(note, listed):
+            if note.kind != LINK and await self._is_current(note, ours):
                 await publish_notice(self.store, customer, note.kind, {**note.data, "id": note.name})
 
     async def _is_current(self, note: EventNote, found: Sequence[Mapping[str, Any]]) -> bool:
