@@ -67,6 +67,9 @@ def test_what_is_spent_is_written_as_money() -> None:
     assert "you have spent USD 25.1234 of your budget of USD 50.00 until" in half
     summary = told("period.summary", meters={"spend": {"used": 1_500_000, "overage": 0, "before": 0}})
     assert "- Spend: USD 1.50; USD 0.00 in the period before" in summary
+    spike = told("usage.spike", meter="spend", used=36_400_000, usual=500_000, used_cents=None)
+    assert "Spend: this hour you have spent USD 36.40. Usually it is USD 0.50." in spike
+    assert "you spend USD 8.064. That is 15 times the last four weeks." in spike
 
 
 def test_messages_name_meters_as_invoices_do() -> None:

@@ -126,6 +126,24 @@ async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: Met
     assert "costs USD 0.24." in plain.get_content()
 
 
+BY_MODEL: Final = SUMMARIES.replace(
+    "{{bill: {{per: 1, amount_cents: 12}}}}", "{{bill: {{price: prices.calls}}}}"
+).replace("plans:\n", 'prices: {{calls: {{default: 3 per 1, models: {{"small-*": 1 per 1}}}}}}\nplans:\n', 1)
+
+
+async def test_units_at_a_price_by_model_are_summed_up_once(store_url: str, clock: Clock) -> None:
+    """They stood beside their meter, as if they had been used besides."""
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=BY_MODEL) as kit:
+        watch = watch_of(kit)
+        await look(kit, watch)
+        await kit.record("acme", "requests", 12)
+        clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
+        await look(kit, watch)
+        (found,) = told(hook)
+    assert found["meters"] == {"requests": {"used": 12, "overage": 2, "before": 0}}
+    assert found["overage_cents"] == 6
+
+
 async def test_no_period_is_left_out_beyond_the_first_page(
     hook: Receiver, kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,7 +484,7 @@ async def test_money_of_a_spike_is_rounded_half_up(store_url: str, tmp_path: Pat
 
 
 async def test_money_of_a_spike_has_one_price_and_no_spike_itself(store_url: str, tmp_path: Path) -> None:
-    """Where prices go by model, what the units cost is not known; `spend` follows the other meters."""
+    """Where prices go by model, what the units cost is not known; `spend`, and units by price, follow."""
     by_model = "{{bill: {{price: prices.calls}}}}"
     plans = SPIKES.replace("{{bill: {{per: 100, amount_cents: 12}}}}", by_model).replace(
         "plans:\n  free:\n",
@@ -476,7 +494,8 @@ async def test_money_of_a_spike_has_one_price_and_no_spike_itself(store_url: str
     url = written(tmp_path)
     hours = range(-30 * 24, 13)
     spent = [(MIDNIGHT_MS + hour * HOUR_MS, 5_000 if hour == 12 else 100) for hour in hours]
-    insert_rows(url, [row("acme", at_ms, quantity)._replace(meter="spend") for at_ms, quantity in spent])
+    for meter in ("spend", "requests:(default)"):
+        insert_rows(url, [row("acme", at_ms, quantity)._replace(meter=meter) for at_ms, quantity in spent])
     found = await told_of_a_spike(store_url, plans, url)
     assert (found["meter"], found["used"], found["used_cents"]) == ("requests", 5_000, None)
 

@@ -252,8 +252,8 @@ class SpikeWatch:
         midnight_ms = now_ms - now_ms % DAY_MS
         for customer, meter in await self._history.active(midnight_ms, least=FLOOR):
             declared = self._store.catalog.meters.get(meter)
-            # `spend` follows the other meters, which have their own spikes.
-            if declared is not None and not declared.is_spend:
+            # `spend`, and units by price, follow the other meters, which have their own spikes.
+            if declared is not None and not (declared.is_spend or declared.is_row):
                 event_id = digest_of(customer, meter, midnight_ms)
                 make = partial(self._make_event, customer, meter, now_ms, event_id)
                 async with skip_unreadable(customer, partial(self._store.log_unreadable, EVENT)):

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.overage_prices import is_row
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.sorted_customers import SortedCustomers, customers_with_counts
 from meterkit.customers.states import CustomerStates
@@ -367,7 +368,8 @@ class SummaryWatch:
         for name, counts in usage["meters"].items():
             used, overage = counts["recorded"], counts["overage"]
             used_before = before["meters"][name]["recorded"] if name in before["meters"] else 0
-            if used or used_before:
+            # Units at a price by model are units of their meter.
+            if (used or used_before) and not is_row(name):
                 meters[name] = {"used": used, "overage": overage, "before": used_before}
         return {
             "id": digest_of(customer, SUMMARY_EVENT, start_ms),
