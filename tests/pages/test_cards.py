@@ -226,3 +226,16 @@ async def test_half_a_cent_is_rounded_alike_in_each_place(store_url: str, tmp_pa
         html = (await client.get("/")).text
         shown = "Cost so far USD 25.03 Forecast for the period: USD 25.03 ( USD 25.03 to USD 25.03 "
         assert card_of(html, "cost").startswith(shown)
+
+
+async def test_a_card_goes_by_the_customers_override(store_url: str) -> None:
+    """It said "more is billed" where requests are refused, and "used up" where more is billed."""
+    plans = PLANS.replace("pages:   {unit: page}", "pages:   {unit: page, stripe: {event_name: pages}}")
+    bill = {"bill": {"cap": 50}}
+    async with MeterKit(loads(plans), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.customers.override("acme", {"tokens": {"overage": "deny"}, "pages": {"overage": bill}})
+        await kit.record("acme", "tokens", 1_000)
+        await kit.record("acme", "pages", 10)
+        cards = cards_in((await client.get("/")).text)
+    assert cards["tokens"] == "reached: Tokens 0 left 1,000 of 1,000 100 %: used up"
+    assert cards["pages"] == "reached: Pages 0 left 10 of 10 100 %: used up, more is billed"

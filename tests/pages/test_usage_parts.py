@@ -107,6 +107,19 @@ async def test_a_spend_limit_says_what_is_left_and_is_first_if_near(store_url: s
             assert (html.index('id="budgets"') < html.index("data-card=")) == is_first
 
 
+async def test_a_budget_that_only_notifies_is_no_limit(store_url: str) -> None:
+    """The page called it used up, where nothing is refused."""
+    plans = PLANS.replace("{amount_cents: 500}", "{amount_cents: 500, at_limit: notify}")
+    async with MeterKit(loads(plans), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.record("acme", "tokens", 700)
+        assert (await kit.check("acme", "tokens")).allowed
+        figures, html = (await client.get("/", headers=JSON)).json(), (await client.get("/")).text
+        assert (figures["budgets"], 'id="budgets"' in html) == ([], False)
+        await kit.customers.spend_limit("acme", 300)
+        (limit,) = (await client.get("/", headers=JSON)).json()["budgets"]
+    assert limit["limit_micros"] == 3_000_000
+
+
 async def test_storage_has_a_bar_for_each_type(store_url: str) -> None:
     async with MeterKit(loads(PLANS), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
         transport = httpx.ASGITransport(storage_events(kit, secret=SECRET))

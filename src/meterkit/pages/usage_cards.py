@@ -21,7 +21,7 @@ from meterkit.pages.usage_figures import beyond_included
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.catalog.model_prices import PriceRows
     from meterkit.pages.usage_bar import Level
     from meterkit.pages.usage_figures import BudgetFigures, PeriodCost, UsageFigures
@@ -72,15 +72,21 @@ class MeterCard:
         return available is not None and expected is not None and self.used < available <= expected
 
 
-def meter_cards(catalog: Catalog, figures: UsageFigures) -> Sequence[MeterCard]:
+def meter_cards(
+    catalog: Catalog, figures: UsageFigures, given: Mapping[str, Entitlement]
+) -> Sequence[MeterCard]:
     """Make the cards of meters: those at a limit first, then those near one, then the others.
 
     Meters of money are left out, as budget and balance have cards of their own; so are prices by model, and
     meters that the plans file no longer has.
+
+    Args:
+        catalog: in the customer's currency.
+        figures: of the page.
+        given: the customer's entitlements, overrides included.
     """
-    plan, forecast = catalog.plans.get(figures["usage"]["plan"]), figures["forecast"]
-    overage = {} if plan is None else {name: of.overage for name, of in plan.entitlements.items()}
-    meters = figures["usage"]["meters"]
+    forecast, meters = figures["forecast"], figures["usage"]["meters"]
+    overage = {name: of.overage for name, of in given.items()}
     balances = credit_balances(catalog, figures["usage"]["balance_micros"])
     ends = {} if forecast is None else forecast["meters"]
     found = [

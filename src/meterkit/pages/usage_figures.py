@@ -16,9 +16,11 @@ from meterkit.catalog import override
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.models import SPEND
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import without_priced_overage
-from meterkit.decisions.customer_state import seat_meter
+from meterkit.decisions.customer_state import entitlements_of, seat_meter
 from meterkit.decisions.periods import DAY_MS, from_ms, iso, to_ms
+from meterkit.decisions.plan_shares import effective_terms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
 from meterkit.insights.simulation.plan_costs import PlanOffers, plan_cost, read_tenures
@@ -30,10 +32,10 @@ from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.customer_usage import count_reported
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.catalog.value_parsers import Unlimited
     from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
@@ -300,6 +302,16 @@ async def usage_figures(
     }
 
 
+async def read_entitlements(kit: PagesKit, customer: str) -> Mapping[str, Entitlement]:
+    """Read what a customer gets of each meter now: the plan's, with overrides, add-ons and own prices.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    _, state = await CustomerStates(kit.store).read(customer)
+    return entitlements_of(effective_terms(state, kit.catalog, kit.store.now_ms()), kit.catalog)
+
+
 def _cost_of_charged(catalog: Catalog, plan: Plan | None, tenure: PlanTenure) -> PlanCost | None:
     """Cost of the plan that the subscription charges, with seats and add-ons; None: it is not known."""
     charged = catalog.plans.get(tenure.charged_plan, plan)
@@ -533,7 +545,8 @@ def budgets_in(
     if not catalog.counts_spend:
         return []
     spend, found = usage["meters"][SPEND], list[BudgetFigures]()
-    if spend["included"] != "unlimited":
+    # One that only notifies refuses nothing.
+    if spend["included"] != "unlimited" and spend["remaining"] != "unlimited":
         found.append(
             {
                 "policy": _PERIOD,

@@ -17,11 +17,11 @@ from meterkit.catalog.meters import MICRO_USD
 from meterkit.decisions.periods import DAY_MS, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.other_plans import find_next_plan
-from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes
+from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes, wants_json
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.pages.subject_figures import subject_bars
 from meterkit.pages.usage_cards import budget_cards, meter_cards, shown_invoices, stored_types, total_so_far
-from meterkit.pages.usage_figures import beyond_included, usage_figures
+from meterkit.pages.usage_figures import beyond_included, read_entitlements, usage_figures
 from meterkit.problem_types import ProblemDocumentError
 from meterkit.starlette import check_customer_of, without_address
 from meterkit.store.customer_usage import hide_delivery_states
@@ -30,13 +30,14 @@ from meterkit.subscriptions.billing_requests import customer_in
 from meterkit.subscriptions.billing_routes import period_in
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import Scope
 
     from meterkit.allowed_origins import Origin
+    from meterkit.catalog import Entitlement
     from meterkit.pages.rendering import Brand
     from meterkit.pages.usage_figures import PagesKit, UsageFigures
 
@@ -127,11 +128,15 @@ async def _answer_usage(
     figures = await usage_figures(kit, customer, period_in(request.query_params), subjects=subjects)
     usage = figures["usage"] if delivery_states else hide_delivery_states(figures["usage"])
     plain = {**figures, "usage": usage}
-    return pages.answer(request, "usage.html", lambda: {**_wording(kit, figures), **figures}, plain)
+    given: Mapping[str, Entitlement] = {} if wants_json(request) else await read_entitlements(kit, customer)
+    return pages.answer(request, "usage.html", lambda: {**_wording(kit, figures, given), **figures}, plain)
 
 
-def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
-    """Return the values of the HTML besides the figures: display names and units."""
+def _wording(kit: PagesKit, figures: UsageFigures, given: Mapping[str, Entitlement]) -> dict[str, object]:
+    """Return the values of the HTML besides the figures: display names, units, and cards.
+
+    ``given``: the customer's entitlements.
+    """
     usage = figures["usage"]
     catalog = kit.catalog.in_currency(usage["currency"])
     period, storage = usage["period"], figures["storage"]
@@ -157,7 +162,7 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         "shown_invoices": shown_invoices(figures["invoices"]),
         "stored": [] if storage is None else stored_types(usage["meters"][storage["meter"]].get("types", {})),
         "subject_bars": subject_bars(figures["subjects"]),
-        "cards": meter_cards(catalog, figures) if is_now else [],
+        "cards": meter_cards(catalog, figures, given) if is_now else [],
         "total_cents": total_so_far(cost, catalog.plans.get(usage["plan"])),
         "next_plan": find_next_plan(catalog, figures["usage"]["plan"], figures["other_plans"]),
         "days_left": ceil((to_ms(period["end"]) - now_ms) / DAY_MS),
