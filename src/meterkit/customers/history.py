@@ -176,6 +176,12 @@ def plan_until(entries: Iterable[HistoryEntry], end: datetime) -> str | None:
     return next(later, None)
 
 
+def known_subscriptions(state: CustomerState, entries: Iterable[HistoryEntry]) -> set[str]:
+    """List the subscriptions that a customer has, or had by the ledger; none of another product."""
+    known = {entry.before for entry in entries if entry.kind == "subscription" and entry.before}
+    return known if state.subscription is None else known | {state.subscription.id}
+
+
 def parse_entry(entry: bytes) -> HistoryEntry:
     """Parse a stored line of the history."""
     kind, at_ms, before, after, cause = json.loads(entry)

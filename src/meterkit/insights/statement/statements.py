@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.billed_usage import price_overage, read_uninvoiced
 from meterkit.customers.grants import Grants
-from meterkit.customers.history import read_history
+from meterkit.customers.history import known_subscriptions, read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.item_prices import base_interval
 from meterkit.decisions.keys import meter_token
@@ -262,7 +262,7 @@ class Statements:
         bounds_s = to_ms(usage["period"]["start"]) // 1000, to_ms(usage["period"]["end"]) // 1000
         reader = None
         if linked is not None:
-            known = await self._list_subscriptions(state, customer)
+            known = known_subscriptions(state, await read_history(self._store, customer))
             reader = PeriodInvoices(self._api(), linked, bounds_s, owner, known)
         all_invoices = [] if reader is None else await reader.of_period()
         invoices = [one for one in all_invoices if one["status"] != "void"]
@@ -305,13 +305,6 @@ class Statements:
         links = [one for one in await read_history(self._store, usage["customer"]) if one.kind == "link"]
         later = (one.before for one in links if one.at >= usage["period"]["end"])
         return next(later, None) or state.stripe_customer
-
-    async def _list_subscriptions(self, state: CustomerState, customer: str) -> list[str]:
-        """The subscriptions that the customer has, or had, here."""
-        entries = await read_history(self._store, customer)
-        found = [one.before for one in entries if one.kind == "subscription"]
-        found += [] if state.subscription is None else [state.subscription.id]
-        return [one for one in found if one]
 
     async def _read_later_lines(
         self, reader: PeriodInvoices, usage: CustomerUsage, made: _StatementBuilder

@@ -146,7 +146,7 @@ class CustomerSyncer:
             await self._drift_log.compare(customer, found, chosen)
         if entry.cause == NIGHTLY:
             await self.top_up_if_low(customer)
-        # Of those of other products no trial is told.
+        # The trial of another product is none of the plan.
         ours = [one for one in listed if is_sold_here(one, catalog) or (chosen and one["id"] == chosen["id"])]
         for note in entry.notes:
             if note.kind != LINK and await self._is_current(note, ours):
