@@ -651,3 +651,24 @@ async def test_changes_name_plans_and_addons(store_url: str) -> None:
             if entry["kind"] == "addons"
         ]
         assert bought["after"] == "1 exports, 2 storage_pack"  # By key, as the ledger has them.
+
+
+async def test_what_a_budget_refuses_is_not_in_the_forecast(store_url: str, tmp_path: Path) -> None:
+    """It had USD 95.00 for a plan of 10.00 whose budget admits 3.00 more."""
+    url, clock = sqlite_in(tmp_path), Clock(START)
+    plans = plans_text("priced_shop").replace(
+        "    rank: 1\n", "    rank: 1\n    budget: {amount_cents: 300}\n", 1
+    )
+    async with (
+        MeterKit(loads(plans), redis_url=store_url, clock=clock, audit_url=url) as kit,
+        page_of(kit) as client,
+    ):
+        await kit.customers.set_plan("acme", "basic")
+        for _ in range(2):
+            await kit.record("acme", "tokens", 60)
+            clock.advance(timedelta(days=1))
+        await drain_all(kit, url)
+        forecast = (await client.get("/", headers=JSON)).json()["forecast"]
+    assert forecast["cost_cents"] == [1_300, 1_300, 1_300]
+    assert forecast["meters"]["tokens"] == [160, 160, 160]
+    assert forecast["meters"]["spend"] == [3_000_000, 3_000_000, 3_000_000]

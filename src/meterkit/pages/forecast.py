@@ -7,7 +7,9 @@ from math import ceil, floor, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
+from meterkit.catalog.models import SPEND
 from meterkit.catalog.value_parsers import rounded_cents
+from meterkit.decisions.price_segments import unit_cents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,10 +47,12 @@ def forecast_usage(
     terms: TrialTerms,
     balances: Sequence[CreditBalance] = (),
     overage_cents: int | None = None,
+    budget_cents: Fraction | None = None,
 ) -> PeriodForecast:
     """Forecast the end of the period, by its last complete days, at most fourteen.
 
-    Usage above a plan's ceiling that no grant or credit pays would be refused, so the forecast leaves it out.
+    Usage above a plan's ceiling that no grant or credit pays would be refused, and so would usage beyond the
+    period's budget: the forecast leaves both out.
 
     Args:
         days: meter to the units of each complete day of the period.
@@ -58,6 +62,7 @@ def forecast_usage(
         balances: of credits, which pay before overage is counted.
         overage_cents: cost of the overage so far, in minor units, also at earlier prices; None: its cost by
             ``terms``.
+        budget_cents: what is left of the period's budget, in minor units; None: it has none.
     """
     found = {
         name: _forecast_meter(
@@ -66,18 +71,18 @@ def forecast_usage(
             rest_days,
             terms.ceilings.get(name),
             payable_units(balances, name),
+            affordable_units(terms, name, budget_cents),
         )
         for name, of in days.items()
         if of and name in usage
     }
     by_terms = _expected_cost(usage, {}, terms, balances)
     counted = by_terms if overage_cents is None else terms.fixed_cents + overage_cents
-    costs = [
-        counted
-        + _expected_cost(usage, {name: of[nth] for name, of in found.items()}, terms, balances)
-        - by_terms
+    more = [
+        _expected_cost(usage, {name: of[nth] for name, of in found.items()}, terms, balances) - by_terms
         for nth in range(len(ForecastRange._fields))
     ]
+    costs = [counted + (of if budget_cents is None else min(of, budget_cents)) for of in more]
     return {"meters": found, "cost_cents": ForecastRange(*map(rounded_cents, costs))}
 
 
@@ -108,17 +113,25 @@ def _expected_cost(
 
 
 def _forecast_meter(
-    counts: MeterUsage, days: Sequence[int], rest_days: float, ceiling: int | None, payable: int
+    counts: MeterUsage,
+    days: Sequence[int],
+    rest_days: float,
+    ceiling: int | None,
+    payable: int,
+    affordable: int | None,
 ) -> ForecastRange:
     used, mean = counts["recorded"], fmean(days)
     more, spread = mean * rest_days, _SPREADS * (stdev(days) if len(days) > 1 else mean) * sqrt(rest_days)
     ends = (used + max(0, units) for units in (round(more), floor(more - spread), ceil(more + spread)))
-    most, included = None, counts["included"]
-    if ceiling is not None and included != "unlimited":
+    included, bounds = counts["included"], list[int]()
+    if included != "unlimited":
         available = included + counts["granted"]
         credited = max(0, used - counts["overage"] - counts["over_cap"] - available)
-        most = max(used, ceiling + counts["granted"] + credited + payable)
-    return ForecastRange(*(end if most is None else min(end, most) for end in ends))
+        if ceiling is not None:
+            bounds.append(ceiling + counts["granted"] + credited + payable)
+        if affordable is not None:
+            bounds.append(available + credited + payable + counts["overage"] + affordable)
+    return ForecastRange(*(min([end, *(max(used, most) for most in bounds)]) for end in ends))
 
 
 def _units_beyond(counts: MeterUsage, end: int | None) -> int:
@@ -156,6 +169,19 @@ def credit_balances(catalog: Catalog, balance_micros: Mapping[str, int]) -> Sequ
 def payable_units(balances: Iterable[CreditBalance], meter: str) -> int:
     """Count the units of a meter that balances can pay for, if no other meter uses them."""
     return sum(balance.units_of(meter) for balance in balances)
+
+
+def affordable_units(terms: TrialTerms, meter: str, budget_cents: Fraction | None) -> int | None:
+    """Count the units that a budget pays at their lowest price, if no other meter uses it; None: no bound."""
+    if budget_cents is None:
+        return None
+    if meter == SPEND:
+        return 0
+    rows = terms.price_rows.get(meter)
+    labels = [terms.labels.get(name, "") for name in ((meter,) if rows is None else rows.all)]
+    prices = [unit_cents(label) for label in labels]
+    known = [price for price in prices if price]
+    return int(budget_cents / min(known)) if known and len(known) == len(prices) else None
 
 
 def pay_by_credits(balances: Iterable[CreditBalance], units: Mapping[str, int]) -> dict[str, int]:

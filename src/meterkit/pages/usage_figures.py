@@ -16,6 +16,7 @@ from meterkit.catalog import override
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.catalog.models import SPEND
+from meterkit.catalog.value_parsers import micros_per_minor_unit
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import without_priced_overage
 from meterkit.decisions.customer_state import entitlements_of, seat_meter
@@ -286,16 +287,17 @@ async def usage_figures(
     )
     tenure = had[customer]
     terms, priced = _terms_in_tenure(catalog, tenure), _cost_of_charged(catalog, plan, tenure)
+    budgets = budgets_in(catalog, usage, rates, now_ms)
     seats, cost = seats_of(catalog, usage, priced), cost_of(catalog, usage, priced, is_free=tenure.is_unpaid)
     return {
         **found,
         "cost": cost,
-        "forecast": _make_forecast(catalog, days, usage, cost, now_ms, terms),
+        "forecast": _make_forecast(catalog, days, usage, cost, now_ms, terms, budgets),
         "other_plans": _price_other_plans(catalog, usage, tenure, seats, terms),
         "seats": seats,
         "storage": stored_of(catalog, usage),
         "subjects": of_subjects,
-        "budgets": budgets_in(catalog, usage, rates, now_ms),
+        "budgets": budgets,
         "top_up": top_up_page(catalog),
         "rates": [_rate_figures(rate) for rate in rates if rate["meter"] != SPEND],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN_GRANTS],
@@ -360,6 +362,7 @@ def _make_forecast(
     cost: PeriodCost,
     now_ms: int,
     terms: TrialTerms,
+    budgets: Sequence[BudgetFigures],
 ) -> PeriodForecast | None:
     if days is None:
         return None
@@ -373,7 +376,9 @@ def _make_forecast(
     balances = credit_balances(catalog, usage["balance_micros"])
     so_far_cents = 0 if cost.get("is_free") else cost["overage_cents"]
     rest_days = (end_ms - now_ms) / DAY_MS
-    return forecast_usage(since, usage["meters"], rest_days, terms, balances, so_far_cents)
+    left = [one["limit_micros"] - one["spent_micros"] for one in budgets if one["policy"] == _PERIOD]
+    budget_cents = Fraction(max(0, left[0]), micros_per_minor_unit(catalog.currency)) if left else None
+    return forecast_usage(since, usage["meters"], rest_days, terms, balances, so_far_cents, budget_cents)
 
 
 def seats_of(catalog: Catalog, usage: CustomerUsage, priced: PlanCost | None) -> SeatFigures | None:
