@@ -257,6 +257,21 @@ async def test_an_invoice_without_a_root_is_named(at: Books) -> None:
     assert await looked_at(at.at.kit, "roots") == ("renewals in 7 days: 0", [])
 
 
+@pytest.mark.dear("three months at Stripe")
+async def test_another_products_invoices_need_no_root(at: Books) -> None:
+    """Each renewal was named, and found by the doctor, whose cure is for others."""
+    at.at.stripe.add_price(7_700, price_id="price_garden")
+    garden: Any = {"customer": "cus_acme", "items": [{"price": "price_garden"}]}
+    await at.at.found.client.v1.subscriptions.create_async(garden)
+    await at.at.reach(JULY + 31 * DAY + 2 * MINUTE)
+    await at.at.close()
+    await at.at.reach(JULY + 32 * DAY)
+    assert len(at.renewals()) == 4
+    done = await at.verify("--stripe")
+    assert (done.code, done.err) == (0, "all 1 chains are unbroken (5 rows); 3 invoice roots agree\n")
+    assert await findings(at.at.kit, "roots") == []
+
+
 @pytest.mark.dear("two months at Stripe")
 async def test_a_damaged_customer_is_named_and_others_verified(at: Books) -> None:
     keys, admin = at.at.kit.store.keys, await at.at.kit.store.admin()

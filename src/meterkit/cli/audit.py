@@ -15,7 +15,8 @@ from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
 from meterkit.customers.customers import read_customers
-from meterkit.customers.states import list_customer_pages
+from meterkit.customers.history import known_subscriptions
+from meterkit.customers.states import CustomerStates, list_customer_pages
 from meterkit.decisions.periods import to_ms
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.delivery.summaries import StripeSummaries
@@ -24,6 +25,7 @@ from meterkit.insights.audit.draining import open_drainer
 from meterkit.insights.audit.entries import RecordedRoot
 from meterkit.insights.audit.rebuild_results import RebuildResult
 from meterkit.insights.audit.rebuilding import CounterRebuilder
+from meterkit.outbox.meters_or_lines import subscription_of
 from meterkit.store.unreadable_data import read_each, skip_unreadable
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.stripe_objects import is_missing_customer
@@ -184,13 +186,15 @@ class _InvoiceRoots:
 
     async def _read_roots(self, customer: str) -> list[RecordedRoot]:
         linked, found = (await self._kit.customers.get(customer)).stripe_customer, list[RecordedRoot]()
+        _, state = await CustomerStates(self._kit.store).read(customer)
+        own = {"", *known_subscriptions(state, await self._kit.customers.history(customer))}
         for one in [] if linked is None else await self._api.list("/v1/invoices", {"customer": linked}):
             if self._at_s is not None and not one["period_start"] <= self._at_s < one["period_end"]:
                 continue
             root = read_root(one)
             if root is not None:
                 found.append(RecordedRoot(*root))
-            elif is_final_renewal(one):
+            elif is_final_renewal(one) and subscription_of(one) in own:
                 self.lacking.append(str(one["id"]))
         return found
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.price_segments import unit_amount_decimal
 from meterkit.decisions.subscription import ENDED
-from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of, subscription_of, units_of, written_units
+from meterkit.delivery.invoices import MADE_WITHIN_MS, is_renewal_of, units_of, written_units
 from meterkit.delivery.sender import stopwatch
 from meterkit.delivery.usage_invoices import (
     AFTER_THE_END_MS,
@@ -24,7 +24,14 @@ from meterkit.delivery.usage_invoices import (
 )
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import price_each
-from meterkit.outbox.meters_or_lines import LINE_KEY, METER_KEY, USAGE_KEY, item_of, metadata_of
+from meterkit.outbox.meters_or_lines import (
+    LINE_KEY,
+    METER_KEY,
+    USAGE_KEY,
+    item_of,
+    metadata_of,
+    subscription_of,
+)
 from meterkit.outbox.sealer import LateUsage, add_late_usage
 from meterkit.outbox.sealing_terms import LINES_MOST, line_product
 

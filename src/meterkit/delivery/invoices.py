@@ -14,7 +14,7 @@ from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
 from meterkit.outbox.close_queue import RENEWAL, STAMPED_AHEAD_MS, read_invoice_end
-from meterkit.outbox.meters_or_lines import metadata_of
+from meterkit.outbox.meters_or_lines import metadata_of, subscription_of
 from meterkit.outbox.sealing_terms import format_overage_price
 from meterkit.stripe.prices import OPTIONS, PRICES, shown_in, with_option_tiers
 
@@ -353,14 +353,6 @@ def _unit_price(line: Mapping[str, Any], currency: str) -> Fraction | None:
     pricing: Mapping[str, Any] = line.get("pricing") or {}
     unit = pricing.get("unit_amount_decimal")
     return Fraction(str(unit)) if unit is not None and line.get("currency") == currency else None
-
-
-def subscription_of(found: Mapping[str, Any]) -> str:
-    """Read the subscription of an invoice or a line; empty: it has none."""
-    parent: Mapping[str, Any] = found.get("parent") or {}
-    details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}
-    named: object = details.get("subscription") or found.get("subscription")
-    return named if isinstance(named, str) else ""
 
 
 class PeriodBilling(NamedTuple):

@@ -7,7 +7,6 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.subscription import ENDED
-from meterkit.delivery.invoices import subscription_of
 from meterkit.delivery.line_books import linked_since
 from meterkit.delivery.stripe_books import none_if_gone
 from meterkit.delivery.usage_invoices import (
@@ -16,7 +15,7 @@ from meterkit.delivery.usage_invoices import (
     explain_no_invoice,
     find_usage_invoice,
 )
-from meterkit.outbox.meters_or_lines import is_usage_line
+from meterkit.outbox.meters_or_lines import is_usage_line, subscription_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

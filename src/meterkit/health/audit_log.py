@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.value_parsers import span
+from meterkit.customers.history import known_subscriptions, read_states_and_histories
 from meterkit.customers.links import claim_owner
 from meterkit.delivery.audit_root import is_final_renewal, read_root
 from meterkit.errors import MeterkitError, StripeError
@@ -17,6 +18,7 @@ from meterkit.insights.audit.draining import (
     sum_backlogs,
 )
 from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
+from meterkit.outbox.meters_or_lines import subscription_of
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.stripe_objects import id_in
@@ -148,13 +150,9 @@ async def check_roots(parts: Parts) -> tuple[str, list[Finding]]:
         StoreError: the store does not answer.
     """
     final = [one for one in await _invoices(parts) if is_final_renewal(one)]
-    bare = {id_in(one, "customer"): one for one in final if read_root(one) is None}
-    admin, before_ms = await parts.store.admin(), dict[str, int]()
-    names = dict[str, str]()
-    for linked, invoice in bare.items():
-        claim: bytes | None = await admin.ask(admin.client.get(parts.store.keys.link(linked)))
-        if customer := claim_owner((claim or b"").decode()):
-            before_ms[customer], names[customer] = int(invoice["created"]) * 1000, str(invoice["id"])
+    before_ms, names = dict[str, int](), dict[str, str]()
+    for customer, invoice in await _own_invoices(parts, [one for one in final if read_root(one) is None]):
+        before_ms[customer], names[customer] = int(invoice["created"]) * 1000, str(invoice["id"])
     begun_before: Any = import_module("meterkit.insights.audit.chain_verifier").chains_begun_before
     database = open_drainer(parts.store, parts.settings).database
     try:
@@ -166,6 +164,26 @@ async def check_roots(parts: Parts) -> tuple[str, list[Finding]]:
         ) from None  # The check of the database reports it.
     seen = f"renewals in {_DAYS} days: {len(final):,}"
     return seen, find_missing_roots([names[customer] for customer in lacking])
+
+
+async def _own_invoices(
+    parts: Parts, invoices: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """List invoices of linked customers with the customer's id, without those of other products.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await parts.store.admin()
+    owned: list[tuple[str, Mapping[str, Any]]] = []
+    for invoice in invoices:
+        key = parts.store.keys.link(id_in(invoice, "customer"))
+        claim: bytes | None = await admin.ask(admin.client.get(key))
+        if customer := claim_owner((claim or b"").decode()):
+            owned.append((customer, invoice))
+    known = await read_states_and_histories(parts.store, {customer for customer, _ in owned}, skipped={})
+    own = {customer: {"", *known_subscriptions(*of)} for customer, of in known.items()}
+    return [one for one in owned if one[0] not in own or subscription_of(one[1]) in own[one[0]]]
 
 
 async def _invoices(parts: Parts) -> Sequence[Mapping[str, Any]]:

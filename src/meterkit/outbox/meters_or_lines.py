@@ -341,6 +341,14 @@ def metadata_of(shown: Mapping[str, Any]) -> Mapping[str, str]:
     return found
 
 
+def subscription_of(found: Mapping[str, Any]) -> str:
+    """Read the subscription of an invoice or a line; empty: it has none."""
+    parent: Mapping[str, Any] = found.get("parent") or {}
+    details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}
+    named: object = details.get("subscription") or found.get("subscription")
+    return named if isinstance(named, str) else ""
+
+
 def item_of(line: Mapping[str, Any]) -> str:
     """Read the id of the invoice item of a line; a pending item is shown as itself."""
     parent: Mapping[str, Any] = line.get("parent") or {}

@@ -274,13 +274,6 @@ def is_of_subscription(invoice: Mapping[str, Any]) -> bool:
     return parent.get("type") == "subscription_details"
 
 
-def subscription_of(invoice: Mapping[str, Any]) -> str:
-    """The subscription that has made an invoice; empty: none has."""
-    parent: Mapping[str, Any] = invoice.get("parent") or {}
-    details: Mapping[str, Any] = parent.get("subscription_details") or {}
-    return str(details.get("subscription") or "")
-
-
 def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
     """Whether an invoice of a change charges a part of the period after it.
 

@@ -35,12 +35,11 @@ from meterkit.insights.statement.lines import (
     price_in,
     price_line,
     select_events,
-    subscription_of,
     unbilled,
     without_amount,
 )
 from meterkit.outbox.close_queue import STAMPED_AHEAD_MS
-from meterkit.outbox.meters_or_lines import METER_KEY, is_billed_by_lines, is_usage_line
+from meterkit.outbox.meters_or_lines import METER_KEY, is_billed_by_lines, is_usage_line, subscription_of
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import find_former_events, read_meters
 from meterkit.store.input_checks import check_customer
