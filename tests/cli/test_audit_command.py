@@ -128,6 +128,9 @@ async def test_verify_names_the_first_bad_place(stored: Shell, directory: Path) 
     said = stored.run("audit", "verify")
     assert (said.code, "1 of 2 chains are broken" in said.err) == (1, True)
     assert stored.run("audit", "verify", "umbrella").code == 0
+    misspelled = stored.run("audit", "verify", "umbrela")
+    assert "the audit log has no rows of customer umbrela\n" in misspelled.err
+    assert "unbroken" not in misspelled.err
 
 
 MINUTE = timedelta(minutes=1)

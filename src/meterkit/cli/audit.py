@@ -139,9 +139,12 @@ async def verify(
     broken = sum(not one.is_right for one in found)
     if not session.json:
         agree = f"; {_agreeing(compared)}" if stripe else ""
+        is_unknown = customer is not None and not any(one.rows or one.unchained for one in found)
         print_note(
             f"{broken:,} of {right + broken:,} chains are broken"
             if broken
+            else f"the audit log has no rows of customer {customer}"
+            if is_unknown
             else f"all {right:,} chains are unbroken ({rows:,} rows){agree}"
         )
     if roots is not None:
