@@ -116,10 +116,13 @@ async def test_limits_that_are_exceeded_stay_what_they_are(store_url: str, tmp_p
         for meter, units in used.items():
             await kit.record(meter, meter, units)
         await kit.gauges.set("files", "files", 6)
+        await kit.customers.override("denied", {"tokens": {"overage": "deny"}})
+        await kit.record("denied", "tokens", 125)
         await make_snapshot(kit)
         near = (await client.get("/near.json")).json()
     assert [(one["meter"], one["used"], one["ceiling"], one["per_mille"]) for one in near] == [
         ("tokens", 200, 150, 1333),
+        ("tokens", 125, 100, 1250),
         ("files", 6, 5, 1200),
         ("requests", 12, 10, 1200),
         ("pages", 3, 0, 1000),

@@ -132,9 +132,11 @@ def build_row(usage: CustomerUsage, catalog: Catalog) -> CustomerRow:
         catalog: what was used of meters that it lacks has no limit any more.
     """
     found, plan = usage["meters"], catalog.plans.get(usage["plan"])
-    billed = set[str]()
+    # Billed overage has a price, of an override too, unless only Stripe has it.
+    billed = {name for name, counts in found.items() if "price" in counts}
     if plan is not None:
-        billed = {name for name, of in plan.entitlements.items() if of.overage.mode == "bill"}
+        overage = {name: of.overage for name, of in plan.entitlements.items()}
+        billed |= {name for name, of in overage.items() if of.mode == "bill" and of.amount_cents is None}
     shares = [
         (*_limit_share(found[name], is_gauge=meter.kind == "gauge", is_billed=name in billed), name)
         for name, meter in catalog.meters.items()
