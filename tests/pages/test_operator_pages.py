@@ -18,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from drivers.audited_kit import sqlite_in
+from drivers.customer_states import note_findings
 from drivers.operator_pages import (
     JSON,
     PLANS,
@@ -220,6 +221,18 @@ async def test_what_a_spreadsheet_takes_for_a_formula_is_quoted(kit: MeterKit, c
     page = (await client.get("/all")).text
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+async def test_a_spike_of_charges_is_shown_as_money(store_url: str) -> None:
+    """It stood among those of tokens, as millions of them."""
+    plans = f"{PLANS}credits: {{usd: {{unit: money, costs: {{tokens: provider_prices}}}}}}\n"
+    async with (
+        MeterKit(loads(plans), redis_url=store_url, clock=Clock(START), flush=False) as kit,
+        pages_of(kit) as client,
+    ):
+        await note_findings(kit, "acme", "usd_charged")
+        page = (await client.get("/spiking")).text
+    assert '<data value="900">USD 0.0009</data>' in page
 
 
 async def test_only_operators_see_the_pages(store_url: str, tmp_path: Path) -> None:

@@ -149,8 +149,9 @@ _SPIKES: Final = (
     Column("meter", "Meter"),
     Column("at", "Found (UTC)", "time"),
     Column("span", "Span"),
-    Column("used", "Used", "number"),
-    Column("usual", "Usual", "number"),
+    Column("unit", "Unit", "unit"),
+    Column("used", "Used", "units"),
+    Column("usual", "Usual", "units"),
 )
 _DEGRADED: Final = (
     Column("minute", "Minute (UTC)", "time"),
@@ -185,9 +186,15 @@ def book_lists(kit: PagesKit, overview: CustomerOverview) -> Sequence[OperatorLi
 
     async def spiking(asked: PageRequest) -> Rows:
         found = await SpikesToday(kit.store).all()
-        names = [column.name for column in _SPIKES if column.name != "at"]
+        units = {name: meter.unit for name, meter in kit.catalog.meters.items()}
+        names = ("customer", "meter", "span", "used", "usual")
         rows: list[Row] = [
-            {"at": from_ms(one.at_ms), **{name: getattr(one, name) for name in names}} for one in found
+            {
+                **{name: getattr(one, name) for name in names},
+                "at": from_ms(one.at_ms),
+                "unit": units.get(one.meter, ""),
+            }
+            for one in found
         ]
         return page_of(rows, asked)
 
