@@ -16,7 +16,7 @@ from meterkit import Invoice, MeterKit
 from meterkit.catalog import loads
 from meterkit.starlette import storage_events
 from meterkit.testing import Clock
-from pages.test_cards import card_of, words_in
+from pages.test_cards import card_of, cards_in, words_in
 from storage.objects import Happened
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +105,24 @@ async def test_a_spend_limit_says_what_is_left_and_is_first_if_near(store_url: s
                 f"Spend limit {words} Starts again on 1 Jul 2031 (UTC)."
             )
             assert (html.index('id="budgets"') < html.index("data-card=")) == is_first
+
+
+async def test_no_more_is_billed_than_a_budget_admits(store_url: str) -> None:
+    """The card of tokens said "more is billed", and another plan's cost was beyond its budget."""
+    less = "  less:\n    extends: pro\n    rank: 5\n    budget: {amount_cents: 400}\n"
+    async with (
+        MeterKit(loads(PLANS + less), redis_url=store_url, clock=Clock(START)) as kit,
+        page_of(kit) as client,
+    ):
+        await kit.record("acme", "tokens", 550)
+        (other,) = (await client.get("/", headers=JSON)).json()["other_plans"]
+        assert (other["cost_cents"], other["refused"]) == (3_350, ["spend"])
+        assert "more is billed" in cards_in((await client.get("/")).text)["tokens"]
+        await kit.record("acme", "tokens", 50)
+        assert not (await kit.check("acme", "tokens")).allowed
+        html = (await client.get("/")).text
+        assert "600 %: used up Beyond" in cards_in(html)["tokens"]
+        assert "<td>Spend</td>" in html
 
 
 async def test_a_budget_that_only_notifies_is_no_limit(store_url: str) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from meterkit.catalog.entitlements import ceiling
+from meterkit.catalog.models import SPEND
 from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.grants import MICRO
+from meterkit.decisions.spending import budgets_of
 from meterkit.pages.forecast import split_by_model, split_by_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from fractions import Fraction
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.insights.simulation.plan_costs import TrialTerms
@@ -20,9 +23,10 @@ if TYPE_CHECKING:
 class OtherPlan(TypedDict):
     """Cost of the period's usage so far on another plan, in minor units.
 
-    ``refused`` names meters whose usage exceeds the plan; ``unpriced`` those whose overage is not in the
-    cost, as only Stripe has its price, or the models are not known. ``estimated``, which is then true: the
-    models of some overage are taken to be those of the overage so far.
+    ``refused`` names meters whose usage exceeds the plan, and ``spend`` if the overage exceeds its budget;
+    ``unpriced`` those whose overage is not in the cost, as only Stripe has its price, or the models are not
+    known. ``estimated``, which is then true: the models of some overage are taken to be those of the overage
+    so far.
     """
 
     plan: str
@@ -63,13 +67,15 @@ def price_on_plans(
         by_part = split_by_parts(overage, terms.parts, used)
         split = split_by_model(by_part, terms.price_rows, alike)
         allowed = {name: most - terms.included[name] for name, most in terms.ceilings.items()}
+        cost_cents = terms.charge(split.units)
         offer: OtherPlan = {
             "plan": plan.key,
             "name": plan.name,
-            "cost_cents": rounded_cents(terms.charge(split.units)),
+            "cost_cents": rounded_cents(cost_cents),
             "refused": [
                 *(name for name, units in beyond.items() if units > allowed.get(name, units)),
                 *(name for name, most in _gauges_of(catalog, plan).items() if used.get(name, 0) > most),
+                *([SPEND] if _is_over_budget(catalog, plan, cost_cents - terms.fixed_cents) else []),
             ],
             "unpriced": sorted(terms.unpriced(split.units) | split.unknown.keys()),
         }
@@ -108,6 +114,12 @@ def _gauges_of(catalog: Catalog, plan: Plan) -> dict[str, int]:
         if meter.kind == "gauge"
     }
     return {name: most for name, most in found.items() if most is not None and name != sold}
+
+
+def _is_over_budget(catalog: Catalog, plan: Plan, overage_cents: Fraction) -> bool:
+    """Whether a plan's budget of the period admits less than some overage."""
+    budgets = [one for one in budgets_of(plan.entitlements, catalog) if not one.window_ms]
+    return any(overage_cents * one.unit > one.micros for one in budgets)
 
 
 def _not_granted(catalog: Catalog, plan: Plan, overage: Mapping[str, int]) -> dict[str, int]:

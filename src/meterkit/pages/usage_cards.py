@@ -16,7 +16,7 @@ from meterkit.catalog.value_parsers import (
 from meterkit.insights.simulation.plan_costs import period_share
 from meterkit.pages.forecast import credit_balances, payable_units
 from meterkit.pages.usage_bar import UsageBar, limit_bar, share_bar
-from meterkit.pages.usage_figures import beyond_included
+from meterkit.pages.usage_figures import PERIOD_BUDGET, beyond_included
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -89,13 +89,17 @@ def meter_cards(
     overage = {name: of.overage for name, of in given.items()}
     balances = credit_balances(catalog, figures["usage"]["balance_micros"])
     ends = {} if forecast is None else forecast["meters"]
+    budgets = [one for one in figures["budgets"] if one["policy"] == PERIOD_BUDGET]
+    is_spent = any(one["spent_micros"] >= one["limit_micros"] for one in budgets)
     found = [
         _make_card(
             name,
             counts,
             expected=ends[name].expected if name in ends else None,
             is_gauge=meter.kind == "gauge",
-            is_billed=name in overage and overage[name].mode == "bill",
+            is_billed=name in overage
+            and overage[name].mode == "bill"
+            and not (is_spent and "price" in counts and counts["included"]),
             has_credit=any(name in credit.costs for credit in catalog.credits.values()),
             payable=payable_units(balances, name),
             price=_price_text(name, overage[name].rows if name in overage else None, meters, meter.unit),

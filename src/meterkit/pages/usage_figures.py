@@ -376,7 +376,7 @@ def _make_forecast(
     balances = credit_balances(catalog, usage["balance_micros"])
     so_far_cents = 0 if cost.get("is_free") else cost["overage_cents"]
     rest_days = (end_ms - now_ms) / DAY_MS
-    left = [one["limit_micros"] - one["spent_micros"] for one in budgets if one["policy"] == _PERIOD]
+    left = [one["limit_micros"] - one["spent_micros"] for one in budgets if one["policy"] == PERIOD_BUDGET]
     budget_cents = Fraction(max(0, left[0]), micros_per_minor_unit(catalog.currency)) if left else None
     return forecast_usage(since, usage["meters"], rest_days, terms, balances, so_far_cents, budget_cents)
 
@@ -519,7 +519,8 @@ def _warn_throttled(kit: PagesKit, message: str, cause: str) -> None:
         _logger.warning(message, cause)
 
 
-_PERIOD: Final = f"{SPEND}-period"
+PERIOD_BUDGET: Final = f"{SPEND}-period"
+"""Policy of the budget of the billing period."""
 
 
 class BudgetFigures(TypedDict):
@@ -554,7 +555,7 @@ def budgets_in(
     if spend["included"] != "unlimited" and spend["remaining"] != "unlimited":
         found.append(
             {
-                "policy": _PERIOD,
+                "policy": PERIOD_BUDGET,
                 "spent_micros": spend["used"],
                 "limit_micros": spend["included"],
                 "resets_at": usage["period"]["end"],
