@@ -290,6 +290,21 @@ async def test_a_change_as_a_period_begins_rolls_by_its_terms(kit: MeterKit, clo
     assert await standing_of(kit) == (150, 50)
 
 
+async def test_what_has_rolled_over_outlives_its_plan_in_the_file(store_url: str, clock: Clock) -> None:
+    """Its customers were moved, as in a migration, and then it left the plans file."""
+    july: dict[str, Any] = SUBSCRIBED | {"start_ms": RENEWALS[0], "end_ms": RENEWALS[1]}
+    async with kit_of(store_url, clock, PLANS) as kit:
+        await fetched(kit, subscription(**SUBSCRIBED, plan="small"))
+        await use(kit, 20)
+        clock.set(RENEWALS[0] + timedelta(days=1))
+        await fetched(kit, subscription(**july, plan="small"))
+        await fetched(kit, subscription(**july, plan="pro"))
+        assert (await kit.usage("acme"))["rolled_over"] == {"ai": 50}
+    text = PLANS.replace("  small:\n", "  tiny:\n")
+    async with kit_of(store_url, clock, text) as kit:
+        assert await standing_of(kit) == (500 + 80, 80)  # As if it had been on `pro` in July.
+
+
 async def test_a_share_of_a_period_rolls(kit: MeterKit, clock: Clock) -> None:
     await fetched(kit, subscription(**SUBSCRIBED))
     clock.set(NOW + timedelta(days=15))  # Half of the period.

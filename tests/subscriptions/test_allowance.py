@@ -106,6 +106,32 @@ async def test_another_key_of_a_plan_gives_no_less(store_url: str, caplog: pytes
             assert await given(replace(at, kit=kit)) == (1_000, 1_000, 180)
 
 
+async def test_a_plan_that_leaves_the_file_takes_nothing_back(store_url: str) -> None:
+    """Its time of the month counted as the default plan's: 505 requests, and 90 credits."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        await at.subscribed(plan="team")
+        await change(at, "pro", HALF)
+        assert await given(at) == (550, 550, 100)
+        without = loads(PLANS.partition("  team:")[0] + "  pro:" + PLANS.partition("  pro:")[2])
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=without) as kit:
+            assert await given(replace(at, kit=kit)) == (1_000, 1_000, 180)
+
+
+@pytest.mark.parametrize("plan", ["free", "team", None])
+async def test_what_is_set_and_taken_back_by_hand_takes_nothing(store_url: str, plan: str | None) -> None:
+    """Stripe charges neither: the month is paid. It counted as a change of plan, charged by the second."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        await at.subscribed(plan="pro")
+        customers = at.kit.customers
+        at.clock.set(HALF - timedelta(days=10))
+        await customers.set_plan("acme", plan)
+        await customers.set_status("acme", "canceled" if plan is None else None)
+        at.clock.set(HALF)
+        await customers.set_plan("acme", None)
+        await customers.set_status("acme", None)
+        assert await given(at) == (1_000, 1_000, 180)
+
+
 async def test_credits_that_an_earlier_plans_file_gave_stay(store_url: str) -> None:
     """Where no plan of the new file grants any, they were gone, and usage that they pay for was refused."""
     async with shop(store_url, catalog=CATALOG) as at:
@@ -132,12 +158,12 @@ async def test_usage_without_a_limit_counts_as_included(store_url: str) -> None:
         assert (await at.kit.usage("acme"))["meters"]["requests"]["remaining"] == 500 + 90
         await change(at, "endless", HALF + HOUR)
         assert (await given(at))[0] == "unlimited"
-        # Its plan is removed from the plans file: nothing says any more what that has included.
+        # Its plan is removed from the plans file: what it included by then stays, the rest is as of the next.
         without = loads(PLANS.partition("  endless:")[0])
         async with kit_for(store_url, at.url, clock=at.clock, catalog=without) as kit:
             await at.switch(await at.stripe_subscription(begun.id), "pro", "_ai_tokens")
             await kit.subscriptions.sync("acme")
-            assert await given(replace(at, kit=kit)) == (5 + 500, 0 + 500, 90)
+            assert await given(replace(at, kit=kit)) == (7_000 + 500, 1_000, 180)
 
 
 async def test_a_portal_switch_counts_from_stripes_second(store_url: str) -> None:

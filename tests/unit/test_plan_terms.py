@@ -67,7 +67,6 @@ from meterkit.decisions.limit_policies import keep_ms_of, rate_numbers
 from meterkit.decisions.packed import MeterCounts, merge_json, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.plan_shares import (
-    PlanSpan,
     effective_terms,
     overdraft_after,
     overdraft_of,
@@ -89,7 +88,7 @@ from meterkit.decisions.rollover import (
 )
 from meterkit.decisions.spending import UnitPrice, price_of
 from meterkit.decisions.stored_grants import GrantBalance, GrantFunds, StoredGrant, read_funds, rolled_over
-from meterkit.decisions.stored_plan_changes import UNKNOWN_PLAN, compact_plan_changes
+from meterkit.decisions.stored_plan_changes import UNKNOWN_PLAN, PlanSpan, compact_plan_changes
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle, Interval
 from meterkit.errors import MeterkitError

@@ -43,7 +43,12 @@ from meterkit.decisions.rollover import (
     living_lines,
     mark_rolled,
 )
-from meterkit.decisions.stored_plan_changes import UNKNOWN_PLAN, compact_plan_changes
+from meterkit.decisions.stored_plan_changes import (
+    UNKNOWN_PLAN,
+    PlanSpan,
+    compact_plan_changes,
+    replace_lost_plans,
+)
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
 
@@ -55,28 +60,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.allowance import GrantLine, OnceGrant, Rolls
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.subscription import SubscriptionState
-
-
-class PlanSpan(NamedTuple):
-    """A plan with its add-ons, and since when a customer has it.
-
-    Attributes:
-        plan: its key.
-        from_ms: the first instant; -NEVER_MS: not known.
-        is_priced: whether Stripe charged the change to it by the second, as one within a subscription.
-        used: units that were included by its end; see :class:`~meterkit.decisions.allowance.PlanChange`.
-        bought: the add-ons.
-    """
-
-    plan: str
-    from_ms: int
-    is_priced: bool
-    used: tuple[tuple[str, int], ...] = ()
-    bought: Bought = ()
-
-    def is_like(self, other: PlanSpan) -> bool:
-        """Whether plan and add-ons are the same."""
-        return self.plan == other.plan and self.bought == other.bought
 
 
 def plan_spans(state: CustomerState, catalog: Catalog, now_ms: int) -> list[PlanSpan]:
@@ -96,6 +79,11 @@ def plan_spans(state: CustomerState, catalog: Catalog, now_ms: int) -> list[Plan
         if not span.is_like(spans[-1]):
             spans.append(span)
     return spans
+
+
+def _known_spans(state: CustomerState, catalog: Catalog, now_ms: int) -> Sequence[PlanSpan]:
+    """The plans of a customer by a plans file that may have lost some of them."""
+    return replace_lost_plans(plan_spans(state, catalog, now_ms), catalog.plans)
 
 
 def _span_from(state: CustomerState, catalog: Catalog, at_ms: int) -> PlanSpan:
@@ -129,8 +117,10 @@ def with_plan_changes(
     last, now = spans[-1], _span_from(after, catalog, at_ms)
     if not last.is_like(now):
         is_same = _subscription_id(before) == _subscription_id(after) is not None
-        # Stripe charges add-ons also where the plan is set by hand.
-        is_charged = after.plan is None or last.plan == now.plan
+        # Stripe charges add-ons also where the plan is set by hand, and nothing where that is taken back.
+        is_charged = last.plan == now.plan or (
+            after.plan is None and _is_sold_anew(before, after, catalog, at_ms)
+        )
         # Changes that are not earlier give way to this one, with what they were.
         is_priced = is_same and is_charged and all(one.is_priced for one in (now, *known[len(spans) :]))
         changes.append(PlanChange(last.plan, at_ms, is_priced, bought=last.bought))
@@ -150,6 +140,12 @@ def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog)
         one._replace(plan=new.plan) if one.plan == old.plan else one for one in before.plan_changes
     )
     return replace(before, subscription=replace(old, plan=new.plan), plan_changes=changes)
+
+
+def _is_sold_anew(before: CustomerState, after: CustomerState, catalog: Catalog, at_ms: int) -> bool:
+    """Whether the subscription itself gets another plan, whatever was set by hand until then."""
+    old, new = (replace(state, plan=None, status=None) for state in (before, after))
+    return _plan_at(old, catalog, at_ms - 1) != _plan_at(new, catalog, at_ms)
 
 
 def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:
@@ -230,18 +226,19 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     is_overdrawn = state.overdraft is not None or state.spent is not None
     if not (has_changed or reach.life_ms or is_overdrawn or reach.periods or reach.has_once):
         return effective
-    spans, counting = plan_spans(state, catalog, now_ms), effective.counting
+    spans, counting = _known_spans(state, catalog, now_ms), effective.counting
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
         charged = spans if state.plan is None else _since_set_by_hand(spans)
         shares = plan_shares(charged, *_uncut_period(state, counting, now_ms), counting, catalog)
-    history = _plan_history(state, spans, counting, catalog) if reach.periods or reach.has_once else None
-    rolls = None if history is None else find_rolls(history, now_ms)
+    rolls = find_rolls(_plan_history(state, spans, counting, catalog), now_ms) if reach.periods else None
     earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, reach.life_ms, rolls))
     overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms) if is_open else {}
     once: tuple[OnceGrant, ...] | None = None
-    if history is not None and reach.has_once:
+    if reach.has_once:
         plans = tuple(share.plan for share in shares if share.plan is not None) or (effective.plan,)
+        # A plan that left the file gave other grants once than the one that followed.
+        history = _plan_history(state, plan_spans(state, catalog, now_ms), counting, catalog)
         once = find_once(history, plans, effective.bounds.start_ms, now_ms) if is_open else ()
     allowance = Allowance(earlier=earlier, rolls=rolls, once=once)
     lives_on = any(grant.expires_ms or grant.every == "once" for grant in effective.plan.grants)
@@ -360,8 +357,7 @@ def _included_of(meter: str, shares: Sequence[PlanShare]) -> Fraction:
     for plan, share, used in shares:
         included = 0 if plan is None else plan.entitlements[meter].included
         total += share * (included or 0)
-        if included is None:
-            total = max(total, Fraction(used.get(meter, 0)))
+        total = max(total, Fraction(used.get(meter, 0)))
     return total
 
 
@@ -460,7 +456,9 @@ def _grants_of(
     catalog: Catalog,
     overdrawn: Mapping[str, int],
 ) -> PeriodGrants:
-    """The recurring grants of one period, less what is overdrawn."""
+    """The recurring grants of an earlier period, less what is overdrawn; of a lost plan only those on file."""
+    if any(one.is_lost and one.from_ms < end_ms and start_ms < to.from_ms for one, to in pairwise(spans)):
+        return PeriodGrants(())
     shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
     last = _last_share(spans, end_ms, counting, catalog)
     if shares or overdrawn:
@@ -503,7 +501,7 @@ def overdraft_of(
         cut_ms: when it was cut short.
         used: by target, as in :class:`~meterkit.decisions.allowance.Overdraft`, what was used in the period.
     """
-    effective, spans = effective_plan(state, catalog, last_ms), plan_spans(state, catalog, last_ms)
+    effective, spans = effective_plan(state, catalog, last_ms), _known_spans(state, catalog, last_ms)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
     due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog), catalog))
@@ -520,7 +518,7 @@ def overdraft_after(state: CustomerState, catalog: Catalog, last_ms: int) -> Ove
     """Reduce an overdraft by the last period of a subscription, whose money was kept."""
     if state.overdraft is None:
         return None
-    effective, spans = effective_plan(state, catalog, last_ms), plan_spans(state, catalog, last_ms)
+    effective, spans = effective_plan(state, catalog, last_ms), _known_spans(state, catalog, last_ms)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     shares = plan_shares(spans, start_ms, end_ms, effective.counting, catalog)
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)

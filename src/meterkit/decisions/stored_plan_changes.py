@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import accumulate, groupby, pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.allowance import PlanChange
 from meterkit.decisions.periods import DAY_MS
 from meterkit.decisions.rollover import AT_ONCE_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from meterkit.catalog.models import Bought
 
@@ -24,6 +24,47 @@ _KEPT_MS: Final = 400 * DAY_MS
 _KEPT_MAX: Final = 64
 UNKNOWN_PLAN: Final = ""
 """Plan before the oldest stored change: it gives nothing."""
+
+
+class PlanSpan(NamedTuple):
+    """A plan with its add-ons, and since when a customer has it.
+
+    Attributes:
+        plan: its key.
+        from_ms: the first instant; -NEVER_MS: not known.
+        is_priced: whether Stripe charged the change to it by the second, as one within a subscription.
+        used: units that were included by its end; see :class:`~meterkit.decisions.allowance.PlanChange`.
+        bought: the add-ons.
+        is_lost: whether the plan stands for one that has left the plans file.
+    """
+
+    plan: str
+    from_ms: int
+    is_priced: bool
+    used: tuple[tuple[str, int], ...] = ()
+    bought: Bought = ()
+    is_lost: bool = False
+
+    def is_like(self, other: PlanSpan) -> bool:
+        """Whether plan and add-ons are the same."""
+        return self.plan == other.plan and self.bought == other.bought
+
+
+def replace_lost_plans(spans: Sequence[PlanSpan], plans: Container[str]) -> Sequence[PlanSpan]:
+    """Replace each plan that left the plans file by the one that its subscription changed to.
+
+    What it gave is not known. Its time was paid for, and the default plan would give less.
+
+    Args:
+        spans: the plans of a customer, the oldest first.
+        plans: the keys of the plans in the file.
+    """
+    found = list(spans)
+    for nth in range(len(found) - 2, -1, -1):
+        plan, following = found[nth].plan, found[nth + 1]
+        if plan != UNKNOWN_PLAN and plan not in plans and following.is_priced:
+            found[nth] = found[nth]._replace(plan=following.plan, is_lost=True)
+    return found
 
 
 def compact_plan_changes(
