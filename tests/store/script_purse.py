@@ -175,9 +175,9 @@ class Means:
         self.debts: dict[str, Debt] = dict(purse.debts)
         self.once: dict[str, int] = dict(purse.once)
         self.rolls = allowance.rolls if allowance else None
-        self.newest = {g.kind: 0 for g in purse.grants.values()}
-        for grant in purse.grants.values():
-            self.newest[grant.kind] = max(self.newest[grant.kind], grant.effective)
+        recurring = [grant for grant in purse.grants.values() if grant.name.startswith("p ")]
+        # It was written together with all that were due by then.
+        self.newest = max((purse.written, *(grant.effective for grant in recurring)))
         self._recall()
         self.left = dict(purse.left)
         self.births = dict(purse.births)
@@ -186,18 +186,23 @@ class Means:
             if grant.is_of(self.start):
                 self.grants[grant.name] = replace(grant, stays=max(grant.stays, period[1]))
         births = [g.created for g in purse.grants.values()] + [one.created for one in purse.births.values()]
+        changed = allowance.grants if allowance else None
+        gives = (
+            () if plan is None else due(plan, period) if changed is None else due_of(changed.lines, period)
+        )
+        current = {gift.kind for gift in gives}
         for earlier in allowance.earlier if allowance else ():
             span = earlier.start_ms, earlier.end_ms
+            if self.newest >= earlier.end_ms:
+                continue
             rolling = frozenset(line[0] for line in earlier.grants.lines if line[4] < 0)
             gifts = due_of(earlier.grants.lines, span)
             gifts = [gift for gift in gifts if gift.expires > now or gift.kind in rolling]
             if earlier.is_certain or any(birth < earlier.end_ms for birth in births):
-                self._give(gifts, dict(earlier.grants.limits), span, is_over=True, rolling=rolling)
-        changed = allowance.grants if allowance else None
-        if changed is not None:
-            self._give(due_of(changed.lines, period), dict(changed.limits), period)
-        elif plan is not None:
-            self._give(due(plan, period), {}, period)
+                kinds = {line[0] for line in earlier.grants.lines}
+                over = [g for g in self.ended if g.kind in kinds or g.kind not in current]
+                self._give(gifts, dict(earlier.grants.limits), span, is_over=True, rolling=rolling, over=over)
+        self._give(gives, {} if changed is None else dict(changed.limits), period)
         if allowance is not None and allowance.once is not None:
             for one in allowance.once:
                 self._give_once(
@@ -269,8 +274,12 @@ class Means:
         *,
         is_over: bool = False,
         rolling: AbstractSet[str] = frozenset(),
+        over: Sequence[Given] = (),
     ) -> None:
-        """Add what is due of a period; where its plan changed, no more than its limits stays unused."""
+        """Add what is due of a period; where its plan changed, no more than its limits stays unused.
+
+        What is over by now was given, too.
+        """
         start, end = period
 
         def given(target: str) -> Sequence[Given]:
@@ -288,14 +297,15 @@ class Means:
                 beyond = sum(g.quantity for g in given(target)) - limit
                 kept = grant.quantity - min(max(0, beyond), grant.left)
                 self.grants[grant.name] = replace(grant, quantity=kept)
+        gone = [g for g in over if is_within(g)]
         for new in gifts:
             of_target = sum(grant.quantity for grant in gifts if grant.target == new.target)
-            spare = limits.get(new.target, of_target) - sum(g.quantity for g in given(new.target))
+            had = [g for g in gone if g.target == new.target]
+            spare = limits.get(new.target, of_target) - sum(g.quantity for g in (*given(new.target), *had))
             prefix = new.name.rpartition(" ")[0]
             known = next((g for g in own(new.target) if g.kind == prefix), None)
-            more = min(new.quantity - (known.quantity if known else 0), spare)
-            # A grant of a later period was written together with all that were due by then.
-            more = 0 if prefix in rolling and self.newest.get(prefix, 0) >= end else more
+            own_quantity = (known.quantity if known else 0) + sum(g.quantity for g in had if g.kind == prefix)
+            more = min(new.quantity - own_quantity, spare)
             if more > 0 and known is None:
                 self.grants[new.name] = replace(new, quantity=more)
             elif more > 0 and known and (known.expires > self.now or not is_over or prefix in rolling):
@@ -387,10 +397,12 @@ class Means:
 class Purse:
     """The grants on file, the lines of their ledger, and until when both are kept (0: no key has been).
 
-    Of grants that have left it keeps by target until when one paid, and which was the youngest.
+    Of grants that have left it keeps by target until when one paid, and which was the youngest; and when the
+    latest period began in which the store wrote down all that was due.
     """
 
     def __init__(self) -> None:
+        self.written = 0
         self.grants, self.debts = dict[str, Given](), dict[str, Debt]()
         self.lines, self.ids = dict[str, tuple[int, ...]](), dict[str, tuple[tuple[str, int], ...]]()
         self.once: dict[str, int] = {}

@@ -99,10 +99,17 @@ class Checks(ScriptWorld):
         days = self.ask("PTTL", keys.totals) / DAY_MS
         self.compare(f"life of {keys.totals}", bool(expected), 399 < days <= 400)
 
+    def _read_written(self, name: str) -> None:
+        """Since which period all that was due is written down: not with each settlement."""
+        key = self.keys.customer(name, anonymous=name == ANONYMOUS).grants
+        self.model.customers[name].purse.written = int(self.ask("HGET", key, "written") or 0)
+
     def _check_purse(self, name: str, customer: Customer, keys: CustomerKeys) -> None:
+        self._read_written(name)
         purse = customer.purse
         for key, expected in ((keys.grants, purse.texts()), (keys.ledger, purse.ledger())):
             stored = self._texts(key)
+            stored.pop("written", None)
             try:
                 self._check_balance(name, stored.pop("balance", None))
             except ValueError as error:
@@ -391,6 +398,7 @@ class Requests(Checks):
     ) -> Any:
         times, request = self._clocks("decide", packed)
         told: dict[str, Any] = {"mode": mode, "times": times, "costs": costs, **flags}
+        self._read_written(known.customer)
         expected = self.model.decide(known.customer, view, demands, **told)
         reply = self.wire(request)
         self.compare(f"decide {mode} {known.customer} {demands} {flags} {times}", expected, reply)
@@ -409,6 +417,7 @@ class Requests(Checks):
         view = view_of(known)
         if settlement.occurred_ms is not None:
             view = replace(view, own_start=self._own_start(known, settlement.occurred_ms))
+        self._read_written(name)
         expected = self.model.settle(name, view, settlement, writer, number, times)
         self.seen["late"] += any(str(word).startswith("b'late") for word in expected)
         self.seen["paid"] += any(str(word).startswith("b'paid") for word in expected)

@@ -555,3 +555,38 @@ async def test_a_subscription_gets_them_from_its_beginning_on(store_url: str, cl
         assert await decided_balance_of(kit) == 200
         clock.set(AUGUST + timedelta(days=1))
         assert await decided_balance_of(kit) == 200
+
+
+SHORT: Final = "credit: ai, quantity: 20, expires: 31d"
+LONG: Final = "credit: ai, quantity: 20, expires: 150d"
+ROLLING: Final = "credit: ai, quantity: 20, rollover: {at_most: 100, for: 3 periods}"
+
+
+@pytest.mark.parametrize("is_used", [True, False], ids=["used in August", "not used yet"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(SHORT, LONG, id="a longer life"),
+        pytest.param(f"{SHORT}, id: monthly", f"{LONG}, id: monthly", id="a longer life of one id"),
+        pytest.param(ROLLING, f"{ROLLING}, priority: 9", id="another priority"),
+        pytest.param("credit: ai, quantity: 20", f"{ROLLING}, id: monthly", id="it lives on, and has an id"),
+    ],
+)
+async def test_an_edit_gives_no_earlier_period_again(
+    store_url: str, clock: Clock, before: str, after: str, *, is_used: bool
+) -> None:
+    """What June and July gave was used up, and given once more."""
+    async with (
+        kit_of(store_url, clock, giving(pro=[before])) as kit,
+        kit_of(store_url, clock, giving(pro=[after])) as later,
+    ):
+        await kit.customers.set_plan("acme", "pro")
+        for month in (JUNE, JULY, AUGUST)[: 2 + is_used]:
+            clock.set(month)
+            await kit.record("acme", "tokens", 20)
+        clock.set(AUGUST)
+        assert await decided_balance_of(later) == 20 * (not is_used)
+        await later.record("acme", "tokens", 20)
+        assert await given_of(later) == 60
+        await later.customers.set_plan("acme", "none")
+        assert await decided_balance_of(later) == 0

@@ -117,7 +117,7 @@ REBUILT: Final = said(
 # one has not tested it.
 LIVES: Final[tuple[tuple[Kind, int, int, AbstractSet[str]], ...]] = (
     (World, 2, 1500, DECIDED),
-    (PaidWorld, 2, 1600, DECIDED | PAID),
+    (PaidWorld, 8, 1600, DECIDED | PAID),
     (MonthWorld, 0, 400, set()),
     (TurnWorld, 0, 400, set()),
     (FullWorld, 0, 400, set()),

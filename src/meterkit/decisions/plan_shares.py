@@ -456,7 +456,7 @@ def _grants_of(
     catalog: Catalog,
     overdrawn: Mapping[str, int],
 ) -> PeriodGrants:
-    """The recurring grants of an earlier period, less what is overdrawn; of a lost plan only those on file."""
+    """The recurring grants of an earlier period, less what is overdrawn; of a lost plan those on file."""
     if any(one.is_lost and one.from_ms < end_ms and start_ms < to.from_ms for one, to in pairwise(spans)):
         return PeriodGrants(())
     shares = plan_shares(spans, start_ms, end_ms, counting, catalog)

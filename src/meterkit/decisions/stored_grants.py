@@ -14,17 +14,19 @@ from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement
-    from meterkit.decisions.allowance import Allowance, OnceGrant, Rolls
+    from meterkit.decisions.allowance import Allowance, EarlierPeriod, OnceGrant, Rolls
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.periods import Bounds
 
 
-_PLANS: Final = ("p ", "o ")
+_RECURRING: Final = "p "
+_PLANS: Final = (_RECURRING, "o ")
 _KINDS: Final = frozenset({"a ", *_PLANS})
 _DEBT: Final = "d "
+_WRITTEN: Final = "written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,8 @@ class _GrantFile:
             for field, text in fields.items()
             if field.startswith(_DEBT)
         }
-        self._newest = Counter[str]()
+        effective = (one.effective_ms for one in found if one.name.startswith(_RECURRING))
+        self._newest_ms = max((int(fields.get(_WRITTEN, 0)), *effective))
         self.unwritten = Counter[str]()
 
     def every(self) -> Iterator[StoredGrant]:
@@ -154,11 +157,13 @@ class _GrantFile:
             self._keep_ended(rolls)
         past = [int(text.split(" ")[2]) for name, text in self._fields.items() if name.startswith("past ")]
         first_ms = min((*past, *(one.created_ms for one in self._found)), default=NEVER_MS)
+        current = {line[0] for line in prepaid.recurring}
         for period in () if allowance is None else allowance.earlier:
-            if period.is_certain or first_ms < period.end_ms:
-                self._add_due(period.grants, period.start_ms, period.end_ms, is_over=True)
+            if (period.is_certain or first_ms < period.end_ms) and self._newest_ms < period.end_ms:
+                over = self._ended_of(period, current)
+                self._add_due(period.grants, period.start_ms, period.end_ms, over)
         limits = () if allowance is None or allowance.grants is None else allowance.grants.limits
-        self._add_due(PeriodGrants(prepaid.recurring, limits), start_ms, end_ms, is_over=False)
+        self._add_due(PeriodGrants(prepaid.recurring, limits), start_ms, end_ms, None)
         for grant in prepaid.once:
             self._add_once(grant, start_ms, end_ms)
         if rolls is not None:
@@ -182,8 +187,6 @@ class _GrantFile:
     def _keep_ended(self, rolls: Rolls) -> None:
         """Keep grants that have ended, but may live on; see ``include/keep_ended.lua``."""
         rules = dict(rolls.rules)
-        for one in self._found:
-            self._newest[one.prefix] = max(self._newest[one.prefix], one.effective_ms)
         for name, one in list(self._ended.items()):
             if one.prefix in rules and one.effective_ms > rolls.starts[0] - SHORTEST_MS:
                 del self._ended[name]
@@ -224,13 +227,38 @@ class _GrantFile:
             times = (start_ms, expires_ms, start_ms, until_ms)
             self._known[named] = StoredGrant(named, target, quantity, 0, priority, *times)
 
-    def _add_due(self, grants: PeriodGrants, start_ms: int, end_ms: int, *, is_over: bool) -> None:
-        """Add a period's recurring grants that are not on file; see ``include/add_recurring_grants.lua``."""
-        known, now_ms = self._known, self._now_ms
+    def _ended_of(self, period: EarlierPeriod, current: Container[str]) -> list[StoredGrant]:
+        """The grants of a period that have ended, and that its plan would give again by now.
+
+        Args:
+            period: an earlier one.
+            current: the names of what the plan gives now.
+        """
+        given = {line[0] for line in period.grants.lines}
+        return [
+            one
+            for one in self._ended.values()
+            if one.name.startswith(_RECURRING)
+            and period.start_ms <= one.effective_ms < period.end_ms
+            and (one.prefix in given or one.prefix not in current)
+        ]
+
+    def _add_due(
+        self, grants: PeriodGrants, start_ms: int, end_ms: int, over: Sequence[StoredGrant] | None
+    ) -> None:
+        """Add a period's recurring grants that are not on file; see ``include/add_recurring_grants.lua``.
+
+        Args:
+            grants: of the period.
+            start_ms: its first instant.
+            end_ms: the first instant after it.
+            over: of an earlier period, what counts as given though it has ended; None: it is this period.
+        """
+        known, now_ms, is_over = self._known, self._now_ms, over is not None
         of_period = [
             holding
             for holding in known.values()
-            if holding.name.startswith("p ")
+            if holding.name.startswith(_RECURRING)
             and (
                 (is_over and start_ms <= holding.effective_ms < end_ms)
                 or holding.name.endswith(f" {start_ms}")
@@ -248,12 +276,17 @@ class _GrantFile:
             for holding in _cut_grants(own.values(), target, given[target] - limit):
                 given[target] -= own[holding.prefix].quantity - holding.quantity
                 known[holding.name] = own[holding.prefix] = holding
+        ended: Counter[str] = Counter()
+        for holding in over or ():
+            given[holding.target] += holding.quantity
+            ended[holding.prefix] += holding.quantity
         for prefix, target, quantity, priority, life_ms in grants.lines:
             expires_ms = start_ms + life_ms if life_ms > 0 else end_ms
             before = own.get(prefix)
-            more = min(quantity - (before.quantity if before else 0), whole[target] - given[target])
+            had = ended[prefix] + (before.quantity if before else 0)
+            more = min(quantity - had, whole[target] - given[target])
             lives_ms = expires_ms if before is None else before.expires_ms
-            is_gone = self._newest[prefix] >= end_ms if life_ms < 0 else is_over and lives_ms <= now_ms
+            is_gone = is_over and life_ms >= 0 and lives_ms <= now_ms
             if more <= 0 or is_gone:
                 continue
             given[target] += more

@@ -29,10 +29,14 @@ local function grant_balance(key, prepaid, start_ms, end_ms, now, is_forced)
 --include keep_ended
     keep_ended(file, prepaid.rolls)
   end
+  local current = {}
+  for _, plan in ipairs(prepaid.earlier and prepaid.recurring or {}) do
+    current[plan[1]] = true
+  end
   for _, period in ipairs(prepaid.earlier or {}) do
     local began_ms, ended, recurring, limits, is_certain = unpack(period)
     if is_certain == 1 or file.first < ended then
-      add_recurring_grants(file, recurring, began_ms, ended, now, limits, true)
+      add_recurring_grants(file, recurring, began_ms, ended, now, limits, true, current)
     end
   end
   add_recurring_grants(file, prepaid.recurring, start_ms, end_ms, now, prepaid.limits, false)

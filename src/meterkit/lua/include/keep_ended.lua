@@ -1,25 +1,12 @@
 -- keep_ended: takes grants of the plan that have ended, but may live on, from those that must leave their hash.
 --   file: as `read_grants` returns it; rolls: see roll_over
--- They stay, also those that are used up, as long as their period would otherwise give them again. Puts into file.newest
--- the name of a grant without its period, and when its youngest grant became effective (ms): all older ones were stored by
--- then.
+-- They stay, also those that are used up, as long as their period would otherwise give them again.
 local function keep_ended(file, rolls)
   local starts, rules = unpack(rolls)
   local ended = {}
-  file.newest = {}
-  local function may_live_on(grant)
-    local name = string.match(grant.name, '^(p .*) %d+$')
-    if name and rules[name] then
-      file.newest[name] = math.max(file.newest[name] or 0, grant.effective)
-      return true
-    end
-    return false
-  end
-  for _, grant in ipairs(file.list) do
-    may_live_on(grant)
-  end
   for _, grant in ipairs(file.ended) do
-    if may_live_on(grant) and grant.effective > starts[1] - 2 * MINUTE_MS then
+    local name = string.match(grant.name, '^(p .*) %d+$')
+    if name and rules[name] and grant.effective > starts[1] - 2 * MINUTE_MS then
       grant.until_ms, grant.changed = starts[#starts], true
       file.list[#file.list + 1] = grant
     else

@@ -7,14 +7,16 @@
 --     the newest of them, and when it was created
 --     "once TARGET ID": the grant with this id was given; since when (ms)
 --     "d TARGET": a debt, see parse_debt
+--     "written": first instant of the latest period in which all that was due was stored (ms)
 --     "balance": see grant_balance
 -- Returns {found: whether the hash has any field, list: the grants, ended: those that must leave the hash, past: by
 -- target, debts: by target, once: set of such fields, repaid: see plan_repayment, due: whether anything must be written,
--- first: when the oldest known grant was created (ms)}; in no order.
+-- first: when the oldest known grant was created (ms), newest: the latest instant by which what the plan gave was stored
+-- (ms)}; in no order.
 --include parse_grant
 --include parse_debt
 local function read_grants(key, now)
-  local list, ended, past, debts, once, first = {}, {}, {}, {}, {}, NEVER_MS
+  local list, ended, past, debts, once, first, newest = {}, {}, {}, {}, {}, NEVER_MS, 0
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local name = fields[i]
@@ -23,6 +25,7 @@ local function read_grants(key, now)
       local grant = parse_grant(name, fields[i + 1])
       local into = grant.until_ms <= now and ended or list
       into[#into + 1], first = grant, math.min(first, grant.created)
+      newest = kind == 'p ' and math.max(newest, grant.effective) or newest
     elseif kind == 'd ' then
       debts[string.sub(name, 3)] = parse_debt(fields[i + 1])
     elseif kind == 'pa' then
@@ -30,10 +33,12 @@ local function read_grants(key, now)
       past[string.sub(name, 6)], first = {at = at + 0, quantity = quantity + 0, created = created + 0}, math.min(first, created + 0)
     elseif kind == 'on' then
       once[name] = true
+    elseif kind == 'wr' then
+      newest = math.max(newest, fields[i + 1] + 0)
     end
   end
   return {
     found = #fields > 0, list = list, ended = ended, past = past, debts = debts, repaid = {}, due = #ended > 0, first = first,
-    once = once,
+    once = once, newest = newest,
   }
 end

@@ -46,16 +46,15 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
     write_debt(list, target, debt)
     grew, owes = grew or debt.changed, owes or debt.owed > 0
   end
-  if file and (file.rolled or file.given) then
+  if file then
 --include write_rolled
     grew = write_rolled(ledger, file, set) or grew
-  end
-  if file then
     file.list, file.ended, balances.due, balances.since = stay, {}, false, string.format('%.0f', now)
     balances.sums, balances.changes_at = sum_grants(file, start, now)
   end
   if #set > 1 or owes or file and file.found then
     set[#set + 1], set[#set + 2] = 'balance', format_balance(balances, prepaid, start)
+    set[#set + 1], set[#set + 2] = 'written', string.format('%.0f', start)
     call('HSET', unpack(set))
   end
   for _, key in ipairs(grew and {list, ledger} or {}) do
