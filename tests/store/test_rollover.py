@@ -271,6 +271,38 @@ async def test_a_period_that_is_cut_short_rolls_at_its_cut(kit: MeterKit, clock:
     assert await standing_of(kit) == (1000, 500)
 
 
+BRIEF: Final = """\
+  brief:
+    extends: none
+    grants: [{credit: ai, quantity: 50, every: period, id: monthly}]
+"""
+LASTING: Final = """\
+  lasting:
+    extends: none
+    grants: [{credit: ai, quantity: 50, every: period, id: monthly, expires: 90d}]
+"""
+
+
+@pytest.mark.parametrize("plans", [BRIEF + LASTING, LASTING + BRIEF], ids=["brief first", "lasting first"])
+async def test_a_grant_ends_with_its_period_by_its_own_terms(
+    store_url: str, clock: Clock, plans: str
+) -> None:
+    """Two plans give one of the same id: the one listed last in the file decided for both."""
+    text = PLANS.partition("  pro:\n")[0] + plans
+    async with kit_of(store_url, clock, text) as kit:
+        for plan, left in (("brief", 50), ("lasting", 50 + 40)):
+            clock.set(NOW)
+            await fetched(kit, subscription(**SUBSCRIBED, plan=plan))
+            await use(kit, 10)
+            again = NOW + timedelta(days=10)
+            clock.set(again)
+            cycle = {"start_ms": again, "anchor_ms": again, "end_ms": again + timedelta(days=30)}
+            await moved(kit, [NOW, *RENEWALS[:2]], [again, RENEWALS[1], RENEWALS[2]])
+            await fetched(kit, subscription(**SUBSCRIBED | cycle, plan=plan))
+            assert await standing_of(kit) == (left, 0)
+            await erase(kit, "acme")
+
+
 async def test_scheduled_changes_bind_at_their_second(kit: MeterKit, clock: Clock) -> None:
     first = SUBSCRIBED
     await fetched(kit, subscription(**first, pending_plan="small", pending_at_ms=RENEWALS[0]))

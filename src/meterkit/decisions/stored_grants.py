@@ -16,7 +16,7 @@ from meterkit.decisions.subscription import NEVER_MS
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.catalog import Catalog, Entitlement, PlanGrant
     from meterkit.decisions.allowance import Allowance, EarlierPeriod, OnceGrant, Rolls
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.periods import Bounds
@@ -417,18 +417,20 @@ def find_moved_grants(
     """
     if before == after:
         return []
-    grants = {grant_name(grant): grant for grant in sold_grants(catalog)}
+    sold: dict[str, list[PlanGrant]] = {}
+    for grant in sold_grants(catalog):
+        sold.setdefault(grant_name(grant), []).append(grant)
     is_another = after.start_ms >= before.start_ms + SHORTEST_MS
     moved = list[MovedGrant]()
     for name, text in fields.items():
         prefix, _, start = name.rpartition(" ")
         if not name.startswith(_PLANS):
             continue
-        holding, grant = StoredGrant.parse(name, text), grants.get(prefix)
+        holding, grants = StoredGrant.parse(name, text), sold.get(prefix, [])
         is_of_the_period = start == str(before.start_ms)
         has_rolled = holding.effective_ms < before.start_ms and holding.expires_ms == before.end_ms
-        has_rolled = has_rolled and grant is not None and grant.rollover is not None
-        ends_with_period = grant is not None and grant.expires_ms is None and (is_of_the_period or has_rolled)
+        has_rolled = has_rolled and any(grant.rollover is not None for grant in grants)
+        ends_with_period = _ends_with(before, holding, grants) and (is_of_the_period or has_rolled)
         if is_another:
             if ends_with_period and holding.expires_ms > after.start_ms:
                 moved.append(MovedGrant(name, after.start_ms, holding.until_ms))
@@ -438,3 +440,15 @@ def find_moved_grants(
             again = f"{prefix} {after.start_ms}" if is_given_again else ""
             moved.append(MovedGrant(name, expires_ms, max(expires_ms, after.end_ms), again))
     return moved
+
+
+def _ends_with(period: Bounds, holding: StoredGrant, grants: Sequence[PlanGrant]) -> bool:
+    """Whether a grant on file has no life of its own; plans may give one of its id with a life or without.
+
+    Args:
+        period: in which it was given.
+        holding: the grant.
+        grants: all that have its name.
+    """
+    lasts = {grant.expires_ms is not None for grant in grants}
+    return holding.expires_ms == period.end_ms if len(lasts) > 1 else lasts == {False}
