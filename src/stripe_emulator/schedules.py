@@ -158,7 +158,7 @@ class Schedule:
 
     @property
     def ends_at(self) -> int | None:
-        """When it ends its subscription, in Unix seconds; None: it does not."""
+        """End of its subscription, in Unix seconds; None: it sets none."""
         return self.phases[-1].end if self.status == "active" and self.end_behavior == "cancel" else None
 
     def terms_of_phase(self, phase: Phase) -> JsonObject:

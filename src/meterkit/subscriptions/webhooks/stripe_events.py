@@ -175,7 +175,7 @@ def _dispute_text(shown: Mapping[str, Any]) -> str:
 
 def _checkout_note(shown: Mapping[str, Any], _event: Event) -> EventNote | None:
     session = _id_of(shown)
-    # What is paid once, as an order of a shop, has a reference of its own.
+    # A single payment, such as an order of a shop, has a reference of its own.
     if session is None or shown.get("client_reference_id") is None or shown.get("mode") == "payment":
         return None
     return EventNote(name=f"link/{session}", kind="link", data={"session": session})

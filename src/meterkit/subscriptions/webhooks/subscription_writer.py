@@ -382,8 +382,8 @@ async def _read_update(api: StripeApi, cause: str) -> dict[str, Any]:
 async def _latest_updates(api: StripeApi) -> AsyncGenerator[dict[str, Any]]:
     """The latest events that updated subscriptions, newest first.
 
-    Stripe cannot be asked for those of one subscription, and a busy account has more of them in a day than a
-    sync has time for.
+    Stripe lists no events of one subscription, and a busy account has more updates in a day than a sync has
+    time for.
     """
     pages = 0
     async for page in api.pages("/v1/events", {"type": _UPDATED}):
