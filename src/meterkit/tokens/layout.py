@@ -221,6 +221,7 @@ _RESPONSE: Final = ValuePlace(
 _SPOKEN: Final = ValuePlace(_members("modelTurn model_turn outputTranscription output_transcription", _BLOCK))
 _VECTORS: Final = ValuePlace({"statistics": _FIGURES})
 _GROUNDING: Final = ValuePlace({**_members("webSearchQueries web_search_queries", _FIGURES)})
+_URLS: Final = ValuePlace(_members("urlMetadata url_metadata", _FIGURES))
 _DELTA: Final = ValuePlace({**_BLOCK.names, "message": _MESSAGE, "usage": _FIGURES}, text=True)
 
 ROOT: Final = ValuePlace(
@@ -273,6 +274,7 @@ ROOT: Final = ValuePlace(
                 "content": _BLOCK,
                 **_members("finishReason finish_reason"),
                 **_members("groundingMetadata grounding_metadata", _GROUNDING),
+                **_members("urlContextMetadata url_context_metadata", _URLS),
             }
         ),
         "contentBlockDelta": ValuePlace({"delta": _BLOCK}),

@@ -79,6 +79,9 @@ _RESPONSES: Final = [
     )
 ]
 """Places of the responses in a batch: of the API, and of the SDK's object."""
+_OTHER_TOOLS: Final = "other_tools"
+_TOOL_STEPS: Final = ("_call", "_result")
+_FREE_STEPS: Final = ("google_search_", "function_")
 _SEARCHES_OF_TYPE: Final = {"google_search": "web_searches"}
 _EACH_SEARCH: Final = re.compile(r"gemini-(?!(?:(?:flash|pro|live|robotics-er)-)?[12]\.\d)|deep-research-")
 """Names of models whose searches Google charges one by one, such as `gemini-flash-latest`, and of agents."""
@@ -111,7 +114,7 @@ def _settle(counts: Counts) -> Counts:
         # Live leaves them out of its turn and of the total.
         output = answer + thoughts
     known = {"input_tokens": entered, "output_tokens": output, "input_tool_tokens": counts.get("tools")}
-    if counts.get("tools") and counts.get("web_searches"):
+    if counts.get("tools") and counts.get("web_searches") and not counts.get(_OTHER_TOOLS):
         known["billed_input_tokens"] = prompt  # Google charges the searches, not what they have found.
     return {**counts, **{name: count for name, count in known.items() if count is not None}}
 
@@ -136,6 +139,27 @@ def _searches(event: Table, *models: str | None) -> dict[str, int]:
     return grounding_searches(
         [dig(one, ("groundingMetadata",)) or dig(one, ("grounding_metadata",)) for one in answers], *models
     )
+
+
+def _other_tools(event: Table) -> dict[str, int]:
+    """Whether a model has read URLs: their content is charged as input, even where it has searched as well.
+
+    https://ai.google.dev/gemini-api/docs/url-context
+    """
+    live = event.get("serverContent") or event.get("server_content")
+    found = [
+        dig(one, ("urlContextMetadata", "urlMetadata")) or dig(one, ("url_context_metadata", "url_metadata"))
+        for one in (*rows(event.get("candidates")), live)
+    ]
+    return {_OTHER_TOOLS: 1} if any(map(rows, found)) else {}
+
+
+def _other_tools_of_work(work: Table) -> dict[str, int]:
+    """Whether an interaction may have used tools beside searches, as those of agents do."""
+    steps = rows(work.get("steps")) or rows(work.get("outputs"))
+    kinds = [text(dig(step, ("type",))) or "" for step in steps]
+    others = [kind for kind in kinds if kind.endswith(_TOOL_STEPS) and not kind.startswith(_FREE_STEPS)]
+    return {_OTHER_TOOLS: 1} if others or not kinds or text(work.get("agent")) else {}
 
 
 def grounding_searches(groundings: Iterable[object], *models: str | None) -> dict[str, int]:
@@ -177,6 +201,7 @@ def _interaction_usage(event: Table) -> EventUsage | None:
             **counts,
             **details,
             **{unit: charged_searches(made, model) for unit, made in searches.items()},
+            **_other_tools_of_work(work),
         },
         settle=_settle,
         provider="gcp.gemini",
@@ -210,7 +235,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     is_whole = _is_of_agent(event) and event.get("partial") is not True
     details, odd = _details(usage)
     return EventUsage(
-        counts={**counts, **details, **searches},
+        counts={**counts, **details, **searches, **_other_tools(event)},
         settle=_settle,
         provider="gcp.gemini",
         refused=refused or odd,
