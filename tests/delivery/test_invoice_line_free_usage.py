@@ -115,6 +115,32 @@ async def test_a_pause_frees_the_usage_of_periods_that_end_in_it(
         assert paid == (2 * 2900 + 144 if resumes else 2900)
 
 
+@pytest.mark.parametrize("usage", ["lines", "meters"])
+async def test_what_comes_late_for_a_void_invoice_is_free(store_url: str, usage: str) -> None:
+    """Also when collection goes on: no pause says then that the period was free."""
+    plans = PLANS.replace("{usage: lines}", f"{{usage: {usage}}}")
+    async with shop(store_url, catalog=loads(plans), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "words", 126)  # Not sent before the invoice is void.
+        await pause(at, "void")
+        at.go(END + timedelta(minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        at.go(timedelta(days=2))
+        await at.kit.subscriptions.sync("acme")
+        (found,) = await at.stripe_list("/v1/subscriptions")
+        await at.stripe_change(f"/v1/subscriptions/{found['id']}", pause_collection="")
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.record("acme", "words", 130, occurred_at=HALF)
+        await flushed(at)
+        assert (await at.kit.usage("acme"))["meters"]["words"]["recorded"] == 0
+        at.go(END + timedelta(days=31, minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        at.go(timedelta(hours=2))
+        assert [one["total"] for one in await at.invoices() if one["status"] == "paid"] == [2900, 2900]
+
+
 @pytest.mark.parametrize("behavior", ["void", "mark_uncollectible", "keep_as_draft"])
 async def test_an_invoice_of_its_own_in_a_pause(store_url: str, behavior: str, caplog: Caplog) -> None:
     """The months of a yearly plan have no renewal."""

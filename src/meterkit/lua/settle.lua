@@ -50,7 +50,7 @@
 -- Reply now                      applied, or it was before: a number costs less than a list
 --       {OK, now, words...}      the same, and words:
 --           paid METERm CREDITED OVERAGE  for each meter, where the option `tells` asks for it
---           late PERIOD          where the usage belongs to a closed period
+--           late PERIOD          where the usage belongs to a closed period; with ` free` if a pause has voided its invoice
 --           notice               where handlers are notified
 --           subjects             where no more subjects can be stored
 --       {DUPLICATE, now}         the number was applied before

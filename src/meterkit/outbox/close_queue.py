@@ -259,11 +259,13 @@ class InvoiceEnd:
         held_ms: until when Stripe keeps the draft; 0: not known.
         final_ms: when it became final; 0: not known.
         is_ours: whether only meterkit finalizes it.
+        is_void: whether a pause of collection has voided it: no usage of the period is paid for.
     """
 
     held_ms: int = 0
     final_ms: int = 0
     is_ours: bool = False
+    is_void: bool = False
 
 
 async def store_invoice_end(store: Store, customer: str, period_ms: int, end: InvoiceEnd) -> bool:
@@ -273,7 +275,7 @@ async def store_invoice_end(store: Store, customer: str, period_ms: int, end: In
         StoreError: the store does not answer.
     """
     totals, admin = store.keys.customer(customer).totals, (await store.admin()).for_delivery()
-    ends = {"h": end.held_ms, "f": end.final_ms}
+    ends = {"h": end.held_ms, "f": end.final_ms, "v": int(end.is_void)}
     fields: Mapping[str, int] = {f"{period_ms}|{name}": at_ms for name, at_ms in ends.items() if at_ms}
     if not fields:
         return False

@@ -224,10 +224,10 @@ class Settlement:
         for notice in map(bytes.decode, notices):
             if notice.startswith(_BACKDATED):
                 view = self.view if self._packed is None else self._packed[0]
-                is_free = self.occurred_ms is not None and view.period_of(self.occurred_ms)[1]
-                period_ms = int(notice.removeprefix(_BACKDATED))
+                period_ms, _, free = notice.removeprefix(_BACKDATED).partition(" ")
+                is_free = bool(free) or view.period_of(self.occurred_ms or 0)[1]
                 cache.alarms.log_backdated_usage(
-                    self.customer, self.used.recorded, period_ms, is_free=is_free
+                    self.customer, self.used.recorded, int(period_ms), is_free=is_free
                 )
             elif notice == _NO_ROOM:
                 cache.alarms.log_full_subjects(self.customer)

@@ -3,7 +3,8 @@
 -- - If the open period bills the meter at the same price, the usage is recorded there again, as overage (or included) and
 --   as late, and becomes pending there. Its own period counts it as t.
 -- - At another price, an invoice item bills the usage at its own price (see queue_item).
--- - If neither is possible, no invoice bills it, and its own period counts it as t. So it is with included units.
+-- - If neither is possible, no invoice bills it, and its own period counts it as t. So it is with included units, and if a
+--   pause has voided the period's invoice (PERIOD|v).
 --   keys: counters, totals, history, items, audit (nil: no audit log); head, meters: see read_counters; totals: as read
 --   events: token to event name; usage of a meter without one stays pending
 --   asked: since, before, latest (ms; see decisions/subscription_periods.py), hour, margin (ms); meters: token to the class
@@ -43,13 +44,13 @@ local function bill_late_usage(keys, head, meters, totals, events, asked, own, n
     end
   end
 
-  local function bill(period, token, terms, label, quantity)
+  local function bill(period, token, terms, label, quantity, is_billed)
     local class, meter_name, price, open_label, _, is_flat = unpack(terms)
     local meter, value, outcome = meters[token] or read_meter(EMPTY_METER), text('%.0f', quantity), NOT_BILLED
-    if label == open_label and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST then
+    if is_billed and label == open_label and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST then
       outcome = BILLED_IN_PERIOD
       record_again(period, token, class, quantity)
-    elseif is_flat == 1 and asked.item and string.find(label, '^%d+/%d+$') then
+    elseif is_billed and is_flat == 1 and asked.item and string.find(label, '^%d+/%d+$') then
       outcome, price = BILLED_BY_ITEM, ''
       local item = {customer = own.customer, period = period, meter = token, name = meter_name, event = events[token],
         label = label, value = value, till = totals[period .. '|e']}
@@ -71,7 +72,7 @@ local function bill_late_usage(keys, head, meters, totals, events, asked, own, n
     if period and events[token] and is_final(period) then
       local terms = asked.meters[token] or {'', events[token], '', '-', token, 0, 0}
       for _, part in ipairs(price_late_usage(totals, period, token, tonumber(totals[name]), terms[4], terms[5], nil, terms[7])) do
-        bill(period, token, terms, part[1], part[2])
+        bill(period, token, terms, part[1], part[2], not totals[period .. '|v'])
       end
       redis.call('HDEL', keys.totals, name)
       totals[name] = nil

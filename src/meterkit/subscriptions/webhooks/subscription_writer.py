@@ -502,5 +502,8 @@ def _renewal_of(shown: Mapping[str, Any]) -> PeriodEnd | None:
     ):
         # A draft that waits for a person. After the next renewal no sync of the subscription shows it.
         held_s = min((int(item.get("current_period_end") or 0) for item in items_in(shown)), default=0)
-    end = InvoiceEnd(held_ms=int(held_s or 0) * _SECOND_MS, final_ms=finalized_ms(invoice))
+    # One that a person has voided says nothing of usage that it did not have.
+    is_paused = text_in(part_of(shown, "pause_collection"), "behavior") == "void"
+    is_void = is_paused and text_in(invoice, "status") == "void"
+    end = InvoiceEnd(held_ms=int(held_s or 0) * _SECOND_MS, final_ms=finalized_ms(invoice), is_void=is_void)
     return PeriodEnd(at_s * _SECOND_MS, end)
