@@ -79,6 +79,25 @@ async def test_a_trials_end_is_sent_while_it_is_ahead(store_url: str, change: st
         assert len(told) == (change == "none")
 
 
+async def test_payments_for_another_product_are_not_told(store_url: str) -> None:
+    """E-mails that nobody can decline said that the payment of its invoice failed."""
+    async with hooked(store_url) as at:
+        told: list[Any] = []
+        for kind in ("payment.failed", "payment.succeeded"):
+            at.kit.on(kind)(told.append)
+        at.customer()
+        await at.subscribe()
+        await at.subscribe(price="price_other")
+        at.emulator.fail_payments("cus_acme")
+        at.clock.advance(31 * DAY)
+        at.emulator.advance()
+        await bring_late(at, "invoice.payment_failed")
+        assert sorted((type(one).__name__, one.amount_cents) for one in told) == [
+            ("PaymentFailed", 1000),
+            ("PaymentSucceeded", 1000),
+        ]
+
+
 @pytest.mark.parametrize("first_is", ["paid", "open", "followed by a draft"])
 async def test_grace_counts_from_the_first_invoice_left_unpaid(store_url: str, first_is: str) -> None:
     """One is paid and the next declined before meterkit hears of either."""

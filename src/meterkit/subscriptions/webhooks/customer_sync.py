@@ -146,10 +146,12 @@ class CustomerSyncer:
             await self._drift_log.compare(customer, found, chosen)
         if entry.cause == NIGHTLY:
             await self.top_up_if_low(customer)
-        # The trial of another product is none of the plan.
-        ours = [one for one in listed if is_sold_here(one, catalog) or (chosen and one["id"] == chosen["id"])]
+        ours = {str(one["id"]) for one in listed if is_sold_here(one, catalog)}
+        ours |= set() if chosen is None else {str(chosen["id"])}
+        others = {str(one["id"]) for one in listed} - ours  # Of other products.
         for note in entry.notes:
-            if note.kind != LINK and await self._is_current(note, ours):
+            is_ours = note.kind != LINK and note.data.get("subscription") not in others
+            if is_ours and await self._is_current(note, listed):
                 await publish_notice(self.store, customer, note.kind, {**note.data, "id": note.name})
 
     async def _is_current(self, note: EventNote, found: Sequence[Mapping[str, Any]]) -> bool:

@@ -212,8 +212,10 @@ def _payment_note(
     attempt = _integer_of(shown.get("attempt_count")) or 0
     if invoice is None or amount_cents is None or not isinstance(currency, str):
         return None
+    parent = _as_object(_as_object(shown.get("parent")).get("subscription_details"))
     data: dict[str, Any] = {
         "invoice": invoice,
+        "subscription": _id_of(parent.get("subscription") or shown.get("subscription")),
         "failures": attempt,
         "amount_cents": amount_cents,
         "currency": currency,
