@@ -359,3 +359,21 @@ async def test_an_override_changes_no_cost_of_a_closed_period(at: Shop, *, uses:
         await at.kit.record("acme", "tokens", 1)
     await at.kit.customers.override("acme", {"tokens": {"included": 100, "overage": "deny"}})
     assert await closed_period_cents(at.kit, await at.kit.usage("acme", period=HALF)) == 50
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{included: 100, overage: {bill: {per: 1, amount_cents: 5}}}", "{included: 100, overage: deny}"),
+        ("  basic:", "  simple:"),
+    ],
+    ids=["overage", "key"],
+)
+async def test_an_edit_changes_no_cost_of_a_closed_period(at: Shop, old: str, new: str) -> None:
+    """Its overage, which was invoiced, cost nothing once the plans file bills none or lacks the plan."""
+    await at.subscribed(plan="basic")
+    await at.kit.record("acme", "tokens", 110)
+    await renewed(at)
+    await at.kit.subscriptions.sync("acme")
+    at.kit.store.use(loads(PLANS.replace(old, new, 1)))
+    assert await closed_period_cents(at.kit, await at.kit.usage("acme", period=HALF)) == 50

@@ -13,15 +13,18 @@ from meterkit.customers.history import HISTORY_MOST, plan_until, read_history
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
+from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import (
+    NO_PRICE,
     is_split,
     overage_cents,
     segments_of,
     sent_label,
     sent_segments,
     shown_label,
+    unit_cents,
 )
 from meterkit.store.customer_usage import count_reported
 from meterkit.store.unreadable_data import read_each
@@ -29,8 +32,9 @@ from meterkit.store.unreadable_data import read_each
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
-    from meterkit.catalog import Meter
+    from meterkit.catalog import Entitlement, Meter
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.item_prices import ItemPrice
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
 
@@ -228,27 +232,42 @@ class _RecordedAt(NamedTuple):
 async def _read_recorded_at(
     store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str]
 ) -> dict[str, _RecordedAt]:
-    """Read segments and labels of each meter; empty if the active plan is not in the plans file."""
+    """Read segments and labels of each meter."""
     catalog, period = store.catalog.in_currency(state.currency), usage["period"]
     ended = plan_until(await read_history(store, usage["customer"]), period["end"]) or usage["plan"]
-    plan = catalog.plans.get(ended)
+    plan, last_ms = catalog.plans.get(ended), to_ms(period["end"]) - 1
     names = [name for name in meters if name in catalog.meters]
-    if plan is None or not names:
-        return {}
-    given = entitlements_on(plan, state, catalog, to_ms(period["end"]) - 1)
+    given: Mapping[str, Entitlement] = {}
+    if plan is not None:
+        given = entitlements_on(plan, state, catalog, last_ms)
+    own = prices_by_meter(state.prices_on(ended, last_ms), catalog)
     totals = await read_totals(store, usage, names, "stn")
     replaced = await _read_replaced_labels(store, usage)
-    return {
-        name: _RecordedAt(
+    found: dict[str, _RecordedAt] = {}
+    for name, (marks, stranded, items) in totals.items():
+        meter, entitlement = catalog.meters[name], given.get(name)
+        label = NO_PRICE if entitlement is None else shown_label(entitlement, meter)
+        sent = label if entitlement is None else sent_label(name, given, catalog.meters)
+        known = replaced.get(name) or _label_of_item(usage["meters"][name], label, own.get(name))
+        found[name] = _RecordedAt(
             marks=marks,
-            label=replaced.get(name) or shown_label(given[name], catalog.meters[name]),
-            sent_label=replaced.get(name) or sent_label(name, given, catalog.meters),
+            label=known or label,
+            sent_label=known or sent,
             stranded=int(stranded or 0),
             items=items,
-            is_flat=has_flat_price(given[name], catalog.meters[name]),
+            is_flat=has_flat_price(entitlement, meter),
         )
-        for name, (marks, stranded, items) in totals.items()
-    }
+    return found
+
+
+def _label_of_item(counts: MeterUsage, label: str, own: ItemPrice | None) -> str:
+    """Price label of a subscription's item, where the plans file has no price any more; empty: none counts.
+
+    If Stripe got all of the overage, the plan billed it then.
+    """
+    is_billed = 0 < counts["overage"] <= count_reported(counts)
+    is_lost = unit_cents(label) is None and own is not None and own.is_exact
+    return own.label if is_billed and is_lost and own is not None else ""
 
 
 async def _read_replaced_labels(store: Store, usage: CustomerUsage) -> Mapping[str, str]:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter
 
 _MICROS_END: Final = 2**63
-_NO_PRICE: Final = "-"
+NO_PRICE: Final = "-"
+"""Label where no price is known."""
 NOT_BILLED: Final = "0"
 """Label where overage is not billed: no unit of it goes to Stripe."""
 _BY_MODEL: Final = "*"
@@ -74,7 +75,7 @@ def label_of(entitlement: Entitlement) -> str:
     """The label of the price that overage of a meter has."""
     overage = entitlement.overage
     if overage.mode != "bill" or overage.amount_cents is None:
-        return _NO_PRICE
+        return NO_PRICE
     by_model = "" if overage.rows is None else _BY_MODEL
     return f"{overage.per or 1}/{overage.amount_cents}{by_model}"
 
@@ -116,7 +117,7 @@ def sent_price(
     """
     own = label_of(entitlements[meter]).removesuffix(_BY_MODEL)
     source = meters[meter].source
-    if own != _NO_PRICE or source is None or meters[meter].is_row:
+    if own != NO_PRICE or source is None or meters[meter].is_row:
         return own, meter
     return label_of(entitlements[source]).removesuffix(_BY_MODEL), source
 
@@ -180,7 +181,7 @@ def sent_label(meter: str, entitlements: Mapping[str, Entitlement], meters: Mapp
     if source is not None and not meters[meter].is_row and overage.amount_cents is not None:
         return f"{overage.per or 1}/{overage.amount_cents}"  # Price of its item, even against the plan.
     own = label_of(entitlements[meter])
-    return own if own != _NO_PRICE or source is None else label_of(entitlements[source])
+    return own if own != NO_PRICE or source is None else label_of(entitlements[source])
 
 
 def sent_segments(marks: str, items: str = "", *, label: str, sent: int) -> list[PriceSegment]:
