@@ -108,6 +108,8 @@ async def test_subscription_drift_is_found_and_repaired(stored: Shell, subscribe
     assert stored.run("subscriptions", "check", "acme", "--json").json == as_json
     other = stored.run("subscriptions", "check", "zoe", "--json")
     assert (other.code, other.json, "unknown customer zoe" in other.err) == (0, {}, True)
+    without = stored.run("subscriptions", "check", "zoe")
+    assert ("zoe has no subscription" in without.err, "agrees" in without.err) == (True, False)
     findings = stored.run("doctor", "--json").json["findings"]
     assert "1 subscription differs from the plans file: of customer acme" in next(
         finding["problem"] for finding in findings if finding["check"] == "subscriptions"

@@ -203,15 +203,17 @@ async def check(
 
     Lists differences of linked customers. Exits 1 if there are any.
     """
+    empty = "all subscriptions agree with the plans file"
     async with session.kit(customer) as kit:
+        found = await kit.subscriptions.check()
         if customer is not None:
             await note_unknown(kit, customer, shown="")
-        found = await kit.subscriptions.check()
-    if customer is not None:
-        found = {one: drifts for one, drifts in found.items() if one == customer}
+            found = {one: drifts for one, drifts in found.items() if one == customer}
+            if await kit.subscriptions.get(customer) is None:
+                empty = f"{customer} has no subscription"
+            else:
+                empty = f"the subscription of {customer} agrees with the plans file"
     rows = [{"customer": one, **_drift_row(drift)} for one, drifts in found.items() for drift in drifts]
-    of = "all subscriptions agree" if customer is None else f"the subscription of {customer} agrees"
-    empty = f"{of} with the plans file"
     session.show(
         {one: [asdict(drift) for drift in drifts] for one, drifts in found.items()},
         lambda: print_records(rows, empty=empty),
