@@ -545,3 +545,18 @@ async def test_another_products_invoices_are_on_no_statement(at: Ending) -> None
     await at.close()
     found = await at.kit.statement("acme", APRIL + DAY)
     assert (found.total_cents, len(found.invoices), found.is_final) == (2_000 + 90, 2, True)
+
+
+async def test_invoices_from_before_a_link_are_on_their_statements(at: Ending) -> None:
+    """No subscription of that time is known here."""
+    at.found.customer("bob")
+    bought: Any = {"customer": "cus_bob", "items": [{"price": "price_pro"}]}
+    subscriptions = at.found.client.v1.subscriptions
+    first = await subscriptions.create_async(bought)
+    at.go(APRIL + 5 * DAY)
+    await subscriptions.cancel_async(first.id)
+    at.go(MAY)
+    await subscriptions.create_async(bought)
+    await at.kit.customers.link("bob", "cus_bob")
+    found = await at.kit.statement("bob", APRIL)
+    assert (found.total_cents, len(found.invoices)) == (1_000, 1)

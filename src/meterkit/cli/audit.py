@@ -190,7 +190,7 @@ class _InvoiceRoots:
     async def _read_roots(self, customer: str) -> list[RecordedRoot]:
         linked, found = (await self._kit.customers.get(customer)).stripe_customer, list[RecordedRoot]()
         _, state = await CustomerStates(self._kit.store).read(customer)
-        own = {"", *known_subscriptions(state, await self._kit.customers.history(customer))}
+        own = {"", *(known_subscriptions(state, await self._kit.customers.history(customer)) or ())}
         for one in [] if linked is None else await self._api.list("/v1/invoices", {"customer": linked}):
             if self._at_s is not None and not one["period_start"] <= self._at_s < one["period_end"]:
                 continue

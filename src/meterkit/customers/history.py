@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meterkit.catalog.value_parsers import rounded_money
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import from_ms
+from meterkit.decisions.subscription import NEVER_MS
 from meterkit.store.unreadable_data import UNREADABLE, UnreadableDataError, refuse_unreadable
 
 if TYPE_CHECKING:
@@ -176,10 +177,20 @@ def plan_until(entries: Iterable[HistoryEntry], end: datetime) -> str | None:
     return next(later, None)
 
 
-def known_subscriptions(state: CustomerState, entries: Iterable[HistoryEntry]) -> set[str]:
-    """List the subscriptions that a customer has, or had by the ledger; none of another product."""
-    known = {entry.before for entry in entries if entry.kind == "subscription" and entry.before}
-    return known if state.subscription is None else known | {state.subscription.id}
+def known_subscriptions(
+    state: CustomerState, entries: Iterable[HistoryEntry], until_ms: int = NEVER_MS
+) -> set[str] | None:
+    """List the subscriptions that a customer has, or had by the ledger; none of another product.
+
+    Args:
+        state: the customer's.
+        entries: of the ledger.
+        until_ms: the end of a time; None: nothing is known of it, as it is before the first of them.
+    """
+    former = {entry.before for entry in entries if entry.kind == "subscription" and entry.before}
+    if state.subscription is None:
+        return former
+    return former | {state.subscription.id} if former or state.subscription.created_ms < until_ms else None
 
 
 def parse_entry(entry: bytes) -> HistoryEntry:

@@ -182,7 +182,7 @@ async def _own_invoices(
         if customer := claim_owner((claim or b"").decode()):
             owned.append((customer, invoice))
     known = await read_states_and_histories(parts.store, {customer for customer, _ in owned}, skipped={})
-    own = {customer: {"", *known_subscriptions(*of)} for customer, of in known.items()}
+    own = {customer: {"", *(known_subscriptions(*of) or ())} for customer, of in known.items()}
     return [one for one in owned if one[0] not in own or subscription_of(one[1]) in own[one[0]]]
 
 

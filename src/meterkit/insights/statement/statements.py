@@ -77,7 +77,7 @@ class PeriodInvoices:
         period: start and end (Unix seconds).
         owner: the customer whom each of them names; None: any. Invoices of subscriptions that meterkit has
             not made name none, and are left out.
-        subscriptions: the customer's; those of others, such as of another product, are left out.
+        subscriptions: the customer's, without those of other products; None: not known, so all.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class PeriodInvoices:
         stripe_customer: str,
         period: tuple[int, int],
         owner: str | None,
-        subscriptions: Collection[str],
+        subscriptions: Collection[str] | None,
     ) -> None:
         self._api = api
         self._stripe_customer = stripe_customer
         self._start_s, self._end_s = period
         self._owner = owner
-        self._subscriptions = frozenset(("", *subscriptions))
+        self._subscriptions = None if subscriptions is None else frozenset(("", *subscriptions))
         self._listed: Sequence[dict[str, Any]] | None = None
         self._prices: dict[str, _PriceUse] = {}
         self._events: dict[str, str] = {}
@@ -123,7 +123,8 @@ class PeriodInvoices:
             since: dict[str, Parameter] = {"gte": self._start_s}
             asked: dict[str, Parameter] = {"customer": self._stripe_customer, "created": since}
             listed = await self._api.list("/v1/invoices", asked)
-            own = (one for one in listed if subscription_of(one) in self._subscriptions)
+            known = self._subscriptions
+            own = [one for one in listed if known is None or subscription_of(one) in known]
             self._listed = [one for one in own if self._owner in {None, customer_of(one)}]
         return self._listed
 
@@ -261,7 +262,7 @@ class Statements:
         bounds_s = to_ms(usage["period"]["start"]) // 1000, to_ms(usage["period"]["end"]) // 1000
         reader = None
         if linked is not None:
-            known = known_subscriptions(state, await read_history(self._store, customer))
+            known = known_subscriptions(state, await read_history(self._store, customer), bounds_s[1] * 1000)
             reader = PeriodInvoices(self._api(), linked, bounds_s, owner, known)
         all_invoices = [] if reader is None else await reader.of_period()
         invoices = [one for one in all_invoices if one["status"] != "void"]
