@@ -178,6 +178,9 @@ class Means:
         recurring = [grant for grant in purse.grants.values() if grant.name.startswith("p ")]
         # It was written together with all that were due by then.
         self.newest = max((purse.written, *(grant.effective for grant in recurring)))
+        # An edit of the plans file takes nothing back.
+        history = allowance.history if allowance else ""
+        self.trims = not history or history != purse.history
         self._recall()
         self.left = dict(purse.left)
         self.births = dict(purse.births)
@@ -292,7 +295,7 @@ class Means:
             youngest = {g.kind: g for g in sorted(given(target), key=lambda g: g.effective)}
             return [g for g in self.in_order if g.kind in youngest and youngest[g.kind] is g]
 
-        for target, limit in limits.items():
+        for target, limit in limits.items() if self.trims else ():
             for grant in reversed(own(target)):
                 beyond = sum(g.quantity for g in given(target)) - limit
                 kept = grant.quantity - min(max(0, beyond), grant.left)
@@ -402,7 +405,7 @@ class Purse:
     """
 
     def __init__(self) -> None:
-        self.written = 0
+        self.written, self.history = 0, ""
         self.grants, self.debts = dict[str, Given](), dict[str, Debt]()
         self.lines, self.ids = dict[str, tuple[int, ...]](), dict[str, tuple[tuple[str, int], ...]]()
         self.once: dict[str, int] = {}

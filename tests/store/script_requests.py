@@ -102,7 +102,9 @@ class Checks(ScriptWorld):
     def _read_written(self, name: str) -> None:
         """Since which period all that was due is written down: not with each settlement."""
         key = self.keys.customer(name, anonymous=name == ANONYMOUS).grants
-        self.model.customers[name].purse.written = int(self.ask("HGET", key, "written") or 0)
+        start, _, history = (self.ask("HGET", key, "written") or b"0").decode().partition(" ")
+        purse = self.model.customers[name].purse
+        purse.written, purse.history = int(start), history
 
     def _check_purse(self, name: str, customer: Customer, keys: CustomerKeys) -> None:
         self._read_written(name)

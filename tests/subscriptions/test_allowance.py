@@ -117,6 +117,24 @@ async def test_a_plan_that_leaves_the_file_takes_nothing_back(store_url: str) ->
             assert await given(replace(at, kit=kit)) == (1_000, 1_000, 180)
 
 
+@pytest.mark.parametrize(("edited", "left"), [("quantity: 20", 10), ("", 7)], ids=["less", "gone"])
+async def test_an_edit_takes_no_grants_back_after_a_change(store_url: str, edited: str, left: int) -> None:
+    """Of 100 credits that were given 20, or 10, were left; without a change of plan all stayed."""
+    grant = "grants: [{credit: usd, quantity: 180, every: period}]"
+    text = PLANS.replace(grant, grant.replace("quantity: 180", edited) if edited else "")
+    async with shop(store_url, catalog=AT_ONCE) as at:
+        await at.subscribed(plan="team")
+        await change(at, "pro", HALF)
+        await at.kit.record("acme", "requests", 560)
+        assert await given(at) == (550, 550, 90)
+        later = loads(text + "billing: {changes: {downgrade: now}}\n")
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=later) as kit:
+            now = replace(at, kit=kit)
+            assert await given(now) == (550, 550, 90)
+            await change(now, "team", HALF + 5 * timedelta(days=1))  # A change of plan still does.
+            assert (await given(now))[2] == left
+
+
 @pytest.mark.parametrize("plan", ["free", "team", None])
 async def test_what_is_set_and_taken_back_by_hand_takes_nothing(store_url: str, plan: str | None) -> None:
     """Stripe charges neither: the month is paid. It counted as a change of plan, charged by the second."""

@@ -178,6 +178,7 @@ class Allowance:
         earlier: earlier periods, the latest first.
         rolls: what of their grants lives on; None: nothing.
         once: what is given once in the customer's life; None: what the plan says, in this period.
+        history: names the plans and overdrafts that limits follow from, whatever the plans file says of them.
     """
 
     included: tuple[tuple[str, int], ...] = ()
@@ -185,3 +186,4 @@ class Allowance:
     earlier: tuple[EarlierPeriod, ...] = ()
     rolls: Rolls | None = None
     once: tuple[OnceGrant, ...] | None = None
+    history: str = ""

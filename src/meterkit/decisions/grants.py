@@ -175,7 +175,7 @@ class Prepaid:
         return cls(
             recurring=recurring,
             once=once,
-            mark=_digest((recurring, once) if once else recurring),
+            mark=digest_of_terms((recurring, once) if once else recurring),
             paid_with={
                 meter: (target_of("credit", credit.name), cost)
                 for credit in credits_
@@ -196,8 +196,9 @@ class Prepaid:
             return self
         recurring = self.recurring if allowance.grants is None else allowance.grants.lines
         once = self.once if allowance.once is None else allowance.once
-        terms = (recurring, allowance.grants, allowance.earlier, *filter(None, (allowance.rolls, once)))
-        return replace(self, recurring=recurring, once=once, mark=_digest(terms), allowance=allowance)
+        more = filter(None, (allowance.rolls, once, allowance.history))
+        terms = (recurring, allowance.grants, allowance.earlier, *more)
+        return replace(self, recurring=recurring, once=once, mark=digest_of_terms(terms), allowance=allowance)
 
     def recurring_units(self, meter: str) -> int:
         """Units of a meter that the recurring grants of a period pay for, at the highest cost.
@@ -319,6 +320,8 @@ class Prepaid:
             found["earlier"] = [period.packed() for period in self.allowance.earlier]
         if self.allowance is not None and self.allowance.rolls is not None:
             found["rolls"] = self.allowance.rolls.packed()
+        if self.allowance is not None and self.allowance.history:
+            found["history"] = self.allowance.history
         if self.once:
             found["once"] = [grant.packed() for grant in self.once]
         return found
@@ -331,5 +334,6 @@ def _low_threshold(credit: Credit) -> tuple[int, int] | None:
     return None if credit.low_balance_percent is None else (credit.low_balance_percent, 0)
 
 
-def _digest(grants: object) -> str:
+def digest_of_terms(grants: object) -> str:
+    """Digest of terms that compact JSON can say."""
     return blake2b(compact_json(grants).encode(), digest_size=6).hexdigest()

@@ -32,7 +32,7 @@ from meterkit.decisions.customer_state import (
     plan_named,
     with_former_starts,
 )
-from meterkit.decisions.grants import MICRO, grant_lines, sort_by_burn_order
+from meterkit.decisions.grants import MICRO, digest_of_terms, grant_lines, sort_by_burn_order
 from meterkit.decisions.periods import MONTHS, SHORTEST_MS
 from meterkit.decisions.rollover import (
     AT_ONCE_MS,
@@ -226,7 +226,8 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     is_overdrawn = state.overdraft is not None or state.spent is not None
     if not (has_changed or reach.life_ms or is_overdrawn or reach.periods or reach.has_once):
         return effective
-    spans, counting = _known_spans(state, catalog, now_ms), effective.counting
+    had, counting = plan_spans(state, catalog, now_ms), effective.counting
+    spans = replace_lost_plans(had, catalog.plans)
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
         charged = spans if state.plan is None else _since_set_by_hand(spans)
@@ -238,7 +239,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     if reach.has_once:
         plans = tuple(share.plan for share in shares if share.plan is not None) or (effective.plan,)
         # A plan that left the file gave other grants once than the one that followed.
-        history = _plan_history(state, plan_spans(state, catalog, now_ms), counting, catalog)
+        history = _plan_history(state, had, counting, catalog)
         once = find_once(history, plans, effective.bounds.start_ms, now_ms) if is_open else ()
     allowance = Allowance(earlier=earlier, rolls=rolls, once=once)
     lives_on = any(grant.expires_ms or grant.every == "once" for grant in effective.plan.grants)
@@ -248,6 +249,8 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     if shares or overdrawn:
         given = _allowance_by(effective.plan, shares, catalog, overdrawn)
         allowance = replace(given, earlier=earlier, rolls=rolls, once=once)
+    if shares or overdrawn or any(period.grants.limits for period in earlier):
+        allowance = replace(allowance, history=digest_of_terms((had, state.overdraft, state.spent)))
     return replace(
         effective,
         allowance=None if allowance == Allowance() else allowance,
@@ -356,8 +359,7 @@ def _included_of(meter: str, shares: Sequence[PlanShare]) -> Fraction:
     total = Fraction(0)
     for plan, share, used in shares:
         included = 0 if plan is None else plan.entitlements[meter].included
-        total += share * (included or 0)
-        total = max(total, Fraction(used.get(meter, 0)))
+        total = max(total + share * (included or 0), Fraction(used.get(meter, 0)))
     return total
 
 

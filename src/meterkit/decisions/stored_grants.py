@@ -138,7 +138,9 @@ class _GrantFile:
             if field.startswith(_DEBT)
         }
         effective = (one.effective_ms for one in found if one.name.startswith(_RECURRING))
-        self._newest_ms = max((int(fields.get(_WRITTEN, 0)), *effective))
+        written_ms, _, self._history = fields.get(_WRITTEN, "0").partition(" ")
+        self._newest_ms = max((int(written_ms), *effective))
+        self._is_trimmed = False
         self.unwritten = Counter[str]()
 
     def every(self) -> Iterator[StoredGrant]:
@@ -157,6 +159,8 @@ class _GrantFile:
             self._keep_ended(rolls)
         past = [int(text.split(" ")[2]) for name, text in self._fields.items() if name.startswith("past ")]
         first_ms = min((*past, *(one.created_ms for one in self._found)), default=NEVER_MS)
+        history = "" if allowance is None else allowance.history
+        self._is_trimmed = not history or history != self._history
         current = {line[0] for line in prepaid.recurring}
         for period in () if allowance is None else allowance.earlier:
             if (period.is_certain or first_ms < period.end_ms) and self._newest_ms < period.end_ms:
@@ -273,7 +277,8 @@ class _GrantFile:
             whole[target] += quantity
         for target, limit in grants.limits:
             whole[target] = limit
-            for holding in _cut_grants(own.values(), target, given[target] - limit):
+            excess = given[target] - limit if self._is_trimmed else 0
+            for holding in _cut_grants(own.values(), target, excess):
                 given[target] -= own[holding.prefix].quantity - holding.quantity
                 known[holding.name] = own[holding.prefix] = holding
         ended: Counter[str] = Counter()

@@ -2,7 +2,8 @@
 --   file: as `read_grants` returns it; recurring: {name without the period, target, quantity, priority, life (ms; 0: the
 --   period's rest; -1: what is left then lives on)} each, in the order in which they pay; start_ms, end_ms: of the period
 --   limits: target to the most that a period gives whose plan changed, or nil; is_over: whether it is an earlier period
---   current: of an earlier period, the names of what the plan gives now, as a set
+--   history: names the plans from which the limits follow: where it is that of what is stored, an edit of the plans file
+--   has changed them, and nothing is trimmed; current: of an earlier period, the names of what the plan gives now, as a set
 -- Per period a target gets no more than the most generous plan of the period grants: this plan adds only the difference to
 -- what was granted before. With limits, the target gets those, and unused units beyond them are trimmed. `raised` of a
 -- grant: units that are not stored yet; below 0: units that were trimmed. In an earlier period, a grant of the same name
@@ -10,7 +11,7 @@
 -- Another plans file may give it under another name, or for longer, by now. So nothing is added once younger grants are
 -- stored, and what has ended counts as given; except for what ends with its period anyway.
 --include trim_grants
-local function add_recurring_grants(file, recurring, start_ms, end_ms, now, limits, is_over, current)
+local function add_recurring_grants(file, recurring, start_ms, end_ms, now, limits, history, is_over, current)
   if is_over and file.newest >= end_ms then
     return
   end
@@ -34,7 +35,10 @@ local function add_recurring_grants(file, recurring, start_ms, end_ms, now, limi
   end
   for target, limit in pairs(limits or {}) do
     targets_total[target] = limit
-    granted[target] = trim_grants(file, known, target, granted[target] or 0, limit)
+    granted[target] = granted[target] or 0
+    if file.history ~= history then
+      granted[target] = trim_grants(file, known, target, granted[target], limit)
+    end
   end
   for _, grant in ipairs(is_over and file.ended or {}) do
     local name = string.match(grant.name, '^(p .*) %d+$')

@@ -36,10 +36,10 @@ local function grant_balance(key, prepaid, start_ms, end_ms, now, is_forced)
   for _, period in ipairs(prepaid.earlier or {}) do
     local began_ms, ended, recurring, limits, is_certain = unpack(period)
     if is_certain == 1 or file.first < ended then
-      add_recurring_grants(file, recurring, began_ms, ended, now, limits, true, current)
+      add_recurring_grants(file, recurring, began_ms, ended, now, limits, prepaid.history, true, current)
     end
   end
-  add_recurring_grants(file, prepaid.recurring, start_ms, end_ms, now, prepaid.limits, false)
+  add_recurring_grants(file, prepaid.recurring, start_ms, end_ms, now, prepaid.limits, prepaid.history)
   if prepaid.once then
 --include add_once
     add_once(file, prepaid.once, start_ms, end_ms, now)

@@ -7,16 +7,17 @@
 --     the newest of them, and when it was created
 --     "once TARGET ID": the grant with this id was given; since when (ms)
 --     "d TARGET": a debt, see parse_debt
---     "written": first instant of the latest period in which all that was due was stored (ms)
+--     "written": first instant of the latest period in which all that was due was stored (ms), and the history of plans
+--     by which it was, if any
 --     "balance": see grant_balance
 -- Returns {found: whether the hash has any field, list: the grants, ended: those that must leave the hash, past: by
 -- target, debts: by target, once: set of such fields, repaid: see plan_repayment, due: whether anything must be written,
 -- first: when the oldest known grant was created (ms), newest: the latest instant by which what the plan gave was stored
--- (ms)}; in no order.
+-- (ms), history: see add_recurring_grants}; in no order.
 --include parse_grant
 --include parse_debt
 local function read_grants(key, now)
-  local list, ended, past, debts, once, first, newest = {}, {}, {}, {}, {}, NEVER_MS, 0
+  local list, ended, past, debts, once, first, newest, history = {}, {}, {}, {}, {}, NEVER_MS, 0, ''
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local name = fields[i]
@@ -34,11 +35,12 @@ local function read_grants(key, now)
     elseif kind == 'on' then
       once[name] = true
     elseif kind == 'wr' then
-      newest = math.max(newest, fields[i + 1] + 0)
+      local start, had = string.match(fields[i + 1], '^(%d+) ?(%S*)')
+      newest, history = math.max(newest, start + 0), had
     end
   end
   return {
     found = #fields > 0, list = list, ended = ended, past = past, debts = debts, repaid = {}, due = #ended > 0, first = first,
-    once = once, newest = newest,
+    once = once, newest = newest, history = history,
   }
 end

@@ -54,7 +54,7 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
   end
   if #set > 1 or owes or file and file.found then
     set[#set + 1], set[#set + 2] = 'balance', format_balance(balances, prepaid, start)
-    set[#set + 1], set[#set + 2] = 'written', string.format('%.0f', start)
+    set[#set + 1], set[#set + 2] = 'written', string.format('%.0f %s', start, prepaid.history or '')
     call('HSET', unpack(set))
   end
   for _, key in ipairs(grew and {list, ledger} or {}) do
