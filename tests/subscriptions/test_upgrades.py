@@ -112,6 +112,17 @@ async def test_the_loser_of_two_changes_is_told_so(at: Shop, what: Literal["item
         await change()
 
 
+@pytest.mark.parametrize(("included", "most"), [(2, 4), (7, 9)], ids=["fewer", "more"])
+async def test_bought_seats_stay_beside_another_included(at: Shop, included: int, most: int) -> None:
+    """Two are bought: until the next reading the seats of before were in all, and more included ones none."""
+    await at.subscribed(plan="team", seats=7)
+    edited = PLANS.replace("seats:    {included: 5,", f"seats:    {{included: {included},")
+    at.kit.store.use(loads(edited))
+    for _ in range(2):
+        assert (await at.kit.usage("acme"))["meters"]["seats"]["included"] == most
+        await at.kit.subscriptions.sync("acme")
+
+
 TIERS: Final = loads(plans_text("tiers_once"))
 
 

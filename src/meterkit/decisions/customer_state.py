@@ -81,6 +81,12 @@ def with_seats(
     return {**entitlements, name: replace(entitlements[name], included=seats)}
 
 
+def covered_seats(plan: Plan, meters: Mapping[str, Meter]) -> int | None:
+    """Number of seats that a plan and its add-ons cover; None: no limit, or no gauge counts seats."""
+    name = seat_meter(meters)
+    return None if name is None else plan.entitlements[name].included
+
+
 NO_STATE: Final = f"{FORMAT}:0"
 """The rev of a customer without a state."""
 
@@ -342,7 +348,10 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     counting = _counting_cycle(state, plan, catalog, now_ms)
     seats, bought = 0, _NO_ADDONS
     if subscription is not None and standing.access != "restricted" and has_paid_terms(state, status, now_ms):
-        seats, bought = subscription.seats_at(now_ms), subscription.addons_at(now_ms)
+        bought = subscription.addons_at(now_ms)
+        sold = catalog.plans.get(subscription.plan_at(now_ms) or "")
+        covered = None if sold is None else covered_seats(with_addons(sold, bought, catalog), catalog.meters)
+        seats = subscription.seats_at(now_ms, covered)
     if bought:
         plan = with_addons(plan, bought, catalog)
     return EffectivePlan(

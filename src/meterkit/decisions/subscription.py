@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -71,6 +71,8 @@ class SubscriptionState:
         status: as Stripe reported it.
         plan: key of the plan whose price it has; None: no plan of the plans file has it.
         seats: in all, those that the plan and add-ons cover included; 0: it has no seat price.
+        covered_seats: how many of them the plan and add-ons covered, by the plans file that it was read by;
+            -1: not known.
         addons: add-ons that its items sell, whether or not the plan allows them.
         start_ms, end_ms: its current period; the end is the first instant after it.
         former_start_ms: first instant of the period before, where a person has moved the anchor since; 0:
@@ -118,6 +120,7 @@ class SubscriptionState:
     status: Status
     plan: str | None
     seats: int = 0
+    covered_seats: int = field(default=-1, compare=False)
     addons: Bought = ()
     start_ms: int
     end_ms: int
@@ -227,13 +230,20 @@ class SubscriptionState:
             return self.pending_plan
         return self.plan
 
-    def seats_at(self, now_ms: int) -> int:
-        """The seats that are paid for; none once it has ended."""
+    def seats_at(self, now_ms: int, covered: int | None = None) -> int:
+        """The seats that are paid for; none once it has ended.
+
+        Args:
+            now_ms: the instant.
+            covered: how many the plan and add-ons cover by the plans file at hand; None: not known.
+        """
         if self.status_at(now_ms) in ENDED:
             return 0
         if self.pending_seats is not None and self._is_changed(now_ms):
             return self.pending_seats
-        return self.seats
+        if covered is None or self.covered_seats < 0 or not self.seats:
+            return self.seats
+        return self.seats + covered - self.covered_seats
 
     def addons_at(self, now_ms: int) -> Bought:
         """The add-ons that are paid for; none once it has ended."""
@@ -274,7 +284,10 @@ class SubscriptionState:
         is_unchanged = (known.metered, known.mrr, known.currency) == (self.metered, self.mrr, self.currency)
         is_known = known.plan is None or known.plan in plans
         if not is_known and (self.plan is None or is_unchanged):
-            return replace(self, plan=known.plan, seats=known.seats, addons=known.addons)
+            covered = known.covered_seats
+            return replace(
+                self, plan=known.plan, seats=known.seats, covered_seats=covered, addons=known.addons
+            )
         unknown = {name: quantity for name, quantity in known.addons if name not in addons}
         if not unknown or not is_unchanged:
             return self

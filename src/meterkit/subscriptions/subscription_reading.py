@@ -7,7 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog.addons import with_addons
-from meterkit.decisions.customer_state import seat_meter
+from meterkit.decisions.customer_state import covered_seats, seat_meter
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN, Status, SubscriptionState, TrialEndAction
 from meterkit.errors import StripeError
 from meterkit.outbox.close_queue import RENEWAL
@@ -164,6 +164,7 @@ def read_subscription(
         status=status,
         plan=None if plan is None else plan.key,
         seats=0 if plan is None else _count_seats(items, plan, catalog),
+        covered_seats=-1 if plan is None else _count_covered_seats(items, plan, catalog),
         addons=_count_addons(items, catalog),
         start_ms=start_ms,
         end_ms=end_ms,
@@ -353,6 +354,14 @@ def _count_seats(items: Sequence[Mapping[str, Any]], plan: Plan, catalog: Catalo
     paid = sum(int(item.get("quantity") or 0) for item in items if _is_seat(item, plan, catalog))
     composed = with_addons(plan, _count_addons(items, catalog), catalog)
     return included_seats(composed, seat_meter(catalog.meters)) + paid
+
+
+def _count_covered_seats(items: Sequence[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
+    """Seats that the plan and add-ons cover; -1: the plan sells none, or has no limit."""
+    if plan.seat_price is None:
+        return -1
+    covered = covered_seats(with_addons(plan, _count_addons(items, catalog), catalog), catalog.meters)
+    return -1 if covered is None else covered
 
 
 def _current_period(
