@@ -118,7 +118,7 @@ def with_plan_changes(
     if not last.is_like(now):
         is_same = _subscription_id(before) == _subscription_id(after) is not None
         # Stripe charges add-ons also where the plan is set by hand, and nothing where that is taken back.
-        is_charged = last.plan == now.plan or (
+        is_charged = now.plan in {last.plan, known[-1].plan} or (
             after.plan is None and _is_sold_anew(before, after, catalog, at_ms)
         )
         # Changes that are not earlier give way to this one, with what they were.
