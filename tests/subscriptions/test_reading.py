@@ -52,6 +52,7 @@ PRO = SubscriptionState(
     status="active",
     plan="pro",
     seats=3,
+    covered_seats=3,
     start_ms=START * 1000,
     end_ms=END * 1000,
     anchor_ms=START * 1000,
@@ -65,7 +66,7 @@ def read(*items: dict[str, Any], has_payment_method: bool = False, **more: Any) 
 
 
 def test_items_say_plan_period_and_seats() -> None:
-    assert read(item("price_gone")) == replace(PRO, plan=None, seats=0)
+    assert read(item("price_gone")) == replace(PRO, plan=None, seats=0, covered_seats=-1)
     # The period of the base price counts.
     assert read(item("price_other", current_period_end=END + 335 * 86_400), item("price_pro")) == PRO
     assert read(item("price_pro") | {"price": "price_pro"}) == PRO
@@ -75,7 +76,8 @@ def test_items_say_plan_period_and_seats() -> None:
     # Seats are those covered and those paid for.
     assert read(item("price_pro"), item("price_seat", 4)).seats == 7
     # The plan sells no seats.
-    assert read(item("price_max"), item("price_seat", 4)) == replace(PRO, plan="max", seats=0)
+    none = replace(PRO, plan="max", seats=0, covered_seats=-1)
+    assert read(item("price_max"), item("price_seat", 4)) == none
 
 
 def test_an_item_replaced_in_a_trial_begins_no_period() -> None:

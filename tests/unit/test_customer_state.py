@@ -1050,7 +1050,7 @@ def test_all_of_a_subscription_survives_storage() -> None:
     given |= {name: f"a {name}" for name in ("id", "base_price", "seat_price", "mark", "currency", "metered")}
     given |= {"status": "past_due", "plan": None, "trial_end_action": "pause", "pending_plan": "top"}
     given |= {"cancel_at_period_end": True, "never_began": True, "awaits_payment_method": True}
-    given |= {"seats": 2, "pending_seats": 0, "failures": 1, "mrr": 5, "addons": BUNDLE}
+    given |= {"seats": 2, "covered_seats": 1, "pending_seats": 0, "failures": 1, "mrr": 5, "addons": BUNDLE}
     given |= {"pending_addons": (("more", 1), ("pack", 3)), "addon_prices": (("pack", "2 usd month"),)}
     given |= {"prices": prices, "pending_prices": TO_COME, "former_prices": ((4, ()), (9, prices))}
     given |= {"line_switches": (4, 5), "free_spans": ((1, 2), (3, 4)), "paused_spans": ((5, 6),)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -120,7 +120,7 @@ class SubscriptionState:
     status: Status
     plan: str | None
     seats: int = 0
-    covered_seats: int = field(default=-1, compare=False)
+    covered_seats: int = -1
     addons: Bought = ()
     start_ms: int
     end_ms: int

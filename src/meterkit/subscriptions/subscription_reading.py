@@ -163,8 +163,7 @@ def read_subscription(
         id=text_in(found, "id"),
         status=status,
         plan=None if plan is None else plan.key,
-        seats=0 if plan is None else _count_seats(items, plan, catalog),
-        covered_seats=-1 if plan is None else _count_covered_seats(items, plan, catalog),
+        **_read_seats(items, plan, catalog),
         addons=_count_addons(items, catalog),
         start_ms=start_ms,
         end_ms=end_ms,
@@ -356,12 +355,15 @@ def _count_seats(items: Sequence[Mapping[str, Any]], plan: Plan, catalog: Catalo
     return included_seats(composed, seat_meter(catalog.meters)) + paid
 
 
-def _count_covered_seats(items: Sequence[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
-    """Seats that the plan and add-ons cover; -1: the plan sells none, or has no limit."""
-    if plan.seat_price is None:
-        return -1
+def _read_seats(items: Sequence[Mapping[str, Any]], plan: Plan | None, catalog: Catalog) -> dict[str, Any]:
+    """Fields of its seats; empty: its plan sells none."""
+    if plan is None or plan.seat_price is None:
+        return {}
     covered = covered_seats(with_addons(plan, _count_addons(items, catalog), catalog), catalog.meters)
-    return -1 if covered is None else covered
+    return {
+        "seats": _count_seats(items, plan, catalog),
+        "covered_seats": -1 if covered is None else covered,
+    }
 
 
 def _current_period(
