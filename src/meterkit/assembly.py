@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from threading import Lock, RLock
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.credit_values import find_top_ups
 from meterkit.insights.audit.async_database import open_audit_database
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.top_up_payments import TopUpPayments
     from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
 
-__all__ = ["KitParts", "Parts", "StripeAccess"]
+__all__ = ["Parts", "StripeAccess"]
 
 _logger = logging.getLogger("meterkit.subscriptions")
 
@@ -53,24 +53,27 @@ _DELIVERY_S: Final = 80.0
 _COUNTING_S: Final = 20.0
 _HANDLERS_S: Final = 5.0
 
-_Part = TypeVar("_Part")
 
+if TYPE_CHECKING:
+    LazyPart = property
+else:
 
-class LazyPart(Generic[_Part]):
-    """Attribute that is made at its first use, once: a thread waits while another one makes it."""
+    class LazyPart:
+        """Property that is made at its first use, once: a thread waits while another one makes it."""
 
-    def __init__(self, make: Callable[[Any], _Part]) -> None:
-        self._make = make
-        self._name = make.__name__
-        self.__doc__ = make.__doc__
+        def __init__(self, make: Callable[[Parts], object]) -> None:
+            self._make = make
+            self._name = make.__name__
+            self.__doc__ = make.__doc__
 
-    def __get__(self, parts: Parts, owner: type) -> _Part:
-        made = vars(parts)
-        with parts.making:
-            if self._name not in made:
-                made[self._name] = self._make(parts)  # Hides this descriptor from then on.
-        part: _Part = made[self._name]
-        return part
+        def __get__(self, parts: Parts | None, owner: type) -> object:
+            if parts is None:
+                return self
+            made = vars(parts)
+            with made["_making"]:
+                if self._name not in made:
+                    made[self._name] = self._make(parts)  # Hides this descriptor from then on.
+            return made[self._name]
 
 
 class StripeAccess:
@@ -105,7 +108,7 @@ class StripeAccess:
 
 
 class Parts:
-    """Parts of one kit; :class:`KitParts` has those that are public.
+    """Parts of a kit; :class:`meterkit.MeterKit` has its methods.
 
     Args:
         store: of the kit.
@@ -113,39 +116,39 @@ class Parts:
         contact: gives the contact data of a customer.
 
     Attributes:
-        stripe_api: returns the Stripe client; None: no Stripe key is set.
-        making: held while a part is made; reentrant, because parts need parts.
+        store: the same.
+        settings: the same.
     """
 
     def __init__(self, store: Store, settings: Settings, contact: ContactSource | None) -> None:
-        self.making = RLock()
+        self._making = RLock()  # Held while a part is made; reentrant, because parts need parts.
         self.store = store
         self.settings = settings
         self._contact = contact
         self._stripe = StripeAccess(settings)
         self._journal = open_audit_database(settings)
-        self.stripe_api = None if settings.stripe_api_key is None else self._stripe.api
-        self.handlers = Handlers()
+        self._stripe_api = None if settings.stripe_api_key is None else self._stripe.api
+        self._handlers = Handlers()
         # Not in the group of the app's handlers: an event goes to one process of a group.
-        self.handlers.add_internal("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
+        self._handlers.add_internal("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
 
     @LazyPart
     def grants(self) -> Grants:
-        """Grants of customers."""
+        """Grants: units that a customer gets beside the plan."""
         from meterkit.customers.grants import Grants
 
         return Grants(self.store)
 
     @LazyPart
     def gauges(self) -> Gauges:
-        """Levels of gauges."""
+        """Levels of ``gauge`` meters."""
         from meterkit.asgi.gauges import Gauges
 
         return Gauges(self.store)
 
     @LazyPart
     def outbox(self) -> Intents:
-        """Operator commands for sealed usage."""
+        """Usage sealed for Stripe: list, redrive, park, drop."""
         from meterkit.outbox.operator_commands import Intents
 
         return Intents(self.store)
@@ -159,35 +162,35 @@ class Parts:
 
     @LazyPart
     def storage(self) -> ObjectStorage:
-        """Stored objects."""
+        """Stored objects: count them, presign uploads."""
         from meterkit.storage.service import ObjectStorage
 
         return ObjectStorage(self.store, self.settings.reveal(self.settings.storage_endpoint))
 
     @LazyPart
     def reconcile(self) -> Reconciler:
-        """Comparison of meterkit's books with Stripe's."""
+        """Comparison of meterkit's books with Stripe's: ``await kit.reconcile()``."""
         from meterkit.delivery.reconciler import Reconciler
 
         return Reconciler(self.store, self._stripe.api, self._journal)
 
     @LazyPart
     def statement(self) -> Statements:
-        """Statements."""
+        """Statements: ``await kit.statement("ada")``."""
         from meterkit.insights.statement.statements import Statements
 
         return Statements(self.store, self.settings, self._stripe.api)
 
     @LazyPart
     def correct(self) -> CreditIssuer:
-        """Corrections, with credit notes."""
+        """Corrections: ``await kit.correct("ada", {"images": 1}, …)``."""
         from meterkit.delivery.correction_credits import CreditIssuer
 
-        return CreditIssuer(self.store, self.stripe_api)
+        return CreditIssuer(self.store, self._stripe_api)
 
     @LazyPart
     def stripe(self) -> StripeAccount:
-        """Products, prices and meters at Stripe."""
+        """Products, prices and meters at Stripe: compare, create."""
         from meterkit.subscriptions.price_sync import StripeAccount
 
         return StripeAccount(lambda: self.store.catalog, self._stripe.api)
@@ -201,7 +204,7 @@ class Parts:
 
     @LazyPart
     def webhooks(self) -> Webhooks:
-        """Receiver of Stripe's events."""
+        """Stripe's events: receive, process, list failed ones."""
         from meterkit.subscriptions.webhooks.webhook_endpoint import Webhooks
 
         return Webhooks(
@@ -216,7 +219,7 @@ class Parts:
 
     @LazyPart
     def subscriptions(self) -> Subscriptions:
-        """Subscriptions of customers."""
+        """Subscriptions: start, change and end them."""
         from meterkit.delivery.usage_cutter import UsageCutter
         from meterkit.subscriptions.service.subscriptions_facade import Subscriptions
 
@@ -231,13 +234,13 @@ class Parts:
 
     @LazyPart
     def customers(self) -> Customers:
-        """Customers, connected to their subscriptions at Stripe."""
+        """Customers: state, links to Stripe, plans, overrides, history."""
         from meterkit.customers.customers import Customers
         from meterkit.subscriptions.service.stripe_customers import CustomerHooks
 
         hooks = CustomerHooks(
             self.store,
-            self.stripe_api,
+            self._stripe_api,
             fetch=self.webhooks.fetch,
             end=partial(self.subscriptions.cancel, immediately=True),
             sync_later=self.webhooks.sync_later,
@@ -247,10 +250,10 @@ class Parts:
 
     @LazyPart
     def notify(self) -> Messages:
-        """Messages by webhook and e-mail."""
+        """Messages by webhook and e-mail: list, resend, preview."""
         from meterkit.notify.messages import Messages
 
-        return Messages(self.store, self.settings, self.contact, self._journal, self.handlers.events)
+        return Messages(self.store, self.settings, self.contact, self._journal, self._handlers.events)
 
     @LazyPart
     def contact(self) -> Callable[[str], Awaitable[Contact | None]] | None:
@@ -265,7 +268,7 @@ class Parts:
     def _dispatcher(self) -> EventDispatcher:
         from meterkit.notify.event_dispatcher import EventDispatcher
 
-        return EventDispatcher(self.store, self.handlers)
+        return EventDispatcher(self.store, self._handlers)
 
     @LazyPart
     def _top_ups(self) -> TopUpPayments:
@@ -288,18 +291,29 @@ class Parts:
         await self._auto_top_ups.on_low(event.customer, event.credit, event.id)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
-        """Make a flusher with its own connections."""
+        """Make a flusher for your own worker: it keeps its connections to Stripe from flush to flush.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+        """
         from meterkit.delivery.flusher_setup import flusher_for
         from meterkit.subscriptions.webhooks.subscription_writer import FLUSH
 
         look = partial(self.webhooks.fetch, cause=FLUSH)
         return flusher_for(self.store, self.settings, look, self._journal)
 
-    async def flush(self, *, everything: bool, timeout_s: float) -> FlushReport:
-        """Flush once; without a Stripe key a flush of everything replays the spools, and delivers nothing.
+    async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
+        """Deliver to Stripe what is due, once.
+
+        Args:
+            everything: send the spools of processes that are gone, seal what is still open, try at once what
+                waits for a retry, and wait for what may not be sent yet; as ``meterkit flush --all`` does.
+                It ends earlier if Stripe refuses all that is left until an operator acts, for example because
+                of a wrong key or a missing meter. Without a Stripe key it only sends the spools.
+            timeout_s: with ``everything``, how long to wait without progress.
 
         Raises:
-            SettingsError: no Stripe key is set, and only what is due is to be delivered.
+            SettingsError: no Stripe key is set; ``everything`` needs none.
             StoreError: the store does not answer.
         """
         if everything and self.settings.stripe_api_key is None:
@@ -309,7 +323,7 @@ class Parts:
         async with self.flusher() as flusher:
             return await flusher.flush(everything=everything, timeout_s=timeout_s)
 
-    def tasks(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+    def _list_tasks(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
         """List the background tasks of each event loop, by name; let the store wake the event dispatcher.
 
         Raises:
@@ -336,18 +350,18 @@ class Parts:
         found["scheduled transitions"] = partial(make_scheduled_transitions, self.store, is_wanted=wants)
         return found
 
-    async def finish(self) -> None:
+    async def _finish(self) -> None:
         """Wait until running handlers have ended, within a bound."""
         await self._dispatcher.finish(timeout_s=_HANDLERS_S)
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """Close the connections of the running event loop to Stripe."""
         await self._stripe.close()
 
     def _wants_transitions(self) -> bool:
         from meterkit.notify.events import OF_SUBSCRIPTIONS
 
-        wanted = {*self.handlers.events, *self.notify.events}
+        wanted = {*self._handlers.events, *self.notify.events}
         return self.settings.delivers or not wanted.isdisjoint(OF_SUBSCRIPTIONS)
 
     async def _take_refusals(self, event_id: str) -> None:
@@ -397,84 +411,3 @@ class Parts:
             customer,
             left,
         )
-
-
-class KitParts:
-    """Attributes of a kit that are made at their first use."""
-
-    _parts: Parts
-
-    @property
-    def customers(self) -> Customers:
-        """Customers: state, links to Stripe, plans, overrides, history."""
-        return self._parts.customers
-
-    @property
-    def grants(self) -> Grants:
-        """Grants: units that a customer gets beside the plan."""
-        return self._parts.grants
-
-    @property
-    def credits(self) -> Credits:
-        """Balances in money, and their top-ups."""
-        return self._parts.credits
-
-    @property
-    def gauges(self) -> Gauges:
-        """Levels of ``gauge`` meters."""
-        return self._parts.gauges
-
-    @property
-    def subscriptions(self) -> Subscriptions:
-        """Subscriptions: start, change and end them."""
-        return self._parts.subscriptions
-
-    @property
-    def webhooks(self) -> Webhooks:
-        """Stripe's events: receive, process, list failed ones."""
-        return self._parts.webhooks
-
-    @property
-    def notify(self) -> Messages:
-        """Messages by webhook and e-mail: list, resend, preview."""
-        return self._parts.notify
-
-    @property
-    def contact(self) -> Callable[[str], Awaitable[Contact | None]] | None:
-        """The app's function for contacts, async; None: the kit was made without."""
-        return self._parts.contact
-
-    @property
-    def storage(self) -> ObjectStorage:
-        """Stored objects: count them, presign uploads."""
-        return self._parts.storage
-
-    @property
-    def outbox(self) -> Intents:
-        """Usage sealed for Stripe: list, redrive, park, drop."""
-        return self._parts.outbox
-
-    @property
-    def stripe(self) -> StripeAccount:
-        """Products, prices and meters at Stripe: compare, create."""
-        return self._parts.stripe
-
-    @property
-    def revenue(self) -> Revenue:
-        """Figures of revenue."""
-        return self._parts.revenue
-
-    @property
-    def statement(self) -> Statements:
-        """Statements: ``await kit.statement("ada")``."""
-        return self._parts.statement
-
-    @property
-    def reconcile(self) -> Reconciler:
-        """Comparison of meterkit's books with Stripe's: ``await kit.reconcile()``."""
-        return self._parts.reconcile
-
-    @property
-    def correct(self) -> CreditIssuer:
-        """Corrections: ``await kit.correct("ada", {"images": 1}, …)``."""
-        return self._parts.correct

@@ -10,7 +10,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from meterkit.asgi.context import is_anonymous
-from meterkit.assembly import KitParts, Parts
+from meterkit.assembly import Parts
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.meters import (
@@ -36,12 +36,9 @@ from meterkit.tokens.estimate import guard_estimator
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from meterkit.decisions.decision import Decision
-    from meterkit.delivery.flush_report import FlushReport
-    from meterkit.delivery.flusher import Flusher
     from meterkit.insights.by_model import ModelUsage
     from meterkit.insights.health_report import Health
     from meterkit.settings import Settings, SettingsKeywords
@@ -60,7 +57,7 @@ _logger = logging.getLogger("meterkit")
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
-class MeterKit(KitLifecycle, KitParts):
+class MeterKit(KitLifecycle, Parts):
     """Meters and limits the customers of a service, and delivers what they used to Stripe.
 
     The constructor reads the plans file, the settings and the files that ``redis_url`` names for TLS, and
@@ -89,19 +86,18 @@ class MeterKit(KitLifecycle, KitParts):
         contact: ContactSource | None = None,
         **settings: Unpack[SettingsKeywords],
     ) -> None:
-        self.settings: Settings = import_module("meterkit.settings").Settings.load(**settings)
+        loaded: Settings = import_module("meterkit.settings").Settings.load(**settings)
         self.estimate_input = guard_estimator(estimate_input)
         self._plans = None
         if not isinstance(plans, Catalog):
-            self._plans = WatchedPlans(plans or self.settings.plans or "plans.yaml")
+            self._plans = WatchedPlans(plans or loaded.plans or "plans.yaml")
             plans = self._plans.read(lambda read: read)
-        catalog = enforced(plans, self.settings.enforcement)
-        self.store = store_of(self.settings, catalog, clock)
-        self._parts = parts = Parts(self.store, self.settings, contact)
-        tasks = parts.tasks()
+        catalog = enforced(plans, loaded.enforcement)
+        Parts.__init__(self, store_of(loaded, catalog, clock), loaded, contact)
+        tasks = self._list_tasks()
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload)
-        self._serving = LoopServer(self.store, self.settings, tasks, parts.finish, close=parts.close)
+        self._serving = LoopServer(self.store, loaded, tasks, self._finish, close=self._close)
 
     @property
     def catalog(self) -> Catalog:
@@ -118,7 +114,7 @@ class MeterKit(KitLifecycle, KitParts):
         Raises:
             MeterkitError: there is no such event.
         """
-        return partial(self._parts.handlers.add, self._parts.handlers.check_event(event))
+        return partial(self._handlers.add, self._handlers.check_event(event))
 
     def sync(self) -> SyncMeterKit:
         """Return a blocking kit for code without an event loop: ``with MeterKit(…).sync() as kit: …``."""
@@ -314,31 +310,7 @@ class MeterKit(KitLifecycle, KitParts):
                 the operator pages do.
         """
         examine = import_alone("meterkit.health.check_runner").examine
-        return cast("Health", await examine(self._parts, scan_keys=scan_keys))
-
-    async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
-        """Deliver to Stripe what is due, once.
-
-        Args:
-            everything: send the spools of processes that are gone, seal what is still open, try at once what
-                waits for a retry, and wait for what may not be sent yet; as ``meterkit flush --all`` does.
-                It ends earlier if Stripe refuses all that is left until an operator acts, for example because
-                of a wrong key or a missing meter. Without a Stripe key it only sends the spools.
-            timeout_s: with ``everything``, how long to wait without progress.
-
-        Raises:
-            SettingsError: no Stripe key is set; ``everything`` needs none.
-            StoreError: the store does not answer.
-        """
-        return await self._parts.flush(everything=everything, timeout_s=timeout_s)
-
-    def flusher(self) -> AbstractAsyncContextManager[Flusher]:
-        """Make a flusher for your own worker: it keeps its connections to Stripe from flush to flush.
-
-        Raises:
-            SettingsError: no Stripe key is set.
-        """
-        return self._parts.flusher()
+        return cast("Health", await examine(self, scan_keys=scan_keys))
 
     async def reload(self) -> bool:
         """Read the plans file again, and decide by it from now on; done by itself after it has changed.

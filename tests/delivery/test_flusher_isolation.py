@@ -26,7 +26,6 @@ from drivers.delivery import (
     kit_for,
     until,
 )
-from drivers.kit_parts import parts_of
 from drivers.store_keys import meter_token, shard_of
 from faults.refusals import loop_clock
 from meterkit import CustomerError, MeterKit, StoreError
@@ -367,7 +366,7 @@ async def test_a_sandbox_has_a_rate_of_its_own(
     monkeypatch.setattr("meterkit.delivery.flusher.Flusher", note)
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), catalog=CATALOG) as kit:
         live = kit.settings.model_copy(update={"stripe_api_base": None, "stripe_api_key": SecretStr(key)})
-        monkeypatch.setattr(parts_of(kit), "settings", live)
+        monkeypatch.setattr(kit, "settings", live)
         async with kit.flusher():
             assert given[0]["calls_per_s"] == rate
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from meterkit import MeterKit
 from meterkit.assembly import Parts
 from meterkit.serving import BackgroundTasks
 from meterkit.store.task_lease import StorageUpkeep
 
-__all__ = ["BackgroundTasks", "parts_of"]
+__all__ = ["BackgroundTasks", "finish", "tasks_of"]
 
 
-def parts_of(kit: MeterKit) -> Parts:
-    parts: Parts = vars(kit)["_parts"]
-    return parts
+def tasks_of(kit: MeterKit) -> dict[str, Any]:
+    """The background tasks of the kit's parts, by name."""
+    tasks: dict[str, Any] = vars(Parts)["_list_tasks"](kit)
+    return tasks
+
+
+async def finish(kit: MeterKit) -> None:
+    """Wait for handlers, as the end of an event loop does."""
+    await vars(Parts)["_finish"](kit)
 
 
 async def note_upkeep(kit: MeterKit) -> None:

@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from books.revenue_shop import CATALOG, MICRO, YEARLY, Books, books, on
 from drivers.health_findings import findings, looked_at
-from drivers.kit_parts import parts_of
 from drivers.webhooks import hooked
 from meterkit import MeterKit, Revenue, metrics_app
 from meterkit.errors import MeterkitError, SettingsError
@@ -283,7 +282,7 @@ async def test_revenue_by_plan_is_a_metric(at: Books, monkeypatch: pytest.Monkey
     at.path.write_bytes(b"no database")
     # A process shows what it has read; one that could read nothing leaves it out.
     assert await scraped(at.kit) == lines
-    monkeypatch.setattr(parts_of(at.kit), "revenue", Revenue(at.kit.store, at.kit.settings))
+    monkeypatch.setattr(at.kit, "revenue", Revenue(at.kit.store, at.kit.settings))
     assert await scraped(at.kit) == {}
 
 

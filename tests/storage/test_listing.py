@@ -16,7 +16,6 @@ import httpx
 import pytest
 
 from drivers.delivery import NOW
-from drivers.kit_parts import parts_of
 from meterkit import MeterKit, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.keys import HOOKS_SHARD
@@ -415,7 +414,7 @@ async def test_a_worker_without_what_it_needs(far: MeterKit, monkeypatch: pytest
 
 async def test_what_is_neglected_is_found(far: MeterKit, clock: Clock) -> None:
     async def problems() -> list[str]:
-        _, found = await check_stored_objects(parts_of(far))
+        _, found = await check_stored_objects(far)
         return [one.problem for one in found]
 
     unlisted = "the buckets of storage.objects were not listed within 7 days: lost events stay lost"

@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import STRIPE_KEY
 from drivers.emulated_account import reached
-from drivers.kit_parts import parts_of
+from drivers.kit_parts import finish, tasks_of
 from drivers.messages import SECRET
 from drivers.webhooks import NOW, hooked, hooked_kit
 from meterkit import Contact, MeterKit, StorageOver
@@ -126,7 +127,7 @@ def turns_of(
     kit: MeterKit, clock: Clock, tasks: Mapping[str, Any]
 ) -> Mapping[str, Callable[[], Awaitable[object]]]:
     """One turn of each background task, by the task's name."""
-    store, parts = kit.store, parts_of(kit)
+    store = kit.store
     works: dict[str, Any] = {name: getattr(task, "__self__", None) for name, task in tasks.items()}
 
     async def courier(name: str) -> None:
@@ -172,7 +173,7 @@ def turns_of(
         "notify spikes": works["notify spikes"].check,
         "notify webhook": lambda: courier("notify webhook"),
         "notify email": lambda: courier("notify email"),
-        "events": parts.finish,
+        "events": partial(finish, kit),
         "storage": lambda: kit.storage.recalculate(lister=NoObjects()),
         "audit bound": bound,
         "audit": works["audit"].drain_under_lease,
@@ -223,15 +224,14 @@ async def test_documented_rights_suffice_for_each_background_task(server: Server
         kit = hooked_kit(url, at.url, at.clock, **given, flush=True)
 
         kit.on("storage.over")(over.append)
-        parts = parts_of(kit)
-        tasks: dict[str, Any] = {**parts.tasks(), "degraded": None}  # Each kit has that.
+        tasks: dict[str, Any] = {**tasks_of(kit), "degraded": None}  # Each kit has that.
         tasks |= kit.storage.worker_tasks("https://sqs.example/queue")
         turns = turns_of(kit, at.clock, tasks)
         assert set(turns) == set(tasks), "a background task is not run here"
         for name, turn in turns.items():
             await turn()
             assert (name, refused(server)) == (name, set())
-        await parts.finish()
+        await finish(kit)
         assert [event.customer for event in over] == ["acme"]
         await kit.stop()
     assert refused(server) == set()
