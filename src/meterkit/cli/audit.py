@@ -12,7 +12,7 @@ import typer
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, WrongUsageError, note_unknown
 from meterkit.cli.outbox import operator
-from meterkit.cli.output import print_note
+from meterkit.cli.output import pick, print_note
 from meterkit.cli.session import Session, command, started
 from meterkit.customers.customers import read_customers
 from meterkit.customers.history import known_subscriptions
@@ -230,11 +230,7 @@ def _agreeing(roots: int) -> str:
 def verified_row(one: ChainVerdict) -> dict[str, object]:
     """Make a row of the table."""
     return {
-        "customer": one.customer,
-        "rows": one.rows,
-        "unchained": one.unchained,
-        "roots": one.roots,
-        "place": one.place,
+        **pick(one, "customer", "rows", "unchained", "roots", "place"),
         "problem": one.words,
     }
 
@@ -242,13 +238,7 @@ def verified_row(one: ChainVerdict) -> dict[str, object]:
 def row_of(one: RebuildResult) -> dict[str, object]:
     """Make a row of the table."""
     return {
-        "customer": one.customer,
-        "meter": one.meter,
+        **pick(one, "customer", "meter"),
         "period": one.period_start,
-        "recorded": one.recorded,
-        "audited": one.audited,
-        "raised": one.raised,
-        "delivered": one.delivered,
-        "parked": one.parked,
-        "advice": one.advice,
+        **pick(one, "recorded", "audited", "raised", "delivered", "parked", "advice"),
     }

@@ -13,7 +13,7 @@ import typer
 from meterkit.catalog.value_parsers import date_and_time, money, span
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import WrongUsageError, integer_between
-from meterkit.cli.output import cell_text, echo, print_note
+from meterkit.cli.output import cell_text, echo, pick, print_note
 from meterkit.cli.session import Session, command
 from meterkit.delivery.late_usage_items import format_days
 from meterkit.errors import MeterkitError
@@ -258,10 +258,7 @@ def _row(intent: Intent | QueuedItem) -> dict[str, object]:
     sent = None if isinstance(intent, QueuedItem) else intent
     return {
         "intent": intent.identifier,
-        "state": intent.state,
-        "customer": intent.customer,
-        "meter": intent.meter,
-        "quantity": intent.quantity,
+        **pick(intent, "state", "customer", "meter", "quantity"),
         "minute": sent and sent.minute,
         "first attempt": sent and sent.first_attempt_at,
         "attempts": sent and sent.attempts,

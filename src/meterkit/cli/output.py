@@ -192,6 +192,11 @@ def print_records(
     print_table(columns, [[record[name] for name in columns] for record in records], empty=empty)
 
 
+def pick(record: object, *names: str) -> dict[str, object]:
+    """Make cells of attributes of a record, by their names."""
+    return {name: getattr(record, name) for name in names}
+
+
 def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
     """Print a text with its invisible characters escaped. All commands print by this, or by tables."""
     typer.echo(escape_invisible(text), nl=nl, err=err)

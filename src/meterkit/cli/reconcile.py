@@ -15,7 +15,7 @@ from meterkit.cli.audit import RARE as RARE_OF_AUDIT
 from meterkit.cli.audit import row_of as row_of_audit
 from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption, instant, note_unknown
 from meterkit.cli.outbox import operator
-from meterkit.cli.output import JsonArray, print_note, print_records, shown_steps
+from meterkit.cli.output import JsonArray, pick, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.reconciler import Reconciler
 from meterkit.delivery.restore_recovery import RecoveredMeter, RestoreRecoverer
@@ -139,23 +139,14 @@ def _summarize_comparison(differing: int, unknown: int, compared: int) -> str:
 def row_of(one: Reconciled) -> dict[str, object]:
     """Make a row of the table."""
     return {
-        "customer": one.customer,
-        "meter": one.meter,
+        **pick(one, "customer", "meter"),
         "period": f"{date_and_time(one.period_start)}{'' if one.is_closed else ', open'}",
-        "recorded": one.recorded,
-        "waiting": one.waiting,
-        "parked": one.parked,
-        "taking_back": one.taking_back,
-        "delivered": one.delivered,
+        **pick(one, "recorded", "waiting", "parked", "taking_back", "delivered"),
         "confirmed": "unknown" if one.confirmed is None else one.confirmed,
         "difference": "unknown" if one.difference is None else one.difference,
         # A column of rare values is left out where all are 0.
         "invoiced": 0 if not one.invoice else "unknown" if one.invoiced is None else one.invoiced,
-        "mispriced": one.mispriced,
-        "late": one.late,
-        "by_item": one.by_item,
-        "dead": one.dead,
-        "advice": one.advice,
+        **pick(one, "mispriced", "late", "by_item", "dead", "advice"),
     }
 
 
@@ -254,14 +245,9 @@ def _show_recovery(
 
 def _row(one: RecoveredMeter) -> dict[str, object]:
     return {
-        "customer": one.customer,
-        "meter": one.meter,
-        "parked": one.parked,
+        **pick(one, "customer", "meter", "parked"),
         "unknown": "?" if one.unknown is None else one.unknown,
-        "billed": one.billed,
-        "sent": one.sent,
-        "lost": one.lost,
-        "advice": one.advice,
+        **pick(one, "billed", "sent", "lost", "advice"),
     }
 
 

@@ -14,7 +14,7 @@ import typer
 from meterkit.catalog import load
 from meterkit.catalog.value_parsers import money
 from meterkit.cli.options import PeriodOption, WrongUsageError, note_unknown
-from meterkit.cli.output import print_note, print_records, shown_steps
+from meterkit.cli.output import pick, print_note, print_records, shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import SettingsError
@@ -104,13 +104,8 @@ def _as_json(found: Simulation) -> dict[str, object]:
         "totals": _totals(found.customers),
         "counts": _counts(found.customers),
         "plans": _by_plan(found.customers),
-        "missing_meters": found.missing_meters,
-        "missing_plans": found.missing_plans,
-        "not_logged": found.not_logged,
-        "unpriced": found.unpriced,
-        "left_out": found.left_out,
-        "checked": found.checked,
-        "disagreeing": found.disagreeing,
+        **pick(found, "missing_meters", "missing_plans", "not_logged", "unpriced", "left_out"),
+        **pick(found, "checked", "disagreeing"),
     }
 
 

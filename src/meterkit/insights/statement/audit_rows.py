@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import case, func, select, tuple_
 
 from meterkit.insights.audit.database import TABLE, last_deletion
-from meterkit.insights.statement.lines import CLASSES, EventSelection, EventSums, PlaceError, build_event
+from meterkit.insights.audit.entries import RECORDED
+from meterkit.insights.statement.lines import EventSelection, EventSums, PlaceError, build_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,7 +64,7 @@ def sums_of(
         MeterkitError: the database does not answer.
     """
     of, found = _period_clauses(customer, start_ms, _deleted_ms(database, customer)), dict[str, EventSums]()
-    counted = (_BILLED, *(_COLUMNS[name] for name in CLASSES))
+    counted = (_BILLED, *(_COLUMNS[name] for name in RECORDED))
     asked = select(func.count(), *(func.coalesce(func.sum(one), 0) for one in counted))
     for name, one in wanted.items():
         (row,) = database.read(asked.where(*of, *_selection_clauses(one)))

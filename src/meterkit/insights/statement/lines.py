@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
+from meterkit.insights.audit.entries import RECORDED
 from meterkit.outbox.meters_or_lines import CUSTOMER_KEY, USAGE_KEY, is_usage_invoice, metadata_of
 from meterkit.stripe.prices import taxes_on_top
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from meterkit.customers.billed_usage import OverageCost
 
-CLASSES: Final = ("included", "granted", "credited", "overage", "over_cap")
 _WORDS: Final = {"over_cap": "over the cap"}
 _SWITCHED_WITHIN: Final = timedelta(hours=1)
 """Time after a change of plan within which Stripe has ended the lines of the prices before."""
@@ -452,7 +452,7 @@ def price_line(
     costless = [one for one in costs if one.cents is None]
     unbilled = min(units, sum(max(0, one.units - one.sent) for one in costless))
     unpriced = min(units - unbilled, sum(one.units for one in costless) - unbilled)
-    logged = sum(getattr(one, name) for one in own for name in CLASSES)
+    logged = sum(getattr(one, name) for one in own for name in RECORDED)
     notes = (
         (unbilled, "units beyond the included quantity are not billed"),
         (unpriced, "units have no price in the plans file"),
@@ -511,30 +511,21 @@ def _uncharged(line: StatementLine, why: str) -> StatementLine:
     return replace(line, amount_cents=0, note="; ".join(filter(None, (line.note, why))))
 
 
+_NAMES: Final = ("event", "meter", "kind", "quantity", "late", "model", "provider", "event_id")
+_OF_ROW: Final = (*_NAMES, *RECORDED, "price_micros", "price_per")
+"""Attributes of an event that its row has under the same name."""
+
+
 def build_event(row: Mapping[str, Any], reason: str) -> StatementEvent:
     """A row of the audit log as an event of a statement; ``reason``: of a correction, else empty."""
     occurred = row["occurred_at_ms"]
     return StatementEvent(
-        event=row["event"],
-        meter=row["meter"],
-        kind=row["kind"],
+        **{name: row[name] for name in _OF_ROW},
         recorded_at=from_ms(row["recorded_at_ms"]),
         occurred_at=None if occurred is None else from_ms(occurred),
-        quantity=row["quantity"],
-        included=row["included"],
-        granted=row["granted"],
-        credited=row["credited"],
-        overage=row["overage"],
-        over_cap=row["over_cap"],
         billed=count_billed(row),
-        late=row["late"],
-        price_micros=row["price_micros"],
-        price_per=row["price_per"],
-        model=row["model"],
-        provider=row["provider"],
         why=_explain_event(row, reason),
         subjects=json.loads(row["subjects"] or "{}"),
-        event_id=row["event_id"],
     )
 
 
@@ -544,7 +535,7 @@ def count_billed(row: Mapping[str, Any]) -> int:
 
 
 def _explain_event(row: Mapping[str, Any], reason: str) -> str:
-    words = [f"{row[name]} {_WORDS.get(name, name)}" for name in CLASSES if row[name]]
+    words = [f"{row[name]} {_WORDS.get(name, name)}" for name in RECORDED if row[name]]
     if row["kind"] == "dropped":
         words = ["dropped: not sent to Stripe"]
     elif row["kind"] == "corrected":
