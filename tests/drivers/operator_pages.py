@@ -21,7 +21,7 @@ from meterkit.catalog import loads
 from meterkit.decisions.subscription import Status
 from meterkit.insights.audit.database import Database
 from meterkit.insights.overview.overview import CustomerOverview, revenue_figures
-from meterkit.insights.overview.rows import OverviewTotals, build_row
+from meterkit.insights.overview.rows import DailyActivity, OverviewTotals, build_row
 from meterkit.insights.overview.tables import OverviewTables
 from meterkit.insights.revenue.revenue_formulas import CustomerPayment
 from meterkit.insights.revenue.tables import RevenueTables
@@ -133,7 +133,8 @@ async def write_snapshot(kit: MeterKit, url: str, number: int) -> None:
         ]
         revenue.write(START.date() - timedelta(days=back), paying, [])
     figures = await revenue_figures(kit.store, kit.settings, database)
-    tables.finish(at_ms, {"customers": totals.figures(), "revenue": figures})
+    activity: DailyActivity = {"usage": [], "deliveries": []}
+    tables.finish(at_ms, {"customers": totals.figures(), "revenue": figures, "activity": activity})
 
 
 def customer_name(nth: int) -> str:

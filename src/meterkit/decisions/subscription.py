@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -18,6 +18,8 @@ from meterkit.decisions.periods import SHORTEST_MS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
+
+    from _typeshed import DataclassInstance
 
     from meterkit.catalog import Dunning
     from meterkit.catalog.models import Bought
@@ -52,6 +54,12 @@ _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "pause": "paused",
 }
 Access = Literal["full", "grace", "restricted", "suspended"]
+
+
+def without_defaults(record: DataclassInstance) -> dict[str, Any]:
+    """The fields of a record that differ from their defaults, as they are stored."""
+    defaults = {field.name: field.default for field in fields(record)}  # MISSING equals no value.
+    return {name: value for name, value in asdict(record).items() if value != defaults[name]}
 
 
 def parse_bought(kept: Iterable[Iterable[Any]]) -> Bought:
@@ -160,12 +168,7 @@ class SubscriptionState:
 
     def kept(self) -> dict[str, object]:
         """Its stored fields: all except defaults."""
-        defaults = {field.name: field.default for field in fields(self)}
-        found: dict[str, object] = {
-            name: value
-            for name, value in asdict(self).items()
-            if defaults[name] is MISSING or value != defaults[name]
-        }
+        found = without_defaults(self)
         if self.former_prices:
             found["former_prices"] = [[at_ms, dump_item_prices(of)] for at_ms, of in self.former_prices]
         found.update({name: dump_item_prices(getattr(self, name)) for name in found.keys() & _PRICES})

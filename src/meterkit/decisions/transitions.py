@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from meterkit.decisions.subscription import (
     next_reminder_ms,
     parse_bought,
     reminders_due,
+    without_defaults,
 )
 
 if TYPE_CHECKING:
@@ -126,13 +127,7 @@ class TermsInForce:
 
     def dump(self) -> str:
         """As JSON, defaults left out."""
-        defaults = {known.name: known.default for known in fields(self)}
-        kept = {
-            name: value
-            for name, value in asdict(self).items()
-            if defaults[name] is MISSING or value != defaults[name]
-        }
-        return json.dumps(kept, separators=(",", ":"), sort_keys=True)
+        return json.dumps(without_defaults(self), separators=(",", ":"), sort_keys=True)
 
     @classmethod
     def parse(cls, data: str | bytes) -> TermsInForce | None:

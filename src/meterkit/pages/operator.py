@@ -293,7 +293,7 @@ class _OperatorPages:
             first._replace(note=as_of(made)),
             *others,
             *revenue_sections(figures["revenue"], catalog),
-            *activity_sections(figures.get("activity"), catalog),
+            *activity_sections(figures["activity"], catalog),
             delivered_section(figures["customers"]),
         ]
 

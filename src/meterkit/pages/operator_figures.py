@@ -255,9 +255,9 @@ def figure_rows(sections: Iterable[Section]) -> list[Row]:
     ]
 
 
-def activity_sections(activity: DailyActivity | None, catalog: Catalog) -> Sequence[Section]:
+def activity_sections(activity: DailyActivity, catalog: Catalog) -> Sequence[Section]:
     """Make the section of usage and deliveries by day, from a snapshot; none without any."""
-    if activity is None or not (activity["usage"] or activity["deliveries"]):
+    if not (activity["usage"] or activity["deliveries"]):
         return []
     by_day: dict[int, dict[str, int]] = {}
     for day, name, units in activity["usage"]:
@@ -396,9 +396,8 @@ def trend_tiles(
     found: list[TrendTile] = []
     if figures is not None:
         found += [] if figures["revenue"] is None else _revenue_tiles(figures["revenue"], catalog, currency)
-        if (activity := figures.get("activity")) is not None:
-            found += _usage_tiles(activity, catalog, today)
-            found += _delivery_tiles(activity, waiting, catalog, today)
+        found += _usage_tiles(figures["activity"], catalog, today)
+        found += _delivery_tiles(figures["activity"], waiting, catalog, today)
     minutes = _by_day(Counter(minute // DAY_MINUTES for minute in degraded), today)
     found.append(
         TrendTile(

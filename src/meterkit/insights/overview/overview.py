@@ -155,7 +155,7 @@ class CustomerOverview:
 
     async def _read_activity(self, at_ms: int, known: OverviewSnapshot | None) -> DailyActivity:
         read: Any = import_module("meterkit.insights.overview.daily_activity").read_daily_activity
-        before = None if known is None else known.figures.get("activity")
+        before = None if known is None else known.figures["activity"]
         found: DailyActivity = await in_thread(
             read, self._database, at_ms, before, 0 if known is None else known.at_ms
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -116,12 +116,12 @@ class DailyActivity(TypedDict):
 class OverviewFigures(TypedDict):
     """All figures of a snapshot, as JSON holds them.
 
-    ``revenue`` is None where there is none yet; snapshots of earlier releases lack ``activity``.
+    ``revenue`` is None where there is none yet.
     """
 
     customers: CustomerTotals
     revenue: RevenueFigures | None
-    activity: NotRequired[DailyActivity]
+    activity: DailyActivity
 
 
 def build_row(usage: CustomerUsage, catalog: Catalog) -> CustomerRow:
