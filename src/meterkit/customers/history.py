@@ -136,12 +136,11 @@ async def read_states_and_histories(
         UnreadableDataError: the record of one cannot be read, and ``skipped`` is not given.
     """
     admin, asked = (await store.admin()).for_delivery(), list(customers)
-    pipe = admin.client.pipeline(transaction=False)
-    for customer in asked:
-        keys = store.keys.customer(customer)
-        pipe.hget(keys.state, "data")
-        pipe.lrange(keys.history, 0, -1)
-    replies = await admin.ask_each(pipe)
+    replies = await admin.ask_each(
+        command
+        for keys in map(store.keys.customer, asked)
+        for command in (("hget", keys.state, "data"), ("lrange", keys.history, 0, -1))
+    )
     found: dict[str, tuple[CustomerState, list[HistoryEntry]]] = {}
     for customer, data, lines in zip(asked, replies[::2], replies[1::2], strict=True):
         try:

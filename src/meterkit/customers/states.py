@@ -105,10 +105,8 @@ class CustomerStates:
 
     async def find_many(self, customers: Sequence[str]) -> list[StoredState]:
         """Read the stored states of several customers in one round trip."""
-        admin = await self._store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        for customer in customers:
-            pipe.hmget(self._store.keys.customer(customer).state, ["rev", "data", "force"])
+        admin, keys = await self._store.admin(), map(self._store.keys.customer, customers)
+        replies = await admin.ask_all(("hmget", one.state, ["rev", "data", "force"]) for one in keys)
         return [
             StoredState(
                 rev=(rev or NO_STATE.encode()).decode(),
@@ -116,7 +114,7 @@ class CustomerStates:
                 force=TermsInForce.parse(force or b""),
                 force_text=(force or b"").decode(),
             )
-            for rev, data, force in await admin.ask(pipe.execute())
+            for rev, data, force in replies
         ]
 
     async def change(
@@ -509,10 +507,7 @@ async def read_states(admin: Admin, keys: Keys, customers: Sequence[str]) -> dic
     """
     if not customers:
         return {}
-    pipe = admin.client.pipeline(transaction=False)
-    for customer in customers:
-        pipe.hget(keys.customer(customer).state, "data")
-    replies = await admin.ask_each(pipe)
+    replies = await admin.ask_each(("hget", keys.customer(customer).state, "data") for customer in customers)
     found: dict[str, CustomerState] = {}
     for customer, reply in zip(customers, replies, strict=True):
         state = _parse_state(reply)

@@ -226,10 +226,8 @@ class IntentRefuser:
         admin, keys = await self._store.admin(), self._store.keys
         for shard in range(keys.shards):
             server = await admin.at(keys.shard(shard, "intents"))
-            pipe = server.client.pipeline(transaction=False)
-            for day in range(-1, _DAYS_OF_BATCHES):
-                pipe.hmget(keys.batches(shard, now_ms - day * DAY_MS), wanted)
-            for texts in await server.ask(pipe.execute()):
+            days = [keys.batches(shard, now_ms - day * DAY_MS) for day in range(-1, _DAYS_OF_BATCHES)]
+            for texts in await server.ask_all(("hmget", day, wanted) for day in days):
                 found |= {
                     batch: unpack_batch(text.decode())
                     for batch, text in zip(wanted, texts, strict=True)

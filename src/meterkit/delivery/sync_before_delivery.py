@@ -56,10 +56,7 @@ class SyncBeforeDelivery:
         """
         now_ms, keys = self._store.now_ms(), self._store.keys
         admin = (await self._store.admin()).for_delivery()
-        pipe = admin.client.pipeline(transaction=False)
-        for name in customers:
-            pipe.hget(keys.customer(name).state, "data")
-        states = await admin.ask_each(pipe)
+        states = await admin.ask_each(("hget", keys.customer(name).state, "data") for name in customers)
         sold = [
             name for name, data in zip(customers, states, strict=True) if _has_metered_prices(data, now_ms)
         ]

@@ -411,10 +411,7 @@ async def check_keys(context: CheckContext) -> CheckResult:
         count += len(page)
         names = [name.decode(errors="replace") for name in page]
         claims += filter(claim.match, names)
-        pipe = context.client.pipeline(transaction=False)
-        for name in page:
-            pipe.pttl(name)
-        lives: list[int] = await context.admin.ask(pipe.execute()) if page else []
+        lives: list[int] = await context.admin.ask_all(("pttl", name) for name in page)
         without_ttl += [
             name
             for name, life_ms in zip(names, lives, strict=True)

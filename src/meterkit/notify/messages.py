@@ -131,10 +131,7 @@ async def write_unwanted(store: Store, customer: str, wanted: Mapping[str, bool]
         StoreError: the store does not answer.
     """
     admin, key = await store.admin(), store.keys.unwanted(customer)
-    pipe = admin.client.pipeline(transaction=False)
-    for event, is_wanted in wanted.items():
-        (pipe.srem if is_wanted else pipe.sadd)(key, event)
-    await admin.ask(pipe.execute())
+    await admin.ask_all(("srem" if is_wanted else "sadd", key, event) for event, is_wanted in wanted.items())
 
 
 _logger = logging.getLogger("meterkit.notify")

@@ -179,18 +179,16 @@ class SpikesToday:
         keys = self._store.keys
         key = keys.spikes(keys.customer(spike.customer).shard, spike.at_ms)
         admin = await self._store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        pipe.hset(key, f"{spike.meter} {spike.customer}", json.dumps(spike[2:]))
-        pipe.pexpire(key, 2 * DAY_MS)
-        await admin.ask(pipe.execute())
+        stored = ("hset", key, f"{spike.meter} {spike.customer}", json.dumps(spike[2:]))
+        await admin.ask_all([stored, ("pexpire", key, 2 * DAY_MS)])
 
     async def count(self) -> int:
         """Count the spikes of today (UTC)."""
-        return sum(await self._ask_shards("HLEN"))
+        return sum(await self._ask_shards("hlen"))
 
     async def all(self) -> Sequence[CustomerSpike]:
         """List the spikes of today (UTC), newest first."""
-        kept: list[dict[bytes, bytes]] = await self._ask_shards("HGETALL")
+        kept: list[dict[bytes, bytes]] = await self._ask_shards("hgetall")
         found: list[CustomerSpike] = []
         for name, data in (entry for each in kept for entry in each.items()):
             with suppress(*UNREADABLE):  # The next check finds it again.
@@ -201,11 +199,7 @@ class SpikesToday:
 
     async def _ask_shards(self, command: str) -> list[Any]:
         admin, keys, now_ms = await self._store.admin(), self._store.keys, self._store.now_ms()
-        pipe = admin.client.pipeline(transaction=False)
-        for shard in range(keys.shards):
-            pipe.execute_command(command, keys.spikes(shard, now_ms))
-        found: list[Any] = await admin.ask(pipe.execute())
-        return found
+        return await admin.ask_all((command, keys.spikes(shard, now_ms)) for shard in range(keys.shards))
 
 
 EVENT: Final = "usage.spike"

@@ -196,10 +196,11 @@ class StorageWatch:
     async def _read_levels(self, places: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], Any]]:
         """Read the packed levels of gauges, each with its customer; of a damaged key an error."""
         admin = (await self._store.admin()).for_delivery()
-        pipe = admin.client.pipeline(transaction=False)
-        for gauge, customer in places:
-            pipe.hget(self._store.keys.customer(customer).levels, gauge)
-        return list(zip(places, await admin.ask_each(pipe), strict=True))
+        keys = self._store.keys
+        replies = await admin.ask_each(
+            ("hget", keys.customer(customer).levels, gauge) for gauge, customer in places
+        )
+        return list(zip(places, replies, strict=True))
 
     async def _check_level(self, customer: str, gauge: str, packed: Any) -> None:
         async with skip_unreadable(customer, partial(self._store.log_unreadable, STORAGE_EVENT)):

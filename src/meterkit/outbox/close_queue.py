@@ -234,11 +234,8 @@ class CloseQueue:
 
     async def forget(self, close: PeriodClose) -> bool:
         """Remove a close; whether an alert had named it."""
-        names = ("closes", "unclosed")
-        pipe = self._admin.client.pipeline(transaction=False)
-        for name in names:
-            pipe.zrem(self._store.keys.shard(close.shard, name), close.member)
-        _, was_unconfirmed = await self._admin.ask(pipe.execute())
+        keys = [self._store.keys.shard(close.shard, name) for name in ("closes", "unclosed")]
+        _, was_unconfirmed = await self._admin.ask_all(("zrem", key, close.member) for key in keys)
         return bool(was_unconfirmed)
 
     async def unconfirmed(self, *, most: int) -> list[PeriodClose]:
@@ -313,12 +310,11 @@ async def find_too_late(store: Store, shard: int, asked: Iterable[SealedIntent])
     if not old:
         return set()
     admin = await (await store.admin()).for_delivery().at(keys.shard(shard, "intents"))
-    pipe = admin.client.pipeline(transaction=False)
+    commands: list[tuple[Any, ...]] = []
     for customer, _, period, _ in old:
-        customer_keys = keys.customer(customer)
-        pipe.hget(customer_keys.state, "data")
-        pipe.hmget(customer_keys.totals, [f"{period}|f", f"{period}|h", f"{period}|e"])
-    replies = await admin.ask_each(pipe)
+        commands.append(("hget", keys.customer(customer).state, "data"))
+        commands.append(("hmget", keys.customer(customer).totals, [f"{period}|{letter}" for letter in "fhe"]))
+    replies = await admin.ask_each(commands)
     late = set[str]()
     for same, data, ends in zip(old.values(), replies[::2], replies[1::2], strict=True):
         if isinstance(data, Exception) or isinstance(ends, Exception):

@@ -277,10 +277,8 @@ async def find_intent(store: Store, identifier: str) -> StoredIntent | None:
         StoreError: the store does not answer.
     """
     admin = (await store.admin()).for_delivery()
-    pipe = admin.client.pipeline(transaction=False)
-    for shard in range(store.keys.shards):
-        pipe.hget(store.keys.shard(shard, "intents"), identifier)
-    found: list[bytes | None] = await admin.ask(pipe.execute())
+    keys = [store.keys.shard(shard, "intents") for shard in range(store.keys.shards)]
+    found: list[bytes | None] = await admin.ask_all(("hget", key, identifier) for key in keys)
     for shard, data in enumerate(found):
         if data is not None:
             if not parse_intents(admin, shard, [identifier], [data])[0]:

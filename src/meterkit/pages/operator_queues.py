@@ -119,10 +119,9 @@ async def read_owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[
     if not stripe_customers:
         return {}
     admin = await store.admin()
-    pipe = admin.client.pipeline(transaction=False)
-    for name in stripe_customers:
-        pipe.get(store.keys.link(name))
-    claims: list[bytes | None] = await admin.ask(pipe.execute())
+    claims: list[bytes | None] = await admin.ask_all(
+        ("get", store.keys.link(name)) for name in stripe_customers
+    )
     return {
         name: claim_owner((claim or b"").decode(errors="replace"))
         for name, claim in zip(stripe_customers, claims, strict=True)

@@ -27,7 +27,7 @@ from meterkit.redis.discovery import find_slots, redirection_of, slot_of, slots_
 from meterkit.redis.server import is_key_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from meterkit.redis.discovery import SlotFinder, Slots
     from meterkit.redis.scripts import Script
@@ -414,17 +414,32 @@ class Admin:
             await asyncio.sleep(0)
         return reply
 
-    async def ask_each(self, pipe: Any) -> list[Any]:
-        """Run a pipeline; a command that is refused because of its key's value has the error as its reply.
+    async def ask_all(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Run commands in one round trip: each is the name of a method of redis-py, and its arguments.
+
+        Raises:
+            StoreError: the store did not answer, or answered one with an error.
+        """
+        replies: list[Any] = await self.ask(self._make_pipeline(commands).execute())
+        return replies
+
+    async def ask_each(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Run commands; one that is refused because of its key's value has the error as its reply.
 
         Raises:
             StoreError: the store did not answer, or refused a command for another reason.
         """
-        replies: list[Any] = await self.ask(pipe.execute(raise_on_error=False))
+        replies: list[Any] = await self.ask(self._make_pipeline(commands).execute(raise_on_error=False))
         for reply in replies:
             if isinstance(reply, Exception) and not is_key_error(reply):
                 raise StoreError(f"the store at {self._address} failed: {reply}") from reply
         return replies
+
+    def _make_pipeline(self, commands: Iterable[tuple[Any, ...]]) -> Any:
+        pipeline = self.client.pipeline(transaction=False)
+        for name, *arguments in commands:
+            getattr(pipeline, name)(*arguments)
+        return pipeline
 
     def _describe_error(self, error: Exception) -> str:
         cause = error.__context__

@@ -291,10 +291,8 @@ async def _forget_former(store: Store, storage: Storage, customers: Sequence[str
         StoreError: the store does not answer.
     """
     admin, keys = await store.admin(), [store.keys.customer(name) for name in customers]
-    pipe = admin.client.pipeline(transaction=False)
-    for one in keys:
-        pipe.hkeys(one.levels)
-    for one, reply in zip(keys, await admin.ask_each(pipe), strict=True):
+    replies = await admin.ask_each(("hkeys", one.levels) for one in keys)
+    for one, reply in zip(keys, replies, strict=True):
         # One that cannot be read is found again when its levels are corrected.
         levels = [] if isinstance(reply, Exception) else [name.decode() for name in reply]
         if _has_former(levels, storage.gauge):
@@ -427,8 +425,7 @@ async def _customers_with_bytes(store: Store, gauge: str, customer: str | None) 
             named = [(name[1], name[2]) for name in found if name is not None and is_customer(name[2])]
             yield [name for kind, name in named if kind == "q"]
             with_levels = [name for kind, name in named if kind == "v"]
-            pipe = admin.client.pipeline(transaction=False)
-            for name in with_levels:
-                pipe.hget(store.keys.customer(name).levels, gauge)
-            levels = await admin.ask_each(pipe)
+            levels = await admin.ask_each(
+                ("hget", store.keys.customer(name).levels, gauge) for name in with_levels
+            )
             yield [name for name, level in zip(with_levels, levels, strict=True) if level is not None]

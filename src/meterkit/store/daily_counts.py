@@ -84,10 +84,9 @@ class DailyCounts(ABC, Generic[_Name]):
     async def _read_days(self, days: int) -> list[Mapping[bytes, bytes]]:
         """The hashes of today and the days before, ``days`` in all; today's first."""
         admin, today = await self._admin(), self._now_ms() // DAY_MS
-        pipe = admin.client.pipeline(transaction=False)
-        for back in range(days):
-            pipe.hgetall(self._key(today - back))
-        found: list[Mapping[bytes, bytes]] = await admin.ask(pipe.execute())
+        found: list[Mapping[bytes, bytes]] = await admin.ask_all(
+            ("hgetall", self._key(today - back)) for back in range(days)
+        )
         return found
 
     @abstractmethod

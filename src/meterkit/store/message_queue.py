@@ -145,17 +145,10 @@ class MessageQueue:
         """Drop the messages about a customer, whatever their state."""
         admin, shard = await self._store.admin(), shard_of(customer, self._store.keys.shards)
         entries, due, dead = self._keys(shard, "entries", "due", "dead")
-        pipe = admin.client.pipeline(transaction=False)
-        pipe.hgetall(entries)
-        pipe.hgetall(dead)
-        waiting, given_up = await admin.ask(pipe.execute())
+        waiting, given_up = await admin.ask_all([("hgetall", entries), ("hgetall", dead)])
         own = [name for name, kept in {**waiting, **given_up}.items() if _customer_of(kept) == customer]
         if own:
-            pipe = admin.client.pipeline(transaction=False)
-            pipe.hdel(entries, *own)
-            pipe.hdel(dead, *own)
-            pipe.zrem(due, *own)
-            await admin.ask(pipe.execute())
+            await admin.ask_all([("hdel", entries, *own), ("hdel", dead, *own), ("zrem", due, *own)])
 
     def _keys(self, shard: int, *parts: str) -> list[str]:
         return [self._all_keys.name_key(shard, part) for part in parts]

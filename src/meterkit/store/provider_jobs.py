@@ -147,10 +147,7 @@ async def forget_jobs(store: Store, customer: str) -> int:
     erased = 0
     while digests := await admin.ask(admin.client.zrange(index, 0, _PAGE - 1)):
         keys = [store.keys.job_of(digest.decode()) for digest in digests]
-        pipe: Any = admin.client.pipeline(transaction=False)
-        for key in keys:
-            pipe.hget(key, "owner")
-        found = await admin.ask(pipe.execute())
+        found = await admin.ask_all(("hget", key, "owner") for key in keys)
         own = [key for key, owner in zip(keys, found, strict=True) if _is_owned_by(owner, customer)]
         pipe = admin.client.pipeline(transaction=False)
         for key in own:

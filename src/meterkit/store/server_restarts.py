@@ -71,14 +71,12 @@ class ServerLives:
 
     async def begin(self) -> None:
         """Store the current life of each shard in a new store."""
-        admin = (await self._store.admin()).for_delivery()
+        admin, keys = (await self._store.admin()).for_delivery(), self._store.keys
         for server, shards in (await self._map_servers(admin)).items():
             now = await _fetch_run_id(server)
             if now is not None:
-                pipe = server.client.pipeline(transaction=False)
-                for shard in shards:
-                    pipe.hsetnx(self._store.keys.shard(shard, "life"), "known", now)
-                await server.ask_each(pipe)  # A shard whose key is damaged reports that itself.
+                # A shard whose key is damaged reports that itself.
+                await server.ask_each(("hsetnx", keys.shard(shard, "life"), "known", now) for shard in shards)
 
     async def find_unnoticed(self, admin: Admin) -> Mapping[int, ServerLife]:
         """Find the shards whose server is in a life that was not noticed yet.
@@ -110,10 +108,9 @@ class ServerLives:
     async def _compare_shards(
         self, now: str, now_ms: int, server: Admin, shards: Sequence[int]
     ) -> Mapping[int, ServerLife]:
-        pipe = server.client.pipeline(transaction=False)
-        for shard in shards:
-            pipe.hgetall(self._store.keys.shard(shard, "life"))
-        replies = zip(shards, await server.ask_each(pipe), strict=True)
+        keys = self._store.keys
+        found = await server.ask_each(("hgetall", keys.shard(shard, "life")) for shard in shards)
+        replies = zip(shards, found, strict=True)
         lives = {shard: _parse_life(now, kept) for shard, kept in replies if not isinstance(kept, Exception)}
         unnoticed = {
             shard: life
@@ -121,11 +118,8 @@ class ServerLives:
             if life.known and now not in {life.known, life.noticed}
         }
         if not unnoticed:
-            pipe = server.client.pipeline(transaction=False)
-            for shard, life in lives.items():
-                if life.known == now:
-                    pipe.hset(self._store.keys.shard(shard, "life"), "seen_ms", f"{now_ms}")
-            await server.ask(pipe.execute())
+            current = [keys.shard(shard, "life") for shard, life in lives.items() if life.known == now]
+            await server.ask_all(("hset", key, "seen_ms", f"{now_ms}") for key in current)
         return unnoticed
 
     async def mark_doubted(self, since_ms: int) -> None:

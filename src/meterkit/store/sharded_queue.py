@@ -78,11 +78,7 @@ class QueueKeys:
     async def read_hashes(self, part: str) -> list[dict[bytes, bytes]]:
         """Read a hash of each shard. Raises StoreError."""
         admin = await self.store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        for key in self.all(part):
-            pipe.hgetall(key)
-        found: list[dict[bytes, bytes]] = await admin.ask(pipe.execute())
-        return found
+        return await admin.ask_all(("hgetall", key) for key in self.all(part))
 
     async def read_dead(self) -> dict[str, Any]:
         """Read the entries that were given up, by name. Raises StoreError."""

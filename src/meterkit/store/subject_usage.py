@@ -74,11 +74,9 @@ async def usage_by(
     """
     admin, now_ms, keys = await store.admin(), store.now_ms(), store.keys
     of = keys.customer(customer)
-    pipe = admin.client.pipeline(transaction=False)
-    pipe.hget(of.state, "data")
-    pipe.hget(of.counters, HEAD_FIELD)
-    pipe.zrangebyscore(keys.subjects(customer), f"({now_ms}", "+inf")
-    data, head, members = await admin.ask(pipe.execute())
+    live = ("zrangebyscore", keys.subjects(customer), f"({now_ms}", "+inf")
+    states = [("hget", of.state, "data"), ("hget", of.counters, HEAD_FIELD)]
+    data, head, members = await admin.ask_all([*states, live])
     state, prefix = CustomerState.parse(data or b""), f"{kind}:"
     period = CounterHead.read(head)
     names = sorted(
@@ -93,11 +91,9 @@ async def usage_by(
     begins_ms = now_ms if is_over else period.begins_ms
     found: list[SubjectUsage] = []
     for at in range(0, len(names), _PAGE):
-        pipe = admin.client.pipeline(transaction=False)
-        for name in names[at : at + _PAGE]:
-            pipe.hgetall(keys.subject(customer, kind, name))
-        replies = await admin.ask(pipe.execute())
-        for name, fields in zip(names[at : at + _PAGE], replies, strict=True):
+        page = names[at : at + _PAGE]
+        replies = await admin.ask_all(("hgetall", keys.subject(customer, kind, name)) for name in page)
+        for name, fields in zip(page, replies, strict=True):
             given = ((kind, name),)
             subjects = Subjects(customer, given, effective, entitlements, catalog, keys)
             found.append(_usage_of(store, subjects, fields, begins_ms, now_ms, catalog))

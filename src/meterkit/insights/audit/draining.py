@@ -73,12 +73,11 @@ async def read_shard_backlogs(store: Store) -> Sequence[ShardBacklog]:
     Raises:
         StoreError: the store does not answer.
     """
-    admin = await store.admin()
-    pipe = admin.client.pipeline(transaction=False)
-    for shard in range(store.keys.shards):
-        pipe.xlen(store.keys.audit(shard))
-        pipe.exists(store.keys.audit_sums(shard))
-    found = await admin.ask_each(pipe)
+    found = await (await store.admin()).ask_each(
+        command
+        for shard in range(store.keys.shards)
+        for command in (("xlen", store.keys.audit(shard)), ("exists", store.keys.audit_sums(shard)))
+    )
     waiting: list[ShardBacklog] = []
     for shard, (entries, sums) in enumerate(zip(found[::2], found[1::2], strict=True)):
         if isinstance(entries, Exception):
@@ -98,10 +97,7 @@ async def sum_backlogs(store: Store, waiting: Sequence[ShardBacklog]) -> Backlog
     since_ms: int | None = None
     if shards:
         admin = await store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        for shard in shards:
-            pipe.xrange(store.keys.audit(shard), count=1)
-        pages: list[list[tuple[bytes, Mapping[bytes, bytes]]]] = await admin.ask(pipe.execute())
+        pages = await admin.ask_all(("xrange", store.keys.audit(shard), "-", "+", 1) for shard in shards)
         since_ms = min(
             (_entered_ms(name.decode(), fields) for page in pages for name, fields in page), default=None
         )

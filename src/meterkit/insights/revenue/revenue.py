@@ -95,12 +95,11 @@ async def _list_ended_periods(
     store: Store, admin: Admin, customers: Sequence[str], since_ms: int, until_ms: int
 ) -> list[tuple[str, CustomerState, int]]:
     """List linked customers with a period that may have ended in the span, and its start (ms)."""
-    pipe = admin.client.pipeline(transaction=False)
-    for customer in customers:
-        keys = store.keys.customer(customer)
-        pipe.hget(keys.state, "data")
-        pipe.hget(keys.counters, HEAD_FIELD)
-    replies: list[Any] = await admin.ask(pipe.execute())
+    replies = await admin.ask_all(
+        ("hget", key, field)
+        for keys in map(store.keys.customer, customers)
+        for key, field in ((keys.state, "data"), (keys.counters, HEAD_FIELD))
+    )
     found: list[tuple[str, CustomerState, int]] = []
     for customer, data, packed in zip(customers, replies[::2], replies[1::2], strict=True):
         state, head = CustomerState.parse(data or b""), CounterHead.read(packed)

@@ -499,11 +499,9 @@ async def read_given_once(
     if not any(grant.every == "once" for grant in sold_grants(catalog)):
         return given
     admin = await store.admin()
-    pipe = admin.client.pipeline(transaction=False)
-    for name in tenures:
-        pipe.hgetall(store.keys.customer(name).grants)
     states = await read_states_and_histories(store, tenures)
-    for name, reply in zip(tenures, await admin.ask_each(pipe), strict=True):
+    replies = await admin.ask_each(("hgetall", store.keys.customer(name).grants) for name in tenures)
+    for name, reply in zip(tenures, replies, strict=True):
         start_ms = tenures[name].start_ms
         fields: dict[bytes, bytes] = {} if isinstance(reply, Exception) else reply
         given[name].update(

@@ -66,10 +66,7 @@ class DueCustomers:
     async def put(self, customer: str, due_ms: int) -> None:
         """Set when a customer is due; it replaces an earlier instant."""
         admin = await self._store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        pipe.zadd(self._key, {customer: due_ms})
-        pipe.pexpire(self._key, self._kept_ms)
-        await admin.ask(pipe.execute())
+        await admin.ask_all([("zadd", self._key, {customer: due_ms}), ("pexpire", self._key, self._kept_ms)])
 
     async def put_in(self, customer: str, in_ms: int) -> None:
         """Set that a customer is due in a while, by the clock of the store."""

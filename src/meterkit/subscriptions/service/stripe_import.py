@@ -218,10 +218,7 @@ class StripeImporter:
         claims: dict[str, str] = {}
         admin, keys = await self._store.admin(), self._store.keys
         for batch in _batches(list(accounts)):
-            pipe = admin.client.pipeline(transaction=False)
-            for linked in batch:
-                pipe.get(keys.link(linked))
-            found: list[bytes | None] = await admin.ask(pipe.execute())
+            found: list[bytes | None] = await admin.ask_all(("get", keys.link(linked)) for linked in batch)
             owners = (claim_owner((claim or b"").decode()) for claim in found)
             claims |= {linked: owner for linked, owner in zip(batch, owners, strict=True) if owner}
         states = await self._read_states(claims.values())
