@@ -204,8 +204,7 @@ class _InvoiceRoots:
     async def linked(self) -> AsyncGenerator[str]:
         """Yield the customers that may have invoices."""
         store = self._kit.store
-        admin = await store.admin()
-        async with aclosing(list_customer_pages(admin, store.keys, _LISTED_AT_ONCE)) as pages:
+        async with aclosing(list_customer_pages(await store.admin(), store.keys, _LISTED_AT_ONCE)) as pages:
             async for page in pages:
                 for one in await read_each(page, partial(read_customers, store), self._note_skipped):
                     if one.stripe_customer is not None:

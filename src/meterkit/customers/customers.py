@@ -203,8 +203,7 @@ class Customers:
             *(of_customer.history, of_customer.corrections, of_customer.objects),
             *(keys.jobs(customer), keys.unwanted(customer)),
         )
-        admin = await self._store.admin()
-        return bool(await admin.ask(admin.client.exists(*names)))
+        return bool(await self._store.ask("exists", *names))
 
     async def list(self) -> AsyncIterator[Customer]:
         """All customers that have a record, in no order."""

@@ -124,8 +124,7 @@ class DriftRecords:
 
     async def forget(self, customer: str) -> None:
         """Erase what was found of a customer."""
-        admin = await self._store.admin()
-        await admin.ask(admin.client.hdel(self._key, customer))
+        await self._store.ask("hdel", self._key, customer)
 
     async def all(self) -> dict[str, tuple[Drift, ...]]:
         """The differences of all linked customers, by customer."""

@@ -116,8 +116,7 @@ async def read_former_links(store: Store, customer: str) -> Sequence[FormerLink]
 
 
 async def _read_lines(store: Store, customer: str) -> Sequence[bytes]:
-    admin = await store.admin()
-    lines: list[bytes] = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
+    lines: list[bytes] = await store.ask("lrange", store.keys.customer(customer).history, 0, -1)
     return lines
 
 

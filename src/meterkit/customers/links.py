@@ -185,8 +185,7 @@ class StripeLinker:
 
     async def find_owner(self, stripe_customer: str) -> str | None:
         """Return the customer that a Stripe customer is linked to; None: to none. Raises StoreError."""
-        admin = await self._store.admin()
-        claim = await self._read_claim(admin, self._store.keys.link(stripe_customer))
+        claim = await self._read_claim(await self._store.admin(), self._store.keys.link(stripe_customer))
         customer = claim_owner(claim)
         if not customer:
             return None
@@ -342,8 +341,7 @@ class StripeLinker:
 
     async def has_tombstone(self, customer: str, stripe_customer: str) -> bool:
         """Whether there is a tombstone that still has the customer's id. Raises StoreError."""
-        admin = await self._store.admin()
-        claim = await self._read_claim(admin, self._store.keys.link(stripe_customer))
+        claim = await self._read_claim(await self._store.admin(), self._store.keys.link(stripe_customer))
         return claim_owner(claim) == customer and is_tombstone(claim)
 
     async def is_retired(self, stripe_customer: str) -> bool:

@@ -298,8 +298,7 @@ def _is_sealed(usage: CustomerUsage, quantities: Mapping[str, int], store: Store
 
 async def _read_changed_at(store: Store, view: CustomerView, start_ms: int) -> str:
     """Read from the store when the customer's prices last changed in a period; empty: never."""
-    admin = await store.admin()
-    found: bytes | None = await admin.ask(admin.client.hget(view.keys.totals, f"{start_ms}|y"))
+    found: bytes | None = await store.ask("hget", view.keys.totals, f"{start_ms}|y")
     return (found or b"").decode()
 
 

@@ -70,8 +70,7 @@ async def deliver_customer(
     async with flusher as running:
         left = await count_undelivered_units(store, customer)
         while left:
-            admin = await store.admin()
-            await admin.ask(admin.client.zadd(dirty, {customer: store.now_ms()}, xx=True))
+            await store.ask("zadd", dirty, {customer: store.now_ms()}, xx=True)
             await running.flush()
             left = await count_undelivered_units(store, customer)
             if left and monotonic() >= deadline:

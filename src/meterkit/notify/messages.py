@@ -119,8 +119,7 @@ async def read_unwanted(store: Store, customer: str) -> frozenset[str]:
     Raises:
         StoreError: the store does not answer.
     """
-    admin = await store.admin()
-    found: set[bytes] = await admin.ask(admin.client.smembers(store.keys.unwanted(customer)))
+    found: set[bytes] = await store.ask("smembers", store.keys.unwanted(customer))
     return frozenset(event.decode() for event in found) - REQUIRED_EVENTS
 
 

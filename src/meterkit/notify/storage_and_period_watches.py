@@ -360,10 +360,7 @@ class SummaryWatch:
             return None
         start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
         before = await self._store.usage(customer, at_ms=start_ms - 1)
-        admin = await self._store.admin()
-        data: bytes | None = await admin.ask(
-            admin.client.hget(self._store.keys.customer(customer).state, "data")
-        )
+        data: bytes | None = await self._store.ask("hget", self._store.keys.customer(customer).state, "data")
         charge = await sum_overage(self._store, usage, CustomerState.parse(data or b""))
         meters: dict[str, Mapping[str, int]] = {}
         for name, counts in usage["meters"].items():
@@ -383,13 +380,11 @@ class SummaryWatch:
         }
 
     async def _read_position(self) -> tuple[int, str] | None:
-        admin = await self._store.admin()
-        kept: bytes | None = await admin.ask(admin.client.get(self._key))
+        kept: bytes | None = await self._store.ask("get", self._key)
         if kept is None:
             return None
         end, _, customer = kept.decode("utf-8", "surrogateescape").partition(":")
         return int(end), customer
 
     async def _save_position(self, end_ms: int, customer: str) -> None:
-        admin = await self._store.admin()
-        await admin.ask(admin.client.set(self._key, f"{end_ms}:{customer}", px=_POSITION_TTL_MS))
+        await self._store.ask("set", self._key, f"{end_ms}:{customer}", px=_POSITION_TTL_MS)

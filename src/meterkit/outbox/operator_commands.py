@@ -315,9 +315,8 @@ class Intents:
         return kept
 
     async def _as_shown(self, kept: StoredIntent) -> Intent:
-        admin = await self._store.admin()
-        compared = await admin.ask(
-            admin.client.zscore(self._store.keys.shard(kept.shard, "compare"), kept.identifier)
+        compared = await self._store.ask(
+            "zscore", self._store.keys.shard(kept.shard, "compare"), kept.identifier
         )
         compared_ms = {} if compared is None else {kept.identifier: int(compared)}
         return _shown_intent(kept, await self._meters(), compared_ms, self._store.now_ms())

@@ -395,12 +395,9 @@ async def _read_records(
 ) -> AsyncGenerator[Mapping[str, ObjectRecord]]:
     """Yield a customer's records of a bucket, by default of all buckets, page by page."""
     key = store.keys.customer(customer).objects
-    admin = await store.admin()
     cursor: Any = None
     while cursor != 0:
-        cursor, page = await admin.ask(
-            admin.client.hscan(key, cursor or 0, match=f"{tag}?*", count=_KEYS_AT_ONCE)
-        )
+        cursor, page = await store.ask("hscan", key, cursor or 0, match=f"{tag}?*", count=_KEYS_AT_ONCE)
         try:
             yield {field.decode(): ObjectRecord.read(packed) for field, packed in page.items()}
         except ValueError as error:

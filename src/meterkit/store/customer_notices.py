@@ -120,8 +120,7 @@ async def acknowledge_notice(store: Store, notice: CustomerNotice) -> None:
     Raises:
         StoreError: the store does not answer.
     """
-    admin = await store.admin()
-    await admin.ask(admin.client.xack(store.keys.notices(notice.shard), notice.group, notice.entry))
+    await store.ask("xack", store.keys.notices(notice.shard), notice.group, notice.entry)
 
 
 def _parse_notice(shard: int, group: bytes, entry: bytes, times: int, fields: list[Any]) -> CustomerNotice:

@@ -40,9 +40,8 @@ async def read_level(store: Store, view: CustomerView, meter: str) -> int:
     Raises:
         StoreError: the store does not answer, or what it keeps is damaged.
     """
-    admin = await store.admin()
     try:
-        return StoredLevel.read(await admin.ask(admin.client.hget(view.keys.levels, meter))).level
+        return StoredLevel.read(await store.ask("hget", view.keys.levels, meter)).level
     except ValueError as error:
         raise StoreError(
             f"the level of {meter} of customer {view.customer!r} cannot be read: {error}"

@@ -80,8 +80,7 @@ async def claim_job(
     if by is not None:
         fields["by"] = by
     if view is None:
-        admin = await store.admin()
-        if await admin.ask(admin.client.hget(store.keys.job(job_id), "owner")) is None:
+        if await store.ask("hget", store.keys.job(job_id), "owner") is None:
             return JobClaim(None, counts=False)
     elif by != "lines":
         fields["owner"] = _dump_owner(view, route)
@@ -116,9 +115,8 @@ async def find_owners(store: Store, job_ids: Sequence[str], *, with_ended: bool)
     if found and with_ended:
         return found
     found.clear()
-    admin = await store.admin()
     for name in job_ids:
-        owner, ended = await admin.ask(admin.client.hmget(store.keys.job(name), ["owner", "ended"]))
+        owner, ended = await store.ask("hmget", store.keys.job(name), ["owner", "ended"])
         if ended is not None and not with_ended:
             continue
         if parsed := owner and _parse_owner(owner):  # Empty where its customer was deleted.
@@ -131,8 +129,7 @@ async def find_owners(store: Store, job_ids: Sequence[str], *, with_ended: bool)
 
 async def has_ended(store: Store, job_id: str) -> bool:
     """Whether a job has ended. Raises StoreError."""
-    admin = await store.admin()
-    return await admin.ask(admin.client.hget(store.keys.job(job_id), "ended")) is not None
+    return await store.ask("hget", store.keys.job(job_id), "ended") is not None
 
 
 async def forget_jobs(store: Store, customer: str) -> int:
@@ -186,8 +183,7 @@ async def _write_owner(
 
 async def _report_dropped(store: Store, job_id: str) -> None:
     """Log once for each job, in all processes, that usage of a deleted customer is dropped."""
-    admin = await store.admin()
-    if await admin.ask(admin.client.hsetnx(store.keys.job(job_id), "dropped", "1")):
+    if await store.ask("hsetnx", store.keys.job(job_id), "dropped", "1"):
         _logger.warning(
             "usage of the job %r is dropped: the customer whose request began it was deleted; where another "
             "customer is to pay for it, record it by kit.record",

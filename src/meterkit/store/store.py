@@ -233,6 +233,15 @@ class Store:
         reply: UsageReply = await (await self.admin()).run(self.scripts["read_usage"], nothing)
         return reply[0]
 
+    async def ask(self, command: str, *arguments: Any, **options: Any) -> Any:
+        """Run a command: the name of a method of redis-py, and its arguments.
+
+        Raises:
+            StoreError: the store does not answer, or answers with an error.
+        """
+        admin = await self.admin()
+        return await admin.ask(getattr(admin.client, command)(*arguments, **options))
+
     async def decide(
         self, view: CustomerView, prepare: Prepare, *, mode: Literal["d", "c"] = "d"
     ) -> tuple[PreparedDecision, Any]:

@@ -62,8 +62,7 @@ class TaskLease:
         Raises:
             StoreError: the store does not answer.
         """
-        admin = await self._store.admin()
-        left_ms: int = await admin.ask(admin.client.pttl(self._key))
+        left_ms: int = await self._store.ask("pttl", self._key)
         return max(1, -(-left_ms // 1000))
 
     @asynccontextmanager

@@ -255,8 +255,7 @@ class CounterRebuilder:
 
     async def _rebuild_customer(self, customer: str, run: _RebuildRun) -> list[RebuildResult]:
         store, drainer = self._store, self._drainer
-        admin = await store.admin()
-        run.known = await read_meters(admin, store.keys, store.catalog, customer)
+        run.known = await read_meters(await store.admin(), store.keys, store.catalog, customer)
         counted: _StripeCounts | None = None
         missing: Mapping[str, Sequence[int]] | None = None
         for _ in range(_TRIES):

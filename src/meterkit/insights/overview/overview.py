@@ -102,8 +102,7 @@ class CustomerOverview:
         """The last snapshot; None: there is none yet. One that is older than five minutes is made anew."""
         made = await in_thread(self.tables().last)
         if made is None or self._store.now_ms() - made.at_ms > _FRESH_MS:
-            admin = await self._store.admin()
-            await admin.ask(admin.client.set(self._asked, b"1", px=_ASKED_MS))
+            await self._store.ask("set", self._asked, b"1", px=_ASKED_MS)
         return made
 
     async def run(self) -> None:

@@ -161,9 +161,8 @@ class UsageReplay:
         state = CustomerState(subscription=subscription, overrides=overrides, currency=tenure.currency)
         await CustomerStates(self._store).change(customer, lambda _: state)
         if had_once:
-            admin = await self._store.admin()
             grants = self._store.keys.customer(customer).grants
-            await admin.ask(admin.client.hset(grants, mapping=dict.fromkeys(had_once, begins_ms)))
+            await self._store.ask("hset", grants, mapping=dict.fromkeys(had_once, begins_ms))
         refused, first_ms = Counter[str](), None
         for event in events:
             self._clock.now_ms = min(max(begins_ms, event.at_ms + ahead_ms), ends_ms - 1)

@@ -74,8 +74,7 @@ class DueCustomers:
 
     async def remove(self, customer: str) -> None:
         """Remove a customer."""
-        admin = await self._store.admin()
-        await admin.ask(admin.client.zrem(self._key, customer))
+        await self._store.ask("zrem", self._key, customer)
 
     async def due(self) -> list[str]:
         """List the due customers, by the clock of the store."""

@@ -209,10 +209,8 @@ class EventSweeper:
         return bool(sold) and self._has_prices
 
     async def _read_mark(self, name: str) -> str:
-        admin = await self._store.admin()
-        found: bytes | None = await admin.ask(admin.client.get(self._store.keys.hooks(name)))
+        found: bytes | None = await self._store.ask("get", self._store.keys.hooks(name))
         return (found or b"").decode()
 
     async def _write_mark(self, name: str, value: int | str) -> None:
-        admin = await self._store.admin()
-        await admin.ask(admin.client.set(self._store.keys.hooks(name), str(value), px=_KEPT_MS))
+        await self._store.ask("set", self._store.keys.hooks(name), str(value), px=_KEPT_MS)
