@@ -82,18 +82,13 @@ def read_refusal(error: StripeError, objects: Literal["meters", "products"] = "m
 
 
 async def _find_unpriced_top_ups(api: StripeApi, catalog: Catalog) -> list[Finding]:
-    """Report top-up amounts without a price; none if the key may not list prices."""
+    """Report top-up amounts without a price."""
     sold = find_top_ups(catalog.credits)
     if sold is None:
         return []
     credit, top_ups = sold
     keys = {pack_key(credit, amount): amount for amount in top_ups.amounts}
-    try:
-        there = await prices_by_key(api, [*keys])
-    except StripeError as error:
-        if error.status == HTTPStatus.FORBIDDEN:
-            return []
-        raise
+    there = await prices_by_key(api, [*keys])
     missing = ", ".join(money(amount, BALANCE_CURRENCY) for key, amount in keys.items() if key not in there)
     if not missing:
         return []
@@ -104,18 +99,13 @@ async def _find_unpriced_top_ups(api: StripeApi, catalog: Catalog) -> list[Findi
 async def _find_unsold(api: StripeApi, catalog: Catalog) -> list[Finding]:
     """Report add-ons without a price, and prices without a currency, or the amount, of the plans file.
 
-    None if the key may not read prices. In one currency, prices of usage are left out: models have many.
+    In one currency, prices of usage are left out: models have many.
     """
     addons = [price for addon in wanted_addons(catalog) for price in addon.prices]
     plans = [price for plan in wanted_plans(catalog) for price in plan.prices]
     if len(catalog.currencies) == 1:
         plans = [price for price in plans if price.shape.meter is None]
-    try:
-        there = await _fetch_wanted(api, [*addons, *plans])
-    except StripeError as error:
-        if error.status == HTTPStatus.FORBIDDEN:
-            return []
-        raise
+    there = await _fetch_wanted(api, [*addons, *plans])
     unsold = [price.product.name for price in addons if price not in there]
     lacking = {
         price.name: missing
@@ -160,15 +150,11 @@ async def _find_unpriced_plans(
 ) -> list[Finding]:
     """Report plans at Stripe that lack a price of a billed meter or of a model, or have too many prices.
 
-    Usage without a price is delivered and never billed. None if the key may not list prices.
+    Usage without a price is delivered and never billed.
     """
     plans = [plan for plan in catalog.plans.values() if billed_meters(catalog.meters, plan)]
-    try:
-        return await _find_together([partial(_find_unpriced, api, catalog, plan, meters) for plan in plans])
-    except StripeError as error:
-        if error.status == HTTPStatus.FORBIDDEN:
-            return []
-        raise
+    checks = [partial(_find_unpriced, api, catalog, plan, meters) for plan in plans]
+    return [one for found in await run_together(checks, at_once=_CHECKS_AT_ONCE) for one in found]
 
 
 async def _find_unpriced(
@@ -203,8 +189,20 @@ async def _find_unpriced(
 
 
 async def _find_together(checks: Iterable[Callable[[], Awaitable[list[Finding]]]]) -> list[Finding]:
-    """Run checks of Stripe concurrently; the findings are in the order of the checks."""
-    found = await run_together(checks, at_once=_CHECKS_AT_ONCE)
+    """Run checks of Stripe concurrently; the findings are in the order of the checks.
+
+    A check that asks for what the key may not read has none.
+    """
+
+    async def run_permitted(check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+        try:
+            return await check()
+        except StripeError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            return []
+
+    found = await run_together([partial(run_permitted, check) for check in checks], at_once=_CHECKS_AT_ONCE)
     return [finding for findings in found for finding in findings]
 
 
@@ -283,7 +281,7 @@ async def find_broken_links(api: StripeApi, store: Store) -> list[Finding]:
     """Report customers who are linked to a Stripe customer that does not exist.
 
     Compares the first thousand links with the first pages of Stripe's list, and fetches a few of the rest:
-    the list leaves out customers of test clocks. None if the key may not read customers.
+    the list leaves out customers of test clocks.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -295,12 +293,7 @@ async def find_broken_links(api: StripeApi, store: Store) -> list[Finding]:
         async for customer, state in states:
             if state.stripe_customer is not None and len(linked) < _LINKS_MAX:
                 linked[state.stripe_customer] = customer
-    try:
-        missing = await _list_missing_customers(api, set(linked))
-    except StripeError as error:
-        if error.status == HTTPStatus.FORBIDDEN:
-            return []
-        raise
+    missing = await _list_missing_customers(api, set(linked))
     if not missing:
         return []
     pairs = [f"{linked[stripe_customer]} ({stripe_customer})" for stripe_customer in missing]
