@@ -55,7 +55,7 @@ _HANDLERS_S: Final = 5.0
 
 
 if TYPE_CHECKING:
-    LazyPart = property
+    LazyPart = property  # To type checkers it is one.
 else:
 
     class LazyPart:
