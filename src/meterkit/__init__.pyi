@@ -95,9 +95,9 @@ from meterkit.store.customer_usage import CustomerUsage as CustomerUsage
 from meterkit.store.customer_usage import MeterUsage as MeterUsage
 from meterkit.store.customer_usage import OveragePrice as OveragePrice
 from meterkit.store.customer_usage import PeriodUsage as PeriodUsage
-from meterkit.store.holds import Reservation as Reservation
 from meterkit.store.message_queue import KeptMessage as KeptMessage
 from meterkit.store.rate_usage import RateUsage as RateUsage
+from meterkit.store.reservations import Reservation as Reservation
 from meterkit.store.subject_usage import SubjectMeter as SubjectMeter
 from meterkit.store.subject_usage import SubjectUsage as SubjectUsage
 from meterkit.subscriptions.change_rules import OverLimit as OverLimit

@@ -28,9 +28,9 @@ from meterkit.redis.daemon_thread import import_alone
 from meterkit.safe_text import plain_text
 from meterkit.serving import KitLifecycle, LoopServer, store_of
 from meterkit.store.call_amounts import price_quantities
-from meterkit.store.holds import Reservation
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.store.recorded_calls import read_captured, record_calls
+from meterkit.store.reservations import Reservation
 from meterkit.tokens.estimate import guard_estimator
 
 if TYPE_CHECKING:

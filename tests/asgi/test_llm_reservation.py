@@ -26,7 +26,7 @@ from drivers.llm_apps import answering, listening, metered, openai_stream, read_
 from drivers.sampled import few_examples
 from faults.refusals import evalsha_calls, settled, stopped
 from meterkit.asgi.buffered_body import DECODED_BYTES_MAX, READ_AHEAD_BYTES_MAX, BufferedBody, decode_body
-from meterkit.asgi.reservation import reservation
+from meterkit.asgi.request_reservation import reservation
 from meterkit.catalog import loads
 from meterkit.tokens.estimate import billed_input
 from meterkit.tokens.json_values import rows

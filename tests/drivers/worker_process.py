@@ -24,7 +24,7 @@ from meterkit.catalog import Catalog, loads
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.outbox.outbox import Outbox
-from meterkit.store.holds import Reservation
+from meterkit.store.reservations import Reservation
 from meterkit.testing import Clock
 from tokens.recordings import compact
 

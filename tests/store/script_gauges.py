@@ -18,12 +18,12 @@ from meterkit.decisions.keys import concurrency_field, meter_field, meter_token
 from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import MeterCounts, read_gauge_mark
 from meterkit.decisions.periods import HOUR_MS, bounds_at
+from meterkit.decisions.refusal_reasons import refused_decision
 from meterkit.decisions.subscription import Status
-from meterkit.decisions.verdicts import refused_decision
 from meterkit.redis.connection import pack, pack_each
-from meterkit.store.holds import prepare_renewing
 from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.request_idempotency import MarkedDecision
+from meterkit.store.reservations import prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RepeatMark, UsedQuantities
 from meterkit.store.views import CustomerView, PreparedDecision

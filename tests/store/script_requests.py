@@ -23,8 +23,8 @@ from meterkit.decisions.plan_shares import effective_terms
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.settlement_queue import CONFLICT, PARTLY
 from meterkit.store.customer_usage import read_usage_reply
-from meterkit.store.holds import prepare_renewing
 from meterkit.store.prepared_decisions import prepare_asking
+from meterkit.store.reservations import prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, UsedQuantities
 from meterkit.store.views import CustomerView

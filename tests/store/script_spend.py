@@ -15,7 +15,7 @@ from meterkit.decisions.keys import meter_field, meter_token, rate_field
 from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
-from meterkit.decisions.verdicts import refused_decision
+from meterkit.decisions.refusal_reasons import refused_decision
 from meterkit.redis.connection import pack
 from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.settlement import Settlement

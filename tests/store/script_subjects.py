@@ -18,9 +18,9 @@ from meterkit.decisions.limit_policies import Demand, rate_numbers
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.redis.connection import pack
-from meterkit.store.holds import prepare_renewing
 from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.request_idempotency import MarkedDecision
+from meterkit.store.reservations import prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities, RateCorrection, RepeatMark, UsedQuantities
 from meterkit.store.views import CustomerView, PreparedDecision

@@ -221,7 +221,7 @@ DELIVERING: Final = Mutated(
         **included("bill_late_usage", OVERTAKING),
         **included("price_late_usage", (*OVERTAKING, *LINING)),
         **included("queue_item count_item_units lower_price_segment", (*OVERTAKING, *LINING)),
-        **included("queue_lines group_lines is_by_lines clamp_price_segments", LINING),
+        **included("queue_lines sum_lines_by_meter is_by_lines clamp_price_segments", LINING),
         **included("end_price_segment store_price_labels", (*STRANDING, *LINING)),
         **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),
         **included(

@@ -57,10 +57,10 @@ from meterkit.store.call_amounts import amounts_of
 from meterkit.store.compiled_catalog import CatalogAlarms
 from meterkit.store.customer_usage import read_usage_reply
 from meterkit.store.fallback_decider import Fallback
-from meterkit.store.holds import HoldOwner
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.store.prepared_decisions import prepare_reserving
 from meterkit.store.request_idempotency import MarkedDecision
+from meterkit.store.reservations import HoldOwner
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import (
     MeterEntry,

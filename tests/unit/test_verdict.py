@@ -24,7 +24,7 @@ from meterkit import MeterKit
 from meterkit.asgi.limit_fields import EXPOSE, LimitFields, limit_field, merge_headers
 from meterkit.catalog import Catalog, Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.decisions import verdicts
+from meterkit.decisions import refusal_reasons
 from meterkit.decisions.compiled_decision import (
     BoundProgram,
     ModelPricing,
@@ -64,9 +64,9 @@ from meterkit.decisions.limit_policies import (
     weighted_count,
 )
 from meterkit.decisions.periods import Bounds
+from meterkit.decisions.refusal_reasons import reset_ms
 from meterkit.decisions.stored_grants import MovedGrant, find_moved_grants, read_funds
 from meterkit.decisions.subjects import SubjectHold, compile_subject, cost_of, renew_hold
-from meterkit.decisions.verdicts import reset_ms
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack
 from meterkit.store.views import CustomerView, PreparedDecision
@@ -108,7 +108,7 @@ def refusal(
     used: dict[int, tuple[int, int, int]], quantity: int = 1, end_ms: int = PERIOD_END_MS
 ) -> Decision:
     numbers = [number for nth, unused in enumerate(UNUSED) for number in used.get(nth, unused)]
-    return verdicts.refused_decision(program(quantity), [1, NOW_MS, end_ms, *numbers], 0)
+    return refusal_reasons.refused_decision(program(quantity), [1, NOW_MS, end_ms, *numbers], 0)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_refusal_by_one_policy(
 
 def test_a_request_for_a_whole_bucket_waits_until_it_is_full() -> None:
     catalog = in_process("{limit: 7/3 seconds, algorithm: token-bucket, burst: 12}")
-    found = verdicts.refused_decision(
+    found = refusal_reasons.refused_decision(
         asking(12, catalog), [1, NOW_MS, PERIOD_END_MS, 1, 0, 0, 100, 0, 0], PERIOD_END_MS
     )
     assert (found.remaining, found.retry_after) == (11, timedelta(milliseconds=429))
@@ -146,10 +146,10 @@ def test_a_request_for_a_whole_bucket_waits_until_it_is_full() -> None:
 def test_more_than_a_rate_ever_admits_has_no_time(rate: str) -> None:
     for numbers, remaining in (((0, 0, 0), 10), ((4, 0, 0), 6), ((12, 0, 0), 0)):
         reply = [1, NOW_MS, PERIOD_END_MS, *numbers, 100, 0, 0]
-        found = verdicts.refused_decision(asking(11, in_process(rate)), reply, PERIOD_END_MS)
+        found = refusal_reasons.refused_decision(asking(11, in_process(rate)), reply, PERIOD_END_MS)
         assert (found.violated, found.remaining, found.retry_after) == (("tokens-1m",), remaining, None)
     # As much as it admits waits for the window's end, or until nothing of it counts.
-    found = verdicts.refused_decision(
+    found = refusal_reasons.refused_decision(
         asking(10, in_process(rate)), [1, NOW_MS, PERIOD_END_MS, 1, 0, 0, 100, 0, 0], PERIOD_END_MS
     )
     assert found.retry_after == timedelta(milliseconds=59_750 + 60_000 * (rate == "10/minute"))
@@ -165,12 +165,12 @@ def test_a_repeat_is_refused_by_rates_and_concurrency_alone() -> None:
         number for nth, unused in enumerate(UNUSED) for number in unused if nth not in {SECOND, PERIOD}
     ]
     reply = [8, NOW_MS, PERIOD_END_MS, *(10, 0, 0), *numbers[:6], *(0, 0, 0), *numbers[6:]]
-    found = verdicts.refused_decision(program(), reply, 0)
+    found = refusal_reasons.refused_decision(program(), reply, 0)
     assert (found.reason, found.violated) == ("rate", (POLICIES[SECOND],))
     demands = {"storage": one(20), "calls": one(1)}
     limited = compile_program(LIMITED.plans["free"].entitlements, LIMITED, demands)
     reply = [8, NOW_MS, PERIOD_END_MS, *(5, 0, 0), *(9, 0, 0), *(100, 100, 0)]
-    found = verdicts.refused_decision(limited, reply, 0)
+    found = refusal_reasons.refused_decision(limited, reply, 0)
     assert (found.reason, found.violated, found.gauge) == ("rate", ("calls-1m",), None)
 
 
@@ -187,7 +187,7 @@ def test_each_ceiling_tells_whether_grants_backed_it() -> None:
     ):
         ceilings = [requests, 0, 0, tokens, 0, 0]
         reply = [1, NOW_MS, PERIOD_END_MS, *rates, *ceilings, *concurrency, *backed]
-        assert verdicts.refused_decision(both, reply, 0).reason == reason, (requests, tokens, backed)
+        assert refusal_reasons.refused_decision(both, reply, 0).reason == reason, (requests, tokens, backed)
 
 
 LIMITED_PLANS = free_plan(
@@ -243,7 +243,7 @@ def test_a_budget_refuses_until_it_has_what_is_needed(
     ceiling, budget = (10**9, 0, 0), (left, held, needed)
     for catalog, name in ((LIMITED, "spend-period"), (HOURLY, "spend-1h")):
         spending = compile_program(catalog.plans["free"].entitlements, catalog, {"words": one(3)})
-        found = verdicts.refused_decision(spending, [1, NOW_MS, PERIOD_END_MS, *ceiling, *budget], 0)
+        found = refusal_reasons.refused_decision(spending, [1, NOW_MS, PERIOD_END_MS, *ceiling, *budget], 0)
         assert (found.reason, found.limit, found.violated) == ("spend", name, (name,))
         assert found.spend == SpendLevel(limit_cents=200, spent_cents=spent_cents)
         assert found.remaining == max(0, 200 - spent_cents)
@@ -255,13 +255,13 @@ def test_a_budget_refuses_until_it_has_what_is_needed(
 def test_a_period_that_ends_before_holds_do_ends_the_wait() -> None:
     spending = limited_to(demands={"words": one(3)})
     reply = [1, NOW_MS, NOW_MS + 1000, *(10**9, 0, 0), *(50_000, 40_000, 30_000)]
-    assert verdicts.refused_decision(spending, reply, 0).retry_after == timedelta(seconds=1)
+    assert refusal_reasons.refused_decision(spending, reply, 0).retry_after == timedelta(seconds=1)
 
 
 def test_what_costs_nothing_is_refused_by_no_budget() -> None:
     spending = limited_to(demands={"words": one(3), "calls": one(1)})
     reply = [1, NOW_MS, PERIOD_END_MS, *(5, 0, 0), *(10**9, 0, 0), *(9, 0, 0), *(-5, 0, 0)]
-    found = verdicts.refused_decision(spending, reply, 0)
+    found = refusal_reasons.refused_decision(spending, reply, 0)
     assert (found.reason, found.violated, found.spend) == ("rate", ("calls-1m",), None)
 
 
@@ -286,7 +286,7 @@ def test_a_gauge_refuses_before_all_else_and_names_no_time(
     program = limited_to(demands={"calls": one(1), **grown})
     gauges = {"seats": (3, *seats), "storage": (100, *storage)}
     numbers = [number for name in grown for number in gauges[name]]
-    found = verdicts.refused_decision(
+    found = refusal_reasons.refused_decision(
         program, [1, NOW_MS, PERIOD_END_MS, *(5, 0, 0), *(9, 0, 0), *numbers], 0
     )
     meter, unit, limit, used, requested, remaining = told
@@ -316,7 +316,7 @@ def test_the_next_periods_limit_is_the_customers_own(
     reply = [1, NOW_MS, PERIOD_END_MS, *(0, 0, 0), *(own, 0, 0), *(of_team, 0, 0)]
     after = None if wait_ms is None else timedelta(milliseconds=wait_ms)
     program = limited_to("team", demands={"calls": one(4)})
-    found = verdicts.refused_decision(program, reply, 0, lambda _, __: admitted)
+    found = refusal_reasons.refused_decision(program, reply, 0, lambda _, __: admitted)
     assert found.violated == ("calls-period" if own == 0 else "team:calls-period",)
     assert found.retry_after == after
 
@@ -345,7 +345,9 @@ def test_a_decision_does_not_change() -> None:
 
 
 def test_a_billed_ceiling_is_a_cap() -> None:
-    found = verdicts.refused_decision(program(9, "tokens"), [1, NOW_MS, PERIOD_END_MS, 0, 0, 0, 8, 0, 0], 0)
+    found = refusal_reasons.refused_decision(
+        program(9, "tokens"), [1, NOW_MS, PERIOD_END_MS, 0, 0, 0, 8, 0, 0], 0
+    )
     assert (found.reason, found.limit, found.remaining) == ("cap", "tokens-period", 8)
 
 
@@ -364,7 +366,7 @@ def test_an_admission_names_the_policy_nearest_to_exhaustion() -> None:
         (PERIOD, (4, 0), 5_000_000),
         (CONCURRENCY, (1, 0), None),
     ):
-        found = verdicts.allowed_decision(program(), [0, NOW_MS, nth + 1, *told], PERIOD_END_MS)
+        found = refusal_reasons.allowed_decision(program(), [0, NOW_MS, nth + 1, *told], PERIOD_END_MS)
         reset = None if wait_ms is None else timedelta(milliseconds=wait_ms)
         left = max(0, told[0])
         assert found == Decision(allowed=True, limit=POLICIES[nth], remaining=left, reset_after=reset)
@@ -379,19 +381,21 @@ def test_an_admission_names_the_policy_nearest_to_exhaustion() -> None:
     ],
 )
 def test_a_bucket_resets_when_it_has_what_was_asked(left: int, wait_ms: int) -> None:
-    found = verdicts.allowed_decision(program(4), [0, NOW_MS, BUCKET + 1, left, 0], PERIOD_END_MS)
+    found = refusal_reasons.allowed_decision(program(4), [0, NOW_MS, BUCKET + 1, left, 0], PERIOD_END_MS)
     assert (found.remaining, found.reset_after) == (left, timedelta(milliseconds=wait_ms))
 
 
 def test_a_budget_resets_with_its_window_or_the_period() -> None:
     for catalog, wait_ms in ((LIMITED, 5_000_000), (HOURLY, 3_599_750)):
         spending = compile_program(catalog.plans["free"].entitlements, catalog, {"words": one(3)})
-        found = verdicts.allowed_decision(spending, [0, NOW_MS, 2, 150, 0], PERIOD_END_MS)
+        found = refusal_reasons.allowed_decision(spending, [0, NOW_MS, 2, 150, 0], PERIOD_END_MS)
         assert (found.remaining, found.reset_after) == (150, timedelta(milliseconds=wait_ms))
 
 
 def test_an_admission_without_policies_names_none() -> None:
-    assert Decision(allowed=True) == verdicts.allowed_decision(program(), [0, NOW_MS, 0, 0, 0], PERIOD_END_MS)
+    assert Decision(allowed=True) == refusal_reasons.allowed_decision(
+        program(), [0, NOW_MS, 0, 0, 0], PERIOD_END_MS
+    )
 
 
 def test_a_window_of_25_hours_moves_by_the_millisecond() -> None:
@@ -409,7 +413,7 @@ class Patient(World):
     def refused(self, known: CustomerView, program: Program, reply: list[int]) -> None:
         now_ms, bounds = reply[1], known.effective.bounds
         end_ms = bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
-        decision = verdicts.refused_decision(program, reply, end_ms)
+        decision = refusal_reasons.refused_decision(program, reply, end_ms)
         assert decision.reason is not None
         if any(name.endswith("-concurrency") for name in decision.violated):
             assert decision.retry_after is None or decision.retry_after >= timedelta(seconds=1)

@@ -21,8 +21,8 @@ from meterkit.catalog.routes import is_fetched
 from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.decision import Decision
 from meterkit.safe_text import plain_text
-from meterkit.store.holds import HoldOwner
 from meterkit.store.prepared_decisions import read_decision, read_limits
+from meterkit.store.reservations import HoldOwner
 from meterkit.tokens.layout import is_counting
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.limit_policies import EXACT_WINDOW_MS_MAX, SLIDING_WINDOW
-from meterkit.decisions.verdicts import reset_ms
+from meterkit.decisions.refusal_reasons import reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -25,7 +25,12 @@ from meterkit.asgi.mcp_exchange import McpExchange
 from meterkit.asgi.middleware_arguments import check_arguments
 from meterkit.asgi.plain_exchange import PlainExchange
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import UnservedError, prepare_reservation, refuse_problem, socket_problem
+from meterkit.asgi.request_reservation import (
+    UnservedError,
+    prepare_reservation,
+    refuse_problem,
+    socket_problem,
+)
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision

@@ -16,7 +16,7 @@ from meterkit.asgi.limit_fields import format_fields, join_names, merge_headers,
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import CHARGED
 from meterkit.catalog.value_parsers import money
-from meterkit.decisions.verdicts import UNKNOWN_WAIT_MS
+from meterkit.decisions.refusal_reasons import UNKNOWN_WAIT_MS
 from meterkit.problem_types import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.store.input_checks import ALLOWED_ID
 

@@ -19,9 +19,9 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
-from meterkit.store.holds import prepare_renewing
 from meterkit.store.prepared_decisions import prepare_holding, read_decision
 from meterkit.store.replies import ALLOWED
+from meterkit.store.reservations import prepare_renewing
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import HeldQuantities
 

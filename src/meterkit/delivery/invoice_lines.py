@@ -402,7 +402,7 @@ class LineWriter:
                 raise
 
     def _log_sums(self, item: InvoiceItemEntry) -> None:
-        """Log once for a customer and period that lines sum the prices of a meter; see group_lines.lua."""
+        """Log once for a customer and period that lines sum a meter's prices; see sum_lines_by_meter.lua."""
         name = item.customer, item.period_ms
         if name not in self._summed:
             self._summed.add(name)

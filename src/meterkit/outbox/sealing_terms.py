@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 UNKNOWN: Final = "-"
 """Label of a price that is unknown, or that has no single unit price."""
 LINES_MOST: Final = 200
-"""Largest number of lines of a period; beyond it, the prices of each meter are summed: see group_lines.lua.
+"""Largest number of lines of a period; beyond it, each meter's prices are summed: see sum_lines_by_meter.lua.
 
 Stripe takes 250 items on an invoice (https://docs.stripe.com/api/invoiceitems/create). The rest is for items
 of the subscription, prorations and items that other programs add.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from meterkit.decisions import verdicts
+from meterkit.decisions import refusal_reasons
 from meterkit.decisions.compiled_decision import (
     UNKNOWN_MODEL,
     BoundProgram,
@@ -228,15 +228,15 @@ def read_limits(decided: PreparedDecision, reply: Any, *, degraded: bool = False
     view, end_ms = decided.view, decided.period_end_ms(reply[1])
     customer, plan = view.customer, view.effective.plan.key
     if reply[0] == ALLOWED:
-        found = verdicts.allowed_decision(
+        found = refusal_reasons.allowed_decision(
             decided.program, reply, end_ms, customer=customer, plan=plan, degraded=degraded
         )
     else:
         is_in_flight = reply[0] == IN_FLIGHT
         found = (
-            verdicts.IN_FLIGHT
+            refusal_reasons.IN_FLIGHT
             if is_in_flight
-            else verdicts.refused_decision(decided.exact(), reply, end_ms, view.next_limit)
+            else refusal_reasons.refused_decision(decided.exact(), reply, end_ms, view.next_limit)
         )
         found = replace(found, customer=customer, plan=plan, degraded=degraded)
     if not decided.shadow:

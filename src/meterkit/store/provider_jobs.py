@@ -17,7 +17,7 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.holds import HoldOwner, prepare_renewing
+from meterkit.store.reservations import HoldOwner, prepare_renewing
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import RateCorrection
 from meterkit.store.unreadable_data import UNREADABLE

@@ -17,7 +17,7 @@ from meterkit.decisions.limit_policies import (
     weighted_count,
 )
 from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.verdicts import reset_ms
+from meterkit.decisions.refusal_reasons import reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

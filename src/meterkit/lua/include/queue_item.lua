@@ -3,7 +3,7 @@
 -- then as d. See settle_item and count_item_units.
 --   items_key: zset, by when it is due (ms); totals_key: hash
 --   item: customer, stripe, subscription, currency, metered, period, meter, name, event, label, till (ms), and value as text;
---   parts: see group_lines
+--   parts: see sum_lines_by_meter
 --include count_item_units
 local function queue_item(items_key, totals_key, id, item, now)
   item.v, item.id, item.at = '1', id, string.format('%.0f', now)

@@ -3,7 +3,7 @@
 -- as w. Usage without a price counts as never billed (t).
 --   keys: totals, history, items; head: as read_counters gives it; totals: as read; own: customer, nonce; and wait_until
 --   and wait_for_name, see seal
---   asked: switches: see is_by_lines; item: what each line needs; most: see group_lines
+--   asked: switches: see is_by_lines; item: what each line needs; most: see sum_lines_by_meter
 --          periods: by its first instant: the subscription that bills it (empty: none), free: whether it costs nothing,
 --          meters: a token to the meter's name and the label of its price at the end of the period (empty: not known; then
 --          usage waits, unless ended prices cover it)
@@ -12,7 +12,7 @@
 --include is_by_lines
 --include price_late_usage
 --include queue_item
---include group_lines
+--include sum_lines_by_meter
 local function queue_lines(keys, head, _, totals, _, asked, own, now)
   local text, lines, unpriced = string.format, {}, {}
   local function add_line(period, token, name, label, value)
@@ -59,7 +59,7 @@ local function queue_lines(keys, head, _, totals, _, asked, own, now)
       totals[field] = nil
     end
   end
-  lines = group_lines(lines, asked.most)
+  lines = sum_lines_by_meter(lines, asked.most)
   for i, item in ipairs(lines) do
     for known, value in pairs(asked.item) do
       item[known] = value

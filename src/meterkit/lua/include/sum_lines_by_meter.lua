@@ -1,7 +1,7 @@
--- group_lines: sums the lines of each meter and period if there are more lines than an invoice has room for.
+-- sum_lines_by_meter: sums the lines of each meter and period if there are more lines than an invoice has room for.
 --   lines: period, meter, name, label, value (as text) each; most: the largest number that stays apart
 -- Returns the lines. One that sums several prices has parts: {label, value} each; its label is the first of them.
-local function group_lines(lines, most)
+local function sum_lines_by_meter(lines, most)
   if #lines <= most then
     return lines
   end

@@ -1,4 +1,4 @@
-"""From the decision script's reply to a :class:`Decision`. Pure, exact integer arithmetic."""
+"""Reasons and waits of refusals, and decisions of admissions, from the script's reply. Pure."""
 
 from __future__ import annotations
 
