@@ -70,10 +70,14 @@ else:
             if parts is None:
                 return self
             made = vars(parts)
-            with made["_making"]:
-                if self._name not in made:
-                    made[self._name] = self._make(parts)  # Hides this descriptor from then on.
+            if self._name not in made:
+                with made["_making"]:
+                    if self._name not in made:
+                        made[self._name] = self._make(parts)
             return made[self._name]
+
+        def __set__(self, parts: Parts, value: object) -> None:
+            raise AttributeError(f"{self._name}: a part of a kit cannot be replaced")
 
 
 class StripeAccess:

@@ -126,7 +126,7 @@ async def test_dead_webhooks_and_messages_are_redriven_by_name(
 async def test_a_long_history_keeps_its_latest_redrives(
     kit: MeterKit, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.customers.history.HISTORY_MOST", 2)
+    monkeypatch.setattr("meterkit.customers.history.HISTORY_BOUND", 2)
     await kit.customers.set_plan("acme", None)
     names = ["msg_1", "msg_2", "msg_3"]
     for name in names:

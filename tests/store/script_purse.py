@@ -281,7 +281,7 @@ class Means:
     ) -> None:
         """Add what is due of a period; where its plan changed, no more than its limits stays unused.
 
-        What is over by now was given, too.
+        Ended ones were given, too.
         """
         start, end = period
 

@@ -48,7 +48,7 @@ async def test_the_history_keeps_the_last_thousand_changes(kit: MeterKit, valkey
 
 @pytest.mark.parametrize("kind", ["correction", "intent", "late", "rebuilt", "storage"])
 async def test_lines_of_units_leave_the_plan_and_the_link(kit: MeterKit, valkey: Server, kind: str) -> None:
-    """An app may correct the units of each job that fails: its period is priced by the plan all the same."""
+    """An app may correct the units of each job that fails; the plan prices its period."""
     await kit.customers.set_plan("acme", "pro")
     await kit.customers.link("acme", "cus_1")
     entry = json.dumps([kind, str(NOW_MS), "1 of requests", "taken back", "api"])

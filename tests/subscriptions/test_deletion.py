@@ -63,9 +63,13 @@ async def test_a_plan_that_begins_later_is_not_charged(at: Shop, price: str, is_
     phase = {"phases[0][items][0][price]": price, "start_date": begins}
     await at.stripe_change("/v1/subscription_schedules", customer=linked, **phase)
     if is_refused:
+        paid, plans = "https://app.example/paid", "https://app.example/plans"
+        await at.kit.subscriptions.checkout("acme", "pro", success_url=paid, cancel_url=plans)
         with pytest.raises(CustomerError, match=r"sub_sched_\w+, which has not started.*cancel=True"):
             await at.kit.customers.delete("acme")
         assert await at.kit.customers.known("acme")
+        (page,) = await at.stripe_list("/v1/checkout/sessions")
+        assert page["status"] == "open"
     await at.kit.customers.delete("acme", cancel=is_refused)
     at.go(timedelta(days=4))
     assert len(await at.stripe_list("/v1/subscriptions")) == int(not is_refused)

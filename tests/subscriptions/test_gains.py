@@ -399,7 +399,7 @@ async def test_an_unpaid_period_is_not_credited_by_a_reduction(
 
 
 async def test_an_unpaid_period_is_not_credited_by_a_repair(store_url: str) -> None:
-    """A base price counted twice, which nobody paid: the repair gave half of it back."""
+    """A base price counted twice in an unpaid period: the repair gave half of it back."""
     async with shop(store_url) as at:
         begun = await at.subscribed(plan="team")
         found = (await at.stripe_subscription(begun.id))["items"]["data"]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from drivers.top_ups import bought, opened, sold, with_card
-from drivers.webhooks import DAY, NOW, Hooked, hooked, shop
+from drivers.webhooks import DAY, NOW, PLANS, Hooked, hooked, shop
 from meterkit import PaymentSucceeded
+from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +81,7 @@ async def test_a_trials_end_is_sent_while_it_is_ahead(store_url: str, change: st
 
 
 async def test_payments_for_another_product_are_not_told(store_url: str) -> None:
-    """E-mails that nobody can decline said that the payment of its invoice failed."""
+    """E-mails that cannot be declined said that the payment of its invoice failed."""
     async with hooked(store_url) as at:
         told: list[Any] = []
         for kind in ("payment.failed", "payment.succeeded"):
@@ -96,6 +97,32 @@ async def test_payments_for_another_product_are_not_told(store_url: str) -> None
             ("PaymentFailed", 1000),
             ("PaymentSucceeded", 1000),
         ]
+
+
+async def test_payments_for_a_former_plan_are_told(store_url: str) -> None:
+    """The plan of the subscription before has left the plans file, and its last invoice is paid late."""
+    async with hooked(store_url) as at:
+        told: list[Any] = []
+        at.kit.on("payment.succeeded")(told.append)
+        at.customer()
+        former = await at.subscribe()
+        await at.settle()
+        at.emulator.fail_payments("cus_acme")
+        await at.live(31 * DAY)
+        (invoice,) = (await at.client.v1.invoices.list_async({"status": "open"})).data
+        at.emulator.mend_payments("cus_acme")
+        at.kit.store.use(loads(PLANS.replace("stripe_price: price_pro", "stripe_price: price_new")))
+        at.emulator.add_price(2000, price_id="price_new", product=at.emulator.add_product("New"))
+        await at.client.v1.subscriptions.cancel_async(former)
+        current = await at.subscribe(price="price_new")
+        await at.settle()
+        assert (await at.kit.customers.get("acme")).subscription == current
+        told.clear()
+        await at.client.v1.invoices.pay_async(str(invoice.id))
+        await at.settle()
+        await at.kit.stop()
+        await at.kit.start()
+        assert [one.invoice for one in told] == [invoice.id]
 
 
 @pytest.mark.parametrize("first_is", ["paid", "open", "followed by a draft"])

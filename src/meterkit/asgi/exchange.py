@@ -478,7 +478,7 @@ class Exchange(AdmittedRequest):
         cache, view = self._store.cache, self._view
         if cache is view.cache or not self._counts_at_once or view.is_deleted:
             return
-        if not cache.counters.issuperset(meters):
+        if not cache.counters.issuperset({*meters, *(self._recorded or ())}):
             return  # The app still records what the file has no more.
         self._route = cache.routes.find_newest(self._route.match) or self._route
         self._view = cache.rebind(view)

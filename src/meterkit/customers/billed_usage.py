@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.customers.history import HISTORY_MOST, plan_until, read_history
+from meterkit.customers.history import HISTORY_BOUND, plan_until, read_history
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
@@ -410,5 +410,5 @@ async def record_uninvoiced(store: Store, usage: CustomerUsage, late: Iterable[U
         entry = ("late", str(store.now_ms()), words, "not billed", "clock")
         pipe.rpush(keys.history, json.dumps(entry))
     pipe.pexpire(keys.totals, _KEPT_MS)
-    pipe.ltrim(keys.history, -HISTORY_MOST, -1)
+    pipe.ltrim(keys.history, -HISTORY_BOUND, -1)
     await admin.ask(pipe.execute())

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-HISTORY_MOST: Final = 1_000
-"""So many lines of a ledger are kept."""
+HISTORY_BOUND: Final = 2_000
+"""Most lines of a ledger. A change of the state leaves a thousand; see ``append_history.lua``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +215,6 @@ async def add_entry(store: Store, customer: str, *, kind: str, before: str, afte
         return False
     pipe = admin.client.pipeline(transaction=True)
     pipe.rpush(keys.history, json.dumps((kind, str(store.now_ms()), before, after, cause)))
-    pipe.ltrim(keys.history, -HISTORY_MOST, -1)
+    pipe.ltrim(keys.history, -HISTORY_BOUND, -1)
     await admin.ask(pipe.execute())
     return True

@@ -119,7 +119,7 @@ def with_plan_changes(
         is_same = _subscription_id(before) == _subscription_id(after) is not None
         # Stripe charges add-ons also where the plan is set by hand, and nothing where that is taken back.
         is_charged = now.plan in {last.plan, known[-1].plan} or (
-            after.plan is None and _is_sold_anew(before, after, catalog, at_ms)
+            after.plan is None and _changes_sold_plan(before, after, catalog, at_ms)
         )
         # Changes that are not earlier give way to this one, with what they were.
         is_priced = is_same and is_charged and all(one.is_priced for one in (now, *known[len(spans) :]))
@@ -142,7 +142,7 @@ def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog)
     return replace(before, subscription=replace(old, plan=new.plan), plan_changes=changes)
 
 
-def _is_sold_anew(before: CustomerState, after: CustomerState, catalog: Catalog, at_ms: int) -> bool:
+def _changes_sold_plan(before: CustomerState, after: CustomerState, catalog: Catalog, at_ms: int) -> bool:
     """Whether the subscription itself gets another plan, whatever was set by hand until then."""
     old, new = (replace(state, plan=None, status=None) for state in (before, after))
     return _plan_at(old, catalog, at_ms - 1) != _plan_at(new, catalog, at_ms)

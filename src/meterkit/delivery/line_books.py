@@ -154,8 +154,9 @@ async def lines_of_links(
     for linked in dict.fromkeys((stripe_customer, *(one.stripe_customer for one in former))):
         if linked is not None:
             spans = [(one.since_s, one.until_s) for one in former if one.stripe_customer == linked]
-            lines = await none_if_gone(_all_lines(invoices, linked, since_s)) or ()
-            found += [(one, linked == stripe_customer or _ended_within(one, spans)) for one in lines]
+            is_current, asked = linked == stripe_customer, _all_lines(invoices, linked, since_s)
+            lines = await asked if is_current else await none_if_gone(asked) or ()
+            found += [(one, is_current or _ended_within(one, spans)) for one in lines]
     return found
 
 

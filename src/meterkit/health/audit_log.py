@@ -151,7 +151,9 @@ async def check_roots(parts: Parts) -> tuple[str, list[Finding]]:
     """
     final = [one for one in await _invoices(parts) if is_final_renewal(one)]
     before_ms, names = dict[str, int](), dict[str, str]()
-    for customer, invoice in await _own_invoices(parts, [one for one in final if read_root(one) is None]):
+    for customer, invoice in await _invoices_by_customer(
+        parts, [one for one in final if read_root(one) is None]
+    ):
         before_ms[customer], names[customer] = int(invoice["created"]) * 1000, str(invoice["id"])
     begun_before: Any = import_module("meterkit.insights.audit.chain_verifier").chains_begun_before
     database = open_drainer(parts.store, parts.settings).database
@@ -166,7 +168,7 @@ async def check_roots(parts: Parts) -> tuple[str, list[Finding]]:
     return seen, find_missing_roots([names[customer] for customer in lacking])
 
 
-async def _own_invoices(
+async def _invoices_by_customer(
     parts: Parts, invoices: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """List invoices of linked customers with the customer's id, without those of other products.

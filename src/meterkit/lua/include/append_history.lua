@@ -11,8 +11,8 @@ local function append_history(key, entries)
   end
   local lines = redis.call('LRANGE', key, 0, -1)
   local kept, over = {}, #lines - HISTORY_MOST + HISTORY_SPARED
-  for _, line in ipairs(lines) do
-    if over > 0 and OF_UNITS[string.match(line, '^%["(%l+)"')] then
+  for nth, line in ipairs(lines) do
+    if over > 0 and nth <= #lines - #entries and OF_UNITS[string.match(line, '^%["(%l+)"')] then
       over = over - 1
     else
       kept[#kept + 1] = line

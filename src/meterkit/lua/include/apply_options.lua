@@ -7,7 +7,7 @@ local function apply_options(words, remember, totals_key, backdated_period, back
     remember()
   end
   if backdated_period then
-    local is_void = redis.call('HEXISTS', totals_key, backdated_period .. '|v') == 1
+    local is_void = redis.call('HGET', totals_key, backdated_period .. '|v')
     words[#words + 1] = 'late ' .. backdated_period .. (is_void and ' free' or '')
     count_backdated_units(totals_key, backdated_period, backdated_units)
   end

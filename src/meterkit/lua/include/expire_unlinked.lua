@@ -7,7 +7,7 @@
 --include sorted_keys
 local function expire_unlinked(totals_key, history_key, names, now)
   local totals, expired = {}, {}
-  if read_numbers(totals_key, totals, {'|e$', '|....p$'}) then
+  if read_numbers(totals_key, totals, {'|e$', '|....[pt]$'}) then
     return expired
   end
   for _, field in ipairs(sorted_keys(totals)) do

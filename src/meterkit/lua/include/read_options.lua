@@ -18,6 +18,6 @@ local function read_options(options, keys, rev, now, period_start_ms, period_end
 --include end_in_flight
     is_repeat, remember = end_in_flight(keys[#keys], options.digest, options.billed == 1, hold_slot, now)
   end
-  local is_dropped = options.dead == 1 or backdated_period and redis.call('HEXISTS', keys[3], backdated_period .. '|v') == 1
+  local is_dropped = options.dead == 1 or backdated_period and redis.call('HGET', keys[3], backdated_period .. '|v')
   return backdated_period, is_dropped, pay, keep_grants, is_repeat, remember, options.tells
 end

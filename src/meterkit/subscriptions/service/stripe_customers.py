@@ -250,8 +250,8 @@ class CustomerHooks:
             await self._end_subscriptions(customer, cancel=cancel)
         else:
             await self._fetch_and_end_subscriptions(customer, cancel=cancel)
-            await close_payments(self.api(), state.stripe_customer)
             await self._end_planned(customer, self.api(), state.stripe_customer, cancel=cancel)
+            await close_payments(self.api(), state.stripe_customer)
             # A page may have been paid after the first look, before it was closed; a schedule may have begun.
             await self._fetch_and_end_subscriptions(customer, cancel=cancel)
         _, state = await CustomerStates(self.store).read(customer)

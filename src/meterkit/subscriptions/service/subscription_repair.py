@@ -348,7 +348,7 @@ class SubscriptionRepairer:
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
         twice = [change for change in metered if _is_twice(change, items, prices)]
         rest = [change for change in changes if change not in twice]
-        await self._refuse_unpaid_credit(live, [change for change in rest if change not in metered])
+        await self._refuse_unpaid_credit(live, [one for one in rest if "id" in one and one not in metered])
         await live.make_flexible()
         # Usage until now is billed by the present items.
         ended = await self._ended_labels(customer, plan)
@@ -365,7 +365,7 @@ class SubscriptionRepairer:
     async def _refuse_unpaid_credit(
         self, live: LiveSubscription, changes: Sequence[Mapping[str, Parameter]]
     ) -> None:
-        """Raise SubscriptionError if changes of items without usage credit what is not paid."""
+        """Raise SubscriptionError if changes of present items without usage credit what is not paid."""
         if changes:
             cost = await InvoicePreviewer(live).preview(
                 changes, None, period_end_s=0, is_invoiced=False, ends_trial=False

@@ -12,6 +12,7 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.history import known_subscriptions, read_history
 from meterkit.customers.links import StripeLinker
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
@@ -146,9 +147,10 @@ class CustomerSyncer:
             await self._drift_log.compare(customer, found, chosen)
         if entry.cause == NIGHTLY:
             await self.top_up_if_low(customer)
-        ours = {str(one["id"]) for one in listed if is_sold_here(one, catalog)}
-        ours |= set() if chosen is None else {str(chosen["id"])}
-        others = {str(one["id"]) for one in listed} - ours  # Of other products.
+        others = {str(one["id"]) for one in listed if not is_sold_here(one, catalog)}  # Of other products.
+        if others and entry.notes:
+            _, state = await self._states.read(customer)
+            others -= known_subscriptions(state, await read_history(self.store, customer)) or set()
         for note in entry.notes:
             is_ours = note.kind != LINK and note.data.get("subscription") not in others
             if is_ours and await self._is_current(note, listed):

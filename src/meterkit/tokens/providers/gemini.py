@@ -141,17 +141,26 @@ def _searches(event: Table, *models: str | None) -> dict[str, int]:
     )
 
 
-def _other_tools(event: Table) -> dict[str, int]:
-    """Whether a model has read URLs: their content is charged as input, even where it has searched as well.
+_PARTS: Final = (("content", "parts"), ("modelTurn", "parts"), ("model_turn", "parts"))
+_CODE: Final = ("executableCode", "executable_code", "codeExecutionResult", "code_execution_result")
 
-    https://ai.google.dev/gemini-api/docs/url-context
+
+def _other_tools(event: Table) -> dict[str, int]:
+    """Whether a model has read URLs or run code: that is charged as input, even beside a search.
+
+    https://ai.google.dev/gemini-api/docs/url-context, https://ai.google.dev/gemini-api/docs/code-execution
     """
-    live = event.get("serverContent") or event.get("server_content")
-    found = [
+    answers = (
+        *rows(event.get("candidates")),
+        event.get("serverContent") or event.get("server_content"),
+    )
+    read = [
         dig(one, ("urlContextMetadata", "urlMetadata")) or dig(one, ("url_context_metadata", "url_metadata"))
-        for one in (*rows(event.get("candidates")), live)
+        for one in answers
     ]
-    return {_OTHER_TOOLS: 1} if any(map(rows, found)) else {}
+    parts = [part for one in answers for path in _PARTS for part in rows(dig(one, path))]
+    ran_code = any(key in (table(part) or {}) for part in parts for key in _CODE)
+    return {_OTHER_TOOLS: 1} if ran_code or any(map(rows, read)) else {}
 
 
 def _other_tools_of_work(work: Table) -> dict[str, int]:
