@@ -282,7 +282,7 @@ async def test_revenue_by_plan_is_a_metric(at: Books, monkeypatch: pytest.Monkey
     at.path.write_bytes(b"no database")
     # A process shows what it has read; one that could read nothing leaves it out.
     assert await scraped(at.kit) == lines
-    monkeypatch.setattr(at.kit, "revenue", Revenue(at.kit.store, at.kit.settings))
+    monkeypatch.setitem(vars(at.kit), "revenue", Revenue(at.kit.store, at.kit.settings))
     assert await scraped(at.kit) == {}
 
 
