@@ -117,8 +117,7 @@ def with_plan_changes(
     last, now = spans[-1], _span_from(after, catalog, at_ms)
     if not last.is_like(now):
         is_same = _subscription_id(before) == _subscription_id(after) is not None
-        # Stripe charges add-ons also where the plan is set by hand, and nothing where that is taken back.
-        # A change that is stored again at its instant stays what it was.
+        # Taking back a plan set by hand is not charged. A change stored again at its instant stays as it was.
         is_charged = now.plan in {last.plan, known[-1].plan} or (
             after.plan is None and _changes_sold_plan(before, after, catalog, at_ms)
         )
