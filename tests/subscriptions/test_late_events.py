@@ -27,11 +27,17 @@ async def bring_late(at: Hooked, kind: str) -> None:
     await at.kit.start()
 
 
+def payment_events(at: Hooked) -> list[Any]:
+    """The events of payments that the app gets from now on."""
+    told: list[Any] = []
+    for kind in ("payment.failed", "payment.succeeded"):
+        at.kit.on(kind)(told.append)
+    return told
+
+
 async def test_a_failed_payment_is_sent_while_it_is_unpaid(store_url: str) -> None:
     async with hooked(store_url) as at:
-        told: list[Any] = []
-        for kind in ("payment.failed", "payment.succeeded"):
-            at.kit.on(kind)(told.append)
+        told = payment_events(at)
         at.customer()
         await at.subscribe()
         await at.settle()
@@ -83,9 +89,7 @@ async def test_a_trials_end_is_sent_while_it_is_ahead(store_url: str, change: st
 async def test_payments_for_another_product_are_not_told(store_url: str) -> None:
     """E-mails that cannot be declined said that the payment of its invoice failed."""
     async with hooked(store_url) as at:
-        told: list[Any] = []
-        for kind in ("payment.failed", "payment.succeeded"):
-            at.kit.on(kind)(told.append)
+        told = payment_events(at)
         at.customer()
         await at.subscribe()
         await at.subscribe(price="price_other")

@@ -24,11 +24,10 @@ from meterkit.catalog.value_parsers import (
 )
 from meterkit.catalog.value_shapes import AnyForm, Key, ListOf, Nullable, Table, ValueShape, WordChoice
 from meterkit.catalog.yaml_tree import DEPTH_MAX, Fields, Items, Node, Text
-from meterkit.errors import PlansError
 from meterkit.safe_text import as_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from meterkit.catalog.models import Catalog, Meter, Plan
 
@@ -290,17 +289,6 @@ def override(
     if strict and problems:
         raise problems.error()
     return merged
-
-
-def override_problems(
-    catalog: Catalog, plan: Plan, overrides: Mapping[str, Mapping[str, object]]
-) -> Sequence[str]:
-    """Mistakes in overrides, which an earlier file may have allowed; :func:`override` leaves them out."""
-    try:
-        override(catalog, plan, overrides, strict=True)
-    except PlansError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return ()
 
 
 def build_node(value: object, place: FilePlace, depth: int) -> Node:

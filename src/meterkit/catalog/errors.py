@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 NoteKind = Literal["informs", "billed_from_first_unit", "never_asked", "never_reached"]
 
@@ -173,3 +173,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that the file does not declare."""
     names = list(known)
     return f"there is no {kind} {quoted(name)}; declared {kind}s: {listed(names)}{suggestion(name, names)}"
+
+
+def find_mistakes(lay_over: Callable[[], object]) -> Sequence[str]:
+    """Mistakes for which overrides are refused, by their paths; empty: there are none.
+
+    Args:
+        lay_over: lays them over a plan strictly.
+    """
+    try:
+        lay_over()
+    except PlansError as error:
+        return [f"{problem.path}: {problem.message}" for problem in error.problems]
+    return ()

@@ -13,10 +13,9 @@ from meterkit.catalog.models import QUANTITY_MAX, SPEND, SubjectBudget, SubjectP
 from meterkit.catalog.value_parsers import NAME, UNLIMITED, micros_per_minor_unit
 from meterkit.catalog.value_shapes import MapOf, Table
 from meterkit.catalog.yaml_tree import Fields
-from meterkit.errors import PlansError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from meterkit.catalog.meters import Meters
     from meterkit.catalog.models import Catalog, Entitlement
@@ -155,14 +154,3 @@ def override_subject(
     if strict and problems:
         raise problems.error()
     return SubjectPlan(kind=given.kind, limits=limits, budget=budget)
-
-
-def subject_override_problems(
-    catalog: Catalog, given: SubjectPlan, overrides: Mapping[str, object]
-) -> Sequence[str]:
-    """Mistakes in overrides of a subject; :func:`override_subject` leaves them out."""
-    try:
-        override_subject(catalog, given, overrides, strict=True)
-    except PlansError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return ()

@@ -176,13 +176,10 @@ async def _invoices_by_customer(
     Raises:
         StoreError: the store does not answer.
     """
-    admin = await parts.store.admin()
-    owned: list[tuple[str, Mapping[str, Any]]] = []
-    for invoice in invoices:
-        key = parts.store.keys.link(id_in(invoice, "customer"))
-        claim: bytes | None = await admin.ask(admin.client.get(key))
-        if customer := claim_owner((claim or b"").decode()):
-            owned.append((customer, invoice))
+    admin, keys = await parts.store.admin(), parts.store.keys
+    claims = await admin.ask_all(("get", keys.link(id_in(invoice, "customer"))) for invoice in invoices)
+    owners = [claim_owner((claim or b"").decode()) for claim in claims]
+    owned = [(owner, invoice) for owner, invoice in zip(owners, invoices, strict=True) if owner]
     known = await read_states_and_histories(parts.store, {customer for customer, _ in owned}, skipped={})
     own = {customer: {"", *(known_subscriptions(*of) or ())} for customer, of in known.items()}
     return [one for one in owned if one[0] not in own or subscription_of(one[1]) in own[one[0]]]

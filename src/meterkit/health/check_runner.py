@@ -23,9 +23,9 @@ from meterkit.health.deliveries import (
 from meterkit.health.plans_file import (
     ALLOTMENTS,
     MODELS,
+    check_plans_of_customers,
     describe_allotments,
     describe_units,
-    find_missing_plans,
     find_unpriced_models,
 )
 from meterkit.health.store_servers import (
@@ -199,7 +199,7 @@ _STORE_CHECKS: Final[_CheckTable] = {
     "undelivered": check_undelivered,
     "throughput": check_throughput,
     "links": check_links,
-    "plans": lambda context: find_missing_plans(context.parts),
+    "plans": lambda context: check_plans_of_customers(context.parts),
     "closes": lambda context: check_closes(context.parts, context.admin),
     "webhooks": lambda context: check_webhooks(context.parts),
     "subscriptions": lambda context: check_subscriptions(context.parts),

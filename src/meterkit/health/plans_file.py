@@ -1,11 +1,13 @@
-"""Checks of the plans file in use: routes without allotments, plans and overrides it lacks, models too."""
+"""Checks of the plans file: allotments without effect, missing plans, refused overrides, unpriced models."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.entitlements import override_problems
-from meterkit.catalog.subjects import subject_override_problems
+from meterkit.catalog import override
+from meterkit.catalog.errors import find_mistakes
+from meterkit.catalog.subjects import override_subject
 from meterkit.decisions.compiled_decision import demands_of
 from meterkit.decisions.limit_policies import gauge_terms
 from meterkit.decisions.periods import from_ms
@@ -74,7 +76,7 @@ def _list_exclusions(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> I
             yield f"requests of a {' or '.join(plan.subjects)}"
 
 
-async def find_missing_plans(parts: Parts) -> tuple[str, list[Finding]]:
+async def check_plans_of_customers(parts: Parts) -> tuple[str, list[Finding]]:
     """Find the customers whose plan is not in the plans file, and those with overrides that it refuses.
 
     Raises:
@@ -115,16 +117,18 @@ def ignored_overrides(customer: Customer, catalog: Catalog) -> list[str]:
     """Reasons why overrides of a customer have no effect: a later plans file than theirs refuses them."""
     catalog = catalog.in_currency(customer.currency)
     plan = catalog.plans[customer.plan]
-    found = [*override_problems(catalog, plan, customer.overrides)]
+    found = [*find_mistakes(lambda: override(catalog, plan, customer.overrides, strict=True))]
     features = customer.feature_overrides.keys() - catalog.features
     found += [f"{name}: there is no such feature" for name in sorted(features)]
-    kinds = {kind: given for one in (*catalog.plans.values(), plan) for kind, given in one.subjects.items()}
     for member, limits in customer.subject_overrides.items():
         kind = member.partition(":")[0]
-        if kind in kinds:
-            found += subject_override_problems(catalog, kinds[kind], limits)
-        else:
+        given = next(
+            (one.subjects[kind] for one in (plan, *catalog.plans.values()) if kind in one.subjects), None
+        )
+        if given is None:
             found.append(f"{kind}: no plan has limits of such subjects")
+        else:
+            found += find_mistakes(partial(override_subject, catalog, given, limits, strict=True))
     return found
 
 

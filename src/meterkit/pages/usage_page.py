@@ -129,10 +129,12 @@ async def _answer_usage(
     usage = figures["usage"] if delivery_states else hide_delivery_states(figures["usage"])
     plain = {**figures, "usage": usage}
     given: Mapping[str, Entitlement] = {} if wants_json(request) else await read_entitlements(kit, customer)
-    return pages.answer(request, "usage.html", lambda: {**_wording(kit, figures, given), **figures}, plain)
+    return pages.answer(
+        request, "usage.html", lambda: {**_page_values(kit, figures, given), **figures}, plain
+    )
 
 
-def _wording(kit: PagesKit, figures: UsageFigures, given: Mapping[str, Entitlement]) -> dict[str, object]:
+def _page_values(kit: PagesKit, figures: UsageFigures, given: Mapping[str, Entitlement]) -> dict[str, object]:
     """Return the values of the HTML besides the figures: display names, units, and cards.
 
     ``given``: the customer's entitlements.

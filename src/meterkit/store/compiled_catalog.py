@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.catalog import BILLED_ON_ATTEMPT
-from meterkit.catalog.entitlements import override_problems
-from meterkit.catalog.errors import listed
+from meterkit.catalog import BILLED_ON_ATTEMPT, override
+from meterkit.catalog.errors import find_mistakes, listed
 from meterkit.catalog.meters import counters_of
 from meterkit.catalog.notes import SHOWN_MAX
 from meterkit.catalog.routes_by_model import tables_without_default
@@ -73,7 +72,8 @@ class CatalogAlarms:
     def log_ignored_overrides(self, customer: str, effective: EffectivePlan) -> None:
         """Log overrides that this plans file refuses, another than the one they were written for."""
         catalog = self._catalog.in_currency(effective.currency)
-        for problem in override_problems(catalog, effective.plan, effective.overrides):
+        laid = partial(override, catalog, effective.plan, effective.overrides, strict=True)
+        for problem in find_mistakes(laid):
             if self._is_new("override", problem):
                 _logger.error(
                     "an override of customer %r has no effect, as %s is now, and the plan's terms hold: %s;"
