@@ -110,6 +110,7 @@ PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
         _urn_type(409, "request-in-flight", "Request In Flight"),
         _urn_type(400, "request-above-ceiling", "Request Above Ceiling", **_CEILING_MEMBERS),
         _urn_type(400, "model-not-priced", "Model Not Priced", model=_TEXT),
+        _urn_type(400, "path-ambiguous", "Path Ambiguous"),
         # Problems of the billing routes.
         _urn_type(404, "no-subscription", "No Subscription"),
         _urn_type(409, "subscription-exists", "Subscription Exists"),

@@ -14,7 +14,7 @@ from contextvars import Context, ContextVar
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import httpx
 import pytest
@@ -200,20 +200,22 @@ async def test_a_line_in_shadow_lets_no_unreadable_call_pass(body: bytes) -> Non
         assert (await at.client.post("/mcp", content=body)).status_code == 400
 
 
-@pytest.mark.parametrize("path", ["//mcp", "/MCP/"])
+@pytest.mark.parametrize(("path", "status", "counted"), [("/MCP/", 200, 1), ("//mcp", 400, 0)])
 @pytest.mark.parametrize("first", ["", '  - {match: "MCP initialize"}\n'])
-async def test_paths_are_read_as_the_router_reads_them(path: str, first: str) -> None:
+async def test_no_spelling_of_the_endpoint_makes_calls_free(
+    path: str, status: int, counted: int, first: str
+) -> None:
     plans = PLANS.replace("routes:\n", f"routes:\n{first}")
-    async with served(answering(200), plans=plans, paths="loose") as at:
-        await at.client.post(f"http://app{path}", json=call())
-        assert (1, 0) == await at.counted(meter="searches")
+    async with served(answering(200), plans=plans) as at:
+        assert (await at.client.post(f"http://app{path}", json=call())).status_code == status
+        assert (counted, 0) == await at.counted(meter="searches")
 
 
 async def test_a_message_opens_no_gate_that_its_path_may_lead_to() -> None:
     gate = '  - {match: "MCP initialize"}\n  - {match: "POST /v1/chat", feature: reports}\n'
     async with served(answering(200), plans=PLANS.replace("routes:\n", f"routes:\n{gate}")) as at:
         answer = await at.client.post("/v1/chat%23/%2e%2e/%2e%2e/mcp", json=call(method="initialize"))
-        assert answer.status_code == 403
+        assert answer.status_code == 400
 
 
 async def test_rates_of_two_lines_of_one_endpoint_are_counted_apart() -> None:
@@ -552,11 +554,10 @@ async def test_a_child_of_a_tool_does_not_record_for_it(monkeypatch: pytest.Monk
 async def test_many_combinations_of_lines_are_kept_within_a_bound() -> None:
     lines = [f'  - {{match: "MCP tools/call *{letter}*", rate: 9/hour}}' for letter in "abcdefghi"]
     plans = PLANS.replace("routes:\n", "\n".join(["routes:", *lines, ""]))
-    made: WeakSet[Router] = WeakSet()
+    made: WeakValueDictionary[int, Router] = WeakValueDictionary()
 
     def router_of(routes: Sequence[Route]) -> Router:
-        router = Router(routes)
-        made.add(router)
+        router = made[id(routes)] = Router(routes)
         return router
 
     lines_of = McpLines(loads(plans).routes, router_of)

@@ -245,14 +245,14 @@ LAYERS: dict[str, Callable[[], ASGIApp]] = {
     "of the app, behind another middleware": lambda: app_with(Middleware(GZipMiddleware), cors()),
     "around the app": lambda: CORSMiddleware(Raw(), **ALLOWED),
     "of FastAPI": fast,
-    "of a mounted app": lambda: Starlette(routes=[Mount("/v1", app_with(cors(), path="/{path:path}"))]),
     "of a host": lambda: Starlette(routes=[Host("app", app=app_with(cors()))]),
-    "of a route": lambda: Starlette(routes=[Route("/v1/{path:path}", Raw(), middleware=[cors()])]),
     "of a router": lambda: Router([Mount("/v1", Raw())], middleware=[cors()]),
 }
 NO_LAYERS: dict[str, Callable[[], ASGIApp]] = {
     "none": Raw,
     "none, in a route": app_with,
+    "of a mounted app": lambda: Starlette(routes=[Mount("/v1", app_with(cors(), path="/{path:path}"))]),
+    "of a route": lambda: Starlette(routes=[Route("/v1/{path:path}", Raw(), middleware=[cors()])]),
     "of another mount": lambda: Starlette(routes=[Mount("/v2", app_with(cors())), Mount("/v1", Raw())]),
     "of another host": lambda: Starlette(
         routes=[Host("other", app=app_with(cors())), Host("app", app=app_with())]

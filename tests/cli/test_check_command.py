@@ -123,3 +123,29 @@ plans: {pro: {price: {amount_cents: {usd: 0, eur: 0}, interval: month}, addons: 
     assert extra.startswith(
         "plans.yaml:5:48 addons.more.price.amount_cents.gbp: 'gbp' is no currency of this"
     )
+
+
+GATED = """\
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+features: [full]
+routes:
+  - {match: "POST /v1/chat", feature: full}
+  - {match: "GET /v1/{path:path}"}
+  - {match: "/v1/agents", feature: full}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+def test_the_methods_of_gated_paths_are_listed(shell: Shell, directory: Path) -> None:
+    """F-315: the feature holds for these, too, and nothing named them."""
+    (directory / "plans.yaml").write_text(GATED)
+    done = shell.run("check")
+    assert "feature full: POST /v1/chat, and PUT, PATCH, DELETE, OPTIONS of its path\n" in done.out
+    methods = ["PUT", "PATCH", "DELETE", "OPTIONS"]
+    assert shell.run("check", "--json").json["gates"] == [
+        {"route": "POST /v1/chat", "feature": "full", "methods": methods}
+    ]

@@ -207,18 +207,20 @@ def test_each_reading_of_a_path_is_shown_with_its_line(api: Shell, directory: Pa
     (directory / "plans.yaml").write_text(PLANS.replace("routes:\n", GATED))
     done = api.run("routes", "shop.files:wrapped", "--readings", "/files/public/..%2freports/a.pdf", "--json")
     assert done.code == 0
-    assert (done.json["method"], done.json["line"]) == ("GET", "GET /files/reports/{path:path}")
-    first, *others = done.json["readings"]
+    assert (done.json["method"], done.json["line"]) == ("GET", None)
+    assert done.json["metered"] == "refused with 400"
+    handed, *others = done.json["readings"]
+    public = {"line": "GET /files/{path:path}", "metered": "exempt"}
+    assert handed == {"path": "/files/public/../reports/a.pdf", "reading": "as handed on", **public}
     gated = {"line": "GET /files/reports/{path:path}", "metered": "feature full_ai"}
-    assert first == {"path": "/files/reports/a.pdf", "steps": "dots resolved", **gated}
-    # The exempt line takes no path that has a second reading.
-    written = {"path": "/files/public/../reports/a.pdf", "steps": "as written", "line": None}
-    assert {**written, "metered": "passes undecided"} in others
+    assert {"path": "/files/reports/a.pdf", "reading": "plain", **gated} in others
 
     shown = api.run("routes", "shop.files:app", "--readings", "GET /files/a.pdf")
     assert shown.code == 0
     assert "GET /files/{path:path}" in shown.out
-    assert shown.out.endswith("the strictest one decides: GET /files/{path:path}\n")
+    assert shown.out.endswith("decided by: GET /files/{path:path}\n")
+    shown = api.run("routes", "shop.files:wrapped", "--readings", "/files/../files/reports/a.pdf")
+    assert shown.out.endswith("the readings match different plan routes: the request is refused with 400\n")
     shown = api.run("routes", "shop.files:wrapped", "--readings", "PUT /files/a%1b.pdf")
     assert "/files/a\\x1b.pdf" in shown.out
     assert shown.out.endswith("no plan route matches: the request passes undecided\n")
@@ -356,3 +358,25 @@ def test_webhooks_that_an_anonymous_plan_limits_are_named(api: Shell, directory:
         " address, as anonymous requests on the plan 'free'; write before it"
         ' `{match: "POST /stripe", exempt: true}`'
     )
+
+
+LIVE = """\
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+
+
+async def talk(socket): ...
+
+
+app = Starlette(routes=[WebSocketRoute("/v1/live", talk), WebSocketRoute("/v1/open", talk)])
+"""
+
+
+def test_websockets_below_a_gated_path_are_named(api: Shell, directory: Path) -> None:
+    """F-315: such a websocket was open, and nothing named it."""
+    (directory / "shop" / "live.py").write_text(LIVE)
+    gate = '  - {match: "/v1/{path:path}", feature: full_ai}\n  - {match: "WS /v1/open", feature: full_ai}\n'
+    (directory / "plans.yaml").write_text(PLANS.replace("routes:\n", f"routes:\n{gate}"))
+    (note,) = api.run("routes", "shop.live:app", "--json").json["open_websockets"]
+    assert note.startswith("the websocket /v1/live is below the plan route '/v1/{path:path}'")
+    assert note.endswith('write before it `{match: "WS /v1/live", feature: full_ai}`')

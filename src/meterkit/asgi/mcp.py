@@ -175,7 +175,7 @@ class McpLines:
             if len(self._routers) >= _ROUTERS_MAX:
                 self._routers.clear()
             router = self._routers[key] = self._router_of(routes)
-        return router.match_http(scope)
+        return router.match(scope)
 
     async def read(
         self, route: Route, scope: Scope, receive: Receive, send: Send, store: Store

@@ -1,14 +1,16 @@
 """MeterMiddleware: identifies the customer of each request, decides it and counts it.
 
-A middleware that is added twice, or also to a mounted app, counts once: while the app runs, the scope carries
-a mark of the kit. Two kits both count, which the inner one logs once. Where no lifespan ran, the first
-request starts the kit, so that its usage is delivered as well.
+A middleware that is added twice, or also to a mounted app, counts once: while the app runs, the scope
+carries a mark of the kit, which names the method and the path that were decided. Two kits both count, which
+the inner one logs once. Where no lifespan ran, the first request starts the kit, so that its usage is
+delivered as well.
 """
 
 from __future__ import annotations
 
 from asyncio import CancelledError
 from dataclasses import replace
+from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -19,11 +21,13 @@ from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process
 from meterkit.asgi.identify import Caller, find_id_fault, split_caller
 from meterkit.asgi.job_settlement import is_poll_of_known_job
+from meterkit.asgi.lifespan import StartedKit, run_lifespan
 from meterkit.asgi.limit_fields import FixedFields
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.mcp_exchange import McpExchange
 from meterkit.asgi.middleware_arguments import check_arguments
 from meterkit.asgi.plain_exchange import PlainExchange
+from meterkit.asgi.preflights import Preflights
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.request_reservation import (
     UnservedError,
@@ -31,11 +35,12 @@ from meterkit.asgi.request_reservation import (
     refuse_problem,
     socket_problem,
 )
+from meterkit.asgi.route_matching import AMBIGUOUS, is_same_request, root_path_of_app
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
-from meterkit.decisions.decision import Decision
+from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.fallback_rules import drop_replenished
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, abandon_call
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.input_checks import is_customer
@@ -45,10 +50,9 @@ from meterkit.store.replies import ALLOWED, REFUSED
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from meterkit.asgi.identify import Identify
-    from meterkit.asgi.path_readings import Paths
     from meterkit.asgi.refuser import OnDenied
     from meterkit.catalog import Catalog, Outcome, Route
     from meterkit.redis.lane import Lane
@@ -61,13 +65,19 @@ _MARK: Final = "meterkit."
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
+_TWO_READINGS: Final = Decision(
+    allowed=False,
+    problem=RequestProblem(
+        code="path-ambiguous",
+        detail="The path of this request can be read in several ways, which have different limits. Send it"
+        " without dot segments, empty segments, backslashes and encoded slashes.",
+        members={},
+    ),
+)
 _NEVER: Final = frozenset["Outcome"]()
 
 
-_SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
-
-
-class Kit(Protocol):
+class Kit(StartedKit, Protocol):
     """Parts of the kit that the middleware uses."""
 
     @property
@@ -80,14 +90,8 @@ class Kit(Protocol):
         """Estimator of a request's input, until its usage is known."""
         ...
 
-    async def start(self) -> None:
-        """Begin to serve the running event loop."""
-
     async def begin(self) -> None:
         """Start for the running event loop, unless that was done: until it ends."""
-
-    async def stop(self) -> None:
-        """Undo one start."""
 
 
 class MeterMiddleware:
@@ -104,8 +108,6 @@ class MeterMiddleware:
             sync or async. The response gets the fields of meterkit's own that it lacks.
         cors: the origins whose scripts may read a refusal, cookies sent or not; ``*`` for all that send none.
             Leave it empty where a CORS middleware stands outside of this one.
-        paths: how the app's router reads a path: ``exact`` (Starlette, FastAPI, Django) or ``loose``, with
-            slashes merged, slashes at the end and case ignored. Default: by the wrapped app's class.
 
     Raises:
         MeterkitError: an argument is not allowed.
@@ -119,20 +121,18 @@ class MeterMiddleware:
         identify: Identify,
         on_denied: OnDenied | None = None,
         cors: Collection[str] = (),
-        paths: Paths | None = None,
     ) -> None:
-        check_arguments(kit, identify, on_denied, cors, paths)
+        check_arguments(kit, identify, on_denied, cors)
         self.app = app
         self._kit = kit
         self._identify = identify
         self._log = RefusalLog()
         self._refuser = Refuser(on_denied, cors, kit.store, self._log)
-        self._cors = cors
         self._troubles = TroubleLog()
+        self._preflights = Preflights(app, cors, self._troubles)
         self._mark = f"{_MARK}{id(kit):x}"
-        self.paths: Paths | None = paths
         self._has_warned_unmatched = False
-        self._plans: ActivePlans | None = None  # Until its first request an app may get more routes.
+        self._plans: ActivePlans | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -148,7 +148,15 @@ class MeterMiddleware:
         plans = self._plans
         if plans is None or plans.cache is not self._kit.store.cache:
             plans = self._plans = self._compile_plans(self._kit.store.cache, scope)
-        route = plans.router.match_http(scope) if kind == "http" else plans.router.match_websocket(scope)
+        key = (
+            kind,
+            scope.get("method"),
+            scope["path"],
+            scope.get("raw_path"),
+            scope.get("root_path"),
+            scope.get("app_root_path"),
+        )
+        route = plans.router[key]
         if route is None or not route.is_plain or kind != "http" or scope["method"] == "OPTIONS":
             passed = await self._admit_special(plans, route, scope, receive, send)
         else:
@@ -171,6 +179,7 @@ class MeterMiddleware:
                 passed.server_receive, passed.refuser = receive, self._refuser
         if passed is None:
             return
+        passed.decided = key
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
         scope[mark] = passed
@@ -200,14 +209,9 @@ class MeterMiddleware:
             route, receive = read.route, read.receive
             refuser = refuser if read.message is None else refuser.for_mcp_message(read.message)
         if route is None or route.exempt:
-            if route is not None:
-                scope[EXEMPT] = True
-            elif not self._has_warned_unmatched:
-                self._has_warned_unmatched = True
-                self._troubles.log_unmatched(plans.cache.catalog.source, scope)
-            await self.app(scope, receive, send)
+            await self._serve_unmetered(plans, route, scope, receive, send, refuser)
             return None
-        if scope.get("method") == "OPTIONS" and await plans.preflights.serve(route, scope, receive, send):
+        if scope.get("method") == "OPTIONS" and await self._preflights.serve(route, scope, receive, send):
             return None
         may_be_poll = is_http and plans.may_be_poll(route, scope)
         body = BufferedBody(scope, receive) if may_be_poll or (is_http and route.is_buffered) else None
@@ -235,13 +239,39 @@ class MeterMiddleware:
             passed.begin()
         return passed
 
+    async def _serve_unmetered(
+        self,
+        plans: ActivePlans,
+        route: Route | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        refuser: Refuser,
+    ) -> None:
+        """Serve a request that no line decides, unless it is ambiguous which one does."""
+        if route is AMBIGUOUS:
+            self._troubles.log_ambiguous(scope, plans.router.readings(scope))
+            await refuser.refuse(_TWO_READINGS, route, None, None, scope, receive, send)
+            return
+        if route is not None:
+            scope[EXEMPT] = True
+        elif not self._has_warned_unmatched:
+            self._has_warned_unmatched = True
+            self._troubles.log_unmatched(plans.cache.catalog.source, scope)
+        await self.app(scope, receive, send)
+
     async def _serve_undecided(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a scope that is not decided here."""
-        if self._mark in scope:
+        decided = scope.get(self._mark)
+        if isinstance(decided, Exchange) and not is_same_request(scope, decided.decided):
+            # An endpoint dispatches a copy of its scope, or itself changes the path.
+            await self({name: scope[name] for name in scope if name != self._mark}, receive, send)
+            return
+        if decided is not None:
             self._troubles.log_inner()
         elif scope["type"] == "lifespan":
             self._warn_of_second_kit(scope)
-            await _run_lifespan(self.app, self._kit, self._mark, scope, receive, send)
+            await run_lifespan(self.app, self._kit, self._mark, scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -518,7 +548,8 @@ class MeterMiddleware:
     def _compile_plans(self, cache: CustomerCache, scope: Scope) -> ActivePlans:
         self._warn_of_second_kit(scope)
         self._has_warned_unmatched = not cache.catalog.routes  # The kit has warned of a file without routes.
-        return ActivePlans.adopt(cache, self.app, self.paths, self._cors, self._troubles)
+        without_mount = partial(self._troubles.log_without_mount, cache.catalog.source)
+        return ActivePlans(cache, root_path_of_app(self.app), without_mount)
 
     def _warn_of_second_kit(self, scope: Scope) -> None:
         """Warn if a scope carries the mark of another kit, whose middleware is outside of this one."""
@@ -537,51 +568,3 @@ def exchange_class(scope: Scope, route: Route) -> type[Exchange]:
     if route.mcp is not None:
         return McpExchange
     return Upload if route.storage_meter else Exchange
-
-
-async def _run_lifespan(
-    app: ASGIApp, kit: Kit, mark: str, scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Run an app's lifespan, with the kit started before it and stopped after it.
-
-    Args:
-        app: the wrapped app.
-        kit: starts before the app and stops after it.
-        mark: key in the scope meanwhile, for an inner middleware of the same kit.
-        scope: the lifespan's.
-        receive: the server's.
-        send: the server's.
-    """
-    started = False
-
-    async def starting() -> Message:
-        nonlocal started
-        message = await receive()
-        if message["type"] == "lifespan.startup" and not started:
-            try:
-                await kit.start()
-            except MeterkitError as error:  # To servers, one that merely raises has no lifespan.
-                await send({"type": "lifespan.startup.failed", "message": str(error)})
-                raise
-            started = True
-        return message
-
-    async def stopping(message: Message) -> None:
-        nonlocal started
-        if started and message["type"] in _SHUT_DOWN:
-            # Servers end their loop once they have this message, whatever is still to be settled.
-            started = False
-            await kit.stop()
-        await send(message)
-
-    scope[mark] = True
-    try:
-        await app(scope, starting, stopping)
-    except GeneratorExit:
-        # Closed by the collector, with its loop gone or going: nothing can be awaited any more.
-        started = False
-        raise
-    finally:
-        scope.pop(mark, None)
-        if started:
-            await kit.stop()

@@ -7,7 +7,7 @@ from meterkit.asgi.identify import api_key, client_ip, header, user
 from meterkit.errors import MeterkitError
 
 
-def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
+def check_arguments(kit: object, identify: object, on_denied: object, cors: object) -> None:
     """Check the arguments of a middleware.
 
     Raises:
@@ -34,8 +34,6 @@ def check_arguments(kit: object, identify: object, on_denied: object, cors: obje
             f"on_denied: found {_describe_type(on_denied)}; allowed is a function from a scope and a decision"
             " to a response or None"
         )
-    if paths not in (None, "exact", "loose"):
-        raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
     check_cors(cors)
 
 

@@ -1,155 +1,123 @@
-"""Router: finds the line of the plans file that takes a request or a websocket."""
+"""Router: finds the line of the plans file that decides a request or a websocket.
+
+A line matches by Starlette's own patterns, so that a request reaches a handler and its line by the same
+rules: ``{key:path}`` may be empty, and an encoded slash is a slash. Neither the wrapped app nor its framework
+is asked, so three rules make up for routers that read paths in other ways:
+
+- A path with dots, empty segments or encoded separators has more readings (:mod:`meterkit.asgi.paths`). If
+  they match different lines, the request is refused.
+- Capitals and a slash at the end are ignored in a last look. Of the lines found, the strictest decides.
+- The feature of a line holds for every method of its path that no line names.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from contextlib import suppress
+from dataclasses import replace
+from sys import modules
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from starlette.routing import compile_path
 
-from meterkit.asgi.combined_lines import LineCombiner, is_metered
-from meterkit.asgi.path_readings import (
-    AS_WRITTEN,
-    EXACT,
-    PathReading,
-    PathRules,
-    django_settings,
-    fastapi_root_path,
-    has_dots,
-    has_encoded_slash,
-    is_uneven,
+from meterkit.asgi.paths import (
+    PATH_CHARS_MAX,
+    climbs,
+    is_plain,
     loose_pattern,
-    loose_spellings,
-    may_be_django,
     may_lead_to,
-    path_readings,
-    path_spellings,
-    segments_of,
+    plain_readings,
+    raw_reading,
 )
+from meterkit.catalog.models import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from starlette.types import Scope
 
-    from meterkit.asgi.path_readings import PathReader
-    from meterkit.catalog.models import Route
+CACHE_ENTRIES_MAX: Final = 4096
+CACHED_CHARS_MAX: Final = 2048
+_WRAPPERS_MAX: Final = 100
+_SESSION_METHODS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+"""Methods of requests to an MCP endpoint that have no message."""
+_GATED, _PRICED, _DECIDED, _SHADOWED, _EXEMPT, _NO_LINE = range(6)
+AMBIGUOUS: Final = Route(match="(several)", method=None, path=None, exempt=True)
+"""Stands for the line of a path whose readings match different lines; such a request is refused."""
 
-CompiledLine = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
-"""A line, its methods and its pattern; None for all of them."""
+
+RequestKey: TypeAlias = tuple[Any, ...]
+"""All that the line of a request depends on: the values that its scope has by these names, or None."""
+_KEY: Final = ("type", "method", "path", "raw_path", "root_path", "app_root_path")
 
 
 class PathLine(NamedTuple):
-    """Reading of a path, and the line that takes it; None: no line does."""
+    """Reading of a path, and the line that it matches; None: no line does."""
 
-    reading: PathReading
+    reading: str
+    path: str
     line: Route | None
 
 
-class LineSearch(NamedTuple):
-    """Lines to search for the one that takes a request.
+class CompiledLine(NamedTuple):
+    """Line with its methods and the patterns of its path; None stands for all of them.
 
     Attributes:
-        is_odd: whether its method is taken for that of any line that decides.
-        prefix: the root path without slashes around it; empty where there is none.
-        every_method: whether the handler takes every method unless it says otherwise.
+        loose: of any case, without a slash at the end; for a line that asks for less than others ``pattern``.
     """
 
-    lines: Sequence[CompiledLine]
-    method: str
-    is_odd: bool = False
-    prefix: str = ""
-    every_method: bool = False
+    route: Route
+    methods: frozenset[str] | None
+    pattern: re.Pattern[str] | None
+    loose: re.Pattern[str] | None
 
-    def only(self, lines: Iterable[CompiledLine]) -> LineSearch:
-        """Ask some of the lines, or other patterns of them."""
-        return self._replace(lines=list(lines))
+    @classmethod
+    def of(cls, route: Route) -> CompiledLine:
+        """Compile a line.
 
-    def only_line(self, line: Route) -> LineSearch:
-        """Ask one of the lines."""
-        return self.only(each for each in self.lines if each[0] is line)
+        Raises:
+            ValueError: its path is not a template that Starlette can read.
+        """
+        methods = None if route.method is None else frozenset({route.method})
+        if route.method == "GET":
+            methods = frozenset({"GET", "HEAD"})
+        if route.path is None:
+            return cls(route, methods, None, None)
+        try:
+            pattern = compile_path(route.path)[0]
+        except (AssertionError, KeyError, ValueError, re.error) as error:
+            raise ValueError(
+                f"route {route.match!r}: {error}; a path is written as in Starlette, "
+                "for example /files/{key:path}"
+            ) from error
+        loose = pattern
+        if not (route.exempt or route.always):
+            # {key:path} takes line breaks, as Starlette's {name} does: a line covers what stands below it.
+            pattern, loose = re.compile(pattern.pattern, re.DOTALL), loose_pattern(route.path)
+        return cls(route, methods, pattern, loose)
 
-    def accepts(self, route: Route, methods: frozenset[str] | None) -> bool:
-        """Whether a line takes the method."""
-        return methods is None or self.method in methods or (self.is_odd and not route.exempt)
+    def accepts(self, method: str) -> bool:
+        """Whether it is for a method."""
+        return self.methods is None or method in self.methods
 
-
-def first_line(asked: LineSearch, paths: Sequence[str]) -> Route | None:
-    """Find the first line that matches."""
-    for line in asked.lines:
-        if asked.accepts(line[0], line[1]) and takes_path(line, paths):
-            return line[0]
-    return None
-
-
-def takes_path(line: CompiledLine, paths: Sequence[str]) -> bool:
-    """Whether a line takes one of the paths, whatever the method."""
-    return line[2] is None or any(map(line[2].match, paths))
-
-
-def methods_of(route: Route) -> frozenset[str] | None:
-    """Methods that a line takes; None: all."""
-    if route.method is None:
-        return None
-    return frozenset({"GET", "HEAD"}) if route.method == "GET" else frozenset({route.method})
-
-
-def pattern_of(route: Route) -> re.Pattern[str] | None:
-    """Compile the path of a line; None: it takes all.
-
-    Raises:
-        ValueError: a path is not a template that Starlette can read.
-    """
-    if route.path is None:
-        return None
-    try:
-        pattern = compile_path(route.path)[0]
-        return pattern if route.exempt or route.always else re.compile(pattern.pattern, re.DOTALL)
-    except (AssertionError, KeyError, ValueError, re.error) as error:
-        raise ValueError(
-            f"route {route.match!r}: {error}; a path is written as in Starlette, "
-            "for example /files/{key:path}"
-        ) from error
+    def takes(self, paths: Iterable[str], *, loosely: bool = False) -> bool:
+        """Whether it takes one of the paths, whatever the method."""
+        if self.pattern is None or self.loose is None:
+            return True
+        if loosely and self.loose is not self.pattern:
+            return any(self.loose.match(path.rstrip("/")) for path in paths)
+        return any(map(self.pattern.match, paths))
 
 
-CACHE_ENTRIES_MAX: Final = 4096
-CACHED_PATH_CHARS_MAX: Final = 512
-CACHED_METHOD_CHARS_MAX: Final = 16
-_WRAPPERS_MAX: Final = 100
-_PREFLIGHT: Final = frozenset({b"origin", b"access-control-request-method"})
-_NO_PREFLIGHT: Final = frozenset({b"authorization", b"cookie", b"transfer-encoding"})
-TOO_MANY: Final = "too many readings: any line whose fixed segments stand in it, in that order"
-_ORDINARY: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
-"""Methods that lines need not name: handlers take them on purpose."""
-_OF_SESSIONS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
-"""Methods of requests to an MCP endpoint that have no message."""
-
-
-class Router:
-    """Finds the first route that matches, by the path as the client wrote it.
-
-    The patterns are Starlette's own, so that a request reaches a handler and its route line by the same
-    rules: a trailing slash counts, ``{key:path}`` may be empty, ``%2F`` in a path is a slash. But
-    ``{key:path}`` takes line breaks too, as Starlette's ``{name}`` does: a line covers what stands below it.
-    Only lines that ask for less, ``exempt`` and ``always``, take no more than Starlette's pattern.
-
-    Where something behind may read the path in another way, a request falls under the strictest line that
-    any reading leads to: one that has a feature or counts, then another, then those in shadow, then `exempt`
-    and `always`; see :class:`~meterkit.asgi.combined_lines.LineCombiner`. The last two never take a path with
-    dot segments, empty segments, backslashes or encoded slashes that something behind may read in another
-    way. For loose routers, a path that is written exactly as a line without parameters is that line's.
+class Router(dict[RequestKey, "Route | None"]):
+    """Lines of requests by all that they depend on; a line is found by the first request of its key.
 
     Args:
         routes: in the order of the plans file.
-        root_path: what the wrapped app takes for its root path, whatever the server says; see
-            :func:`root_path_of_app`.
+        root_path: the root path that the wrapped app has; see :func:`root_path_of_app`.
         without_mount: called once, at the first request of a mounted app that would have matched a line, had
             the line been written with the mount's path; takes that line, the one that does match or None, and
             the mount's path.
-        reading: how the app's router reads paths.
-        messages_first: whether lines of MCP messages are the strictest. Which one of them takes a request,
-            and how strict that is, is known only once its message is read.
 
     Raises:
         ValueError: a path is not a template that Starlette can read.
@@ -160,266 +128,227 @@ class Router:
         routes: Sequence[Route],
         *,
         root_path: str = "",
-        without_mount: _WithoutMount | None = None,
-        reading: PathRules = EXACT,
-        messages_first: bool = False,
+        without_mount: Callable[[Route, Route | None, str], None] | None = None,
     ) -> None:
-        lines = [(route, methods_of(route), pattern_of(route)) for route in routes]
-        self._lines = [line for line in lines if line[0].method != "WS"]
+        super().__init__()
+        lines = [CompiledLine.of(route) for route in routes]
+        self._lines = [line for line in lines if line.route.method != "WS"]
         # A line with a path is about requests, unless it says WS.
-        self._websocket_lines = [line for line in lines if line[0].method == "WS" or line[0].path is None]
-        self._methods = _ORDINARY.union(*(methods for _, methods, _ in lines if methods is not None))
-        self._combiner = LineCombiner(routes, messages_first=messages_first)
-        self._reading = reading
-        self._loose = {
-            id(route): loose_pattern(route.path)
-            for route in routes
-            if route.path is not None and reading is not EXACT
-        }
-        # What asks for less is matched exactly.
-        self._uncased = {
-            id(route): re.compile(pattern.pattern, pattern.flags | re.IGNORECASE)
-            for route, _, pattern in lines
-            if reading.ignores_case and pattern is not None and not (route.exempt or route.always)
-        }
-        self._is_raw = reading.is_raw
+        self._websocket_lines = [line for line in lines if line.route.method == "WS" or line.pattern is None]
         self._root_path = root_path
         self._without_mount = without_mount
-        self._found: dict[_Key, Route | None] = {}
+        self._gated: dict[tuple[int, ...], Route] = {}
 
-    def match_http(self, scope: Scope) -> Route | None:
-        """Find the route of an HTTP request; None: no line matches."""
-        method: str = scope["method"]
-        # Without a root path, and with no byte encoded, method and path say it all.
-        is_long = self._root_path or scope.get("root_path")
-        if is_long or (self._is_raw and b"%" in (scope.get("raw_path") or b"")):
-            key = self._cache_key(method, scope)
-        else:
-            key = (method, scope["path"])
-        try:
-            return self._found[key]
-        except KeyError:
-            # Frameworks other than Starlette run the handler of GET for "get" too.
-            method = method.upper()
-            route = self._strictest_line(self._lines, method, scope)
-            if self._without_mount is not None:
-                self._warn_without_mount(method, scope, route)
-            return self._cache_route(key, route)
+    def __missing__(self, key: RequestKey) -> Route | None:
+        """Find the line of a request or a websocket; None: no line matches."""
+        scope = {name: part for name, part in zip(_KEY, key, strict=True) if part is not None}
+        route = self._find_line(scope)
+        self._warn_without_mount(scope, route)
+        # Behind Daphne a client chooses the root path, too.
+        if sum(len(part) for part in key if part) <= CACHED_CHARS_MAX:
+            if len(self) >= CACHE_ENTRIES_MAX:
+                self.clear()
+            self[key] = route
+        return route
 
-    def match_websocket(self, scope: Scope) -> Route | None:
-        """Find the route of a websocket; None: no line matches."""
-        # It has no method, whatever methods a client may invent.
-        key = self._cache_key(None, scope)
-        try:
-            return self._found[key]
-        except KeyError:
-            return self._cache_route(key, self._strictest_line(self._websocket_lines, "WS", scope))
+    def match(self, scope: Scope) -> Route | None:
+        """Find the line of a scope."""
+        return self[tuple(map(scope.get, _KEY))]
 
-    def _cache_key(self, method: str | None, scope: Scope) -> _Key:
-        """Key of the cache: all that the line depends on."""
-        root_path = scope.get("root_path")
-        if self._is_raw and has_encoded_slash(scope):
-            raw: bytes = scope["raw_path"]
-            return method, scope["path"], root_path, scope.get("app_root_path"), raw.decode("latin-1")
-        return method, scope["path"], root_path, scope.get("app_root_path")
+    def _lines_of(self, scope: Scope) -> tuple[Sequence[CompiledLine], str]:
+        """Lines for the kind of a scope, and its method."""
+        if scope["type"] == "websocket":
+            return self._websocket_lines, "WS"
+        # Some frameworks run the handler of GET for "get" too.
+        return self._lines, scope["method"].upper()
 
     def readings(self, scope: Scope) -> list[PathLine]:
-        """List the readings of a path with their lines; the strictest comes first."""
-        method: str = scope.get("method", "WS").upper()
-        lines = self._websocket_lines if method == "WS" else self._lines
-        return sorted(self._read_path(lines, method, scope), key=self._strictness)
+        """List the readings of a path with their lines; the path as it was handed on comes first."""
+        lines, method = self._lines_of(scope)
+        path: str = scope["path"]
+        texts = {path: "as handed on"}
+        if not is_plain(path, scope.get("raw_path")):
+            texts.setdefault(raw_reading(path, scope.get("raw_path")), "raw")
+            for text in plain_readings(path):
+                texts.setdefault(text, "plain")
+        return [
+            PathLine(name, text, self._line_at(lines, method, scope, text)) for text, name in texts.items()
+        ]
 
-    def _strictest_line(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> Route | None:
-        found = self._read_path(lines, method, scope)
-        if len(found) == 1:
-            return found[0].line
-        # Ordinary clients add slashes or write other capitals; who writes these hides what is served.
-        is_crooked = has_encoded_slash(scope) or has_dots(scope["path"])
-        return self._combiner.combine([one.line for one in found], is_crooked=is_crooked)
+    def _find_line(self, scope: Scope) -> Route | None:
+        """Find the line that decides; ``AMBIGUOUS`` if the readings of the path match different lines."""
+        lines, method = self._lines_of(scope)
+        path: str = scope["path"]
+        handed = self._first_line(lines, method, client_paths(scope, root_path=self._root_path))
+        if handed is not None and handed.paths == "as_sent":
+            return handed
+        line = self._line_at(lines, method, scope, path)
+        if is_plain(path, scope.get("raw_path")):
+            others: list[Route | None] = []
+        elif len(path) > PATH_CHARS_MAX:
+            others = [each.route for each in lines if each.accepts(method)]
+        elif climbs(path):
+            others = [one.line for one in self.readings(scope)]
+            others += self._lines_below(lines, method, scope)
+        else:
+            others = [one.line for one in self.readings(scope) if one.line is not None]
+        # Some routers take what stands behind the root path, wherever that is.
+        behind = _behind_root_path(path, _split_root_path(scope, self._root_path)[0])
+        if behind and (gate := self._line_at(lines, method, scope, behind)) is not None and gate.feature:
+            others.append(gate)
+        strictest = min((line, *others), key=self._strictness)
+        if strictest is None or all(one is line for one in others):
+            return line
+        return AMBIGUOUS if strictest.enforcement == "on" else strictest
 
-    def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
-        """Find the line of the path as written, and those of other readings that the app may take."""
-        reading, path = self._reading, scope["path"]
-        if reading.inner_root and not scope.get("root_path"):
-            scope = {**scope, "root_path": reading.inner_root}
+    def _lines_below(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[Route]:
+        """List the lines that a file server may resolve a climbing path to, though it does not match them."""
         paths = client_paths(scope, root_path=self._root_path)
-        written = PathReading(path, AS_WRITTEN)
-        routed = routed_paths(scope, path, self._root_path) if reading.readers else []
-        readers = [one for one in reading.readers if any(one.gets(method, each) for each in routed)]
-        asked = LineSearch(
-            lines,
-            method,
-            is_odd=reading.any_method and method not in self._methods,
-            prefix=_split_root_path(scope, self._root_path)[0].strip("/"),
-            every_method=reading.every_method
-            or any(one.takes_every_method(method, each) for one in readers for each in routed),
-        )
-        found = self._first_line(asked, paths)
-        if reading is EXACT:
-            return [PathLine(written, found)]
-        is_loose = reading.is_loose or any(reader.is_loose for reader in readers)
-        if not (is_loose or reading.resolves or readers):
-            return [PathLine(written, found)]
-        is_encoded = is_loose and has_encoded_slash(scope)
-        if is_encoded or is_uneven(path):
-            asked = asked.only(line for line in lines if not (line[0].exempt or line[0].always))
-            found = self._first_line(asked, paths)
-        elif is_loose and found is not None and found.path is not None and "{" not in found.path:
-            return [PathLine(written, found)]
-        others = self._other_readings(asked, scope, found, readers, is_loose=is_loose)
-        return [PathLine(written, found), *others]
+        return [
+            line.route
+            for line in lines
+            if (line.accepts(method) or line.route.feature is not None)
+            and not line.takes(paths)
+            and any(may_lead_to(line.route.path or "", path) for path in paths)
+        ]
 
-    def _other_readings(
-        self,
-        asked: LineSearch,
-        scope: Scope,
-        found: Route | None,
-        readers: Sequence[PathReader],
-        *,
-        is_loose: bool,
-    ) -> Iterator[PathLine]:
-        server = _split_root_path(scope, self._root_path)[0]
-        resolves = self._reading.resolves or bool(readers)
-        for spelling in path_spellings(scope, is_raw=is_loose):
-            several = path_readings(spelling, server, resolves=resolves)
-            if several is None:
-                yield PathLine(PathReading(spelling, TOO_MANY), self._upper_bound(asked, spelling))
-            for one in several or ():
-                yield from self._lines_of_reading(one, asked, scope, found, readers)
+    def _line_at(self, lines: Sequence[CompiledLine], method: str, scope: Scope, path: str) -> Route | None:
+        """Find the strictest line of a path: as it is, and without regard to case and a slash at its end."""
+        paths = client_paths({**scope, "path": path}, root_path=self._root_path)
+        found = self._first_line(lines, method, paths)
+        return self._stricter(found, self._first_line(lines, method, paths, loosely=True))
 
-    def _lines_of_reading(
-        self,
-        one: PathReading,
-        asked: LineSearch,
-        scope: Scope,
-        found: Route | None,
-        readers: Sequence[PathReader],
-    ) -> Iterator[PathLine]:
-        """Find the lines of one reading: for loose routers, and for exact routers and file servers."""
-        method, reading = asked.method, self._reading
-        spellings = self._client_paths(scope, one.path)
-        routed = routed_paths(scope, one.path, self._root_path)
-        if reading.is_loose or any(
-            each.is_loose and each.reads(method, path) for each in readers for path in routed
-        ):
-            # What asks for less is matched exactly, or not at all.
-            loose = asked.only(
-                (route, methods, self._loose.get(id(route)))
-                for route, methods, _ in asked.lines
-                if route is found or not (route.exempt or route.always)
-            )
-            pairs = [loose_spellings(each) for each in spellings]
-            yield from self._both_lines(one, loose, [each[1] for each in pairs], [each[0] for each in pairs])
-        reads_all = reading.is_loose or reading.resolves
-        if reads_all or any(each.reads(method, path) for each in readers for path in routed):
-            if one.steps != AS_WRITTEN:
-                yield PathLine(one, self._first_line(asked, spellings))
-            if reading.ignores_case and not reading.is_loose:
-                uncased = asked.only(
-                    (route, methods, self._uncased.get(id(route), pattern))
-                    for route, methods, pattern in asked.lines
-                )
-                yield PathLine(one.then(one.path, "case ignored"), self._first_line(uncased, spellings))
-        short = one.path.rstrip("/")
-        if short == one.path or reading.is_loose:
-            return
-        routed = routed_paths(scope, short, self._root_path)
-        if reading.drops_slash or any(
-            each.ignores_slash(method, path) for each in readers for path in routed
-        ):
-            without = one.then(short, "without the slash at the end")
-            yield from self._both_lines(without, asked, spellings, self._client_paths(scope, short))
-
-    def _both_lines(
-        self, one: PathReading, asked: LineSearch, with_slash: Sequence[str], without: Sequence[str]
-    ) -> Iterator[PathLine]:
-        """Find the line of a path whose slash at the end is ignored: the first one, or one that is metered.
-
-        One that also takes the path with the slash stands below the other line on purpose.
-        """
-        yield PathLine(one, self._first_line(asked, [*without, *with_slash]))
-        line = self._first_line(asked, without)
-        if line is None or not is_metered(line) or first_line(asked.only_line(line), with_slash):
-            return
-        yield PathLine(one, line)
-
-    def _client_paths(self, scope: Scope, path: str) -> list[str]:
-        return client_paths({**scope, "path": path}, root_path=self._root_path)
-
-    def _upper_bound(self, asked: LineSearch, path: str) -> Route | None:
-        """Find the strictest line that any reading of a path might lead to."""
-        spellings = segments_of(path)
-        several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
-        accepted = [route for route, methods, _ in several if asked.accepts(route, methods)]
-        found = self._combiner.combine(accepted, is_crooked=True) if accepted else None
-        if not asked.every_method:
-            return found
-        gates = [route for route, *_ in several if route.feature is not None and route.method != "WS"]
-        return self._combiner.add_gates(found, gates)
-
-    def _first_line(self, asked: LineSearch, paths: Sequence[str]) -> Route | None:
+    def _first_line(
+        self, lines: Sequence[CompiledLine], method: str, paths: Sequence[str], *, loosely: bool = False
+    ) -> Route | None:
         """Find the first line that takes one of the paths.
 
         One that only takes the path with the root path gives way to a stricter one that only takes the path
         without: the router strips the root path, which Daphne takes from the client's ``Daphne-Root-Path``.
         With the path of an ``exempt`` line there, a client would get around a gate.
+
+        Args:
+            lines: the first one wins.
+            method: ``WS`` for a websocket.
+            paths: see :func:`client_paths`.
+            loosely: without regard to case and a slash at the end.
         """
-        found = first_line(asked, paths)
-        routed = [path for path in paths if f"/{asked.prefix}{path}" in paths] if asked.prefix else []
-        line = self._add_gates(found, asked, paths) if asked.every_method else found
-        if found is None or not routed or first_line(asked.only_line(found), routed):
-            return line
+        taking = [line for line in lines if line.takes(paths, loosely=loosely)]
+        found = next((line for line in taking if line.accepts(method)), None)
+        route = self._add_gates(found, taking, method)
+        routed = [path for path in paths if any(path != long and long.endswith(path) for long in paths)]
+        if found is None or not routed or found.takes(routed, loosely=loosely):
+            return route
         longer = [path for path in paths if path not in routed]
-        within = asked.only(each for each in asked.lines if not takes_path(each, longer))
-        return self._combiner.combine([line, self._first_line(within, routed)])
+        within = [line for line in lines if not line.takes(longer, loosely=loosely)]
+        return self._stricter(route, self._first_line(within, method, routed, loosely=loosely))
 
-    def _add_gates(self, found: Route | None, asked: LineSearch, paths: Sequence[str]) -> Route | None:
-        """Add gates to the line of a request whose handler takes every method.
+    def _add_gates(
+        self, found: CompiledLine | None, taking: Sequence[CompiledLine], method: str
+    ) -> Route | None:
+        """Add the features of lines of the same path that name other methods: a handler may take any method.
 
-        A gate of its path holds for all methods; a line that names the method opens it, and so does another
-        gate of the same path. Only the features of the gated lines count: the line that takes the request
-        says what it consumes.
+        A line that names the method opens it, and so does another gate of the same path. The line that takes
+        the request says what it consumes.
         """
-        if found is not None and found.method is not None:
-            return found
-        gates: list[Route] = []
-        for route, methods, pattern in asked.lines:
-            if route is found:
-                break
-            if methods is None or route.feature is None or asked.method == "WS" or pattern is None:
-                continue
-            is_session = route.mcp is not None and asked.method in _OF_SESSIONS
-            is_opened = found is not None and found.feature is not None and found.path == route.path
-            if not (is_session or is_opened) and any(map(pattern.match, paths)):
-                gates.append(route)
-        return self._combiner.add_gates(found, gates)
+        route = None if found is None else found.route
+        if method == "WS" or (route is not None and route.method is not None):
+            return route
+        above = taking if found is None else taking[: taking.index(found)]
+        gates = [
+            line.route
+            for line in above
+            if line.route.feature is not None
+            and not (line.route.mcp is not None and method in _SESSION_METHODS)
+            and not (route is not None and route.feature is not None and route.path == line.route.path)
+        ]
+        # A gate in shadow adds nothing to a line that is enforced.
+        gates = [gate for gate in gates if gate.enforcement == "on"] or (
+            gates if route is None or route.enforcement != "on" else []
+        )
+        return self._combine(route, gates) if gates else route
 
-    def _strictness(self, one: PathLine) -> tuple[int, bool, int]:
-        return self._combiner.strictness(one.line)
+    def _stricter(self, line: Route | None, other: Route | None) -> Route | None:
+        """Return the stricter of two lines that a request may be of, with the features of both.
 
-    def _warn_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
+        Of two that count, the one that reads a message, the request or the response: nothing that it charges
+        becomes free.
+        """
+        if line is other:
+            return line
+        weaker, stricter = sorted((other, line), key=self._precedence, reverse=True)
+        if stricter is None or weaker is None or weaker.feature is None or weaker.enforcement != "on":
+            return stricter
+        return self._combine(stricter, [weaker]) if self._strictness(stricter) < _SHADOWED else stricter
+
+    def _precedence(self, line: Route | None) -> tuple[bool, bool, bool, int]:
+        rank = self._strictness(line)
+        reads = line is not None and bool(
+            line.usage != "none" or line.reserve or line.storage or line.grow or line.per_message
+        )
+        return rank >= _SHADOWED, line is None or line.mcp is None, not reads, rank
+
+    def _combine(self, route: Route | None, gates: Sequence[Route]) -> Route:
+        """Combine a line with the features of others, once: decisions are cached by the line's identity."""
+        key = (id(route), *map(id, gates))
+        if key not in self._gated:
+            first = gates[0]
+            line = route or Route(
+                match=first.match,
+                method=None,
+                path=first.path,
+                enforcement=first.enforcement,
+                on_store_failure=first.on_store_failure,
+                headers=first.headers,
+            )
+            named = [name for one in (line, *gates) for name in (one.feature, *one.further_features) if name]
+            feature, *further = dict.fromkeys(named)
+            self._gated[key] = replace(
+                line,
+                feature=feature,
+                further_features=tuple(further),
+                exempt=False,
+                always=False,
+                enforcement=first.enforcement,
+            )
+        return self._gated[key]
+
+    def _strictness(self, line: Route | None) -> int:
+        """Rank a line, the strictest lowest: gated, priced, decided, in shadow, ``exempt`` or ``always``."""
+        if line is None:
+            return _NO_LINE
+        if line.exempt or line.always:
+            return _EXEMPT
+        if line.enforcement != "on":
+            return _SHADOWED
+        counts = line.consume or line.per_message or line.records or line.rates or line.usage != "none"
+        is_priced = counts or line.reserve or line.storage or line.grow
+        return _GATED if line.feature is not None else _PRICED if is_priced else _DECIDED
+
+    def _warn_without_mount(self, scope: Scope, found: Route | None) -> None:
         server, mount = _split_root_path(scope, self._root_path)
         if self._without_mount is None or not mount:
             return
         if found is not None and found.path is not None and found.path.startswith(mount):
             return  # It is written as it should be.
-        line = first_line(
-            LineSearch(self._lines, method), [_strip_root(_strip_root(scope["path"], server), mount)]
-        )
+        below = _strip_root(_strip_root(scope["path"], server), mount)
+        lines, method = self._lines_of(scope)
+        line = self._first_line(lines, method, [below])
         if line is not None and line is not found and line.path is not None:
             warn, self._without_mount = self._without_mount, None
             warn(line, found, mount)
 
-    def _cache_route(self, key: _Key, route: Route | None) -> Route | None:
-        """Cache the line of a key, unless a client could fill the memory with such keys."""
-        # Behind Daphne a client chooses the root path, too.
-        method, *paths = key
-        longest = max(len(path or "") for path in paths)
-        if longest <= CACHED_PATH_CHARS_MAX and len(method or "") <= CACHED_METHOD_CHARS_MAX:
-            if len(self._found) >= CACHE_ENTRIES_MAX:
-                self._found.clear()
-            self._found[key] = route
-        return route
+
+def is_same_request(scope: Scope, decided: RequestKey) -> bool:
+    """Whether a scope has the method and the path that were decided; mounts may have cut the path."""
+    _, method, path, _, root, _ = decided
+    now = _join_root(scope["path"], scope.get("root_path"))
+    return scope.get("method") == method and now == _join_root(path, root)
+
+
+def _join_root(path: str, root: str | None) -> str:
+    root = (root or "").rstrip("/")
+    return path if path == root or path.startswith(f"{root}/") else root + path
 
 
 def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
@@ -430,7 +359,7 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
 
     Args:
         scope: a request's or a websocket's.
-        root_path: what the wrapped app takes for its root path, whatever the server says.
+        root_path: the root path that the wrapped app has, whatever the server says.
     """
     path: str = scope["path"]
     server, mount = _split_root_path(scope, root_path)
@@ -443,23 +372,19 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def routed_paths(scope: Scope, path: str, root_path: str) -> list[str]:
-    """List what Starlette's router may match for a path: without root path and mounts, and as it is."""
-    server, mount = _split_root_path(scope, root_path)
-    return list(
-        dict.fromkeys(
-            (_strip_root(path, server + mount), _strip_root(path, mount), _strip_root(path, server), path)
-        )
-    )
-
-
 def _split_root_path(scope: Scope, root_path: str) -> tuple[str, str]:
     """Split off the server's root path, and the path of the mounts within it; each may be empty."""
-    root: str = scope.get("root_path", "")
+    root = str(scope.get("root_path", "")).rstrip("/")
     # Within a mount Starlette keeps here what the server had said, and adds the mount to the root path.
-    server: str = scope.get("app_root_path", root_path or root)
+    server = str(scope.get("app_root_path", root_path or root)).rstrip("/")
     is_mounted = "app_root_path" in scope and root.startswith(f"{server}/")
     return server, root[len(server) :] if is_mounted else ""
+
+
+def _behind_root_path(path: str, server: str) -> str:
+    """Cut off the root path and what stands before it; empty if the path only begins with it, or lacks it."""
+    below = _strip_root(path, server)
+    return f"/{below.partition(server)[2].lstrip('/')}" if server and server in below else ""
 
 
 def _strip_root(path: str, root: str) -> str:
@@ -470,38 +395,21 @@ def _strip_root(path: str, root: str) -> str:
 
 
 def root_path_of_app(app: object) -> str:
-    """Find the root path that an app sets itself; empty where it takes the server's.
+    """Read the root path that an app has by its own settings; empty if it goes by the server's.
 
-    ``FastAPI(root_path=…)`` puts it into the scope on the way in, so the middleware does not see it there.
-    Django goes by ``FORCE_SCRIPT_NAME`` where that is set, and by the scope otherwise.
+    ``FastAPI(root_path=…)`` and Django's ``FORCE_SCRIPT_NAME`` take the place of the server's root path
+    behind the middleware, so the scope does not have it yet.
 
     Args:
         app: the wrapped app; its own wrappers are looked through.
     """
-    settings = django_settings()
-    if settings is not None and may_be_django(app):
-        return str(settings.FORCE_SCRIPT_NAME or "")
-    for _ in range(_WRAPPERS_MAX):
-        if root_path := fastapi_root_path(app):
-            return root_path
-        app = getattr(app, "app", None)
+    with suppress(Exception):  # Proxies of apps raise whatever they like as long as there is no app.
+        settings: Any = getattr(modules.get("django.conf"), "settings", None)
+        if getattr(settings, "configured", False) and settings.FORCE_SCRIPT_NAME:
+            return str(settings.FORCE_SCRIPT_NAME)
+        for _ in range(_WRAPPERS_MAX):
+            root = getattr(app, "root_path", "")
+            if root and isinstance(root, str):
+                return root
+            app = getattr(app, "app", None)
     return ""
-
-
-def is_preflight(scope: Scope) -> bool:
-    """Whether an HTTP request is a CORS preflight (Fetch standard, section 3.2.2).
-
-    Browsers send it without credentials and without a body: what has either may be a request for a handler
-    that takes every method.
-    """
-    if scope["method"] != "OPTIONS":
-        return False
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    if not headers.keys() >= _PREFLIGHT or not headers.keys().isdisjoint(_NO_PREFLIGHT):
-        return False
-    return headers.get(b"content-length", b"0") == b"0"
-
-
-_Key = tuple[str | None, ...]
-"""Method and path, and the root paths where there are any."""
-_WithoutMount = Callable[["Route", "Route | None", str], None]

@@ -106,6 +106,7 @@ _NEWER: Final[Mapping[type, Mapping[str, object]]] = {
     Catalog: {"addons": {}, "other_currencies": {}},
     Plan: {"addons": (), "bought": ()},
     PlanGrant: {"every": "period", "rollover": None},
+    Route: {"paths": None},
 }
 
 

@@ -123,6 +123,19 @@ Match = tuple[str | None, str | None]
 """A method and a path template, as :func:`meterkit.catalog.match_lines.parse_match` gives them."""
 
 
+def further_methods(match: str, others: Iterable[str]) -> list[str]:
+    """The usual methods of a line's path that no line names; the feature of the line holds for these, too.
+
+    Args:
+        match: of the line, with a method.
+        others: the lines of the file.
+    """
+    path = parse_match(match)[1]
+    named = [one for one in map(parse_match, others) if one[0] is not None]
+    usual = (method for method in METHODS[:7] if method != "HEAD")
+    return [method for method in usual if not any(covers(one, (method, path)) for one in named)]
+
+
 def covers_line(earlier: str, later: str) -> bool:
     """Whether every request that falls under the ``match`` line ``later`` falls under ``earlier``."""
     first, second = parse_mcp(earlier), parse_mcp(later)
@@ -141,10 +154,11 @@ def covers(earlier: Match, later: Match) -> bool:
     later_method, later_path = later
     if path is None:
         return True
-    return later_path is not None and _covers_method(method, later_method) and _covers_path(path, later_path)
+    return later_path is not None and covers_method(method, later_method) and _covers_path(path, later_path)
 
 
-def _covers_method(method: str | None, later: str | None) -> bool:
+def covers_method(method: str | None, later: str | None) -> bool:
+    """Whether a line of one method takes all requests of another; None stands for any but websockets."""
     if method is None:
         return later != WEBSOCKET
     return method == later or (method == "GET" and later == "HEAD")

@@ -449,6 +449,7 @@ class Route:
         charge_on: the outcomes that are billed.
         mcp: which messages it takes of those that are posted to an MCP endpoint; None: it takes requests.
         allotment: how long requests may be admitted in advance; None: as the plan says.
+        paths: ``as_sent`` if it decides what it matches, however else the path may be read.
         is_plain: whether HTTP requests are only decided, and neither body nor answer is looked into.
         is_buffered: whether HTTP requests are decided by their body or headers, too.
     """
@@ -483,6 +484,7 @@ class Route:
     provider: str | None = None
     mcp: McpMatch | None = None
     allotment: Allotment | None = None
+    paths: Literal["as_sent"] | None = None
     is_plain: bool = field(init=False, repr=False, compare=False)
     is_buffered: bool = field(init=False, repr=False, compare=False)
 

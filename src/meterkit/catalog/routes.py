@@ -129,6 +129,10 @@ class RouteTable(Table, what="a route"):
     on_store_failure = Key(STORE_FAILURES, "allow or deny.")
     headers = Key(HEADERS, "ietf, x-ratelimit, both or none.")
     allotment = Key(ALLOTMENTS, "off or 250ms; default: the plan's.")
+    paths = Key(
+        WordChoice(("as_sent",)),
+        "as_sent: takes what it matches, also if the path holds dots or encoded slashes, as object keys do.",
+    )
     idempotency_header = Key(
         Nullable(HEADER_NAME),
         "Header that marks a repeat, or null.",
@@ -188,7 +192,7 @@ def _build_route(values: RouteTable, declared: DeclaredNames, default: Route) ->
         **values.given("model", "provider"),
         **_build_usage(values, method),
         records=tuple(dict.fromkeys(values.records or ())),
-        **values.given("enforcement", "on_store_failure", "headers", "allotment"),
+        **values.given("enforcement", "on_store_failure", "headers", "allotment", "paths"),
         **(values.given("idempotency_header") if mcp is None else _OF_MCP | {"mcp": mcp[1]}),
         method=method,
         path=path,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from meterkit.catalog import json_schema, load
+from meterkit.catalog.match_lines import WEBSOCKET, further_methods
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, choice_option, plans_path
 from meterkit.cli.output import echo, print_json, print_note
@@ -64,16 +65,29 @@ def check(
         found["addons"] = list(catalog.addons)
     if catalog.other_currencies:
         found["currencies"] = list(catalog.currencies)
+    gates = [
+        {
+            "route": route.match,
+            "feature": route.feature,
+            "methods": further_methods(route.match, found["routes"]),
+        }
+        for route in catalog.routes
+        if route.feature is not None and route.method not in {None, WEBSOCKET} and route.mcp is None
+    ]
     if session.json:
         notes = [asdict(note) for note in catalog.notes]
         hashed = catalog.content_hash
-        print_json({"ok": True, "plans_file": path, "content_hash": hashed, **found, "notes": notes})
+        print_json(
+            {"ok": True, "plans_file": path, "content_hash": hashed, **found, "gates": gates, "notes": notes}
+        )
         return
     counts = ", ".join(
         f"{len(names)} {what.removesuffix('s') if len(names) == 1 else what}".replace("addon", "add-on")
         for what, names in found.items()
     )
     echo(f"{path}: valid ({counts})")
+    for gate in gates:
+        echo(f"feature {gate['feature']}: {gate['route']}, and {', '.join(gate['methods'])} of its path")
     for note in catalog.notes[:SHOWN_MAX]:
         echo(f"note: {note}")
     if len(catalog.notes) > SHOWN_MAX:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meterkit.asgi.app_routes import (
+    ANY_METHOD,
     RequestDecider,
     deciders_of,
-    describe_line,
     match_lines,
     path_lines,
     routes_of,
 )
-from meterkit.asgi.app_walk import ANY_METHOD
-from meterkit.asgi.route_matching import root_path_of_app
+from meterkit.asgi.route_matching import AMBIGUOUS, root_path_of_app
 from meterkit.catalog import load
+from meterkit.catalog.match_lines import WEBSOCKET, covers
 from meterkit.catalog.notes import WEBHOOK_PATH, describe_webhook_refusal
 from meterkit.catalog.route_notes import unasked_limits_of
 from meterkit.catalog.routes import additions_of
@@ -68,7 +68,7 @@ def routes(
     otherwise = None
     if not deciders:
         path = plans_path(session.plans)
-        otherwise = RequestDecider(load(path), root_path_of_app(imported), app=imported)
+        otherwise = RequestDecider(load(path), root_path_of_app(imported))
         print_note(
             f"{app} has no MeterMiddleware; these are the plan routes of {path} that its routes would match"
         )
@@ -82,15 +82,16 @@ def routes(
     catalogs = {id(one.catalog): one.catalog for one in used}
     unasked = [str(note) for catalog in catalogs.values() for note in unasked_limits_of(catalog)]
     refused = [note for one in taken if (note := _refused_webhook(one)) is not None]
-    unpaid = _refused_billing(taken)
+    unpaid, open_ = _refused_billing(taken), _open_websockets(taken)
     shown = {
         "routes": [_record(one) for one in taken],
         "idle_lines": [_idle_record(one) for one in idle],
         "unasked_limits": unasked,
         "refused_webhooks": refused,
         "refused_billing": unpaid,
+        "open_websockets": open_,
     }
-    session.show(shown, lambda: _print_routes(taken, idle, [*unasked, *refused, *unpaid]))
+    session.show(shown, lambda: _print_routes(taken, idle, [*unasked, *refused, *unpaid, *open_]))
     raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
 
 
@@ -106,48 +107,43 @@ def _needs_no_arguments(found: Any) -> bool:
 
 
 def _show_readings(session: Session, decider: RequestDecider, request: str) -> None:
-    """Print the readings of a path; the line of the first one decides."""
+    """Print the readings of a path, and what decides the request."""
     method, _, path = request.strip().rpartition(" ")
     method = method.strip().upper() or "GET"
-    found = path_lines(decider, method, path)
+    found, line = path_lines(decider, method, path)
     rows = [
         {
             # A decoded path may contain terminal escapes.
-            "path": ascii(one.reading.path)[1:-1],
-            "steps": one.reading.steps,
+            "path": ascii(one.path)[1:-1],
+            "reading": one.reading,
             "line": None if one.line is None else one.line.match,
-            "metered": "passes undecided" if one.line is None else describe_line(one.line),
+            "metered": _describe(one.line),
         }
         for one in found
     ]
-    wins = rows[0]
+    is_refused = line is AMBIGUOUS
     shown = {
         "method": method,
         "path": path,
-        "line": wins["line"],
-        "metered": wins["metered"],
+        "line": None if line is None or is_refused else line.match,
+        "metered": "refused with 400" if is_refused else _describe(line),
         "readings": rows,
     }
-    session.show(shown, lambda: _print_readings(rows))
+    session.show(shown, lambda: _print_readings(rows, line))
 
 
-def _print_readings(rows: Sequence[Mapping[str, object]]) -> None:
-    shown = [
-        {
-            "path": row["path"],
-            "steps": row["steps"],
-            "plan route": row["line"] or "",
-            "metered": row["metered"],
-        }
-        for row in rows
-    ]
-    print_records(shown, empty="")
-    line = rows[0]["line"]
-    typer.echo(
-        f"the strictest one decides: {line}"
-        if line
-        else "no plan route matches: the request passes undecided"
-    )
+def _describe(line: Route | None) -> str:
+    return "passes undecided" if line is None else describe_line(line)
+
+
+def _print_readings(rows: Sequence[Mapping[str, object]], line: Route | None) -> None:
+    print_records([{**row, "line": row["line"] or ""} for row in rows], empty="")
+    if line is None:
+        typer.echo("no plan route matches: the request passes undecided")
+    elif line is AMBIGUOUS:
+        typer.echo("the readings match different plan routes: the request is refused with 400")
+    else:
+        typer.echo(f"decided by: {line.match}")
 
 
 def _record(taken: RouteLines) -> dict[str, object]:
@@ -177,7 +173,7 @@ def _idle_record(idle: UnusedLine) -> dict[str, object]:
 def _metered(taken: RouteLines) -> str:
     if taken.line is not None:
         return describe_line(taken.line)
-    return "unmetered" if taken.is_decided else "unmetered: no MeterMiddleware before it"
+    return "unmetered" if taken.route.decider is not None else "unmetered: no MeterMiddleware before it"
 
 
 def _refused_webhook(taken: RouteLines) -> str | None:
@@ -207,6 +203,25 @@ def _billing_cure(mount: str) -> str:
     always = f'`{{match: "{mount or "/billing"}/{{path:path}}", always: true}}`'
     # At the root that line would free the whole app of its limits.
     return f"write before it {always}" if mount else f"mount them at /billing, and write before it {always}"
+
+
+def _open_websockets(taken: Sequence[RouteLines]) -> list[str]:
+    """Name each websocket below the path of a gated plan route, whose feature does not hold for it."""
+    found: list[str] = []
+    for one in taken:
+        line, decider, path = one.line, one.route.decider, one.route.path
+        is_open = line is None or (line.feature is None and not line.exempt)
+        if WEBSOCKET not in one.methods or decider is None or not is_open:
+            continue
+        for gate in decider.catalog.routes:
+            if gate.feature and gate.method != WEBSOCKET and covers((None, gate.path), (None, path)):
+                cure = f'`{{match: "WS {path}", feature: {gate.feature}}}`'
+                found.append(
+                    f"the websocket {path} is below the plan route {gate.match!r}, whose feature does not"
+                    f" hold for websockets; to gate it, write before it {cure}"
+                )
+                break
+    return found
 
 
 def _print_routes(taken: Sequence[RouteLines], idle: Sequence[UnusedLine], notes: Sequence[str]) -> None:
@@ -247,3 +262,28 @@ def _why(idle: UnusedLine) -> str:
     if idle.is_covered:
         return "earlier plan routes match all of its requests"
     return "the app has no route for it"
+
+
+def describe_line(line: Route) -> str:
+    """Describe a line in short: ``feature full_ai; consume 1 requests; usage auto``."""
+    if line.exempt:
+        return "exempt"
+    parts = ["always"] if line.always else []
+    parts += [f"feature {line.feature}"] if line.feature else []
+    for verb, quantities in (
+        ("consume", line.consume),
+        ("per message", line.per_message),
+        ("grow", line.grow),
+    ):
+        parts += [f"{verb} {_quantities(quantities)}"] if quantities else []
+    parts += [f"rate {rate.limit:,} per {rate.window}" for rate in line.rates]
+    parts += [f"records {', '.join(line.records)}"] if line.records else []
+    parts += [f"usage {line.usage}"] if line.usage != "none" else []
+    parts += [f"reserve {', '.join(one.meter for one in line.reserve)}"] if line.reserve else []
+    parts += [f"storage {line.storage_meter}"] if line.storage_meter else []
+    parts += [line.enforcement] if line.enforcement != "on" else []
+    return "; ".join(parts) or "decided, counts nothing"
+
+
+def _quantities(quantities: Mapping[str, int]) -> str:
+    return ", ".join(f"{quantity:,} {meter}" for meter, quantity in quantities.items())

@@ -28,7 +28,7 @@ Reason = Literal[
     "store",
 ]
 
-ProblemCode = Literal["request-above-ceiling", "model-not-priced"]
+ProblemCode = Literal["request-above-ceiling", "model-not-priced", "path-ambiguous"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
