@@ -20,6 +20,7 @@ from meterkit.health.deliveries import (
     check_undelivered,
     check_unlinked,
 )
+from meterkit.health.lost_usage import check_lost_usage
 from meterkit.health.plans_file import (
     ALLOTMENTS,
     MODELS,
@@ -92,6 +93,8 @@ async def examine(parts: Parts, *, scan_keys: bool = True) -> Health:
         await _run_check("database", check_audit_database, parts, found)
         await _run_check("revenue", check_revenue, parts, found)
         await _run_check("roots", check_roots, parts, found)
+        if parts.store.address.kind != "memory":
+            await _run_check("lost", check_lost_usage, parts, found)
     await _run_check("stripe", check_meters, parts, found)
     found.findings += find_missing_secret(parts)
     if (allotted := describe_allotments(parts.store.catalog)) is not None:
