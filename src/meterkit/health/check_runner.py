@@ -78,7 +78,7 @@ async def examine(parts: Parts, *, scan_keys: bool = True) -> Health:
 
     Args:
         parts: of the kit.
-        scan_keys: False leaves out the checks that scan all keys.
+        scan_keys: False leaves out the checks that scan all keys, or read the audit log of many customers.
     """
     found = Health()
     if parts.store.address.kind == "memory":
@@ -93,7 +93,7 @@ async def examine(parts: Parts, *, scan_keys: bool = True) -> Health:
         await _run_check("database", check_audit_database, parts, found)
         await _run_check("revenue", check_revenue, parts, found)
         await _run_check("roots", check_roots, parts, found)
-        if parts.store.address.kind != "memory":
+        if scan_keys and parts.store.address.kind != "memory":
             await _run_check("lost", check_lost_usage, parts, found)
     await _run_check("stripe", check_meters, parts, found)
     found.findings += find_missing_secret(parts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from meterkit.decisions.periods import DAY_MS, to_ms
 from meterkit.insights.audit.database import COUNTED, TABLE
@@ -31,6 +31,7 @@ _ENTRIES_MAX: Final = 1_000
 _WINDOW_MS: Final = DAY_MS
 _LONGEST_MS: Final = 400 * DAY_MS  # More than any period.
 _SAME_PERIOD_MS: Final = 120_000
+_NO_UNITS: Final[Mapping[str, int]] = {}
 
 LoggedUnits = dict[str, dict[int, dict[str, int]]]
 """By customer, period (its first instant, ms) and meter, the recorded units."""
@@ -106,10 +107,10 @@ def find_lacking(usage: CustomerUsage, logged: Mapping[int, Mapping[str, int]]) 
     A meter that neither the plans file nor the usage has is left out: its counter cannot be read.
     """
     start_ms = to_ms(usage["period"]["start"])
-    meters = next((one for begun, one in logged.items() if abs(begun - start_ms) < _SAME_PERIOD_MS), {})
+    begun_ms = next((begun for begun in logged if abs(begun - start_ms) < _SAME_PERIOD_MS), start_ms)
     return [
         LostUsage(usage["customer"], meter, units - usage["meters"][meter]["recorded"])
-        for meter, units in meters.items()
+        for meter, units in logged.get(begun_ms, _NO_UNITS).items()
         if meter in usage["meters"] and units > usage["meters"][meter]["recorded"]
     ]
 
@@ -161,7 +162,7 @@ def read_latest_customers(database: Database, until_ms: int) -> list[str]:
             table.recorded_at_ms <= until_ms,
             table.kind.in_(COUNTED),
         )
-        .group_by(customer)
+        .group_by(text("1"))  # PostgreSQL takes expressions with parameters for different ones.
         .order_by(func.max(table.recorded_at_ms).desc())
         .limit(CUSTOMERS_MAX + 1)
     )
