@@ -22,7 +22,7 @@ from meterkit.health.lost_usage import find_interruption_ms
 from meterkit.insights.audit.database import TABLE, Database
 from meterkit.insights.audit.lost_usage import CounterComparison, compare_counters
 from servers.clusters import spawn_watched
-from servers.stores import Server, spawn_server
+from servers.stores import NEEDED, Server, spawn_server, url_of_user
 
 pytestmark = pytest.mark.anyio
 
@@ -130,6 +130,15 @@ async def test_f318_a_database_that_is_down_compares_nothing(directory: Path) ->
         ) as kit:
             why = (await kit.health()).not_looked_at["lost"]
     assert "run `meterkit audit rebuild --dry-run`" in why
+
+
+async def test_f318_without_the_right_to_info_nothing_is_compared(directory: Path) -> None:
+    with spawn_server() as server:
+        url = url_of_user(server, NEEDED)
+        kit = MeterKit(directory / "plans.yaml", redis_url=url, flush=False, audit_url=sqlite_in(directory))
+        found = await kit.health()
+        await kit.store.stop()
+    assert found.not_looked_at["lost"] == "the server's user may not ask for INFO"
 
 
 def test_f318_only_a_recent_restart_or_a_promotion_is_compared() -> None:
