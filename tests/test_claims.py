@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from asyncio import gather
 from collections.abc import AsyncGenerator
@@ -13,11 +14,17 @@ import pytest
 import yaml
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import PlainTextResponse
+from starlette.applications import Starlette
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import meterkit
 from drivers.app import hello, served
 from drivers.command_line import Shell
+from drivers.plans import completed as completed_plans
+from meterkit.catalog import loads
 from meterkit.fastapi import requires
 from servers.model_providers import OPENAI_KEY, USAGE, FakeProviders
 from test_readme import NAMES, ROOT, blocks
@@ -259,3 +266,80 @@ def test_check_names_the_records_that_a_plans_file_lacks(tmp_path: Path) -> None
     assert done.code == 0
     assert "note: plans.yaml:13:76 plans.free.meters.pages: no route asks for pages" in done.out
     assert "write `records: [pages]` on the routes" in done.out
+
+
+def test_the_graphql_recipe_gates_all_methods_and_its_websocket() -> None:
+    """F-315: a route with a method left GET and subscriptions open."""
+    (shown,) = (text for text in blocks(RECIPES, "python") if "resolve_report" in text)
+    names: dict[str, Any] = {"record": meterkit.record}
+    exec(compile(shown, "recipes.md", "exec", dont_inherit=True), names)  # noqa: S102 - It is our own documentation.
+
+    async def answer(request: Request) -> PlainTextResponse:
+        for query in [request.query_params.get("query"), *await operations_of(request)]:
+            for _ in range((query or "").count("report")):
+                await names["resolve_report"](None, None)
+        return PlainTextResponse("{}")
+
+    async def operations_of(request: Request) -> list[str]:
+        sent = await request.body()
+        return [one["query"] for one in json.loads(sent)] if sent else []
+
+    async def subscribe(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await names["resolve_report"](None, None)
+        await websocket.close()
+
+    app = Starlette(
+        routes=[
+            Route("/graphql", answer, methods=["GET", "POST", "PUT"]),
+            WebSocketRoute("/graphql", subscribe),
+        ]
+    )
+    kit = meterkit.MeterKit(loads(recipe("operations")), redis_url="memory://", flush=False)
+    app.add_middleware(meterkit.MeterMiddleware, kit=kit, identify=meterkit.identify.header("x-customer-id"))
+    assert [note for note in kit.catalog.notes if "operations" in str(note)] == []
+    with TestClient(app, headers=ADA) as client:
+        for method in ("GET", "HEAD", "POST", "PUT"):
+            assert client.request(method, "/graphql?query={report}").status_code == 403
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/graphql"):
+            pass
+        assert client.portal is not None
+        client.portal.call(kit.customers.set_plan, "ada", "pro")
+        assert client.get("/graphql?query={report}").status_code == 200
+        batch = [{"query": "{report}"}, {"query": "{a: report, b: report}"}]
+        assert client.post("/graphql", json=batch).status_code == 200
+        with client.websocket_connect("/graphql") as socket, pytest.raises(WebSocketDisconnect):
+            socket.receive_text()
+        client.portal.call(kit.record, "ada", "operations", 9_950)
+        used = client.portal.call(kit.usage, "ada")["meters"]["operations"]["recorded"]
+        assert (used, client.get("/graphql").status_code) == (10_000, 429)
+
+
+@pytest.mark.parametrize(("is_outside", "status"), [(True, 403), (False, 200)])
+def test_a_method_override_that_is_added_last_is_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_outside: bool, status: int
+) -> None:
+    """F-314: inside of meterkit it runs what was not decided."""
+    (shown,) = (text for text in blocks(ROOT / "docs/deployment.md", "python") if "MethodOverride" in text)
+    routes = '[{match: "POST /reports", consume: {requests: 1}}, {match: "DELETE /reports", feature: full}]'
+    (tmp_path / "plans.yaml").write_text(
+        completed_plans(f"meters: {{requests: {{unit: request}}}}\nfeatures: [full]\nroutes: {routes}\n")
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METERKIT_REDIS_URL", "memory://")
+    monkeypatch.setenv("METERKIT_FLUSH", "off")
+    names: dict[str, Any] = {}
+    exec(compile(shown, "deployment.md", "exec", dont_inherit=True), names)  # noqa: S102 - It is our own documentation.
+    app: Starlette = names["app"]
+
+    async def run_method(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.method)
+
+    app.routes.append(Route("/reports", run_method, methods=["POST", "DELETE"]))
+    if not is_outside:
+        app.user_middleware.reverse()
+    with TestClient(app, headers=ADA) as client:
+        response = client.post("/reports", headers={"x-http-method-override": "delete"})
+        assert response.status_code == status
+        assert client.post("/reports").text == "POST"
+    assert is_outside or response.text == "DELETE"

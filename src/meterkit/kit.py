@@ -306,8 +306,8 @@ class MeterKit(KitLifecycle, Parts):
         Each finding has its cure; a check that cannot run is named with the reason.
 
         Args:
-            scan_keys: False leaves out the checks that scan all keys, ``keys``, ``links`` and ``plans``, as
-                the operator pages do.
+            scan_keys: False leaves out the checks that scan all keys, ``keys``, ``links`` and ``plans``, and
+                ``lost``, which reads the audit log of many customers; as the operator pages do.
         """
         examine = import_alone("meterkit.health.check_runner").examine
         return cast("Health", await examine(self, scan_keys=scan_keys))

@@ -256,6 +256,20 @@ async def test_a_bounced_address_is_dead(box: Mailbox, mailing: MeterKit, refusa
     assert (kept.state, kept.why) == (state, f"the address is refused: {refusal[:3]}")
 
 
+async def test_f316_an_encoded_word_in_an_address_is_refused_and_said(
+    store_url: str, box: Mailbox, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Python's e-mail package decoded it, so the mail went to another address."""
+    contact = Contact("=?utf-8?q?eve=40example.org=2C?=@example.com")
+    async with kit_of(store_url, clock, smtp_url=box.url, reach=lambda _: contact) as kit:
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "email")
+    assert [] == box.mails
+    assert (
+        "is dead: the contact's address is not a single e-mail address without encoded words" in caplog.text
+    )
+
+
 @pytest.mark.parametrize(
     ("reached", "states"),
     [

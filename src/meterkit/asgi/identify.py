@@ -22,7 +22,7 @@ from functools import lru_cache
 from inspect import isawaitable, iscoroutinefunction
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -100,7 +100,8 @@ def find_id_fault(found: object) -> str:
     return next(f"found {fault} as the id of the {of:.80}" for of, one in ids if (fault := find_fault(one)))
 
 
-Identify = Callable[[Scope], str | Caller | Awaitable[str | Caller | None] | None]
+_Found = str | Caller | Literal[False] | None
+Identify = Callable[[Scope], _Found | Awaitable[_Found]]
 
 _TTL: Final = timedelta(seconds=60)
 HOST_CHARS_MAX: Final = 64

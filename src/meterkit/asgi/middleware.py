@@ -480,7 +480,8 @@ class MeterMiddleware:
             return plans.cache.get(customer, subjects=subjects)
         if isinstance(customer, str):
             raise UnservedError(replace(_INVALID, fault=find_id_fault(found)))
-        if customer is not None and customer is not False:  # `user.is_authenticated and user.id`
+        # False is no customer, as None: `user.is_authenticated and user.id` gives it.
+        if customer is not None and customer is not False:
             self._troubles.log_wrong_type(customer)
             raise UnservedError(_UNIDENTIFIED)
         anonymous = None if plans.by_ip is None else plans.by_ip(scope)

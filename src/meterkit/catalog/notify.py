@@ -26,8 +26,11 @@ _NAT64: Final = IPv6Network("64:ff9b::/96")
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is one e-mail address and nothing else."""
-    return _ADDRESS.fullmatch(text) is not None
+    """Whether a text is one e-mail address and nothing else.
+
+    An encoded word (RFC 2047) is none: Python decodes it, and sends the mail to the decoded address.
+    """
+    return _ADDRESS.fullmatch(text) is not None and "=?" not in text
 
 
 def _parse_url(text: str) -> str:

@@ -20,6 +20,7 @@ from meterkit.health.deliveries import (
     check_undelivered,
     check_unlinked,
 )
+from meterkit.health.lost_usage import check_lost_usage
 from meterkit.health.plans_file import (
     ALLOTMENTS,
     MODELS,
@@ -77,7 +78,7 @@ async def examine(parts: Parts, *, scan_keys: bool = True) -> Health:
 
     Args:
         parts: of the kit.
-        scan_keys: False leaves out the checks that scan all keys.
+        scan_keys: False leaves out the checks that scan all keys, or read the audit log of many customers.
     """
     found = Health()
     if parts.store.address.kind == "memory":
@@ -92,6 +93,8 @@ async def examine(parts: Parts, *, scan_keys: bool = True) -> Health:
         await _run_check("database", check_audit_database, parts, found)
         await _run_check("revenue", check_revenue, parts, found)
         await _run_check("roots", check_roots, parts, found)
+        if scan_keys and parts.store.address.kind != "memory":
+            await _run_check("lost", check_lost_usage, parts, found)
     await _run_check("stripe", check_meters, parts, found)
     found.findings += find_missing_secret(parts)
     if (allotted := describe_allotments(parts.store.catalog)) is not None:

@@ -49,7 +49,7 @@ _GONE_MS: Final = 10_000
 _FULL: Final = 0.9
 _CONNECT_S: Final = 2.0
 _LIMIT_REACHED: Final = "max number of clients reached"
-_INFO_REFUSED: Final = "the server's user may not ask for INFO"
+INFO_REFUSED: Final = "the server's user may not ask for INFO"
 
 
 CheckResult = tuple[str, list[Finding]]
@@ -83,7 +83,7 @@ class CheckContext:
         if self._info is None:
             told = await ask_server(self.admin, self.client.info("everything"))
             if told is None:
-                raise CheckSkippedError(_INFO_REFUSED)
+                raise CheckSkippedError(INFO_REFUSED)
             self._info = {name: info_text(value) for name, value in told.items()}
         return self._info
 
@@ -201,7 +201,7 @@ async def check_persistence(context: CheckContext) -> CheckResult:
     else:
         way = await context.keeping.find_method()
         if way == "age" and not info:
-            raise CheckSkippedError(_INFO_REFUSED)
+            raise CheckSkippedError(INFO_REFUSED)
     accepted = context.parts.settings.deliver_without_persistence
     return f"by {way}", find_persistence_faults(way, info, appendfsync=appendfsync, is_accepted=accepted)
 
@@ -323,12 +323,31 @@ def find_full_memory(memory: Mapping[str, str]) -> list[Finding]:
 
 
 async def check_replication(context: CheckContext) -> CheckResult:
-    """Check the server's role and its replicas."""
+    """Check the server's role, its replicas, and how much a failover may lose."""
     info = await context.info()
     found = find_replication_faults(info)
-    if info.get("connected_slaves") == "0" and await context.keeping.has_successor():
-        found += report_missing_replica()
+    if await context.keeping.has_successor():
+        if info.get("connected_slaves") == "0":
+            found += report_missing_replica()
+        if not context.parts.settings.deliver_without_persistence:
+            found += find_unbounded_loss(info)
     return f"{info.get('connected_slaves', 0)} replicas", found
+
+
+def find_unbounded_loss(info: Mapping[str, str]) -> list[Finding]:
+    """Report a master that accepts writes without a replica that follows, by ``INFO replication``.
+
+    A server tells the number of good replicas only if min-replicas-to-write and min-replicas-max-lag are set.
+    """
+    if info.get("role") == "slave" or "min_slaves_good_slaves" in info:
+        return []
+    return one_finding(
+        check="replication",
+        problem="the server accepts writes while no replica follows (min-replicas-to-write 0): a failover"
+        " loses all requests that it acknowledges until it learns of the new master",
+        cure="set min-replicas-to-write 1 and min-replicas-max-lag 10 on each server (CONFIG SET, and in its"
+        " file)",
+    )
 
 
 def find_replication_faults(info: Mapping[str, str]) -> list[Finding]:

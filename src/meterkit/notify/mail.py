@@ -61,7 +61,10 @@ def make_mail(message: Message, rendered: RenderedMessage, *, sender: str, to: R
     """
     name = to.name or ""
     if not is_address(to.email):
-        raise SendError("the contact's address is not a single e-mail address", is_final=True)
+        raise SendError(
+            "the contact's address is not a single e-mail address without encoded words (=?…?=)",
+            is_final=True,
+        )
     if _CONTROL.search(name):
         raise SendError("the contact's name has a line break or a control character", is_final=True)
     mail = EmailMessage()

@@ -160,6 +160,9 @@ async def _answer_operator(
         return problem_answer(error.problem)
     except CustomerError:
         return problem_answer(NO_PAGE)
+    except SettingsError as error:
+        # This deployment has no such figures, and asking again does not help.
+        return problem_answer(ProblemDocument(kind=NO_PAGE.kind, detail=str(error)))
     except MeterkitError as error:
         # Operators may see the error: it says what to set, or what does not answer.
         return problem_answer(ProblemDocument.of("temporary-reduced-capacity", str(error), wait_s=_AGAIN_S))
