@@ -14,7 +14,7 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-PATH_CHARS_MAX: Final = 4_096
+PATH_CHARS_MAX: Final = 1_536
 """Length of a path whose readings are listed: S3 allows keys of 1,024 bytes."""
 _DECODED_MAX: Final = 3
 _ODD: Final = re.compile(r"\A(?!/)|//|[\\;?#%\x00]|/\.{1,2}(?:/|\Z)")
@@ -50,12 +50,9 @@ def raw_reading(path: str, raw: bytes | None) -> str:
 
 def plain_readings(path: str) -> list[str]:
     """List what a path comes to once it is decoded, cut and resolved; each step may be left out."""
-    found = dict[str, None]()
-    for decoded in _list_decodings(path):
-        for text in (decoded, decoded.replace("\\", "/")):
-            for cut in (text, _PARAMETERS.sub("", text), _TAIL.sub("", text)):
-                found[_resolve_dots(cut)] = None
-    return list(found)
+    slashed = {text for each in _list_decodings(path) for text in (each, each.replace("\\", "/"))}
+    cut = {text for each in slashed for text in (each, _PARAMETERS.sub("", each), _TAIL.sub("", each))}
+    return sorted({_resolve_dots(each) for each in cut})
 
 
 def climbs(path: str) -> bool:
@@ -111,10 +108,10 @@ def _list_decodings(path: str) -> tuple[str, ...]:
 @lru_cache(maxsize=16)
 def _segments_of(path: str) -> tuple[Sequence[str], ...]:
     """Split each decoding of a path; the ends of segments that some readers cut off are left out, too."""
-    texts = (
+    texts = {
         text for decoded in _list_decodings(path.lower()) for text in (decoded, _PARAMETERS.sub("", decoded))
-    )
-    return tuple(_SEPARATORS.split(text) for text in texts)
+    }
+    return tuple([*filter(None, _SEPARATORS.split(text))] for text in texts)
 
 
 def _stand_in_order(fixed: Sequence[str], segments: Sequence[str]) -> bool:
