@@ -45,30 +45,26 @@ _EXAMPLES: Final = {
 _FURTHER_EXAMPLES: Final = (*_EXAMPLES.values(), "a", "aa", "aaa", "2031-06-10", "2031-06-10T12:00:00")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class RequestDecider:
     """MeterMiddleware of an app, reduced to the data that finds the line of a request.
 
-    Attributes:
+    Args:
         catalog: its kit's.
         root_path: the root path of the app that it wraps.
         mount: an example of the path at which it is mounted; empty where it is not.
     """
 
-    catalog: Catalog
-    root_path: str
-    mount: str = ""
-
-    def router(self, lines: Sequence[Route] | None = None) -> Router:
-        """Make a router of some lines; by default of all but those of MCP messages."""
-        own = [line for line in self.catalog.routes if line.mcp is None]
-        return Router(own if lines is None else lines, root_path=self.root_path)
+    def __init__(self, catalog: Catalog, root_path: str, mount: str = "") -> None:
+        self.catalog = catalog
+        self.root_path = root_path.rstrip("/")
+        # Messages of MCP match lines of their own before they match one of these.
+        self.router = Router([line for line in catalog.routes if line.mcp is None], root_path=root_path)
+        self._mounted = {"root_path": mount, "app_root_path": ""} if mount else {}
 
     def scope(self, method: str, path: str) -> dict[str, Any]:
         """Build the scope of a request; ``WS`` stands for a websocket."""
         kind = "websocket" if method == WEBSOCKET else "http"
-        scope = {"type": kind, "method": method, "path": path}
-        return scope | {"root_path": self.mount, "app_root_path": ""} if self.mount else scope
+        return {"type": kind, "method": method, "path": path, **self._mounted}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,16 +212,9 @@ def match_lines(
     """
     if not any(route.decider for route in routes):
         routes = [replace(route, decider=otherwise) for route in routes]
-    deciders = dict.fromkeys(route.decider for route in routes if route.decider)
-    routers = {decider: decider.router() for decider in deciders}
-    found: list[RouteLines] = []
-    for place, route in enumerate(routes):
-        if route.decider is None:
-            found.append(RouteLines(route=route, methods=route.methods, line=None))
-        else:
-            found += _find_lines(route, routes[:place], route.decider, routers[route.decider])
+    found = [one for nth, route in enumerate(routes) for one in _find_lines(route, routes[:nth])]
     used = {line.match for one in found for line in (one.line, *one.parts) if line is not None}
-    catalogs = {id(decider.catalog): decider.catalog for decider in deciders}
+    catalogs = {id(route.decider.catalog): route.decider.catalog for route in routes if route.decider}
     return found, [
         UnusedLine(
             catalog=catalog,
@@ -245,24 +234,19 @@ def _is_redirect(line: Route, routes: Sequence[AppRoute]) -> bool:
     return (line.exempt or line.always) and any(route.takes("GET", path) for route in routes)
 
 
-def _find_lines(
-    route: AppRoute, before: Sequence[AppRoute], decider: RequestDecider, router: Router
-) -> list[RouteLines]:
+def _find_lines(route: AppRoute, before: Sequence[AppRoute]) -> list[RouteLines]:
     """Find the lines of a route; methods that the same lines take are one entry."""
+    decider = route.decider
+    if decider is None:
+        return [RouteLines(route=route, methods=route.methods, line=None)]
     groups: dict[tuple[object, ...], RouteLines] = {}
-    example = example_path(route.path)
     for method in route.methods:
-        line = router.match(decider.scope(method, example))
+        line = decider.router.match(decider.scope(method, example_path(route.path)))
+        match = None if line is None else line.match
+        end = next((nth for nth, one in enumerate(decider.catalog.routes) if one.match == match), None)
+        earlier = decider.catalog.routes[:end]
         parts = [
-            part
-            for part in decider.catalog.routes
-            if part is not line
-            and part.path is not None
-            and (
-                _takes_messages(part, method, example, decider)
-                if part.mcp is not None
-                else _takes_part(part, method, route, before)
-            )
+            part for part in earlier if part.path and _takes_part(part, part.path, method, route, before)
         ]
         key = (id(line), *map(id, parts))
         methods = (*groups[key].methods, method) if key in groups else (method,)
@@ -270,28 +254,14 @@ def _find_lines(
     return list(groups.values())
 
 
-def _takes_messages(part: Route, method: str, path: str, decider: RequestDecider) -> bool:
-    """Whether a line takes MCP messages posted to a path."""
-    alone = [line for line in decider.catalog.routes if line is part or line.mcp is None]
-    return method == "POST" and decider.router(alone).match(decider.scope(method, path)) is part
-
-
-def _takes_part(part: Route, method: str, route: AppRoute, before: Sequence[AppRoute]) -> bool:
+def _takes_part(part: Route, path: str, method: str, route: AppRoute, before: Sequence[AppRoute]) -> bool:
     """Whether a line takes some path of a route that no earlier route takes."""
-    named = (method, part.path)
-    root = "" if route.decider is None else route.decider.root_path.rstrip("/")
+    without = path.removeprefix(route.decider.root_path) if route.decider else path
+    others = (other for other in before if other.host in {None, route.host} and method in other.methods)
     return (
         covers_method(part.method, method)
-        and any(
-            _overlap(path.split("/"), route.path.split("/"))
-            for path in (part.path or "", (part.path or "").removeprefix(root))
-        )
-        and not any(
-            other.host in {None, route.host}
-            and method in other.methods
-            and covers((method, other.path), named)
-            for other in before
-        )
+        and any(_overlap(one.split("/"), route.path.split("/")) for one in (path, without))
+        and not any(covers((method, other.path), (method, path)) for other in others)
     )
 
 
@@ -333,5 +303,4 @@ def path_lines(decider: RequestDecider, method: str, path: str) -> tuple[list[Pa
     """
     raw = path.partition("?")[0].encode()
     scope = {**decider.scope(method, unquote(raw)), "raw_path": raw}
-    router = decider.router()
-    return router.readings(scope), router.match(scope)
+    return decider.router.readings(scope), decider.router.match(scope)
