@@ -236,11 +236,17 @@ async def _log_in(
     # The name is for operators of the server: none is needed where a user may not set it, or a hosted server
     # has no such command.
     named = connection.ask("CLIENT", "SETNAME", "meterkit")
-    await asyncio.wait([named])
+    found = connection.ask("SCRIPT", "EXISTS", *(script.sha for script in scripts)) if scripts else named
+    await asyncio.wait([named, found])
     reply: Any = named.exception() or named.result()
     if not (isinstance(reply, ReplyError) and (reply.code == _NO_RIGHT or "command" in str(reply))):
         await answered(named)
-    await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
+    # All scripts are half a megabyte: far from the store they would take several round trips.
+    there: Any = found.exception() or found.result()
+    if not isinstance(there, list):  # Its user may not ask.
+        there = [0] * len(scripts)
+    missing = [script for script, is_there in zip(scripts, there, strict=True) if is_there != 1]
+    await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in missing))
 
 
 async def _await_replies(address: Address, is_known: bool, *asked: asyncio.Future[Any]) -> None:
