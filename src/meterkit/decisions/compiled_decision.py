@@ -25,7 +25,7 @@ from meterkit.decisions.limit_policies import (
     keep_ms_of,
     route_rate_terms,
 )
-from meterkit.decisions.spending import SpendingTerms
+from meterkit.decisions.spending import UNCAPPED, SpendingTerms
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _NO_ROWS: Final[dict[str, str]] = {}
+REPLY_NUMBERS: Final = 5
+"""Numbers of the decision script's reply before the rests."""
 _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
 
 
@@ -114,6 +116,7 @@ class Program:
         rate_terms: field of each rate, and its numbers: kind, window, limit, refill, needed, taken.
         costs: held meter whose cost depends on the model, to the cost of a held unit (micro-credits).
         subjects: demands on the customer's subjects; their measures follow the customer's.
+        ceilings: place of each ceiling's rest in the decision script's reply, and name of its policy.
     """
 
     measures: tuple[PolicyMeasure, ...]
@@ -131,16 +134,19 @@ class Program:
     quantity_places: tuple[tuple[int, str, int], ...]
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
     costs: Mapping[str, int]
+    ceilings: tuple[tuple[int, str], ...]
     subjects: tuple[SubjectDemand, ...] = ()
 
     def with_subjects(self, asked: tuple[SubjectDemand, ...]) -> Program:
         """Program with demands on subjects; the end of the request counts their units."""
         numbers = (*self.numbers[: _COUNTS - 1], len(asked), *self.numbers[_COUNTS:])
         held = any(one.hold.quantities or one.hold.concurrency or one.hold.spent for one in asked)
+        measures = (*self.measures, *(measure for one in asked for measure in one.measures))
         return replace(
             self,
-            measures=(*self.measures, *(measure for one in asked for measure in one.measures)),
+            measures=measures,
             numbers=numbers,
+            ceilings=_place_ceilings(measures, len(self.rate_terms)),
             subjects=asked,
             holds=self.holds or held,
             settles=True,
@@ -220,6 +226,17 @@ def compile_program(
         quantity_places=tuple(_find_quantity_places(parts)),
         rate_terms=tuple(map(_bind_rate_terms, rates)),
         costs={name: cost for name, cost in costs.items() if name in held and behind},
+        ceilings=_place_ceilings(measures, len(rates)),
+    )
+
+
+def _place_ceilings(measures: Sequence[PolicyMeasure], rate_count: int) -> tuple[tuple[int, str], ...]:
+    """Place of each ceiling's rest in the reply of ``decide.lua``, and name of its policy."""
+    reported = (measure for measure in measures[rate_count:] if measure.kind != GAUGE)
+    return tuple(
+        (place, measure.policy.name)
+        for place, measure in enumerate(reported, start=REPLY_NUMBERS)
+        if measure.kind == CEILING and measure.limit != UNCAPPED
     )
 
 

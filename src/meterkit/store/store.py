@@ -357,6 +357,8 @@ class Store:
         settlement = Settlement(
             view, used=used, event=event, occurred_ms=occurred_ms, asks_revenue=asks_revenue
         )
+        if (await self.lane()).is_open:
+            self.fallback.record(view, used.recorded)
         await self.settle_acknowledged([settlement])
         return settlement.revenue
 
