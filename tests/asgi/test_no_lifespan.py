@@ -134,7 +134,7 @@ async def test_each_loop_starts_and_takes_it_along(store_url: str, caplog: pytes
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_i3_i9_only_the_first_requests_wait_for_the_start_timeout(
+async def test_i3_i9_only_first_requests_wait_for_the_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F-310: until its first reply a process waits for the start timeout, once; then the breaker is open."""
@@ -167,7 +167,7 @@ async def test_i3_i9_only_the_first_requests_wait_for_the_start_timeout(
     assert await asyncio.to_thread(lambda: asyncio.run(serve())) < 0.4
 
 
-async def test_a_kit_that_stops_before_its_first_reply_lets_all_requests_go() -> None:
+async def test_a_stop_before_the_first_reply_ends_all_requests() -> None:
     kit = kit_for("redis://127.0.0.1:1/0", "http://127.0.0.1:1", clock=time.time, start_timeout=300.0)
     before = asyncio.all_tasks()
     asked = [asyncio.create_task(wrapped(kit)(http_scope(), no_more, ignore)) for _ in range(3)]

@@ -285,7 +285,7 @@ async def test_i3_an_outage_opens_what_the_last_reply_left(valkey: Server) -> No
         assert await store.statuses("acme", 1, "/pages") == [402]
 
 
-async def test_i3_what_failed_or_was_recorded_changes_what_an_outage_opens(valkey: Server) -> None:
+async def test_i3_failures_and_records_change_what_is_left(valkey: Server) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/fails":
             raise RuntimeError(scope["path"])

@@ -71,9 +71,7 @@ async def test_i3_a_stall_opens_no_more_than_was_left(valkey: Server, stall_s: f
 
 @pytest.mark.parametrize("balance", [80, whole(2_000)])
 @pytest.mark.dear("four processes, which serve a balance and its multiple")
-async def test_i3_four_processes_admit_in_a_stall_what_each_knew_to_be_left(
-    valkey: Server, balance: int
-) -> None:
+async def test_i3_four_stalled_processes_admit_what_each_knew(valkey: Server, balance: int) -> None:
     options: dict[str, Any] = {
         "store": valkey.url,
         "plans": PLANS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -116,7 +116,7 @@ class Program:
         rate_terms: field of each rate, and its numbers: kind, window, limit, refill, needed, taken.
         costs: held meter whose cost depends on the model, to the cost of a held unit (micro-credits).
         subjects: demands on the customer's subjects; their measures follow the customer's.
-        ceilings: place of each ceiling's rest in the decision script's reply, and name of its policy.
+        ceilings: place of each ceiling's remainder in the decision script's reply, and name of its policy.
     """
 
     measures: tuple[PolicyMeasure, ...]
@@ -134,19 +134,27 @@ class Program:
     quantity_places: tuple[tuple[int, str, int], ...]
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
     costs: Mapping[str, int]
-    ceilings: tuple[tuple[int, str], ...]
     subjects: tuple[SubjectDemand, ...] = ()
+    ceilings: tuple[tuple[int, str], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the ceilings."""
+        reported = (measure for measure in self.measures[len(self.rate_terms) :] if measure.kind != GAUGE)
+        ceilings = (
+            (place, measure.policy.name)
+            for place, measure in enumerate(reported, start=REPLY_NUMBERS)
+            if measure.kind == CEILING and measure.limit != UNCAPPED
+        )
+        object.__setattr__(self, "ceilings", tuple(ceilings))
 
     def with_subjects(self, asked: tuple[SubjectDemand, ...]) -> Program:
         """Program with demands on subjects; the end of the request counts their units."""
         numbers = (*self.numbers[: _COUNTS - 1], len(asked), *self.numbers[_COUNTS:])
         held = any(one.hold.quantities or one.hold.concurrency or one.hold.spent for one in asked)
-        measures = (*self.measures, *(measure for one in asked for measure in one.measures))
         return replace(
             self,
-            measures=measures,
+            measures=(*self.measures, *(measure for one in asked for measure in one.measures)),
             numbers=numbers,
-            ceilings=_place_ceilings(measures, len(self.rate_terms)),
             subjects=asked,
             holds=self.holds or held,
             settles=True,
@@ -226,17 +234,6 @@ def compile_program(
         quantity_places=tuple(_find_quantity_places(parts)),
         rate_terms=tuple(map(_bind_rate_terms, rates)),
         costs={name: cost for name, cost in costs.items() if name in held and behind},
-        ceilings=_place_ceilings(measures, len(rates)),
-    )
-
-
-def _place_ceilings(measures: Sequence[PolicyMeasure], rate_count: int) -> tuple[tuple[int, str], ...]:
-    """Place of each ceiling's rest in the reply of ``decide.lua``, and name of its policy."""
-    reported = (measure for measure in measures[rate_count:] if measure.kind != GAUGE)
-    return tuple(
-        (place, measure.policy.name)
-        for place, measure in enumerate(reported, start=REPLY_NUMBERS)
-        if measure.kind == CEILING and measure.limit != UNCAPPED
     )
 
 

@@ -39,8 +39,8 @@ class RemainingQuantity(NamedTuple):
     Attributes:
         quantity: units left.
         is_backed: whether grants or credits backed the ceiling at the store's last refusal.
-        is_known: whether the store has said what was left in this period; otherwise it is what the plan gives
-            a new customer.
+        is_known: whether a reply of the store in this period is known; otherwise the quantity is a new
+            customer's.
     """
 
     quantity: int

@@ -48,18 +48,18 @@ class FallbackDecision(NamedTuple):
 
 
 class Remainders:
-    """What is left to one customer without the store, by policy.
+    """Units that one customer may still use without the store, by policy.
 
     Args:
         view: the customer, by a view of the current period.
-        admitted: what this process has admitted, by policy and subjects; see :class:`CustomerCounts`.
+        admitted: units that this process has admitted; see :class:`CustomerCounts`.
     """
 
     def __init__(self, view: CustomerView, admitted: dict[tuple[str, object], tuple[int, int]]) -> None:
         self._view = view
         self._admitted = admitted
-        self._stored = read_remainders(view)
         self._subjects = None if view.subjects is None else view.subjects.given
+        self._stored = read_remainders((view.base or view).latest_replies, self._subjects)
 
     def left(self, policy: str, meter: str, limit: int) -> RemainingQuantity:
         """Units left under a policy.
@@ -105,11 +105,11 @@ class Remainders:
 
 
 class CustomerCounts:
-    """What this process has counted of one customer.
+    """Counts of one customer in this process.
 
     Attributes:
         windows: counters of rates, by field.
-        admitted: by policy, and for a policy of subjects by these: since which reply (ms), and units.
+        admitted: by policy and its subjects, the time of the store's latest reply and the units since then.
     """
 
     __slots__ = ("admitted", "windows")

@@ -19,7 +19,7 @@ from meterkit.decisions.compiled_decision import (
 )
 from meterkit.decisions.limit_policies import Demand
 from meterkit.redis.connection import pack_each
-from meterkit.store.remainders import NOTHING_SAID, find_reply, pack_refusal
+from meterkit.store.remainders import NOTHING_SAID, pack_refusal
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REFUSED
 from meterkit.store.script_arguments import pack_head
 from meterkit.store.views import PreparedDecision
@@ -156,7 +156,7 @@ class PreparedReservation:
         self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
         self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
         self.bound: BoundProgram = BoundProgram(program, self._consumed)
-        self.latest_reply: LatestReply = find_reply(view, program.ceilings)
+        self.latest_reply: LatestReply = view.find_reply(program.ceilings)
         others = view.pack_subjects(program.subjects)
         self._head = pack_head(program, view.keys, sha=view.cache.decide.sha, rev=view.rev, others=others)
         self._tails = {mode: pack_each(program.trailing_arguments(mode)) for mode in "ds"}

@@ -7,7 +7,6 @@ the same ceilings share the latest reply. It is kept as the store sent it, and r
 from __future__ import annotations
 
 import struct
-from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from meterkit.decisions.limit_policies import CEILING, GAUGE
@@ -18,14 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from meterkit.decisions.compiled_decision import Program
-    from meterkit.store.views import CustomerView
 
 Ceilings: TypeAlias = "tuple[tuple[int, str], ...]"
 """Place of each ceiling's remainder in a reply, and name of its policy; see :class:`Program`."""
 
 _REPLIES_MAX: Final = 32
 _BACKED_SHIFT: Final = 8
-_adding: Final = Lock()
 
 
 class LatestReply:
@@ -47,30 +44,21 @@ class LatestReply:
         self.other = other
 
 
-def find_reply(view: CustomerView, ceilings: Ceilings) -> LatestReply:
-    """Latest reply about these ceilings; an empty one if there was none yet."""
-    owner, subjects = view.base or view, None if view.subjects is None else view.subjects.given
-    for known in _replies_of(owner):
-        if known.ceilings == ceilings and known.subjects == subjects:
-            return known
-    with _adding:
-        found = owner.latest_replies = LatestReply(ceilings, subjects, owner.latest_replies)
-        for place, last in enumerate(_replies_of(owner), start=1):
-            if place == _REPLIES_MAX:
-                last.other = None
-    return found
-
-
-def has_reply(view: CustomerView) -> bool:
-    """Whether the store has decided any request of the customer."""
-    return any(known.packed for known in _replies_of(view.base or view))
-
-
-def _replies_of(owner: CustomerView) -> Iterator[LatestReply]:
-    known = owner.latest_replies
+def replies_of(first: LatestReply | None) -> Iterator[LatestReply]:
+    """Iterate over a linked list of replies."""
+    known = first
     while known is not None:
         yield known
         known = known.other
+
+
+def add_reply(first: LatestReply | None, ceilings: Ceilings, subjects: object) -> LatestReply:
+    """Put an empty reply before the others; the oldest of many is dropped."""
+    added = LatestReply(ceilings, subjects, first)
+    for place, last in enumerate(replies_of(added), start=1):
+        if place == _REPLIES_MAX:
+            last.other = None
+    return added
 
 
 class StoredRemainder(NamedTuple):
@@ -87,11 +75,10 @@ class StoredRemainder(NamedTuple):
     is_backed: bool
 
 
-def read_remainders(view: CustomerView) -> dict[str, StoredRemainder]:
-    """Units left under the customer's ceilings and those of the view's subjects, by policy."""
+def read_remainders(first: LatestReply | None, subjects: object) -> dict[str, StoredRemainder]:
+    """Units left under the ceilings of a customer, and of these subjects, by policy."""
     found: dict[str, StoredRemainder] = {}
-    subjects = None if view.subjects is None else view.subjects.given
-    for known in _replies_of(view.base or view):
+    for known in replies_of(first):
         packed = known.packed
         numbers = struct.unpack(f"<{len(packed) // 8}q", packed)
         for nth, (place, policy) in enumerate(known.ceilings if len(packed) > len(NOTHING_SAID) else ()):

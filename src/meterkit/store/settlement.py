@@ -18,7 +18,6 @@ from meterkit.decisions.price_segments import earned_micros, price_line
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
 from meterkit.store.call_amounts import price_quantities
-from meterkit.store.remainders import has_reply
 from meterkit.store.script_arguments import NOTHING_PACKED
 from meterkit.store.settlement_parts import (
     NO_CAP,
@@ -308,7 +307,7 @@ class Settlement:
     def _pack_subjects(self, view: CustomerView) -> PackedSubjects:
         if view.subjects is None:
             return NOTHING_PACKED
-        if has_reply(view):
+        if view.has_reply:
             view.cache.alarms.log_undeclared_subjects(view.subjects, view.effective.plan.key)
         passed_ms = view.cache.now_ms() - self.rated_ms if self.rated_ms else 0
         return pack_subject_settlement(

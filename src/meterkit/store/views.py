@@ -24,7 +24,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.safe_text import plain_text
 from meterkit.store.compiled_catalog import CompiledCatalog
-from meterkit.store.remainders import find_reply, has_reply
+from meterkit.store.remainders import add_reply, replies_of
 from meterkit.store.replies import HELD
 from meterkit.store.script_arguments import (
     NOTHING_PACKED,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.periods import Bounds
     from meterkit.decisions.subjects import SubjectDemand
-    from meterkit.store.remainders import LatestReply
+    from meterkit.store.remainders import Ceilings, LatestReply
     from meterkit.store.script_arguments import GivenSubjects, PackedSubjects
 
 _T = TypeVar("_T")
@@ -54,6 +54,7 @@ _NOTHING: Final[dict[str, int]] = {}
 _EMPTY: Final[dict[Any, Any]] = {}
 """Placeholder of each dict until it gets its first entry: most customers need few of them."""
 _NONE_PREPARED: Final = (None, None)
+_adding_replies: Final = Lock()
 _Key = TypeVar("_Key")
 _View = TypeVar("_View")
 
@@ -147,7 +148,7 @@ class PreparedDecision:
         self.reserved = reserved
         self.digest, self.is_repeat, self.is_allotted = "", False, False
         self.settles = program.settles
-        self.latest_reply = find_reply(view, program.ceilings) if binder is None else binder.latest_reply
+        self.latest_reply = view.find_reply(program.ceilings) if binder is None else binder.latest_reply
         self._binder = binder
         self._holds = mode != "c" and (program.holds or bool(reserved))
         self.mode = mode = "v" if self.refusal else "s" if self.shadow and mode in "df" else mode
@@ -291,7 +292,22 @@ class CustomerView:
     @property
     def is_plan_known(self) -> bool:
         """Whether the store has confirmed the plan, so that it is not the default of an unknown customer."""
-        return self.anonymous or self.rev != NO_STATE or has_reply(self)
+        return self.anonymous or self.rev != NO_STATE or self.has_reply
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether the store has decided any request of the customer."""
+        return any(known.packed for known in replies_of((self.base or self).latest_replies))
+
+    def find_reply(self, ceilings: Ceilings) -> LatestReply:
+        """Latest reply about these ceilings; an empty one if there was none yet."""
+        owner, subjects = self.base or self, None if self.subjects is None else self.subjects.given
+        for known in replies_of(owner.latest_replies):
+            if known.ceilings == ceilings and known.subjects == subjects:
+                return known
+        with _adding_replies:
+            added = owner.latest_replies = add_reply(owner.latest_replies, ceilings, subjects)
+        return added
 
     def forget(self) -> None:
         """Drop all prepared decisions."""
