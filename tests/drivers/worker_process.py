@@ -259,6 +259,11 @@ class Unstarted(Serving):
         self.door.open.set()
         return self
 
+    async def count_excess(self) -> None:
+        store = self.kit.store
+        await store.excess.count(store)
+        await store.excess.send()
+
     async def burst(self, customer: str, path: str, times: int, blocked_s: float) -> dict[int, int]:
         """Send requests at once; block the event loop while it connects to the store."""
 

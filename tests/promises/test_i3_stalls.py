@@ -97,3 +97,7 @@ async def test_i3_four_stalled_processes_admit_what_each_knew(valkey: Server, ba
         await asyncio.gather(*(worker.ask("settled") for worker in workers))
         assert served <= balance + known
         assert await used(kit, "acme") == (served, 0)
+        await asyncio.gather(*(worker.ask("count_excess") for worker in workers))
+        # Each process counts at most what it has admitted itself.
+        counted = (await kit.store.excess.read(1)).get("requests", 0)
+        assert served - balance <= counted <= in_stall

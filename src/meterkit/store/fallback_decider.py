@@ -8,6 +8,7 @@ a tenth of theirs.
 
 from __future__ import annotations
 
+from collections import Counter
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -132,6 +133,7 @@ class Fallback:
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
         self._counted: dict[bool, dict[str, CustomerCounts]] = {False: {}, True: {}}
+        self._admitted: dict[str, Counter[str]] = {}
         self._lock = Lock()
 
     def decide(self, view: CustomerView, route: Route, prepare: Prepare | None) -> FallbackDecision:
@@ -157,6 +159,7 @@ class Fallback:
                 quantity = _held_under(decided, one.policy.name, one.policy.meter)
                 if quantity:
                     remainders.admit(one.policy.name, one.policy.meter, one.limit, quantity)
+                    self._note_admitted(view, one.policy.name, one.policy.meter, quantity)
         return FallbackDecision(decided, reply)
 
     def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
@@ -186,11 +189,29 @@ class Fallback:
                 more = recorded.get(meter, 0) - held.get(meter, 0)
                 if limit is not None and more:
                     remainders.admit(period_policy(meter), meter, limit, more)
+                    self._note_admitted(view, period_policy(meter), meter, more)
             for measure, _ in () if decided is None else ceilings_of(decided.program):
                 name, meter = measure.policy.name, measure.policy.meter
                 if decided is not None and is_of_subject(name):
                     more = recorded.get(meter, 0) - _held_under(decided, name, meter)
                     remainders.admit(name, meter, measure.limit, more)
+
+    def pop_admitted(self) -> dict[str, Counter[str]]:
+        """Remove and return the units admitted under ceilings, by customer and meter."""
+        with self._lock:
+            admitted, self._admitted = self._admitted, {}
+        return admitted
+
+    def restore_admitted(self, admitted: Mapping[str, Counter[str]]) -> None:
+        """Add units that :meth:`pop_admitted` has removed."""
+        with self._lock:
+            for customer, units in admitted.items():
+                self._admitted.setdefault(customer, Counter()).update(units)
+
+    def _note_admitted(self, view: CustomerView, policy: str, meter: str, quantity: int) -> None:
+        is_counted = view.customer in self._admitted or len(self._admitted) < _CUSTOMERS_MAX
+        if is_counted and not view.anonymous and not is_of_subject(policy):
+            self._admitted.setdefault(view.customer, Counter())[meter] += quantity
 
     def _current(self, view: CustomerView, now_ms: int) -> CustomerView:
         """View by which the customer is served now: a trial, a grace or a period may have ended."""
