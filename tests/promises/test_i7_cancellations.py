@@ -133,7 +133,7 @@ def run(loop: str, story: Story) -> None:
 
 def test_i7_each_background_task_ends_after_one_cancellation(tmp_path: Path) -> None:
     """F-209: `meterkit degraded` and others slept on, in the state "cancelling"."""
-    reached = {"audit", "audit bound", "changes", "closes", "degraded", "events", "excess", "notify email"}
+    reached = {"audit", "audit bound", "changes", "closes", "degraded", "events", "notify email"}
     reached |= {"notify spikes", "notify summaries", "notify webhook", "overview", "revenue"}
     reached |= {"scheduled transitions", "webhooks"}
 
