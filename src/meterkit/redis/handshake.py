@@ -242,10 +242,9 @@ async def _log_in(
     if not (isinstance(reply, ReplyError) and (reply.code == _NO_RIGHT or "command" in str(reply))):
         await answered(named)
     # All scripts are half a megabyte: far from the store they would take several round trips.
-    there: Any = found.exception() or found.result()
-    if not isinstance(there, list):  # Its user may not ask.
-        there = [0] * len(scripts)
-    missing = [script for script, is_there in zip(scripts, there, strict=True) if is_there != 1]
+    reply = found.exception() or found.result()
+    can_ask = not isinstance(reply, Exception)  # Otherwise its user may not ask.
+    missing = [script for place, script in enumerate(scripts) if not (can_ask and reply[place] == 1)]
     await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in missing))
 
 
