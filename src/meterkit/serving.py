@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeAlias
 from weakref import WeakKeyDictionary
@@ -83,7 +84,12 @@ class LoopServer:
     ) -> None:
         self._store = store
         self._settings = settings
-        self._tasks = {**tasks, "degraded": store.degraded.run, "unpriced": store.unpriced.run}
+        self._tasks: dict[str, BackgroundTask] = {
+            **tasks,
+            "degraded": store.degraded.run,
+            "excess": partial(store.excess.run_for, store),
+            "unpriced": store.unpriced.run,
+        }
         self._finish = finish
         self._close = close
         self._background = BackgroundTasks(store.task_failures)

@@ -175,7 +175,8 @@ class Settings(BaseSettings):
         stripe_transport: how usage is sent.
         flush_interval: seconds that usage is gathered before it is due to be sent, where it is counted.
         store_timeout: seconds that one call to the store may take.
-        start_timeout: seconds that starting tries to reach the store, before it is logged and the app begins.
+        start_timeout: seconds that the start and the first requests wait for the store before the app goes on
+            without it.
         key_prefix: what the store's keys begin with.
         shards: over how many hash slots customers are spread; fixed when a store is first used.
         customers_kept: how many customers a process knows at once; beyond that the least recently used go.

@@ -134,14 +134,47 @@ async def test_each_loop_starts_and_takes_it_along(store_url: str, caplog: pytes
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_i9_the_first_request_waits_no_longer_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F-4: a start may try for seconds; a request may not."""
+async def test_i3_i9_only_first_requests_wait_for_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F-310: until its first reply a process waits for the start timeout, once; then the breaker is open."""
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.01)
-    kit = kit_for("redis://127.0.0.1:1/0", "http://127.0.0.1:1", clock=time.time, store_timeout=0.05)
-    async with loop_clock() as passed_s:
-        await wrapped(kit)(http_scope(), no_more, ignore)
-        assert passed_s() < 4
+    kit = kit_for(
+        *("redis://127.0.0.1:1/0", "http://127.0.0.1:1"),
+        clock=time.time,
+        store_timeout=0.05,
+        start_timeout=0.5,
+    )
+
+    async def ask() -> float:
+        """The time that a request takes, in timers of the loop."""
+        async with loop_clock() as passed_s:
+            await wrapped(kit)(http_scope(), no_more, ignore)
+            return passed_s()
+
+    async def serve() -> float:
+        took_s = await ask()
+        await kit.stop()
+        return took_s
+
+    began_s = time.monotonic()
+    assert max(await asyncio.gather(*(ask() for _ in range(5)))) < 4
+    assert time.monotonic() - began_s > 0.45
+    # Later requests do not wait, nor do those of another event loop while this one finds the store down.
+    assert await ask() < 0.4
+    assert await asyncio.to_thread(lambda: asyncio.run(serve())) < 0.4
     await kit.stop()
+    assert await asyncio.to_thread(lambda: asyncio.run(serve())) < 0.4
+
+
+async def test_a_stop_before_the_first_reply_ends_all_requests() -> None:
+    kit = kit_for("redis://127.0.0.1:1/0", "http://127.0.0.1:1", clock=time.time, start_timeout=300.0)
+    before = asyncio.all_tasks()
+    asked = [asyncio.create_task(wrapped(kit)(http_scope(), no_more, ignore)) for _ in range(3)]
+    await until(lambda: bool(kit.store.lanes))
+    await kit.stop()
+    await asyncio.gather(*asked)
+    assert asyncio.all_tasks() == before
 
 
 # Plans are read again without a restart: by a call, or when the file has changed.

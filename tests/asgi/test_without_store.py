@@ -206,8 +206,9 @@ async def test_i3_known_suspensions_and_features_still_refuse(valkey: Server) ->
         await store.begins()
         assert [await store.get("pays", path) for path in ("/", "/exports")] == [200, 200]
         assert [await store.get(customer, "/exports") for customer in ("free", "refused")] == [403, 403]
-        # It may be one who pays.
-        assert await store.statuses("unknown", 6, "/exports") == [200] * 5 + [429]
+        # The default plan lacks the feature, but it may be one who pays.
+        status, headers, _ = await store.asked("unknown", "/exports")
+        assert (status, headers["retry-after"]) == (503, "1")
         tallies = store.kit.store.tally()
         status, _, problem = await store.asked("owes")
         assert (status, problem["reason"], tallies.degraded) == (402, "suspended", 1)
@@ -238,6 +239,93 @@ async def test_i3_who_was_out_of_credit_stays_refused(valkey: Server) -> None:
         assert headers["retry-after"] == healthy["retry-after"]
         store.clock.advance(timedelta(seconds=int(headers["retry-after"])))
         assert await store.get("full") == 200  # A new period has begun.
+
+
+LEFT_PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}, pages: {unit: page}, words: {unit: word}, scans: {unit: scan}}
+credits: {coins: {costs: {pages: 1, scans: 4}}}
+routes:
+  - {match: "GET /pages", consume: {pages: 1}}
+  - {match: "GET /scans", consume: {scans: 1}}
+  - {match: "GET /words", consume: {requests: 1}, records: [words]}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 1000/minute, included: 6, overage: deny}
+      pages: {rate: 1000/minute, included: 0, overage: deny}
+      scans: {included: 0, overage: deny}
+      words: {included: 100, overage: deny}
+"""
+
+
+async def test_i3_an_outage_opens_what_the_last_reply_left(valkey: Server) -> None:
+    """F-312: the rates, which are nearer to their limits, hide what is left of a balance."""
+    async with outage(valkey, loads(LEFT_PLANS)) as store:
+        await store.kit.grants.add("acme", {"coins": 12}, grant_id="first")
+        assert await store.statuses("acme", 2, "/pages") == [200] * 2
+        await settled(store.kit)
+        assert await store.statuses("acme", 1, "/scans") == [200]
+        assert await store.statuses("acme", 2) == [200] * 2
+        await settled(store.kit)
+        assert await store.statuses("acme", 1, "/pages") == [200]
+        await store.begins()
+        # 5 coins are left: one page costs one, one scan costs four.
+        assert await store.statuses("acme", 3, "/pages") == [200] * 3
+        status, _, problem = await store.asked("acme", "/scans")
+        assert (status, problem["reason"]) == (402, "credits")
+        assert await store.statuses("acme", 3, "/pages") == [200] * 2 + [402]
+        assert await store.statuses("acme", 5) == [200] * 4 + [429]
+        await store.ends()
+        assert await used(store.kit, "acme", "pages") == (8, 0)
+        assert await store.statuses("acme", 1, "/pages") == [402]
+
+
+async def test_i3_failures_and_records_change_what_is_left(valkey: Server) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/fails":
+            raise RuntimeError(scope["path"])
+        if scope["path"] == "/words":
+            meterkit.record(words=60)
+        await answer_ok(scope, receive, send)
+
+    async with outage(valkey, loads(LEFT_PLANS)) as store:
+        assert await store.statuses("acme", 1, "/words") == [200]
+        await store.begins()
+        store.app = metered(store.kit, app)
+        for _ in range(5):  # What fails is not billed.
+            with suppress(RuntimeError):
+                assert await store.get("acme", "/fails") == 200
+        assert await store.statuses("acme", 3, "/words") == [200, 200, 429]
+        assert await store.statuses("acme", 4) == [200] * 3 + [429]
+        await store.ends()
+        assert await used(store.kit, "acme", "words") == (120, 0)
+
+
+async def test_i3_an_unknown_customer_gets_what_a_new_one_gets(valkey: Server) -> None:
+    async with outage(valkey, loads(LEFT_PLANS)) as store:
+        assert await store.get("known") == 200
+        await store.begins()
+        # The truth is not known: there may be a plan with more, or a balance.
+        assert await store.statuses("acme", 7) == [200] * 6 + [503]
+        for customer in ("acme", "known"):
+            status, headers, _ = await store.asked(customer, "/pages")
+            assert (status, headers["retry-after"]) == (503, "1")
+        # A new period has begun.
+        store.clock.advance(timedelta(days=32))
+        assert await store.statuses("acme", 7) == [200] * 6 + [503]
+        assert await store.statuses("known", 7) == [200] * 6 + [503]
+
+
+async def test_i3_i9_a_plan_without_limits_is_served_in_an_outage(valkey: Server) -> None:
+    plans = LEFT_PLANS.replace("    meters:\n", "    meters: {}\n").partition("      requests: {rate")[0]
+    async with outage(valkey, loads(plans.replace("consume: {pages: 1}", "consume: {requests: 1}"))) as store:
+        await store.begins()
+        assert await store.statuses("acme", 20) == [200] * 20
 
 
 async def test_i3_refusals_hold_for_all_users_of_the_customer(valkey: Server) -> None:

@@ -14,7 +14,7 @@ PLANS = plans_text("notes")
 
 
 def told(catalog: Catalog) -> list[tuple[int, str, str]]:
-    return [(note.line, note.path, note.kind) for note in catalog.notes]
+    return [(note.line, note.path, note.kind) for note in catalog.notes if note.kind != "no_rate"]
 
 
 def unreached(catalog: Catalog) -> list[tuple[int, str]]:
@@ -619,3 +619,26 @@ def test_a_get_that_holds_nothing_is_named() -> None:
     (note,) = [one for one in found if one.path.endswith("reserve")]
     assert (note.path, note.kind) == ("routes[0].reserve", "informs")
     assert "a GET request holds nothing" in note.message
+
+
+LIMITED = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {included: 100, overage: deny}}
+"""
+
+
+def test_a_plan_with_a_ceiling_and_no_rate_is_named() -> None:
+    """F-312: in an outage only what the last reply left limits such a plan."""
+    (note,) = loads(LIMITED).notes
+    assert (note.path, note.kind) == ("plans.free.meters", "no_rate")
+    assert note.message.startswith("the plan limits requests by period and has no rate: in an outage")
+    assert loads(LIMITED.replace("{included: 100", "{rate: 5/minute, included: 100")).notes == ()
+    assert loads(LIMITED.replace("{included: 100, overage: deny}", "{}")).notes == ()

@@ -8,6 +8,7 @@ stands, ``settings`` are those of the kit. ``stripe`` is a URL. :class:`Serving`
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -249,3 +250,27 @@ class Calling(Commands):
         decision = await self.kit.consume(customer, "images", quantity, subjects=subjects)
         await self.settled()
         return [*decision.violated]
+
+
+class Unstarted(Serving):
+    """A process in which nothing starts the kit: its first request does."""
+
+    async def __aenter__(self) -> Self:
+        self.door.open.set()
+        return self
+
+    async def count_excess(self) -> None:
+        store = self.kit.store
+        await store.excess.count(store)
+        await store.excess.send()
+
+    async def burst(self, customer: str, path: str, times: int, blocked_s: float) -> dict[int, int]:
+        """Send requests at once; block the event loop while it connects to the store."""
+
+        async def ask() -> int:
+            return (await self.client.get(path, headers={"x-customer-id": customer})).status_code
+
+        asked = [asyncio.create_task(ask()) for _ in range(times)]
+        await until(lambda: bool(self.kit.store.lanes))
+        time.sleep(blocked_s)  # noqa: ASYNC251 - the fault: a handler that blocks
+        return dict(Counter(await asyncio.gather(*asked)))

@@ -122,7 +122,7 @@ class AllotWorld(ScriptWorld):
         if nth > program.numbers[0]:
             last[4] = 0  # Of rates only.
         taken = self._taken(program)[nth - 1]
-        self.compare("told", [*last, expected, taken, lasts_ms], reply)
+        self.compare("told", [*last[:5], expected, taken, lasts_ms, *last[5:]], reply)
         self.seen["allot 0" if expected > 1 else "allot one"] += 1
 
     def settle(self) -> None:

@@ -290,7 +290,9 @@ class Model:
         nearest = min(range(len(told)), key=shares.__getitem__, default=None)
         if nearest is None:
             return [0, now, 0, 0, 0]
-        return [0, now, nearest + 1, told[nearest][0], numbers[3 * nearest + 1]]
+        rates = sum(len(given.rates) for given, _ in asked.all)
+        rests = [left for left, _, _ in told[rates:]]
+        return [0, now, nearest + 1, told[nearest][0], numbers[3 * nearest + 1], *rests]
 
     def settle(
         self, name: str, view: View, use: Settlement, writer: str, number: int, times: Times

@@ -16,6 +16,7 @@ from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.refusal_reasons import refused_decision
+from meterkit.decisions.spending import UNCAPPED
 from meterkit.redis.connection import pack
 from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.settlement import Settlement
@@ -181,8 +182,11 @@ class SpendWorld(OneCustomer):
                 self.compare("level", True, 0 <= verdict.spend.spent_cents)
         elif shares:
             nearest = min(shares, key=lambda nth: (shares[nth][0], nth))
-            expected = [nearest + 1, shares[nearest][1], told[nearest][1]]
-            self.compare(f"nearest {what}", expected, list(reply[2:]))
+            rests = [shares[nth][1] for nth in sorted(shares)]
+            expected = [nearest + 1, shares[nearest][1], told[nearest][1], *rests]
+            limits = (measure.limit for measure in decision.program.measures)
+            found = [rest for rest, limit in zip(reply[5:], limits, strict=True) if limit != UNCAPPED]
+            self.compare(f"nearest {what}", expected, [*reply[2:5], *found])
         if mode != "c" and reply[0] != 1:
             self.period = self.period or self._bounds()
             for name, demand in demands.items():

@@ -298,6 +298,7 @@ class SubjectWorld(ScriptWorld):
         nearest = shares.index(min(shares)) if shares else -1
         expected = [code, self.wall, nearest + 1, policies[nearest].left if policies else 0]
         self.compare(what, expected, reply[:4])
+        self.compare(f"rests {what}", [one.left for one in policies], reply[5:])
         if policies and policies[nearest].is_rate:
             self.compare(f"before {what}", policies[nearest].told[1], reply[4])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
@@ -13,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from drivers.lua_runtime import compile_once
 from meterkit.redis import scripts
-from meterkit.redis.connection import pack, read_numbers, unpack
+from meterkit.redis.connection import pack, unpack
 from servers.stores import Server
 
 NAMES: Final = (
@@ -89,8 +90,8 @@ def read_reply(request: bytes, reply: Any) -> Any:
     """The reply as a list, where a script has a shorter one: an allowed request, and a settlement."""
     if not request.partition(b"\r\n$7\r\n")[2].startswith(b"EVALSHA"):
         return reply
-    if isinstance(reply, bytes) and len(reply) == 5 * 8:
-        return list(read_numbers(reply))
+    if isinstance(reply, bytes) and len(reply) >= 5 * 8:
+        return list(struct.unpack(f"<{len(reply) // 8}q", reply))
     is_clock = isinstance(reply, int) and reply > 10**12
     return [0, reply] if is_clock else reply
 

@@ -10,7 +10,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from meterkit.asgi.admitted_request import AdmittedRequest
-from meterkit.asgi.fallback_requests import count_in_process, undecided_usage
+from meterkit.asgi.fallback_requests import count_in_process, record_in_process, undecided_usage
 from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import ErrorGuard
@@ -369,6 +369,8 @@ class Exchange(AdmittedRequest):
             return
         # Without a decision it is unknown whether this is a repeat: the store finds out at settlement. If its
         # reply was lost, it may have the mark of a request in flight.
+        if self._decided is None:
+            record_in_process(self._store, self._view, self._fallback_decision, parts)
         may_be_marked = self._decided is None and (billed or self.is_counted)
         digest = self._undecided_digest() if may_be_marked else None
         parts = [part for part in parts if part.recorded or part.rated or part.charged]
@@ -399,6 +401,8 @@ class Exchange(AdmittedRequest):
         decided = None if self._fallback_decision is None else self._fallback_decision.decided
         settlement = None if decided is None else decided.unheld.get(billed)
         counted = self._route.consume
+        if decided is not None and not billed:
+            record_in_process(self._store, self._view, self._fallback_decision)
         if settlement is None:
             used = UsedQuantities(counted if billed else _NOTHING, counted)
             settlement = Settlement(self._view, used=used)
@@ -488,6 +492,8 @@ class Exchange(AdmittedRequest):
     def _settle_late(self, lane: Lane, parts: Sequence[UsedQuantities]) -> None:
         due = self._is_due(self._outcome())
         self._view.cache.routes.learn(self._route, find_used_meters(parts))
+        if lane.is_open:
+            record_in_process(self._store, self._view, None, parts)
         for part in parts:
             used = part if due else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
             call_on_loop(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))

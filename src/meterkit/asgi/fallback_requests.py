@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.decision import Decision
-from meterkit.store.fallback_decider import is_plan_known
+from meterkit.decisions.fallback_rules import IN_DOUBT
 from meterkit.store.prepared_decisions import read_limits
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Route
     from meterkit.store.fallback_decider import FallbackDecision
@@ -29,9 +29,9 @@ def decide_in_process(
 ) -> tuple[Decision | None, FallbackDecision | None]:
     """Decide a request in this process, as its route has it for an outage of the store.
 
-    A decision of None just allows. An unknown customer has the default plan's rates, and lacks no feature: it
-    may be a paying one. Never raises: a request that cannot be decided here either is served as the route
-    says.
+    A decision of None just allows. What a new customer of the default plan would be refused, an unknown one
+    is refused for the store's sake: it may be a paying one. Never raises: a request that cannot be decided
+    here either is served as the route says.
 
     Args:
         store: the store, which is down.
@@ -44,22 +44,29 @@ def decide_in_process(
     if is_shadow or route.on_store_failure == "allow":
         try:
             decided, reply = fallback = store.fallback.decide(view, route, prepare)
-            if decided.refusal is not None and is_plan_known(view):
+            is_known = decided.view.is_plan_known
+            if decided.refusal is not None and is_known:
                 return replace(decided.refusal, degraded=True), fallback
+            if decided.refusal is not None or reply[0] == IN_DOUBT:
+                return replace(_undecided(view, allowed=decided.shadow), shadow=decided.shadow), fallback
             if reply[0] == ALLOWED and not decided.shadow:
                 return None, fallback
             return read_limits(decided, reply, degraded=True), fallback
         except Exception:
             _logger.exception("a request of the route %a could not be decided in this process", route.match)
     allowed = is_shadow or route.on_store_failure == "allow"
+    return replace(_undecided(view, allowed=allowed), shadow=is_shadow), None
+
+
+def _undecided(view: CustomerView, *, allowed: bool) -> Decision:
+    """Decision where the truth is not known."""
     return Decision(
         customer=view.customer,
         plan=view.effective.plan.key,
         allowed=allowed,
         reason=None if allowed else "store",
         degraded=True,
-        shadow=is_shadow,
-    ), None
+    )
 
 
 def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapping[str, int]) -> None:
@@ -68,6 +75,19 @@ def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapp
     beyond = {meter: quantity for meter, quantity in rated.items() if meter not in asked}
     if beyond:
         store.fallback.count(view, beyond)
+
+
+def record_in_process(
+    store: Store,
+    view: CustomerView,
+    fallback: FallbackDecision | None,
+    parts: Iterable[UsedQuantities] = (),
+) -> None:
+    """Count what a request has recorded, in place of what its decision without the store has admitted."""
+    recorded: Mapping[str, int] = _NOTHING
+    for part in parts:
+        recorded = add_quantities(recorded, part.recorded)
+    store.fallback.record(view, recorded, None if fallback is None else fallback.decided)
 
 
 def undecided_usage(

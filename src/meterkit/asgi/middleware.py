@@ -39,7 +39,6 @@ from meterkit.asgi.route_matching import AMBIGUOUS, is_same_request, root_path_o
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision, RequestProblem
-from meterkit.decisions.fallback_rules import drop_replenished
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, abandon_call
 from meterkit.redis.event_loops import running_loop
@@ -325,8 +324,6 @@ class MeterMiddleware:
             return None
         # As _pass_request has it, without a call.
         unit, reply = used
-        if view.left:
-            view.left = drop_replenished(view.left, unit.program)
         passed = PlainExchange(self._kit.store, lane, route, unit, reply, scope, send)
         if route.headers != "none":
             passed.limit_fields = plans.limit_fields.get(unit.program) or plans.fields_of(unit.program, route)
@@ -344,7 +341,6 @@ class MeterMiddleware:
     ) -> Exchange:
         """Pass on a request that the store allows."""
         view, program = decided.view, decided.program
-        view.note_admission(program)
         if route.is_plain and scope["type"] == "http":
             passed: Exchange = PlainExchange(self._kit.store, lane, route, decided, reply, scope, send)
         else:

@@ -16,8 +16,7 @@ from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
-from meterkit.errors import StoreError
-from meterkit.store.prepared_decisions import prepare_reserving
+from meterkit.store.prepared_decisions import prepare_reserving, read_decision
 from meterkit.store.request_idempotency import mark_requests, repeat_digest
 from meterkit.tokens.estimate import held_input
 from meterkit.tokens.llm_request import LlmRequest, read_request
@@ -64,11 +63,11 @@ async def find_known_refusal(
         return newest.prepare(route, "v")
 
     decided = confirm(view, "v")
-    try:
-        decided, _ = await store.conclude(lane, decided, confirm, await lane.ask(decided))
-    except StoreError as error:
-        raise StoreError(str(error), executed=False) from error  # It would have changed nothing.
-    return decided if decided.refusal is not None else None
+    decided, reply = await store.conclude(lane, decided, confirm, await lane.ask(decided))
+    if decided.refusal is None:
+        return None
+    read_decision(decided, reply)  # The customer is known from now on.
+    return decided
 
 
 class UnservedError(Exception):

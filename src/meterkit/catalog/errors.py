@@ -12,7 +12,7 @@ from meterkit.errors import PlansError, Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-NoteKind = Literal["informs", "billed_from_first_unit", "never_asked", "never_reached"]
+NoteKind = Literal["informs", "billed_from_first_unit", "never_asked", "never_reached", "no_rate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Note:
         kind: ``informs``: a consequence of what is written; ``billed_from_first_unit``: a plan
             includes nothing of a meter reported to Stripe; ``never_asked``: a limit that no route asks for;
             ``never_reached``: an earlier route takes all
-            requests of this one.
+            requests of this one; ``no_rate``: a plan has a ceiling and no rate.
         message: what comes of it, and what to write where something else is meant.
     """
 

@@ -107,6 +107,38 @@ def note_trial(
         )
 
 
+def note_without_rates(
+    entitlements: Mapping[str, Entitlement],
+    meters: Mapping[str, Meter],
+    plan: FilePlace,
+    problems: Problems,
+) -> None:
+    """Note a plan with a ceiling and without a rate: in an outage no rate limits its requests.
+
+    Args:
+        entitlements: what the plan gives, defaults applied.
+        meters: of the file.
+        plan: place of the plan.
+        problems: the list to add to.
+    """
+    if any(given.rates for given in entitlements.values()):
+        return
+    limited = [
+        name
+        for name, given in entitlements.items()
+        if meters[name].kind == "counter"
+        and given.included is not None
+        and (given.overage.mode == "deny" or given.overage.cap is not None)
+    ]
+    if limited:
+        problems.note(
+            plan,
+            "no_rate",
+            f"the plan limits {', '.join(limited)} by period and has no rate: in an outage of the store each"
+            " process admits what its last reply left, at any speed; write a `rate` to limit the speed",
+        )
+
+
 def note_default_plan(
     key: str,
     plans: Mapping[str, Plan],
@@ -471,7 +503,8 @@ def _root_of(name: str, meters: Mapping[str, MeterTable]) -> str:
 def summary(notes: Iterable[Note]) -> str:
     """The notes in one line, by their kinds, with their places in the file; empty where there are none.
 
-    Those of the kind ``informs`` are left out: what they tell of may be meant so, and no line ends them.
+    The kinds ``informs`` and ``no_rate`` are left out: what they tell of may be meant so, and no line
+    ends them.
     """
     parts: list[str] = []
     for kind, title in _TITLES.items():

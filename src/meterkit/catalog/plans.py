@@ -20,7 +20,7 @@ from meterkit.catalog.meters import (
     refuse_sizes,
 )
 from meterkit.catalog.models import CREDITS_MAX, SEAT_UNITS, Plan, PlanGrant, Price, Rollover, SeatPrice
-from meterkit.catalog.notes import note_entitlement, note_trial
+from meterkit.catalog.notes import note_entitlement, note_trial, note_without_rates
 from meterkit.catalog.overage_prices import (
     bill_by_model,
     build_rows,
@@ -385,11 +385,13 @@ def _build_entitlements(values: PlanTable, declared: DeclaredNames) -> dict[str,
             and make_price_rows(name, table).default in built
         ):
             built |= price_by_model(built[name], table)
+    known = drop_refused(declared.meters)
+    place = values.place("meters") if values.has("meters") else values.node.place
+    note_without_rates(built, known, place, values.problems)
     if values.trial is not None:
         budget = values.budget
         refuses = budget is not None and budget.at_limit != "notify" and budget.amount_cents != UNLIMITED
-        place, known = values.place("trial"), drop_refused(declared.meters)
-        note_trial(built, known, place, values.problems, has_budget=refuses)
+        note_trial(built, known, values.place("trial"), values.problems, has_budget=refuses)
     return built
 
 

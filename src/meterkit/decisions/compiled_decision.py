@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -25,7 +25,7 @@ from meterkit.decisions.limit_policies import (
     keep_ms_of,
     route_rate_terms,
 )
-from meterkit.decisions.spending import SpendingTerms
+from meterkit.decisions.spending import UNCAPPED, SpendingTerms
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _NO_ROWS: Final[dict[str, str]] = {}
+REPLY_NUMBERS: Final = 5
+"""Numbers of the decision script's reply before the rests."""
 _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
 
 
@@ -114,6 +116,7 @@ class Program:
         rate_terms: field of each rate, and its numbers: kind, window, limit, refill, needed, taken.
         costs: held meter whose cost depends on the model, to the cost of a held unit (micro-credits).
         subjects: demands on the customer's subjects; their measures follow the customer's.
+        ceilings: place of each ceiling's remainder in the decision script's reply, and name of its policy.
     """
 
     measures: tuple[PolicyMeasure, ...]
@@ -132,6 +135,17 @@ class Program:
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
     costs: Mapping[str, int]
     subjects: tuple[SubjectDemand, ...] = ()
+    ceilings: tuple[tuple[int, str], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the ceilings."""
+        reported = (measure for measure in self.measures[len(self.rate_terms) :] if measure.kind != GAUGE)
+        ceilings = (
+            (place, measure.policy.name)
+            for place, measure in enumerate(reported, start=REPLY_NUMBERS)
+            if measure.kind == CEILING and measure.limit != UNCAPPED
+        )
+        object.__setattr__(self, "ceilings", tuple(ceilings))
 
     def with_subjects(self, asked: tuple[SubjectDemand, ...]) -> Program:
         """Program with demands on subjects; the end of the request counts their units."""

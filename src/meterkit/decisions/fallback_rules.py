@@ -1,4 +1,4 @@
-"""Rules of the fallback: rates counted in this process, as in ``decide.lua``, and recent refusals. Pure.
+"""Rules of the fallback: rates counted in this process, as in ``decide.lua``, and what is left. Pure.
 
 It serves requests that the store cannot decide. The replies have the shape of the script's, so that the edge
 formats refusals the same way, the wait included.
@@ -18,7 +18,7 @@ from meterkit.decisions.limit_policies import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.limit_policies import PolicyMeasure
@@ -34,20 +34,18 @@ EMPTY: Final[Window] = (0, 0, 0)
 
 
 class RemainingQuantity(NamedTuple):
-    """Rest of a billing period at the store's last refusal.
+    """Units that this process may still admit under a ceiling without the store.
 
     Attributes:
-        quantity: units left of the billing period, regardless of requests in flight.
-        is_backed: whether grants or credits backed it.
-        until_ms: the end of the period.
+        quantity: units left.
+        is_backed: whether grants or credits backed the ceiling at the store's last refusal.
+        is_known: whether a reply of the store in this period is known; otherwise the quantity is a new
+            customer's.
     """
 
     quantity: int
     is_backed: bool
-    until_ms: int
-
-
-NO_REMAINDERS: Final[Mapping[str, RemainingQuantity]] = {}
+    is_known: bool
 
 
 def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> tuple[Window, int]:
@@ -77,18 +75,19 @@ def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> 
 def decide_by_rates(
     program: Program, known: Mapping[str, Window], left_of: Mapping[str, RemainingQuantity], now_ms: int
 ) -> tuple[list[int], dict[str, Window]]:
-    """Decide by rates, and by ceilings whose rest is known from the store's last refusal.
+    """Decide by rates, and by what is left under ceilings.
 
-    Requests in flight, other ceilings and gauges are unknown here: they refuse nothing.
+    Budgets, concurrency, gauges and a subject's rates are unknown here: they refuse nothing.
 
     Args:
         program: compiled demands of the request.
         known: counters of its rates in this process, by field.
-        left_of: known rests of the billing period, by policy name.
+        left_of: what is left, by policy name.
         now_ms: this process's clock.
 
     Returns:
-        A reply in the decision script's shape, and the new counters; empty if it refuses.
+        A reply in the decision script's shape, and the new counters; empty if it refuses. A refusal by what
+        the store has never said has the code :data:`IN_DOUBT`.
     """
     counts: dict[str, Window] = {}
     nearest, least, share, before = 0, 0, inf, 0
@@ -107,11 +106,25 @@ def decide_by_rates(
         if part < share:
             nearest, least, share, before = nth, left, part, earlier
         counts[field] = slot, counted + taken, earlier
-    for measure in program.measures if left_of else ():
-        quantity = _remaining_under(measure, left_of, now_ms)
-        if quantity is not None and measure.needed > quantity:
-            return _refusal_reply(program, known, left_of, now_ms), {}
+    measured = [(measure.needed, left_of[name]) for measure, name in ceilings_of(program)]
+    short = [left for needed, left in measured if needed > left.quantity]
+    if any(left.is_known for left in short):
+        return _refusal_reply(program, known, left_of, now_ms), {}
+    if short:
+        return [IN_DOUBT, now_ms], {}
     return [0, now_ms, nearest, least, before], counts
+
+
+IN_DOUBT: Final = -1
+"""Code of a refusal without the store: it may be that the customer has more left than is known."""
+
+
+def ceilings_of(program: Program) -> Iterator[tuple[PolicyMeasure, str]]:
+    """Measures of the ceilings, and names of their policies."""
+    names = {name for _, name in program.ceilings}
+    for measure in program.measures:
+        if measure.kind == CEILING and measure.policy.name in names:
+            yield measure, measure.policy.name
 
 
 def _refusal_reply(
@@ -124,47 +137,12 @@ def _refusal_reply(
         figures += (counted, before, 0)
     backed: list[int] = []
     for measure in program.measures[len(program.rate_terms) :]:
-        left = _remaining_under(measure, left_of, now_ms)
+        left = left_of.get(measure.policy.name) if measure.kind == CEILING else None
         is_rate = measure.kind in {SLIDING_WINDOW, FIXED_WINDOW, TOKEN_BUCKET}  # A subject's: unknown here.
-        figures += (0 if is_rate else measure.limit if left is None else left, 0, 0)
+        if left is not None and left.is_known:
+            figures += (left.quantity, 0, 0)
+        else:
+            figures += (0 if is_rate else max(measure.limit, measure.needed), 0, 0)
         if measure.kind == CEILING:
-            last = left_of.get(measure.policy.name)
-            backed.append(int(last is not None and last.is_backed))
+            backed.append(int(left is not None and left.is_backed))
     return [1, now_ms, 0, *figures, *backed]
-
-
-def _remaining_under(
-    measure: PolicyMeasure, left_of: Mapping[str, RemainingQuantity], now_ms: int
-) -> int | None:
-    """Rest under a ceiling that refused the customer in this period; None: unknown."""
-    known = left_of.get(measure.policy.name) if measure.kind == CEILING else None
-    return None if known is None or now_ms >= known.until_ms else known.quantity
-
-
-def remaining_by_policy(
-    program: Program, reply: Sequence[int], period_end_ms: int
-) -> dict[str, RemainingQuantity]:
-    """Rest under the ceilings that refused a request, without regard to requests in flight.
-
-    Args:
-        program: compiled demands of the request.
-        reply: the script's: ``{1, now, ends, x, y, z, …}``.
-        period_end_ms: end of the period that would begin, if none has.
-    """
-    found: dict[str, RemainingQuantity] = {}
-    backed = iter(reply[3 * len(program.measures) + 3 :])
-    for nth, measure in enumerate(program.measures):
-        quantity = reply[3 * nth + 3]
-        if measure.kind == CEILING:
-            is_backed = bool(next(backed, 0))
-            if measure.needed > quantity:
-                found[measure.policy.name] = RemainingQuantity(quantity, is_backed, reply[2] or period_end_ms)
-    return found
-
-
-def drop_replenished(
-    left: Mapping[str, RemainingQuantity], program: Program
-) -> Mapping[str, RemainingQuantity]:
-    """Known rests after an allowed request, without those of its own policies: they have quantity again."""
-    passed = {measure.policy.name for measure in program.measures}
-    return {name: found for name, found in left.items() if name not in passed} or NO_REMAINDERS

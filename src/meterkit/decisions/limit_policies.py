@@ -73,6 +73,11 @@ def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
 CONCURRENT_REQUESTS: Final = "concurrent-requests"
 
 
+def period_policy(meter: str) -> str:
+    """Name of the policy of a meter's ceiling."""
+    return f"{meter}-period"
+
+
 def policies_of(entitlement: Entitlement, meter: Meter) -> tuple[Policy, ...]:
     """The policies of one meter: its rates in the file's order, its period, its concurrency.
 
@@ -84,7 +89,11 @@ def policies_of(entitlement: Entitlement, meter: Meter) -> tuple[Policy, ...]:
     if ceiling is not None:
         policies.append(
             Policy(
-                name=f"{meter.name}-period", meter=meter.name, kind="period", quota=ceiling, quota_unit=unit
+                name=period_policy(meter.name),
+                meter=meter.name,
+                kind="period",
+                quota=ceiling,
+                quota_unit=unit,
             )
         )
     if entitlement.concurrency is not None:

@@ -14,10 +14,10 @@
 -- then names of fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; and those that the options refer to
 -- last: the caller's clock (ms)
 --
--- Reply {ALLOWED, now, n, remaining, before, requests, quantity, lasts}
+-- Reply {ALLOWED, now, n, remaining, before, requests, quantity, lasts, rests...}
 --                                requests: their number; lasts: term (ms), in which no window, period, state or grant ends;
 --                                n, remaining, before: as decide replies to the last request, before of rates only;
---                                quantity: of each request in policy n; 0 of a budget
+--                                quantity: of each request in policy n; 0 of a budget; rests: as decide replies to the last
 --       {REFUSED, now}           no room for so many requests, or for so long: nothing is done
 --       {STALE, now, rev, state}
 --       {CLOCK, now}
@@ -95,9 +95,13 @@ end
 
 local hset = {counters_key, 'h', false}
 local nearest, nearest_left, nearest_share, nearest_before, nearest_quantity = 0, 0, math.huge, 0, 0
+local reply = {ALLOWED, now, 0, 0, 0, requests, 0, lasts_ms}
 for n, policy in ipairs(policies) do
   local quantity, left, total, before, numbers, _, place = unpack(policy)
   left = left - requests * quantity
+  if n > rate_count and left < math.huge then -- Not of other holds.
+    reply[#reply + 1] = left
+  end
   if numbers then
     hset[#hset + 1] = ARGV[name_offset + place]
     hset[#hset + 1] = pack_taken(policy, requests)
@@ -114,4 +118,5 @@ call('HSET', unpack(hset))
 if is_longer then
   call('PEXPIREAT', counters_key, expires_ms)
 end
-return {ALLOWED, now, nearest, nearest_left, nearest_before, requests, nearest_quantity, lasts_ms}
+reply[3], reply[4], reply[5], reply[7] = nearest, nearest_left, nearest_before, nearest_quantity
+return reply

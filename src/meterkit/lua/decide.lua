@@ -57,8 +57,9 @@
 --       {IN_FLIGHT, now, 0, 0, 0}  the first request with the key has not ended: nothing is done
 --       {REPEAT_REFUSED, now, ...}  as REFUSED, for a repeat: only rates and concurrency limits refuse one
 --       the error DAMAGED        a field of the counters or of an ended period is invalid: nothing is done
---       otherwise code, now, n, remaining, before, five integers of 8 bytes in a string, which costs less than a list
---           n: the policy nearest to its limit, from 1; 0 where there is no policy; before: its y above. The code:
+--       otherwise code, now, n, remaining, before, rests, integers of 8 bytes in a string, which costs less than a list
+--           n: the policy nearest to its limit, from 1; 0 where there is no policy; before: its y above
+--           rests: what is left of each policy behind the customer's rates, but of no gauge. The code:
 --           ALLOWED
 --           REPEAT               a repeat is allowed: it is counted in rates and in flight; it holds nothing else
 --           IN_FLIGHT            as above, but counted and held: in mode s
@@ -117,12 +118,13 @@ if rate_count > 0 then
   is_refused, hset_count, nearest, nearest_left, nearest_share, nearest_before = check_rates(fields, terms, rates_at, ARGV,
     name_offset, rate_count, now, is_counting, hset, hset_count)
 end
-local refusal, refusal_count, report_policy = nil, 3 + 3 * rate_count, nil
+local refusal, refusal_count, report_policy, rests = nil, 3 + 3 * rate_count, nil, ''
 if ceiling_count > 0 or options or subject_keys then -- Rates pay for neither: report_refusal reads them again.
   refusal = {nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil}
   function report_policy(left, total, x, y, z)
     refusal[refusal_count + 1], refusal[refusal_count + 2], refusal[refusal_count + 3] = x, y, z
     refusal_count = refusal_count + 3
+    rests = rests .. struct.pack('<i8', left)
     local share = left / total
     if share < nearest_share then
       nearest, nearest_left, nearest_share, nearest_before = refusal_count / 3 - 1, left, share, y
@@ -153,7 +155,7 @@ if subject_keys then
     is_repeat, is_counting, report_policy)
 end
 
-local reply = struct.pack('<i8i8i8i8i8', repeat_state, now, nearest, nearest_left, nearest_before)
+local reply = struct.pack('<i8i8i8i8i8', repeat_state, now, nearest, nearest_left, nearest_before) .. rests
 if is_refused and mode ~= 'h' and (repeat_state == ALLOWED or mode ~= 's') then
 --include report_refusal
   local code = mode == 's' and COUNTED or is_repeat and REPEAT_REFUSED or REFUSED

@@ -207,7 +207,10 @@ def book_lists(kit: PagesKit, overview: CustomerOverview) -> Sequence[OperatorLi
             for minute, requests in found.items()
             if minute > since
         ]
-        return page_of(rows, asked)
+        excess = await kit.store.excess.read(DEGRADED_DAYS)
+        units = ", ".join(f"{number:,} {meter}" for meter, number in excess.items())
+        note = f"Admitted beyond limits in {DEGRADED_DAYS} days: {units}." if units else ""
+        return page_of(rows, asked)._replace(note=note)
 
     async def unconfirmed(asked: PageRequest) -> Rows:
         found = await CloseQueue(kit.store, (await kit.store.admin()).for_delivery()).unconfirmed(most=_MOST)

@@ -56,6 +56,7 @@ class ClusterConnection:
         find: fetches the slots; gets the nodes to ask first.
         keys: names of keys.
         timeout_s: how long a call may wait, for a connection and for its reply together.
+        start_timeout_s: how long it may wait for the first connection to one of these slots' nodes.
 
     Attributes:
         on_shard_moved: called for each shard that has another node, or whose node's connection has changed.
@@ -69,10 +70,11 @@ class ClusterConnection:
         find: SlotFinder,
         keys: Keys,
         timeout_s: float,
+        start_timeout_s: float = 0.0,
     ) -> None:
         self._connect_to = connect_to
         self._find = find
-        self._timeout_s = timeout_s
+        self._timeout_s, self._start_timeout_s = timeout_s, start_timeout_s
         self._nodes: dict[HostPort, _Node] = {}
         self._slot_of = [slot_of(keys.shard(shard, "")) for shard in range(keys.shards)]
         self._node_of: dict[int, _Node] = {}
@@ -82,6 +84,7 @@ class ClusterConnection:
         self.on_shard_moved: Callable[[int], None] = lambda _shard: None
         self.open, self.is_unfit, self.is_used, self.silent_s = True, False, False, 0.0
         self._assign_slots(slots)
+        self._start_timeout_s = 0.0  # A node that is found later has been missing: that is an outage.
 
     async def begin(self) -> None:
         """Connect to all nodes, within the timeout.
@@ -89,7 +92,9 @@ class ClusterConnection:
         Raises:
             SettingsError: the store cannot be used with these settings.
         """
-        await asyncio.gather(*(start_task(node.link.reach(self._timeout_s)) for node in self._nodes.values()))
+        links = [node.link for node in self._nodes.values()]
+        reached = (link.reach(self._timeout_s, is_logged=False) for link in links)
+        await asyncio.gather(*map(start_task, reached))
 
     def call(self, call: StoreCall, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; see :class:`meterkit.redis.lane.Lane`."""
@@ -256,6 +261,7 @@ class ClusterConnection:
             link = Reconnector(
                 partial(self._connect_node, place),
                 timeout_s=self._timeout_s,
+                start_timeout_s=self._start_timeout_s,
                 on_change=lambda _: self._notify_shards(self._nodes.get(place)),
             )
             node = self._nodes[place] = _Node(place, link)

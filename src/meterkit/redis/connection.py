@@ -39,8 +39,8 @@ def pack_numbers(numbers: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
-read_numbers: Final = struct.Struct("<5q").unpack
-"""Reads the numbers of a decision's reply that is a string; see ``decide.lua``."""
+read_numbers: Final = struct.Struct("<5q").unpack_from
+"""Reads the first numbers of a decision's reply that is a string; see ``decide.lua``."""
 
 
 def unpack(request: bytes) -> list[bytes]:
@@ -123,7 +123,10 @@ class CustomerMember(ShardMember, Protocol):
 
 
 class StoreCall(Protocol):
-    """A request with a waiting caller."""
+    """A request with a waiting caller.
+
+    One whose reply is a string keeps it in ``latest_reply``; see :mod:`meterkit.store.remainders`.
+    """
 
     @property
     def view(self) -> ShardMember:
@@ -289,13 +292,14 @@ class Connection(asyncio.Protocol):
                 try:
                     if future is None:
                         taker.received(reply)
-                    else:
+                    elif not future.done():
                         if taker is not None and reply.__class__ is bytes:
+                            taker.latest_reply.packed = reply
                             reply = read_numbers(reply)
-                        if not future.done():
-                            future.set_result(reply)
-                        elif taker is not None:
-                            taker.on_unclaimed_reply(reply)
+                        future.set_result(reply)
+                    elif taker is not None:
+                        numbers = read_numbers(reply) if reply.__class__ is bytes else reply
+                        taker.on_unclaimed_reply(numbers)
                 except Exception:  # noqa: BLE001 - logged with its traceback
                     # A connection serves all customers; the reply was one's.
                     _log.exception("a reply of the store could not be taken")

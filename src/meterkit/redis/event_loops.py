@@ -48,7 +48,7 @@ class EventLoops:
         keys: names of keys.
         scripts: all of them, by name.
         timeout_s: how long a request may wait for the store.
-        start_timeout_s: for how long starting tries to reach the store.
+        start_timeout_s: how long starting, and the first requests of an event loop, wait for the store.
         clock: seconds since the epoch.
 
     Attributes:
@@ -88,6 +88,7 @@ class EventLoops:
         self._watched: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._forked: list[object] = []
         self._inspected: set[str] = set()
+        self._has_ended_down = False
         self.tallies: Tallies | None = None
         self.new_spool: Callable[[Lane], SpoolPort] | None = None
         self.new_allotments: Callable[[Lane], LocalAllotments] | None = None
@@ -130,6 +131,7 @@ class EventLoops:
                 scripts=tuple(self._scripts.values()),
                 fence=self._scripts["fence_producer"],
                 timeout_s=self._timeout_s,
+                start_timeout_s=self._timeout_s if self._is_outage_known else self._start_timeout_s,
                 now_ms=lambda: int(self._clock() * 1000),
             )
             lane.set_tallies(self.tallies)
@@ -210,6 +212,11 @@ class EventLoops:
         return connection
 
     @property
+    def _is_outage_known(self) -> bool:
+        """Whether an event loop of this process has found the store down: a new one does not wait."""
+        return self._has_ended_down or any(lane.is_open for lane in tuple(self.lanes.values()))
+
+    @property
     def _is_known(self) -> bool:
         """Whether this process has been connected before."""
         return bool(self._inspected)
@@ -230,6 +237,7 @@ class EventLoops:
             find=self._find,
             keys=self._keys,
             timeout_s=self._timeout_s,
+            start_timeout_s=self._start_timeout_s,
         )
         try:
             await connection.begin()
@@ -292,6 +300,7 @@ class EventLoops:
     async def _stop_lane(self, loop: asyncio.AbstractEventLoop) -> None:
         lane = self.lanes.get(loop)
         if lane is not None:
+            self._has_ended_down = lane.is_open
             try:
                 # Late replies find the lane until it is closed, and release their holds.
                 await lane.stop(drain_s=_DRAIN_S)

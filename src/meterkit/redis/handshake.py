@@ -236,11 +236,16 @@ async def _log_in(
     # The name is for operators of the server: none is needed where a user may not set it, or a hosted server
     # has no such command.
     named = connection.ask("CLIENT", "SETNAME", "meterkit")
-    await asyncio.wait([named])
+    found = connection.ask("SCRIPT", "EXISTS", *(script.sha for script in scripts)) if scripts else named
+    await asyncio.wait([named, found])
     reply: Any = named.exception() or named.result()
     if not (isinstance(reply, ReplyError) and (reply.code == _NO_RIGHT or "command" in str(reply))):
         await answered(named)
-    await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
+    # All scripts are half a megabyte: far from the store they would take several round trips.
+    reply = found.exception() or found.result()
+    can_ask = not isinstance(reply, Exception)  # Otherwise its user may not ask.
+    missing = [script for place, script in enumerate(scripts) if not (can_ask and reply[place] == 1)]
+    await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in missing))
 
 
 async def _await_replies(address: Address, is_known: bool, *asked: asyncio.Future[Any]) -> None:

@@ -149,6 +149,7 @@ class Lane:
         scripts: what to load again where the server has lost its scripts.
         fence: the script that closes a producer.
         timeout_s: how long a request may wait for the store.
+        start_timeout_s: how long it may wait until the first connection.
         now_ms: this process's clock.
 
     Attributes:
@@ -174,12 +175,18 @@ class Lane:
         scripts: Sequence[Script],
         fence: Script,
         timeout_s: float,
+        start_timeout_s: float = 0.0,
         now_ms: Callable[[], int],
     ) -> None:
         self.loop = self._loop = asyncio.get_running_loop()
         self._scripts = tuple(scripts)
         self._fence = fence
-        self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._on_connection)
+        self._reconnector = Reconnector(
+            connector,
+            timeout_s=timeout_s,
+            start_timeout_s=start_timeout_s,
+            on_change=self._on_connection,
+        )
         self._connection: AnyConnection | None = None
         self._tallies: Tallies | None = None
         self.call: Callable[[StoreCall], asyncio.Future[Any]] = self._reconnector.call

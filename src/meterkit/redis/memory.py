@@ -127,6 +127,8 @@ class MemoryConnection:
                 taker.received(reply)
                 continue
             if taker is not None and isinstance(reply, bytes):
+                if not future.done():
+                    taker.latest_reply.packed = reply
                 reply = read_numbers(reply)
             if not future.done():
                 future.set_result(reply)

@@ -2,6 +2,7 @@
 
 Calls wait for a connection, but not for long. The breaker opens once the store has been down for one timeout.
 It closes with the next connection, which is used only after the server has taken a write: that is the probe.
+A store that was never reached is not down yet: until the first connection calls wait for the start timeout.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Reconnector:
         connector: opens a connection.
         timeout_s: timeout of a call: for a connection and its reply together.
         on_change: called with each new connection, and with None at its end.
+        start_timeout_s: timeout in place of ``timeout_s`` until the first connection.
 
     Attributes:
         connection: None while there is none.
@@ -88,11 +90,17 @@ class Reconnector:
     """
 
     def __init__(
-        self, connector: Connector, *, timeout_s: float, on_change: Callable[[AnyConnection | None], None]
+        self,
+        connector: Connector,
+        *,
+        timeout_s: float,
+        on_change: Callable[[AnyConnection | None], None],
+        start_timeout_s: float = 0.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = connector
         self._timeout_s = timeout_s
+        self._patience_s = max(timeout_s, start_timeout_s)
         self._on_change = on_change
         self.connection: AnyConnection | None = None
         self._connected = asyncio.Event()
@@ -122,13 +130,14 @@ class Reconnector:
             self._task = start_task(self._connect())
             self._task.add_done_callback(self._connecting_ended)
 
-    async def reach(self, within_s: float, *, is_own: bool = False) -> None:
+    async def reach(self, within_s: float, *, is_own: bool = False, is_logged: bool = True) -> None:
         """Connect; if that fails in time, log why and retry in the background.
 
         Args:
             within_s: since the store was last reached, or since the first attempt.
             is_own: this process starts the store itself. The time begins when the first attempt has ended:
                 a busy machine may need longer to start a store than to reach one that runs.
+            is_logged: whether a failure is logged now, not when the breaker opens.
 
         Raises:
             SettingsError: the store cannot be used with these settings.
@@ -151,7 +160,8 @@ class Reconnector:
             return
         if self._refusal is not None:
             raise self._refusal
-        self._log_outage()
+        if is_logged:
+            self._log_outage()
 
     @property
     def connection_error(self) -> MeterkitError | None:
@@ -253,7 +263,7 @@ class Reconnector:
             _log.warning("the store is back after %.1f s", now - self._down_since_s)
         elif self._is_end_logged:
             _log.warning("the store is connected again")
-        self._made_s = now
+        self._made_s, self._patience_s = now, self._timeout_s
         self.connection, self._refusal, connection.is_used = connection, None, True
         self._is_end_logged = self._is_outage_logged = self.is_open = False
         self._on_change(connection)
@@ -297,12 +307,12 @@ class Reconnector:
             self._ended.popleft().drop()
 
     def _queue_call(self, future: asyncio.Future[Any], call: StoreCall) -> None:
-        self._waiting.append((self._loop.time() + self._timeout_s, future, call))
+        self._waiting.append((self._loop.time() + self._patience_s, future, call))
 
     def _open_later(self) -> None:
         """Open the breaker if there is no connection by the end of the timeout."""
         if self._opening is None and not self.is_open:
-            at = self._down_since_s + self._timeout_s
+            at = self._down_since_s + self._patience_s
             if at <= self._loop.time():
                 self._open()
             else:

@@ -13,11 +13,12 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.decisions.compiled_decision import compile_program, demands_of
+from meterkit.decisions.compiled_decision import REPLY_NUMBERS, compile_program, demands_of
 from meterkit.decisions.limit_policies import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, SPENT
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
+from meterkit.store.remainders import pack_reply
 from meterkit.store.replies import ALLOWED, STALE
 from meterkit.store.script_arguments import pack_head
 from meterkit.store.settlement import Settlement
@@ -50,7 +51,7 @@ class Allotment:
     """Units that the store has granted: each admits one request, which settles like any other.
 
     Args:
-        reply: of the script: ``{0, now, n, remaining, before, requests, taken, lasts}``.
+        reply: of the script: ``{0, now, n, remaining, before, requests, taken, lasts, rests}``.
         asked_s: time of the call by the process's clock, in seconds.
 
     Attributes:
@@ -65,7 +66,7 @@ class Allotment:
     __slots__ = ("asked_s", "at_ms", "before", "granted", "left", "nth", "taken", "until_s", "unused")
 
     def __init__(self, reply: Sequence[int], asked_s: float) -> None:
-        _, self.at_ms, self.nth, self.left, self.before, self.granted, self.taken, lasts_ms = reply
+        _, self.at_ms, self.nth, self.left, self.before, self.granted, self.taken, lasts_ms = reply[:8]
         self.unused = self.granted
         self.asked_s = asked_s
         self.until_s = asked_s + (lasts_ms - _EARLY_MS) / 1000
@@ -309,6 +310,7 @@ class Allotments:
         code = _code_of(reply)
         if code == ALLOWED:
             self.granted += reply[5]
+            line.unit.latest_reply.packed = pack_reply(reply[:REPLY_NUMBERS], reply[8:])
             if self._lines.get(line.decision) is line:
                 self._start_allotment(line, Allotment(reply, asked_s))
             else:

@@ -89,6 +89,10 @@ class DailyCounts(ABC, Generic[_Name]):
         )
         return found
 
+    def _today(self) -> int:
+        """Today's day since 1970."""
+        return self._now_ms() // DAY_MS
+
     @abstractmethod
     def _day_of(self, name: _Name) -> int:
         """The day since 1970 that a count belongs to."""

@@ -1,14 +1,23 @@
-"""Fallback while the store is down: rates are counted in this process, by the last known plan."""
+"""Fallback while the store is down: rates are counted in this process, by the last known plan.
+
+A ceiling admits what the store's latest reply left of it, less what this process has admitted since; see
+:mod:`meterkit.store.remainders`. If no reply of this period is known, it admits what the plan gives a new
+customer. Meters that share a credit share its remainder: if one has used a tenth of its own, the others lose
+a tenth of theirs.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.fallback_rules import EMPTY, advance, decide_by_rates
+from meterkit.decisions.fallback_rules import EMPTY, RemainingQuantity, advance, ceilings_of, decide_by_rates
 from meterkit.decisions.keys import rate_field
-from meterkit.decisions.limit_policies import rate_numbers
+from meterkit.decisions.limit_policies import ceiling_of, period_policy, rate_numbers
+from meterkit.decisions.subjects import is_of_subject
+from meterkit.store.remainders import StoredRemainder, read_remainders
+from meterkit.store.replies import ALLOWED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _CUSTOMERS_MAX: Final = 10_000
+_NOTHING: Final[Mapping[str, int]] = {}
 
 
 class FallbackDecision(NamedTuple):
@@ -38,11 +48,83 @@ class FallbackDecision(NamedTuple):
         return self.decided.view.effective.plan.key
 
 
+class Remainders:
+    """Units that one customer may still use without the store, by policy.
+
+    Args:
+        view: the customer, by a view of the current period.
+        admitted: units that this process has admitted; see :class:`CustomerCounts`.
+    """
+
+    def __init__(self, view: CustomerView, admitted: dict[tuple[str, object], tuple[int, int]]) -> None:
+        self._view = view
+        self._admitted = admitted
+        self._subjects = None if view.subjects is None else view.subjects.given
+        self._stored = read_remainders((view.base or view).latest_replies, self._subjects)
+
+    def left(self, policy: str, meter: str, limit: int) -> RemainingQuantity:
+        """Units left under a policy.
+
+        Args:
+            policy: its name.
+            meter: what it limits.
+            limit: what it admits in a period, without grants and credits.
+        """
+        start = self._start(policy, meter, limit)
+        quantity = start.quantity - self._admitted_since(policy, start.at_ms)
+        prepaid = None if is_of_subject(policy) else self._view.prepaid
+        for other in () if prepaid is None else prepaid.meters_sharing_credit((meter,)):
+            ceiling = None if other == meter else ceiling_of(self._view.entitlements[other])
+            if ceiling is not None:
+                others = self._start(period_policy(other), other, ceiling)
+                admitted = self._admitted_since(period_policy(other), others.at_ms)
+                quantity -= -(-admitted * max(0, start.quantity) // max(1, others.quantity))
+        is_known = start.at_ms > self._view.effective.bounds.start_ms
+        return RemainingQuantity(quantity, start.is_backed or start.quantity > limit, is_known)
+
+    def admit(self, policy: str, meter: str, limit: int, quantity: int) -> None:
+        """Count admitted units; a negative quantity returns some."""
+        at_ms = self._start(policy, meter, limit).at_ms
+        admitted = self._admitted_since(policy, at_ms) + quantity
+        self._admitted[self._key(policy)] = at_ms, max(0, admitted)
+
+    def _start(self, policy: str, meter: str, limit: int) -> StoredRemainder:
+        """Units left at the store's latest reply of this period; without one, at the start of the period."""
+        view = self._view
+        start_ms, stored = view.effective.bounds.start_ms, self._stored.get(policy)
+        if stored is not None and stored.at_ms > start_ms:
+            return stored
+        more = 0 if view.prepaid is None or is_of_subject(policy) else view.prepaid.recurring_units(meter)
+        return StoredRemainder(limit + more, start_ms, is_backed=False)
+
+    def _admitted_since(self, policy: str, at_ms: int) -> int:
+        since_ms, admitted = self._admitted.get(self._key(policy), (at_ms, 0))
+        return admitted if since_ms == at_ms else 0
+
+    def _key(self, policy: str) -> tuple[str, object]:
+        return policy, self._subjects if is_of_subject(policy) else None
+
+
+class CustomerCounts:
+    """Counts of one customer in this process.
+
+    Attributes:
+        windows: counters of rates, by field.
+        admitted: by policy and its subjects, the time of the store's latest reply and the units since then.
+    """
+
+    __slots__ = ("admitted", "windows")
+
+    def __init__(self) -> None:
+        self.windows: dict[str, Window] = {}
+        self.admitted: dict[tuple[str, object], tuple[int, int]] = {}
+
+
 class Fallback:
     """Decides in one process while the store is down. Thread-safe.
 
-    It uses the last known plan, or the rates of the default plan. Rates start at 0. An LRU cache has the
-    counts of ten thousand customers, and of as many IP addresses.
+    It uses the last known plan, or the default plan. Rates start at 0. An LRU cache has the counts of ten
+    thousand customers, and of as many IP addresses.
 
     Args:
         now_ms: this process's clock.
@@ -50,33 +132,41 @@ class Fallback:
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
-        self._counted: dict[bool, dict[str, dict[str, Window]]] = {False: {}, True: {}}
+        self._counted: dict[bool, dict[str, CustomerCounts]] = {False: {}, True: {}}
+        self._admitted: dict[str, Counter[str]] = {}
         self._lock = Lock()
 
     def decide(self, view: CustomerView, route: Route, prepare: Prepare | None) -> FallbackDecision:
-        """Decide a request of a route; if allowed, it is counted in rates.
+        """Decide a request of a route; if allowed, it is counted in rates and under ceilings.
 
         ``prepare`` prepares the decision; None: that of the route.
         """
         now_ms = self._now_ms()
-        view = view.cache.newest(view)
-        effective = view.effective
-        if now_ms >= effective.valid_until_ms or now_ms >= effective.bounds.end_ms:
-            # Derive the plan again: a trial, a grace or a period has ended since.
-            view = view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])
+        view = self._current(view, now_ms)
         decided = view.prepare(route) if prepare is None else prepare(view, "d")
-        view = decided.view
+        view, program = decided.view, decided.exact()
         with self._lock:
-            known = self._find_windows(view)
-            reply, counts = decide_by_rates(decided.exact(), known, view.all_left, now_ms)
-            known.update(counts)
+            counts = self._find_counts(view)
+            remainders = Remainders(view, counts.admitted)
+            ceilings = [measure for measure, _ in ceilings_of(program)]
+            left_of = {
+                one.policy.name: remainders.left(one.policy.name, one.policy.meter, one.limit)
+                for one in ceilings
+            }
+            reply, windows = decide_by_rates(program, counts.windows, left_of, now_ms)
+            counts.windows.update(windows)
+            for one in ceilings if reply[0] == ALLOWED else ():
+                quantity = _held_under(decided, one.policy.name, one.policy.meter)
+                if quantity:
+                    remainders.admit(one.policy.name, one.policy.meter, one.limit, quantity)
+                    self._note_admitted(view, one.policy.name, one.policy.meter, quantity)
         return FallbackDecision(decided, reply)
 
     def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
         """Count usage that was not known at admission into the rates of its meters."""
         now_ms = self._now_ms()
         with self._lock:
-            known = self._find_windows(view)
+            known = self._find_counts(view).windows
             for meter, quantity in quantities.items():
                 for rate in view.entitlements[meter].rates:
                     field = rate_field(meter, rate.window_ms, rate.algorithm)
@@ -85,18 +175,66 @@ class Fallback:
                     slot, counted, before = found
                     known[field] = slot, counted + quantity, before
 
-    def _find_windows(self, view: CustomerView) -> dict[str, Window]:
+    def record(
+        self, view: CustomerView, recorded: Mapping[str, int], decided: PreparedDecision | None = None
+    ) -> None:
+        """Count recorded usage under ceilings; ``decided`` has admitted some of it without the store."""
+        view = self._current(view, self._now_ms())
+        held = _NOTHING if decided is None else decided.held
+        with self._lock:
+            remainders = Remainders(view, self._find_counts(view).admitted)
+            for meter in {*held, *recorded}:
+                entitlement = view.entitlements.get(meter)
+                limit = None if entitlement is None else ceiling_of(entitlement)
+                more = recorded.get(meter, 0) - held.get(meter, 0)
+                if limit is not None and more:
+                    remainders.admit(period_policy(meter), meter, limit, more)
+                    self._note_admitted(view, period_policy(meter), meter, more)
+            for measure, _ in () if decided is None else ceilings_of(decided.program):
+                name, meter = measure.policy.name, measure.policy.meter
+                if decided is not None and is_of_subject(name):
+                    more = recorded.get(meter, 0) - _held_under(decided, name, meter)
+                    remainders.admit(name, meter, measure.limit, more)
+
+    def pop_admitted(self) -> dict[str, Counter[str]]:
+        """Remove and return the units admitted under ceilings, by customer and meter."""
+        with self._lock:
+            admitted, self._admitted = self._admitted, {}
+        return admitted
+
+    def restore_admitted(self, admitted: Mapping[str, Counter[str]]) -> None:
+        """Add units that :meth:`pop_admitted` has removed."""
+        with self._lock:
+            for customer, units in admitted.items():
+                self._admitted.setdefault(customer, Counter()).update(units)
+
+    def _note_admitted(self, view: CustomerView, policy: str, meter: str, quantity: int) -> None:
+        is_counted = view.customer in self._admitted or len(self._admitted) < _CUSTOMERS_MAX
+        if is_counted and not view.anonymous and not is_of_subject(policy):
+            self._admitted.setdefault(view.customer, Counter())[meter] += quantity
+
+    def _current(self, view: CustomerView, now_ms: int) -> CustomerView:
+        """View by which the customer is served now: a trial, a grace or a period may have ended."""
+        view = view.cache.newest(view)
+        effective = view.effective
+        if now_ms >= effective.valid_until_ms or now_ms >= effective.bounds.end_ms:
+            return view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])
+        return view
+
+    def _find_counts(self, view: CustomerView) -> CustomerCounts:
         customers = self._counted[view.anonymous]
         known = customers.pop(view.customer, None)
         if known is None:
-            known = {}
+            known = CustomerCounts()
             if len(customers) >= _CUSTOMERS_MAX:
                 del customers[next(iter(customers))]
         customers[view.customer] = known
         return known
 
 
-def is_plan_known(view: CustomerView) -> bool:
-    """Whether the store has confirmed the plan, so that it is not the default of an unknown customer."""
-    own = view.base or view
-    return view.anonymous or view.rev != NO_STATE or own.left is not None
+def _held_under(decided: PreparedDecision, policy: str, meter: str) -> int:
+    """Units that an allowed decision holds under a ceiling."""
+    if not is_of_subject(policy):
+        return decided.held.get(meter, 0)
+    hold = decided.subjects.get(policy.partition(":")[0])
+    return 0 if hold is None else hold.quantities.get(meter, 0)

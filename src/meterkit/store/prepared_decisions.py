@@ -17,9 +17,9 @@ from meterkit.decisions.compiled_decision import (
     demands_of,
     model_terms_to_hold,
 )
-from meterkit.decisions.fallback_rules import NO_REMAINDERS, remaining_by_policy
 from meterkit.decisions.limit_policies import Demand
 from meterkit.redis.connection import pack_each
+from meterkit.store.remainders import NOTHING_SAID, pack_refusal
 from meterkit.store.replies import ALLOWED, IN_FLIGHT, REFUSED
 from meterkit.store.script_arguments import pack_head
 from meterkit.store.views import PreparedDecision
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.decision import Decision
     from meterkit.decisions.subjects import SubjectDemand
+    from meterkit.store.remainders import LatestReply
     from meterkit.store.views import CustomerView
 
 
@@ -123,9 +124,21 @@ class PreparedReservation:
 
     Attributes:
         bound: binds the program to quantities.
+        latest_reply: the store's latest reply about these ceilings of the customer.
     """
 
-    __slots__ = ("_at", "_consumed", "_demands", "_head", "_program", "_route", "_tails", "_view", "bound")
+    __slots__ = (
+        "_at",
+        "_consumed",
+        "_demands",
+        "_head",
+        "_program",
+        "_route",
+        "_tails",
+        "_view",
+        "bound",
+        "latest_reply",
+    )
 
     def __init__(
         self,
@@ -143,6 +156,7 @@ class PreparedReservation:
         self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
         self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
         self.bound: BoundProgram = BoundProgram(program, self._consumed)
+        self.latest_reply: LatestReply = view.find_reply(program.ceilings)
         others = view.pack_subjects(program.subjects)
         self._head = pack_head(program, view.keys, sha=view.cache.decide.sha, rev=view.rev, others=others)
         self._tails = {mode: pack_each(program.trailing_arguments(mode)) for mode in "ds"}
@@ -215,11 +229,11 @@ def prepare_reserving(
 
 
 def read_decision(decided: PreparedDecision, reply: Any) -> Decision:
-    """Decision of a final reply. A refusal's remaining quantities are cached for the fallback."""
-    left = NO_REMAINDERS
+    """Decision of a final reply. What a refusal says is left is kept for decisions without the store."""
     if reply[0] == REFUSED and decided.refusal is None:
-        left = remaining_by_policy(decided.exact(), reply, decided.period_end_ms(reply[1]))
-    decided.view.note_refusal(left)
+        decided.latest_reply.packed = pack_refusal(decided.exact(), reply)
+    elif not decided.latest_reply.packed:
+        decided.latest_reply.packed = NOTHING_SAID
     return decided.refusal or read_limits(decided, reply)
 
 

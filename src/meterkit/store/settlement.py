@@ -307,7 +307,7 @@ class Settlement:
     def _pack_subjects(self, view: CustomerView) -> PackedSubjects:
         if view.subjects is None:
             return NOTHING_PACKED
-        if view.left is not None:
+        if view.has_reply:
             view.cache.alarms.log_undeclared_subjects(view.subjects, view.effective.plan.key)
         passed_ms = view.cache.now_ms() - self.rated_ms if self.rated_ms else 0
         return pack_subject_settlement(

@@ -26,6 +26,7 @@ from meterkit.store.compiled_catalog import CUSTOMERS_KEPT
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.daily_counts import DegradedMinutes, UnpricedCalls
 from meterkit.store.event_names import read_former_meters
+from meterkit.store.excess_units import ExcessUnits
 from meterkit.store.fallback_decider import Fallback
 from meterkit.store.prepared_decisions import Prepare, prepare_asking, read_decision
 from meterkit.store.rate_usage import read_rates
@@ -154,6 +155,7 @@ class Store:
         self.on_notice: Callable[[int], None] = lambda _shard: None
         self.fallback = Fallback(self.now_ms)
         self.degraded = DegradedMinutes(self.keys, self.admin, self.now_ms)
+        self.excess = ExcessUnits(self.keys, self.admin, self.now_ms)
         self.unpriced = UnpricedCalls(self.keys, self.admin, self.now_ms)
         self.tallies: Tallies | None = None
         self.task_failures: Counter[str] = Counter()
@@ -357,6 +359,8 @@ class Store:
         settlement = Settlement(
             view, used=used, event=event, occurred_ms=occurred_ms, asks_revenue=asks_revenue
         )
+        if (await self.lane()).is_open:
+            self.fallback.record(view, used.recorded)
         await self.settle_acknowledged([settlement])
         return settlement.revenue
 

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Sel
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, bounds_of, refusal_of
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.fallback_rules import NO_REMAINDERS, drop_replenished
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.limit_policies import ceiling_of
 from meterkit.decisions.plan_shares import effective_terms
-from meterkit.decisions.subjects import is_of_subject
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.safe_text import plain_text
 from meterkit.store.compiled_catalog import CompiledCatalog
+from meterkit.store.remainders import add_reply, replies_of
 from meterkit.store.replies import HELD
 from meterkit.store.script_arguments import (
     NOTHING_PACKED,
@@ -42,10 +41,10 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Route
     from meterkit.decisions.compiled_decision import BoundProgram, Program
-    from meterkit.decisions.fallback_rules import RemainingQuantity
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.periods import Bounds
     from meterkit.decisions.subjects import SubjectDemand
+    from meterkit.store.remainders import Ceilings, LatestReply
     from meterkit.store.script_arguments import GivenSubjects, PackedSubjects
 
 _T = TypeVar("_T")
@@ -55,6 +54,7 @@ _NOTHING: Final[dict[str, int]] = {}
 _EMPTY: Final[dict[Any, Any]] = {}
 """Placeholder of each dict until it gets its first entry: most customers need few of them."""
 _NONE_PREPARED: Final = (None, None)
+_adding_replies: Final = Lock()
 _Key = TypeVar("_Key")
 _View = TypeVar("_View")
 
@@ -63,6 +63,7 @@ class QuantityBinder(Protocol):
     """Binds the quantities of one request; see :mod:`meterkit.store.prepared_decisions`."""
 
     bound: BoundProgram
+    latest_reply: LatestReply
 
     def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[SubjectDemand, ...]:
         """Demands on the customer's subjects, with these quantities reserved."""
@@ -96,6 +97,7 @@ class PreparedDecision:
             holds. Replaced, never changed; see :func:`meterkit.store.settlement.settle_decision`.
         unheld: likewise, of requests decided without the store.
         settles: whether the end of its request is settled with the store.
+        latest_reply: the store's latest reply about these ceilings of the customer.
         subjects: holds of the customer's subjects if it is allowed, by kind.
         digest: of the request's idempotency key; empty: it has none.
         is_repeat: whether a request with that key was billed before.
@@ -109,6 +111,7 @@ class PreparedDecision:
         "held",
         "is_allotted",
         "is_repeat",
+        "latest_reply",
         "mode",
         "packed",
         "program",
@@ -145,6 +148,7 @@ class PreparedDecision:
         self.reserved = reserved
         self.digest, self.is_repeat, self.is_allotted = "", False, False
         self.settles = program.settles
+        self.latest_reply = view.find_reply(program.ceilings) if binder is None else binder.latest_reply
         self._binder = binder
         self._holds = mode != "c" and (program.holds or bool(reserved))
         self.mode = mode = "v" if self.refusal else "s" if self.shadow and mode in "df" else mode
@@ -187,8 +191,8 @@ class CustomerView:
         prepaid: grants and credits of the customer; None: none.
         decisions: by the identity of their route.
         settlements: partly packed settlements, by their meters.
-        left: remaining quantities of the policies that refused last; None: the store has decided nothing yet.
-            Those of the customer's own policies are in the view without subjects: they refuse all subjects.
+        latest_replies: the store's latest replies, a linked list, which views of the same state share. In the
+            view without subjects it has those about subjects, too.
         linked: whether there is a Stripe customer.
         is_trial: whether this period is one of a trial.
         is_deleted: whether the customer was deleted since; what its requests used is not recorded any more.
@@ -209,7 +213,7 @@ class CustomerView:
         "entitlements",
         "is_deleted",
         "is_trial",
-        "left",
+        "latest_replies",
         "linked",
         "prepaid",
         "rev",
@@ -251,7 +255,7 @@ class CustomerView:
         self.prepaid = prepaid_of(rev, state, self.effective, cache.prepaid, anonymous=anonymous)
         self.decisions: dict[int, PreparedDecision] = _EMPTY
         self.settlements: dict[Any, Any] = _EMPTY
-        self.left: Mapping[str, RemainingQuantity] | None = None
+        self.latest_replies: LatestReply | None = None
         self._first_prepared: tuple[tuple[object, ...] | None, Any] = _NONE_PREPARED
         self._prepared: dict[tuple[object, ...], Any] = _EMPTY
         self.is_deleted = False
@@ -271,42 +275,39 @@ class CustomerView:
     @property
     def known(self) -> FormerView:
         """Revision, state and refusals that the store has confirmed."""
-        return FormerView(self.rev, self._data, self.left)
+        return FormerView(self.rev, self._data, self.latest_replies)
 
     def with_subjects(self, given: GivenSubjects) -> Self:
         """Copy of the view for requests with subjects."""
         view = copy(self)
         view.base = self
-        view.left = None if self.left is None else NO_REMAINDERS
         view.forget()
         view.subjects = Subjects(
             self.customer, given, self.effective, self.entitlements, self.catalog, self.cache.keys
         )
-        if self.rev != NO_STATE or self.left is not None:
+        if self.is_plan_known:
             self.cache.alarms.log_undeclared_subjects(view.subjects, self.effective.plan.key)
         return view
 
     @property
-    def all_left(self) -> Mapping[str, RemainingQuantity]:
-        """Remaining quantities of the policies that refused last, those of the customer included."""
-        own = NO_REMAINDERS if self.base is None else self.base.left
-        return {**(self.left or NO_REMAINDERS), **(own or NO_REMAINDERS)}
+    def is_plan_known(self) -> bool:
+        """Whether the store has confirmed the plan, so that it is not the default of an unknown customer."""
+        return self.anonymous or self.rev != NO_STATE or self.has_reply
 
-    def note_refusal(self, left: Mapping[str, RemainingQuantity]) -> None:
-        """Add the remaining quantities of the policies that have refused; empty: the store has decided."""
-        base = self.base
-        if base is None:
-            self.left = {**self.left, **left} if self.left else left
-            return
-        of_subjects = {name: found for name, found in left.items() if is_of_subject(name)}
-        self.left = {**(self.left or NO_REMAINDERS), **of_subjects}
-        base.note_refusal({name: found for name, found in left.items() if name not in of_subjects})
+    @property
+    def has_reply(self) -> bool:
+        """Whether the store has decided any request of the customer."""
+        return any(known.packed for known in replies_of((self.base or self).latest_replies))
 
-    def note_admission(self, program: Program) -> None:
-        """Drop the remaining quantities of the policies that have admitted a request."""
-        self.left = drop_replenished(self.left, program) if self.left else NO_REMAINDERS
-        if self.base is not None:
-            self.base.note_admission(program)
+    def find_reply(self, ceilings: Ceilings) -> LatestReply:
+        """Latest reply about these ceilings; an empty one if there was none yet."""
+        owner, subjects = self.base or self, None if self.subjects is None else self.subjects.given
+        for known in replies_of(owner.latest_replies):
+            if known.ceilings == ceilings and known.subjects == subjects:
+                return known
+        with _adding_replies:
+            added = owner.latest_replies = add_reply(owner.latest_replies, ceilings, subjects)
+        return added
 
     def forget(self) -> None:
         """Drop all prepared decisions."""
@@ -406,7 +407,7 @@ class FormerView(NamedTuple):
 
     rev: str
     data: bytes
-    left: Mapping[str, RemainingQuantity] | None
+    latest_replies: LatestReply | None
 
 
 class CustomerCache(CompiledCatalog):
@@ -449,10 +450,10 @@ class CustomerCache(CompiledCatalog):
         """New view of a customer, by what was known under the plans file before, if anything."""
         former = self._former.get((customer, anonymous))
         if former is not None:
-            rev, data, left = former
+            rev, data, replies = former
             with suppress(MeterkitError, *UNREADABLE):
                 view = CustomerView(self, customer, self.now_ms(), anonymous=anonymous, rev=rev, data=data)
-                view.left = left
+                view.latest_replies = replies
                 return view
         return CustomerView(self, customer, self.now_ms(), anonymous=anonymous)
 
@@ -497,13 +498,10 @@ class CustomerCache(CompiledCatalog):
             why = f"the state of customer {customer!r} cannot be read: {error}"
             raise StoreError(why, executed=False) from error
         is_same = learnt.rev == view.rev  # Only time has passed: what is known of the customer stays known.
-        learnt.left = (view.base or view).left if is_same else None
+        if is_same:
+            learnt.latest_replies = (view.base or view).latest_replies
         self._put(learnt)
-        if view.subjects is None:
-            return learnt
-        found = self._with_subjects(learnt, view.subjects.given)
-        found.left = view.left if is_same else found.left
-        return found
+        return learnt if view.subjects is None else self._with_subjects(learnt, view.subjects.given)
 
     def forget(self, customer: str) -> None:
         """Forget a deleted customer: its requests in flight settle nothing, the next is of a new one."""

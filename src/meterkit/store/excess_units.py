@@ -1,0 +1,118 @@
+"""Excess units: usage beyond limits that this process has admitted without the store, counted afterwards.
+
+Each process knows only what the store's latest replies left. Together they may admit more. Once a process has
+sent all its usage, it reads the usage of the customers that it served, and counts the units beyond their
+limits: at most as many as it has admitted itself, so that the sum over processes may be too high.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+from meterkit.errors import StoreError
+from meterkit.store.daily_counts import DailyCounts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.redis.lane import Lane
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.fallback_decider import Fallback
+    from meterkit.store.views import CustomerCache
+
+_logger: Final = logging.getLogger("meterkit.store")
+_LOOK_EVERY_S: Final = 5.0
+_AT_ONCE: Final = 100
+
+
+class UsageStore(Protocol):
+    """Parts of the store that the count reads."""
+
+    @property
+    def cache(self) -> CustomerCache:
+        """Views of customers."""
+        ...
+
+    @property
+    def fallback(self) -> Fallback:
+        """Decides without the store."""
+        ...
+
+    @property
+    def lanes(self) -> Mapping[asyncio.AbstractEventLoop, Lane]:
+        """Lane of each event loop."""
+        ...
+
+    async def usage_of_many(self, customers: Sequence[str]) -> Sequence[CustomerUsage]:
+        """Usage of customers in this period."""
+        ...
+
+
+class ExcessUnits(DailyCounts[str]):
+    """Units that were admitted beyond limits while the store was down, by meter and day of their count."""
+
+    _hash = "excess"
+    _days_kept = 36
+
+    async def run_for(self, store: UsageStore) -> None:
+        """Count and flush every five seconds, until cancelled."""
+        while True:
+            with suppress(StoreError):  # It is counted later.
+                await self.count(store)
+                if self._counts:
+                    await self.send()
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def count(self, store: UsageStore) -> None:
+        """Count the units beyond limits, unless an outage lasts or usage waits to be sent.
+
+        Raises:
+            StoreError: the store does not answer; what is not counted yet is counted later.
+        """
+        if any(lane.unsettled or not lane.connected for lane in tuple(store.lanes.values())):
+            return
+        admitted = store.fallback.pop_admitted()
+        found: Counter[str] = Counter()
+        try:
+            while admitted:
+                some = tuple(admitted)[:_AT_ONCE]
+                for usage in await store.usage_of_many(some):
+                    found += _excess_of(usage, admitted.pop(usage["customer"]), store.cache)
+        finally:
+            store.fallback.restore_admitted(admitted)
+            self._counts += found
+        if found:
+            units = ", ".join(f"{number:,} of {meter}" for meter, number in sorted(found.items()))
+            _logger.warning("units admitted beyond limits while the store was down: %s", units)
+
+    async def read(self, days: int) -> Mapping[str, int]:
+        """Units of all processes by meter.
+
+        Args:
+            days: number of days, today included.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        found: Counter[str] = Counter()
+        for kept in await self._read_days(days):
+            found.update({meter.decode(errors="replace"): int(units) for meter, units in kept.items()})
+        return dict(sorted(found.items()))
+
+    def _day_of(self, name: str) -> int:  # noqa: ARG002 - counted on the day that it is sent
+        return self._today()
+
+
+def _excess_of(usage: CustomerUsage, admitted: Mapping[str, int], cache: CustomerCache) -> Counter[str]:
+    """Units of a customer beyond its limits, by meter."""
+    entitlements, found = cache.get(usage["customer"]).entitlements, Counter[str]()
+    for meter, units in admitted.items():
+        counted = usage["meters"].get(meter)
+        if counted is not None:
+            is_denied = entitlements[meter].overage.mode == "deny"
+            found[meter] = min(units, counted["over_cap"] + (counted["overage"] if is_denied else 0))
+    return +found

@@ -1,0 +1,51 @@
+"""I3: requests wait for a store that their process has not reached yet, with a lifespan or without."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from drivers.sampled import whole
+from drivers.worker_process import Unstarted
+from drivers.workers import started
+from faults.proxy import TcpProxy
+from servers.stores import Server
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}, pages: {unit: page}}
+features: [exports]
+routes:
+  - {match: "GET /exports", feature: exports, consume: {requests: 1}}
+  - {match: "GET /pages", consume: {pages: 1}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {pages: {included: 10, overage: deny}}
+"""
+
+
+@pytest.mark.parametrize("blocked_s", [0.0, 0.3])
+@pytest.mark.parametrize("times", [100, whole(1000)])
+async def test_i3_a_fresh_process_opens_no_gate_and_no_balance(
+    valkey: Server, times: int, blocked_s: float
+) -> None:
+    """F-310: requests passed the gates of a process that was not connected within a store timeout."""
+    async with TcpProxy(valkey.port) as proxy:
+        await proxy.set("delay", delay_s=0.1)
+        # A busy machine may take longer than the five seconds of the default.
+        settings = {"store_timeout": 0.25, "start_timeout": 60.0}
+        options: dict[str, Any] = {"store": proxy.url, "plans": PLANS, "settings": settings}
+        async with started(2, Unstarted, options) as (gated, counted):
+            asked = {"customer": "acme", "times": times, "blocked_s": blocked_s}
+            found = await asyncio.gather(
+                gated.ask("burst", path="/exports", **asked), counted.ask("burst", path="/pages", **asked)
+            )
+    assert [*found] == [{"403": times}, {"200": 10, "429": times - 10}]
