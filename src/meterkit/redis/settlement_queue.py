@@ -220,7 +220,8 @@ _ERROR: Final = -1
 _WORDS_AT: Final = 2
 
 _WAITING_MAX: Final = 10_000
-_SPILL_AFTER_S: Final = 1.0
+_SPILL_AFTER_S: Final = 0.5
+"""A settlement that is unacknowledged for two such spans is in the spool, for whatever reason it waits."""
 _PAUSE_MAX_S: Final = 1.0
 _WINDOW_FIRST: Final = 16
 _NO_RECORD: Final = (
@@ -335,6 +336,7 @@ class SettlementQueue:
     _is_suspect: bool = field(default=False, init=False)
     _spilled: dict[str, int] = field(default_factory=dict[str, int], init=False)
     _spill_timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _watched: NumberedSettlement | None = field(default=None, init=False)
     lost: int = field(default=0, init=False)
     pause_s: float = field(default=0.0, init=False)
     waiting: deque[NumberedSettlement] = field(default_factory=deque["NumberedSettlement"], init=False)
@@ -369,7 +371,7 @@ class SettlementQueue:
             self.waiting.append(settlement)
             if self._is_down or len(self.waiting) > _WAITING_MAX:
                 self.spill()
-            elif self._is_recovering:
+            elif self._spill_timer is None:
                 self._start_spill_timer()
             self.restart(None)
 
@@ -407,7 +409,6 @@ class SettlementQueue:
         if not self._is_recovering and (self.unsettled or self._is_to_be_compared):
             if isinstance(why, Exception):
                 self.lane.warn(f"settlements are sent again: {why}")
-            self._start_spill_timer()
             self._recovery = self.lane.spawn(self._recover())
             self._is_recovering = self._recovery is not None
 
@@ -434,9 +435,8 @@ class SettlementQueue:
         """Update the customer's state from a stale reply."""
         try:
             settlement.on_stale(reply)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            # Sent again until the state can be read; an error must not end a connection of all customers.
-            self.lane.warn(f"the state of a customer cannot be read: {error!r}")
+        except StoreError as error:  # Sent again until the state can be read.
+            self.lane.warn(f"usage is recorded later: {error}")
 
     def disconnected(self) -> None:
         """Handle a lost connection: settlements in flight will not be answered."""
@@ -485,21 +485,38 @@ class SettlementQueue:
         sequence = producer.sequence = producer.sequence + 1
         producer.inflight.append(settlement)
         post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
+        if self._spill_timer is None:
+            self._start_spill_timer()
         return True
 
     def _start_spill_timer(self) -> None:
-        if self._spill_timer is None and self.lane.spool is not None:
-            self._spill_timer = self.lane.call_later(_SPILL_AFTER_S, self._spill_while_disconnected)
+        """Start the timer after whose second run what is unacknowledged is spooled.
 
-    def _spill_while_disconnected(self) -> None:
+        A shorter delay touches no disk.
+        """
+        if self.lane.spool is not None:
+            self._watched = self._find_oldest()
+            self._spill_timer = self.lane.call_later(_SPILL_AFTER_S, self._spill_overdue)
+
+    def _spill_overdue(self) -> None:
         self._spill_timer = None
-        if self.unsettled and self.lane.spool is not None and not self.lane.stopping:
-            if self.lane.post is None:
-                # A short outage touches no disk; from now on settlements are spooled at once.
-                self._is_down = True
-                self.spill()
-            else:
-                self._spill_timer = self.lane.call_later(_SPILL_AFTER_S, self._spill_while_disconnected)
+        oldest = self._find_oldest()
+        if oldest is None or self.lane.stopping:
+            return
+        if oldest is self._watched:
+            # While disconnected, settlements are spooled at once from now on.
+            self._is_down = self.lane.post is None
+            self.spill()
+        else:
+            self._start_spill_timer()
+
+    def _find_oldest(self) -> NumberedSettlement | None:
+        """Oldest unacknowledged settlement; None: all are acknowledged."""
+        producer = self.producer
+        for settlements in (producer.unapplied, producer.unanswered, producer.inflight, self.waiting):
+            if settlements:
+                return settlements[0]
+        return None
 
     async def _recover(self) -> None:
         try:

@@ -131,7 +131,7 @@ class Store:
         self._customers_kept = customers_kept
         if clock is not time and address.kind != "memory":
             clock = refuse_past_clock(clock, str(address))
-        self.clock = clock
+        self.host_clock = clock
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
         self.scripts = {name: self._load_script(name) for name in scripts.NAMES}
@@ -145,6 +145,7 @@ class Store:
             start_timeout_s=start_timeout_s,
             clock=clock,
         )
+        self.clock = loops.store_clock
         if self.spool_dir is not None:
             loops.new_spool = partial(self._new_spool, self.spool_dir)
         loops.new_allotments = partial(Allotments, clock=clock)
@@ -220,11 +221,11 @@ class Store:
         return self.tallies
 
     def now_ms(self) -> int:
-        """This process's clock."""
+        """The store's clock, as this process knows it."""
         return int(self.clock() * 1000)
 
     async def clock_ms(self, shard: int) -> int:
-        """The clock of a shard's server: what it says counts, for this process's may be wrong.
+        """Ask a shard's server for its clock.
 
         Raises:
             StoreError: the store does not answer.
@@ -278,12 +279,6 @@ class Store:
         while True:
             if isinstance(reply, ReplyError):
                 reply = await lane.retry_call(decision, reply)
-            if reply[0] == replies.CLOCK:
-                raise StoreError(
-                    f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
-                    "nothing is decided until they agree",
-                    executed=False,
-                )
             if reply[0] == replies.REPEAT and isinstance(decision, MarkedDecision):
                 return decision.as_repeat(), [replies.ALLOWED, *reply[1:]]
             if reply[0] != replies.STALE:
@@ -502,7 +497,7 @@ class Store:
         return scripts.load(
             name,
             is_audited=is_audited,
-            clock="server" if self.clock is time else "caller",
+            clock="server" if self.host_clock is time else "caller",
             dialect="fake" if self.address.kind == "memory" else "server",
         )
 
