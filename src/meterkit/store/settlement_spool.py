@@ -119,6 +119,7 @@ class EventLoopSpool:
         self._thread: ThreadPoolExecutor | None = None
         self._refused: dict[Path, str] = {}
         self._logged: set[Path] = set()
+        self._counted_losses = set[tuple[str, int]]()
         self._orphans_sent = self._answered = 0
         self.lost = 0
 
@@ -428,6 +429,7 @@ class EventLoopSpool:
             keys=self._keys,
             is_same_loop=is_same_loop,
             leaves_unknown=leaves_unknown,
+            counted_losses=self._counted_losses,
         )
 
     async def _claim(self, path: Path) -> SpoolFile | None:

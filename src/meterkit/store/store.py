@@ -15,6 +15,7 @@ from meterkit.decisions.keys import Keys
 from meterkit.decisions.packed import EventMark
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
+from meterkit.log_throttle import MINUTE_S, Throttle
 from meterkit.metric_tallies import Tallies
 from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
@@ -132,6 +133,7 @@ class Store:
         if clock is not time and address.kind != "memory":
             clock = refuse_past_clock(clock, str(address))
         self.host_clock = clock
+        self._throttle = Throttle(MINUTE_S)
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
         self.scripts = {name: self._load_script(name) for name in scripts.NAMES}
@@ -458,7 +460,7 @@ class Store:
             for shard in {waiters[waiter].view.shard for waiter in pending}:
                 lane.queues[shard].spill()
             done, pending = await asyncio.wait(waiters, timeout=_SPOOL_WAIT_S)
-        if pending:
+        if pending and self._throttle.is_due("unacknowledged"):
             _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
         for error in [waiter.exception() for waiter in done]:  # Of each: asyncio logs others as unread.
             if error is not None:
