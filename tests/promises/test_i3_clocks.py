@@ -79,7 +79,7 @@ async def test_i3_a_store_that_is_set_back_serves_on(valkey: Server, rate: str) 
         assert await admitted(kit) == 5
 
 
-async def test_i3_a_clock_that_is_back_by_less_than_a_second_stands_still(valkey: Server) -> None:
+async def test_i3_time_stands_still_while_back_by_less_than_a_second(valkey: Server) -> None:
     clock = ahead()
     async with rated(valkey, clock) as kit:
         assert await admitted(kit) == 5

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import RequestResult
 
 CLOCKS_APART_S: Final = 60
-"""Largest difference between this host's clock and Stripe's: beyond it, deliveries wait."""
+"""Largest difference between the store's clock and Stripe's: beyond it, deliveries wait."""
 
 OutcomeKind = Literal[
     "delivered",

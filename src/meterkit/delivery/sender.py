@@ -285,7 +285,7 @@ class IntentSender:
                 if is_clock_right:
                     _logger.error("delivery to Stripe is paused: %s", outcome.detail)
                 else:
-                    apart = "this host's clock and Stripe's differ by %d s: delivery waits until they agree"
+                    apart = "the store's clock and Stripe's differ by %d s: delivery waits until they agree"
                     _logger.error(apart, apart_s)
         elif outcome.limited_s is not None:
             self._pause_account(outcome.limited_s, outcome.detail)

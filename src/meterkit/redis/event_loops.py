@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.discovery import Slots
+    from meterkit.redis.local_allotments import LocalAllotments
     from meterkit.redis.reconnector import AnyConnection
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settlement_queue import LocalAllotments, SpoolPort
+    from meterkit.redis.settlement_queue import SpoolPort
     from meterkit.redis.url import HostPort
 
 _DRAIN_S: Final = 5.0

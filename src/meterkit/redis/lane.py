@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from meterkit.errors import MeterkitError
     from meterkit.metric_tallies import Tallies
     from meterkit.redis.connection import StoreCall
+    from meterkit.redis.local_allotments import LocalAllotments
     from meterkit.redis.reconnector import AnyConnection, Connector
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settlement_queue import LocalAllotments, NumberedSettlement, QueueLane, SpoolPort
+    from meterkit.redis.settlement_queue import NumberedSettlement, QueueLane, SpoolPort
 
 _log = logging.getLogger("meterkit.store")
 

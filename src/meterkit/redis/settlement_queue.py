@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 from secrets import token_hex
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
@@ -128,35 +129,6 @@ class SpoolPort(Protocol):
     async def close(self) -> Sequence[NumberedSettlement]:
         """Leave spooled settlements to the next start; the ones that could not be written, and are lost."""
         ...
-
-
-class LocalAllotments(Protocol):
-    """Allotments of one event loop: requests admitted locally; see :mod:`meterkit.store.allotment`."""
-
-    granted: int
-    returned: int
-
-    @property
-    def unused(self) -> int:
-        """Unused units."""
-        ...
-
-    def admit(self, decision: Any, route: Any) -> tuple[Any, list[int] | None]:
-        """Admit a request by an allotted unit: the decision, and a reply; None: no unit is left."""
-        ...
-
-    def use_unit(self, decision: Any) -> tuple[Any, list[int]] | None:
-        """Use an allotted unit: its decision, and a reply; None: none is left."""
-        ...
-
-    def settle(self, settlement: Any) -> None:
-        """Settle such a request, together with others."""
-
-    def flush(self) -> None:
-        """Send what waits to be settled."""
-
-    def close(self) -> None:
-        """Return unused units and send what waits; allot nothing from now on."""
 
 
 class QueueLane(Protocol):
@@ -513,10 +485,7 @@ class SettlementQueue:
     def _find_oldest(self) -> NumberedSettlement | None:
         """Oldest unacknowledged settlement; None: all are acknowledged."""
         producer = self.producer
-        for settlements in (producer.unapplied, producer.unanswered, producer.inflight, self.waiting):
-            if settlements:
-                return settlements[0]
-        return None
+        return next(chain(producer.unapplied, producer.unanswered, producer.inflight, self.waiting), None)
 
     async def _recover(self) -> None:
         try:
