@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 import anyio
 import pytest
@@ -42,9 +42,10 @@ async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
         yield proxy
 
 
-def ahead(**of: int) -> Clock:
-    """A clock of the store that can be set back, and still be no earlier than the server's."""
-    return Clock((datetime.now(UTC) + timedelta(days=40)).replace(**of, microsecond=0))
+def ahead() -> Clock:
+    """A clock of the store, in a month's first minute; set back, it is still ahead of the server's."""
+    later = datetime.now(UTC) + timedelta(days=40)
+    return Clock(later.replace(day=1, hour=0, minute=0, second=20, microsecond=0))
 
 
 def rated(valkey: Server, clock: Clock, rate: str = "5/second") -> MeterKit:
@@ -102,7 +103,7 @@ async def test_i3_holds_outlive_a_clock_that_is_set_back(valkey: Server) -> None
 
 
 async def test_i5_a_period_that_has_begun_goes_on_if_time_goes_back(valkey: Server) -> None:
-    clock = ahead(day=1, hour=0, minute=0, second=20)
+    clock = ahead()
     async with rated(valkey, clock) as kit:
         clock.advance(timedelta(minutes=-1))
         await kit.record("acme", "calls", 7)
@@ -188,7 +189,7 @@ async def test_i11_what_a_connected_store_does_not_apply_is_spooled(
     async with kit_at(valkey.url, spool_dir=tmp_path) as kit:
         settle(kit, "acme", tokens=1)
         await settled(kit)
-        keys, client = kit.store.keys.customer("acme"), cast("Any", (await kit.store.admin()).client)
+        keys, client = kit.store.keys.customer("acme"), (await kit.store.admin()).client
         await client.hset(keys.state, mapping={"rev": "9:9", "data": "no state"})
         put_head(valkey, keys.counters, r="9:9")
         settle(kit, "acme", times=3, tokens=1)

@@ -11,7 +11,7 @@ import logging
 from contextlib import suppress
 from statistics import median_low
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.errors import StoreError
 from meterkit.log_throttle import HOUR_S, Throttle
@@ -91,5 +91,9 @@ class StoreClock:
 
 def _parse_times(reply: Any) -> list[float]:
     """Seconds of a reply to ``TIME``, or of each node's; an error reply has none."""
-    replies = reply if isinstance(reply, list) and reply and not isinstance(reply[0], bytes) else [reply]
-    return [int(time[0]) + int(time[1]) / 1e6 for time in replies if isinstance(time, list)]
+    if not isinstance(reply, list):
+        return []
+    replies = cast("list[Any]", reply)
+    times = [replies] if replies and isinstance(replies[0], bytes) else replies
+    lists = (cast("list[bytes]", time) for time in times if isinstance(time, list))
+    return [int(seconds) + int(micros) / 1e6 for seconds, micros in lists]
