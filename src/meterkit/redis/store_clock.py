@@ -17,7 +17,7 @@ from meterkit.errors import StoreError
 from meterkit.log_throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 CLOCK_APART_S: Final = 5.0
 """A larger difference between clocks is corrected, logged, and a finding of ``meterkit doctor``."""
@@ -93,7 +93,7 @@ def _parse_times(reply: Any) -> list[float]:
     """Seconds of a reply to ``TIME``, or of each node's; an error reply has none."""
     if not isinstance(reply, list):
         return []
-    replies = cast("list[Any]", reply)
+    replies = cast("Sequence[Any]", reply)
     times = [replies] if replies and isinstance(replies[0], bytes) else replies
-    lists = (cast("list[bytes]", time) for time in times if isinstance(time, list))
+    lists = (cast("Sequence[bytes]", time) for time in times if isinstance(time, list))
     return [int(seconds) + int(micros) / 1e6 for seconds, micros in lists]
