@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.connection import CustomerMember
+    from meterkit.redis.overdue_timer import OverdueTimer
 
 OK: Final = 0
 DUPLICATE: Final = 1
@@ -105,7 +106,13 @@ class SentRecord(NamedTuple):
 
 
 class SpoolPort(Protocol):
-    """Write-ahead spool: settlements wait on disk while the store is down."""
+    """Write-ahead spool: settlements wait on disk while the store is down.
+
+    Attributes:
+        overdue: finds settlements to spool.
+    """
+
+    overdue: OverdueTimer
 
     @property
     def kept(self) -> int:
@@ -307,8 +314,8 @@ class SettlementQueue:
     _is_down: bool = field(default=False, init=False)
     _is_suspect: bool = field(default=False, init=False)
     _spilled: dict[str, int] = field(default_factory=dict[str, int], init=False)
-    _spill_timer: asyncio.TimerHandle | None = field(default=None, init=False)
-    _watched: NumberedSettlement | None = field(default=None, init=False)
+    _is_watched: bool = field(default=False, init=False)
+    _oldest: NumberedSettlement | None = field(default=None, init=False)
     lost: int = field(default=0, init=False)
     pause_s: float = field(default=0.0, init=False)
     waiting: deque[NumberedSettlement] = field(default_factory=deque["NumberedSettlement"], init=False)
@@ -343,8 +350,8 @@ class SettlementQueue:
             self.waiting.append(settlement)
             if self._is_down or len(self.waiting) > _WAITING_MAX:
                 self.spill()
-            elif self._spill_timer is None:
-                self._start_spill_timer()
+            elif not self._is_watched:
+                self._watch()
             self.restart(None)
 
     def spill(self) -> None:
@@ -457,30 +464,27 @@ class SettlementQueue:
         sequence = producer.sequence = producer.sequence + 1
         producer.inflight.append(settlement)
         post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
-        if self._spill_timer is None:
-            self._start_spill_timer()
+        if not self._is_watched:
+            self._watch()
         return True
 
-    def _start_spill_timer(self) -> None:
-        """Start the timer after whose second run what is unacknowledged is spooled.
-
-        A shorter delay touches no disk.
-        """
+    def _watch(self) -> None:
+        """Have the event loop's timer call :meth:`spill_if_overdue`."""
         if self.lane.spool is not None:
-            self._watched = self._find_oldest()
-            self._spill_timer = self.lane.call_later(_SPILL_AFTER_S, self._spill_overdue)
+            self._is_watched = True
+            self.lane.spool.overdue.watch(self, after_s=_SPILL_AFTER_S)
 
-    def _spill_overdue(self) -> None:
-        self._spill_timer = None
-        oldest = self._find_oldest()
-        if oldest is None or self.lane.stopping:
+    def spill_if_overdue(self) -> None:
+        """Spill if the oldest unacknowledged settlement was the oldest at the last look, too."""
+        before, self._oldest, self._is_watched = self._oldest, self._find_oldest(), False
+        if self._oldest is None or self.lane.stopping:
             return
-        if oldest is self._watched:
+        if self._oldest is before:
             # While disconnected, settlements are spooled at once from now on.
-            self._is_down = self.lane.post is None
+            self._is_down, self._oldest = self.lane.post is None, None
             self.spill()
         else:
-            self._start_spill_timer()
+            self._watch()
 
     def _find_oldest(self) -> NumberedSettlement | None:
         """Oldest unacknowledged settlement; None: all are acknowledged."""
