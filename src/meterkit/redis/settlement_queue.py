@@ -469,7 +469,7 @@ class SettlementQueue:
         return True
 
     def _watch(self) -> None:
-        """Have the event loop's timer call :meth:`spill_if_overdue`."""
+        """Register with the event loop's timer, which calls :meth:`spill_if_overdue`."""
         if self.lane.spool is not None:
             self._is_watched = True
             self.lane.spool.overdue.watch(self, after_s=_SPILL_AFTER_S)
