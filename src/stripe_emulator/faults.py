@@ -92,7 +92,7 @@ class Fault:
         )
         headers: dict[str, str] = {}
         if self.status == HTTPStatus.TOO_MANY_REQUESTS:
-            headers[REASON_HEADER] = "endpoint-rate"
+            headers[REASON_HEADER] = "endpoint-rate" if self.customer is None else "resource-specific"
         if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             headers["stripe-should-retry"] = "false"
         return ApiError(

@@ -150,9 +150,9 @@ async def test_a_replica(directory: Path, sound: Server) -> None:
 async def test_clocks_that_differ(directory: Path, sound: Server) -> None:
     finding = await the_finding(directory, sound.url, clock=lambda: time() + 100)
     assert finding.check == "clock"
-    assert finding.problem.endswith(" behind this host's; no request is decided")
+    assert finding.problem.endswith(" behind this host's; limits, periods and usage go by the server's")
     finding = await the_finding(directory, sound.url, clock=lambda: time() - 20)
-    assert finding.problem.endswith(" ahead of this host's; beyond 60 s no request is decided")
+    assert " ahead of this host's; " in finding.problem
 
 
 async def test_another_number_of_shards(directory: Path, sound: Server) -> None:

@@ -139,7 +139,7 @@ async def test_i6_a_foreign_clock_compares_nothing(at: Desk, caplog: pytest.LogC
     at.emulator.clock = lambda: at.clock() - 3 * 3_600
     await looks(at, 3)
     assert (await at.places(), asked(at), at.accepted("acme")) == ({"parked": 6}, 0, 0)
-    assert "this host's clock and Stripe's differ by 10800 s" in caplog.text
+    assert "the store's clock and Stripe's differ by 10800 s" in caplog.text
     at.emulator.clock = at.clock
     await at.flush_times(3, every=TEN_MINUTES)
     assert await at.places() == {"delivered": 6}

@@ -47,12 +47,38 @@ async def test_a_retry_after_an_error_has_a_new_key_and_the_same_id(at: Desk) ->
 
 async def test_a_retry_is_early_only_in_a_flush_of_everything(at: Desk) -> None:
     await at.use("acme", requests=6)
-    at.emulator.fail_next("error", status=429, times=2)
+    at.emulator.fail_next("error", status=429, times=2, customer="cus_acme")
     first = await at.flush(everything=True, timeout_s=0.5)
     # Tried at once, and then not again and again while it waits.
     assert (first.retried, first.left, len(at.emulator.requests)) == (1, 1, 1)
     assert ((await at.flush()).retried, (await at.flush(everything=True, timeout_s=0)).retried) == (0, 1)
     assert (await at.flush(after=timedelta(seconds=2))).delivered == 1
+
+
+async def test_a_limited_account_waits_as_a_whole(store_url: str, caplog: Caplog) -> None:
+    # F-319: each of its customers was sent, and met the same limit.
+    async with desk(store_url, shards=1) as at:
+        await at.use("mira", requests=1)
+        assert (await at.flush(everything=True)).delivered == 1
+        await at.use("acme", "zeta", "bob", requests=1)
+        at.emulator.fail_next("error", status=429)
+        before = len(at.emulator.requests)
+        report = await flusher_of(at.kit, at.transport, calls_at_once=1).flush(everything=True, timeout_s=0)
+        assert (len(at.emulator.requests) - before, report.left) == (1, 3)
+        assert "delivery to Stripe is paused, and goes on by itself: HTTP 429" in caplog.text
+        at.clock.advance(timedelta(seconds=2))
+        assert (await at.flush(everything=True)).delivered == 3
+
+
+async def test_a_limited_account_waits_as_long_as_stripe_says(at: Desk) -> None:
+    limited = answer(429, {"error": {"type": "invalid_request_error"}}, Retry_After="90")
+    await at.use("acme", requests=6)
+    async with answering(limited) as stand_in, aclosing_transport(stand_in.url) as way:
+        flusher = flusher_of(at.kit, way)
+        for seconds, asked in ((0, 1), (89, 1), (1, 2)):
+            at.clock.advance(timedelta(seconds=seconds))
+            await flusher.flush(everything=True, timeout_s=0)
+            assert len(stand_in.asked) == asked
 
 
 async def test_what_is_given_back_unsent_keeps_its_first_try(store_url: str) -> None:

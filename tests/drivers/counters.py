@@ -97,6 +97,8 @@ def _live(now: int, slot: Any, held: Any, before: Any) -> tuple[int, int]:
     """What is held in the slot that is on, and in the one before."""
     if slot == now:
         return held, before
+    if slot > now:  # From before the clock went back.
+        return held + before, 0
     return 0, held if slot == now - 1 else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import struct
@@ -13,6 +14,7 @@ from weakref import WeakSet
 Mode = Literal["pass", "refuse", "blackhole", "drop_reply", "reset", "delay", "cut"]
 
 _CHUNK: Final = 65_536
+_TIME: Final = re.compile(rb"(?<=\*2\r\n\$10\r\n)\d{10}(?=\r\n\$\d\r\n)")
 _RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -30,13 +32,14 @@ class TcpProxy:
     - ``cut``: requests go through; of the next reply ``cut_after`` bytes come back, then it closes.
 
     ``requests`` counts the bytes that were forwarded. With ``tls``, its own clients come with TLS.
+    ``time_ahead_s`` is added to the server's ``TIME``.
     """
 
     def __init__(self, target_port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self.port = 0
         self._tls = tls
         self.accepted = 0
-        self.requests = 0
+        self.requests = self.time_ahead_s = 0
         self._target_port = target_port
         self._mode: Mode = "pass"
         self._delay_s = 0.0
@@ -147,6 +150,8 @@ class TcpProxy:
                 return
             elif self._mode == "delay":
                 await asyncio.sleep(self._delay_s)
+            if is_reply and self.time_ahead_s:
+                chunk = _TIME.sub(lambda time: b"%d" % (int(time[0]) + self.time_ahead_s), chunk)
             writer.write(chunk)
             await writer.drain()
 

@@ -94,7 +94,7 @@ class Rebuilt:
         self.shard, self.view, self.wanted, self.lives, self.now = shard, view, wanted, lives, now
         self.customer: Customer = shard.customers[NAME]
         self.done, self.made, self.entries = dict[str, str](), list[Parked](), list[list[str]]()
-        self.start, self.finish = view.period_at(now)
+        self.start, self.finish = self.customer.period_at(view, now)
         self.begins = self.customer.period[0] if self.customer.period else self.start
         self.raised: dict[str, tuple[list[int], int]] = {}
         self.pending: dict[str, int] = {}
@@ -307,7 +307,7 @@ class Rebuilding(Checks):
     def _wanted(self, customer: Customer, view: View, now: int) -> Wanted:
         random = self.random
         meters = random.sample(METERS, random.choice((1, 1, 2, 3)))
-        is_closed = customer.period is not None and customer.period[1] != view.period_at(now)[1]
+        is_closed = customer.period is not None and customer.period[1] != customer.period_at(view, now)[1]
         begins = customer.period[0] if customer.period and not is_closed else view.period_at(now)[0]
         shift = random.choice((*[0] * 9, 119_999, -119_999, 120_000, -120_000))
         this = now // MINUTE_MS * MINUTE_MS

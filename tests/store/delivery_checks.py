@@ -33,7 +33,7 @@ NAMES: Final = (
     "mark_late_usage",
     "settle_item",
 )
-SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
+SKEWS: Final = (-3_600_000, 3_600_000)
 
 _CLOCK: Final = "return tonumber(caller_ms)"
 _SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "compare", "turns", "items")

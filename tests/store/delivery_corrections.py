@@ -98,7 +98,7 @@ def restore(
     shard.keep(ONCE, TOTALS_MS)
     shard.corrections.setdefault(name, set()).add(asked.digest)
     shard.keep(f"k:{name}", TOTALS_MS)
-    ends = view.period_at(now)[1]
+    ends = customer.period_at(view, now)[1]
     kept: dict[str, Any] = {"asked": asked.text, "done": done, "ends": str(ends)}
     if billed is not None:
         kept["by_hand"] = {meter: work.by_hand[meter] or {} for meter in done}

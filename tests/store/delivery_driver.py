@@ -251,7 +251,7 @@ class Delivery(Checks):
     def seal(self, name: str) -> bool:
         """Have what is pending sealed; whether that was done."""
         customer = self.shard.customers[name]
-        now = max(self.wall, customer.seen)
+        now = customer.now(self.wall)
         view = self._view(name, now if self.random.random() < 0.9 else now - 20 * DAY_MS)
         events = self._events()
         this = now // MINUTE_MS * MINUTE_MS
@@ -313,7 +313,7 @@ class Delivery(Checks):
     def _ask_broken(self, script: str, name: str, keys: tuple[str, ...], *argv: str) -> None:
         """Have a field of the counters or totals be no whole number."""
         customer = self.shard.customers[name]
-        view = replace(self._view(name, max(self.wall, customer.seen)), valid_until_ms=NEVER_MS)
+        view = replace(self._view(name, customer.now(self.wall)), valid_until_ms=NEVER_MS)
         counters = packed_of(self._stored().get(f"c:{name}", {}))
         fields = {f"c:{name}": [field for field in counters if field[-1] in "hm"]}
         fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "efhpigcoqlkdxztrafQLKDXZ"]
@@ -477,7 +477,7 @@ class Delivery(Checks):
     def restore(self, name: str) -> None:
         """Units are taken back; now and then they were before, or a count is no number."""
         customer = self.shard.customers[name]
-        view = self._view(name, max(self.wall, customer.seen))
+        view = self._view(name, customer.now(self.wall))
         tokens = self.to_restore()
         quantities = {meter: self.random.choice(self.taken_back) for meter in tokens}
         prices, every = self.prices(), [token for of in tokens.values() for token in of]
@@ -494,7 +494,7 @@ class Delivery(Checks):
         if self.random.random() < 0.9:
             self.shard.strings.pop(ONCE, None)
             self.store(ONCE)
-        skew = self.random.choice((0, 0, 0, -60_001, 60_001))
+        skew = self.random.choice((0, 0, 0, *SKEWS))
         times = Times(wall=self.wall, claimed=self.wall - skew)
         restored = Restore(
             quantities=quantities,

@@ -210,7 +210,7 @@ class Lining(Overtaking):
         quantity, token = self.random.choice(QUANTITIES), meter_token(meter)
         if customer.period is None or self.wall >= customer.period[1]:
             view = self._view(name, self.wall)
-            if customer.period is not None and customer.period[1] != view.period_at(self.wall)[1]:
+            if customer.period is not None and customer.period[1] != customer.period_at(view, self.wall)[1]:
                 self.shard.roll(name, view, self.wall)
             customer.begin(self.wall, view)
         customer.seen, customer.lives, customer.cached = self.wall, NEVER_MS, customer.rev

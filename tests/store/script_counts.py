@@ -26,7 +26,7 @@ class Windows:
 
     def numbers(self, rate: Rate, now: int) -> tuple[int, int]:
         n = now // rate.window_ms
-        return self.counts[n], self.counts[n - 1]
+        return (0, 0) if n < self.last else (self.counts[n], self.counts[n - 1])
 
     def used(self, rate: Rate, now: int) -> int:
         counted, previous = self.numbers(rate, now)
@@ -38,14 +38,21 @@ class Windows:
         return counted + ceil(Fraction(previous * left, rate.window_ms))
 
     def add(self, rate: Rate, now: int, quantity: int) -> None:
-        self.last = now // rate.window_ms
+        self._move(rate, now)
         self.counts[self.last] = min(self.counts[self.last] + quantity, MOST)
 
     def correct(self, rate: Rate, now: int, quantity: int, at: int) -> None:
         """Add what was seen too little (below 0: too much) to its window, if that still counts."""
-        self.last, window = now // rate.window_ms, at // rate.window_ms
+        self._move(rate, now)
+        window = at // rate.window_ms
         if window in {self.last, self.last - 1}:
             self.counts[window] = max(0, min(self.counts[window] + quantity, MOST))
+
+    def _move(self, rate: Rate, now: int) -> None:
+        n = now // rate.window_ms
+        if n < self.last:  # The clock went back: what was counted later is forgotten.
+            self.counts.clear()
+        self.last = n
 
     def keeps_ms(self, rate: Rate) -> int:
         return 2 * rate.window_ms
@@ -62,6 +69,8 @@ class Bucket:
 
     def owed(self, rate: Rate, now: int) -> Fraction:
         steps = _steps(rate)
+        if now < self.at:  # The clock went back.
+            return Fraction(0)
         # What was a rest at another refill is still less than a unit.
         owed = self.whole + Fraction(min(self.rest, steps - 1), steps)
         return max(Fraction(0), owed - Fraction(rate.limit, rate.window_ms) * (now - self.at))
@@ -82,7 +91,7 @@ class Bucket:
         whole, self.rest = self.numbers(rate, now)
         if quantity < 0:
             leaked = Fraction(rate.limit, rate.window_ms) * (now - at)
-            quantity = min(0, quantity + ceil(leaked))
+            quantity = 0 if at > now else min(0, quantity + ceil(leaked))
         self.at, self.whole = now, max(0, min(whole + quantity, MOST))
 
     def keeps_ms(self, rate: Rate) -> int:
@@ -132,15 +141,34 @@ class Slots:
 
     def __init__(self) -> None:
         self.taken: Counter[int] = Counter()
+        self.last = 0
 
     def live(self, now: int) -> tuple[int, int]:
-        slot = now // SLOT_MS
+        slot, last = now // SLOT_MS, self.last
+        if last > slot:  # The clock went back.
+            return self.taken[last] + self.taken[last - 1], 0
         return self.taken[slot], self.taken[slot - 1]
 
+    def touch(self, now: int) -> None:
+        """Write what is held: holds of later slots are in the current one from now on."""
+        slot = now // SLOT_MS
+        if self.last > slot:
+            self.taken = Counter({slot: sum(self.live(now))})
+        self.last = slot
+
     def take(self, now: int, quantity: int) -> None:
+        if not quantity:
+            return
+        self.touch(now)
         slot = now // SLOT_MS
         self.taken[slot] = min(self.taken[slot] + quantity, MOST)
 
     def give_back(self, now: int, slot: int, quantity: int) -> None:
-        if slot in {now // SLOT_MS, now // SLOT_MS - 1}:
+        current = now // SLOT_MS
+        self.touch(now)
+        if slot in {current, current - 1}:
             self.taken[slot] = max(0, self.taken[slot] - quantity)
+        elif slot > current:
+            rest = max(0, quantity - self.taken[current])
+            self.taken[current] = max(0, self.taken[current] - quantity)
+            self.taken[current - 1] = max(0, self.taken[current - 1] - rest)

@@ -95,7 +95,9 @@ class World(Requests):
             self.wall = self.edge(name)
         elif chance < 0.985:
             # Clocks go back.
-            self.wall -= self.random.choice((1, 1, 999, 60_000, 299_999, self.random.randrange(600_000)))
+            self.wall -= self.random.choice(
+                (1, 999, 1000, 1001, 60_000, 299_999, self.random.randrange(600_000))
+            )
         else:
             self.wall += self.random.choice(
                 (59_999, 60_000, 60_001, SLOT_MS * 2, 25 * 60 * MINUTE_MS, 7 * DAY_MS, 40 * DAY_MS)
@@ -104,7 +106,7 @@ class World(Requests):
     def edge(self, name: str) -> int:
         """An instant at which something turns, or one beside it."""
         customer = self.model.customers[name]
-        now, edges = max(self.wall, customer.seen), [SLOT_MS] * 3
+        now, edges = customer.now(self.wall), [SLOT_MS] * 3
         edges += WINDOWS_MS[:5] * 3
         edges += WINDOWS_MS[5:]
         window = self.random.choice(edges)
@@ -119,8 +121,6 @@ class World(Requests):
             at = now if at >= NEVER_MS else at
         elif window > 2 * DAY_MS and self.random.random() < 0.85:
             at = now
-        elif self.random.random() < 0.06:
-            at, self.skews = customer.seen + MINUTE_MS, True
         beside = (-1, 0, 1) if window < DAY_MS else (-1, 0, 1, 999, 1001, self.random.randrange(5000))
         return max(now, at + self.random.choice(beside))
 
@@ -208,7 +208,7 @@ class World(Requests):
         customer = self.model.customers[name]
         starts = self.aging(customer.closed)
         ends = [customer.closed.get(f"{start}|e", int(start)) for start in sorted(starts)]
-        now, at = max(self.wall, customer.seen), self.random.choice(ends) if ends else 0
+        now, at = customer.now(self.wall), self.random.choice(ends) if ends else 0
         if at + 400 * DAY_MS > now:
             self.wall = at + 400 * DAY_MS + self.random.choice((-1, 0, 0, 1))
             self.record(name)
@@ -320,7 +320,6 @@ class TurnWorld(World):
         for mode, before_ms, times in (("d", 30_000, 2), ("c", 0, 5)):
             self.wall = customer.period[1] - before_ms
             for _ in range(times):
-                self.skews = before_ms == 0
                 self.ask_for(self._customer(name), demands, mode, flags)
 
 
@@ -344,6 +343,12 @@ class PaidWorld(World):
     def deeds(self) -> Mapping[str, float]:
         return _PAID_DEEDS
 
+    def tick(self, name: str) -> None:
+        """Move the clock, but not back into an earlier period: its stored grants are not modelled."""
+        super().tick(name)
+        periods = (customer.period for customer in self.model.customers.values())
+        self.wall = max(self.wall, *(period[0] for period in periods if period is not None), 0)
+
     def step(self) -> None:
         super().step()
         for name in (*CUSTOMERS, ANONYMOUS):
@@ -354,7 +359,7 @@ class PaidWorld(World):
 
     def edge(self, name: str) -> int:
         customer = self.model.customers[name]
-        now = max(self.wall, customer.seen)
+        now = customer.now(self.wall)
         given = customer.purse.grants.values()
         turns = sorted(at for grant in given for at in (grant.effective, grant.expires) if at > now)
         if turns and turns[0] < now + 40 * DAY_MS and self.random.random() < 0.15:
@@ -436,7 +441,7 @@ class PaidWorld(World):
     def dwindle(self, name: str) -> None:
         """Use so much that exactly the share is left below which a balance is low; then one unit more."""
         known, customer = self._customer(name), self.model.customers[name]
-        means = customer.means(max(self.wall, customer.seen), view_of(known))
+        means = customer.means(customer.now(self.wall), view_of(known))
         last = means.last("c:ai") if means else None
         included = known.entitlements["words"].included
         if means is None or last is None or included is None:
@@ -451,7 +456,7 @@ class PaidWorld(World):
     def outgrow(self, name: str) -> None:
         """Change the plan, and use something, when what a plan gave expires, or just before or after."""
         customer = self.model.customers[name]
-        now = max(self.wall, customer.seen)
+        now = customer.now(self.wall)
         ending = [g.expires for g in customer.purse.grants.values() if now < g.expires < g.stays]
         if name == ANONYMOUS or not ending:
             return

@@ -26,6 +26,7 @@ from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, Bucket
 from store.script_purse import Claims, Means, Part, Purse, credit_of, lowered, room, targets_of
 
 NEVER_MS: Final = 9 * 10**15
+JITTER_MS: Final = 1000
 NO_REV: Final = NO_STATE
 
 Answer = list[int | bytes]
@@ -60,6 +61,8 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
+    """The store's clock, and a caller's, which decides nothing."""
+
     wall: int
     claimed: int
 
@@ -89,6 +92,15 @@ class Customer:
     closed: Totals = field(default_factory=Totals)
     purse: Purse = field(default_factory=Purse)
 
+    def period_at(self, view: View, now: int) -> tuple[int, int]:
+        """The period of an instant; one that has begun goes on where the clock went back before it."""
+        period = view.period_at(now)
+        return self.period if self.period is not None and self.period[0] >= period[1] else period
+
+    def now(self, wall: int) -> int:
+        """The customer's time: that of the store, and still while that is set back by a second at most."""
+        return self.seen if 0 <= self.seen - wall <= JITTER_MS else wall
+
     @property
     def begun(self) -> tuple[int, int]:
         assert self.period is not None
@@ -107,7 +119,12 @@ class Customer:
         if view.plan is None or not view.has_purse:
             return None
         return Means(
-            self.purse, view.plan, view.period_at(now), now, is_named=view.billable, allowance=view.allowance
+            self.purse,
+            view.plan,
+            self.period_at(view, now),
+            now,
+            is_named=view.billable,
+            allowance=view.allowance,
         )
 
     def roll(self, now: int, view: View, *, is_moved: bool = False) -> None:
@@ -117,7 +134,7 @@ class Customer:
         """
         if self.period is None:
             return
-        start, finish = view.period_at(now)
+        start, finish = self.period_at(view, now)
         is_another = is_moved and start >= self.period[0] + 2 * MINUTE_MS
         if self.period[1] == finish and now < finish and not is_another:
             return
@@ -300,7 +317,7 @@ class Model:
         customer = self.customers[name]
         now, ending = stand(customer, view, times)
         if ending:
-            return [{2: 4, 3: 5}[int(ending[0])], *ending[1:]]
+            return [4, *ending[1:]]
         answer = self._number(writer, number, now, None if use.event is None else self._counted(use.event))
         if answer:
             return answer
@@ -315,12 +332,7 @@ class Model:
         refused = [meter_field(part.meter).encode() for part in parts if part.is_too_much]
         if use.event is not None:
             self.events.setdefault(use.event.key, {}).update(use.event.quantities)
-        for meter, quantity in held.quantities.items():
-            customer.holds[meter].give_back(now, use.slot, quantity)
-        for meter, cost in held.costs.items():
-            customer.credit_holds[meter].give_back(now, use.slot, min(held.quantities[meter] * cost, MOST))
-        for meter in held.concurrency:
-            customer.concurrency[meter].give_back(now, use.slot, 1)
+        self._give_back(customer, use, parts, now)
         customer.begin(now, view)
         customer.seen, customer.cached = now, view.rev
         keep = self._rate(customer, view, use, now)
@@ -341,6 +353,18 @@ class Model:
         if self.notices:
             words.append(b"notice")
         return [6, refused[0]] if refused else [0, now, *words]
+
+    @staticmethod
+    def _give_back(customer: Customer, use: Settlement, parts: Iterable[Part], now: int) -> None:
+        held = use.held
+        for part in parts:
+            customer.holds[part.meter].touch(now)
+        for meter, quantity in held.quantities.items():
+            customer.holds[meter].give_back(now, use.slot, quantity)
+        for meter, cost in held.costs.items():
+            customer.credit_holds[meter].give_back(now, use.slot, min(held.quantities[meter] * cost, MOST))
+        for meter in held.concurrency:
+            customer.concurrency[meter].give_back(now, use.slot, 1)
 
     def _number(self, writer: str, number: int, now: int, counted: int | None) -> Answer | None:
         """The reply that ends a settlement by its number, or by its event id."""
@@ -517,13 +541,11 @@ class Model:
 
 def stand(customer: Customer, view: View, times: Times, *, forced: bool = False) -> tuple[int, Answer | None]:
     """The time, and the reply where that ends it."""
-    now = max(times.wall, customer.seen)
+    now = customer.now(times.wall)
     is_current = customer.rev == view.rev and view.period[0] <= now
     if not (forced or (is_current and now < min(view.valid_until_ms, view.next_end_ms))):
         return now, [2, now, customer.rev.encode(), customer.data.encode()]
-    is_over = customer.period is not None and now >= customer.period[1]
-    moves = times.wall - customer.seen > MINUTE_MS or is_over
-    return now, [3, now] if moves and abs(times.wall - times.claimed) > MINUTE_MS else None
+    return now, None
 
 
 def measured_of(use: Settlement) -> Mapping[str, int]:

@@ -236,7 +236,8 @@ CUSTOMERS: Final = ("ada", "bob", "cid", "dot")
 ANONYMOUS: Final = "2001:db8::/64"
 _HOUR_MS: Final = 60 * MINUTE_MS
 WINDOWS_MS: Final = (1000, 3000, 9000, MINUTE_MS, SLOT_MS, 25 * _HOUR_MS, 26 * _HOUR_MS, 30 * DAY_MS)
-SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
+SKEWS: Final = (-3_600_000, 3_600_000)
+"""How far a caller's clock may be wrong: it decides nothing."""
 START_MS: Final = (
     2_211_580_000_000  # 30 January 2040: expiry goes by the server's own clock, so it must be ahead.
 )

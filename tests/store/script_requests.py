@@ -135,7 +135,7 @@ class Checks(ScriptWorld):
         head, *lines = text.splitlines()
         since, turns, start, mark, is_due, form = head.split(" ")
         self.compare(f"form of the balance of {name}", "2", form)
-        now = max(self.wall, customer.seen)
+        now = customer.now(self.wall)
         state = CustomerState.parse(customer.data)
         standing = effective_terms(state, self.catalog, now)
         period = standing.bounds.start_ms, standing.bounds.end_ms
@@ -170,7 +170,7 @@ class Checks(ScriptWorld):
         state = CustomerState.parse(customer.data)
         standing = effective_terms(state, self.catalog, self.wall)
         entitlements = entitlements_of(standing, self.catalog)
-        period, bounds, now = customer.period, standing.bounds, max(self.wall, customer.seen)
+        period, bounds, now = customer.period, standing.bounds, customer.now(self.wall)
         is_over = period is None or self.wall >= period[1]
         if period is not None and bounds.end_ms != period[1]:
             is_over |= bounds.start_ms >= period[0] + 2 * MINUTE_MS
@@ -257,7 +257,7 @@ class Requests(Checks):
         sales: Sales = PLAIN,
     ) -> None:
         super().__init__(wire, texts, random, sales)
-        self.anchors, self.skews = anchors, False
+        self.anchors = anchors
         self._skewed: dict[tuple[str, int], bytes] = {}
         for name, skew in ((name, skew) for name in ("decide", "settle") for skew in SKEWS):
             text = texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}")
@@ -480,8 +480,7 @@ class Requests(Checks):
         return self.random.choice(self.processes).get(name, anonymous=name == ANONYMOUS)
 
     def _clocks(self, script: str, packed: bytes) -> tuple[Times, bytes]:
-        skew = self.random.choice(SKEWS) if self.skews or self.random.random() < 0.04 else 0
-        self.skews = False
+        skew = self.random.choice(SKEWS) if self.random.random() < 0.04 else 0
         if skew:
             packed = packed.replace(self.scripts[script].sha.encode(), self._skewed[script, skew])
         claimed = self.wall - skew

@@ -247,6 +247,19 @@ async def test_i9_a_node_cut_off_from_the_others_is_not_believed() -> None:
             assert (await other.consume(customer, "requests")).allowed
 
 
+async def test_a_slot_that_moves_is_no_restart(caplog: pytest.LogCaptureFixture) -> None:
+    # F-319: its shard's usage waited two minutes, to be compared with Stripe.
+    with spawn_cluster(masters=2) as cluster:
+        async with desk(cluster.url, shards=SHARDS) as at:
+            await all_are_served(at)
+            customer = CUSTOMERS[0]
+            key = at.kit.store.keys.shard(at.kit.store.keys.customer(customer).shard, "life")
+            cluster.move(key, next(node for node in cluster.masters if node is not cluster.owner(key)))
+            await at.kit.record(customer, "requests", 1)
+            assert (await at.flush(everything=True)).delivered == 1
+    assert "has started since the last delivery" not in caplog.text
+
+
 @pytest.mark.whole
 async def test_a_node_that_is_named_as_one_server_delivers_and_warns(
     caplog: pytest.LogCaptureFixture,

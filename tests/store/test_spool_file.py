@@ -13,7 +13,7 @@ import resource
 import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -23,11 +23,12 @@ import pytest
 from drivers.plans import plans_text
 from drivers.spools import spool_with
 from faults.proxy import TcpProxy
-from faults.refusals import PLANS, eventually, kit_at, lane_of, used
+from faults.refusals import PLANS, eventually, kit_at, lane_of, settled, used
 from meterkit import MeterKit
 from meterkit.catalog import Catalog, loads
 from meterkit.decisions.keys import Keys, meter_field, shard_of
 from meterkit.decisions.packed import EventMark
+from meterkit.errors import StoreError
 from meterkit.redis import settlement_queue
 from meterkit.redis.local_files import FileLock
 from meterkit.redis.settlement_queue import NEVER_SENT, SentRecord
@@ -346,7 +347,13 @@ def record_of(kit: MeterKit, nth: int, tokens: int, sent: SentRecord | None, cus
 )
 @pytest.mark.anyio
 async def test_i6_spooled_usage_the_store_may_have_counts_once(
-    valkey: Server, tmp_path: Path, kept: int | None, acknowledged: int, recorded: int, lost: int
+    valkey: Server,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    kept: int | None,
+    acknowledged: int,
+    recorded: int,
+    lost: int,
 ) -> None:
     async with replaying(valkey.url, tmp_path) as (kit, replay, earlier):
         if kept is not None:
@@ -355,6 +362,7 @@ async def test_i6_spooled_usage_the_store_may_have_counts_once(
         await replay.send([record_of(kit, 1, 5, sent[0]), record_of(kit, 2, 7, sent[1])])
         assert (await used(kit, "acme", "tokens"), replay.lost) == ((recorded, 0), lost)
         assert replay.done == {0: 2}
+    assert ("settlements of a spool lost" in caplog.text) == (lost > 0)  # F-319: "lost: 0".
 
 
 @pytest.mark.parametrize(("kept", "recorded"), [(5, 12), (6, 7)])
@@ -500,3 +508,49 @@ def test_i12_a_record_of_the_release_before_is_read(cache: CustomerCache) -> Non
         "event": EventMark("mk:{3}:e:0a"),
         "mark": RepeatMark("0a", billed=True),
     }
+
+
+@pytest.mark.anyio
+async def test_i11_a_loss_is_counted_once_however_often_a_spool_begins(
+    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # F-319: each time that the store went away amid a spool, what it had lost was counted again.
+    send, interrupted = SpoolReplay.send, [1, 2]
+
+    async def sending(self: SpoolReplay, records: Sequence[bytes]) -> None:
+        await send(self, records)
+        if interrupted:
+            interrupted.pop()
+            raise StoreError("the store is down again", executed=False)
+
+    monkeypatch.setattr(SpoolReplay, "send", sending)
+    async with kit_at(valkey.url, spool_dir=tmp_path) as kit:
+        shard = kit.store.cache.get("acme").shard
+        file = spool_with(kit, tmp_path, "tokens", 5)
+        sent = SentRecord(kit.store.keys.producer(shard, "gone"), 8, 7)
+        file.append(b"".join(frame(record_of(kit, number, 5, sent)) for number in (2, 3)))
+        file.close()
+        for _ in range(3):
+            with suppress(StoreError):
+                await kit.store.send_spools()
+        # The two whose outcome is not known have one number here.
+        assert (lane_of(kit).lost, interrupted) == (8, [])
+        assert await used(kit, "acme", "tokens") == (5, 0)
+    assert caplog.text.count("settlements of a spool lost") == 2
+
+
+@pytest.mark.anyio
+async def test_a_disk_that_takes_nothing_is_told_once(
+    proxy: TcpProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-319: a line for each record.
+    directory = tmp_path / "spools"
+    async with kit_at(proxy.url, spool_dir=directory, store_timeout=0.1) as kit:
+        await proxy.set("refuse")
+        directory.touch()
+        await asyncio.gather(*(kit.record("acme", "tokens", 1) for _ in range(5)))
+        assert caplog.text.count("has not acknowledged what was recorded") == 1
+        directory.unlink()
+        await proxy.set("pass")
+        await settled(kit)
+        assert await used(kit, "acme", "tokens") == (5, 0)

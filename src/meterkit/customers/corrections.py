@@ -172,7 +172,7 @@ async def run_on_newest_view(
 
     Raises:
         OfCustomerError: what is kept of the customer cannot be read, or changes again and again.
-        StoreError: the store does not answer, or its clock is another one than this host's.
+        StoreError: the store does not answer.
     """
     admin = await store.admin()
     await admin.load(script)
@@ -182,8 +182,6 @@ async def run_on_newest_view(
         # Text would not do for the numbers among the arguments.
         asked = admin.client.evalsha(script.sha, len(names), *names, *arguments, admin.now_ms())
         reply: list[Any] = await admin.ask(asked)
-        if reply[0] == replies.CLOCK:
-            raise StoreError(f"this host's clock and the store's differ by more than 60 s: nothing is {done}")
         if reply[0] == replies.CHANGING and reply[2]:
             raise CustomerDataError(
                 f"the prices of customer {customer!r} are being changed at Stripe: nothing is {done}; try"

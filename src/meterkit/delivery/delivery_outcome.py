@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import RequestResult
 
 CLOCKS_APART_S: Final = 60
-"""Largest difference between this host's clock and Stripe's: beyond it, deliveries wait."""
+"""Largest difference between the store's clock and Stripe's: beyond it, deliveries wait."""
 
 OutcomeKind = Literal[
     "delivered",
@@ -92,6 +92,7 @@ class DeliveryOutcome:
         answered: whether there was a response.
         refused: whether Stripe certainly does not have it from this try.
         batch: the idempotency key of a call with several intents; empty: there was one.
+        limited_s: how long Stripe limits the account's calls, in seconds; 0: not known. None: it does not.
     """
 
     kind: OutcomeKind
@@ -102,6 +103,7 @@ class DeliveryOutcome:
     new_key: bool = False
     server_time_s: int | None = None
     request_id: str | None = None
+    limited_s: int | None = None
 
     @property
     def delivered(self) -> bool:
@@ -151,6 +153,7 @@ def classify(result: RequestResult) -> DeliveryOutcome:
         new_key=new_key,
         server_time_s=result.server_time_s,
         request_id=result.request_id,
+        limited_s=result.retry_after_s if result.is_account_limited else None,
     )
 
 

@@ -147,7 +147,7 @@ class IntentComparer:
     async def compare_due(self, report: FlushReport) -> None:
         """Compare all due intents; those that Stripe has count as delivered in the report.
 
-        If Stripe does not answer, or this host's clock differs from Stripe's, the others wait.
+        If Stripe does not answer, or the store's clock differs from Stripe's, the others wait.
 
         Raises:
             StoreError: the store does not answer.
@@ -172,12 +172,12 @@ class IntentComparer:
                 await self._postpone(intent)
 
     def _is_clock_right(self) -> bool:
-        """Whether this host's clock agrees with Stripe's, as the age of first tries requires; log if not."""
+        """Whether the store's clock agrees with Stripe's, as the age of first tries requires; log if not."""
         server_time_s = self._summaries.server_time_s
         apart_s = 0.0 if server_time_s is None else abs(server_time_s - self._store.clock())
         if apart_s > CLOCKS_APART_S:
             _logger.error(
-                "this host's clock and Stripe's differ by %d s: intents are compared once they agree",
+                "the store's clock and Stripe's differ by %d s: intents are compared once they agree",
                 apart_s,
             )
         return apart_s <= CLOCKS_APART_S

@@ -285,8 +285,10 @@ class IntentSender:
                 if is_clock_right:
                     _logger.error("delivery to Stripe is paused: %s", outcome.detail)
                 else:
-                    apart = "this host's clock and Stripe's differ by %d s: delivery waits until they agree"
+                    apart = "the store's clock and Stripe's differ by %d s: delivery waits until they agree"
                     _logger.error(apart, apart_s)
+        elif outcome.limited_s is not None:
+            self._pause_account(outcome.limited_s, outcome.detail)
         elif is_unanswered:
             self.breaker.failed(now_ms, first_ms=_RETRY_FIRST_MS, most_ms=_SYSTEMIC_FIRST_MS)
         elif outcome.scope == "meter":
@@ -304,6 +306,13 @@ class IntentSender:
             if outcome.alert:
                 log_outcome(sealed.identifier, sealed.customer, f": {outcome.detail}")
         return is_clock_right
+
+    def _pause_account(self, limited_s: int, detail: str) -> None:
+        """Pause delivery because Stripe limits the account's calls: each would get the same response."""
+        now_ms, first_ms = self._store.now_ms(), max(1000 * limited_s, _RETRY_FIRST_MS)
+        self.breaker.trip(now_ms, first_ms=first_ms, most_ms=max(first_ms, _SYSTEMIC_FIRST_MS))
+        if self.breaker.is_alert_due(now_ms):
+            _logger.warning("delivery to Stripe is paused, and goes on by itself: %s", detail)
 
     def _record_refusal(self, event_names: Collection[str], outcome: DeliveryOutcome) -> None:
         """Replace the refusals of the account and of these event names by this outcome."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.assembly import Parts
     from meterkit.catalog import Catalog, Plan, Route
     from meterkit.customers.customers import Customer
-    from meterkit.redis.settlement_queue import LocalAllotments
+    from meterkit.redis.local_allotments import LocalAllotments
 
 
 ALLOTMENTS: Final = "allotments"

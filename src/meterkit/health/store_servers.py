@@ -28,6 +28,7 @@ from meterkit.redis.server import (
     scan_refusal,
     words_to_try,
 )
+from meterkit.redis.store_clock import CLOCK_APART_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from meterkit.redis.durability import Durability
     from meterkit.redis.url import Address
 
-CLOCK_APART_MS: Final = 5_000
-"""A larger difference between clocks is a finding."""
-CLOCK_REFUSED_MS: Final = 60_000
 _REDIS_LEAST: Final = (7, 0)
 _VALKEY_LEAST: Final = (8, 0)
 _SCAN_COUNT: Final = 1_000
@@ -381,24 +379,25 @@ def report_missing_replica() -> list[Finding]:
 
 async def check_clock(context: CheckContext) -> CheckResult:
     """Compare the server's clock with this host's."""
-    now_ms = context.parts.store.now_ms
-    before_ms = now_ms()
+    clock = context.parts.store.host_clock
+    before_s = clock()
     seconds, microseconds = await context.admin.ask(context.client.time())
-    ahead_ms = seconds * 1000 + microseconds // 1000 - (before_ms + now_ms()) // 2
+    ahead_ms = int(seconds * 1000 + microseconds / 1000 - (before_s + clock()) * 500)
     return f"the server's is {ahead_ms} ms ahead", find_clock_drift(ahead_ms)
 
 
 def find_clock_drift(ahead_ms: int) -> list[Finding]:
     """Report a server's clock that is too far ahead or behind."""
     apart_ms = abs(ahead_ms)
-    if apart_ms <= CLOCK_APART_MS:
+    if apart_ms <= CLOCK_APART_S * 1000:
         return []
-    effect = "no request is decided" if apart_ms > CLOCK_REFUSED_MS else "beyond 60 s no request is decided"
     where = "ahead of" if ahead_ms > 0 else "behind"
     return one_finding(
         check="clock",
-        problem=f"the server's clock is {span(apart_ms)} {where} this host's; {effect}",
-        cure="synchronize both clocks with NTP (chrony, systemd-timesyncd)",
+        problem=f"the server's clock is {span(apart_ms)} {where} this host's; limits, periods and usage go by"
+        " the server's",
+        cure="synchronize both hosts with NTP (chrony, systemd-timesyncd); if the server's clock is set back,"
+        " windows of rates restart",
     )
 
 

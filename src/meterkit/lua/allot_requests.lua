@@ -20,7 +20,6 @@
 --                                quantity: of each request in policy n; 0 of a budget; rests: as decide replies to the last
 --       {REFUSED, now}           no room for so many requests, or for so long: nothing is done
 --       {STALE, now, rev, state}
---       {CLOCK, now}
 --       the error DAMAGED        a field of the counters or of an ended period is invalid: nothing is done
 --include confirm_view
 --include unpack_head
@@ -42,7 +41,7 @@ local requests, least, share, lasts_ms, lasts_least_ms = read('<ddddd', wanted)
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, name_offset + 2, #ARGV - 1))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
 local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
-  next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
+  next_end_ms, caller_ms, known_rev, seen_ms, begins_ms, ends_ms, false)
 if verdict then
   return verdict
 end

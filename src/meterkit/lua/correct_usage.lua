@@ -34,7 +34,6 @@
 --                                micro-credits returned to credits; units taken back that Stripe had; units beyond the cap
 --       {DONE_BEFORE, now, JSON} of the first call: nothing is done
 --       {STALE, now, rev, state}
---       {CLOCK, now}
 --       {BROKEN, now, field}     a field that must be a whole number is not one: nothing is done
 --       {CHANGING, now, 1}       prices are being changed: nothing is done
 --       {CHANGING, now, 0}       prices have changed since the invoices were read: nothing is done

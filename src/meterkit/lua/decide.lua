@@ -51,7 +51,6 @@
 --           a gauge:             limit, level, held
 --           then the policies of subjects
 --       {STALE, now, rev, state}
---       {CLOCK, now}
 --       {CONFIRMED, now}         in mode v
 --       {COUNTED, now, ...}      as REFUSED, but counted and held: in mode s
 --       {IN_FLIGHT, now, 0, 0, 0}  the first request with the key has not ended: nothing is done
@@ -82,7 +81,7 @@ local name_offset = grants_key and 3 or 2 -- The name of fields[place] is ARGV[n
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, name_offset + 2, #ARGV - 1))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
 local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms,
-  first_end_ms, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, mode == 'f')
+  first_end_ms, next_end_ms, caller_ms, known_rev, seen_ms, begins_ms, ends_ms, mode == 'f')
 if verdict or mode == 'v' then
   return verdict or {CONFIRMED, now}
 end

@@ -31,7 +31,6 @@
 --                                not linked, or the meter has no event name
 --       {AUDIT_WAITS, now}       entries of the audit log are not drained yet
 --       {STALE, now, rev, state}
---       {CLOCK, now}
 --       {BROKEN, now, field}     a field that must be a whole number is not one
 --       {OTHER_PERIOD, now, first instant (ms)}
 --       {NO_MINUTE, now}         the period has no minute left for an intent

@@ -21,7 +21,6 @@
 --       last: the caller's clock (ms)
 -- Reply {OK, now, level, change of the sum, whether to list again (0, 1), 'notice' if there is one}
 --       {STALE, now, rev, state}
---       {CLOCK, now}
 --       {OUT_OF_BOUNDS, now, level}  the level would be above 10^15 - 1: nothing is done
 --       the error DAMAGED        a level or an object is invalid: nothing is done
 --include confirm_view
@@ -41,7 +40,7 @@ local rev, until_text, start_text, end_text, next_end_text, gauge, included, cus
 local listed_since, listed_until, relist = unpack(ARGV, 11, 13)
 local call, most, caller_ms = redis.call, tonumber(included), tonumber(ARGV[#ARGV])
 local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, tonumber(until_text), tonumber(start_text), tonumber(end_text),
-  tonumber(next_end_text), caller_ms, '', 0, 0, false)
+  tonumber(next_end_text), caller_ms, '', 0, 0, 0, false)
 if verdict then
   return verdict
 end

@@ -43,7 +43,6 @@
 --           BILLED_IN_PERIOD or BILLED_BY_ITEM; or usage that no invoice line can bill: WITHOUT_PRICE
 --           token, pending: of each meter without an event name
 --       {STALE, now, rev, state}
---       {CLOCK, now}
 --       {BROKEN, now, field}     a field that must be a whole number is not one
 --include confirm_counters
 --include close_past_period

@@ -13,7 +13,6 @@
 -- Reply {OK, now, level, 'notice' if there is one}
 --       {COUNTED_BEFORE, now, level}  the event id has counted this: nothing is done
 --       {STALE, now, rev, state}
---       {CLOCK, now}
 --       {OUT_OF_BOUNDS, now, level}  the level would be below 0 or above 10^15 - 1: nothing is done
 --       {CHANGED_OTHERWISE, now, level, kept}  the event id has changed this gauge in another way: nothing is done
 --       the error DAMAGED        the level is invalid: nothing is done
@@ -27,7 +26,7 @@ local rev, until_text, start_text, end_text, next_end_text, gauge, included, cha
 local call, included_units, caller_ms = redis.call, tonumber(included), tonumber(caller)
 -- This script does not read the counters.
 local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, tonumber(until_text), tonumber(start_text), tonumber(end_text),
-  tonumber(next_end_text), caller_ms, '', 0, 0, false)
+  tonumber(next_end_text), caller_ms, '', 0, 0, 0, false)
 if verdict then
   return verdict
 end

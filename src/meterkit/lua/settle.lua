@@ -57,7 +57,6 @@
 --       {GAP, last}              a number before it is missing
 --       {FENCED, last}           the producer is closed
 --       {4, now, rev, state}     STALE, with SETTLE_OFFSET added
---       {5, now}                 CLOCK, with SETTLE_OFFSET added
 --       {TOO_MUCH, field}        applied, except for a meter whose total would pass 9 * 10^15
 --       {INVALID_FIELD, field}   numbered, but not applied: a field of the counters or of an ended period is invalid. Later
 --                                settlements need not wait for its repair
@@ -89,7 +88,7 @@ local hold_slot, number = read('<dd', ARGV[#ARGV - 1])
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, SETTLE_NAMES + 2, #ARGV - 2))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = unpack_head(fields[1])
 local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms,
-  first_end_ms, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
+  first_end_ms, next_end_ms, caller_ms, known_rev, seen_ms, begins_ms, ends_ms, false)
 if verdict then
   return {verdict[1] + SETTLE_OFFSET, unpack(verdict, 2)}
 end

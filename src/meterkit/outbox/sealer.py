@@ -275,8 +275,6 @@ class UsageSealer:
             return False
         elif reply[0] == replies.BROKEN:
             seal_result.unreadable[customer] = f"the field {reply[2].decode()} is not a whole number"
-        elif reply[0] == replies.CLOCK:
-            raise StoreError(f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)")
         else:
             seal_result.sealed_customers.append(customer)
             seal_result.intents += reply[2]

@@ -11,6 +11,7 @@ import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from time import time
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, SettingsError, StoreError
@@ -21,6 +22,7 @@ from meterkit.redis.discovery import master_of
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.handshake import check_store_format, connect, inspect_server
 from meterkit.redis.lane import Lane
+from meterkit.redis.store_clock import StoreClock
 from meterkit.redis.url import Address
 
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.discovery import Slots
+    from meterkit.redis.local_allotments import LocalAllotments
     from meterkit.redis.reconnector import AnyConnection
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settlement_queue import LocalAllotments, SpoolPort
+    from meterkit.redis.settlement_queue import SpoolPort
     from meterkit.redis.url import HostPort
 
 _DRAIN_S: Final = 5.0
@@ -49,9 +52,10 @@ class EventLoops:
         scripts: all of them, by name.
         timeout_s: how long a request may wait for the store.
         start_timeout_s: how long starting, and the first requests of an event loop, wait for the store.
-        clock: seconds since the epoch.
+        clock: this host's, in seconds since the epoch; a test's replaces the store's.
 
     Attributes:
+        store_clock: agrees with the store's.
         lanes: of each event loop.
         tallies: counters of durations; None: none are counted.
         new_spool: makes the spool of a lane; None: it has none.
@@ -78,6 +82,8 @@ class EventLoops:
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._clock = clock
+        is_measured = clock is time and address.kind != "memory"
+        self.store_clock = StoreClock(clock) if is_measured else clock
         self._server = EmbeddedServer(address.path) if address.kind == "embedded" else None
         if address.tls is not None:
             _ = address.tls.context  # Reads its files now, not while an event loop waits.
@@ -132,13 +138,15 @@ class EventLoops:
                 fence=self._scripts["fence_producer"],
                 timeout_s=self._timeout_s,
                 start_timeout_s=self._timeout_s if self._is_outage_known else self._start_timeout_s,
-                now_ms=lambda: int(self._clock() * 1000),
+                now_ms=lambda: int(self.store_clock() * 1000),
             )
             lane.set_tallies(self.tallies)
             lane.spool = None if self.new_spool is None else self.new_spool(lane)
             lane.allotments = None if self.new_allotments is None else self.new_allotments(lane)
             await self._guard_loop(loop)
             lane.begin()
+            if isinstance(self.store_clock, StoreClock):
+                lane.spawn(self.store_clock.follow(lane.ask_time))
         return lane
 
     async def stop(self) -> None:
@@ -161,7 +169,9 @@ class EventLoops:
             new_admin: type[Admin] = (await import_in_thread("meterkit.redis.admin")).Admin
             admin = self._admins.get(loop)  # Another task may have made it meanwhile.
             if admin is None:
-                admin = self._admins[loop] = new_admin(address, timeout_s=self._timeout_s, clock=self._clock)
+                admin = self._admins[loop] = new_admin(
+                    address, timeout_s=self._timeout_s, clock=self.store_clock
+                )
         lane = self.lanes.get(loop)
         if lane is not None and lane.allotments is not None:
             lane.allotments.flush()

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     from meterkit.errors import MeterkitError
     from meterkit.metric_tallies import Tallies
     from meterkit.redis.connection import StoreCall
+    from meterkit.redis.local_allotments import LocalAllotments
     from meterkit.redis.reconnector import AnyConnection, Connector
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settlement_queue import LocalAllotments, NumberedSettlement, QueueLane, SpoolPort
+    from meterkit.redis.settlement_queue import NumberedSettlement, QueueLane, SpoolPort
 
 _log = logging.getLogger("meterkit.store")
 
 _SLOT_MS: Final = 300_000
 _TICK_MS: Final = 250
 _IDLE_MS: Final = 5_000
-# A hold of the slot before is due in the slot of now. Clocks may be a minute apart before the store refuses
-# to decide: so neither the slot's first minute is used nor its last. Processes begin up to 40 s apart.
+# A hold of another slot is due in the slot of now. This process may learn of the store's clock late, so
+# neither the slot's first minute is used nor its last. Processes begin up to 40 s apart.
 _BEGIN_MS: Final = 60_000
 _BEGIN_SPREAD_MS: Final = 40_000
 _END_MS: Final = 220_000
@@ -49,7 +50,7 @@ class Renewable(Protocol):
     counts_later: ClassVar[bool]
 
     def is_due(self) -> bool:
-        """Whether its holds are in a past slot."""
+        """Whether its holds are in another slot than the current one."""
         ...
 
     async def renew(self) -> None:
@@ -78,7 +79,7 @@ class HoldRenewal:
 
     Args:
         spawn: runs a coroutine in the background.
-        now_ms: this process's clock.
+        now_ms: the store's clock, as this process knows it.
 
     Attributes:
         live: the requests with holds.
@@ -150,7 +151,7 @@ class Lane:
         fence: the script that closes a producer.
         timeout_s: how long a request may wait for the store.
         start_timeout_s: how long it may wait until the first connection.
-        now_ms: this process's clock.
+        now_ms: the store's clock, as this process knows it.
 
     Attributes:
         call: sends a request; its reply, or the server's error, is the future's result. Where there is no
@@ -353,6 +354,11 @@ class Lane:
                 self.warn(f"the store does not take settlements; they are kept and sent again: {reply}")
             await asyncio.sleep(pause)
             pause = min(_PAUSE_MAX_S, 2 * pause)
+
+    async def ask_time(self) -> Any:
+        """Ask the server for its ``TIME``, on a cluster each node; waits for a connection."""
+        connection = await self._reconnector.connected()
+        return await connection.ask("TIME")
 
     async def await_replies(self) -> None:
         """Wait for a connection, and for the replies to all requests sent on it."""

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 from secrets import token_hex
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.connection import CustomerMember
+    from meterkit.redis.overdue_timer import OverdueTimer
 
 OK: Final = 0
 DUPLICATE: Final = 1
@@ -104,7 +106,13 @@ class SentRecord(NamedTuple):
 
 
 class SpoolPort(Protocol):
-    """Write-ahead spool: settlements wait on disk while the store is down."""
+    """Write-ahead spool: settlements wait on disk while the store is down.
+
+    Attributes:
+        overdue: finds settlements to spool.
+    """
+
+    overdue: OverdueTimer
 
     @property
     def kept(self) -> int:
@@ -128,35 +136,6 @@ class SpoolPort(Protocol):
     async def close(self) -> Sequence[NumberedSettlement]:
         """Leave spooled settlements to the next start; the ones that could not be written, and are lost."""
         ...
-
-
-class LocalAllotments(Protocol):
-    """Allotments of one event loop: requests admitted locally; see :mod:`meterkit.store.allotment`."""
-
-    granted: int
-    returned: int
-
-    @property
-    def unused(self) -> int:
-        """Unused units."""
-        ...
-
-    def admit(self, decision: Any, route: Any) -> tuple[Any, list[int] | None]:
-        """Admit a request by an allotted unit: the decision, and a reply; None: no unit is left."""
-        ...
-
-    def use_unit(self, decision: Any) -> tuple[Any, list[int]] | None:
-        """Use an allotted unit: its decision, and a reply; None: none is left."""
-        ...
-
-    def settle(self, settlement: Any) -> None:
-        """Settle such a request, together with others."""
-
-    def flush(self) -> None:
-        """Send what waits to be settled."""
-
-    def close(self) -> None:
-        """Return unused units and send what waits; allot nothing from now on."""
 
 
 class QueueLane(Protocol):
@@ -220,7 +199,8 @@ _ERROR: Final = -1
 _WORDS_AT: Final = 2
 
 _WAITING_MAX: Final = 10_000
-_SPILL_AFTER_S: Final = 1.0
+_SPILL_AFTER_S: Final = 0.5
+"""A settlement that is unacknowledged for two such spans is in the spool, for whatever reason it waits."""
 _PAUSE_MAX_S: Final = 1.0
 _WINDOW_FIRST: Final = 16
 _NO_RECORD: Final = (
@@ -334,7 +314,8 @@ class SettlementQueue:
     _is_down: bool = field(default=False, init=False)
     _is_suspect: bool = field(default=False, init=False)
     _spilled: dict[str, int] = field(default_factory=dict[str, int], init=False)
-    _spill_timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _is_watched: bool = field(default=False, init=False)
+    _oldest: NumberedSettlement | None = field(default=None, init=False)
     lost: int = field(default=0, init=False)
     pause_s: float = field(default=0.0, init=False)
     waiting: deque[NumberedSettlement] = field(default_factory=deque["NumberedSettlement"], init=False)
@@ -369,8 +350,8 @@ class SettlementQueue:
             self.waiting.append(settlement)
             if self._is_down or len(self.waiting) > _WAITING_MAX:
                 self.spill()
-            elif self._is_recovering:
-                self._start_spill_timer()
+            elif not self._is_watched:
+                self._watch()
             self.restart(None)
 
     def spill(self) -> None:
@@ -407,7 +388,6 @@ class SettlementQueue:
         if not self._is_recovering and (self.unsettled or self._is_to_be_compared):
             if isinstance(why, Exception):
                 self.lane.warn(f"settlements are sent again: {why}")
-            self._start_spill_timer()
             self._recovery = self.lane.spawn(self._recover())
             self._is_recovering = self._recovery is not None
 
@@ -434,9 +414,8 @@ class SettlementQueue:
         """Update the customer's state from a stale reply."""
         try:
             settlement.on_stale(reply)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            # Sent again until the state can be read; an error must not end a connection of all customers.
-            self.lane.warn(f"the state of a customer cannot be read: {error!r}")
+        except StoreError as error:  # Sent again until the state can be read.
+            self.lane.warn(f"usage is recorded later: {error}")
 
     def disconnected(self) -> None:
         """Handle a lost connection: settlements in flight will not be answered."""
@@ -485,21 +464,32 @@ class SettlementQueue:
         sequence = producer.sequence = producer.sequence + 1
         producer.inflight.append(settlement)
         post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
+        if not self._is_watched:
+            self._watch()
         return True
 
-    def _start_spill_timer(self) -> None:
-        if self._spill_timer is None and self.lane.spool is not None:
-            self._spill_timer = self.lane.call_later(_SPILL_AFTER_S, self._spill_while_disconnected)
+    def _watch(self) -> None:
+        """Register with the event loop's timer, which calls :meth:`spill_if_overdue`."""
+        if self.lane.spool is not None:
+            self._is_watched = True
+            self.lane.spool.overdue.watch(self, after_s=_SPILL_AFTER_S)
 
-    def _spill_while_disconnected(self) -> None:
-        self._spill_timer = None
-        if self.unsettled and self.lane.spool is not None and not self.lane.stopping:
-            if self.lane.post is None:
-                # A short outage touches no disk; from now on settlements are spooled at once.
-                self._is_down = True
-                self.spill()
-            else:
-                self._spill_timer = self.lane.call_later(_SPILL_AFTER_S, self._spill_while_disconnected)
+    def spill_if_overdue(self) -> None:
+        """Spill if the oldest unacknowledged settlement was the oldest at the last look, too."""
+        before, self._oldest, self._is_watched = self._oldest, self._find_oldest(), False
+        if self._oldest is None or self.lane.stopping:
+            return
+        if self._oldest is before:
+            # While disconnected, settlements are spooled at once from now on.
+            self._is_down, self._oldest = self.lane.post is None, None
+            self.spill()
+        else:
+            self._watch()
+
+    def _find_oldest(self) -> NumberedSettlement | None:
+        """Oldest unacknowledged settlement; None: all are acknowledged."""
+        producer = self.producer
+        return next(chain(producer.unapplied, producer.unanswered, producer.inflight, self.waiting), None)
 
     async def _recover(self) -> None:
         try:

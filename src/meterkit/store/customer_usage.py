@@ -447,6 +447,8 @@ def _compute_remaining(
 
 # Stored counts.
 
+CLOCK_JITTER_MS: Final = 1000
+"""Time stands still for a customer while the store's clock is back by at most this; see confirm_view.lua."""
 _PERIOD_MIN_MS: Final = 120_000  # Deliveries of a period need two different minutes.
 # Class of usage by the name of its total in a closed period; see close_period.lua.
 _CLOSED: Final = {
@@ -480,6 +482,8 @@ class CountsView:
         # Like close_period.lua: counters of a period with the same end continue in this one.
         is_another = ends != end_ms and start_ms >= began + _PERIOD_MIN_MS
         self._over = now_ms >= ends or is_another
+        if began >= end_ms and not self._over:
+            end_ms = ends  # Like confirm_view.lua: a period that has begun goes on if the clock goes back.
         if is_another:
             stamped_ms = max(
                 (self._stored(name[:-1]).stamped_ms for name in counters if name.endswith("m")), default=0
@@ -487,8 +491,7 @@ class CountsView:
             ends = min(ends, max(start_ms, stamped_ms + _PERIOD_MIN_MS))
         self.start_ms = max(start_ms, ends) if self._over else began
         self.end_ms = end_ms
-        # A clock may be set back; a customer's time is monotonic.
-        self.now_ms = max(now_ms, head.seen_ms)
+        self.now_ms = head.seen_ms if 0 <= head.seen_ms - now_ms <= CLOCK_JITTER_MS else now_ms
 
     def go_back(self, at_ms: int, grid: Bounds) -> bool:
         """Show the period of an instant; whether it is a past one.

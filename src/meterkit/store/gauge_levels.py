@@ -110,7 +110,7 @@ async def run_on_gauge(
         rest: returns the script's further arguments, given the gauge's packed thresholds.
 
     Raises:
-        StoreError: the store does not answer, or this host's clock is not the store's.
+        StoreError: the store does not answer.
     """
     admin = await store.admin()
     for _ in range(_TRIES):
@@ -130,12 +130,6 @@ async def run_on_gauge(
             -1 if limit is None else limit.included,
             *rest(" ".join(f"{level} {percent}" for level, percent in thresholds)),
         )
-        if reply[0] == replies.CLOCK:
-            raise StoreError(
-                f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
-                "no level is changed until they agree",
-                executed=False,
-            )
         if reply[0] != replies.STALE:
             return reply
         view.cache.learn(view, reply)

@@ -97,6 +97,8 @@ def _advance_window(measure: PolicyMeasure, numbers: list[int], now_ms: int) -> 
     first, second, third = numbers
     window = measure.window
     if measure.kind == TOKEN_BUCKET:
+        if now_ms < first:  # The store's clock went back.
+            return 0, 0
         owed = max(0, second * window + min(third, window - 1) - (now_ms - first) * measure.refill)
         return -(-owed // window), owed % window
     slot = now_ms // window

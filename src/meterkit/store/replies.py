@@ -12,8 +12,6 @@ ALLOWED: Final = 0
 REFUSED: Final = 1
 STALE: Final = 2
 """The store has another state of the customer, which is in the reply."""
-CLOCK: Final = 3
-"""The store's clock and the caller's are too far apart to decide."""
 BROKEN: Final = 4
 """A field of the counters is no integer."""
 _COUNTED: Final = 5

@@ -100,8 +100,8 @@ class HoldOwner(ABC):
         return self._settled
 
     def is_due(self) -> bool:
-        """Whether the slot of the hold is over."""
-        return self._slot < self._store.now_ms() // HOLD_SLOT_MS
+        """Whether the hold is in another slot than the current one: that is over, or the clock went back."""
+        return self._slot != self._store.now_ms() // HOLD_SLOT_MS
 
     async def renew(self) -> None:
         """Move the hold to the current slot.

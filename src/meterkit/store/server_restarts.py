@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StoreError
@@ -20,6 +20,8 @@ _DOUBTED: Final = "doubted"
 _TIMES: Final = ("noticed_ms", "sealed_ms", "seen_ms", "till_ms")
 # In one word redis-py does not make a mapping of the whole reply, which cost half of an idle pass.
 _INFO: Final = "INFO server"
+_INFO_REPLICATION: Final = "INFO replication"
+_IS_MASTER: Final = re.compile(rb"^role:master", re.MULTILINE)
 _RUN_ID: Final = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _WAIT_MAX_MS: Final = 70 * 86_400_000  # Usage waits for a link at most a month and 35 days.
 
@@ -117,10 +119,28 @@ class ServerLives:
             for shard, life in lives.items()
             if life.known and now not in {life.known, life.noticed}
         }
+        for shard in await self._follow_moves(unnoticed):
+            del unnoticed[shard]
         if not unnoticed:
             current = [keys.shard(shard, "life") for shard, life in lives.items() if life.known == now]
             await server.ask_all(("hset", key, "seen_ms", f"{now_ms}") for key in current)
         return unnoticed
+
+    async def _follow_moves(self, lives: Mapping[int, ServerLife]) -> Sequence[int]:
+        """Confirm the lives of shards whose slots have moved from another living master; return these shards.
+
+        A slot moves with all its keys. After a failover the former master is gone, or is a replica.
+        """
+        if not lives or self._store.address.kind != "cluster":
+            return []
+        masters = set[str | None]()
+        for server in await (await self._store.admin()).servers():
+            with suppress(StoreError):  # One that is down is not living on.
+                masters.add(await _fetch_run_id(server, of_master=True))
+        moved = [shard for shard, life in lives.items() if life.known in masters]
+        for shard in moved:
+            await self._write_fields(shard, {"known": lives[shard].now or "", "noticed": ""})
+        return moved
 
     async def mark_doubted(self, since_ms: int) -> None:
         """Mark all waiting usage for comparison with Stripe, as after restoring a backup of that time."""
@@ -151,7 +171,10 @@ class ServerLives:
         info, kept = replies
         if isinstance(kept, Exception):
             raise StoreError(f"the store failed: {kept}") from kept
-        return _parse_life(_parse_run_id(info), kept)
+        life = _parse_life(_parse_run_id(info), kept)
+        if life.known and not (life.is_known or life.is_noticed) and await self._follow_moves({shard: life}):
+            life = replace(life, known=life.now or "")
+        return life
 
     async def mark_link_doubted(self, customer: str) -> None:
         """Mark usage waiting for a link for comparison, if it may have been delivered before a restart.
@@ -192,12 +215,14 @@ class ServerLives:
         await admin.ask(admin.client.hset(key, mapping=fields))
 
 
-async def _fetch_run_id(server: Admin) -> str | None:
-    """Fetch the ``run_id`` of a server; None: it does not tell it."""
+async def _fetch_run_id(server: Admin, *, of_master: bool = False) -> str | None:
+    """Fetch the ``run_id`` of a server; None: it does not tell it, or, with ``of_master``, is a replica."""
     pipe = server.client.pipeline(transaction=False)
     pipe.execute_command(_INFO)
-    (info,) = await server.ask(pipe.execute(raise_on_error=False))
-    return _parse_run_id(info)
+    pipe.execute_command(_INFO_REPLICATION)
+    info, replication = await server.ask(pipe.execute(raise_on_error=False))
+    is_master = isinstance(replication, bytes) and _IS_MASTER.search(replication) is not None
+    return _parse_run_id(info) if is_master or not of_master else None
 
 
 def _parse_run_id(info: bytes | Exception) -> str | None:

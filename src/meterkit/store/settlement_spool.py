@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 from meterkit.cancellation import complete, start_task
 from meterkit.decisions.periods import DAY_MS
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.overdue_timer import OverdueTimer
 from meterkit.redis.settlement_queue import resolve
 from meterkit.store.spool_file import (
     SpoolError,
@@ -87,6 +88,7 @@ class EventLoopSpool:
 
     Attributes:
         lost: number of settlements that found no room, or that the store can never apply.
+        overdue: finds settlements to spool.
     """
 
     def __init__(
@@ -119,6 +121,8 @@ class EventLoopSpool:
         self._thread: ThreadPoolExecutor | None = None
         self._refused: dict[Path, str] = {}
         self._logged: set[Path] = set()
+        self.overdue = OverdueTimer(lane.call_later)
+        self._counted_losses = set[tuple[str, int]]()
         self._orphans_sent = self._answered = 0
         self.lost = 0
 
@@ -428,6 +432,7 @@ class EventLoopSpool:
             keys=self._keys,
             is_same_loop=is_same_loop,
             leaves_unknown=leaves_unknown,
+            counted_losses=self._counted_losses,
         )
 
     async def _claim(self, path: Path) -> SpoolFile | None:

@@ -212,6 +212,7 @@ class SpoolReplay:
         keys: names of keys.
         is_same_loop: whether this event loop wrote the records: then its queues count the acknowledged
             settlements that the store has lost.
+        counted_losses: producer and number of each loss that earlier replays of this process have counted.
 
     Attributes:
         done: last applied number of each shard.
@@ -224,6 +225,7 @@ class SpoolReplay:
     keys: Keys
     is_same_loop: bool = False
     leaves_unknown: bool = False
+    counted_losses: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     _fenced: dict[str, int] = field(default_factory=dict[str, int], init=False)
     done: dict[int, int] = field(default_factory=dict[int, int], init=False)
     lost: int = field(default=0, init=False)
@@ -262,15 +264,23 @@ class SpoolReplay:
         last = self._fenced.get(sent.producer)
         if last is None:
             last = self._fenced[sent.producer] = await self.lane_of(transfer.shard).fence(sent.producer)
-            if last < sent.acknowledged and not self.is_same_loop:
-                self._log_lost(sent.acknowledged - max(0, last), "the store lost what it had acknowledged")
+            lost = sent.acknowledged - max(0, last)
+            if lost > 0 and not self.is_same_loop and self._is_first_loss(sent.producer, sent.acknowledged):
+                self._log_lost(lost, "the store lost what it had acknowledged")
         if sent.number == NEVER_SENT:
             return transfer
         if last < 0 < sent.acknowledged:
             # Whether it was applied is unknown: in doubt it is not billed, as in the queue.
-            self._log_lost(1, "the store has no record any more of what it had acknowledged")
+            if self._is_first_loss(sent.producer, sent.number):
+                self._log_lost(1, "the store has no record any more of what it had acknowledged")
             return transfer.make_empty()
         return transfer.make_empty() if sent.number <= last else transfer
+
+    def _is_first_loss(self, producer: str, number: int) -> bool:
+        """Whether a loss is not counted yet: a replay that was interrupted begins again."""
+        is_first = (producer, number) not in self.counted_losses
+        self.counted_losses.add((producer, number))
+        return is_first
 
     async def _apply(self, transfers: list[_Transfer]) -> None:
         pause_s = _PAUSE_FIRST_S

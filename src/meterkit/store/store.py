@@ -15,6 +15,7 @@ from meterkit.decisions.keys import Keys
 from meterkit.decisions.packed import EventMark
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
+from meterkit.log_throttle import MINUTE_S, Throttle
 from meterkit.metric_tallies import Tallies
 from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
@@ -132,7 +133,8 @@ class Store:
         self._customers_kept = customers_kept
         if clock is not time and address.kind != "memory":
             clock = refuse_past_clock(clock, str(address))
-        self.clock = clock
+        self.host_clock = clock
+        self._throttle = Throttle(MINUTE_S)
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
         self.scripts = {name: self._load_script(name) for name in scripts.NAMES}
@@ -146,6 +148,7 @@ class Store:
             start_timeout_s=start_timeout_s,
             clock=clock,
         )
+        self.clock = loops.store_clock
         if self.spool_dir is not None:
             loops.new_spool = partial(self._new_spool, self.spool_dir)
         loops.new_allotments = partial(Allotments, clock=clock)
@@ -222,11 +225,11 @@ class Store:
         return self.tallies
 
     def now_ms(self) -> int:
-        """This process's clock."""
+        """The store's clock, as this process knows it."""
         return int(self.clock() * 1000)
 
     async def clock_ms(self, shard: int) -> int:
-        """The clock of a shard's server: what it says counts, for this process's may be wrong.
+        """Ask a shard's server for its clock.
 
         Raises:
             StoreError: the store does not answer.
@@ -280,12 +283,6 @@ class Store:
         while True:
             if isinstance(reply, ReplyError):
                 reply = await lane.retry_call(decision, reply)
-            if reply[0] == replies.CLOCK:
-                raise StoreError(
-                    f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
-                    "nothing is decided until they agree",
-                    executed=False,
-                )
             if reply[0] == replies.REPEAT and isinstance(decision, MarkedDecision):
                 return decision.as_repeat(), [replies.ALLOWED, *reply[1:]]
             if reply[0] != replies.STALE:
@@ -467,7 +464,7 @@ class Store:
             for shard in {waiters[waiter].view.shard for waiter in pending}:
                 lane.queues[shard].spill()
             done, pending = await asyncio.wait(waiters, timeout=_SPOOL_WAIT_S)
-        if pending:
+        if pending and self._throttle.is_due("unacknowledged"):
             _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
         for error in [waiter.exception() for waiter in done]:  # Of each: asyncio logs others as unread.
             if error is not None:
@@ -506,7 +503,7 @@ class Store:
         return scripts.load(
             name,
             is_audited=is_audited,
-            clock="server" if self.clock is time else "caller",
+            clock="server" if self.host_clock is time else "caller",
             dialect="fake" if self.address.kind == "memory" else "server",
         )
 

@@ -58,6 +58,7 @@ _ERROR_FIELDS: Final = ("type", "code", "message", "param")
 _SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
 SECRET: Final = re.compile(r"\b(sk|rk|pk|whsec)_[\w*.-]+")
 _LENGTH_MAX: Final = 300
+_RETRY_AFTER_MAX_S: Final = 3600
 # Stripe has no code for these: of a new subscription, a Checkout page, a change of a subscription.
 _CURRENCY: Final = re.compile(
     r"(?:combine currencies on a single customer.* currency|match the customer currency"
@@ -90,6 +91,9 @@ class RequestResult:
         should_retry: the ``Stripe-Should-Retry`` header; None where it was absent.
         server_time_s: the ``Date`` header in Unix seconds; None where it was absent or unreadable.
         request_id: the ``Request-Id`` header.
+        is_account_limited: whether the answer is a 429 that other requests would get, too: Stripe limits
+            their rate or number, not the requests for one object.
+        retry_after_s: the ``Retry-After`` header in seconds; 0 where it was absent or a date.
     """
 
     status: int | None = None
@@ -101,6 +105,8 @@ class RequestResult:
     should_retry: bool | None = None
     server_time_s: int | None = None
     request_id: str | None = None
+    is_account_limited: bool = False
+    retry_after_s: int = 0
 
 
 def read_result(
@@ -125,7 +131,15 @@ def read_result(
     error = cast("dict[str, Any]", envelope) if isinstance(envelope, dict) else {}
     told = {name: error[name] for name in _ERROR_FIELDS if isinstance(error.get(name), str)}
     told["message"] = told.get("message") or _first_bytes(answer.body)
-    return RequestResult(**told, **common)
+    # https://docs.stripe.com/rate-limits
+    is_of_object = (
+        answer.headers.get("stripe-rate-limited-reason") == "resource-specific"
+        or told.get("code") == "lock_timeout"
+    )
+    is_limited = answer.status == HTTPStatus.TOO_MANY_REQUESTS and not is_of_object
+    after = answer.headers.get("retry-after", "")
+    after_s = min(int(after), _RETRY_AFTER_MAX_S) if after.isascii() and after.isdecimal() else 0
+    return RequestResult(**told, **common, is_account_limited=is_limited, retry_after_s=after_s)
 
 
 def is_retryable(result: RequestResult) -> bool:

@@ -3,7 +3,8 @@
 --   window: of a window its length (ms); of a bucket the denominator of the refill per ms; refill: the numerator
 --   of a window: number of the window that was counted last, counted in it, counted in the one before
 --   of a bucket: until when it is accounted for (ms), whole units owed, rest owed (in units / window)
--- Returns these three at `now`, and the units used: all whole numbers below 2^53.
+-- Returns these three at `now`, and the units used: all whole numbers below 2^53. What was counted after `now`, before the
+-- clock went back, is forgotten: the window or bucket restarts.
 local function advance_rate(kind, window, refill, now, slot, counted, previous)
   if kind == TOKEN_BUCKET then
     local accounted_ms, owed, rest_owed = slot, counted, previous
@@ -12,7 +13,7 @@ local function advance_rate(kind, window, refill, now, slot, counted, previous)
     local rest = refill - whole * window
     -- A rest that was owed at another refill is less than a unit of this one, too.
     rest_owed = math.min(rest_owed, window - 1)
-    if passed * refill / window >= owed + 2 then
+    if passed < 0 or passed * refill / window >= owed + 2 then
       return now, 0, 0, 0
     end
     local leaked = math.floor(rest * passed / window)

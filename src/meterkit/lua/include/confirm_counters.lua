@@ -16,8 +16,8 @@ local function confirm_counters(counters_key, state_key, totals_key, rev, terms,
     return now, {BROKEN, now, damaged}
   end
   -- Even without counters, recalled usage of past periods may be pending.
-  local known = head or {seen_ms = 0, ends_ms = 0, rev = ''}
+  local known = head or {seen_ms = 0, begins_ms = 0, ends_ms = 0, rev = ''}
   local now, period_start_ms, period_end_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
-    next_end_ms, caller_ms, known.rev, known.seen_ms, known.ends_ms, false)
+    next_end_ms, caller_ms, known.rev, known.seen_ms, known.begins_ms, known.ends_ms, false)
   return now, verdict, head, meters, totals, period_start_ms, period_end_ms
 end

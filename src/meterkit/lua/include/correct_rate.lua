@@ -2,7 +2,8 @@
 -- that it has counted too much.
 --   packed, field: the rate's, and its name; kind, window, refill: see advance_rate
 --   counted_ms: when the quantity that was wrong was counted; 0: now
--- A window that has ended is not changed. A bucket loses at most what has not leaked since.
+-- A window that has ended, or that the clock went back before, is not changed. A bucket loses at most what has not leaked
+-- since.
 -- Returns the field, and for how long it may matter (ms).
 --include unpack_rate
 --include advance_rate
@@ -13,7 +14,8 @@ local function correct_rate(packed, field, kind, window, refill, quantity, count
   local its_slot = counted_ms > 0 and math.floor(counted_ms / window) or slot
   if kind == TOKEN_BUCKET then
     if quantity < 0 then
-      quantity = math.min(0, quantity + math.ceil((now - counted_ms) * refill / window))
+      local leaked = counted_ms > now and -quantity or math.ceil((now - counted_ms) * refill / window)
+      quantity = math.min(0, quantity + leaked)
     end
     counted = math.max(0, math.min(counted + quantity, MOST))
     matters_ms = math.min(math.ceil((counted + 1) * window / refill), FOUR_HUNDRED_DAYS_MS)
