@@ -117,7 +117,13 @@ GATE, PUBLIC, REST = "/files/reports/{path:path}", "/files/public/{path:path}", 
         (("exempt /public/{path:path}",), "GET", "/public//a", "/public/{path:path}"),
         # As sent: the line takes what it matches.
         (("keys PUT /v1/o/{key:path}", *API), "PUT", "/v1/o/a/../b%2Fc;d", "PUT /v1/o/{key:path}"),
-        (("keys PUT /v1/o/{key:path}", *API), "PUT", "/v1/o/../chat", "PUT /v1/o/{key:path}"),
+        (
+            ("keys PUT /v1/o/{key:path}", *API),
+            "PUT",
+            "/v1/o/../chat",
+            "400",
+        ),  # It leaves the line's own paths.
+        (("gate POST /v1/chat", "keys /v1/{key:path}"), "POST", "/v1/Chat/", "POST /v1/chat"),
         # Capitals, and a slash at the end: the stricter line decides.
         *((API, "POST", path, "POST /v1/chat") for path in ("/v1/chat/", "/V1/Chat", "/V1/CHAT/")),
         (API, "GET", "/HEALTHZ", None),
@@ -133,12 +139,50 @@ GATE, PUBLIC, REST = "/files/reports/{path:path}", "/files/public/{path:path}", 
         ),
         (("press /v1/{path:path}", "gate /v1/chat"), "GET", "/v1/chat", "/v1/{path:path}"),
         (("gate /v1/chat", "press /v1/{path:path}"), "GET", "/v1/CHAT", "/v1/{path:path} +full"),
+        # Further readings count if they lead to a feature that the request does not need.
+        (("gate /{a}/{b}", "price *"), "POST", "http://h/v1/chat", "400"),
+        (("gate POST /v1/items/{name}", "price *"), "POST", "/v1/items/a%2F%C3%A9", "400"),
+        (
+            ("exempt /files/public/{p:path}", "gate /files/{p:path}"),
+            "GET",
+            "/files/public/../../../files/public/r/a",
+            "400",
+        ),
+        (("gate /{a}/{b}/{c}", "price *"), "GET", "/files/../../parent/data/r/a", "400"),
+        (
+            ("gate GET /files/reports/{p:path}", "price *"),
+            "POST",
+            f"/files/public/{'x/../' * 1000}../reports/a",
+            "400",
+        ),
+        *(
+            (("price GET /v1/search/{q}", "price *"), "GET", f"/v1/search/{q}", "GET /v1/search/{q}")
+            for q in ("%23py", "a%3Fb")
+        ),
+        (
+            ("gate POST /v1/chat", "price /proxy/{url:path}"),
+            "POST",
+            "/proxy/https://h/v1/chat",
+            "/proxy/{url:path}",
+        ),
+        *(
+            (("gate /runs/{n:int}", "price *"), "GET", f"/runs/{n}", "/runs/{n:int}")
+            for n in ("7.0", "1e1", "\N{ARABIC-INDIC DIGIT SEVEN}")
+        ),
+        (
+            ("gate /j/{id:uuid}", "price *"),
+            "GET",
+            "/j/uuid:6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11",
+            "/j/{id:uuid}",
+        ),
+        (("price GET /items/{id}/", "gate GET /items/{id}", "price *"), "GET", "/ITEMS/7", "GET /items/{id}"),
+        (("gate GET /admin/{rest:path}", "price *"), "GET", "/admin", "GET /admin/{rest:path}"),
         # In shadow nothing is refused, and no gate is lost.
         (
             ("shadow /files/reports/{path:path}", FILES[1]),
             "GET",
             "/files/public/../reports/a",
-            "/files/reports/{path:path}",
+            "/files/public/{path:path}",
         ),
     ],
 )
@@ -228,6 +272,14 @@ def test_a_line_may_have_the_root_path_or_not(path: str, line: str, root: dict[s
     assert found(lines, path, **root) == line.removeprefix("gate ")
     for written in ("/apihttp://h/v1/chat", "/x/api/v1/chat", "/apiv1/chat", "/api//v1/chat"):
         assert found(lines, written, **root) in {"400", line.removeprefix("gate ")}, written
+
+
+def test_one_root_path_does_not_replace_the_other() -> None:
+    """Apps of Flask and Quart have their folder as `root_path`."""
+    lines = router("gate POST /v1/chat", "price *", root_path="/srv/app")
+    for path in ("/v1/chat", "/api/v1/chat", "/x/api//v1//chat", "/public/apiz/api/v1/chat"):
+        assert found(lines, path, root_path="/api") in {"POST /v1/chat", "400"}, path
+    assert found(lines, "/public//v1/chat", root_path="//") == "400"
 
 
 def test_a_root_path_of_the_client_opens_no_gate() -> None:
@@ -418,6 +470,37 @@ async def test_a_request_that_an_endpoint_dispatches_is_another_one(name: str) -
             assert await at.counted() == (2 if "method" in name else 3, 0)
 
 
+async def test_a_mount_may_dispatch_to_the_app_itself() -> None:
+    """F-313: cut by the mount's path, the gated path looked like the one that was decided."""
+    app = batching(DISPATCHES["a copy"])
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "path": scope["path"].removeprefix("/pub")}, receive, send)
+
+    app.mount("/pub", dispatch)
+    async with served(hello, plans=PLANS) as at:
+        app.add_middleware(MeterMiddleware, kit=at.kit, identify=identify.header("x-customer-id"))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), headers=HEADERS) as client:
+            assert (await client.post("http://app/pub/v1/chat")).status_code == 403
+
+
+async def test_a_gate_refuses_by_its_feature_only_beside_a_line_in_shadow() -> None:
+    plans = """
+features: [full]
+meters: {requests: {unit: request}}
+routes:
+  - {match: "POST /v1/chat", feature: full}
+  - {match: "*", consume: {requests: 1}, enforcement: shadow}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 0, overage: deny}}}
+  pro: {price: {amount_cents: 100, interval: month}, features: all, meters: {requests: {included: 0}}}
+"""
+    async with served(hello, plans=plans) as at:
+        assert await at.statuses("/v1/chat", "/v1/other", method="PUT") == [403, 200]
+        await at.kit.customers.set_plan("acme", "pro")
+        assert await at.statuses("/v1/chat", "/v1/other", method="PUT") == [200, 200]
+
+
 async def test_middlewares_that_wrap_it_again_count_once() -> None:
     """F-313: a mount that cuts the path off is no other request."""
 
@@ -505,6 +588,26 @@ async def test_a_preflight_runs_no_handler() -> None:
             assert response.headers.get("access-control-allow-origin") == allowed
             assert await at.counted() == (0, 0)
     assert [path for path in ran if path != "*"] == []
+
+
+async def test_a_preflight_that_a_handler_streams_is_stopped() -> None:
+    """All of a stream was collected for one anonymous request."""
+    sent = 0
+
+    async def stream(_scope: Scope, _receive: Receive, send: Send) -> None:
+        nonlocal sent
+        headers = [(b"access-control-allow-origin", b"https://o")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while True:
+            sent += 1
+            await send({"type": "http.response.body", "body": b"of a customer", "more_body": True})
+            await asyncio.sleep(0)
+
+    async with served(stream, plans=PLANS) as at:
+        response = await at.client.options("/v1/chat", headers=PREFLIGHT)
+        assert (response.status_code, response.content) == (204, b"")
+        assert response.headers["access-control-allow-origin"] == "https://o"
+    assert sent < 10
 
 
 def handle_all(ran: list[str]) -> ASGIApp:

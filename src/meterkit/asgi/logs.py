@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from meterkit.asgi.route_matching import PathLine
+    from meterkit.asgi.route_matching import Router
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
@@ -156,11 +156,11 @@ class TroubleLog:
                 " usage counts twice; make one MeterKit and give it to all parts of the app, or remove one"
             )
 
-    def log_ambiguous(self, scope: Scope, readings: Iterable[PathLine]) -> None:
+    def log_ambiguous(self, scope: Scope, router: Router) -> None:
         """Log a path whose readings match different lines; at most once a minute."""
         if self._paths.is_due("path"):
             found = dict[str, str]()
-            for one in readings:
+            for one in router.readings(scope):
                 found.setdefault(one.line.match if one.line else "no route", one.path)
             shown = ", ".join(f"{path[:_SHOWN_MAX]!a} ({match})" for match, path in found.items())
             _logger.warning(

@@ -69,7 +69,7 @@ _TWO_READINGS: Final = Decision(
     problem=RequestProblem(
         code="path-ambiguous",
         detail="The path of this request can be read in several ways, which have different limits. Send it"
-        " without dot segments, empty segments, backslashes and encoded slashes.",
+        " without dot segments, empty segments, backslashes, `;` and encoded slashes or percent signs.",
         members={},
     ),
 )
@@ -249,7 +249,7 @@ class MeterMiddleware:
     ) -> None:
         """Serve a request that no line decides, unless it is ambiguous which one does."""
         if route is AMBIGUOUS:
-            self._troubles.log_ambiguous(scope, plans.router.readings(scope))
+            self._troubles.log_ambiguous(scope, plans.router)
             await refuser.refuse(_TWO_READINGS, route, None, None, scope, receive, send)
             return
         if route is not None:
@@ -262,7 +262,9 @@ class MeterMiddleware:
     async def _serve_undecided(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a scope that is not decided here."""
         decided = scope.get(self._mark)
-        if isinstance(decided, Exchange) and not is_same_request(scope, decided.decided):
+        if isinstance(decided, Exchange) and not is_same_request(
+            scope, decided.decided, is_within=decided.refuser is not self._refuser
+        ):
             # An endpoint dispatches a copy of its scope, or itself changes the path.
             await self({name: scope[name] for name in scope if name != self._mark}, receive, send)
             return

@@ -7,23 +7,28 @@ again, and file servers resolve dot segments. A path without such characters mea
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import unquote, unquote_to_bytes
+from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 PATH_CHARS_MAX: Final = 1_536
 """Length of a path whose readings are listed: S3 allows keys of 1,024 bytes."""
 _DECODED_MAX: Final = 3
+_ROOTS_MAX: Final = 4
 _ODD: Final = re.compile(r"\A(?!/)|//|[\\;?#%\x00]|/\.{1,2}(?:/|\Z)")
 _ODD_RAW: Final = re.compile(rb"%(?:2[EFef]|5[Cc]|25|00)")
 _ENCODED: Final = re.compile("%[0-9A-Fa-f]{2}")
 _SEPARATORS: Final = re.compile(r"[/\\]")
-_PARAMETERS: Final = re.compile(r"[;?#\x00\n][^/\\]*")
+_PARAMETERS: Final = re.compile(";[^/]*")
+_ENDS: Final = re.compile(r"[;?#\x00\n][^/\\]*")
 _TAIL: Final = re.compile(r"[?#\x00].*", re.DOTALL)
-_CLIMB: Final = re.compile(r"(?:\A|[/\\])\.\.(?:[/\\;?#\x00]|\Z)|\A(?!/)|\A//|://")
+_HOST: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*")
+_CLIMB: Final = re.compile(r"(?:\A|[/\\])\.\.(?:[/\\;?#\x00]|\Z)")
 _TEXT_SLASH: Final = "\N{FRACTION SLASH}"
 
 
@@ -42,62 +47,99 @@ def raw_reading(path: str, raw: bytes | None) -> str:
 
     A raw path that differs from ``path``, because a middleware has replaced one of them, says nothing.
     """
-    sent = "" if raw is None else raw.partition(b"?")[0].decode("latin-1")
-    if unquote(sent) != path:
+    sent = b"" if raw is None else raw.partition(b"?")[0]
+    if _decode(sent) != path:
         return path
-    return "/".join(unquote(segment).replace("/", _TEXT_SLASH) for segment in sent.split("/"))
+    return "/".join(_decode(segment).replace("/", _TEXT_SLASH) for segment in sent.split(b"/"))
 
 
-def plain_readings(path: str) -> list[str]:
-    """List what a path comes to once it is decoded, cut and resolved; each step may be left out."""
-    slashed = {text for each in _list_decodings(path) for text in (each, each.replace("\\", "/"))}
-    cut = {text for each in slashed for text in (each, _PARAMETERS.sub("", each), _TAIL.sub("", each))}
+def _decode(raw: bytes) -> str:
+    return unquote_to_bytes(raw).decode("utf-8", "replace")
+
+
+def plain_reading(path: str) -> str:
+    """Read the path as it is once it is decoded, without parameters and backslashes, and resolved."""
+    return _resolve_dots(_PARAMETERS.sub("", _list_decodings(path)[-1].replace("\\", "/")))
+
+
+def further_readings(path: str, raw: bytes | None, roots: Sequence[str]) -> list[str]:
+    """List what some routers make of a path by a part of these steps, or by more.
+
+    They take what stands behind the root path, wherever that is; drop scheme and host; cut at ``?``, ``#``
+    and NUL; leave backslashes and parameters as they are, or decode once less.
+    """
+    texts = {path, raw_reading(path, raw)}
+    texts |= {behind for text in texts for root in roots for behind in _list_behind(text, root)}
+    texts |= {_HOST.sub("", text, count=1) for text in texts if _HOST.match(text)}
+    decoded = {each for text in texts for each in _list_decodings(text)}
+    slashed = {text for each in decoded for text in (each, each.replace("\\", "/"))}
+    cut = {text for each in slashed for text in (each, _ENDS.sub("", each), _TAIL.sub("", each))}
     return sorted({_resolve_dots(each) for each in cut})
 
 
-def climbs(path: str) -> bool:
-    """Whether a path has ``..``, in any decoding of it, or does not begin at the root of the app.
+def _list_behind(path: str, root: str) -> list[str]:
+    """List what stands behind each root path within a path, but for one that the path begins with."""
+    found = path.split(root)[1:] if root else []
+    whole = [root.join(found[place:]) for place in range(min(len(found), _ROOTS_MAX))]
+    return [text for each in whole for text in (each, f"/{each.lstrip('/')}")]
 
-    Where it leads depends on the reader: a file server may resolve it below its own folder.
-    """
+
+def climbs(path: str) -> bool:
+    """Whether a path has ``..`` in any decoding of it: where it leads depends on a file server's folder."""
     return any(_CLIMB.search(decoded) for decoded in _list_decodings(path))
 
 
 def may_lead_to(template: str, path: str) -> bool:
-    """Whether some reader may take a path that climbs for one of a template.
+    """Whether a file server may resolve a path that climbs to one of a template.
 
-    Readers leave segments out, decode them, cut their ends off and ignore case. So the fixed segments of the
+    It leaves segments out, decodes them, cuts their ends off and ignores case. So the fixed segments of the
     template stand in the path, in that order.
     """
     fixed = [part.lower() for part in template.split("/") if part and "{" not in part]
-    return bool(fixed) and any(_stand_in_order(fixed, segments) for segments in _segments_of(path))
+    return any(_stand_in_order(fixed, segments) for segments in _segments_of(path))
 
 
-def loose_pattern(template: str) -> re.Pattern[str]:
-    """Compile a template without regard to case and a slash at the end.
+class LoosePattern(NamedTuple):
+    """Pattern of a template without regard to case and to a slash at the end.
 
-    Parameters take what a framework may convert to their type: Python's ``int`` reads ``+7`` and ``1_000``.
+    A parameter takes what frameworks convert to its type: ``float`` reads ``+7``, ``7.0`` and ``1_0``.
     """
-    parts: list[str] = []
-    at = 0
-    for parameter in _PARAMETER.finditer(template):
-        parts.append(re.escape(template[at : parameter.start()]))
-        parts.append(_CONVERTED.get(parameter["convertor"], "[^/]+"))
-        at = parameter.end()
-    parts.append(re.escape(template[at:].rstrip("/")))
-    return re.compile("".join(parts) + r"\n?\Z", re.DOTALL | re.IGNORECASE)
+
+    regex: re.Pattern[str]
+    kinds: tuple[Callable[[str], Any], ...]
+
+    @classmethod
+    def of(cls, template: str) -> LoosePattern:
+        """Compile a template."""
+        parts: list[str] = []
+        kinds: list[Callable[[str], Any]] = []
+        at = 0
+        for parameter in _PARAMETER.finditer(template):
+            kind = parameter["convertor"]
+            parts.append(re.escape(template[at : parameter.start()]))
+            parts.append(".*" if kind == "path" else "([^/]+)")
+            kinds += [] if kind == "path" else [_KINDS.get(kind, str)]
+            at = parameter.end()
+        parts.append(re.escape(template[at:].rstrip("/")))
+        regex = re.compile("".join(parts) + r"\n?\Z", re.DOTALL | re.IGNORECASE)
+        return cls(regex, tuple(kinds))
+
+    def match(self, path: str) -> bool:
+        """Whether a path without a slash at its end matches."""
+        found = self.regex.match(path)
+        if found is not None:
+            with suppress(ValueError):
+                for kind, text in zip(self.kinds, found.groups(), strict=True):
+                    kind(text)
+                return True
+        return False
 
 
 _PARAMETER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(?::(?P<convertor>[A-Za-z_][A-Za-z0-9_]*))?\}")
-_CONVERTED: Final = {
-    "path": ".*",
-    "int": r"\s*[+-]?\d[\d_]*\s*",
-    "float": r"\s*[+-]?(?:[\d_.]+(?:e[+-]?\d+)?|nan|inf|infinity)\s*",
-    "uuid": r"(?:urn:uuid:)?\{?[0-9a-f-]{32,36}\}?",
-}
+_KINDS: Final[dict[str | None, Callable[[str], Any]]] = {"int": float, "float": float, "uuid": UUID}
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _list_decodings(path: str) -> tuple[str, ...]:
     found = [path]
     while len(found) <= _DECODED_MAX and _ENCODED.search(found[-1]):
@@ -108,9 +150,8 @@ def _list_decodings(path: str) -> tuple[str, ...]:
 @lru_cache(maxsize=16)
 def _segments_of(path: str) -> tuple[Sequence[str], ...]:
     """Split each decoding of a path; the ends of segments that some readers cut off are left out, too."""
-    texts = {
-        text for decoded in _list_decodings(path.lower()) for text in (decoded, _PARAMETERS.sub("", decoded))
-    }
+    decoded = _list_decodings(path.lower())
+    texts = {text for each in decoded for text in (each, _ENDS.sub("", each))}
     return tuple([*filter(None, _SEPARATORS.split(text))] for text in texts)
 
 

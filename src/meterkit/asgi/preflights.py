@@ -2,13 +2,16 @@
 
 A preflight has no customer, and handlers that take every method would serve it for free. So the app gets it
 in asterisk form (``OPTIONS *``, RFC 9110 section 9.3.7), which asks about the server as a whole. No route of
-a path matches that, and CORS layers do not look at the path.
+a fixed path matches that, and CORS layers do not look at the path.
 """
 
 from __future__ import annotations
 
+from asyncio import FIRST_COMPLETED, get_running_loop, wait
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
+
+from meterkit.cancellation import start_task
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -22,6 +25,7 @@ _PREFLIGHT: Final = frozenset({b"origin", b"access-control-request-method"})
 _NO_PREFLIGHT: Final = frozenset({b"authorization", b"cookie", b"transfer-encoding"})
 _ALLOW_ORIGIN: Final = b"access-control-allow-origin"
 _CORS: Final = b"access-control-"
+_BODY_BYTES_MAX: Final = 64
 _NOT_ROUTED: Final = frozenset({404, 405})
 
 
@@ -60,13 +64,13 @@ class Preflights:
         if route.enforcement != "on":
             await self._app(scope, receive, send)
             return True
-        messages = await self._ask_cors_layer(scope, receive)
-        start: Message = messages[0] if messages else {"status": HTTPStatus.NOT_FOUND.value}
+        start, body = await self._ask_cors_layer(scope, receive)
         headers = [(name.lower(), value) for name, value in start.get("headers", ())]
         of_layer = [(name, value) for name, value in headers if name.startswith(_CORS) or name == b"vary"]
-        if any(name.startswith(_CORS) for name, _ in of_layer) and start["status"] not in _NOT_ROUTED:
-            for message in messages:
-                await send(message)
+        status, is_of_layer = start["status"], any(name.startswith(_CORS) for name, _ in of_layer)
+        if is_of_layer and status not in _NOT_ROUTED and body is not None:
+            await send({**start, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
             return True
         fields = of_layer if _ALLOW_ORIGIN in dict(of_layer) else self._own_fields(dict(scope["headers"]))
         if _ALLOW_ORIGIN not in dict(fields):
@@ -75,19 +79,38 @@ class Preflights:
         await send({"type": "http.response.body", "body": b""})
         return True
 
-    async def _ask_cors_layer(self, scope: Scope, receive: Receive) -> list[Message]:
-        messages: list[Message] = []
+    async def _ask_cors_layer(self, scope: Scope, receive: Receive) -> tuple[Message, bytes | None]:
+        """Ask the app; the start of its response, and the body if it is as short as that of a CORS layer.
+
+        A longer response is of a handler that takes all paths: it is stopped.
+        """
+        start: Message = {"status": HTTPStatus.NOT_FOUND.value}
+        body: bytes | None = None
+        is_long = get_running_loop().create_future()
 
         async def collect(message: Message) -> None:
-            if message["type"].startswith("http.response."):
-                messages.append(message)
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = message
+            elif message["type"] == "http.response.body" and not is_long.done():
+                body = message.get("body", b"")
+                if message.get("more_body", False) or len(body) > _BODY_BYTES_MAX:
+                    body = None
+                    is_long.set_result(None)
 
-        try:
+        async def ask() -> None:
             await self._app({**scope, "path": "*", "raw_path": b"*"}, receive, collect)
-        except Exception as error:  # noqa: BLE001 - it has no CORS layer before what raises; logged there
+
+        asked = start_task(ask())
+        try:
+            await wait({asked, is_long}, return_when=FIRST_COMPLETED)
+        finally:
+            if not asked.done():
+                asked.cancel()
+                await wait({asked})
+        if not asked.cancelled() and isinstance(error := asked.exception(), Exception):
             self._troubles.log_unasked(error)
-            return []
-        return messages
+        return start, body
 
     def _own_fields(self, asked: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         """Format the fields that allow the origins in ``cors``."""

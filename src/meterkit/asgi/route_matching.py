@@ -22,11 +22,12 @@ from starlette.routing import compile_path
 
 from meterkit.asgi.paths import (
     PATH_CHARS_MAX,
+    LoosePattern,
     climbs,
+    further_readings,
     is_plain,
-    loose_pattern,
     may_lead_to,
-    plain_readings,
+    plain_reading,
     raw_reading,
 )
 from meterkit.catalog.models import Route
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 CACHE_ENTRIES_MAX: Final = 4096
 CACHED_CHARS_MAX: Final = 2048
+COMBINATIONS_MAX: Final = 1000
 _WRAPPERS_MAX: Final = 100
 _SESSION_METHODS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 """Methods of requests to an MCP endpoint that have no message."""
@@ -63,13 +65,13 @@ class CompiledLine(NamedTuple):
     """Line with its methods and the patterns of its path; None stands for all of them.
 
     Attributes:
-        loose: of any case, without a slash at the end; for a line that asks for less than others ``pattern``.
+        loose: without regard to case and a slash at the end; None if the line asks for less than others.
     """
 
     route: Route
     methods: frozenset[str] | None
     pattern: re.Pattern[str] | None
-    loose: re.Pattern[str] | None
+    loose: LoosePattern | None
 
     @classmethod
     def of(cls, route: Route) -> CompiledLine:
@@ -90,23 +92,24 @@ class CompiledLine(NamedTuple):
                 f"route {route.match!r}: {error}; a path is written as in Starlette, "
                 "for example /files/{key:path}"
             ) from error
-        loose = pattern
-        if not (route.exempt or route.always):
-            # {key:path} takes line breaks, as Starlette's {name} does: a line covers what stands below it.
-            pattern, loose = re.compile(pattern.pattern, re.DOTALL), loose_pattern(route.path)
-        return cls(route, methods, pattern, loose)
+        if route.exempt or route.always:
+            return cls(route, methods, pattern, None)
+        # {key:path} takes line breaks, as Starlette's {name} does: a line covers what stands below it.
+        return cls(route, methods, re.compile(pattern.pattern, re.DOTALL), LoosePattern.of(route.path))
 
     def accepts(self, method: str) -> bool:
         """Whether it is for a method."""
         return self.methods is None or method in self.methods
 
-    def takes(self, paths: Iterable[str], *, loosely: bool = False) -> bool:
+    def takes(self, paths: Iterable[str]) -> bool:
         """Whether it takes one of the paths, whatever the method."""
-        if self.pattern is None or self.loose is None:
-            return True
-        if loosely and self.loose is not self.pattern:
-            return any(self.loose.match(path.rstrip("/")) for path in paths)
-        return any(map(self.pattern.match, paths))
+        return self.pattern is None or any(map(self.pattern.match, paths))
+
+    def takes_loosely(self, paths: Iterable[str], *, end: str) -> bool:
+        """Whether it takes one of the paths without regard to case and a slash at the end."""
+        if self.loose is None:
+            return self.takes(paths)
+        return any(self.loose.match(f"{path.rstrip('/')}{end}") for path in paths)
 
 
 class Router(dict[RequestKey, "Route | None"]):
@@ -136,6 +139,8 @@ class Router(dict[RequestKey, "Route | None"]):
         # A line with a path is about requests, unless it says WS.
         self._websocket_lines = [line for line in lines if line.route.method == "WS" or line.pattern is None]
         self._root_path = root_path
+        # A pattern with more behind {key:path} takes long for long paths.
+        self._is_slow = any(":path}" in (route.path or "")[:-1] for route in routes)
         self._without_mount = without_mount
         self._gated: dict[tuple[int, ...], Route] = {}
 
@@ -163,65 +168,100 @@ class Router(dict[RequestKey, "Route | None"]):
         return self._lines, scope["method"].upper()
 
     def readings(self, scope: Scope) -> list[PathLine]:
-        """List the readings of a path with their lines; the path as it was handed on comes first."""
-        lines, method = self._lines_of(scope)
-        path: str = scope["path"]
-        texts = {path: "as handed on"}
-        if not is_plain(path, scope.get("raw_path")):
-            texts.setdefault(raw_reading(path, scope.get("raw_path")), "raw")
-            for text in plain_readings(path):
-                texts.setdefault(text, "plain")
-        return [
-            PathLine(name, text, self._line_at(lines, method, scope, text)) for text, name in texts.items()
-        ]
+        """List the readings of a path with their lines; the path as it was handed on comes first.
+
+        Further readings are listed if they match a line that takes a feature.
+        """
+        path, raw, roots = scope["path"], scope.get("raw_path"), self._roots(scope)
+        found = [PathLine("as handed on", path, self._line_at(scope, path))]
+        if not self._is_odd(scope):
+            return found
+        texts = {raw_reading(path, raw): "raw"}
+        texts.setdefault(plain_reading(path), "plain")
+        texts.pop(path, None)
+        found += [PathLine(name, text, self._line_at(scope, text)) for text, name in texts.items()]
+        more = [text for text in further_readings(path, raw, roots) if text not in {path, *texts}]
+        others = (PathLine("further", text, self._line_at(scope, text)) for text in more)
+        return found + [one for one in others if _features_of(one.line)]
+
+    def _is_odd(self, scope: Scope) -> bool:
+        """Whether a path has more than one reading, or is too long for the patterns."""
+        path, roots = scope["path"], [root for root in self._roots(scope) if root]
+        return (
+            not is_plain(path, scope.get("raw_path"))
+            or (self._is_slow and len(path) > PATH_CHARS_MAX)
+            or any(other in _strip_root(path, root) for root in roots for other in roots)
+        )
+
+    def _roots(self, scope: Scope) -> list[str]:
+        """List the root paths: the server's, and the wrapped app's, which takes its place behind here."""
+        roots = (_split_root_path(scope)[0], self._root_path)
+        return list(dict.fromkeys(each for root in roots for each in (root, root.rstrip("/"))))
 
     def _find_line(self, scope: Scope) -> Route | None:
         """Find the line that decides; ``AMBIGUOUS`` if the readings of the path match different lines."""
+        line = self._line_at(scope, scope["path"])
+        return AMBIGUOUS if self._is_odd(scope) and self._has_other_line(scope, line) else line
+
+    def _has_other_line(self, scope: Scope, line: Route | None) -> bool:
+        """Whether a reading of a path matches another line than the path as it was handed on.
+
+        Readings that only some routers have count if they match a line of another feature.
+        """
         lines, method = self._lines_of(scope)
-        path: str = scope["path"]
-        handed = self._first_line(lines, method, client_paths(scope, root_path=self._root_path))
-        if handed is not None and handed.paths == "as_sent":
-            return handed
-        line = self._line_at(lines, method, scope, path)
-        if is_plain(path, scope.get("raw_path")):
-            others: list[Route | None] = []
-        elif len(path) > PATH_CHARS_MAX:
-            others = [each.route for each in lines if each.accepts(method)]
-        elif climbs(path):
-            others = [one.line for one in self.readings(scope)]
-            others += self._lines_below(lines, method, scope)
-        else:
-            others = [one.line for one in self.readings(scope) if one.line is not None]
-        # Some routers take what stands behind the root path, wherever that is.
-        behind = _behind_root_path(path, _split_root_path(scope, self._root_path)[0])
-        if behind and (gate := self._line_at(lines, method, scope, behind)) is not None and gate.feature:
-            others.append(gate)
-        strictest = min((line, *others), key=self._strictness)
-        if strictest is None or all(one is line for one in others):
-            return line
-        return AMBIGUOUS if strictest.enforcement == "on" else strictest
+        path, raw, roots = scope["path"], scope.get("raw_path"), self._roots(scope)
+        enforced = [one for one in lines if self._strictness(one.route) < _SHADOWED]
+        if len(path) > PATH_CHARS_MAX or not all(is_plain(root, None) for root in roots if root):
+            return bool(enforced)
+        kept = [one for one in lines if line is not None and one.route is line and line.paths == "as_sent"]
 
-    def _lines_below(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[Route]:
-        """List the lines that a file server may resolve a climbing path to, though it does not match them."""
-        paths = client_paths(scope, root_path=self._root_path)
-        return [
-            line.route
-            for line in lines
-            if (line.accepts(method) or line.route.feature is not None)
-            and not line.takes(paths)
-            and any(may_lead_to(line.route.path or "", path) for path in paths)
-        ]
+        def line_of(text: str) -> Route | None:
+            """Find the line of a reading; a line that takes paths as sent keeps what it takes itself."""
+            is_kept = any(one.takes(self._paths(scope, text)) for one in kept)
+            return line if is_kept else self._line_at(scope, text)
 
-    def _line_at(self, lines: Sequence[CompiledLine], method: str, scope: Scope, path: str) -> Route | None:
+        for text in (raw_reading(path, raw), plain_reading(path)):
+            other = line_of(text)
+            if other is not None and other is not line and self._is_contested(line, other):
+                return True
+        known = _features_of(line)
+        if any(_features_of(line_of(text)) - known for text in further_readings(path, raw, roots)):
+            return True
+        paths = self._paths(scope, path)
+        return climbs(path) and any(
+            not _features_of(one.route) <= known
+            and (one.accepts(method) or not one.takes(paths))
+            and any(may_lead_to(one.route.path or "", text) for text in paths)
+            for one in enforced
+        )
+
+    def _is_contested(self, line: Route | None, other: Route) -> bool:
+        """Whether it matters which of two lines decides: in shadow nothing is refused."""
+        ranks = (self._strictness(line), self._strictness(other))
+        return other.enforcement == "on" and min(ranks) != _SHADOWED and ranks != (_NO_LINE, _EXEMPT)
+
+    def _paths(self, scope: Scope, path: str) -> list[str]:
+        return client_paths({**scope, "path": path}, root_path=self._root_path)
+
+    def _line_at(self, scope: Scope, path: str) -> Route | None:
         """Find the strictest line of a path: as it is, and without regard to case and a slash at its end."""
-        paths = client_paths({**scope, "path": path}, root_path=self._root_path)
-        found = self._first_line(lines, method, paths)
-        return self._stricter(found, self._first_line(lines, method, paths, loosely=True))
+        lines, method = self._lines_of(scope)
+        paths = self._paths(scope, path)
+        line = self._first_line(lines, method, paths)
+        loosely = self._first_line(lines, method, paths, end="")
+        found = self._stricter(line, loosely)
+        if not any(one is not None and one.path and "{" not in one.path for one in (line, loosely)):
+            # {key:path} may be empty: for some routers it takes the path without the slash before it, too.
+            found = self._stricter(found, self._first_line(lines, method, paths, end="/"))
+        if method != "WS" and scope["method"] != method:
+            # Some frameworks run the handler of GET for "get", others that of no method.
+            found = self._stricter(found, self._first_line(lines, scope["method"], paths))
+        return found
 
     def _first_line(
-        self, lines: Sequence[CompiledLine], method: str, paths: Sequence[str], *, loosely: bool = False
+        self, lines: Sequence[CompiledLine], method: str, paths: Sequence[str], *, end: str | None = None
     ) -> Route | None:
-        """Find the first line that takes one of the paths.
+        """Find the first line that takes one of the paths; loosely, the strictest up to that line.
 
         One that only takes the path with the root path gives way to a stricter one that only takes the path
         without: the router strips the root path, which Daphne takes from the client's ``Daphne-Root-Path``.
@@ -231,17 +271,26 @@ class Router(dict[RequestKey, "Route | None"]):
             lines: the first one wins.
             method: ``WS`` for a websocket.
             paths: see :func:`client_paths`.
-            loosely: without regard to case and a slash at the end.
+            end: what the paths end with, without regard to case; None: they are as they are.
         """
-        taking = [line for line in lines if line.takes(paths, loosely=loosely)]
-        found = next((line for line in taking if line.accepts(method)), None)
+
+        def takes(line: CompiledLine, paths: Sequence[str]) -> bool:
+            return line.takes(paths) if end is None else line.takes_loosely(paths, end=end)
+
+        taking = [line for line in lines if takes(line, paths)]
+        accepting = [line for line in taking if line.accepts(method)]
+        found = accepting[0] if accepting else None
         route = self._add_gates(found, taking, method)
-        routed = [path for path in paths if any(path != long and long.endswith(path) for long in paths)]
-        if found is None or not routed or found.takes(routed, loosely=loosely):
+        if end is not None:
+            exact = next((nth for nth, line in enumerate(accepting) if line.takes(paths)), len(accepting))
+            for line in accepting[1 : exact + 1]:
+                route = self._stricter(route, line.route)
+        longer = [path for path in paths if any(path != below and path.endswith(below) for below in paths)]
+        routed = [path for path in paths if path not in longer]
+        if found is None or takes(found, routed):
             return route
-        longer = [path for path in paths if path not in routed]
-        within = [line for line in lines if not line.takes(longer, loosely=loosely)]
-        return self._stricter(route, self._first_line(within, method, routed, loosely=loosely))
+        within = [line for line in lines if not takes(line, longer)]
+        return self._stricter(route, self._first_line(within, method, routed, end=end))
 
     def _add_gates(
         self, found: CompiledLine | None, taking: Sequence[CompiledLine], method: str
@@ -290,26 +339,17 @@ class Router(dict[RequestKey, "Route | None"]):
 
     def _combine(self, route: Route | None, gates: Sequence[Route]) -> Route:
         """Combine a line with the features of others, once: decisions are cached by the line's identity."""
+        if len(self._gated) >= COMBINATIONS_MAX:  # A client can write paths between many gates.
+            route, gates = None, [line.route for line in self._lines if line.route.feature is not None]
         key = (id(route), *map(id, gates))
         if key not in self._gated:
-            first = gates[0]
-            line = route or Route(
-                match=first.match,
-                method=None,
-                path=first.path,
-                enforcement=first.enforcement,
-                on_store_failure=first.on_store_failure,
-                headers=first.headers,
-            )
+            # A line in shadow refuses nothing: of it and an enforced gate the gate alone decides.
+            is_base = route is not None and (route.enforcement == "on" or gates[0].enforcement != "on")
+            line = route if route is not None and is_base else _bare_line(gates[0])
             named = [name for one in (line, *gates) for name in (one.feature, *one.further_features) if name]
             feature, *further = dict.fromkeys(named)
             self._gated[key] = replace(
-                line,
-                feature=feature,
-                further_features=tuple(further),
-                exempt=False,
-                always=False,
-                enforcement=first.enforcement,
+                line, feature=feature, further_features=tuple(further), exempt=False, always=False
             )
         return self._gated[key]
 
@@ -326,29 +366,32 @@ class Router(dict[RequestKey, "Route | None"]):
         return _GATED if line.feature is not None else _PRICED if is_priced else _DECIDED
 
     def _warn_without_mount(self, scope: Scope, found: Route | None) -> None:
-        server, mount = _split_root_path(scope, self._root_path)
+        server, mount = _split_root_path(scope)
         if self._without_mount is None or not mount:
             return
         if found is not None and found.path is not None and found.path.startswith(mount):
             return  # It is written as it should be.
         below = _strip_root(_strip_root(scope["path"], server), mount)
-        lines, method = self._lines_of(scope)
-        line = self._first_line(lines, method, [below])
+        line = self._first_line(*self._lines_of(scope), [below])
         if line is not None and line is not found and line.path is not None:
             warn, self._without_mount = self._without_mount, None
             warn(line, found, mount)
 
 
-def is_same_request(scope: Scope, decided: RequestKey) -> bool:
-    """Whether a scope has the method and the path that were decided; mounts may have cut the path."""
+def is_same_request(scope: Scope, decided: RequestKey, *, is_within: bool) -> bool:
+    """Whether a scope has the method and the path that were decided.
+
+    Args:
+        scope: a request's or a websocket's.
+        decided: all that the decided line depended on.
+        is_within: whether another middleware asks: a mount between them may have cut the path.
+    """
     _, method, path, _, root, _ = decided
-    now = _join_root(scope["path"], scope.get("root_path"))
-    return scope.get("method") == method and now == _join_root(path, root)
-
-
-def _join_root(path: str, root: str | None) -> str:
-    root = (root or "").rstrip("/")
-    return path if path == root or path.startswith(f"{root}/") else root + path
+    now, root_now = scope["path"], scope.get("root_path")
+    if scope.get("method") != method or not is_within:
+        return scope.get("method") == method and (now, root_now) == (path, root)
+    joined = {now, f"{(root_now or '').rstrip('/')}{now}"}
+    return path in joined or f"{(root or '').rstrip('/')}{path}" in joined
 
 
 def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
@@ -362,29 +405,43 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
         root_path: the root path that the wrapped app has, whatever the server says.
     """
     path: str = scope["path"]
-    server, mount = _split_root_path(scope, root_path)
-    found = [_strip_root(path, server)]
-    if mount:
-        found.append(mount + _strip_root(path, server + mount))
-    prefix = server.strip("/")
-    if prefix:
-        found += [f"/{prefix}{below}" for below in found]
+    server, mount = _split_root_path(scope)
+    found: list[str] = []
+    for root in dict.fromkeys(("", server, server.rstrip("/"), root_path.rstrip("/"))):
+        found.append(_strip_root(path, root))
+        if mount:
+            found.append(mount + _strip_root(path, root + mount))
+    for prefix in dict.fromkeys((server.strip("/"), root_path.strip("/"))):
+        found += [f"/{prefix}{below}" for below in found if prefix]
     return list(dict.fromkeys(found))
 
 
-def _split_root_path(scope: Scope, root_path: str) -> tuple[str, str]:
+def _split_root_path(scope: Scope) -> tuple[str, str]:
     """Split off the server's root path, and the path of the mounts within it; each may be empty."""
-    root = str(scope.get("root_path", "")).rstrip("/")
+    root: str = scope.get("root_path") or ""
     # Within a mount Starlette keeps here what the server had said, and adds the mount to the root path.
-    server = str(scope.get("app_root_path", root_path or root)).rstrip("/")
-    is_mounted = "app_root_path" in scope and root.startswith(f"{server}/")
-    return server, root[len(server) :] if is_mounted else ""
+    server: str = scope.get("app_root_path", root)
+    is_mounted = "app_root_path" in scope and root.startswith(f"{server.rstrip('/')}/")
+    return server, root[len(server.rstrip("/")) :] if is_mounted else ""
 
 
-def _behind_root_path(path: str, server: str) -> str:
-    """Cut off the root path and what stands before it; empty if the path only begins with it, or lacks it."""
-    below = _strip_root(path, server)
-    return f"/{below.partition(server)[2].lstrip('/')}" if server and server in below else ""
+def _features_of(line: Route | None) -> set[str]:
+    """Features that a line takes, where it is enforced."""
+    if line is None or line.feature is None or line.enforcement != "on":
+        return set()
+    return {line.feature, *line.further_features}
+
+
+def _bare_line(gate: Route) -> Route:
+    """Line of the path of a gate, which counts nothing."""
+    return Route(
+        match=gate.match,
+        method=None,
+        path=gate.path,
+        enforcement=gate.enforcement,
+        on_store_failure=gate.on_store_failure,
+        headers=gate.headers,
+    )
 
 
 def _strip_root(path: str, root: str) -> str:
