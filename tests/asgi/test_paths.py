@@ -177,6 +177,7 @@ GATE, PUBLIC, REST = "/files/reports/{path:path}", "/files/public/{path:path}", 
         ),
         (("price GET /items/{id}/", "gate GET /items/{id}", "price *"), "GET", "/ITEMS/7", "GET /items/{id}"),
         (("gate GET /admin/{rest:path}", "price *"), "GET", "/admin", "GET /admin/{rest:path}"),
+        (("gate /i/{id}/{p:path}", "exempt /i/{id}", "price *"), "GET", "/i/7", "/i/{id}"),
         # In shadow nothing is refused, and no gate is lost.
         (
             ("shadow /files/reports/{path:path}", FILES[1]),

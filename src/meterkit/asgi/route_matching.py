@@ -186,7 +186,7 @@ class Router(dict[RequestKey, "Route | None"]):
 
     def _is_odd(self, scope: Scope) -> bool:
         """Whether a path has more than one reading, or is too long for the patterns."""
-        path, roots = scope["path"], [root for root in self._roots(scope) if root]
+        path, roots = scope["path"], [root for root in self._roots(scope) if root.strip("/")]
         return (
             not is_plain(path, scope.get("raw_path"))
             or (self._is_slow and len(path) > PATH_CHARS_MAX)
@@ -250,7 +250,7 @@ class Router(dict[RequestKey, "Route | None"]):
         line = self._first_line(lines, method, paths)
         loosely = self._first_line(lines, method, paths, end="")
         found = self._stricter(line, loosely)
-        if not any(one is not None and one.path and "{" not in one.path for one in (line, loosely)):
+        if not any(one and one.path and not one.path.endswith(":path}") for one in (line, loosely)):
             # {key:path} may be empty: for some routers it takes the path without the slash before it, too.
             found = self._stricter(found, self._first_line(lines, method, paths, end="/"))
         if method != "WS" and scope["method"] != method:
