@@ -209,6 +209,7 @@ _META: Final = ValuePlace({**_members("billed_units tokens", _FIGURES), "cached_
 _RESPONSE: Final = ValuePlace(
     {
         **_members("id model object error background status service_tier provider generation_id"),
+        **_members("system_fingerprint timings"),
         "meta": _META,
         **_members("usage tool_usage svg_usage", _FIGURES),
         "tools": ValuePlace(_members("type model")),

@@ -499,6 +499,10 @@ def _find_provider(holder: Table, usage: Table) -> str:
         return OPENROUTER
     if "x_groq" in holder:
         return "groq"
+    if "timings" in holder:
+        return "llama.cpp"
+    if holder.get("system_fingerprint") == "fp_ollama":
+        return "ollama"
     return "deepseek" if "prompt_cache_hit_tokens" in usage else _OPENAI
 
 
