@@ -401,7 +401,7 @@ async def test_no_spelling_passes_a_model_without_a_price(store_url: str) -> Non
             ("/plain", b'{"model": "openai/own-7b\\n"}'),
             ("/plain", b'{"m\\u006Fdel": "gpt\\u002d99", "input": "' + large + b'"}'),
             ("/plain?model=gpt-99", b'{"model": "gpt-4o-mini"}'),
-            ("/plain", b'{"model": "sonar-pro"}'),  # The name alone does not say whose it is.
+            ("/plain", b'{"model": "qwen/qwen3-32b"}'),  # Its price depends on the provider.
             ("/search", b'{"model": "sonar-99"}'),
             ("/search", b'{"request": {"model": "sonar-99"}}'),
             (

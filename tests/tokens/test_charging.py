@@ -420,7 +420,7 @@ def prices_by_name() -> dict[str, dict[str, UnitPrices]]:
 
 
 @pytest.mark.dear("all 1,700 names of the table, three ways")
-def test_f_322_each_name_of_the_table_has_one_price_or_names_its_providers() -> None:
+def test_f_322_each_name_has_one_price_or_lists_its_providers() -> None:
     one_price = several = 0
     for name, known in prices_by_name().items():
         found = list_prices(None, name, NOW)

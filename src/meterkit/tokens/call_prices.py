@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.model_prices import ProviderPrices
     from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.list_prices import Context, Tiers
+    from meterkit.tokens.list_prices import Tiers
+    from meterkit.tokens.published_factors import Context
 
 _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256

@@ -8,16 +8,19 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import cache, lru_cache
 from importlib import import_module
-from math import lcm, prod
+from math import lcm
 from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.genai_prices_table import WHOLE_OF, installed_table
 from meterkit.errors import MeterkitError
+from meterkit.tokens.published_factors import PUBLISHED, factors_of, product_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
+
+    from meterkit.tokens.published_factors import Context, PublishedFactor
 
 
 def read_table() -> Any:
@@ -275,16 +278,7 @@ _KEPT: Final = 4096
 _NAME_MAX: Final = 256
 _ARN: Final = "arn:"
 
-Context = tuple[tuple[str, str], ...]
-"""Ways in which a call was processed: ``service_tier``, ``speed``, ``processing``, …; sorted."""
 STANDARD: Final[Context] = ()
-_PUBLISHED: Final[Mapping[str, Mapping[tuple[str, str], Fraction]]] = {
-    "anthropic": {("inference_geo", "us"): Fraction(110, 100)},
-}
-"""Factors on the prices of all tokens that providers publish and the table lacks; read in November 2026.
-
-https://platform.claude.com/docs/en/manage-claude/data-residency
-"""
 
 
 def list_prices(
@@ -317,11 +311,7 @@ def _prices_at(found: _ListedModel, at: datetime, context: Context) -> UnitPrice
     if found.always is not None and not (context and (found.has_variants or found.factors)):
         return found.always
     variants = tuple(_active_variants(found.info.price_variants, at, context)) if found.has_variants else ()
-    return _compile_prices(found.info.get_prices(at), variants, _factor(found.factors, context))
-
-
-def _factor(factors: Mapping[tuple[str, str], Fraction], context: Context) -> Fraction:
-    return prod((factors[pair] for pair in context if pair in factors), start=Fraction(1))
+    return _compile_prices(found.info.get_prices(at), variants, product_of(found.factors, context, at))
 
 
 def _compile_prices(
@@ -355,14 +345,14 @@ class _ListedModel(NamedTuple):
         info: as the table has it.
         providers: that have it at the same prices, as the table names them.
         has_variants: whether its prices by context count.
-        factors: what its provider publishes besides, by context; see :data:`_PUBLISHED`.
+        factors: that its provider publishes besides.
         always: its prices, where they do not depend on the time; else None.
     """
 
     info: Any
     providers: tuple[str, ...]
     has_variants: bool
-    factors: Mapping[tuple[str, str], Fraction]
+    factors: Sequence[PublishedFactor]
     always: UnitPrices | None
 
 
@@ -434,9 +424,8 @@ def _find_at_all(name: str) -> tuple[_ListedModel, ...]:
 def _list_model(known: Any, info: Any) -> _ListedModel:
     is_own = any(info is own for own in known.models)
     has_variants = is_own and bool(info.price_variants)
-    factors = _PUBLISHED.get(known.id, {}) if is_own else {}
     always = None if isinstance(info.prices, list) else _compile_prices(info.prices)
-    return _ListedModel(info, (known.id,), has_variants, factors, always)
+    return _ListedModel(info, (known.id,), has_variants, factors_of(info.id), always)
 
 
 def _have_same_prices(one: _ListedModel, other: _ListedModel) -> bool:
@@ -511,7 +500,7 @@ def varying_contexts() -> frozenset[tuple[str, str]]:
         for model in provider.models
         for variant in model.price_variants or ()
         for pair in variant.when.items()
-    ).union(*_PUBLISHED.values())
+    ).union(one.way for one in PUBLISHED)
 
 
 def dearest_prices(provider: str | None, at: datetime, context: Context = STANDARD) -> UnitPrices:
@@ -527,7 +516,7 @@ def _highest_listed(provider: str | None, at: datetime, context: Context) -> Uni
     except LookupError:
         known = table.providers
     return highest_prices(
-        _of_tokens(_read_tiers(prices), _factor(_PUBLISHED.get(one.id, {}), context))
+        _of_tokens(_read_tiers(prices), product_of(factors_of(model.id), context, at))
         for one in known
         for model in one.models
         for prices in (
