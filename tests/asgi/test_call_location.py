@@ -28,10 +28,9 @@ TENTH_MORE: Final = Fraction(11, 10)
 
 
 def of_anthropic(model: str, **usage: Any) -> dict[str, Any]:
-    figures = {"input_tokens": 100_000, "output_tokens": 100_000}
-    return {"id": "m1", "type": "message", "role": "assistant", "content": [], "model": model} | {
-        "usage": figures | usage
-    }
+    figures: dict[str, Any] = {"input_tokens": 100_000, "output_tokens": 100_000, **usage}
+    said: dict[str, Any] = {"id": "m1", "type": "message", "role": "assistant", "content": []}
+    return {**said, "model": model, "usage": figures}
 
 
 def of_gemini(model: str) -> dict[str, Any]:

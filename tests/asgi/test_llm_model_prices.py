@@ -491,6 +491,15 @@ async def test_unpriced_calls_are_counted_and_found(store_url: str, caplog: pyte
     assert error.startswith("nothing is charged for calls of model 'gpt-99':")
 
 
+async def test_f_322_doctor_lists_the_providers_to_choose_from(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=DENYING.replace("    unknown_model: deny\n", "")) as at:
+        await give(at, 5, "usd")
+        model = "deepseek-r1-distill-llama-70b"
+        assert await ask(at, 5, model=model, said=model, path="/plain") == 200
+        (found,) = await models_found(at.kit)
+        assert found.endswith(f"'{model}' (calls: 1; `provider` may be: groq, ovhcloud)")
+
+
 async def models_found(kit: MeterKit) -> list[str]:
     return [one.problem for one in await findings(kit, "models")]
 

@@ -454,7 +454,8 @@ def _listings() -> Mapping[str, Sequence[tuple[Any, Any]]]:
     found: dict[str, list[tuple[Any, Any]]] = {}
     for known in read_table().providers:
         for info in known.models:
-            if isinstance(info.prices, list) or any(map(_is_price, vars(info.prices).values())):
+            prices: Any = info.prices
+            if isinstance(prices, list) or any(map(_is_price, prices.__dict__.values())):
                 found.setdefault(info.id.lower(), []).append((known, info))
     return found
 
