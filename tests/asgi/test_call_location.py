@@ -114,6 +114,12 @@ async def test_f_323_a_requested_location_counts_unless_answered(
     assert found == factor * plain > 0
 
 
+@pytest.mark.parametrize("path", ["/model/claude-opus-5/invoke", "/locations/paris/endpoints/chat"])
+async def test_f_323_an_apps_own_paths_name_no_location(path: str, store_url: str) -> None:
+    said = of_anthropic("claude-opus-5")
+    assert await charged(store_url, path, said) == await charged(store_url, "/chat", said) > 0
+
+
 async def test_i3_a_regional_call_is_held_at_its_regional_price(store_url: str) -> None:
     said = of_anthropic("claude-opus-5")
     cost = await charged(store_url, vertex("global", "claude-opus-5"), said)

@@ -465,7 +465,8 @@ def test_f_322_a_name_finds_its_price_without_a_provider(name: str, provider: st
     [
         ("qwen/qwen3-32b", "openai"),  # Seven prices.
         ("deepseek-r1-distill-llama-70b", "openai"),  # Two, and DeepSeek's own is another model.
-        ("acme/gpt-5", "openai"),  # A vendor that nobody knows.
+        ("models/" * 9 + "gpt-5", "openai"),
+        ("acme/gpt-5", "openai"),  # No vendor.
         ("ollama/llama3.2", "openai"),
         ("llama-3.3-70b-versatile", "ollama"),
         ("qwen3.6-27b", "llama.cpp"),
@@ -482,9 +483,9 @@ def test_f_322_the_log_lists_the_providers_to_choose_from(caplog: pytest.LogCapt
     charged(call("deepseek-r1-distill-llama-70b", input_tokens=1000, output_tokens=100))
     (message,) = caplog.messages
     assert message == (
-        "nothing is charged for calls of model 'deepseek-r1-distill-llama-70b': it has another price at each"
-        " of these providers: groq, ovhcloud; write the `provider` on the route, or give its prices in the"
-        " plans file, under `models` of the credit"
+        "nothing is charged for calls of model 'deepseek-r1-distill-llama-70b': its price depends on the"
+        " provider, which may be: groq, ovhcloud; write the `provider` on the route, or give its prices in"
+        " the plans file, under `models` of the credit"
     )
     for provider in providers_of("deepseek-r1-distill-llama-70b"):
         said = call("deepseek-r1-distill-llama-70b", provider, input_tokens=1000, output_tokens=100)

@@ -22,8 +22,10 @@ WAY: Final = REGIONAL[0]
 """The way of processing that says where a call runs."""
 _MARKS: Final = re.compile("/locations/|/model/")
 _GLOBAL: Final = "global"
-_LOCATION: Final = re.compile(r"/locations/+([^/]+)/+(?:publishers|endpoints)/")
+_LOCATION: Final = re.compile(r"/projects/+[^/]+/+locations/+([^/]+)/+(?:publishers|endpoints)/")
 _GLOBAL_PROFILE: Final = f"{_GLOBAL}."
+_OF_BEDROCK: Final = "anthropic."
+"""Within the names that Bedrock has for models with a price of their own in regions."""
 _BEDROCK: Final = ("aws", "aws.bedrock")
 _ANTHROPIC: Final = "anthropic"
 _ITS_MODELS: Final = "claude"
@@ -39,9 +41,9 @@ def location_of_path(path: str) -> tuple[str, str] | None:
     if _MARKS.search(path) is None:
         return None
     profiles = models_of_path(path) if "/model/" in path else ()
-    is_regional = any(not name.startswith(_GLOBAL_PROFILE) for name in profiles) or any(
-        named.lower() != _GLOBAL for named in _LOCATION.findall(path)
-    )
+    is_regional = any(
+        _OF_BEDROCK in name and not name.startswith(_GLOBAL_PROFILE) for name in profiles
+    ) or any(named.lower() != _GLOBAL for named in _LOCATION.findall(path))
     return REGIONAL if is_regional else None
 
 

@@ -120,7 +120,7 @@ class ModelCharges:
         if not choices:
             self._log.log(name)
             return
-        why = f"it has another price at each of these providers: {', '.join(choices)}"
+        why = f"its price depends on the provider, which may be: {', '.join(choices)}"
         self._log.log(name, f"write the `provider` on the route, or {_OWN_PRICES}", why=why)
 
     def amount(self, call: CallUsage, at: datetime) -> Fraction | None:

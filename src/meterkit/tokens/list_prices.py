@@ -276,6 +276,8 @@ https://openrouter.ai/docs/guides/routing/model-variants
 _MICROS: Final = 10**6
 _KEPT: Final = 4096
 _NAME_MAX: Final = 256
+_VENDORS_MAX: Final = 3
+"""Words before a name, as in `accounts/fireworks/models/…`."""
 _ARN: Final = "arn:"
 
 STANDARD: Final[Context] = ()
@@ -378,7 +380,8 @@ def _find_models(provider: str | None, model: str) -> tuple[_ListedModel, ...]:
     if routed and not variant.isdigit():
         return _find_models(provider, routed) if provider == _ROUTER and variant != _FREE else ()
     vendor, _, rest = name.partition("/")
-    return _find_models(vendor, rest) if rest and vendor in _vendors() else ()
+    is_known = vendor in _vendors() and name.count("/") <= _VENDORS_MAX
+    return _find_models(vendor, rest) if rest and is_known else ()
 
 
 def _find_provider(named: str | None) -> Any:
@@ -411,13 +414,14 @@ def _find_at_all(name: str) -> tuple[_ListedModel, ...]:
             found.append(entry)
         else:
             found[at] = found[at]._replace(providers=(*found[at].providers, *entry.providers))
-    try:
-        vendor = read_table().find_provider(name, None, None)
-    except LookupError:
-        return tuple(found)
+    # The table's own search would keep each name for good.
+    matching = (one for one in read_table().providers if one.model_match and one.model_match.is_match(name))
+    vendor: Any = next(matching, None)
     own = _find_at_provider(vendor, name)
+    if not own:
+        return tuple(found)
     is_listed = any(vendor.id in entry.providers for entry in found)
-    is_meant = is_listed or all(_has_prices_of(own[0], entry) for entry in found) if own else False
+    is_meant = is_listed or all(_has_prices_of(own[0], entry) for entry in found)
     return own if is_meant else tuple(found)
 
 
