@@ -401,7 +401,7 @@ async def test_no_spelling_passes_a_model_without_a_price(store_url: str) -> Non
             ("/plain", b'{"model": "openai/own-7b\\n"}'),
             ("/plain", b'{"m\\u006Fdel": "gpt\\u002d99", "input": "' + large + b'"}'),
             ("/plain?model=gpt-99", b'{"model": "gpt-4o-mini"}'),
-            ("/plain", b'{"model": "sonar-pro"}'),  # The name alone does not say whose it is.
+            ("/plain", b'{"model": "qwen/qwen3-32b"}'),  # Its price depends on the provider.
             ("/search", b'{"model": "sonar-99"}'),
             ("/search", b'{"request": {"model": "sonar-99"}}'),
             (
@@ -490,6 +490,15 @@ async def test_unpriced_calls_are_counted_and_found(store_url: str, caplog: pyte
             assert await models_found(priced) == []
     (error,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert error.startswith("nothing is charged for calls of model 'gpt-99':")
+
+
+async def test_f_322_doctor_lists_the_providers_to_choose_from(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=DENYING.replace("    unknown_model: deny\n", "")) as at:
+        await give(at, 5, "usd")
+        model = "deepseek-r1-distill-llama-70b"
+        assert await ask(at, 5, model=model, said=model, path="/plain") == 200
+        (found,) = await models_found(at.kit)
+        assert found.endswith(f"'{model}' (calls: 1; `provider` may be: groq, ovhcloud)")
 
 
 async def models_found(kit: MeterKit) -> list[str]:

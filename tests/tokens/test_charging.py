@@ -26,7 +26,7 @@ from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_prices import CallCosts, ChargeRemainders, ModelCharges, price_call
 from meterkit.tokens.call_usage import CallUsage
-from meterkit.tokens.list_prices import UnitPrices, list_prices, unit_dimensions
+from meterkit.tokens.list_prices import UnitPrices, list_prices, providers_of, unit_dimensions
 
 # What calls are charged: prices of their providers or the seller's own, a markup, and whole units of it.
 
@@ -403,3 +403,103 @@ def test_each_model_costs_the_same_over_a_grid_of_usage() -> None:
             wrong.append((case, at))
     assert wrong == []
     assert compared > 2_000
+
+
+# Every name of the table has its price by the name alone, or says which providers to choose from.
+
+
+def prices_by_name() -> dict[str, dict[str, UnitPrices]]:
+    """Each name that has a price, with its prices by provider."""
+    found: dict[str, dict[str, UnitPrices]] = {}
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            known = list_prices(provider.id, model.id, NOW)
+            if known is not None and known.prices:
+                found.setdefault(model.id.lower(), {})[provider.id] = known
+    return found
+
+
+@pytest.mark.dear("all 1,700 names of the table, three ways")
+def test_f_322_each_name_has_one_price_or_lists_its_providers() -> None:
+    one_price = several = 0
+    for name, known in prices_by_name().items():
+        found = list_prices(None, name, NOW)
+        # The name alone, and in the shape of an API whose provider does not have it.
+        assert found == list_prices("cohere", name, NOW) or "cohere" in known, name
+        choices = providers_of(name)
+        if found is None:
+            assert set(choices) == set(known), name
+            several += 1
+        elif len({tuple(sorted(each.prices.items())) for each in known.values()}) == 1:
+            (each, *_) = known.values()
+            assert each.prices.items() <= found.prices.items(), name  # The vendor may have further units.
+            one_price += 1
+    assert (one_price > 1_400, several > 100) == (True, True), (one_price, several)
+
+
+@pytest.mark.parametrize(
+    ("name", "provider", "listed"),
+    [
+        ("llama-3.3-70b-versatile", "groq", "llama-3.3-70b-versatile"),
+        ("sonar-pro", "perplexity", "sonar-pro"),
+        ("meta-llama/Llama-3.3-70B-Instruct-Turbo", "together", "meta-llama/Llama-3.3-70B-Instruct-Turbo"),
+        ("openai/gpt-5.4", "openrouter", "openai/gpt-5.4"),
+        ("models/gemini-2.5-pro", "google", "gemini-2.5-pro"),
+        ("groq/llama-3.3-70b-versatile", "groq", "llama-3.3-70b-versatile"),
+        ("anthropic/claude-sonnet-4-5-20250929", "anthropic", "claude-sonnet-4-5"),
+        ("vertex_ai/claude-sonnet-4-5", "google", "claude-sonnet-4-5"),
+        ("bedrock/global.anthropic.claude-opus-5", "aws", "global.anthropic.claude-opus-5"),
+        ("gpt-5-2025-08-07", "openai", "gpt-5"),
+        ("claude-haiku-4.5", "anthropic", "claude-haiku-4-5"),
+    ],
+)
+def test_f_322_a_name_finds_its_price_without_a_provider(name: str, provider: str, listed: str) -> None:
+    for shape in ("openai", None):
+        assert charged(call(name, shape, input_tokens=1000, output_tokens=100)) == table_price(
+            listed, provider, AT, input_tokens=1000, output_tokens=100
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("qwen/qwen3-32b", "openai"),  # Seven prices.
+        ("deepseek-r1-distill-llama-70b", "openai"),  # Two, and DeepSeek's own is another model.
+        ("models/" * 9 + "gpt-5", "openai"),
+        ("acme/gpt-5", "openai"),  # No vendor.
+        ("ollama/llama3.2", "openai"),
+        ("llama-3.3-70b-versatile", "ollama"),
+        ("qwen3.6-27b", "llama.cpp"),
+        ("google/gemini-2.5-flash:free", "openrouter"),
+        ("openai/gpt-5:nitro", "openai"),
+    ],
+)
+def test_f_322_no_price_is_guessed(name: str, shape: str) -> None:
+    assert charged(call(name, shape, input_tokens=1000, output_tokens=100)) == 0
+    assert not ModelCharges(ProviderPrices()).has_price(name, "openai", AT, shape)
+
+
+def test_f_322_the_log_lists_the_providers_to_choose_from(caplog: pytest.LogCaptureFixture) -> None:
+    charged(call("deepseek-r1-distill-llama-70b", input_tokens=1000, output_tokens=100))
+    (message,) = caplog.messages
+    assert message == (
+        "nothing is charged for calls of model 'deepseek-r1-distill-llama-70b': its price depends on the"
+        " provider, which may be: groq, ovhcloud; write the `provider` on the route, or give its prices in"
+        " the plans file, under `models` of the credit"
+    )
+    for provider in providers_of("deepseek-r1-distill-llama-70b"):
+        said = call("deepseek-r1-distill-llama-70b", provider, input_tokens=1000, output_tokens=100)
+        assert charged(said) == table_price(
+            str(said.model), provider, AT, input_tokens=1000, output_tokens=100
+        )
+
+
+@pytest.mark.parametrize("name", ["llama-3.3-70b-versatile", "nothing/of-the-kind", "x" * 256])
+def test_f_322_a_name_is_found_in_few_steps(name: str) -> None:
+    list_prices("openai", "vendor/any", AT)  # Reads the table.
+    with counted() as instructions:
+        list_prices("mistral", name, AT)
+    cold = sum(instructions.values())
+    with counted() as instructions:
+        list_prices("mistral", name, AT)
+    assert (cold < 10_000, sum(instructions.values()) < 100) == (True, True), (cold, instructions)

@@ -23,6 +23,7 @@ from meterkit.decisions.decision import Decision
 from meterkit.safe_text import plain_text
 from meterkit.store.prepared_decisions import read_decision, read_limits
 from meterkit.store.reservations import HoldOwner
+from meterkit.tokens.call_location import locate_calls
 from meterkit.tokens.layout import is_counting
 
 if TYPE_CHECKING:
@@ -366,5 +367,10 @@ class AdmittedRequest(HoldOwner):
             request = KeptRequest(self._scope, self.server_receive)
         return self._route.models(request.models())
 
+    def _requested_location(self) -> str | None:
+        request: KeptRequest | None = getattr(self, "_request", None)
+        return None if request is None else request.location()
+
     def _name_calls(self, calls: Sequence[CallUsage]) -> Sequence[CallUsage]:
-        return name_calls(calls, self._requested_models, self._route.provider, self._view.cache)
+        named = name_calls(calls, self._requested_models, self._route.provider, self._view.cache)
+        return locate_calls(named, self._scope["path"], self._requested_location)

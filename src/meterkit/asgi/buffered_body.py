@@ -6,6 +6,7 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from meterkit.tokens.call_location import WAY, location_of_path
 from meterkit.tokens.llm_request import WAYS_OF_HEADERS, read_request
 from meterkit.tokens.requested_model import (
     JsonModels,
@@ -164,9 +165,11 @@ def head_of(scope: Scope) -> RequestHead:
 def ways_of(scope: Scope) -> Sequence[tuple[str, str]]:
     """The ways of processing that a request's head asks for, such as ``("service_tier", "priority")``."""
     fields = [field for field in scope["headers"] if field[0] in _WAYS]
-    return (
-        [(_WAYS[name], value.decode("latin-1").strip().lower()) for name, value in fields] if fields else ()
-    )
+    location = location_of_path(scope["path"])
+    if not fields:
+        return () if location is None else (location,)
+    ways = [(_WAYS[name], value.decode("latin-1").strip().lower()) for name, value in fields]
+    return ways if location is None else [*ways, location]
 
 
 class KeptRequest:
@@ -255,6 +258,13 @@ class KeptRequest:
         if found is None or self._rest:
             found = self._search_models(head, body, found or ())
         return requested_models(head, found)
+
+    def location(self) -> str | None:
+        """The location that the body asks for, such as ``us``; None: it asks for none."""
+        body, size = self.content()
+        asked = read_request(body) if size <= len(body) else None
+        named = [] if asked is None else [value for way, value in asked.context or () if way == WAY]
+        return next((value for value in named if value != "global"), None)
 
     def _search_models(self, head: RequestHead, body: bytes, known: Sequence[str]) -> tuple[str, ...]:
         """Search a body that cannot be parsed for models, and add the known ones."""

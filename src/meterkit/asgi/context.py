@@ -16,6 +16,7 @@ from meterkit.tokens.tap import StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
+    from contextlib import AbstractAsyncContextManager
 
     from starlette.types import Scope
 
@@ -185,7 +186,9 @@ def record_usage(obj: object) -> None:
             request.warn(f"record_usage() found no token usage in an object of type {kind}: {_OBJECT_HINT}")
 
 
-def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
+def tap(
+    stream: AsyncIterable[T] | Iterable[T] | AbstractAsyncContextManager[AsyncIterable[T]],
+) -> StreamTap[T]:
     """Watch the stream of a language model's answer, and count its token usage for the current request.
 
     ``async for chunk in tap(stream)``, or ``for chunk in tap(stream)``: the chunks are the stream's own. What
@@ -193,8 +196,9 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
     then is estimated, unless the provider has reported it. See :func:`record_usage` for the rest.
 
     Args:
-        stream: what the provider's SDK returned, asynchronous or not; or the bytes, texts or lines of an
-            answer as an HTTP client gives them. If no usage can be read, a warning is logged.
+        stream: what the provider's SDK returned, asynchronous or not, or an asynchronous context manager of
+            it; or the bytes, texts or lines of an answer as an HTTP client gives them. If no usage can be
+            read, a warning is logged.
 
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.

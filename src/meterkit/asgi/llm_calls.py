@@ -273,7 +273,10 @@ def name_calls(
     """
     if provider is not None:
         calls = [replace(call, provider=provider) for call in calls]
-    if all(call.model is not None for call in calls):
+    for call in calls:
+        if call.model is None:
+            break
+    else:
         return calls
     names = requested()
     return [

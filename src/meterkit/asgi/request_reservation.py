@@ -18,7 +18,7 @@ from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.store.prepared_decisions import prepare_reserving, read_decision
 from meterkit.store.request_idempotency import mark_requests, repeat_digest
-from meterkit.tokens.estimate import held_input
+from meterkit.tokens.estimate import held_input, speech_units
 from meterkit.tokens.llm_request import LlmRequest, read_request
 from meterkit.tokens.requested_model import RequestHead, models_in_text, models_of_body, requested_models
 
@@ -228,17 +228,18 @@ def reservation(
     if "total_tokens" in counters and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
     if at is not None and (left := held.get("output_tokens")) is not None:
+        spoken = speech_units(asked)
         for meter in charges.keys() - free:
             held[meter] = charges[meter].held(
                 models,
                 route.usage,
                 input_tokens=entered,
-                output_tokens=left,
+                output_tokens=max(left, spoken.get("output_tokens", 0)),
                 at=at,
                 provider=route.provider,
                 has_media=asked is None or asked.has_media,
                 context=_asked_ways(asked, ways),
-                others={meter: quantity for meter, quantity in held.items() if meter in UNITS},
+                others={**spoken, **{meter: quantity for meter, quantity in held.items() if meter in UNITS}},
             )
     return RequestReservation(held, models, unpriced or _find_excess(route, asked), free)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.logs import CAUSES, ErrorGuard, describe_error
 from meterkit.tokens.call_usage import CallUsage, fill_estimates, is_pending
-from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input
+from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input, speech_call
 from meterkit.tokens.framing.content_codings import PIECE_BYTES
+from meterkit.tokens.framing.content_types import is_sound
 from meterkit.tokens.llm_request import read_request
 from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.usage_fields import FieldsReader
@@ -62,6 +63,7 @@ class ResponseUsage:
         "_fields",
         "_input_tokens",
         "_is_behind",
+        "_is_sound",
         "_piece_bytes",
         "_reader",
         "_request",
@@ -92,7 +94,7 @@ class ResponseUsage:
         self._backlog: deque[bytes] = deque()
         self._at = self._piece_bytes = 0
         self._work: Work | None = None
-        self._broken = self._is_behind = False
+        self._broken = self._is_behind = self._is_sound = False
         self.skip_repeats: Callable[[bytes], bool] = _skip_nothing
         # Reads a piece and returns the work that takes time; None: nothing is read.
         self._begin_piece: Callable[[bytes], Work | None] | None = None
@@ -108,11 +110,13 @@ class ResponseUsage:
             self.is_fetched = self.is_fetched and not self.asks_model()
             if fields and not self.is_fetched:
                 self._fields = FieldsReader.open(fields, status=status, headers=headers)
-            self._reader = ResponseReader.open(self._route.usage, status=status, headers=headers)
+            reader = self._reader = ResponseReader.open(self._route.usage, status=status, headers=headers)
+            if reader is None or reader.is_opaque:
+                self._is_sound = self._route.usage != "fields" and is_sound(status, headers)
             if self._fields is not None:
                 self._begin_piece = self._begin_both
-            elif self._reader is not None:
-                self._begin_piece = self._reader.read
+            elif reader is not None:
+                self._begin_piece = reader.read
 
     def read(self, body: bytes) -> bool:
         """Read a piece of the response's body.
@@ -243,7 +247,9 @@ class ResponseUsage:
                 is_damaged = reader.is_damaged
         if self._broken:
             calls = (_UNREADABLE,) if gone else ()
-        if (gone or complete) and not self._is_job(calls):
+        if self._is_sound and (spoken := self._speech_call()) is not None:
+            calls = (spoken,)
+        elif (gone or complete) and not self._is_job(calls):
             at_least = int(is_cut or (is_damaged and self._has_request_body()))
             calls = fill_estimates(
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=at_least
@@ -254,6 +260,14 @@ class ResponseUsage:
         # It holds the request, which holds this: without the cycle neither is left to the garbage collector.
         self._complain = _ignore
         return calls
+
+    def _speech_call(self) -> CallUsage | None:
+        if self._request is None:
+            return None
+        with self._guard():
+            body, size = self._request.content()
+            return speech_call(body, self._route.models) if size <= len(body) else None
+        return None
 
     def _close_fields(self, *, complete: bool) -> None:
         fields, self._fields = self._fields, None

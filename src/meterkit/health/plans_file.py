@@ -13,6 +13,7 @@ from meterkit.decisions.limit_policies import gauge_terms
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.store.allotment import find_allotment_key, find_single_keys
+from meterkit.tokens.list_prices import providers_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -165,11 +166,17 @@ async def find_unpriced_models(parts: Parts) -> tuple[str, list[Finding]]:
     return f"{len(found):,} without a price", report_unpriced_models(found)
 
 
+def _describe_model(model: str, count: int) -> str:
+    choices = providers_of(model)
+    where = f"; `provider` may be: {', '.join(choices)}" if choices else ""
+    return f"{model[:_SHOWN_MAX]!r} (calls: {count:,}{where})"
+
+
 def report_unpriced_models(calls: Mapping[str, int]) -> list[Finding]:
     """Report models without a price, with their calls."""
     if not calls:
         return []
-    models = join_names([f"{model[:_SHOWN_MAX]!r} (calls: {count:,})" for model, count in calls.items()])
+    models = join_names([_describe_model(model, count) for model, count in calls.items()])
     count = "1 model has" if len(calls) == 1 else f"{len(calls):,} models have"
     return one_finding(
         check=MODELS,

@@ -22,6 +22,7 @@ from meterkit.tokens.list_prices import (
     dearest_prices,
     highest_prices,
     list_prices,
+    providers_of,
     read_table,
     table_version,
     unit_dimensions,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.model_prices import ProviderPrices
     from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.list_prices import Context, Tiers
+    from meterkit.tokens.list_prices import Tiers
+    from meterkit.tokens.published_factors import Context
 
 _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256
@@ -45,9 +47,8 @@ _CONTEXTS_MOST: Final = 64
 _NO_UNITS: Final[Mapping[str, int]] = {}
 _WHOLE: Final = Fraction(1)
 _NO_FACTORS: Final[Mapping[str, Mapping[str, int]]] = {}
-_CURE: Final = (
-    "give its prices in the plans file, under `models` of the credit, or name the `provider` of the route"
-)
+_OWN_PRICES: Final = "give its prices in the plans file, under `models` of the credit"
+_CURE: Final = f"{_OWN_PRICES}, or name the `provider` of the route"
 _SHAPES: Final = {
     "openai": "openai",
     "anthropic": "anthropic",
@@ -114,7 +115,13 @@ class ModelCharges:
 
     def log_unpriced(self, call: CallUsage) -> None:
         """Log that no price of a call's model is known, once for each model."""
-        self._log.log(call.model or "")
+        name = call.model or ""
+        choices = providers_of(name)
+        if not choices:
+            self._log.log(name)
+            return
+        why = f"its price depends on the provider, which may be: {', '.join(choices)}"
+        self._log.log(name, f"write the `provider` on the route, or {_OWN_PRICES}", why=why)
 
     def amount(self, call: CallUsage, at: datetime) -> Fraction | None:
         """Price a call; None: it used something, and no price of its model is known."""
@@ -314,13 +321,21 @@ class UnpricedLog:
     def __init__(self) -> None:
         self._models: set[str] = set()
 
-    def log(self, model: str, cure: str = _CURE, *, what: str = "calls") -> None:
+    def log(
+        self,
+        model: str,
+        cure: str = _CURE,
+        *,
+        what: str = "calls",
+        why: str = "no price of it is known",
+    ) -> None:
         """Log that nothing is charged for the calls of a model.
 
         Args:
             model: its name; empty: not known.
             cure: what to write where.
             what: of the model has no price.
+            why: it has none.
         """
         name = model[:_NAME_MAX]
         if name not in self._models and len(self._models) < _NAMES_LOGGED:
@@ -332,9 +347,7 @@ class UnpricedLog:
                     " reservation.capture(…, model=…); logged once"
                 )
                 return
-            _logger.error(
-                "nothing is charged for %s of model %r: no price of it is known; %s", what, name, cure
-            )
+            _logger.error("nothing is charged for %s of model %r: %s; %s", what, name, why, cure)
 
 
 def find_costs(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.tokens.list_prices import Context
+    from meterkit.tokens.published_factors import Context
 
 Source = Literal["reported", "partial", "estimated", "missing"]
 Note = Literal[

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.json_values import load, table
 from meterkit.tokens.layout import JSON_MARKS, utf8_bytes
 from meterkit.tokens.llm_request import may_be_json, read_request
 from meterkit.tokens.requested_model import is_form
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.llm_request import LlmRequest
@@ -37,6 +38,10 @@ BILLED_BYTES_PER_TOKEN: Final = 4
 BILLED_MEDIA_TOKENS: Final = 85
 """Tokens billed for an image: OpenAI's price of one in low detail."""
 
+_SPOKEN_BY_TOKENS: Final = "gpt-"
+# A minute of speech: USD 0.015 at USD 12 a million tokens (https://openai.com/api/pricing), and 150 words.
+_SOUND_TOKENS: Final = 1_250
+_SPOKEN_CHARACTERS: Final = 900
 _BYTES_PER_TOKEN: Final = 3
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
@@ -150,6 +155,44 @@ def billed_input(
     else:
         texts, numbers, media = measured
     return min(texts // BILLED_BYTES_PER_TOKEN + numbers + media * media_tokens, QUANTITY_MAX)
+
+
+def speech_units(asked: LlmRequest | None) -> dict[str, int]:
+    """Units that a request for speech may use, by the price table's names; empty: it asks for none.
+
+    Most providers bill characters. OpenAI bills tokens for its ``gpt-*`` models: those of the sound are
+    estimated.
+    """
+    texts = [] if asked is None or not asked.has_member("voice") else asked.texts("input")
+    if not texts:
+        return {}
+    characters = max(map(len, texts))
+    return {
+        "input_characters": characters,
+        "input_tokens": max(1, max(map(utf8_bytes, texts)) // BILLED_BYTES_PER_TOKEN),
+        "output_tokens": characters * _SOUND_TOKENS // _SPOKEN_CHARACTERS + 1,
+    }
+
+
+def speech_call(body: bytes, limit_models: Callable[[Sequence[str]], Sequence[str]]) -> CallUsage | None:
+    """The call of a request that is answered by sound alone; None: it is not for speech.
+
+    Args:
+        body: of the request, complete.
+        limit_models: gives those of the requested models that the route may call.
+    """
+    asked = read_request(body)
+    units = speech_units(asked)
+    if asked is None or not units:
+        return None
+    by_tokens = any(_SPOKEN_BY_TOKENS in model for model in limit_models(asked.models))
+    return CallUsage(
+        input_tokens=units["input_tokens"] if by_tokens else None,
+        output_tokens=units["output_tokens"] if by_tokens else None,
+        details={"input_characters": units["input_characters"]},
+        provider="openai",
+        source="estimated",
+    )
 
 
 def asks_model(body: bytes, *, size: int, content_type: bytes = b"") -> bool:

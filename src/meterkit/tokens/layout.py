@@ -199,8 +199,9 @@ _OUTPUT: Final = ValuePlace(
     {
         **_BLOCK.names,
         **_members("content summary", _BLOCK),
-        **_members("type status model"),
+        **_members("type status model finish_reason"),
         "message": _MESSAGE,
+        "choices": _CHOICE,
         "action": ValuePlace(_members("type")),
         "svg_usage": _FIGURES,
     }
@@ -209,6 +210,7 @@ _META: Final = ValuePlace({**_members("billed_units tokens", _FIGURES), "cached_
 _RESPONSE: Final = ValuePlace(
     {
         **_members("id model object error background status service_tier provider generation_id"),
+        **_members("system_fingerprint timings request_id"),
         "meta": _META,
         **_members("usage tool_usage svg_usage", _FIGURES),
         "tools": ValuePlace(_members("type model")),

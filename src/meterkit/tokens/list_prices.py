@@ -8,16 +8,19 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import cache, lru_cache
 from importlib import import_module
-from math import lcm, prod
+from math import lcm
 from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.genai_prices_table import WHOLE_OF, installed_table
 from meterkit.errors import MeterkitError
+from meterkit.tokens.published_factors import PUBLISHED, factors_of, product_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
+
+    from meterkit.tokens.published_factors import Context, PublishedFactor
 
 
 def read_table() -> Any:
@@ -246,14 +249,23 @@ def highest_prices(many: Iterable[Mapping[str, Tiers]]) -> UnitPrices:
 _PROVIDERS: Final[Mapping[str, str]] = {
     "aws.bedrock": "aws",
     "azure.ai.openai": "azure",
+    "bedrock": "aws",
+    "fireworks_ai": "fireworks",
     "gcp.gemini": "google",
     "gcp.vertex_ai": "google",
+    "gemini": "google",
     "mistral_ai": "mistral",
     "moonshot_ai": "moonshotai",
+    "together_ai": "together",
+    "vertex_ai": "google",
     "x_ai": "x-ai",
+    "xai": "x-ai",
 }
-"""OpenTelemetry's names of providers that the table has other names for."""
-_OWN_SERVERS: Final = frozenset({"ollama"})
+"""Providers that the table has other names for: OpenTelemetry's names, and LiteLLM's.
+
+https://docs.litellm.ai/docs/providers
+"""
+_OWN_SERVERS: Final = frozenset({"llama.cpp", "ollama"})
 """Servers that people run themselves: a model of theirs has no list price, whatever it is called."""
 _ROUTER: Final = "openrouter"
 _FREE: Final = "free"
@@ -264,27 +276,20 @@ https://openrouter.ai/docs/guides/routing/model-variants
 _MICROS: Final = 10**6
 _KEPT: Final = 4096
 _NAME_MAX: Final = 256
+_VENDORS_MAX: Final = 3
+"""Words before a name, as in `accounts/fireworks/models/…`."""
 _ARN: Final = "arn:"
 
-Context = tuple[tuple[str, str], ...]
-"""Ways in which a call was processed: ``service_tier``, ``speed``, ``processing``, …; sorted."""
 STANDARD: Final[Context] = ()
-_PUBLISHED: Final[Mapping[str, Mapping[tuple[str, str], Fraction]]] = {
-    "anthropic": {("inference_geo", "us"): Fraction(110, 100)},
-}
-"""Factors on the prices of all tokens that providers publish and the table lacks; read in November 2026.
-
-https://platform.claude.com/docs/en/manage-claude/data-residency
-"""
 
 
 def list_prices(
     provider: str | None, model: str, at: datetime, context: Context = STANDARD
 ) -> UnitPrices | None:
-    """The list prices of a model at an instant; None: the table has no such model.
+    """The list prices of a model at an instant; None: the table has no price of it, or several.
 
-    The provider's prices come first. If that has no such model, the provider whose models have such names is
-    asked: a server may answer in another provider's format.
+    The provider's prices come first. If that has no such model, the name decides among all providers: a
+    server may answer in another provider's format. If they have several prices for it, none is used.
 
     Args:
         provider: as OpenTelemetry or the table names it; None: not known.
@@ -295,17 +300,20 @@ def list_prices(
     Raises:
         MeterkitError: the package ``genai-prices`` is not installed.
     """
-    found = _find_model(provider, model[:_NAME_MAX])
-    if found is None:
+    found = _find_models(provider, model[:_NAME_MAX])
+    if not found:
         return None
+    prices = _prices_at(found[0], at, context)
+    if any(_prices_at(other, at, context).prices != prices.prices for other in found[1:]):
+        return None
+    return prices
+
+
+def _prices_at(found: _ListedModel, at: datetime, context: Context) -> UnitPrices:
     if found.always is not None and not (context and (found.has_variants or found.factors)):
         return found.always
     variants = tuple(_active_variants(found.info.price_variants, at, context)) if found.has_variants else ()
-    return _compile_prices(found.info.get_prices(at), variants, _factor(found.factors, context))
-
-
-def _factor(factors: Mapping[tuple[str, str], Fraction], context: Context) -> Fraction:
-    return prod((factors[pair] for pair in context if pair in factors), start=Fraction(1))
+    return _compile_prices(found.info.get_prices(at), variants, product_of(found.factors, context, at))
 
 
 def _compile_prices(
@@ -337,14 +345,16 @@ class _ListedModel(NamedTuple):
 
     Attributes:
         info: as the table has it.
+        providers: that have it at the same prices, as the table names them.
         has_variants: whether its prices by context count.
-        factors: what its provider publishes besides, by context; see :data:`_PUBLISHED`.
+        factors: that its provider publishes besides.
         always: its prices, where they do not depend on the time; else None.
     """
 
     info: Any
+    providers: tuple[str, ...]
     has_variants: bool
-    factors: Mapping[tuple[str, str], Fraction]
+    factors: Sequence[PublishedFactor]
     always: UnitPrices | None
 
 
@@ -352,36 +362,130 @@ _compiled: Final[dict[tuple[Any, ...], UnitPrices]] = {}
 
 
 @lru_cache(_KEPT)
-def _find_model(provider: str | None, model: str) -> _ListedModel | None:
-    """The model of the table that is meant by a name."""
+def _find_models(provider: str | None, model: str) -> tuple[_ListedModel, ...]:
+    """Find the table's entries of a name, one for each price; several: it depends on the provider.
+
+    The provider's entry comes first, then those of all providers. A vendor before the name, as in
+    ``openai/gpt-5.4``, is stripped where no entry bears the whole name.
+    """
     if not model or provider in _OWN_SERVERS:
-        return None
-    table, name = read_table(), model.lower()
+        return ()
+    name = model.lower()
     if name.startswith(_ARN):
         name = name.rpartition("/")[2]
-    asked = [] if provider is None else [(None, _PROVIDERS.get(provider, provider))]
-    for named, known_as in (*asked, (name, None)):
-        try:
-            known = table.find_provider(named, known_as, None)
-        except LookupError:
-            continue
-        info = known.find_model(name, all_providers=table.providers)
-        if info is not None:
-            is_own = any(info is own for own in known.models)
-            has_variants = is_own and bool(info.price_variants)
-            factors = _PUBLISHED.get(known.id, {}) if is_own else {}
-            always = None if isinstance(info.prices, list) else _compile_prices(info.prices)
-            return _ListedModel(info, has_variants, factors, always)
+    found = _find_at_provider(_find_provider(provider), name) or _find_at_all(name)
+    if found:
+        return found
     routed, _, variant = name.rpartition(":")
-    if provider == _ROUTER and routed and variant != _FREE:
-        return _find_model(provider, routed)
-    return None
+    if routed and not variant.isdigit():
+        return _find_models(provider, routed) if provider == _ROUTER and variant != _FREE else ()
+    vendor, _, rest = name.partition("/")
+    is_known = vendor in _vendors() and name.count("/") <= _VENDORS_MAX
+    return _find_models(vendor, rest) if rest and is_known else ()
+
+
+def _find_provider(named: str | None) -> Any:
+    """A provider of the table; None: it has no such provider."""
+    try:
+        return read_table().find_provider(None, _PROVIDERS.get(named or "", named), None)
+    except LookupError:
+        return None
+
+
+def _find_at_provider(known: Any, name: str) -> tuple[_ListedModel, ...]:
+    """Find the entry that a provider uses for a name: by its patterns, else by the id of a model."""
+    info = None if known is None else known.find_model(name, all_providers=read_table().providers)
+    if info is None and known is not None:  # The patterns of some models do not match their own ids.
+        info = next((one for listing, one in _listings().get(name, ()) if listing is known), None)
+    return () if info is None else (_list_model(known, info),)
+
+
+def _find_at_all(name: str) -> tuple[_ListedModel, ...]:
+    """Find the entries that bear a name at any provider, those of one price together.
+
+    The vendor's entry is the one that is meant, also if it bears another name (``gpt-5-*``): unless another
+    provider has a model of this name whose prices differ.
+    """
+    found: list[_ListedModel] = []
+    for known, info in _listings().get(name, ()):
+        entry = _list_model(known, info)
+        at = next((at for at, one in enumerate(found) if _have_same_prices(one, entry)), None)
+        if at is None:
+            found.append(entry)
+        else:
+            found[at] = found[at]._replace(providers=(*found[at].providers, *entry.providers))
+    # The table's own search would keep each name for good.
+    matching = (one for one in read_table().providers if one.model_match and one.model_match.is_match(name))
+    vendor: Any = next(matching, None)
+    own = _find_at_provider(vendor, name)
+    if not own:
+        return tuple(found)
+    is_listed = any(vendor.id in entry.providers for entry in found)
+    is_meant = is_listed or all(_has_prices_of(own[0], entry) for entry in found)
+    return own if is_meant else tuple(found)
+
+
+def _list_model(known: Any, info: Any) -> _ListedModel:
+    is_own = any(info is own for own in known.models)
+    has_variants = is_own and bool(info.price_variants)
+    always = None if isinstance(info.prices, list) else _compile_prices(info.prices)
+    return _ListedModel(info, (known.id,), has_variants, factors_of(info.id), always)
+
+
+def _have_same_prices(one: _ListedModel, other: _ListedModel) -> bool:
+    variants = [entry.info.price_variants if entry.has_variants else None for entry in (one, other)]
+    is_same = bool(one.info.prices == other.info.prices and variants[0] == variants[1])
+    return is_same and one.factors == other.factors
+
+
+def _has_prices_of(one: _ListedModel, other: _ListedModel) -> bool:
+    """Whether an entry has each price of another one, and maybe more."""
+    if one.always is None or other.always is None:
+        return False
+    return other.always.prices.items() <= one.always.prices.items()
+
+
+def _is_price(value: object) -> bool:
+    return value is not None
+
+
+@cache
+def _listings() -> Mapping[str, Sequence[tuple[Any, Any]]]:
+    """Name of a model in lower case to the providers that have prices of it, each with its entry.
+
+    Entries without any price are left out: they do not say whether the model is free.
+    """
+    found: dict[str, list[tuple[Any, Any]]] = {}
+    for known in read_table().providers:
+        for info in known.models:
+            prices: Any = info.prices
+            if isinstance(prices, list) or any(map(_is_price, prices.__dict__.values())):
+                found.setdefault(info.id.lower(), []).append((known, info))
+    return found
+
+
+@cache
+def _vendors() -> frozenset[str]:
+    """Words that stand before a model's name: vendors in the table's names, providers, and ``models``."""
+    table = read_table()
+    named = (info.id.lower().partition("/") for known in table.providers for info in known.models)
+    providers = (known.id for known in table.providers)
+    return frozenset((*(vendor for vendor, slash, _ in named if slash), *providers, *_PROVIDERS, "models"))
 
 
 def listed_name(provider: str | None, model: str) -> str | None:
     """The table's name of a model; None: it does not have it, or is not installed."""
-    found = None if installed_table() is None else _find_model(provider, model[:_NAME_MAX])
-    return None if found is None else str(found.info.id)
+    found = () if installed_table() is None else _find_models(provider, model[:_NAME_MAX])
+    return str(found[0].info.id) if found else None
+
+
+def providers_of(model: str) -> Sequence[str]:
+    """Providers to choose from where a model's price depends on the provider, as the table names them.
+
+    Empty: the table has one price for the name, or none.
+    """
+    found = () if installed_table() is None else _find_models(None, model[:_NAME_MAX])
+    return sorted(known for one in found for known in one.providers) if len(found) > 1 else ()
 
 
 def _active_variants(variants: Iterable[Any], at: datetime, context: Context) -> Iterable[Any]:
@@ -401,7 +505,7 @@ def varying_contexts() -> frozenset[tuple[str, str]]:
         for model in provider.models
         for variant in model.price_variants or ()
         for pair in variant.when.items()
-    ).union(*_PUBLISHED.values())
+    ).union(one.way for one in PUBLISHED)
 
 
 def dearest_prices(provider: str | None, at: datetime, context: Context = STANDARD) -> UnitPrices:
@@ -417,7 +521,7 @@ def _highest_listed(provider: str | None, at: datetime, context: Context) -> Uni
     except LookupError:
         known = table.providers
     return highest_prices(
-        _of_tokens(_read_tiers(prices), _factor(_PUBLISHED.get(one.id, {}), context))
+        _of_tokens(_read_tiers(prices), product_of(factors_of(model.id), context, at))
         for one in known
         for model in one.models
         for prices in (

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CALLS_MAX: Final = 1_000
 _FIGURES: Final = frozenset(COUNTED)
 _KNOWN: Final = _FIGURES.union(UNITS)
+_WRITES: Final = frozenset({"cache_write_5m_tokens", "cache_write_1h_tokens"})
+_WRITTEN: Final = "cache_write_tokens"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,8 +101,10 @@ class _Call:
         if event_usage.adds:
             for name, count in event_usage.counts.items():
                 self.counts[name] = count + self.counts.get(name, 0)
-        else:
+        elif _WRITES.isdisjoint(event_usage.counts):
             self.counts.update(event_usage.counts)
+        else:
+            self.counts.update(self._choose_writes(event_usage.counts))
         self.call_id = self.call_id or event_usage.call_id
         self.model = event_usage.model or self.model
         self.provider = self.provider or event_usage.provider
@@ -118,6 +122,16 @@ class _Call:
         self.alone |= event_usage.alone
         for other in event_usage.others:
             self.others.setdefault(other.call_id, _Call(other)).merge(other)
+
+    def _choose_writes(self, counts: Counts) -> Counts:
+        """The counts of an event, with one breakdown of cache writes by time to live: its own, or the known.
+
+        The event's own replaces the known one whole, unless it explains fewer of the same writes.
+        """
+        own, known = (sum(found.get(name, 0) for name in _WRITES) for found in (counts, self.counts))
+        if own < known <= counts.get(_WRITTEN, self.counts.get(_WRITTEN, known)):
+            return {name: count for name, count in counts.items() if name not in _WRITES}
+        return {**dict.fromkeys(_WRITES & self.counts.keys(), 0), **counts}
 
     def is_continued_by(self, event_usage: EventUsage, *, spoken: bool) -> bool:
         """Whether an event of unknown id belongs to this call.

@@ -36,6 +36,7 @@ _BOUNDARIES_MAX: Final = 4
 _PART_HEAD_BYTES: Final = 10 << 10
 _VALUE_BYTES_MAX: Final = 1 << 10
 
+_BEDROCK: Final = "/model/"
 _BEDROCK_VERB: Final = re.compile(r"converse|converse-stream|invoke|invoke-with-[a-z-]+|count-tokens")
 _IN_PATH: Final = re.compile(
     r"/(?:models|tunedmodels)/+(?P<gemini>[^/:]+):[a-z]|/(?:deployments|engines)/+(?P<azure>[^/]+)/"
@@ -83,11 +84,13 @@ def models_of_path(path: str) -> tuple[str, ...]:
     Args:
         path: decoded once, as servers hand it on; a name that was encoded more often is decoded, too.
     """
+    if _IN_PATH.search(path) is None and _BEDROCK not in path.lower():
+        return ()
     found = [match[match.lastgroup or 0] for match in _IN_PATH.finditer(path)]
     above, _, verb = path.rstrip("/").rpartition("/")
-    at = above.lower().rfind("/model/")
+    at = above.lower().rfind(_BEDROCK)
     if at >= 0 and _BEDROCK_VERB.fullmatch(verb.lower()):
-        found.append(above[at + len("/model/") :].strip("/"))
+        found.append(above[at + len(_BEDROCK) :].strip("/"))
     return names_of(map(_decode_name, _first_and_last(found))) if found else ()
 
 

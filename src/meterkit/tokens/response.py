@@ -72,6 +72,7 @@ class ResponseReader:
     Attributes:
         is_repeating: whether the last chunk was whole events that repeat an earlier one.
         skip_repeats: then tries to take the next chunk in place of :meth:`read`.
+        is_opaque: whether the body is of a type that is not read, such as sound.
         is_damaged: whether some of the body could not be read, once it is closed; not if it is a mere text.
     """
 
@@ -92,7 +93,7 @@ class ResponseReader:
             _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
         )
         self._fed = self._is_cut = self._unreadable = self._selects = False
-        self._is_foreign = self._is_opaque = self.is_damaged = False
+        self._is_foreign = self._is_text = self.is_opaque = self.is_damaged = False
         self._sse: SseReader | None = None
         self.is_repeating = False
         self._large_json: LargeJsonReader | None = None
@@ -134,7 +135,7 @@ class ResponseReader:
 
     def _pass_over(self) -> None:
         """Read nothing of a body that is of another type, such as sound."""
-        self._is_opaque, self._is_coded = True, False
+        self.is_opaque, self._is_coded = True, False
         self._body, self._feed_framing, self._decoding = None, feed_nothing, None
 
     def _read_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -242,10 +243,12 @@ class ResponseReader:
     def _read_calls(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         if not self._fed:
             return ()
-        if self._is_opaque:
+        if self.is_opaque:
             return (self._observer.missing({"unreadable"}),) if asked() else ()
         if self._is_coded:
             return (self._observer.missing({"encoding"}),) if self._declared or asked() else ()
+        if self._is_text and not (self._declared and asked()):
+            return ()
         calls = self._observer.close(complete=complete, notes=self._notes())
         if not calls and not complete and self._observer.is_undetermined and asked():
             # Cut off before it could say what it is.
@@ -274,6 +277,9 @@ class ResponseReader:
             return NdjsonReader(self._callbacks())
         if framing == "json":
             return self._open_json()
+        if framing == "text":
+            self._is_text = True
+            return _Foreign()
         # It may be the app's own text, whose call the app reports itself.
         self._is_foreign = True
         return self._open_sse() if self._declared else _Foreign()

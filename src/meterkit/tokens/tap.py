@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
 
@@ -13,6 +14,7 @@ from meterkit.tokens.response import BodyReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
 T = TypeVar("T")
 
@@ -26,7 +28,8 @@ class StreamTap(Generic[T]):
     the tap is collected: a generator that is closed in the middle of its loop drops it at once.
 
     Args:
-        stream: what the SDK returned, asynchronous or not; or the bytes, texts or lines of an HTTP client.
+        stream: what the SDK returned, asynchronous or not, or an asynchronous context manager of it; or the
+            bytes, texts or lines of an HTTP client.
         report: takes what was used; must not raise.
         unread: takes the type of the chunks where they came to their end and nothing of usage could be
             recognised in any of them; must not raise.
@@ -36,7 +39,7 @@ class StreamTap(Generic[T]):
 
     def __init__(
         self,
-        stream: AsyncIterable[T] | Iterable[T],
+        stream: AsyncIterable[T] | Iterable[T] | AbstractAsyncContextManager[AsyncIterable[T]],
         *,
         report: Callable[[tuple[CallUsage, ...]], None],
         unread: Callable[[str], None] | None = None,
@@ -47,6 +50,7 @@ class StreamTap(Generic[T]):
         self._unread = unread
         self._input_tokens = input_tokens
         self._iterator: Any = None
+        self._contexts = AsyncExitStack()
         self._observer = UsageObserver(OBJECT_APIS, declared=False)
         self._body = BodyReader()
         self._kind: str | None = None
@@ -60,15 +64,23 @@ class StreamTap(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        if self._iterator is None:
-            self._iterator = aiter(cast("AsyncIterable[T]", self._stream))
         try:
+            if self._iterator is None:
+                self._iterator = aiter(await self._enter_stream())
             chunk: T = await anext(cast("AsyncIterator[T]", self._iterator))
         except BaseException as error:
             self._report_end(error, StopAsyncIteration)
+            await self._contexts.aclose()
             raise
         self._observe(chunk)
         return chunk
+
+    async def _enter_stream(self) -> AsyncIterable[T]:
+        """The stream, once its context is entered: pydantic-ai's ``run_stream_events`` returns only that."""
+        stream: Any = self._stream
+        if hasattr(stream, "__aenter__") and not hasattr(stream, "__aiter__"):
+            stream = await self._contexts.enter_async_context(stream)
+        return cast("AsyncIterable[T]", stream)
 
     def __iter__(self) -> Self:
         return self
@@ -87,6 +99,7 @@ class StreamTap(Generic[T]):
     async def aclose(self) -> None:
         """Report, and close the stream where it can be closed."""
         self.finish()
+        await self._contexts.aclose()
         close = getattr(self._stream, "aclose", None) or getattr(self._stream, "close", None)
         closing = close() if callable(close) else None
         if isawaitable(closing):

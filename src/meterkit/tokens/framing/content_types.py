@@ -42,6 +42,11 @@ def has_answer(status: int) -> bool:
     return status in _OK and status not in _BODILESS
 
 
+def is_sound(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a response of this status and these headers is sound."""
+    return has_answer(status) and content_of(headers)[0].startswith(b"audio/")
+
+
 def content_of(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     """The content type without parameters, and the content codings, both in lower case.
 
@@ -146,8 +151,8 @@ class SniffedBody:
 
     Args:
         kind: the content type.
-        open_reader: opens the reader of a framing other than a JSON text. A text is read as the body that is
-            in it: some apps serialize a response twice.
+        open_reader: opens the reader of a framing. A JSON text is read as the body that is in it: some apps
+            serialize a response twice. Its framing is ``text`` if there is none.
         is_inner: whether this is the body in a JSON text.
 
     Attributes:
@@ -185,10 +190,10 @@ class SniffedBody:
             self._head = head
             return None
         self._head = b""
-        if framing != "text":
+        if self._is_inner and framing == "unknown":
+            framing = "text"
+        if framing != "text" or self._is_inner:
             self.reader = self._open_reader(framing)
-        elif self._is_inner:
-            self.reader = self._open_reader("unknown")
         else:
             self.reader = JsonTextReader(SniffedBody(b"", self._open_reader, is_inner=True))
         return self.reader.feed(head)

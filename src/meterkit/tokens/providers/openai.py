@@ -338,6 +338,7 @@ def _find_response(event: Table) -> Table | None:
         or _is_transcription(event)
         or _is_images(event)
         or _is_decision(event)
+        or _has_output(event)
     ):
         return event
     return _find_nested(event)
@@ -390,6 +391,14 @@ def _is_decision(event: Table) -> bool:
     return isinstance(kind, str) and kind in _DECISIONS
 
 
+def _has_output(event: Table) -> bool:
+    """Whether it is an answer of Alibaba's DashScope, or an event of its stream, whose figures are sums."""
+    output = table(event.get("output"))
+    if output is None or not isinstance(event.get("request_id"), str):
+        return False
+    return "finish_reason" in output or isinstance(output.get("choices"), list)
+
+
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     nested = table(event.get("event")) if event.get("type") == _NESTED else None
     if nested is not None:
@@ -428,6 +437,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         provider=provider,
         refused=refused or has_refused_cost,
         call_id=short_id(named.get("item_id" if is_transcribed else "id"))
+        or (short_id(named.get("request_id")) if _has_output(named) else None)
         or (LIVE_SESSION if kind in SESSION_LENGTHS else None),
         model=text(named.get("model")) or _model_of_outputs(named),
         opens=is_transcribed or _is_complete_answer(event, holder),
@@ -499,6 +509,10 @@ def _find_provider(holder: Table, usage: Table) -> str:
         return OPENROUTER
     if "x_groq" in holder:
         return "groq"
+    if "timings" in holder:
+        return "llama.cpp"
+    if holder.get("system_fingerprint") == "fp_ollama":
+        return "ollama"
     return "deepseek" if "prompt_cache_hit_tokens" in usage else _OPENAI
 
 
