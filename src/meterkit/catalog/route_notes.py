@@ -160,8 +160,8 @@ def note_unheld_money(
         what = "balance" if has_balance else "budget"
         message = (
             f"concurrent requests can spend more than the {what} on routes that hold nothing: {shown}; write"
-            " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"
-            " can cost at most"
+            " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` and `model: NAME` or"
+            " `model: request` to hold what a call can cost at most"
         )
         problems.note(place, "informs", message)
 
@@ -231,7 +231,7 @@ def note_client_choices(
     """
     calling = [(route, written) for route, written in routes if reads_tokens(route)]
     money = [credit for credit in credits_ if credit.unit == "money"]
-    chosen = [repr(route.match) for route, _ in calling if route.model is None]
+    chosen = [repr(route.match) for route, _ in calling if not route.own_models]
     without_default = [table for table in tables if not table.has("default")]
     selling: list[CreditTable | ModelPricesTable] = [*money, *without_default]
     shown = listed(chosen, SHOWN_MAX)

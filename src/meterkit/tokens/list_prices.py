@@ -16,7 +16,7 @@ from meterkit.catalog.genai_prices_table import WHOLE_OF, installed_table
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
 
@@ -425,6 +425,17 @@ def _highest_listed(provider: str | None, at: datetime, context: Context) -> Uni
             *(variant.prices for variant in _active_variants(model.price_variants or (), at, context)),
         )
     )
+
+
+@lru_cache(64)
+def model_names(provider: str | None) -> Sequence[str]:
+    """The names of the models of a provider; of all where it is None or not known."""
+    table = read_table()
+    try:
+        known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
+    except LookupError:
+        known = table.providers
+    return tuple(dict.fromkeys(model.id for one in known for model in one.models))
 
 
 def _read_tiers(prices: Any) -> dict[str, Tiers]:

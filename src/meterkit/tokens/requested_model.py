@@ -271,8 +271,11 @@ def models_of_body(
     if is_form(head.content_type):
         found = names_of((*of_json, *models_of_form(head.content_type, body)))
         return found if found or is_whole else None
+    if asked is not None and asked.has_unread_models:
+        return None
     is_known = asked is not None or (not may_be_json(body) and (bool(body) or is_whole))
-    return names_of(of_json) if is_known else None
+    found = tuple(dict.fromkeys(filter(None, map(plain_name, of_json))))
+    return found if is_known and len(found) <= _MODELS_MAX else None
 
 
 def requested_models(head: RequestHead, of_body: tuple[str, ...] | None) -> tuple[str, ...]:
