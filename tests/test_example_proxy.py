@@ -593,15 +593,20 @@ async def test_the_snippet_of_the_readme_runs(url: str, store: Server) -> None:
 
 async def test_what_is_not_sold_is_not_passed_on(buyer: Buyer, providers: FakeProviders) -> None:
     asked = len(providers.asked)
-    # A body that cannot be read is held to the ceiling at the dearest price.
+    # A body that cannot be read is refused, or held to the ceiling at the dearest price.
     await buyer.kit.grants.add(buyer.name, {"usd": 1_000}, grant_id=f"{buyer.name}-2")
     for unsold in (buyer.openai.files, buyer.openai.batches):
         with pytest.raises(openai.NotFoundError):
             await unsold.list()
     async with httpx.AsyncClient(base_url=buyer.url, timeout=READY_S) as client:
         key = {"authorization": f"Bearer {key_of(buyer.name)}"}
-        for path in ("/v1/models/a%2F..%2F..%2Ffiles", "/v1/messages/batches", "/v1/responses/a/b"):
-            assert (await client.get(path, headers=key)).status_code == 404
+        # The first one may be read as a path of another route.
+        for path, status in (
+            ("/v1/models/a%2F..%2F..%2Ffiles", 400),
+            ("/v1/messages/batches", 404),
+            ("/v1/responses/a/b", 404),
+        ):
+            assert (await client.get(path, headers=key)).status_code == status
         for body in (b"[]", b"{", b'"text"', b"\xff"):
             refused = await client.post("/v1/chat/completions", content=body, headers=key)
             assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
