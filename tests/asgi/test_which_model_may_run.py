@@ -84,6 +84,35 @@ async def test_f_321_a_hold_is_of_the_models_that_the_route_lists(
                 assert await ask(at, 0, at_most=most + 1, model=name, said="tiny-1", path=path) == 402
 
 
+async def test_f_321_a_refusal_names_what_is_needed_and_what_is_left(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        status, empty = await post(at, "/unsaid", {})
+        assert (status, empty["detail"]) == (429, "The prepaid balance is empty. Top up to continue.")
+        assert (empty.get("needed"), empty["left"]) == (None, "USD 0.00")
+        status, problem = await post(at, "/either", {"max_tokens": 12_345})
+        said = "This request may cost up to USD 0.37035, and USD 0.00 of the prepaid balance is left."
+        assert (status, problem["detail"]) == (429, f"{said} Top up to continue.")
+        await give(at, 1, "usd")
+        await at.kit.record("acme", "usd_charged", 999_950)
+        status, problem = await post(at, "/ask", {"max_tokens": 51})
+        said = "This request may cost up to USD 0.000051, and USD 0.00005 of the prepaid balance is left."
+        assert (status, problem["detail"]) == (402, f"{said} Buy more to continue.")
+        assert (problem["needed"], problem["left"]) == ("USD 0.000051", "USD 0.00005")
+        assert "micro" not in "".join(map(str, (empty, problem)))
+    assert "needed='USD 0.000051' left='USD 0.00005'" in caplog.messages[-1]
+    plans = HELD_BY_ROWS.replace("MODEL", "[small-1, mid-1]")
+    async with metered(answering(), store_url, plans=plans) as at:
+        assert await ask(at, 400_000, said="mid-1") == 200
+        status, problem = await post(at, "/chat", {"max_tokens": 200_001})
+        assert (status, problem["needed"], problem["left"]) == (402, "USD 4.00002", "USD 2.00")
+        assert "USD 8.00 is spent or reserved by requests in progress." in problem["detail"]
+        assert "This request may cost up to USD 4.00002. More can be spent in" in problem["detail"]
+        status, problem = await post(at, "/chat", {"max_tokens": 2_000_000})
+        assert problem["detail"].endswith("This request may cost up to USD 40.00. Ask for less.")
+
+
 MORE: Final[tuple[Callable[[list[str]], Any], ...]] = (
     lambda names: {"fallbacks": names},
     lambda names: {"fallbacks": [{"other": names}]},
