@@ -382,6 +382,19 @@ def warn_of_unread(store: Store, route: Route, path: str) -> None:
         )
 
 
+def warn_of_unfed(store: Store, route: Route, meter: str) -> None:
+    """Log that a request held a meter and nothing was recorded for it; once for each route and meter."""
+    if _warned_of_unread.setdefault(store, Throttle(inf)).is_due((route.match, meter)):
+        _logger.warning(
+            "%s: a request held %s, and neither its response nor the app said what it used: 0 is recorded."
+            " Record it by meterkit.record(%s=…), name its path in `usage_fields`, or reserve a meter that"
+            " `usage` feeds, such as output_tokens; logged once for this route",
+            route.match,
+            meter,
+            meter,
+        )
+
+
 def warn_of_fetched(store: Store, route: Route, scope: Scope, call: CallUsage) -> None:
     """Log a call that was taken for a stored response whose id the URL does not name; once for each route."""
     name, query = call.response_id, scope.get("query_string", b"").decode("latin-1")

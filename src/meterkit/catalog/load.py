@@ -68,6 +68,7 @@ from meterkit.catalog.route_notes import (
     asked_meters,
     note_client_choices,
     note_unasked_limits,
+    note_unfed_reserves,
     note_unfilled_token_meters,
     note_unheld_money,
     note_unpaid_meters,
@@ -383,6 +384,7 @@ def _note_routes(
     if any(reads_tokens(route) for route in routes):
         note_unfed_meters(named, meters, values.places("meters"), problems)
     note_unfilled_token_meters(routes, meters, values.places("meters"), problems)
+    note_unfed_reserves(zip(routes, values.routes or (), strict=True), meters, problems)
     note_unheld_money(routes, credits_.values(), written.values(), place, problems)
     note_unpaid_meters(named, plans, written, credits_.values(), problems)
     written_routes = zip(routes, values.routes or (), strict=True)

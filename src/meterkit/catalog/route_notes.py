@@ -137,6 +137,34 @@ def note_unfilled_token_meters(
             problems.note(places[name], "informs", message)
 
 
+def note_unfed_reserves(
+    routes: Iterable[tuple[Route, RouteTable]], meters: Mapping[str, Meter], problems: Problems
+) -> None:
+    """Name each reserved meter that nothing of its route fills, so that it is held and records 0.
+
+    Args:
+        routes: those of the file, each as it is written.
+        meters: those of the file.
+        problems: the list to add to.
+    """
+    has_usage_meters = not USAGE_METERS.isdisjoint(meters)
+    for route, written in routes:
+        filled = {*route.consume, *route.usage_fields, *route.records}
+        for name, place in written.places("reserve").items():
+            meter = meters.get(name)
+            if meter is None or name in filled or name in USAGE_METERS:
+                continue
+            if counts_tokens(meter) and not has_usage_meters:
+                continue  # The note at the meter says so.
+            meant = nearest_usage_meter(name) if counts_tokens(meter) else None
+            cure = "" if meant is None else f"reserve {meant!r}, which `usage` fills; or "
+            message = (
+                f"{name} is held, and nothing fills it, so 0 is recorded; {cure}write `records: [{name}]` if"
+                " the app records it, or name its path in `usage_fields`"
+            )
+            problems.note(place, "informs", message)
+
+
 def note_unheld_money(
     routes: Iterable[Route],
     credits_: Iterable[Credit],
