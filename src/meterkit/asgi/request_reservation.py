@@ -252,11 +252,14 @@ def _read_models(
 
     Names in places where few apps and gateways read a model raise the hold, and need no price.
     """
+    own = route.own_models
+    if own:
+        return own, own
     of_body = models_of_body(head, body, asked, is_whole=is_whole)
-    models = route.models(requested_models(head, of_body))
+    models = requested_models(head, of_body)
     if of_body is None and not models:
         return ("",), ()
-    if asked is None or route.own_models:
+    if asked is None:
         return models, models
     of_tools = asked.tool_models
     elsewhere = (*of_tools, *asked.mentioned_models)
