@@ -39,7 +39,9 @@ _MEMBERS_MAX: Final = 1_024
 # https://openrouter.ai/docs/guides/routing/model-fallbacks, https://docs.litellm.ai/docs/proxy/reliability
 _LISTS: Final = ("models", "fallback", "fallbacks")
 """Ends of the names of members that list models which a gateway may call."""
-_LISTED_VALUES_MAX: Final = 4_096
+_LISTED_VALUES_MAX: Final = 2_048
+_MENTIONED_MAX: Final = 32
+"""So many names of one list are enough: a hold prices fewer, and takes more for an unknown model."""
 _ALIKE_MAX: Final = 16
 _TOOLS_MAX: Final = 128
 _CONTAINERS: Final = (list, tuple)
@@ -392,7 +394,10 @@ def find_gateway_models(members: Iterable[_Named]) -> GatewayModels:
                 listed.append(value)
         elif isinstance(value, list):
             items = cast("list[object]", value)
-            rest += [(item, is_list) for item in items if isinstance(item, _CONTAINERS) or is_list]
+            if is_list:
+                rest += [(item, True) for item in items[: _LISTED_VALUES_MAX + 1]]
+            else:
+                rest += [(item, False) for item in items if isinstance(item, _CONTAINERS)]
         elif isinstance(value, tuple):
             _look_at_members(cast("_Pairs", value), rest, mentioned, is_list=is_list)
     return GatewayModels(listed, mentioned, bool(rest))
@@ -417,7 +422,8 @@ def _look_at_members(
             rest.append((inner, True))
         else:
             if is_list or any(word in name for word in _USUAL_NAMES):
-                mentioned += [text for text in (inner, *rows(inner)) if isinstance(text, str)]
+                texts = (inner, *rows(inner)[:_MENTIONED_MAX])
+                mentioned += [text for text in texts if isinstance(text, str)]
             rest.append((inner, False))
 
 

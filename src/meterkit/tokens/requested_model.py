@@ -273,9 +273,16 @@ def models_of_body(
         return found if found or is_whole else None
     if asked is not None and asked.has_unread_models:
         return None
-    is_known = asked is not None or (not may_be_json(body) and (bool(body) or is_whole))
-    found = tuple(dict.fromkeys(filter(None, map(plain_name, of_json))))
-    return found if is_known and len(found) <= _MODELS_MAX else None
+    if asked is None and (may_be_json(body) or not (body or is_whole)):
+        return None
+    found = dict[str, None]()
+    for written in of_json:
+        name = plain_name(written)
+        if name is not None:
+            found[name] = None
+            if len(found) > _MODELS_MAX:
+                return None
+    return tuple(found)
 
 
 def requested_models(head: RequestHead, of_body: tuple[str, ...] | None) -> tuple[str, ...]:
