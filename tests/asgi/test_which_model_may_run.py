@@ -280,3 +280,26 @@ def test_prices_by_model_need_a_model_and_others_do_not() -> None:
         loads(completed(unsaid))
     flat = unsaid.replace("{price: prices.out}", "{per: 1000, amount_cents: 3}").replace("prices:", "# ")
     assert loads(completed(flat)).routes[0].model is None
+
+
+CREDITED: Final = (
+    HELD_BY_ROWS.partition("default_plan")[0]
+    + """
+credits: {ai: {costs: {output_tokens: prices.out}}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
+"""
+)
+MIXED: Final = compact({"model": "small-1", "fallbacks": ["mid-1"], "max_tokens": 1000})
+
+
+@pytest.mark.parametrize("model", ["[small-1, mid-1]", '[small-1, "mid*"]', "request"])
+async def test_i3_an_unnamed_answer_costs_no_more_than_is_held(model: str, store_url: str) -> None:
+    """I3: it costs the dearest of the models that may run, as what is held does, not the dearest of all."""
+    async with metered(answering(), store_url, plans=HELD_BY_ROWS.replace("MODEL", model)) as at:
+        assert await ask(at, 1000, body=MIXED) == 200
+        assert (await at.counted(meter="spend"))[0] == 1000 * 20
+    async with metered(answering(), store_url, plans=CREDITED.replace("MODEL", model)) as at:
+        await give(at, 2)
+        assert await ask(at, 1000, body=MIXED) == 200
+        assert (await at.kit.usage("acme"))["balance"]["ai"] == 0
