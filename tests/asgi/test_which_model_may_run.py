@@ -190,6 +190,8 @@ def unread_bodies() -> dict[str, tuple[dict[str, str], bytes]]:
     file = b'--B\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + large + b"\r\n"
     model = b'--B\r\ncontent-disposition: form-data; name="model"\r\n\r\ngpt-99\r\n--B--\r\n'
     names = [f"my-{nth}" for nth in range(40)]
+    lists: list[Any] = [[]] * 20_000
+    objects: list[Any] = [{}] * 5_000
     return {
         "form": ({"content-type": FORM}, file + model),
         "json": ({}, b'{"model": "tiny-1", "pad": "' + large + b'"}'),
@@ -198,10 +200,10 @@ def unread_bodies() -> dict[str, tuple[dict[str, str], bytes]]:
             {"content-encoding": "gzip"},
             gzip.compress(b'{"model": "tiny-1", "pad": "' + large + b'"}'),
         ),
-        "dense": ({}, compact({"model": "tiny-1", "pad": [[]] * 20_000})),
+        "dense": ({}, compact({"model": "tiny-1", "pad": lists})),
         "broken": ({}, b'{"model": "tiny-1"'),
         "names": ({}, compact({"model": "tiny-1", "models": names})),
-        "deep": ({}, compact({"model": "tiny-1", "pad": [{}] * 5_000, "x": {"models": ["gpt-99"]}})),
+        "deep": ({}, compact({"model": "tiny-1", "pad": objects, "x": {"models": ["gpt-99"]}})),
     }
 
 
