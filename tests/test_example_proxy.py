@@ -593,7 +593,7 @@ async def test_the_snippet_of_the_readme_runs(url: str, store: Server) -> None:
 
 async def test_what_is_not_sold_is_not_passed_on(buyer: Buyer, providers: FakeProviders) -> None:
     asked = len(providers.asked)
-    # A body that cannot be read is held to the ceiling at the dearest price.
+    # A body that cannot be read is refused, or held to the ceiling at the dearest price.
     await buyer.kit.grants.add(buyer.name, {"usd": 1_000}, grant_id=f"{buyer.name}-2")
     for unsold in (buyer.openai.files, buyer.openai.batches):
         with pytest.raises(openai.NotFoundError):

@@ -24,6 +24,7 @@ from meterkit.customers.grants import Grants as Grants
 from meterkit.customers.history import HistoryEntry as HistoryEntry
 from meterkit.decisions.decision import Decision as Decision
 from meterkit.decisions.decision import GaugeLevel as GaugeLevel
+from meterkit.decisions.decision import MoneyShortfall as MoneyShortfall
 from meterkit.decisions.decision import RequestProblem as RequestProblem
 from meterkit.decisions.decision import SpendLevel as SpendLevel
 from meterkit.delivery.flush_report import FlushReport as FlushReport

@@ -72,7 +72,9 @@ _OFFER: Final = {
 }
 _NO_MEMBERS: Final[Mapping[str, object]] = {}
 _FIELD_ERRORS: Final = {"type": "array", "items": {"type": "object", "additionalProperties": _TEXT}}
-_OPTIONAL: Final = frozenset({"code", "offer", "portal_url", "requested_currency", "reset_after_s", "url"})
+_OPTIONAL: Final = frozenset(
+    {"code", "left", "model", "needed", "offer", "portal_url", "requested_currency", "reset_after_s", "url"}
+)
 """Members that a document has only where they apply."""
 
 
@@ -85,11 +87,13 @@ def _urn_type(status: int, code: str, title: str, /, **members: Any) -> tuple[st
     return code, ProblemType(status, f"urn:meterkit:problem:{code}", title, members)
 
 
+_AMOUNTS: Final = {"needed": _TEXT, "left": _TEXT}
 _SPEND_MEMBERS: Final = {
     "limit_cents": _COUNT,
     "spent_cents": _COUNT,
     "currency": _TEXT,
     "reset_after_s": _COUNT,
+    **_AMOUNTS,
 }
 _STORAGE_MEMBERS: Final = dict.fromkeys(("limit", "used", "requested"), _COUNT)
 _FEATURE_MEMBERS: Final = {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS}
@@ -98,9 +102,14 @@ _PAYMENT_REQUIRED: Final = (402, "payment-required", "Payment Required")
 PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
     (
         # Refusals of the middleware.
-        _iana_type(429, "quota-exceeded", "Quota Exceeded", **{"violated-policies": _TEXTS, "offer": _OFFER}),
+        _iana_type(
+            429,
+            "quota-exceeded",
+            "Quota Exceeded",
+            **{"violated-policies": _TEXTS, "offer": _OFFER, **_AMOUNTS},
+        ),
         _iana_type(503, "temporary-reduced-capacity", "Temporary Reduced Capacity"),
-        _urn_type(*_PAYMENT_REQUIRED, reason=_TEXT, portal_url=_URI, offer=_OFFER),
+        _urn_type(*_PAYMENT_REQUIRED, reason=_TEXT, portal_url=_URI, offer=_OFFER, **_AMOUNTS),
         _urn_type(402, "spend-limit-reached", "Spend Limit Reached", **_SPEND_MEMBERS),
         _urn_type(403, "feature-not-in-plan", "Feature Not In Plan", **_FEATURE_MEMBERS),
         _urn_type(403, "seats-limit-exceeded", "Seats Limit Exceeded", limit=_COUNT, used=_COUNT),

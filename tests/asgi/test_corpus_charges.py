@@ -43,10 +43,11 @@ def routes() -> str:
     """A route for each API and provider, over HTTP and over websockets; and one for what the app reports."""
     named = [(usage, provider, f"/{usage}/{provider or 'any'}") for usage, provider in LINES]
     posts = "".join(
-        line(f"POST {at}/{{path:path}}", usage, name, f", {RESERVE}") for usage, name, at in named
+        line(f"POST {at}/{{path:path}}", usage, name, f", {RESERVE}, model: request")
+        for usage, name, at in named
     )
     sockets = "".join(line(f"WS {at}/live", usage, name) for usage, name, at in named)
-    return line("POST /given", "none", "", f", {RESERVE}") + posts + sockets
+    return line("POST /given", "none", "", f", {RESERVE}, model: request") + posts + sockets
 
 
 PLANS: Final = completed(

@@ -31,7 +31,7 @@ credits:
     costs: {{tokens: provider_prices, markup: 30%}}
     models: {{"own-*": {{input_tokens: 0.2 per 1_000_000, output_tokens: 0.6 per 1_000_000}}}}
 routes:
-  - {{match: "POST /chat", usage: openai, {RESERVE}}}
+  - {{match: "POST /chat", usage: openai, {RESERVE}, model: request}}
 """
 MICRO: Final = 10**6
 MARKUP: Final = Fraction(13, 10)
@@ -164,7 +164,9 @@ async def test_each_line_of_a_batch_is_charged_the_batch_price(store_url: str) -
 async def test_figures_by_path_cost_the_requested_models_price(store_url: str) -> None:
     line = "usage_fields: {input_tokens: stats.in, output_tokens: stats.out}"
     app = llm_answering([compact({"stats": {"in": 1000, "out": 100}})], "application/json")
-    async with metered(app, store_url, plans=PLANS.replace(f"usage: openai, {RESERVE}", line)) as at:
+    async with metered(
+        app, store_url, plans=PLANS.replace(f"usage: openai, {RESERVE}, model: request", line)
+    ) as at:
         await give(at, 1)
         assert await ask(at, 1, model="gpt-4o-mini") == 200
         assert await spent(at) == 273  # A thousand at 0.15 and a hundred at 0.6, and 30 %.
@@ -185,6 +187,7 @@ routes:
   - {match: "POST /plain", usage: openai}
   - match: "POST /held"
     usage: openai
+    model: request
     reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 1_000}}
 """
 
@@ -255,6 +258,7 @@ credits:
 routes:
   - match: "POST /chat"
     usage: openai
+    model: request
     reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
 plans:
   pro: {price: {amount_cents: 0, interval: month}, budget: {amount_cents: BUDGET}}
@@ -266,6 +270,7 @@ prices: {out: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 5
 routes:
   - match: "POST /chat"
     usage: openai
+    model: request
     reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 2_000_000}}
 plans:
   pro: {price: {amount_cents: 2000, interval: month}, budget: {amount_cents: BUDGET},

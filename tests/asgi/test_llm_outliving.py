@@ -26,7 +26,7 @@ USAGE = {"input_tokens": 600, "output_tokens": 400, "total_tokens": 1000}
 HELD = PLANS.replace(
     "routes:\n",
     'routes:\n  - {match: "/held", consume: {requests: 1}, usage: auto, '
-    "reserve: {output_tokens: {from: max_tokens, default: 500, ceiling: 500}}}\n",
+    "reserve: {output_tokens: {from: max_tokens, default: 500, ceiling: 500}}, model: request}\n",
 ).replace("output_tokens: {rate: 1_000_000_000/hour}", "output_tokens: {included: 900, overage: deny}")
 
 

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import meterkit
 from drivers.app import SentMessages, Served, hello, http_scope, no_more
 from drivers.delivery import until
 from drivers.llm_apps import answering, listening, metered, openai_stream, read_all
@@ -31,7 +32,7 @@ from meterkit.catalog import loads
 from meterkit.tokens.estimate import billed_input
 from meterkit.tokens.json_values import rows
 from servers.stores import Server
-from tokens.recordings import chat, compact, sse
+from tokens.recordings import chat, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
 
@@ -606,3 +607,34 @@ async def test_a_confirmed_refusal_holds_without_the_store(store_url: str, valke
                 assert await at.statuses("/chat", method="POST", content=chat_body()) == [403]
         await all_settled(at)
         assert await row(at, "requests") == (0, 0)
+
+
+UNFED: Final = """
+meters: {output_tokens: {unit: token}, completion_tokens: {unit: token}, pages: {unit: page}}
+routes:
+  - {match: "POST /unfed", usage: openai, reserve: {completion_tokens: {default: 9}}}
+  - {match: "POST /fed", usage: openai, records: [pages], reserve: {pages: {default: 9}}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {completion_tokens: {included: 50}}}
+"""
+
+
+async def test_f_326_a_held_meter_that_nothing_feeds_is_named(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-326: `completion_tokens` was held and recorded 0 for ever, in silence."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/fed":
+            meterkit.record(pages=2)
+        said = compact({"object": "chat.completion", "choices": [], "usage": chat_usage(3, 4)})
+        await answering([said], "application/json")(scope, receive, send)
+
+    async with metered(answer, store_url, plans=UNFED) as at:
+        (note,) = [one for one in at.kit.catalog.notes if one.path.startswith("routes")]
+        assert note.path == "routes[0].reserve.completion_tokens"
+        assert "held, and nothing fills it, so 0 is recorded; reserve 'output_tokens'" in note.message
+        for path in ("/unfed", "/unfed", "/fed"):
+            assert (await at.client.post(path, content=b"{}")).status_code == 200
+    (line,) = [one for one in caplog.messages if "0 is recorded" in one]
+    assert line.startswith("POST /unfed: a request held completion_tokens, and neither its response")

@@ -36,6 +36,7 @@ routes:
   - {match: "POST /silent"}
   - match: "POST /held/{rest:path}"
     usage: openai
+    model: request
     reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
   - {match: "*", usage: openai}
 plans:
@@ -196,6 +197,7 @@ routes:
   - match: "POST /held/{rest:path}"
     usage: openai
     provider: x-ai
+    model: request
     reserve: {output_tokens: {from: max_tokens, default: 1_000_000, ceiling: 1_000_000}}
   - {match: "*", usage: openai}
 plans:

@@ -244,7 +244,7 @@ credits: {ai: {costs: {output_tokens: prices.output}}}
 routes:
   - {match: "WS /live", usage: openai}
   - {match: "WS /own", usage: openai, model: mini}
-  - {match: "WS /any", usage: openai, model: any}
+  - {match: "WS /either", usage: openai, model: [mini, opus]}
   - {match: "WS /auto", usage: auto}
 plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
@@ -280,7 +280,7 @@ HEARD = {
         ("/live", "", [], [created("mini"), R1, created("opus", "session.updated"), R2], [1, 20]),
         ("/live", "model=opus", [update("mini")], [R1], [20]),
         ("/own", "model=opus", [update("opus")], [R1], [1]),
-        ("/any", "model=mini", [], [R1], [20]),
+        ("/either", "model=mini", [], [R1], [20]),
         ("/live", "%ff=\xff&model=m%69ni", [], [R1], [1]),
         ("/live", "model=other", [], [R1], [4]),
         # Gemini Live: the client's first message.

@@ -188,7 +188,7 @@ HASHES: Final = {
     "everything": "ec6b750ebc1eb901",
     "inheritance": "aa859265692f9a6b",
     "minimal": "1af45fb74417e799",
-    "money": "a69bc2314e887ace",
+    "money": "43db739d489e36ee",
     "prepaid": "84acec3f17ee0ef3",
     "proxies": "108211bdd6e2f238",
     "quoted": "f987cb3c8aad7eb8",

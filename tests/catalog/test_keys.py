@@ -132,7 +132,7 @@ credits:
     costs: {tokens: provider_prices}
     models: {MODELS}
 routes:
-  - {match: "POST /chat", usage: USAGE, reserve: {output_tokens: {from: max_tokens, default: 9, ceiling: 9}}}
+  - {match: "POST /chat", usage: USAGE, model: request, reserve: {output_tokens: {default: 9}}}
 plans:
   payg: {price: {amount_cents: 0, interval: month}}
 """

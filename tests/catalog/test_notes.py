@@ -488,7 +488,7 @@ meters:
 credits:
   usd: {unit: money, costs: {tokens: provider_prices}, unknown_model: deny}
 routes:
-  - {match: "POST /chat", usage: openai, records: [words], reserve: {output_tokens: {default: 1}}}
+  - {match: "POST /chat", usage: openai, records: [words], model: m, reserve: {output_tokens: {default: 1}}}
 plans:
   payg:
     price: {amount_cents: 0, interval: month}

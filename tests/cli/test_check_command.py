@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 from drivers.command_line import Shell
 
@@ -149,3 +150,43 @@ def test_the_methods_of_gated_paths_are_listed(shell: Shell, directory: Path) ->
     assert shell.run("check", "--json").json["gates"] == [
         {"route": "POST /v1/chat", "feature": "full", "methods": methods}
     ]
+
+
+HOLDING: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters: {output_tokens: {unit: token}, images: {unit: image, stripe: {event_name: images}}}
+prices: {picture: {default: 1, models: {"big*": 3}}}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices, markup: 50%}
+    unknown_model: deny
+    models:
+      our-1: {input_tokens: 2 per 1_000_000, output_tokens: 6 per 1_000_000}
+      our-2: {input_tokens: 1 per 1_000_000, output_tokens: 9 per 1_000_000}
+routes:
+  - {match: "POST /ask", usage: openai, model: [our-1, our-2], reserve: {output_tokens: {default: 100_000}}}
+  - {match: "POST /small", usage: openai, model: our-1, reserve: {output_tokens: {default: 100}}}
+  - {match: "POST /new", usage: openai, model: my-new, reserve: {output_tokens: {default: 100}}}
+  - {match: "POST /draw", model: request, usage: openai, records: [images], reserve: {images: {default: 5}}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    budget: {amount_cents: 1000}
+    meters: {images: {included: 5, overage: {bill: {price: prices.picture}}}}
+"""
+
+
+def test_f_321_check_says_what_a_request_may_hold(shell: Shell, directory: Path) -> None:
+    (directory / "plans.yaml").write_text(HOLDING)
+    lines = [line for line in shell.run("check").out.splitlines() if "holds up to" in line]
+    assert lines == [
+        "POST /ask: a request holds up to USD 1.35 of usd, and USD 3.00 for each million tokens of input",
+        "POST /small: a request holds up to USD 0.0009 of usd, and USD 3.00 for each million tokens of input",
+        "POST /new: a request holds up to USD 0.00 of usd; no price of my-new is known, so it holds nothing",
+        "POST /draw: a request holds up to USD 0.15 of a budget",
+    ]
+    first, *_ = shell.run("check", "--json").json["holds"]
+    assert (first["route"], first["of"], first["amount"]) == ("POST /ask", "usd", "USD 1.35")

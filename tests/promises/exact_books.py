@@ -32,6 +32,7 @@ credits:
 routes:
   - match: "POST /chat"
     usage: openai
+    model: request
     reserve: {output_tokens: {from: max_tokens, default: 1_000, ceiling: 1_000_000}}
 plans:
   pro:

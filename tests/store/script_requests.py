@@ -279,7 +279,8 @@ class Requests(Checks):
         known = self._customer(name)
         reserved: dict[str, int] = {}
         dimensions = self.random.choice(_DIMENSIONS)
-        costs = known.prepaid.held_costs(dimensions.get("model")) if known.prepaid is not None else None
+        models = tuple(dimensions[name] for name in dimensions if name == "model")
+        costs = known.prepaid.held_costs(models) if known.prepaid is not None else None
         for meter in self.random.sample(self.sales.meters, self.random.choice((1, 1, 2))):
             reserved[meter] = max(1, self._quantity(known, meter))
             for derived in derived_from(self.catalog.meters, meter, dimensions):
@@ -306,7 +307,7 @@ class Requests(Checks):
             program, packed = decision.program, b"".join(decision.packed)
             mode = mode if decision.refusal is None else "v"
         if costs is None and known.prepaid is not None:
-            costs = known.prepaid.held_costs(None) if any(flags.values()) else known.prepaid.costs_of(None)
+            costs = known.prepaid.held_costs() if any(flags.values()) else known.prepaid.costs_of(None)
         reply = self._decide(known, packed, demands, mode, view_of(known), flags, costs or {})
         if reply[0] in {0, 5} and mode in "dfs" and program.settles:
             self.open.append(Open(known, program, reply[1], reply[1] // SLOT_MS, reserved))

@@ -743,7 +743,13 @@ def test_a_cost_by_model_is_the_highest_of_unknown_models() -> None:
     for model, cost in (("", 9_000), ("big-2", 9_000), ("mini", 1_000), ("other", 0), (None, 0)):
         assert prepaid.costs_of(model) == {"asked": cost}, model
         assert prepaid.decision_costs(model) == {"asked": max(cost, 1)}, model
-        assert prepaid.held_costs(model) == {"asked": max(cost, 1) if model is not None else 9_000}, model
+    for models, cost in (
+        ((), 9_000),
+        (("mini", ""), 9_000),
+        (("mini", "mini-2"), 1_000),
+        (("m*", "x"), 1_000),
+    ):
+        assert prepaid.held_costs(models) == {"asked": cost}, models
     known = {"asked": 7, "of another file": 8}
     assert [prepaid.all_costs(of) for of in (None, known)] == [{"asked": 9_000}, {"asked": 7}]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.buffered_body import KeptRequest, has_body
-from meterkit.asgi.llm_calls import LlmCalls, name_calls
+from meterkit.asgi.llm_calls import LlmCalls, called_models, name_calls
 from meterkit.asgi.logs import warn, warn_of_fetched, warn_of_lost, warn_of_unread
 from meterkit.asgi.refusal_responses import problem_type_of
 from meterkit.asgi.refuser import LateRefusal
@@ -361,11 +361,11 @@ class AdmittedRequest(HoldOwner):
             self._nothing_to_settle = False
 
     def _requested_models(self) -> Sequence[str]:
-        """Models that the request may be for; empty: not known."""
+        """Models that a call of the request may be of; empty: not known."""
         request: KeptRequest | None = getattr(self, "_request", None)
         if request is None:
             request = KeptRequest(self._scope, self.server_receive)
-        return self._route.models(request.models())
+        return called_models(self._route, request.models())
 
     def _requested_location(self) -> str | None:
         request: KeptRequest | None = getattr(self, "_request", None)

@@ -13,8 +13,9 @@ from meterkit.asgi.admitted_request import AdmittedRequest
 from meterkit.asgi.fallback_requests import count_in_process, record_in_process, undecided_usage
 from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
-from meterkit.asgi.logs import ErrorGuard
+from meterkit.asgi.logs import ErrorGuard, warn_of_unfed
 from meterkit.asgi.request_outcome import is_stopped, is_usage_due, outcome_of
+from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.meters import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.call_amounts import join_used, price_tokens
@@ -290,7 +291,10 @@ class Exchange(AdmittedRequest):
             )
         extra = self._price_tokens(extra)
         parts = self._usage_of_calls(outcome)
-        self._view.cache.routes.learn(self._route, find_used_meters((extra, *parts)))
+        used = find_used_meters((extra, *parts))
+        self._view.cache.routes.learn(self._route, used)
+        if decided is not None and not decided.reserved.keys() <= used and outcome == "success":
+            self._warn_of_unfed({*used, *recorded})
         late = {} if self._llm is None else self._llm.outliving(self._name_calls, self._requested_models)
         keeps_rates = settle_jobs(
             self._store,
@@ -304,6 +308,12 @@ class Exchange(AdmittedRequest):
         )
         due = self._is_due(outcome)
         self._settle_parts(lane, parts, extra, billed=billed, due=due, keeps_rates=keeps_rates)
+
+    def _warn_of_unfed(self, known: Collection[str]) -> None:
+        """Log reserved meters that nothing was recorded for; of those that `usage` feeds other lines tell."""
+        for reserve in self._route.reserve:
+            if reserve.meter not in known and reserve.meter not in USAGE_METERS:
+                warn_of_unfed(self._store, self._route, reserve.meter)
 
     def _usage_of_calls(self, outcome: Outcome) -> Sequence[UsedQuantities]:
         """End the reading of model calls; their usage, one part for each model."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import ref
 
+from meterkit.catalog.model_prices import first_match, is_pattern
 from meterkit.decisions.periods import from_ms
 from meterkit.store.call_amounts import (
     ALL_CALLS,
@@ -24,10 +26,10 @@ from meterkit.tokens.objects import UsageReports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from fractions import Fraction
     from weakref import ReferenceType
 
     from meterkit.asgi.response_usage import ResponseUsage
+    from meterkit.catalog import Route
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.settlement_parts import UsedQuantities
     from meterkit.tokens.tap import StreamTap
@@ -285,24 +287,51 @@ def name_calls(
     ]
 
 
+def called_models(route: Route, named: Sequence[str]) -> Sequence[str]:
+    """Names of models that a call may be of whose answer names none; none: not known.
+
+    Args:
+        route: of the request.
+        named: the models that the request names.
+    """
+    own = route.own_models
+    if not own:
+        return named
+    names = [model for model in own if not is_pattern(model)]
+    return (*names, *(model for model in named if first_match(own, model) and model not in names))
+
+
 def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalog) -> str | None:
     """Find the most expensive of the named models: a client may name more than one.
 
     If their prices are equal or unknown, it is one that derived meters count, otherwise the first. None: no
-    model is named, or credits and overage have prices by model, which then take their highest.
+    model is named, or the request could not be read: prices by model then take their highest.
     """
     if len(names) <= 1:
         return (names[0] or None) if names else None
-    if compiled.has_model_prices and not compiled.charges:
+    if "" in names and compiled.has_model_prices and not compiled.charges:
         return None
     at = from_ms(compiled.now_ms())
     costs = compiled.call_costs()
 
-    def cost_at(name: str) -> tuple[Fraction | int, int]:
+    def cost_at(name: str) -> tuple[Fraction | int, Fraction, int]:
         cost = 0 if costs is None else sum(costs.of(replace(call, model=name), at).values())
-        return cost, _derived_meters(name, compiled)
+        return cost, _price_of_tables(name, compiled), _derived_meters(name, compiled)
 
     return max(names, key=cost_at)
+
+
+def _price_of_tables(name: str, compiled: CompiledCatalog) -> Fraction:
+    """The sum of a model's prices in all tables of the plans file."""
+    catalog = compiled.catalog
+    found = Fraction(
+        sum(table.of(name) for one in catalog.credits.values() for table in one.by_model.values())
+    )
+    for plan in catalog.plans.values():
+        for given in plan.entitlements.values():
+            if given.overage.rows is not None:
+                found += plan.entitlements[given.overage.rows.of(name)].overage.unit_price
+    return found
 
 
 def _derived_meters(name: str, compiled: CompiledCatalog) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import parse_qsl
 from weakref import WeakKeyDictionary
 
+from meterkit.asgi.refusal_responses import word_shortfall
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.log_throttle import MINUTE_S, Throttle
 
@@ -228,8 +229,8 @@ class RefusalLog:
     """Writes to the logger ``meterkit.refusals``, at most ten lines a second.
 
     The record of each has the attributes ``customer``, ``subjects``, ``plan``, ``reason``, ``limit``,
-    ``fault``, ``route``, ``status``, ``instance`` and ``shadow``; the line that tells how many were not
-    written has ``suppressed``.
+    ``needed``, ``left``, ``fault``, ``route``, ``status``, ``instance`` and ``shadow``; the line that tells
+    how many were not written has ``suppressed``.
     """
 
     def __init__(self) -> None:
@@ -263,12 +264,17 @@ class RefusalLog:
 
 def _refusal_fields(decision: Decision, route: Route, view: CustomerView | None) -> dict[str, object]:
     subjects = None if view is None else view.subjects
+    needed, left = None, None
+    if decision.shortfall is not None and view is not None:
+        needed, left = word_shortfall(decision.shortfall, view.catalog.currency)
     return {
         "customer": decision.customer,
         "subjects": None if subjects is None else dict(subjects.given),
         "plan": decision.plan,
         "reason": decision.cause,
         "limit": decision.limit,
+        "needed": needed,
+        "left": left,
         "route": route.match,
         "fault": decision.fault,
     }
@@ -373,6 +379,19 @@ def warn_of_unread(store: Store, route: Route, path: str) -> None:
             route.match,
             path,
             route.usage,
+        )
+
+
+def warn_of_unfed(store: Store, route: Route, meter: str) -> None:
+    """Log that a request held a meter and nothing was recorded for it; once for each route and meter."""
+    if _warned_of_unread.setdefault(store, Throttle(inf)).is_due((route.match, meter)):
+        _logger.warning(
+            "%s: a request held %s, and neither its response nor the app said what it used: 0 is recorded."
+            " Record it by meterkit.record(%s=…), name its path in `usage_fields`, or reserve a meter that"
+            " `usage` feeds, such as output_tokens; logged once for this route",
+            route.match,
+            meter,
+            meter,
         )
 
 

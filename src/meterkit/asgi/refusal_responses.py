@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.asgi.limit_fields import format_fields, join_names, merge_headers, policy_field, reset_instant_s
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import CHARGED
-from meterkit.catalog.value_parsers import money
+from meterkit.catalog.value_parsers import MICRO_UNIT, exact_money, money
 from meterkit.decisions.refusal_reasons import UNKNOWN_WAIT_MS
 from meterkit.problem_types import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.store.input_checks import ALLOWED_ID
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.catalog.models import Headers
-    from meterkit.decisions.decision import Decision, Policy, Reason
+    from meterkit.decisions.decision import Decision, MoneyShortfall, Policy, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +98,42 @@ _Wording = tuple[str, dict[str, Member]]
 """The ``detail`` of a problem, and the members that only its type has."""
 
 
+def word_shortfall(amounts: MoneyShortfall, currency: str) -> tuple[str | None, str]:
+    """The amounts needed and left as people write them, a budget's in this currency."""
+    currency = BALANCE_CURRENCY if amounts.is_balance else currency
+    needed = None if amounts.needed is None else exact_money(amounts.needed, currency)
+    return needed, exact_money(amounts.left, currency)
+
+
+def _shortfall_members(refusal: RefusalFacts) -> dict[str, Member]:
+    amounts = refusal.decision.shortfall
+    if amounts is None:
+        return {}
+    needed, left = word_shortfall(amounts, refusal.context.currency)
+    return {"left": left} if needed is None else {"needed": needed, "left": left}
+
+
+def _word_balance(refusal: RefusalFacts) -> str | None:
+    """Word that a balance in money does not cover a request; None: none is involved."""
+    amounts, policy = refusal.decision.shortfall, refusal.policy
+    if amounts is None or not amounts.is_balance:
+        is_money = policy is not None and (policy.quota_unit or "").startswith(MICRO_UNIT)
+        return "The prepaid balance does not cover this request." if is_money else None
+    needed, left = word_shortfall(amounts, BALANCE_CURRENCY)
+    if needed is None:
+        return "The prepaid balance is empty."
+    return f"This request may cost up to {needed}, and {left} of the prepaid balance is left."
+
+
 def _word_quota(refusal: RefusalFacts) -> _Wording:
     policy, offer = refusal.policy, refusal.offer
     members: dict[str, Member] = {"violated-policies": list(refusal.decision.violated)}
+    balance = _word_balance(refusal)
+    if balance is not None:
+        where = "" if offer is None else f" at {offer.url}"
+        more: dict[str, Member] = {} if offer is None else {"offer": offer.member}
+        members |= _shortfall_members(refusal) | more
+        return f"{balance} Top up{where} to continue.", members
     if offer is not None:
         return f"This request has no balance to pay with. Buy one at {offer.url} to continue.", members | {
             "offer": offer.member
@@ -122,7 +155,9 @@ def _word_quota(refusal: RefusalFacts) -> _Wording:
 def _word_payment(refusal: RefusalFacts) -> _Wording:
     members: dict[str, Member] = {"reason": refusal.reason}
     if refusal.reason == "credits":
-        why, cure = "The remaining prepaid credits and grants do not cover this request.", "Buy more"
+        why = _word_balance(refusal) or "The remaining prepaid credits and grants do not cover this request."
+        cure = "Buy more"
+        members |= _shortfall_members(refusal)
     elif refusal.reason == "suspended":
         why, cure = "This account is suspended until its payments are settled.", "Pay"
     else:
@@ -147,10 +182,17 @@ def _word_spend(refusal: RefusalFacts) -> _Wording:
         f" {money(spent, currency)} is spent or reserved by requests in progress."
     )
     members: dict[str, Member] = {"limit_cents": limit, "spent_cents": spent, "currency": currency}
+    amounts = _shortfall_members(refusal)
+    members |= amounts
+    if "needed" in amounts:
+        why += f" This request may cost up to {amounts['needed']}."
     if owner != "account":
         members["violated-policies"] = list(refusal.decision.violated)
     if after is None:
-        return f"{why} This request may cost more than that: ask for less.", members
+        known = (
+            "Ask for less." if "needed" in amounts else "This request may cost more than that: ask for less."
+        )
+        return f"{why} {known}", members
     members["reset_after_s"] = _round_up_seconds(after)
     return f"{why} {_word_wait(_round_up_seconds(after)).replace('Retry', 'More can be spent')}", members
 

@@ -18,9 +18,10 @@ from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.store.prepared_decisions import prepare_reserving, read_decision
 from meterkit.store.request_idempotency import mark_requests, repeat_digest
+from meterkit.tokens.call_usage import WRITTEN_CHARS_MAX
 from meterkit.tokens.estimate import held_input, speech_units
 from meterkit.tokens.llm_request import LlmRequest, read_request
-from meterkit.tokens.requested_model import RequestHead, models_in_text, models_of_body, requested_models
+from meterkit.tokens.requested_model import RequestHead, models_of_body, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,6 +43,7 @@ _NO_CHARGES: Final[Mapping[str, ModelCharges]] = {}
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
 _SHOWN_MAX: Final = 256
+_HELD_MODELS_MAX: Final = 16
 
 
 async def find_known_refusal(
@@ -184,7 +186,7 @@ def reservation(
     at: datetime | None = None,
     head: RequestHead = _NO_HEAD,
     ways: Sequence[tuple[str, str]] = (),
-    check_models: Callable[[Sequence[str], bytes], RequestProblem | None] = lambda _models, _unparsed: None,
+    check_models: Callable[[Sequence[str]], RequestProblem | None] = lambda _: None,
 ) -> RequestReservation:
     """Work out the quantities that a request reserves by meter, and the models that it names.
 
@@ -205,16 +207,14 @@ def reservation(
         at: when (aware), where calls are charged: prices have dates.
         head: the request's, which may name a model.
         ways: of processing that the request's head asks for.
-        check_models: finds the problem of named models, and of those in a body that cannot be parsed.
+        check_models: finds the problem of named models; see :func:`unpriced_problem`.
     """
     is_whole = ended and size <= len(body)
     asked = None
     if is_whole:
         asked = read_request(body) if body else LlmRequest()
-    of_body = models_of_body(head, body, asked, is_whole=is_whole)
-    models = route.models(requested_models(head, of_body))
-    of_tools = asked.tool_models if route.model is None and asked is not None else ()
-    unpriced = check_models((*models, *of_tools), body if of_body is None else b"")
+    named, models = _read_models(route, head, body, asked, is_whole=is_whole)
+    unpriced = check_models(named)
     free = _free_meters(route, models, charges, at)
     if not route.reserve:
         return RequestReservation({}, models, unpriced, free)
@@ -238,10 +238,35 @@ def reservation(
                 at=at,
                 provider=route.provider,
                 has_media=asked is None or asked.has_media,
+                is_listed=bool(route.own_models),
                 context=_asked_ways(asked, ways),
                 others={**spoken, **{meter: quantity for meter, quantity in held.items() if meter in UNITS}},
             )
     return RequestReservation(held, models, unpriced or _find_excess(route, asked), free)
+
+
+def _read_models(
+    route: Route, head: RequestHead, body: bytes, asked: LlmRequest | None, *, is_whole: bool
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Find the models that must have a price, and those whose dearest is held: none if these are not known.
+
+    Names in places where few apps and gateways read a model raise the hold, and need no price.
+    """
+    own = route.own_models
+    if own:
+        return own, own
+    of_body = models_of_body(head, body, asked, is_whole=is_whole)
+    models = requested_models(head, of_body)
+    if of_body is None and not models:
+        return ("",), ()
+    if asked is None:
+        return models, models
+    of_tools = asked.tool_models
+    elsewhere = (*of_tools, *asked.mentioned_models)
+    if not (models and elsewhere):
+        return (*models, *of_tools), models
+    found = tuple(dict.fromkeys((*models, *(name[:WRITTEN_CHARS_MAX] for name in elsewhere))))
+    return (*models, *of_tools), found if len(found) <= _HELD_MODELS_MAX else ()
 
 
 def _asked_ways(
@@ -255,10 +280,13 @@ def _asked_ways(
 def _free_meters(
     route: Route, models: Sequence[str], charges: Mapping[str, ModelCharges], at: datetime | None
 ) -> frozenset[str]:
-    """Find the money meters on which the call of a request certainly costs nothing."""
+    """Find the money meters on which the call of a request certainly costs nothing.
+
+    A model of that price counts only where the file says that the client's word runs.
+    """
     if at is None:
         return frozenset()
-    found = charges.items()
+    found, models = charges.items(), models if route.follows_request else ()
     return frozenset(
         name for name, one in found if one.is_free(models, route.usage, at, provider=route.provider)
     )
@@ -308,25 +336,34 @@ def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem
     )
 
 
-def unpriced_problem(
-    view: CustomerView, route: Route, models: Sequence[str], unparsed: bytes = b""
-) -> RequestProblem | None:
-    """Find a model without a price that a request names, on a route that refuses those.
+def unpriced_problem(view: CustomerView, route: Route, models: Sequence[str]) -> RequestProblem | None:
+    """Find a model without a price that a request names or may name, on a route that refuses those.
 
     None: the route refuses none, all models have a price, or none is named.
 
     Args:
         view: the customer, whose plan says which prices count.
         route: the route.
-        models: that the request's head and body name.
-        unparsed: a body that cannot be parsed; it is searched for names of models.
+        models: that the request's head and body name; one is the empty text where that is not certain.
     """
     if not route.refuses_unpriced:
         return None
-    models = (*models, *models_in_text(unparsed)) if unparsed else models
+    if "" in models:
+        return _UNREAD
     unpriced = (model for model in models if not _has_price(view, route, model))
     found = next(unpriced, None)
     return None if found is None else not_priced(found)
+
+
+_UNREAD: Final = RequestProblem(
+    code="model-not-priced",
+    detail=(
+        "The model of this request is not known, because its body could not be read to its end, and only"
+        " models with a price are sold here. Send a JSON object of at most 1 MiB, without compression, or a"
+        " form that names its model before its files."
+    ),
+    members={},
+)
 
 
 def socket_problem(view: CustomerView, route: Route, scope: Scope) -> RequestProblem | None:

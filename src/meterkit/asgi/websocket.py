@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.buffered_body import head_of
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process
+from meterkit.asgi.llm_calls import called_models
 from meterkit.asgi.logs import ErrorGuard, warn_of_unread
 from meterkit.asgi.refusal_responses import POLICY_VIOLATION
 from meterkit.asgi.request_outcome import outcome_of
@@ -132,7 +133,7 @@ class WebSocketExchange(Exchange):
             return (session.current,)
         asked = () if session is None else session.asked
         of_url = requested_models(head_of(self._scope), ())
-        return self._route.models(tuple(dict.fromkeys((*asked, *of_url))))
+        return called_models(self._route, tuple(dict.fromkeys((*asked, *of_url))))
 
     async def _decided_message(self) -> Message:
         message, lane = self._note_message(await self.server_receive()), self._lane

@@ -68,12 +68,13 @@ from meterkit.catalog.route_notes import (
     asked_meters,
     note_client_choices,
     note_unasked_limits,
+    note_unfed_reserves,
     note_unfilled_token_meters,
     note_unheld_money,
     note_unpaid_meters,
 )
 from meterkit.catalog.routes import RouteTable, build_routes, note_shadowed_prices, reads_tokens
-from meterkit.catalog.routes_by_model import check_quantities_fit, mark_model_readers
+from meterkit.catalog.routes_by_model import check_quantities_fit, mark_model_readers, refuse_unsaid_models
 from meterkit.catalog.storage import StorageTable, build_storage
 from meterkit.catalog.value_parsers import NAME
 from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Table, WordChoice, drop_refused
@@ -280,7 +281,8 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     plans, meters = drop_refused(built_plans), drop_refused(known)
     built_routes = build_routes(written_routes, declared, default, problems)
     built_routes = mark_model_readers(built_routes, meters, plans.values(), credits_)
-    pairs = zip(built_routes, written_routes, strict=True)
+    pairs = list(zip(built_routes, written_routes, strict=True))
+    refuse_unsaid_models(pairs, meters, plans.values(), credits_)
     check_quantities_fit(pairs, built_plans, credits_=credits_, addons=addons, problems=problems)
     if values.routes is not None:
         _note_routes(values, built_routes, meters, plans, credits_, problems)
@@ -382,6 +384,7 @@ def _note_routes(
     if any(reads_tokens(route) for route in routes):
         note_unfed_meters(named, meters, values.places("meters"), problems)
     note_unfilled_token_meters(routes, meters, values.places("meters"), problems)
+    note_unfed_reserves(zip(routes, values.routes or (), strict=True), meters, problems)
     note_unheld_money(routes, credits_.values(), written.values(), place, problems)
     note_unpaid_meters(named, plans, written, credits_.values(), problems)
     written_routes = zip(routes, values.routes or (), strict=True)

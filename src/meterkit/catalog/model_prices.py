@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from fractions import Fraction
 
 T = TypeVar("T")
@@ -16,6 +17,8 @@ _FREE_PERCENT: Final = -100
 UnknownModel = Literal["free", "deny"]
 """The word for a model without a price: it costs nothing, or a request that names it is refused."""
 _SPECIAL: Final = frozenset("?[")
+_WILD: Final = frozenset("*?[")
+_WILD_PART: Final = re.compile(r"[*?\[]|\]")
 _NAME_MAX: Final = 256
 
 
@@ -23,6 +26,19 @@ def first_match(patterns: Iterable[str], model: str) -> str | None:
     """The first pattern that matches a model's name, in capitals or small letters; None: none does."""
     name = model[:_NAME_MAX].casefold()
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern.casefold())), None)
+
+
+def _values_for_models(models: tuple[tuple[str, T], ...], names: Iterable[str], *, default: T) -> Iterator[T]:
+    """Yield the values of all models that names or patterns of names may stand for."""
+    for name in names:
+        folded = name[:_NAME_MAX].casefold()
+        for pattern, value in models:
+            if may_overlap(folded, pattern.casefold()):
+                yield value
+                if not is_pattern(folded) or covers_pattern(pattern.casefold(), folded):
+                    break
+        else:
+            yield default
 
 
 def _value_for_model(models: tuple[tuple[str, T], ...], model: str | None, *, default: T, highest: T) -> T:
@@ -51,6 +67,12 @@ class ModelPrices:
     def of(self, model: str | None) -> int:
         """Price of a unit for a model; None: no model was used; empty: its name is unknown."""
         return _value_for_model(self.models, model, default=self.default, highest=self.highest)
+
+    def most(self, models: Sequence[str]) -> int:
+        """Highest price of a unit among models, by name or pattern; without one, or one unknown, of all."""
+        if not models or "" in models:
+            return self.highest
+        return max(_values_for_models(self.models, models, default=self.default))
 
     def has_price(self, model: str) -> bool:
         """Whether a model has a price: one of its own, or the default."""
@@ -92,6 +114,10 @@ class PriceRows:
     def of(self, model: str | None) -> str:
         """The meter of a model; None: of no model; empty: of one whose name is not known."""
         return _value_for_model(self.models, model, default=self.default, highest=self.highest)
+
+    def of_models(self, models: Iterable[str]) -> frozenset[str]:
+        """The meters of models, by name or pattern."""
+        return frozenset(_values_for_models(self.models, models, default=self.default))
 
     def has_price(self, model: str) -> bool:
         """Whether a model has a price: one of its own, or the default."""
@@ -141,6 +167,27 @@ class ProviderPrices:
     def is_free(self) -> bool:
         """Whether no call is charged anything, whatever its model."""
         return self.markup_percent == _FREE_PERCENT
+
+
+def is_pattern(model: str) -> bool:
+    """Whether this stands for several models."""
+    return not _WILD.isdisjoint(model)
+
+
+def may_overlap(one: str, other: str) -> bool:
+    """Whether a name may match both of two patterns; False only where surely none does."""
+    if not is_pattern(one):
+        return fnmatchcase(one, other)
+    if not is_pattern(other):
+        return fnmatchcase(other, one)
+    heads, tails = ([part[end] for part in map(_split_wild, (one, other))] for end in (0, -1))
+    return (heads[0].startswith(heads[1]) or heads[1].startswith(heads[0])) and (
+        tails[0].endswith(tails[1]) or tails[1].endswith(tails[0])
+    )
+
+
+def _split_wild(pattern: str) -> list[str]:
+    return _WILD_PART.split(pattern)
 
 
 def covers_pattern(pattern: str, other: str) -> bool:

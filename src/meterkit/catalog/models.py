@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.notify_values import Notify
@@ -147,7 +148,8 @@ PaymentMethodTerm = Literal["required", "optional"]
 
 ROUTE: Final = "route"
 """In the name of a policy of a route's own rate it stands where a meter's has its name."""
-ANY_MODEL: Final = "any"
+REQUEST_MODEL: Final = ("request",)
+"""Value of `model: request` of a route: its clients choose the model."""
 SPEND: Final = "spend"
 """The meter that counts what is spent, where a plan has a budget; and what policies of it begin with."""
 QUANTITY_MAX: Final = 10**15 - 1
@@ -232,6 +234,11 @@ class Overage:
     percent: int | None = None
     grace_ms: int | None = None
     rows: PriceRows | None = None
+
+    @property
+    def unit_price(self) -> Fraction:
+        """The (default) price of a unit in minor units; 0 where it has none."""
+        return Fraction(self.amount_cents or 0, self.per or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,7 +451,8 @@ class Route:
             reports may cost the price of that model.
         refuses_unpriced: meters for which a model that the request names must have a price.
         is_poll: whether it only fetches work that an earlier request began, and holds tokens for.
-        model: that the app calls, whatever the request names; see :meth:`models`.
+        model: names, or patterns of names, that the app chooses from, whatever the request names;
+            :data:`REQUEST_MODEL`: the client's word runs; None: not said.
         provider: whose models the app calls, as the price table names it; None: the answer shows it.
         charge_on: the outcomes that are billed.
         mcp: which messages it takes of those that are posted to an MCP endpoint; None: it takes requests.
@@ -480,7 +488,7 @@ class Route:
     on_store_failure: StoreFailure = "allow"
     headers: Headers = "ietf"
     idempotency_header: str | None = None
-    model: str | None = None
+    model: tuple[str, ...] | None = None
     provider: str | None = None
     mcp: McpMatch | None = None
     allotment: Allotment | None = None
@@ -506,9 +514,19 @@ class Route:
         """Whether the decision depends on the model that the request names."""
         return self.reads_model or bool(self.refuses_unpriced)
 
+    @property
+    def follows_request(self) -> bool:
+        """Whether the file says that the client's word chooses the model."""
+        return self.model == REQUEST_MODEL
+
+    @property
+    def own_models(self) -> tuple[str, ...]:
+        """Names and patterns of the models that the app chooses from; none: the request may name one."""
+        return () if self.follows_request else self.model or ()
+
     def models(self, named: Sequence[str]) -> Sequence[str]:
-        """The models that a request may be of that names some; none: not known."""
-        return named if self.model is None else () if self.model == ANY_MODEL else (self.model,)
+        """The models, by name or pattern, that a request may be of that names some; none: not known."""
+        return self.own_models or named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

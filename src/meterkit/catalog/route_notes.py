@@ -137,6 +137,34 @@ def note_unfilled_token_meters(
             problems.note(places[name], "informs", message)
 
 
+def note_unfed_reserves(
+    routes: Iterable[tuple[Route, RouteTable]], meters: Mapping[str, Meter], problems: Problems
+) -> None:
+    """Name each reserved meter that nothing of its route fills, so that it is held and records 0.
+
+    Args:
+        routes: those of the file, each as it is written.
+        meters: those of the file.
+        problems: the list to add to.
+    """
+    has_usage_meters = not USAGE_METERS.isdisjoint(meters)
+    for route, written in routes:
+        filled = {*route.consume, *route.usage_fields, *route.records}
+        for name, place in written.places("reserve").items():
+            meter = meters.get(name)
+            if meter is None or name in filled or name in USAGE_METERS:
+                continue
+            if counts_tokens(meter) and not has_usage_meters:
+                continue  # The note at the meter says so.
+            meant = nearest_usage_meter(name) if counts_tokens(meter) else None
+            cure = "" if meant is None else f"reserve {meant!r}, which `usage` fills; or "
+            message = (
+                f"{name} is held, and nothing fills it, so 0 is recorded; {cure}write `records: [{name}]` if"
+                " the app records it, or name its path in `usage_fields`"
+            )
+            problems.note(place, "informs", message)
+
+
 def note_unheld_money(
     routes: Iterable[Route],
     credits_: Iterable[Credit],
@@ -160,8 +188,8 @@ def note_unheld_money(
         what = "balance" if has_balance else "budget"
         message = (
             f"concurrent requests can spend more than the {what} on routes that hold nothing: {shown}; write"
-            " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"
-            " can cost at most"
+            " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` and `model: NAME` or"
+            " `model: request` to hold what a call can cost at most"
         )
         problems.note(place, "informs", message)
 
@@ -231,7 +259,7 @@ def note_client_choices(
     """
     calling = [(route, written) for route, written in routes if reads_tokens(route)]
     money = [credit for credit in credits_ if credit.unit == "money"]
-    chosen = [repr(route.match) for route, _ in calling if route.model is None]
+    chosen = [repr(route.match) for route, _ in calling if not route.own_models]
     without_default = [table for table in tables if not table.has("default")]
     selling: list[CreditTable | ModelPricesTable] = [*money, *without_default]
     shown = listed(chosen, SHOWN_MAX)

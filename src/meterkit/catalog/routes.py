@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from meterkit.catalog.billing import (
@@ -14,12 +13,12 @@ from meterkit.catalog.billing import (
     HEADERS,
     STORE_FAILURES,
 )
-from meterkit.catalog.errors import unknown
+from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.genai_prices_table import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
 from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, covers_line, parse_match, parse_mcp
 from meterkit.catalog.meters import check_meter, counts_bytes, refuse_sizes
-from meterkit.catalog.model_prices import covers_pattern
-from meterkit.catalog.models import ROUTE, Reserve, Route
+from meterkit.catalog.model_prices import covers_pattern, may_overlap
+from meterkit.catalog.models import REQUEST_MODEL, ROUTE, Reserve, Route
 from meterkit.catalog.notes import COMPARED_MAX
 from meterkit.catalog.rates import RatesShape
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
@@ -30,6 +29,7 @@ from meterkit.catalog.value_shapes import (
     MapOf,
     MappedShape,
     Nullable,
+    Scalar,
     Table,
     ValueShape,
     WordChoice,
@@ -65,6 +65,15 @@ class ReserveTable(Table, what="a reserve"):
     ceiling = Key(quantity(least=1), "The most that one request may name and hold; required with `from`.")
 
 
+def _parse_model(name: str) -> str:
+    if name == "any":
+        raise RefusedError(
+            'allowed: the models that the app chooses from, such as [gpt-5-mini, "claude-*"], or request,'
+            " where the client chooses"
+        )
+    return text(256).parse(name)
+
+
 _FIELD: Final = text(
     128,
     pattern=r"[A-Za-z0-9_.-]+",
@@ -75,6 +84,7 @@ _PATHS: Final[ValueShape[tuple[str, ...]]] = AnyForm(
     scalar=MappedShape(_FIELD, lambda path: (path,)),
     items=ListOf(_FIELD, "paths", 1),
 )
+_MODEL: Final = Scalar(_parse_model, "a model, or a pattern of models", text(256).json)
 _OF_MCP: Final[dict[str, Any]] = {"idempotency_header": None}
 """A key of one call would stand for calls of other tools at the same path."""
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
@@ -117,8 +127,13 @@ class RouteTable(Table, what="a route"):
         MapOf(NAME, ReserveTable, "meters and reserves", 1), "What is held until the true quantity is known."
     )
     model = Key(
-        text(256),
-        "The model that the app calls, whatever the request names; any: the app chooses one.",
+        AnyForm(
+            "a model, a list of models that the app chooses from, or request",
+            scalar=MappedShape(_MODEL, lambda name: (name,)),
+            items=ListOf(_MODEL, "models", 1),
+        ),
+        "The model, or a list of models or patterns, that the app chooses from, whatever the request names;"
+        " request: the client chooses it. Required with `reserve` where a model has a price.",
     )
     provider = Key(
         PROVIDER_SHAPE,
@@ -183,6 +198,8 @@ def _build_route(values: RouteTable, declared: DeclaredNames, default: Route) ->
         values.refuse(
             "model", "`model` says whose price `reserve` and `usage` use; add one of them, or remove it"
         )
+    if len(values.model or ()) > 1 and REQUEST_MODEL[0] in (values.model or ()):
+        values.refuse("model", "`request` lets the client choose any model; write it alone, or remove it")
     _check_provider(values)
     _check_meters(values, declared)
     _note_unheld_fetch(values, method)
@@ -412,7 +429,7 @@ def _is_counter(name: str, meters: Mapping[str, Meter]) -> bool:
 
 def _may_match(derived: Meter, models: Sequence[str]) -> bool:
     pattern = derived.where.get("model")
-    return not models or pattern is None or any(fnmatchcase(model, pattern) for model in models)
+    return not models or pattern is None or any(may_overlap(model, pattern) for model in models)
 
 
 def note_shadowed_routes(matches: Sequence[tuple[str, FilePlace]], problems: Problems) -> None:

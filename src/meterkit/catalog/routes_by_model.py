@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.entitlements import ceiling, is_limited
-from meterkit.catalog.routes import additions_of, requested_quantities
+from meterkit.catalog.genai_prices_table import USAGE_METERS
+from meterkit.catalog.routes import additions_of, reads_tokens, requested_quantities
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.errors import Problems
@@ -35,7 +36,7 @@ def mark_model_readers(
 
     def mark_route(route: Route) -> Route:
         route = replace(route, keeps_request=is_priced and _may_report_calls(route))
-        if route.model is not None:
+        if route.own_models:
             return route
         added = additions_of(route, meters).keys() | {reserve.meter for reserve in route.reserve}
         return replace(
@@ -65,7 +66,46 @@ def _refusing_unpriced(
 def _may_report_calls(route: Route) -> bool:
     """Whether the app may report a call of a model that the body of a request names."""
     has_body = route.method not in _BODILESS and route.mcp is None and not route.storage
-    return has_body and route.usage == "none" and route.model is None and not route.exempt
+    return has_body and route.usage == "none" and not (route.own_models or route.exempt)
+
+
+def refuse_unsaid_models(
+    routes: Iterable[tuple[Route, RouteTable]],
+    meters: Mapping[str, Meter],
+    plans: Iterable[Plan],
+    credits_: Mapping[str, Credit],
+) -> None:
+    """Refuse each route that holds what is priced by model, and does not say who chooses the model."""
+    priced = {name for credit in credits_.values() for name in credit.by_model}
+    for plan in plans:
+        priced |= {name for name, given in plan.entitlements.items() if given.overage.rows is not None}
+    is_charged = any(meter.charges is not None and not meter.charges.is_free for meter in meters.values())
+    for route, values in routes:
+        if not values.has("model") and holds_by_model(route, meters, priced, is_charged=is_charged):
+            values.refuse(
+                "model",
+                "this route holds what is priced by model, so it says who chooses the model: write `model:"
+                " NAME`, or `model: [NAME, NAME]`, if the app chooses it, or `model: request` if the model"
+                " that a client names is called",
+            )
+
+
+def holds_by_model(
+    route: Route, meters: Mapping[str, Meter], priced: Collection[str], *, is_charged: bool
+) -> bool:
+    """Whether a route holds a quantity whose price depends on the model.
+
+    Args:
+        route: the route.
+        meters: those of the plans file.
+        priced: those of them with prices by model.
+        is_charged: whether calls are charged at providers' prices.
+    """
+    if not route.reserve:
+        return False
+    held = {"input_tokens", "total_tokens"}.intersection(meters) | {one.meter for one in route.reserve}
+    calls_model = reads_tokens(route) or not USAGE_METERS.isdisjoint({*held, *route.records})
+    return (is_charged and calls_model) or not held.isdisjoint(priced)
 
 
 def tables_without_default(catalog: Catalog) -> dict[str, list[ModelPrices | PriceRows]]:

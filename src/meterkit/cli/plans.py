@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -20,10 +21,10 @@ from meterkit.decisions.customer_state import effective_plan, plan_named
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, UnknownPlanError
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
+from meterkit.tokens.route_holds import find_route_holds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from meterkit.kit import MeterKit
 
@@ -74,11 +75,20 @@ def check(
         for route in catalog.routes
         if route.feature is not None and route.method not in {None, WEBSOCKET} and route.mcp is None
     ]
+    holds = list(find_route_holds(catalog, datetime.now(UTC)))
     if session.json:
         notes = [asdict(note) for note in catalog.notes]
         hashed = catalog.content_hash
         print_json(
-            {"ok": True, "plans_file": path, "content_hash": hashed, **found, "gates": gates, "notes": notes}
+            {
+                "ok": True,
+                "plans_file": path,
+                "content_hash": hashed,
+                **found,
+                "gates": gates,
+                "holds": [one._asdict() for one in holds],
+                "notes": notes,
+            }
         )
         return
     counts = ", ".join(
@@ -88,6 +98,8 @@ def check(
     echo(f"{path}: valid ({counts})")
     for gate in gates:
         echo(f"feature {gate['feature']}: {gate['route']}, and {', '.join(gate['methods'])} of its path")
+    for hold in holds[:SHOWN_MAX]:
+        echo(str(hold))
     for note in catalog.notes[:SHOWN_MAX]:
         echo(f"note: {note}")
     if len(catalog.notes) > SHOWN_MAX:

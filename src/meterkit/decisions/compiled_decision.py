@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
+from meterkit.catalog.model_prices import may_overlap
 from meterkit.catalog.routes import additions_of
 from meterkit.decisions.gauges import add_gauge_terms
 from meterkit.decisions.keys import credit_hold_field, meter_field
@@ -28,7 +29,7 @@ from meterkit.decisions.limit_policies import (
 from meterkit.decisions.spending import UNCAPPED, SpendingTerms
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Route
     from meterkit.decisions.grants import Prepaid
@@ -58,16 +59,17 @@ class ModelPricing(NamedTuple):
         cls,
         costs: Mapping[str, int] | None,
         meters: Iterable[str],
-        model: str | None,
+        models: Sequence[str],
         entitlements: Mapping[str, Entitlement],
         *,
         holds_rows: bool,
     ) -> ModelPricing:
-        """Pricing of some meters; without a known model, holds are at the highest price."""
-        if not model or not holds_rows:
+        """Pricing of some meters at the dearest of the models; without a known one, at the highest price."""
+        if not models or not holds_rows:
             return cls(costs)
         found = {name: entitlements[name].overage.rows for name in meters}
-        return cls(costs, {name: rows.of(model) for name, rows in found.items() if rows is not None})
+        chosen = {name: rows.of_models(models) for name, rows in found.items() if rows is not None}
+        return cls(costs, {name: _dearest_row(rows, entitlements) for name, rows in chosen.items()})
 
     @property
     def key(self) -> tuple[Hashable, ...]:
@@ -90,10 +92,15 @@ def model_terms_to_hold(
     *,
     holds_rows: bool,
 ) -> ModelPricing:
-    """Pricing at which quantities are held; without a model, or with several, the highest."""
-    model = models[0] if len(models) == 1 else None
-    costs = None if prepaid is None else prepaid.held_costs(model)
-    return ModelPricing.of(costs, meters, model, entitlements, holds_rows=holds_rows)
+    """Pricing at which quantities are held; without a model, the highest."""
+    known = () if None in models or "" in models else cast("Sequence[str]", models)
+    costs = None if prepaid is None else prepaid.held_costs(known)
+    return ModelPricing.of(costs, meters, known, entitlements, holds_rows=holds_rows)
+
+
+def _dearest_row(rows: Iterable[str], entitlements: Mapping[str, Entitlement]) -> str:
+    """The row whose units cost most; of the same price, the first one by name."""
+    return max(sorted(rows), key=lambda row: entitlements[row].overage.unit_price)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -412,26 +419,28 @@ def add_derived(
     """Quantities, and those of the meters derived from them that match one of some models."""
     found = dict(quantities)
     for name, model in product(quantities, models):
-        for derived in derived_from(meters, name, {"model": model}):
+        for derived in derived_from(meters, name, {"model": model}, may_overlap):
             found[derived.name] = quantities[name]
     return found
 
 
 def derived_from(
-    meters: Mapping[str, Meter], source: str, dimensions: Mapping[str, str]
+    meters: Mapping[str, Meter],
+    source: str,
+    dimensions: Mapping[str, str],
+    matches: Callable[[str, str], bool] = fnmatchcase,
 ) -> tuple[Meter, ...]:
     """The meters that are derived from another and match some dimensions, each followed by its own parts."""
     if not dimensions:
         return ()
     found: list[Meter] = []
     for meter in meters.values():
-        if meter.source == source and not meter.is_row and _matches(meter, dimensions):
-            found += (meter, *derived_from(meters, meter.name, dimensions))
+        if meter.source == source and not meter.is_row and _matches(meter, dimensions, matches):
+            found += (meter, *derived_from(meters, meter.name, dimensions, matches))
     return tuple(found)
 
 
-def _matches(derived: Meter, dimensions: Mapping[str, str]) -> bool:
+def _matches(derived: Meter, dimensions: Mapping[str, str], matches: Callable[[str, str], bool]) -> bool:
     return all(
-        dimensions.get(name) and fnmatchcase(dimensions[name], pattern)
-        for name, pattern in derived.where.items()
+        dimensions.get(name) and matches(dimensions[name], pattern) for name, pattern in derived.where.items()
     )

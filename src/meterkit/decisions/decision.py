@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -87,6 +88,27 @@ class SpendLevel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoneyShortfall:
+    """Amounts where a balance in money or a budget refuses, in minor units of the currency, exactly.
+
+    Attributes:
+        needed: the most that the request may cost; None: it holds nothing, and anything left would do.
+        left: of the balance or the budget, less what requests in flight hold; never below 0.
+        is_balance: whether it is a balance in US dollars, not a budget in the customer's currency.
+    """
+
+    needed: Decimal | None
+    left: Decimal
+    is_balance: bool
+
+    @classmethod
+    def of(cls, needed_micros: int, left_micros: int, micros: int, *, is_balance: bool) -> MoneyShortfall:
+        """Convert micro-units to minor units of ``micros`` micro-units each."""
+        needed = Decimal(needed_micros) / micros if needed_micros > 1 else None
+        return cls(needed=needed, left=Decimal(max(0, left_micros)) / micros, is_balance=is_balance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestProblem:
     """Refusal of a request for its content, whatever its customer has left: waiting does not help.
 
@@ -122,6 +144,7 @@ class Decision:
         violated: the names of all violated policies, in the order of the plans file.
         gauge: figures for the reasons ``storage`` and ``seats``; None with any other.
         spend: figures for the reason ``spend``; None with any other.
+        shortfall: the amounts needed and left where a balance in money or a budget refuses; None otherwise.
         fault: which id is not allowed, and what was found instead of an allowed one, without the id; None
             with any other reason than ``invalid_customer``.
         problem: why the request is refused for what it asks, or None. With ``shadow`` likewise.
@@ -140,6 +163,7 @@ class Decision:
     violated: tuple[str, ...] = ()
     gauge: GaugeLevel | None = None
     spend: SpendLevel | None = None
+    shortfall: MoneyShortfall | None = None
     fault: str | None = None
     problem: RequestProblem | None = None
     degraded: bool = False

@@ -228,13 +228,13 @@ class Prepaid:
         """Costs for a decision: at least a micro-credit, because it divides a balance by the cost."""
         return {meter: max(1, cost) for meter, cost in self.costs_of(model).items()}
 
-    def held_costs(self, model: str | None) -> dict[str, int]:
-        """Costs at which units are held: the highest ones if the model is not known."""
-        return self.decision_costs("" if model is None else model)
+    def held_costs(self, models: Sequence[str] = ()) -> dict[str, int]:
+        """Costs at which units are held: the highest ones of the models, or of all if none is known."""
+        return {meter: max(1, prices.most(models)) for meter, prices in self.by_model.items()}
 
     def all_costs(self, known: Mapping[str, int] | None) -> dict[str, int]:
         """Costs of these meters: known ones, also under another plans file; otherwise the highest."""
-        most = self.held_costs(None)
+        most = self.held_costs()
         return most | {meter: cost for meter, cost in (known or {}).items() if meter in most}
 
     def meters_sharing_credit(

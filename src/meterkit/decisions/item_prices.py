@@ -175,8 +175,7 @@ def _with_items(rows: PriceRows, known: Mapping[str, ItemPrice]) -> PriceRows:
 
 def _with_highest(rows: PriceRows, given: Mapping[str, Entitlement]) -> PriceRows:
     """Prices by model with the highest one of the customer's own items."""
-    overage = {row: given[row].overage for row in rows.all}
-    prices = {row: Fraction(of.amount_cents or 0, of.per or 1) for row, of in overage.items()}
+    prices = {row: given[row].overage.unit_price for row in rows.all}
     return replace(rows, highest=max(prices, key=prices.__getitem__))
 
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.decision import Decision, Reason, SpendLevel
+from meterkit.catalog.value_parsers import MICRO_UNIT
+from meterkit.decisions.decision import Decision, MoneyShortfall, Reason, SpendLevel
 from meterkit.decisions.gauges import gauge_refusal
 from meterkit.decisions.limit_policies import (
     CEILING,
@@ -41,6 +42,8 @@ _PRECEDENCE: Final[tuple[Reason, ...]] = (
     "spend",
 )
 _OF_A_REPEAT: Final = 8
+MICROS_PER_CENT: Final = 10_000
+"""Millionths of a dollar, in which a balance in money is counted, in a cent."""
 UNKNOWN_WAIT_MS: Final = 1000
 """The wait that a refusal names if the end of another request decides."""
 IN_FLIGHT: Final = Decision(
@@ -129,6 +132,7 @@ def refused_decision(
     reasons: list[Reason] = []
     full: list[tuple[Reason, GaugeLevel]] = []
     spend: SpendLevel | None = None
+    shortfalls: dict[Reason, MoneyShortfall] = {}
     own_count = len(program.measures) - sum(len(one.measures) for one in program.subjects)
     for n, measure in enumerate(program.measures):
         x, y, z = reply[3 * n + 3 : 3 * n + 6]
@@ -141,12 +145,16 @@ def refused_decision(
         if asks and needed > left and (needed or measure.kind != SPENT):
             if measure.kind == SPENT:
                 spend = _spend_level(measure, left)
+                shortfalls["spend"] = MoneyShortfall.of(needed, left, measure.refill, is_balance=False)
                 left = spend.limit_cents - spend.spent_cents
             violated.append((measure, left, wait))
             if measure.kind == GAUGE:
                 full.append(gauge_refusal(measure.policy, x, y + z, measure.needed))
             else:
                 reasons.append("credits" if is_backed else _reason(measure))
+                if (measure.policy.quota_unit or "").startswith(MICRO_UNIT):
+                    amounts = MoneyShortfall.of(needed, left, MICROS_PER_CENT, is_balance=True)
+                    shortfalls[reasons[-1]] = amounts
     names = tuple(found[0].policy.name for found in violated)
     if full:
         reason, gauge = min(full, key=lambda found: _PRECEDENCE.index(found[0]))
@@ -156,15 +164,17 @@ def refused_decision(
         )
     longest, left, wait = max(violated, key=lambda found: inf if found[2] is None else found[2])
     after = None if wait is None else timedelta(milliseconds=wait)
+    reason = min(reasons, key=_PRECEDENCE.index)
     return Decision(
         allowed=False,
-        reason=min(reasons, key=_PRECEDENCE.index),
+        reason=reason,
         limit=longest.policy.name,
         remaining=max(0, left),
         reset_after=after,
         retry_after=after,
         violated=names,
         spend=spend,
+        shortfall=shortfalls.get(reason),
     )
 
 

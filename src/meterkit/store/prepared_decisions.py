@@ -69,7 +69,8 @@ def prepare_asking(
     """Decision about an app's own demands, which are in flight or of a model only if the app says so."""
     cache = view.cache
     costs = None if view.prepaid is None else view.prepaid.decision_costs(model)
-    at = ModelPricing.of(costs, demands, model, view.entitlements, holds_rows=cache.holds_rows)
+    models = (model,) if model else ()
+    at = ModelPricing.of(costs, demands, models, view.entitlements, holds_rows=cache.holds_rows)
     asked = at.add_price_rows(demands)
 
     def prepare() -> PreparedDecision:
@@ -211,7 +212,7 @@ def prepare_reserving(
         quantities: meter to the reserved quantity, in addition to the one that the route consumes.
         mode: of the decision script.
         models: models that the request names. Meters derived from them limit the request, too. Credits are
-            held at the model's price; with no model or several, at the highest price.
+            held at the dearest one's price; with no model, at the highest price.
         free: money meters that the request certainly adds nothing to.
     """
     reserved: dict[str, int] = dict(quantities)

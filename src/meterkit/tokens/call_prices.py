@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.genai_prices_table import UNIT_OF, WHOLE_OF, is_listed
-from meterkit.catalog.model_prices import first_match
+from meterkit.catalog.model_prices import first_match, is_pattern, may_overlap
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.call_usage import billed_units
 from meterkit.tokens.list_prices import (
@@ -22,6 +22,7 @@ from meterkit.tokens.list_prices import (
     dearest_prices,
     highest_prices,
     list_prices,
+    model_names,
     providers_of,
     read_table,
     table_version,
@@ -101,6 +102,7 @@ class ModelCharges:
         self._matches: dict[str, _SellerTerms | None] = {}
         self._overlaid: dict[tuple[str, UnitPrices | None, Fraction], UnitPrices | None] = {}
         self._highest: dict[tuple[str | None, datetime, frozenset[Context]], UnitPrices] = {}
+        self._of_patterns: dict[tuple[str, str | None, datetime, Context], UnitPrices] = {}
         self._log = UnpricedLog()
 
     def of(self, call: CallUsage, at: datetime) -> Fraction:
@@ -166,6 +168,26 @@ class ModelCharges:
             self._highest[key] = found
         return found
 
+    def _pattern_prices(
+        self, pattern: str, usage: str, provider: str | None, at: datetime, context: Context
+    ) -> UnitPrices:
+        """The highest price that each unit has among the models that a pattern of a route stands for."""
+        whose = provider or _SHAPES.get(usage)
+        key = pattern, whose, at.replace(minute=0, second=0, microsecond=0), context
+        found = self._of_patterns.get(key)
+        if found is None:
+            names = (name for name in model_names(whose) if first_match((pattern,), name))
+            listed = [self._requested_prices(name, usage, provider, at, context) for name in names]
+            own = (
+                one for one in self._own.values() if may_overlap(pattern.casefold(), one.pattern.casefold())
+            )
+            listed += [one.over(None, one.factor_of(context)[0]) for one in own]
+            found = highest_prices(one.prices for one in listed if one is not None)
+            if len(self._of_patterns) >= _CONTEXTS_MOST:
+                self._of_patterns.clear()
+            self._of_patterns[key] = found
+        return found
+
     def has_price(self, model: str, usage: str, at: datetime, provider: str | None = None) -> bool:
         """Whether the prices of a model are known, before its call is made; see :meth:`held`."""
         whose = provider or _SHAPES.get(usage)
@@ -212,6 +234,7 @@ class ModelCharges:
         at: datetime,
         provider: str | None = None,
         has_media: bool = True,
+        is_listed: bool = False,
         context: Iterable[tuple[str, str]] | None = (),
         others: Mapping[str, int] = _NO_UNITS,
     ) -> int:
@@ -226,6 +249,7 @@ class ModelCharges:
             at: when (aware): prices have dates.
             provider: whose models the route calls, as the table names it; None: not said.
             has_media: whether sound, images or video may go in.
+            is_listed: whether the plans file lists the models, so that they may be patterns.
             context: ways of processing that the request asks for, as the provider may process it otherwise;
                 None: not known, so it may ask for any.
             others: quantities of further units that are set aside, such as ``web_searches``.
@@ -233,7 +257,9 @@ class ModelCharges:
         contexts = self._possible(context)
         if models:
             found = [
-                self._requested_prices(model, usage, provider, at, one)
+                self._pattern_prices(model, usage, provider, at, one)
+                if is_listed and is_pattern(model)
+                else self._requested_prices(model, usage, provider, at, one)
                 for model in models
                 for one in contexts
             ]

@@ -531,6 +531,17 @@ def _highest_listed(provider: str | None, at: datetime, context: Context) -> Uni
     )
 
 
+@lru_cache(64)
+def model_names(provider: str | None) -> Sequence[str]:
+    """The names of the models of a provider; of all where it is None or not known."""
+    table = read_table()
+    try:
+        known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
+    except LookupError:
+        known = table.providers
+    return tuple(dict.fromkeys(model.id for one in known for model in one.models))
+
+
 def _read_tiers(prices: Any) -> dict[str, Tiers]:
     found: dict[str, Tiers] = {}
     for unit, known in read_units().items():

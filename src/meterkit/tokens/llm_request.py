@@ -37,10 +37,20 @@ MeasureText: TypeAlias = "Callable[[str], tuple[int, int]]"
 
 _MEMBERS_MAX: Final = 1_024
 # https://openrouter.ai/docs/guides/routing/model-fallbacks, https://docs.litellm.ai/docs/proxy/reliability
-_FALLBACKS: Final = ("models", "fallbacks")
-_FALLBACKS_MAX: Final = 16
+_LISTS: Final = ("models", "fallback", "fallbacks")
+"""Ends of the names of members that list models which a gateway may call."""
+_LISTED_VALUES_MAX: Final = 2_048
+_MENTIONED_MAX: Final = 32
+"""So many names of one list are enough: a hold prices fewer, and takes more for an unknown model."""
 _ALIKE_MAX: Final = 16
 _TOOLS_MAX: Final = 128
+_CONTAINERS: Final = (list, tuple)
+_INPUT: Final = frozenset({"messages", "input", "contents", "prompt", "system", "tools"})
+_WITHOUT_MODELS: Final = _INPUT | {
+    *("model", "n", "stop", "stream", "streamoptions", "temperature", "topp", "user", "toolchoice"),
+    *("maxtokens", "maxcompletiontokens", "maxoutputtokens", "responseformat", "generationconfig"),
+}
+"""Members, with folded names, that are not looked through for further models."""
 _USUAL_NAMES: Final = ("deployment", "model")
 _NAME_CHARS_MAX: Final = 64
 _SHORT_CHARS_MAX: Final = 256
@@ -160,13 +170,14 @@ class LlmRequest:
         root: the body's members.
     """
 
-    __slots__ = ("_named", "_root", "_values")
+    __slots__ = ("_gateway_models", "_named", "_root", "_values")
 
     def __init__(self, root: _Pairs = ()) -> None:
         self._root = root
         # Under all spellings of a field.
         self._values: dict[str, list[_Named]] = {}
         self._named = _group_by_name(root)
+        self._gateway_models: GatewayModels | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -174,7 +185,29 @@ class LlmRequest:
         # https://docs.perplexity.ai/api-reference/async-chat-completions-post
         named = self._named_models or self.texts("request.model")
         merged = [(name, value) for name, value in self._merged_values("model") if isinstance(value, str)]
-        return tuple(dict.fromkeys((*named, *self._fallbacks(), *values_read(merged))))
+        return tuple(dict.fromkeys((*named, *self._gateways().listed, *values_read(merged))))
+
+    @property
+    def mentioned_models(self) -> Sequence[str]:
+        """Further names beside the models: an app or a gateway may read one of them."""
+        return self._gateways().mentioned
+
+    @property
+    def has_unread_models(self) -> bool:
+        """Whether it has so many values that some may name further models."""
+        return self._gateways().is_cut
+
+    def _gateways(self) -> GatewayModels:
+        found = self._gateway_models
+        if found is None:
+            further = self._named.keys() - _WITHOUT_MODELS
+            found = (
+                _NO_MODELS
+                if not further
+                else find_gateway_models([named for name in further for named in self._named[name]])
+            )
+            self._gateway_models = found
+        return found
 
     @property
     def tool_models(self) -> tuple[str, ...]:
@@ -195,14 +228,6 @@ class LlmRequest:
         named = self._named.get("model", ())
         found = [(name, value) for name, value in named if isinstance(value, str) and value]
         return list(dict.fromkeys(values_read(found)))
-
-    def _fallbacks(self) -> Iterator[str]:
-        """Yield the models that a gateway may call in place of the one that is named."""
-        for field in _FALLBACKS:
-            for _, value in self._named.get(field, _NONE)[:_ALIKE_MAX]:
-                for item in rows(value)[:_FALLBACKS_MAX]:
-                    texts = [inner for _, inner in _members((field, item), "model")]
-                    yield from (text for text in (item, *texts) if isinstance(text, str) and text)
 
     def texts(self, field: str) -> list[str]:
         """All texts that a field may be to one parser or another.
@@ -333,6 +358,73 @@ class LlmRequest:
                     return [(field, _UNREADABLE)]
             found = [*found, *level]
         return found if len(found) <= _ALIKE_MAX else [(field, _UNREADABLE)]
+
+
+class GatewayModels(NamedTuple):
+    """Models that a gateway may call in place of the one that a request names.
+
+    Attributes:
+        listed: in lists and maps of models and of fallbacks.
+        mentioned: in members called ``model`` wherever they stand, and keys of maps of fallbacks.
+        is_cut: whether the request has more values than are looked through.
+    """
+
+    listed: Sequence[str]
+    mentioned: Sequence[str]
+    is_cut: bool
+
+
+_NO_MODELS: Final = GatewayModels((), (), False)
+
+
+def find_gateway_models(members: Iterable[_Named]) -> GatewayModels:
+    """Look through members of a request for models, at any depth; messages and tools name none to a gateway.
+
+    The forms of fallbacks are ``["dear"]``, ``[{"cheap": ["dear"]}]``, ``{"cheap": "dear"}`` and
+    ``[{"model": "dear", "fallbacks": […]}]``.
+    """
+    listed, mentioned = list[str](), list[str]()
+    rest: list[tuple[object, bool]] = [(tuple(members), False)]
+    for _ in range(_LISTED_VALUES_MAX):
+        if not rest:
+            break
+        value, is_list = rest.pop()
+        if isinstance(value, str):
+            if is_list:
+                listed.append(value)
+        elif isinstance(value, list):
+            items = cast("list[object]", value)
+            if is_list:
+                rest += [(item, True) for item in items[: _LISTED_VALUES_MAX + 1]]
+            else:
+                rest += [(item, False) for item in items if isinstance(item, _CONTAINERS)]
+        elif isinstance(value, tuple):
+            _look_at_members(cast("_Pairs", value), rest, mentioned, is_list=is_list)
+    return GatewayModels(listed, mentioned, bool(rest))
+
+
+def _look_at_members(
+    members: _Pairs, rest: list[tuple[object, bool]], mentioned: list[str], *, is_list: bool
+) -> None:
+    """Sort the members of an object into names of models and values that may hold some.
+
+    In a list of models an object is an entry, with the name under ``model``, or a map from names to names.
+    """
+    folded = [(_fold_name(name[:_NAME_CHARS_MAX]), name, inner) for name, inner in members]
+    is_entry = any(name in _USUAL_NAMES for name, _, _ in folded)
+    for name, written, inner in folded:
+        if name in _INPUT:
+            continue
+        if is_list and not is_entry:
+            mentioned.append(written)
+            rest.append((inner, True))
+        elif name.endswith(_LISTS) or (is_list and name in _USUAL_NAMES):
+            rest.append((inner, True))
+        else:
+            if is_list or any(word in name for word in _USUAL_NAMES):
+                texts = (inner, *rows(inner)[:_MENTIONED_MAX])
+                mentioned += [text for text in texts if isinstance(text, str)]
+            rest.append((inner, False))
 
 
 def may_be_json(body: bytes) -> bool:

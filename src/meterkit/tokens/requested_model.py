@@ -274,8 +274,18 @@ def models_of_body(
     if is_form(head.content_type):
         found = names_of((*of_json, *models_of_form(head.content_type, body)))
         return found if found or is_whole else None
-    is_known = asked is not None or (not may_be_json(body) and (bool(body) or is_whole))
-    return names_of(of_json) if is_known else None
+    if asked is not None and asked.has_unread_models:
+        return None
+    if asked is None and (may_be_json(body) or not (body or is_whole)):
+        return None
+    found = dict[str, None]()
+    for written in of_json:
+        name = plain_name(written)
+        if name is not None:
+            found[name] = None
+            if len(found) > _MODELS_MAX:
+                return None
+    return tuple(found)
 
 
 def requested_models(head: RequestHead, of_body: tuple[str, ...] | None) -> tuple[str, ...]:
