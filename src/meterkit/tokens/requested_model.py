@@ -278,14 +278,14 @@ def models_of_body(
         return None
     if asked is None and (may_be_json(body) or not (body or is_whole)):
         return None
-    found = dict[str, None]()
+    named = dict[str, None]()
     for written in of_json:
         name = plain_name(written)
         if name is not None:
-            found[name] = None
-            if len(found) > _MODELS_MAX:
+            named[name] = None
+            if len(named) > _MODELS_MAX:
                 return None
-    return tuple(found)
+    return tuple(named)
 
 
 def requested_models(head: RequestHead, of_body: tuple[str, ...] | None) -> tuple[str, ...]:
