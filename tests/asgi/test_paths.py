@@ -485,7 +485,7 @@ async def test_a_mount_may_dispatch_to_the_app_itself() -> None:
             assert (await client.post("http://app/pub/v1/chat")).status_code == 403
 
 
-async def test_a_gate_refuses_by_its_feature_only_beside_a_line_in_shadow() -> None:
+async def test_a_gate_beside_a_line_in_shadow_refuses_by_feature() -> None:
     plans = """
 features: [full]
 meters: {requests: {unit: request}}
