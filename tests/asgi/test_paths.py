@@ -502,11 +502,12 @@ plans:
         assert await at.statuses("/v1/chat", "/v1/other", method="PUT") == [200, 200]
 
 
-async def test_middlewares_that_wrap_it_again_count_once() -> None:
-    """F-313: a mount that cuts the path off is no other request."""
+@pytest.mark.parametrize("more", [{"root_path": "/v1"}, {}])
+async def test_middlewares_that_wrap_it_again_count_once(more: dict[str, str]) -> None:
+    """F-313: a mount, or a prefix, that cuts the path off makes no other request."""
 
     async def cutting(scope: Scope, receive: Receive, send: Send) -> None:
-        await inner({**scope, "path": scope["path"][3:], "root_path": "/v1"}, receive, send)
+        await inner({**scope, "path": scope["path"][3:], **more}, receive, send)
 
     async with served(cutting, plans=PLANS) as at:
         inner = MeterMiddleware(hello, kit=at.kit, identify=identify.header("x-customer-id"))

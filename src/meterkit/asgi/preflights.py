@@ -26,6 +26,7 @@ _NO_PREFLIGHT: Final = frozenset({b"authorization", b"cookie", b"transfer-encodi
 _ALLOW_ORIGIN: Final = b"access-control-allow-origin"
 _CORS: Final = b"access-control-"
 _BODY_BYTES_MAX: Final = 64
+_TEXT: Final = b"text/plain"
 _NOT_ROUTED: Final = frozenset({404, 405})
 
 
@@ -67,8 +68,8 @@ class Preflights:
         start, body = await self._ask_cors_layer(scope, receive)
         headers = [(name.lower(), value) for name, value in start.get("headers", ())]
         of_layer = [(name, value) for name, value in headers if name.startswith(_CORS) or name == b"vary"]
-        status, is_of_layer = start["status"], any(name.startswith(_CORS) for name, _ in of_layer)
-        if is_of_layer and status not in _NOT_ROUTED and body is not None:
+        is_layer = any(name.startswith(_CORS) for name, _ in of_layer) and start["status"] not in _NOT_ROUTED
+        if is_layer and body is not None and dict(headers).get(b"content-type", b"").startswith(_TEXT):
             await send({**start, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return True

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 CACHE_ENTRIES_MAX: Final = 4096
 CACHED_CHARS_MAX: Final = 2048
 COMBINATIONS_MAX: Final = 1000
+READINGS_MAX: Final = 24
 _WRAPPERS_MAX: Final = 100
 _SESSION_METHODS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 """Methods of requests to an MCP endpoint that have no message."""
@@ -224,9 +225,9 @@ class Router(dict[RequestKey, "Route | None"]):
             other = line_of(text)
             if other is not None and other is not line and self._is_contested(line, other):
                 return True
-        known = _features_of(line)
-        if any(_features_of(line_of(text)) - known for text in further_readings(path, raw, roots)):
-            return True
+        known, further = _features_of(line), further_readings(path, raw, roots)
+        if len(further) > READINGS_MAX or any(_features_of(line_of(text)) - known for text in further):
+            return bool(enforced)
         paths = self._paths(scope, path)
         return climbs(path) and any(
             not _features_of(one.route) <= known
@@ -384,14 +385,15 @@ def is_same_request(scope: Scope, decided: RequestKey, *, is_within: bool) -> bo
     Args:
         scope: a request's or a websocket's.
         decided: all that the decided line depended on.
-        is_within: whether another middleware asks: a mount between them may have cut the path.
+        is_within: whether another middleware asks: between them mounts and prefixes may have cut the path, or
+            HEAD may have become GET.
     """
     _, method, path, _, root, _ = decided
-    now, root_now = scope["path"], scope.get("root_path")
-    if scope.get("method") != method or not is_within:
-        return scope.get("method") == method and (now, root_now) == (path, root)
-    joined = {now, f"{(root_now or '').rstrip('/')}{now}"}
-    return path in joined or f"{(root or '').rstrip('/')}{path}" in joined
+    now: str = scope["path"]
+    if not is_within:
+        return (scope.get("method"), now, scope.get("root_path")) == (method, path, root)
+    is_method = scope.get("method") == method or (method, scope.get("method")) == ("HEAD", "GET")
+    return is_method and (path.endswith(now) or now.endswith(path))
 
 
 def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
