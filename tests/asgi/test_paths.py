@@ -304,7 +304,11 @@ def test_a_root_path_of_the_client_opens_no_gate() -> None:
 )
 def test_a_line_without_the_path_of_the_mount_is_logged_once(lines: Sequence[str], is_logged: bool) -> None:
     calls: list[tuple[str, str]] = []
-    table = router(*lines, without_mount=lambda missed, _, mount: calls.append((missed.match, mount)))
+
+    def note(missed: Line, _: Line | None, mount: str) -> None:
+        calls.append((missed.match, mount))
+
+    table = router(*lines, without_mount=note)
     for path in ("/api/v1/chat", "/api/v1/chat", "/root/api/v1/chat"):
         found(table, path, root_path="/root/api", app_root_path="/root")
     assert calls == ([("POST /v1/chat", "/api")] if is_logged else [])
@@ -629,7 +633,7 @@ async def test_a_websocket_of_two_readings_is_refused() -> None:
     )
     async with served(Starlette(routes=[WebSocketRoute("/v1/{path:path}", talk)]), plans=plans) as at:
         sent = SentMessages()
-        scope = {**http_scope("/v1/open/../live"), "type": "websocket", "subprotocols": []}
+        scope: Scope = {**http_scope("/v1/open/../live"), "type": "websocket", "subprotocols": []}
         await at.app(scope, staying(), sent)
         assert [message["type"] for message in sent] == ["websocket.close"]
 

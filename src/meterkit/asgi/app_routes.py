@@ -135,6 +135,7 @@ def _walk_app(app: Any, way: AppRoute) -> Iterator[AppRoute]:
     )
     for listed in resolve(inner.routes):
         kind = getattr(listed, "original_route", listed)
+        route: Any
         # Where FastAPI made one anew, with the prefix; its first releases that do so do not look there.
         route = getattr(listed, "starlette_route", None) or listed
         if isinstance(kind, Host):

@@ -248,7 +248,7 @@ class MeterMiddleware:
         refuser: Refuser,
     ) -> None:
         """Serve a request that no line decides, unless it is ambiguous which one does."""
-        if route is AMBIGUOUS:
+        if route is not None and route is AMBIGUOUS:
             self._troubles.log_ambiguous(scope, plans.router)
             await refuser.refuse(_TWO_READINGS, route, None, None, scope, receive, send)
             return

@@ -94,10 +94,11 @@ class Preflights:
             if message["type"] == "http.response.start":
                 start = message
             elif message["type"] == "http.response.body" and not is_long.done():
-                body = message.get("body", b"")
-                if message.get("more_body", False) or len(body) > _BODY_BYTES_MAX:
-                    body = None
+                content: bytes = message.get("body", b"")
+                if message.get("more_body", False) or len(content) > _BODY_BYTES_MAX:
                     is_long.set_result(None)
+                else:
+                    body = content
 
         async def ask() -> None:
             await self._app({**scope, "path": "*", "raw_path": b"*"}, receive, collect)
