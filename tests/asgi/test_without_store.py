@@ -215,6 +215,16 @@ async def test_i3_known_suspensions_and_features_still_refuse(valkey: Server) ->
         assert await store.get("owes", "/billing/portal") == 200
 
 
+async def test_f_312_what_the_state_refuses_uses_nothing_up(valkey: Server) -> None:
+    """Requests refused for want of a feature counted in rates and under ceilings."""
+    async with outage(valkey) as store:
+        assert await store.get("free") == 200
+        await store.begins()
+        assert await store.statuses("free", 6, "/exports") == [403] * 6
+        assert not store.kit.store.fallback.pop_admitted()
+        assert await store.statuses("free", 6) == [200] * 5 + [429]
+
+
 async def test_i3_who_was_out_of_credit_stays_refused(valkey: Server) -> None:
     async with outage(valkey) as store:
         for customer in ("poor", "rich"):
@@ -328,14 +338,12 @@ async def test_i3_i9_a_plan_without_limits_is_served_in_an_outage(valkey: Server
         assert await store.statuses("acme", 20) == [200] * 20
 
 
-async def test_i3_refusals_hold_for_all_users_of_the_customer(valkey: Server) -> None:
-    def who(scope: Any) -> Caller:
-        customer, _, user = dict(scope["headers"])[b"x-customer-id"].decode().partition("/")
-        return Caller(customer, {"user": user})
-
+async def test_i3_refusals_hold_for_all_users_of_the_customer(valkey: Server, tmp_path: Path) -> None:
     users = "    subjects: {user: {requests: {included: 1}}}\n  bucket:"
-    async with outage(valkey, loads(PLANS.replace("  bucket:", users, 1))) as store:
-        store.app = MeterMiddleware(answer_ok, kit=store.kit, identify=who)
+    file = tmp_path / "plans.yaml"
+    file.write_text(PLANS.replace("  bucket:", users, 1))
+    async with outage(valkey, file) as store:
+        store.app = MeterMiddleware(answer_ok, kit=store.kit, identify=of_user)
         for customer in ("poor", "rich"):
             await store.kit.grants.add(customer, {"coins": 1}, grant_id="first")
             assert await store.get(f"{customer}/ann", "/pages") == 200
@@ -347,10 +355,40 @@ async def test_i3_refusals_hold_for_all_users_of_the_customer(valkey: Server) ->
         await settled(store.kit)
         assert await store.get("rich/ann") == 429
         await store.begins()
+        file.write_text(file.read_text().replace("8/hour", "9/hour"))
+        assert await store.kit.reload()
         assert [await store.get(f"poor/{user}", "/pages") for user in ("ann", "ben", "new")] == [402] * 3
         assert [await store.get(f"rich/{user}", "/pages") for user in ("ann", "ben", "new")] == [200] * 3
         # What one of them has used up stays that one's.
         assert [await store.get(f"rich/{user}") for user in ("ann", "ben", "new")] == [429, 200, 200]
+
+
+def of_user(scope: Any) -> Caller:
+    customer, _, user = dict(scope["headers"])[b"x-customer-id"].decode().partition("/")
+    return Caller(customer, {"user": user})
+
+
+async def test_f_312_what_is_left_is_known_of_any_number_of_users(valkey: Server, tmp_path: Path) -> None:
+    """What an early user used was not known any more once there were many: it could be used again."""
+    users = "    subjects: {user: {words: {included: 100}}}\n"
+    file = tmp_path / "plans.yaml"
+    file.write_text(LEFT_PLANS.replace("included: 6", "included: 50") + users)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/words":
+            meterkit.record(words=100)
+        await answer_ok(scope, receive, send)
+
+    async with outage(valkey, file) as store:
+        store.app = MeterMiddleware(app, kit=store.kit, identify=of_user)
+        assert await store.statuses("acme/ann", 1) == [200]
+        for nth in range(40):
+            assert await store.get(f"acme/u{nth}") == 200
+        assert await store.statuses("acme/ann", 6) == [200] * 6
+        await store.begins()
+        file.write_text(file.read_text().replace("1000/minute", "900/minute"))
+        assert await store.kit.reload()
+        assert await store.statuses("acme/ben", 4) == [200] * 3 + [429]
 
 
 async def test_i3_a_reload_forgets_no_customer(valkey: Server, tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ class Remainders:
         self._view = view
         self._admitted = admitted
         self._subjects = None if view.subjects is None else view.subjects.given
-        self._stored = read_remainders((view.base or view).latest_replies, self._subjects)
+        self._stored = read_remainders(
+            (view.base or view).latest_replies, None if view.base is None else view.latest_replies
+        )
 
     def left(self, policy: str, meter: str, limit: int) -> RemainingQuantity:
         """Units left under a policy.
@@ -154,8 +156,10 @@ class Fallback:
                 for one in ceilings
             }
             reply, windows = decide_by_rates(program, counts.windows, left_of, now_ms)
-            counts.windows.update(windows)
-            for one in ceilings if reply[0] == ALLOWED else ():
+            is_admitted = decided.refusal is None and reply[0] == ALLOWED
+            if is_admitted:
+                counts.windows.update(windows)
+            for one in ceilings if is_admitted else ():
                 quantity = _held_under(decided, one.policy.name, one.policy.meter)
                 if quantity:
                     remainders.admit(one.policy.name, one.policy.meter, one.limit, quantity)
