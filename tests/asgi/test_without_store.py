@@ -295,6 +295,39 @@ async def test_i3_an_outage_opens_what_the_last_reply_left(valkey: Server) -> No
         assert await store.statuses("acme", 1, "/pages") == [402]
 
 
+async def test_f_312_excess_is_counted_beside_traffic_and_damage(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One customer whose data is damaged, or usage on its way at each look, put the count off for good."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        meterkit.record(words=1)
+        await answer_ok(scope, receive, send)
+
+    async with (
+        outage(valkey, loads(LEFT_PLANS)) as store,
+        kit_at(valkey.url, plans=loads(LEFT_PLANS), clock=store.clock) as other,
+    ):
+        for customer in ("acme", "bolt"):
+            assert await store.get(customer) == 200
+        await store.begins()
+        for customer in ("acme", "bolt"):
+            assert await store.statuses(customer, 5) == [200] * 5
+            assert [(await other.consume(customer, "requests")).allowed for _ in range(5)] == [True] * 5
+        await store.ends()
+        damaged = store.kit.store.keys.customer("bolt").counters
+        valkey.command("DEL", damaged)
+        valkey.command("SET", damaged, "text")
+        store.app = metered(store.kit, app)
+        assert await store.get("cara", "/words") == 200
+        assert store.lane.unsettled
+        counted = store.kit.store.excess
+        await counted.count(store.kit.store)
+        await counted.send()
+        assert await counted.read(1) == {"requests": 5}
+        assert "units of 'bolt' admitted without the store are not counted" in caplog.text
+
+
 async def test_i3_failures_and_records_change_what_is_left(valkey: Server) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/fails":
