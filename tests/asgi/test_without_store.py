@@ -295,6 +295,32 @@ async def test_i3_an_outage_opens_what_the_last_reply_left(valkey: Server) -> No
         assert await store.statuses("acme", 1, "/pages") == [402]
 
 
+async def test_f_312_an_error_of_the_fallback_loses_no_usage(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        meterkit.record(words=20)
+        await answer_ok(scope, receive, send)
+        meterkit.record(words=3)
+
+    def fails(_: object) -> int:
+        raise ZeroDivisionError("a bug")
+
+    async with outage(valkey, loads(LEFT_PLANS)) as store:
+        assert await store.get("acme", "/words") == 200
+        await store.begins()
+        store.app = metered(store.kit, app)
+        with monkeypatch.context() as patched:
+            patched.setattr("meterkit.store.fallback_decider.ceiling_of", fails)
+            assert await store.statuses("acme", 2, "/words") == [200] * 2
+            recording = asyncio.create_task(store.kit.record("acme", "words", 5))
+            await asyncio.sleep(0)
+        await store.ends()
+        await recording
+        assert await used(store.kit, "acme", "words") == (2 * 23 + 5, 0)
+        assert "usage could not be counted in this process" in caplog.text
+
+
 async def test_f_312_excess_is_counted_beside_traffic_and_damage(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

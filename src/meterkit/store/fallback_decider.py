@@ -8,9 +8,11 @@ a tenth of theirs.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from functools import wraps
 from threading import Lock
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec
 
 from meterkit.decisions.fallback_rules import EMPTY, RemainingQuantity, advance, ceilings_of, decide_by_rates
 from meterkit.decisions.keys import rate_field
@@ -29,6 +31,21 @@ if TYPE_CHECKING:
 
 _CUSTOMERS_MAX: Final = 10_000
 _NOTHING: Final[Mapping[str, int]] = {}
+_logger: Final = logging.getLogger("meterkit.store")
+_P = ParamSpec("_P")
+
+
+def _never_raises(note: Callable[_P, None]) -> Callable[_P, None]:
+    """Log what a count in this process raises: the usage itself is settled, and the app goes on."""
+
+    @wraps(note)
+    def noted(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            note(*args, **kwargs)
+        except Exception:
+            _logger.exception("usage could not be counted in this process")
+
+    return noted
 
 
 class FallbackDecision(NamedTuple):
@@ -166,8 +183,9 @@ class Fallback:
                     self._note_admitted(view, one.policy.name, one.policy.meter, quantity)
         return FallbackDecision(decided, reply)
 
+    @_never_raises
     def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
-        """Count usage that was not known at admission into the rates of its meters."""
+        """Count usage that was not known at admission into the rates of its meters. Never raises."""
         now_ms = self._now_ms()
         with self._lock:
             known = self._find_counts(view).windows
@@ -179,10 +197,11 @@ class Fallback:
                     slot, counted, before = found
                     known[field] = slot, counted + quantity, before
 
+    @_never_raises
     def record(
         self, view: CustomerView, recorded: Mapping[str, int], decided: PreparedDecision | None = None
     ) -> None:
-        """Count recorded usage under ceilings; ``decided`` has admitted some of it without the store."""
+        """Count recorded usage under ceilings; ``decided`` has admitted some of it. Never raises."""
         view = self._current(view, self._now_ms())
         held = _NOTHING if decided is None else decided.held
         with self._lock:
