@@ -354,6 +354,25 @@ async def test_f_312_excess_is_counted_beside_traffic_and_damage(
         assert "units of 'bolt' admitted without the store are not counted" in caplog.text
 
 
+async def test_f_312_a_reply_counts_what_other_meters_had_used(valkey: Server) -> None:
+    """What a meter that shares a credit had used in one outage was subtracted again in the next one."""
+    async with outage(valkey, loads(LEFT_PLANS)) as store:
+        await store.kit.grants.add("acme", {"coins": 20}, grant_id="first")
+        assert await store.statuses("acme", 2, "/pages") == [200] * 2
+        assert await store.statuses("acme", 1, "/scans") == [200]
+        await settled(store.kit)
+        assert await store.statuses("acme", 1, "/pages") == [200]
+        await store.begins()
+        assert await store.statuses("acme", 1, "/scans") == [200]
+        await store.ends()
+        store.clock.advance(timedelta(seconds=1))
+        assert await store.statuses("acme", 1, "/pages") == [200]
+        await settled(store.kit)
+        await store.begins()
+        # By the last reply: 20 - 2 - 4 - 1 - 4 - 1.
+        assert await store.statuses("acme", 9, "/pages") == [200] * 8 + [402]
+
+
 async def test_i3_failures_and_records_change_what_is_left(valkey: Server) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/fails":

@@ -22,7 +22,7 @@ from meterkit.store.remainders import StoredRemainder, read_remainders
 from meterkit.store.replies import ALLOWED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Route
     from meterkit.decisions.fallback_rules import Window
@@ -90,22 +90,29 @@ class Remainders:
             limit: what it admits in a period, without grants and credits.
         """
         start = self._start(policy, meter, limit)
-        quantity = start.quantity - self._admitted_since(policy, start.at_ms)
-        prepaid = None if is_of_subject(policy) else self._view.prepaid
-        for other in () if prepaid is None else prepaid.meters_sharing_credit((meter,)):
-            ceiling = None if other == meter else ceiling_of(self._view.entitlements[other])
-            if ceiling is not None:
-                others = self._start(period_policy(other), other, ceiling)
-                admitted = self._admitted_since(period_policy(other), others.at_ms)
-                quantity -= -(-admitted * max(0, start.quantity) // max(1, others.quantity))
+        quantity = start.quantity - self._admitted_since(self._key(policy), start.at_ms)
+        for other, others in self._sharing(policy, meter):
+            admitted = self._admitted_since((policy, other), start.at_ms)
+            quantity -= -(-admitted * max(0, start.quantity) // max(1, others.quantity))
         is_known = start.at_ms > self._view.effective.bounds.start_ms
         return RemainingQuantity(quantity, start.is_backed or start.quantity > limit, is_known)
 
     def admit(self, policy: str, meter: str, limit: int, quantity: int) -> None:
         """Count admitted units; a negative quantity returns some."""
-        at_ms = self._start(policy, meter, limit).at_ms
-        admitted = self._admitted_since(policy, at_ms) + quantity
-        self._admitted[self._key(policy)] = at_ms, max(0, admitted)
+        self._add(self._key(policy), self._start(policy, meter, limit).at_ms, quantity)
+        for other, others in self._sharing(policy, meter):
+            self._add((period_policy(other), meter), others.at_ms, quantity)
+
+    def _sharing(self, policy: str, meter: str) -> Iterator[tuple[str, StoredRemainder]]:
+        """Other meters that use a credit that this one uses, and what was left of each."""
+        prepaid = None if is_of_subject(policy) else self._view.prepaid
+        for other in () if prepaid is None else prepaid.meters_sharing_credit((meter,)):
+            ceiling = None if other == meter else ceiling_of(self._view.entitlements[other])
+            if ceiling is not None:
+                yield other, self._start(period_policy(other), other, ceiling)
+
+    def _add(self, key: tuple[str, object], at_ms: int, quantity: int) -> None:
+        self._admitted[key] = at_ms, max(0, self._admitted_since(key, at_ms) + quantity)
 
     def _start(self, policy: str, meter: str, limit: int) -> StoredRemainder:
         """Units left at the store's latest reply of this period; without one, at the start of the period."""
@@ -116,8 +123,8 @@ class Remainders:
         more = 0 if view.prepaid is None or is_of_subject(policy) else view.prepaid.recurring_units(meter)
         return StoredRemainder(limit + more, start_ms, is_backed=False)
 
-    def _admitted_since(self, policy: str, at_ms: int) -> int:
-        since_ms, admitted = self._admitted.get(self._key(policy), (at_ms, 0))
+    def _admitted_since(self, key: tuple[str, object], at_ms: int) -> int:
+        since_ms, admitted = self._admitted.get(key, (at_ms, 0))
         return admitted if since_ms == at_ms else 0
 
     def _key(self, policy: str) -> tuple[str, object]:
@@ -129,7 +136,8 @@ class CustomerCounts:
 
     Attributes:
         windows: counters of rates, by field.
-        admitted: by policy and its subjects, the time of the store's latest reply and the units since then.
+        admitted: by policy and its subjects, the time of the store's latest reply and the units since then;
+            by policy and another meter that uses its credit, the units of that one since this policy's reply.
     """
 
     __slots__ = ("admitted", "windows")
