@@ -225,7 +225,9 @@ class EventLoops:
     def _patience_s(self) -> float:
         """How long requests of a new connection wait: more only before this process's first replies ever."""
         is_outage_known = self._has_ended_down or any(lane.is_down for lane in tuple(self.lanes.values()))
-        return self._timeout_s if self._is_known or is_outage_known else self._start_timeout_s
+        # A server of this process's own is started again for a new event loop.
+        is_known = self._is_known and self._server is None
+        return self._timeout_s if is_known or is_outage_known else self._start_timeout_s
 
     @property
     def _is_known(self) -> bool:
