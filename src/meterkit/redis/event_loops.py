@@ -223,7 +223,7 @@ class EventLoops:
 
     @property
     def _patience_s(self) -> float:
-        """How long requests of a new connection wait: more only before this process's first replies ever."""
+        """Time that requests of a new connection wait: longer only before this process's first reply."""
         is_outage_known = self._has_ended_down or any(lane.is_down for lane in tuple(self.lanes.values()))
         # A server of this process's own is started again for a new event loop.
         is_known = self._is_known and self._server is None

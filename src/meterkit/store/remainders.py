@@ -1,9 +1,8 @@
 """Remainders: units left under a customer's ceilings by the store's latest replies, for the fallback.
 
 A reply says what is left of each ceiling of its request; see ``decide.lua``. Decisions of one customer about
-the same ceilings share the latest reply, with any subjects: all use the same units.
-What is left of a subject's own ceilings is in a reply of its own, which its views share. Replies are kept as
-the store sent them, and read when the store is down.
+the same ceilings share the latest reply, with any subjects: all use the same units. Each subject has a reply
+of its own for its own ceilings. The bytes are those that the store sent; they are read when it is down.
 """
 
 from __future__ import annotations
