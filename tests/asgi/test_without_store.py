@@ -215,6 +215,16 @@ async def test_i3_known_suspensions_and_features_still_refuse(valkey: Server) ->
         assert await store.get("owes", "/billing/portal") == 200
 
 
+async def test_f_312_what_the_state_refuses_uses_nothing_up(valkey: Server) -> None:
+    """Requests refused for want of a feature counted in rates and under ceilings."""
+    async with outage(valkey) as store:
+        assert await store.get("free") == 200
+        await store.begins()
+        assert await store.statuses("free", 6, "/exports") == [403] * 6
+        assert not store.kit.store.fallback.pop_admitted()
+        assert await store.statuses("free", 6) == [200] * 5 + [429]
+
+
 async def test_i3_who_was_out_of_credit_stays_refused(valkey: Server) -> None:
     async with outage(valkey) as store:
         for customer in ("poor", "rich"):
@@ -285,6 +295,84 @@ async def test_i3_an_outage_opens_what_the_last_reply_left(valkey: Server) -> No
         assert await store.statuses("acme", 1, "/pages") == [402]
 
 
+async def test_f_312_an_error_of_the_fallback_loses_no_usage(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        meterkit.record(words=20)
+        await answer_ok(scope, receive, send)
+        meterkit.record(words=3)
+
+    def fails(_: object) -> int:
+        raise ZeroDivisionError("a bug")
+
+    async with outage(valkey, loads(LEFT_PLANS)) as store:
+        assert await store.get("acme", "/words") == 200
+        await store.begins()
+        store.app = metered(store.kit, app)
+        with monkeypatch.context() as patched:
+            patched.setattr("meterkit.store.fallback_decider.ceiling_of", fails)
+            assert await store.statuses("acme", 2, "/words") == [200] * 2
+            recording = asyncio.create_task(store.kit.record("acme", "words", 5))
+            await asyncio.sleep(0)
+        await store.ends()
+        await recording
+        assert await used(store.kit, "acme", "words") == (2 * 23 + 5, 0)
+        assert "usage could not be counted in this process" in caplog.text
+
+
+async def test_f_312_excess_is_counted_beside_traffic_and_damage(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One customer whose data is damaged, or usage on its way at each look, put the count off for good."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        meterkit.record(words=1)
+        await answer_ok(scope, receive, send)
+
+    async with (
+        outage(valkey, loads(LEFT_PLANS)) as store,
+        kit_at(valkey.url, plans=loads(LEFT_PLANS), clock=store.clock) as other,
+    ):
+        for customer in ("acme", "bolt"):
+            assert await store.get(customer) == 200
+        await store.begins()
+        for customer in ("acme", "bolt"):
+            assert await store.statuses(customer, 5) == [200] * 5
+            assert [(await other.consume(customer, "requests")).allowed for _ in range(5)] == [True] * 5
+        await store.ends()
+        damaged = store.kit.store.keys.customer("bolt").counters
+        valkey.command("DEL", damaged)
+        valkey.command("SET", damaged, "text")
+        store.app = metered(store.kit, app)
+        assert await store.get("cara", "/words") == 200
+        assert store.lane.unsettled
+        counted = store.kit.store.excess
+        await counted.count(store.kit.store)
+        await counted.send()
+        assert await counted.read(1) == {"requests": 5}
+        assert "units of 'bolt' admitted without the store are not counted" in caplog.text
+
+
+async def test_f_312_a_reply_counts_what_other_meters_had_used(valkey: Server) -> None:
+    """What a meter that shares a credit had used in one outage was subtracted again in the next one."""
+    async with outage(valkey, loads(LEFT_PLANS)) as store:
+        await store.kit.grants.add("acme", {"coins": 20}, grant_id="first")
+        assert await store.statuses("acme", 2, "/pages") == [200] * 2
+        assert await store.statuses("acme", 1, "/scans") == [200]
+        await settled(store.kit)
+        assert await store.statuses("acme", 1, "/pages") == [200]
+        await store.begins()
+        assert await store.statuses("acme", 1, "/scans") == [200]
+        await store.ends()
+        store.clock.advance(timedelta(seconds=1))
+        assert await store.statuses("acme", 1, "/pages") == [200]
+        await settled(store.kit)
+        await store.begins()
+        # By the last reply: 20 - 2 - 4 - 1 - 4 - 1.
+        assert await store.statuses("acme", 9, "/pages") == [200] * 8 + [402]
+
+
 async def test_i3_failures_and_records_change_what_is_left(valkey: Server) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/fails":
@@ -328,14 +416,12 @@ async def test_i3_i9_a_plan_without_limits_is_served_in_an_outage(valkey: Server
         assert await store.statuses("acme", 20) == [200] * 20
 
 
-async def test_i3_refusals_hold_for_all_users_of_the_customer(valkey: Server) -> None:
-    def who(scope: Any) -> Caller:
-        customer, _, user = dict(scope["headers"])[b"x-customer-id"].decode().partition("/")
-        return Caller(customer, {"user": user})
-
+async def test_i3_refusals_hold_for_all_users_of_the_customer(valkey: Server, tmp_path: Path) -> None:
     users = "    subjects: {user: {requests: {included: 1}}}\n  bucket:"
-    async with outage(valkey, loads(PLANS.replace("  bucket:", users, 1))) as store:
-        store.app = MeterMiddleware(answer_ok, kit=store.kit, identify=who)
+    file = tmp_path / "plans.yaml"
+    file.write_text(PLANS.replace("  bucket:", users, 1))
+    async with outage(valkey, file) as store:
+        store.app = MeterMiddleware(answer_ok, kit=store.kit, identify=of_user)
         for customer in ("poor", "rich"):
             await store.kit.grants.add(customer, {"coins": 1}, grant_id="first")
             assert await store.get(f"{customer}/ann", "/pages") == 200
@@ -347,10 +433,40 @@ async def test_i3_refusals_hold_for_all_users_of_the_customer(valkey: Server) ->
         await settled(store.kit)
         assert await store.get("rich/ann") == 429
         await store.begins()
+        file.write_text(file.read_text().replace("8/hour", "9/hour"))
+        assert await store.kit.reload()
         assert [await store.get(f"poor/{user}", "/pages") for user in ("ann", "ben", "new")] == [402] * 3
         assert [await store.get(f"rich/{user}", "/pages") for user in ("ann", "ben", "new")] == [200] * 3
         # What one of them has used up stays that one's.
         assert [await store.get(f"rich/{user}") for user in ("ann", "ben", "new")] == [429, 200, 200]
+
+
+def of_user(scope: Any) -> Caller:
+    customer, _, user = dict(scope["headers"])[b"x-customer-id"].decode().partition("/")
+    return Caller(customer, {"user": user})
+
+
+async def test_f_312_what_is_left_is_known_of_any_number_of_users(valkey: Server, tmp_path: Path) -> None:
+    """What an early user used was not known any more once there were many: it could be used again."""
+    users = "    subjects: {user: {words: {included: 100}}}\n"
+    file = tmp_path / "plans.yaml"
+    file.write_text(LEFT_PLANS.replace("included: 6", "included: 50") + users)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/words":
+            meterkit.record(words=100)
+        await answer_ok(scope, receive, send)
+
+    async with outage(valkey, file) as store:
+        store.app = MeterMiddleware(app, kit=store.kit, identify=of_user)
+        assert await store.statuses("acme/ann", 1) == [200]
+        for nth in range(40):
+            assert await store.get(f"acme/u{nth}") == 200
+        assert await store.statuses("acme/ann", 6) == [200] * 6
+        await store.begins()
+        file.write_text(file.read_text().replace("1000/minute", "900/minute"))
+        assert await store.kit.reload()
+        assert await store.statuses("acme/ben", 4) == [200] * 3 + [429]
 
 
 async def test_i3_a_reload_forgets_no_customer(valkey: Server, tmp_path: Path) -> None:

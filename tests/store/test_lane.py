@@ -296,6 +296,22 @@ async def test_i9_the_first_requests_wait_for_the_first_connection(valkey: Serve
     await kit.stop()
 
 
+async def test_i9_only_before_its_first_reply_a_process_waits_long(proxy: TcpProxy) -> None:
+    """A new event loop of a process that had known the store waited for the start timeout."""
+    kit = kit_at(proxy.url, start_timeout=120.0, store_timeout=0.25)
+
+    async def in_new_loop() -> int:
+        return await asyncio.to_thread(asyncio.run, ask(kit, "acme", "/deny"))
+
+    assert await in_new_loop() == 200
+    await proxy.set("refuse")
+    async with loop_clock() as clock:
+        assert await in_new_loop() == 503
+        assert clock() < 60
+    await proxy.set("pass")
+    assert await in_new_loop() == 200
+
+
 async def test_i12_a_store_of_another_format_is_refused(valkey: Server) -> None:
     for other, shards, said in (
         (FORMAT + 1, 4, rf"by a newer release of meterkit \(format {FORMAT + 1};"),

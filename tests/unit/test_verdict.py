@@ -36,12 +36,10 @@ from meterkit.decisions.compiled_decision import (
 )
 from meterkit.decisions.decision import Decision, GaugeLevel, SpendLevel
 from meterkit.decisions.fallback_rules import (
-    NO_REMAINDERS,
+    IN_DOUBT,
     RemainingQuantity,
     advance,
     decide_by_rates,
-    drop_replenished,
-    remaining_by_policy,
 )
 from meterkit.decisions.grants import Prepaid, grant_name
 from meterkit.decisions.keys import (
@@ -1024,6 +1022,9 @@ def test_a_bucket_refills_with_time_and_is_never_more_than_full() -> None:
         assert advance(TOKEN_BUCKET, WINDOW_MS, REFILL, at, now_ms) == (expected, used)
 
 
+PLENTY = {"tokens-period": RemainingQuantity(10**9, is_backed=False, is_known=True)}
+
+
 def asking(quantity: int, catalog: Catalog = IN_PROCESS_CATALOG, *, in_flight: bool = False) -> Program:
     demands = {"tokens": Demand.of(quantity)}
     return compile_program(catalog.plans["free"].entitlements, catalog, demands, in_flight=in_flight)
@@ -1032,7 +1033,7 @@ def asking(quantity: int, catalog: Catalog = IN_PROCESS_CATALOG, *, in_flight: b
 def test_asking_for_nothing_is_refused_if_nothing_is_left() -> None:
     known: dict[str, Any] = {}
     for quantity, reply in ((0, 0), (10, 0), (0, 1)):
-        (refused, *_), counts = decide_by_rates(asking(quantity), known, {}, 60_000)
+        (refused, *_), counts = decide_by_rates(asking(quantity), known, PLENTY, 60_000)
         assert refused == reply
         known = known | counts
 
@@ -1044,50 +1045,32 @@ def test_what_is_weighed_is_what_the_rate_comes_to(algorithm: str) -> None:
     known, slides = {field: (1, 2, 9)}, algorithm == "sliding-window"
     # Within the window, of that a quarter is over, in the next one, and in the one behind it.
     for now_ms, counted in ((75_000, 2 + 7 * slides), (135_000, 2 * slides), (195_000, 0)):
-        reply, counts = decide_by_rates(asking(10 - counted, catalog), known, {}, now_ms)
+        reply, counts = decide_by_rates(asking(10 - counted, catalog), known, PLENTY, now_ms)
         assert (reply[0], reply[3]) == (0, 0)
         (slot, before, earlier), _ = advance(kind, window_ms, refill, known[field], now_ms)
         assert counts == {field: (slot, before + 10 - counted, earlier)}
-        assert decide_by_rates(asking(11 - counted, catalog), known, {}, now_ms)[0][0] == 1
+        assert decide_by_rates(asking(11 - counted, catalog), known, PLENTY, now_ms)[0][0] == 1
 
 
-def test_what_was_left_at_a_refusal_holds_for_the_period() -> None:
-    (ceiling,) = remaining_by_policy(asking(6), [1, 0, 1_000, 0, 0, 0, 5, 0, 0, 0], 9_000)
-    left = {ceiling: RemainingQuantity(5, is_backed=False, until_ms=1_000)}
-    for quantity, now_ms, is_refused in ((5, 999, 0), (6, 999, 1), (6, 1_000, 0)):
-        assert decide_by_rates(asking(quantity), {}, left, now_ms)[0][0] == is_refused
-
-
-def test_a_refusal_holds_until_this_or_the_next_period_ends() -> None:
-    for ends_ms, until_ms in ((1_000, 1_000), (0, 9_000)):
-        reply = [1, 0, ends_ms, 0, 0, 0, 5, 0, 0, 1]
-        backed = RemainingQuantity(5, is_backed=True, until_ms=until_ms)
-        assert [*remaining_by_policy(asking(6), reply, 9_000).values()] == [backed]
-        assert remaining_by_policy(asking(5), reply, 9_000) == {}
-        # Without numbers of grants none stood behind the ceiling.
-        (alone,) = remaining_by_policy(asking(6), reply[:-1], 9_000).values()
-        assert alone == backed._replace(is_backed=False)
-
-
-def test_an_allowed_request_lifts_the_ceilings_it_met() -> None:
-    left = RemainingQuantity(0, is_backed=False, until_ms=9_000)
-    both = {"tokens-period": left, "pages-period": left}
-    assert drop_replenished(both, asking(1)) == {"pages-period": left}
-    assert drop_replenished({"tokens-period": left}, asking(1)) is NO_REMAINDERS
+def test_a_ceiling_admits_what_is_left_of_it() -> None:
+    for is_known, code in ((True, 1), (False, IN_DOUBT)):
+        left = {"tokens-period": RemainingQuantity(5, is_backed=False, is_known=is_known)}
+        for quantity, expected in ((5, 0), (6, code)):
+            assert decide_by_rates(asking(quantity), {}, left, 0)[0][0] == expected
 
 
 def test_the_rate_nearest_to_its_limit_is_reported() -> None:
     program, now_ms = asking(1, TWO_RATES), 2 * HOUR_MS
     (minute, *_), (hour, *_) = program.rate_terms
     for known, told in (({}, (1, 9)), ({minute: (120, 3, 0)}, (1, 6)), ({hour: (2, 3, 0)}, (2, 6))):
-        assert decide_by_rates(program, known, {}, now_ms)[0] == [0, now_ms, *told, 0]
-    assert decide_by_rates(asking(1, WITHOUT_RATES), {}, {}, now_ms) == ([0, now_ms, 0, 0, 0], {})
+        assert decide_by_rates(program, known, PLENTY, now_ms)[0] == [0, now_ms, *told, 0]
+    assert decide_by_rates(asking(1, WITHOUT_RATES), {}, PLENTY, now_ms) == ([0, now_ms, 0, 0, 0], {})
 
 
 def test_a_rest_of_another_rate_is_less_than_a_unit_in_buckets() -> None:
     program = asking(1, IN_PROCESS_BUCKET)
     ((field, *_),) = program.rate_terms
-    reply, counts = decide_by_rates(program, {field: (60_000, 3, 9)}, {}, 60_000)
+    reply, counts = decide_by_rates(program, {field: (60_000, 3, 9)}, PLENTY, 60_000)
     assert (reply, counts) == ([0, 60_000, 1, 6, 0], {field: (60_000, 4, 0)})
 
 
@@ -1096,7 +1079,7 @@ def test_a_refusal_has_the_form_of_the_scripts_reply() -> None:
     (minute, *_), (hour, *_) = program.rate_terms
     now_ms = 2 * HOUR_MS
     for is_backed in (False, True):
-        left = {"tokens-period": RemainingQuantity(4, is_backed=is_backed, until_ms=10**9)}
+        left = {"tokens-period": RemainingQuantity(4, is_backed=is_backed, is_known=True)}
         reply, counts = decide_by_rates(program, {minute: (119, 8, 1), hour: (2, 7, 2)}, left, now_ms)
         told = (4, 0, 0, 3, 0, 0, int(is_backed))
         assert (reply, counts) == ([1, now_ms, 0, 0, 8, 0, 7, 2, 0, *told], {})
@@ -1104,7 +1087,7 @@ def test_a_refusal_has_the_form_of_the_scripts_reply() -> None:
 
 def test_a_refusal_without_the_store_has_no_subjects_rates() -> None:
     program = limited_to("user", demands={"calls": one(1)})
-    left = {"calls-period": RemainingQuantity(0, is_backed=False, until_ms=10**9)}
+    left = {"calls-period": RemainingQuantity(0, is_backed=False, is_known=True)}
     reply, _ = decide_by_rates(program, {}, left, 60_000)
     assert reply == [1, 60_000, 0, *(0, 0, 0), *(0, 0, 0), *(0, 0, 0), 0]
 

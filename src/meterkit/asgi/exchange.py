@@ -379,20 +379,21 @@ class Exchange(AdmittedRequest):
             return
         # Without a decision it is unknown whether this is a repeat: the store finds out at settlement. If its
         # reply was lost, it may have the mark of a request in flight.
-        if self._decided is None:
-            record_in_process(self._store, self._view, self._fallback_decision, parts)
+        recorded = parts
         may_be_marked = self._decided is None and (billed or self.is_counted)
         digest = self._undecided_digest() if may_be_marked else None
         parts = [part for part in parts if part.recorded or part.rated or part.charged]
         if digest is not None:
             parts = parts or [NOTHING_USED]
         for part in reversed(parts):  # What remembers the key comes last.
-            if self._decided is None:
-                count_in_process(self._store, self._view, self._route, part.rated)
             mark = None if digest is None else RepeatMark(digest, billed and part is parts[0])
             # Nothing is held: the slot says whose mark ends.
             slot = HeldQuantities(slot=0 if mark is None else self._slot)
             self._store.settle(lane, Settlement(self._view, held=slot, used=part, mark=mark))
+        if self._decided is None:
+            record_in_process(self._store, self._view, self._fallback_decision, recorded)
+            for part in parts:
+                count_in_process(self._store, self._view, self._route, part.rated)
 
     def _undecided_digest(self) -> str | None:
         """Digest of the idempotency key, read before the app: routers may change the scope's path."""
@@ -411,8 +412,6 @@ class Exchange(AdmittedRequest):
         decided = None if self._fallback_decision is None else self._fallback_decision.decided
         settlement = None if decided is None else decided.unheld.get(billed)
         counted = self._route.consume
-        if decided is not None and not billed:
-            record_in_process(self._store, self._view, self._fallback_decision)
         if settlement is None:
             used = UsedQuantities(counted if billed else _NOTHING, counted)
             settlement = Settlement(self._view, used=used)
@@ -420,6 +419,8 @@ class Exchange(AdmittedRequest):
                 decided.unheld = {**decided.unheld, billed: settlement}
         if counted:
             self._store.settle(lane, settlement)
+        if decided is not None and not billed:
+            record_in_process(self._store, self._view, self._fallback_decision)
 
     def release_hold(self) -> None:
         """Settle the request as it is now; see :class:`meterkit.redis.lane.Renewable`."""
@@ -502,11 +503,11 @@ class Exchange(AdmittedRequest):
     def _settle_late(self, lane: Lane, parts: Sequence[UsedQuantities]) -> None:
         due = self._is_due(self._outcome())
         self._view.cache.routes.learn(self._route, find_used_meters(parts))
-        if lane.is_open:
-            record_in_process(self._store, self._view, None, parts)
         for part in parts:
             used = part if due else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
             call_on_loop(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))
+        if lane.is_open:
+            record_in_process(self._store, self._view, None, parts)
 
     def _outcome(self) -> Outcome:
         return outcome_of(

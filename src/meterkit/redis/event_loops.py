@@ -51,7 +51,7 @@ class EventLoops:
         keys: names of keys.
         scripts: all of them, by name.
         timeout_s: how long a request may wait for the store.
-        start_timeout_s: how long starting, and the first requests of an event loop, wait for the store.
+        start_timeout_s: how long starting, and the first requests of a process, wait for the store.
         clock: this host's, in seconds since the epoch; a test's replaces the store's.
 
     Attributes:
@@ -137,7 +137,7 @@ class EventLoops:
                 scripts=tuple(self._scripts.values()),
                 fence=self._scripts["fence_producer"],
                 timeout_s=self._timeout_s,
-                start_timeout_s=self._timeout_s if self._is_outage_known else self._start_timeout_s,
+                start_timeout_s=self._patience_s,
                 now_ms=lambda: int(self.store_clock() * 1000),
             )
             lane.set_tallies(self.tallies)
@@ -222,9 +222,12 @@ class EventLoops:
         return connection
 
     @property
-    def _is_outage_known(self) -> bool:
-        """Whether an event loop of this process has found the store down: a new one does not wait."""
-        return self._has_ended_down or any(lane.is_open for lane in tuple(self.lanes.values()))
+    def _patience_s(self) -> float:
+        """Time that requests of a new connection wait: longer only before this process's first reply."""
+        is_outage_known = self._has_ended_down or any(lane.is_down for lane in tuple(self.lanes.values()))
+        # A server of this process's own is started again for a new event loop.
+        is_known = self._is_known and self._server is None
+        return self._timeout_s if is_known or is_outage_known else self._start_timeout_s
 
     @property
     def _is_known(self) -> bool:
@@ -232,6 +235,7 @@ class EventLoops:
         return bool(self._inspected)
 
     async def _connect_to_cluster(self) -> AnyConnection:
+        patience_s = self._patience_s  # Before its first node is known.
         slots = await self._find(())
         place = slots.of(discovery.slot_of(self._keys.meta))
         if place is None:
@@ -247,7 +251,7 @@ class EventLoops:
             find=self._find,
             keys=self._keys,
             timeout_s=self._timeout_s,
-            start_timeout_s=self._start_timeout_s,
+            start_timeout_s=patience_s,
         )
         try:
             await connection.begin()
@@ -310,7 +314,7 @@ class EventLoops:
     async def _stop_lane(self, loop: asyncio.AbstractEventLoop) -> None:
         lane = self.lanes.get(loop)
         if lane is not None:
-            self._has_ended_down = lane.is_open
+            self._has_ended_down = lane.is_down
             try:
                 # Late replies find the lane until it is closed, and release their holds.
                 await lane.stop(drain_s=_DRAIN_S)
@@ -339,6 +343,7 @@ class EventLoops:
         self._forked += [dict(self.lanes), self._admins, self._guards]
         self.lanes.clear()
         self._admins, self._guards, self._starting = {}, {}, {}
+        self._inspected, self._has_ended_down = set(), False
         if self._server is not None:
             self._server = EmbeddedServer(self._address.path)
 

@@ -243,8 +243,9 @@ async def _log_in(
         await answered(named)
     # All scripts are half a megabyte: far from the store they would take several round trips.
     reply = found.exception() or found.result()
-    can_ask = not isinstance(reply, Exception)  # Otherwise its user may not ask.
-    missing = [script for place, script in enumerate(scripts) if not (can_ask and reply[place] == 1)]
+    # Otherwise its user may not ask, or it answers what is none.
+    there = reply if isinstance(reply, list) and len(reply) == len(scripts) else [0] * len(scripts)
+    missing = [script for script, is_there in zip(scripts, there, strict=True) if is_there != 1]
     await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in missing))
 
 

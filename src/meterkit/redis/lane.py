@@ -272,6 +272,12 @@ class Lane:
         return waiting + sum(queue.unsettled for queue in self.queues)
 
     @property
+    def is_behind(self) -> bool:
+        """Whether settlements of an outage wait: in the spool, or in queues that recover."""
+        is_spooled = self.spool is not None and self.spool.kept > 0
+        return is_spooled or any(queue.is_comparing for queue in self.queues)
+
+    @property
     def lost(self) -> int:
         """Settlements that the store acknowledged and then lost, or that no queue had room for."""
         lost = 0 if self.spool is None else self.spool.lost

@@ -133,9 +133,9 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("ZSCORE", _KEY, "m"),
 )
 """Required commands, each with arguments to try the right to it."""
-OPTIONAL_COMMANDS: Final = ("SCAN", "WAIT", "INFO", "CONFIG|GET", "WAITAOF")
-"""Optional commands: without them tasks over all customers fail, delivery waits longer, and dangers go
-unnoticed."""
+OPTIONAL_COMMANDS: Final = ("SCAN", "WAIT", "INFO", "CONFIG|GET", "WAITAOF", "SCRIPT|EXISTS")
+"""Optional commands: without them tasks over all customers fail, delivery waits longer, dangers go unnoticed,
+and connecting takes longer."""
 CLUSTER_COMMANDS: Final[tuple[tuple[str, ...], ...]] = (("CLUSTER|SLOTS",), ("CLUSTER|NODES",), ("ASKING",))
 """Further commands that a cluster needs."""
 _SCAN: Final = ("SCAN", "0")

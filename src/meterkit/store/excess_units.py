@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.errors import StoreError
 from meterkit.store.daily_counts import DailyCounts
+from meterkit.store.unreadable_data import read_each
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,19 +69,27 @@ class ExcessUnits(DailyCounts[str]):
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def count(self, store: UsageStore) -> None:
-        """Count the units beyond limits, unless an outage lasts or usage waits to be sent.
+        """Count the units beyond limits, unless an outage lasts or its usage waits to be sent.
+
+        Usage of requests that are served meanwhile waits for a moment at any time on a busy process: the
+        client that reads has the replies of what was sent before.
 
         Raises:
             StoreError: the store does not answer; what is not counted yet is counted later.
         """
-        if any(lane.unsettled or not lane.connected for lane in tuple(store.lanes.values())):
+        if any(lane.is_behind or not lane.connected for lane in tuple(store.lanes.values())):
             return
         admitted = store.fallback.pop_admitted()
         found: Counter[str] = Counter()
+
+        async def skip(customer: str, error: Exception) -> None:
+            del admitted[customer]
+            _logger.warning("units of %r admitted without the store are not counted: %s", customer, error)
+
         try:
             while admitted:
                 some = tuple(admitted)[:_AT_ONCE]
-                for usage in await store.usage_of_many(some):
+                for usage in await read_each(some, store.usage_of_many, skip):
                     found += _excess_of(usage, admitted.pop(usage["customer"]), store.cache)
         finally:
             store.fallback.restore_admitted(admitted)
@@ -112,7 +121,7 @@ def _excess_of(usage: CustomerUsage, admitted: Mapping[str, int], cache: Custome
     entitlements, found = cache.get(usage["customer"]).entitlements, Counter[str]()
     for meter, units in admitted.items():
         counted = usage["meters"].get(meter)
-        if counted is not None:
+        if counted is not None and meter in entitlements:
             is_denied = entitlements[meter].overage.mode == "deny"
             found[meter] = min(units, counted["over_cap"] + (counted["overage"] if is_denied else 0))
     return +found

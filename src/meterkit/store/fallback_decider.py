@@ -8,9 +8,11 @@ a tenth of theirs.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from functools import wraps
 from threading import Lock
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec
 
 from meterkit.decisions.fallback_rules import EMPTY, RemainingQuantity, advance, ceilings_of, decide_by_rates
 from meterkit.decisions.keys import rate_field
@@ -20,7 +22,7 @@ from meterkit.store.remainders import StoredRemainder, read_remainders
 from meterkit.store.replies import ALLOWED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Route
     from meterkit.decisions.fallback_rules import Window
@@ -29,6 +31,21 @@ if TYPE_CHECKING:
 
 _CUSTOMERS_MAX: Final = 10_000
 _NOTHING: Final[Mapping[str, int]] = {}
+_logger: Final = logging.getLogger("meterkit.store")
+_P = ParamSpec("_P")
+
+
+def _never_raises(note: Callable[_P, None]) -> Callable[_P, None]:
+    """Log what a count in this process raises: the usage itself is settled, and the app goes on."""
+
+    @wraps(note)
+    def noted(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            note(*args, **kwargs)
+        except Exception:
+            _logger.exception("usage could not be counted in this process")
+
+    return noted
 
 
 class FallbackDecision(NamedTuple):
@@ -60,7 +77,9 @@ class Remainders:
         self._view = view
         self._admitted = admitted
         self._subjects = None if view.subjects is None else view.subjects.given
-        self._stored = read_remainders((view.base or view).latest_replies, self._subjects)
+        self._stored = read_remainders(
+            (view.base or view).latest_replies, None if view.base is None else view.latest_replies
+        )
 
     def left(self, policy: str, meter: str, limit: int) -> RemainingQuantity:
         """Units left under a policy.
@@ -71,22 +90,29 @@ class Remainders:
             limit: what it admits in a period, without grants and credits.
         """
         start = self._start(policy, meter, limit)
-        quantity = start.quantity - self._admitted_since(policy, start.at_ms)
-        prepaid = None if is_of_subject(policy) else self._view.prepaid
-        for other in () if prepaid is None else prepaid.meters_sharing_credit((meter,)):
-            ceiling = None if other == meter else ceiling_of(self._view.entitlements[other])
-            if ceiling is not None:
-                others = self._start(period_policy(other), other, ceiling)
-                admitted = self._admitted_since(period_policy(other), others.at_ms)
-                quantity -= -(-admitted * max(0, start.quantity) // max(1, others.quantity))
+        quantity = start.quantity - self._admitted_since(self._key(policy), start.at_ms)
+        for other, others in self._sharing(policy, meter):
+            admitted = self._admitted_since((policy, other), start.at_ms)
+            quantity -= -(-admitted * max(0, start.quantity) // max(1, others.quantity))
         is_known = start.at_ms > self._view.effective.bounds.start_ms
         return RemainingQuantity(quantity, start.is_backed or start.quantity > limit, is_known)
 
     def admit(self, policy: str, meter: str, limit: int, quantity: int) -> None:
         """Count admitted units; a negative quantity returns some."""
-        at_ms = self._start(policy, meter, limit).at_ms
-        admitted = self._admitted_since(policy, at_ms) + quantity
-        self._admitted[self._key(policy)] = at_ms, max(0, admitted)
+        self._add(self._key(policy), self._start(policy, meter, limit).at_ms, quantity)
+        for other, others in self._sharing(policy, meter):
+            self._add((period_policy(other), meter), others.at_ms, quantity)
+
+    def _sharing(self, policy: str, meter: str) -> Iterator[tuple[str, StoredRemainder]]:
+        """Other meters that use a credit that this one uses, and what was left of each."""
+        prepaid = None if is_of_subject(policy) else self._view.prepaid
+        for other in () if prepaid is None else prepaid.meters_sharing_credit((meter,)):
+            ceiling = None if other == meter else ceiling_of(self._view.entitlements[other])
+            if ceiling is not None:
+                yield other, self._start(period_policy(other), other, ceiling)
+
+    def _add(self, key: tuple[str, object], at_ms: int, quantity: int) -> None:
+        self._admitted[key] = at_ms, max(0, self._admitted_since(key, at_ms) + quantity)
 
     def _start(self, policy: str, meter: str, limit: int) -> StoredRemainder:
         """Units left at the store's latest reply of this period; without one, at the start of the period."""
@@ -97,8 +123,8 @@ class Remainders:
         more = 0 if view.prepaid is None or is_of_subject(policy) else view.prepaid.recurring_units(meter)
         return StoredRemainder(limit + more, start_ms, is_backed=False)
 
-    def _admitted_since(self, policy: str, at_ms: int) -> int:
-        since_ms, admitted = self._admitted.get(self._key(policy), (at_ms, 0))
+    def _admitted_since(self, key: tuple[str, object], at_ms: int) -> int:
+        since_ms, admitted = self._admitted.get(key, (at_ms, 0))
         return admitted if since_ms == at_ms else 0
 
     def _key(self, policy: str) -> tuple[str, object]:
@@ -110,7 +136,8 @@ class CustomerCounts:
 
     Attributes:
         windows: counters of rates, by field.
-        admitted: by policy and its subjects, the time of the store's latest reply and the units since then.
+        admitted: by policy and its subjects, the time of the store's latest reply and the units since then;
+            by policy and another meter that uses its credit, the units of that one since this policy's reply.
     """
 
     __slots__ = ("admitted", "windows")
@@ -154,16 +181,19 @@ class Fallback:
                 for one in ceilings
             }
             reply, windows = decide_by_rates(program, counts.windows, left_of, now_ms)
-            counts.windows.update(windows)
-            for one in ceilings if reply[0] == ALLOWED else ():
+            is_admitted = decided.refusal is None and reply[0] == ALLOWED
+            if is_admitted:
+                counts.windows.update(windows)
+            for one in ceilings if is_admitted else ():
                 quantity = _held_under(decided, one.policy.name, one.policy.meter)
                 if quantity:
                     remainders.admit(one.policy.name, one.policy.meter, one.limit, quantity)
                     self._note_admitted(view, one.policy.name, one.policy.meter, quantity)
         return FallbackDecision(decided, reply)
 
+    @_never_raises
     def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
-        """Count usage that was not known at admission into the rates of its meters."""
+        """Count usage that was not known at admission into the rates of its meters. Never raises."""
         now_ms = self._now_ms()
         with self._lock:
             known = self._find_counts(view).windows
@@ -175,10 +205,11 @@ class Fallback:
                     slot, counted, before = found
                     known[field] = slot, counted + quantity, before
 
+    @_never_raises
     def record(
         self, view: CustomerView, recorded: Mapping[str, int], decided: PreparedDecision | None = None
     ) -> None:
-        """Count recorded usage under ceilings; ``decided`` has admitted some of it without the store."""
+        """Count recorded usage under ceilings; ``decided`` has admitted some of it. Never raises."""
         view = self._current(view, self._now_ms())
         held = _NOTHING if decided is None else decided.held
         with self._lock:

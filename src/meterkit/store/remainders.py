@@ -1,7 +1,8 @@
 """Remainders: units left under a customer's ceilings by the store's latest replies, for the fallback.
 
 A reply says what is left of each ceiling of its request; see ``decide.lua``. Decisions of one customer about
-the same ceilings share the latest reply. It is kept as the store sent it, and read when the store is down.
+the same ceilings share the latest reply, with any subjects: all use the same units. Each subject has a reply
+of its own for its own ceilings. The bytes are those that the store sent; they are read when it is down.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Ceilings: TypeAlias = "tuple[tuple[int, str], ...]"
 """Place of each ceiling's remainder in a reply, and name of its policy; see :class:`Program`."""
 
-_REPLIES_MAX: Final = 32
 _BACKED_SHIFT: Final = 8
 
 
@@ -30,18 +30,41 @@ class LatestReply:
 
     Attributes:
         ceilings: what it is about.
-        subjects: subjects of its requests; None: none.
         packed: the reply; empty: none yet.
         other: the next one of the linked list.
     """
 
-    __slots__ = ("ceilings", "other", "packed", "subjects")
+    __slots__ = ("ceilings", "other", "packed")
 
-    def __init__(self, ceilings: Ceilings, subjects: object, other: LatestReply | None) -> None:
+    def __init__(self, ceilings: Ceilings, other: LatestReply | None) -> None:
         self.ceilings = ceilings
-        self.subjects = subjects
         self.packed = b""
         self.other = other
+
+
+class SubjectReply(LatestReply):
+    """Latest reply about some ceilings of a customer and of its subjects: the customer's latest, too.
+
+    Attributes:
+        shared: the latest one of all subjects.
+    """
+
+    __slots__ = ("_own", "shared")
+
+    def __init__(self, shared: LatestReply, other: LatestReply | None) -> None:
+        self._own = b""
+        self.shared = shared
+        self.ceilings = shared.ceilings
+        self.other = other
+
+    @property
+    def packed(self) -> bytes:
+        """The reply; empty: none yet."""
+        return self._own
+
+    @packed.setter
+    def packed(self, reply: bytes) -> None:
+        self._own = self.shared.packed = reply
 
 
 def replies_of(first: LatestReply | None) -> Iterator[LatestReply]:
@@ -52,13 +75,22 @@ def replies_of(first: LatestReply | None) -> Iterator[LatestReply]:
         known = known.other
 
 
-def add_reply(first: LatestReply | None, ceilings: Ceilings, subjects: object) -> LatestReply:
-    """Put an empty reply before the others; the oldest of many is dropped."""
-    added = LatestReply(ceilings, subjects, first)
-    for place, last in enumerate(replies_of(added), start=1):
-        if place == _REPLIES_MAX:
-            last.other = None
-    return added
+def add_reply(first: LatestReply | None, ceilings: Ceilings) -> tuple[LatestReply, LatestReply]:
+    """Find or add the reply about some ceilings; the first one of the list, and this one."""
+    for known in replies_of(first):
+        if first is not None and known.ceilings == ceilings:
+            return first, known
+    added = LatestReply(ceilings, first)
+    return added, added
+
+
+def add_own_reply(first: LatestReply | None, shared: LatestReply) -> tuple[LatestReply, LatestReply]:
+    """Likewise, the reply about some subjects beside the one that all of them share."""
+    for known in replies_of(first):
+        if first is not None and isinstance(known, SubjectReply) and known.shared is shared:
+            return first, known
+    added = SubjectReply(shared, first)
+    return added, added
 
 
 class StoredRemainder(NamedTuple):
@@ -75,14 +107,19 @@ class StoredRemainder(NamedTuple):
     is_backed: bool
 
 
-def read_remainders(first: LatestReply | None, subjects: object) -> dict[str, StoredRemainder]:
-    """Units left under the ceilings of a customer, and of these subjects, by policy."""
+def read_remainders(shared: LatestReply | None, own: LatestReply | None) -> dict[str, StoredRemainder]:
+    """Units left under the ceilings of a customer, and of the subjects of some requests, by policy.
+
+    Args:
+        shared: the first reply about the customer, with any subjects.
+        own: the first one about these subjects; None: there are none.
+    """
     found: dict[str, StoredRemainder] = {}
-    for known in replies_of(first):
+    for known in (*replies_of(shared), *replies_of(own)):
         packed = known.packed
         numbers = struct.unpack(f"<{len(packed) // 8}q", packed)
         for nth, (place, policy) in enumerate(known.ceilings if len(packed) > len(NOTHING_SAID) else ()):
-            if is_of_subject(policy) and known.subjects != subjects:
+            if is_of_subject(policy) and not isinstance(known, SubjectReply):
                 continue
             before = found.get(policy)
             if before is None or numbers[1] > before.at_ms:

@@ -24,7 +24,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.safe_text import plain_text
 from meterkit.store.compiled_catalog import CompiledCatalog
-from meterkit.store.remainders import add_reply, replies_of
+from meterkit.store.remainders import add_own_reply, add_reply, replies_of
 from meterkit.store.replies import HELD
 from meterkit.store.script_arguments import (
     NOTHING_PACKED,
@@ -191,8 +191,8 @@ class CustomerView:
         prepaid: grants and credits of the customer; None: none.
         decisions: by the identity of their route.
         settlements: partly packed settlements, by their meters.
-        latest_replies: the store's latest replies, a linked list, which views of the same state share. In the
-            view without subjects it has those about subjects, too.
+        latest_replies: the store's latest replies, a linked list, which views of the same state share. In a
+            view with subjects it has only those about these.
         linked: whether there is a Stripe customer.
         is_trial: whether this period is one of a trial.
         is_deleted: whether the customer was deleted since; what its requests used is not recorded any more.
@@ -281,6 +281,7 @@ class CustomerView:
         """Copy of the view for requests with subjects."""
         view = copy(self)
         view.base = self
+        view.latest_replies = None
         view.forget()
         view.subjects = Subjects(
             self.customer, given, self.effective, self.entitlements, self.catalog, self.cache.keys
@@ -301,13 +302,12 @@ class CustomerView:
 
     def find_reply(self, ceilings: Ceilings) -> LatestReply:
         """Latest reply about these ceilings; an empty one if there was none yet."""
-        owner, subjects = self.base or self, None if self.subjects is None else self.subjects.given
-        for known in replies_of(owner.latest_replies):
-            if known.ceilings == ceilings and known.subjects == subjects:
-                return known
+        owner = self.base or self
         with _adding_replies:
-            added = owner.latest_replies = add_reply(owner.latest_replies, ceilings, subjects)
-        return added
+            owner.latest_replies, found = add_reply(owner.latest_replies, ceilings)
+            if owner is not self:
+                self.latest_replies, found = add_own_reply(self.latest_replies, found)
+        return found
 
     def forget(self) -> None:
         """Drop all prepared decisions."""
@@ -413,7 +413,7 @@ class FormerView(NamedTuple):
 class CustomerCache(CompiledCatalog):
     """LRU cache of customers, each by its newest view; and the compiled catalog."""
 
-    _former: dict[tuple[str, bool], FormerView] = _EMPTY
+    _former: dict[tuple[str, bool | GivenSubjects], FormerView] = _EMPTY
 
     def inherit(self, former: CustomerCache) -> None:
         """Keep what the cache of the plans file before knows of its customers: the store may be down.
@@ -421,7 +421,10 @@ class CustomerCache(CompiledCatalog):
         Their views are made when they are needed: making all of them would take seconds.
         """
         views = (*former.named.views(), *former._anonymous.views())
-        known = {(view.customer, view.anonymous): view.known for view in views}
+        known: dict[tuple[str, bool | GivenSubjects], FormerView] = {
+            (view.customer, view.anonymous if view.subjects is None else view.subjects.given): view.known
+            for view in (*former._of_subjects.views(), *views)
+        }
         others = former._former.items()
         self._former = {**dict(islice(others, max(0, self.customers_kept - len(known)))), **known}
 
@@ -481,7 +484,10 @@ class CustomerCache(CompiledCatalog):
         key = view.customer, given
         found = self._of_subjects.find(key)
         if found is None or found.base is not view:
+            former = self._former.pop(key, None) if found is None or found.is_deleted else found.known
             found = view.with_subjects(given)
+            if former is not None and former.rev == view.rev:
+                found.latest_replies = former.latest_replies
             self._of_subjects.put(key, found)
         return found
 
@@ -505,7 +511,7 @@ class CustomerCache(CompiledCatalog):
 
     def forget(self, customer: str) -> None:
         """Forget a deleted customer: its requests in flight settle nothing, the next is of a new one."""
-        self._former.pop((customer, False), None)
+        self._former = {key: known for key, known in self._former.items() if key[0] != customer}
         named = self.named.pop(customer)
         for view in (named, *self._of_subjects.views()):
             if view is not None and view.customer == customer:
