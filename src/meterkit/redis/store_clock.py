@@ -55,15 +55,19 @@ class StoreClock:
         """
         while True:
             with suppress(StoreError):
-                await self._measure(ask_time)
+                if not await self._measure(ask_time):
+                    continue
             await asyncio.sleep(_MEASURE_EVERY_S)
 
-    async def _measure(self, ask_time: Callable[[], Awaitable[Any]]) -> None:
+    async def _measure(self, ask_time: Callable[[], Awaitable[Any]]) -> bool:
+        """Measure the difference; whether the answer came soon enough to say anything."""
         asked_s, asked_at = self._host(), monotonic()
         readings = _parse_times(await ask_time())
         answered_s, answered_at = self._host(), monotonic()
+        if answered_at - asked_at > CLOCK_APART_S:
+            return False
         if not readings:
-            return
+            return True
         store_s = median_low(readings)
         # Where the reading lies between question and answer, there is no difference: the reply was slow.
         ahead_s = min(0.0, store_s - asked_s) or max(0.0, store_s - answered_s)
@@ -76,6 +80,7 @@ class StoreClock:
                 self._last[0] + asked_at - self._last[1] - store_s,
             )
         self._last = store_s, answered_at
+        return True
 
     def _log_difference(self) -> None:
         if not self.ahead_s:
