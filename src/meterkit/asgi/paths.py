@@ -78,7 +78,7 @@ def further_readings(path: str, raw: bytes | None, roots: Sequence[str]) -> list
 
 
 def _list_behind(path: str, root: str) -> list[str]:
-    """List what stands behind each root path within a path, but for one that the path begins with."""
+    """List what stands behind each root path within a path, except one that the path begins with."""
     found = path.split(root)[1:] if root else []
     whole = [root.join(found[place:]) for place in range(min(len(found), _ROOTS_MAX))]
     return [text for each in whole for text in (each, f"/{each.lstrip('/')}")]
