@@ -219,7 +219,7 @@ class AdmittedRequest(HoldOwner):
             llm: knows which figures are not read.
             recorded: what the app has recorded itself.
         """
-        route, scope = self._route, self._scope
+        route = self._route
         if llm.reports.overflowed:
             self.warn("a request reports more model calls than meterkit distinguishes; the first count")
         if is_counting(self.decided[2]):
@@ -228,8 +228,8 @@ class AdmittedRequest(HoldOwner):
         path = llm.unread_figure
         is_known = route.usage_fields or not USAGE_METERS.isdisjoint(recorded or ())
         if llm.fetched is not None and not is_known:
-            warn_of_fetched(self._store, route, scope, llm.fetched)
-        if path is not None and scope["method"].upper() == "POST" and not is_known:
+            warn_of_fetched(self._store, route, self._scope, llm.fetched)
+        if path is not None and self._scope["method"].upper() == "POST" and not is_known:
             warn_of_unread(self._store, route, path)
 
     def check_meters(self, quantities: dict[str, int]) -> dict[str, int]:
