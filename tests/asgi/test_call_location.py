@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Final
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
+import meterkit
 from asgi.test_llm_money import give, spent
 from drivers.app import Served
 from drivers.delivery import until
@@ -22,6 +27,7 @@ credits:
 routes:
   - match: "POST /{path:path}"
     usage: auto
+    model: request
     reserve: {output_tokens: {from: max_tokens, default: 1000, ceiling: 2_000_000}}
 """
 TENTH_MORE: Final = Fraction(11, 10)
@@ -112,6 +118,64 @@ async def test_f_323_a_requested_location_counts_unless_answered(
     plain = await charged(store_url, "/chat", said, model=said["model"])
     found = await charged(store_url, "/chat", said, model=said["model"], inference_geo="us")
     assert found == factor * plain > 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "encode", "factor"),
+    [
+        ("x" * 1_100_000, bytes, 1 + TENTH_MORE),
+        ("," * 20_000, bytes, 1 + TENTH_MORE),
+        ("x" * 1_100_000, gzip.compress, 2 * TENTH_MORE),  # What cannot be read may ask for any location.
+    ],
+    ids=["large", "dense", "coded"],
+)
+async def test_f_323_a_location_counts_in_a_body_beyond_bounds(
+    prompt: str, encode: Callable[[bytes], bytes], factor: Fraction, store_url: str
+) -> None:
+    said, plans = of_openai("anthropic/claude-opus-5"), PLANS.replace(", unknown_model: deny", "")
+    asked = {"messages": prompt, "model": said["model"], "max_tokens": 100_000}
+    headers = {"content-encoding": "gzip"} if encode is gzip.compress else {}
+    everywhere = await charged(store_url, "/chat", said, plans=plans, model=said["model"])
+    async with metered(answering([compact(said)], "application/json"), store_url, plans=plans) as at:
+        await give(at, 10_000)
+        for place in ("global", "us"):
+            body = encode(compact(asked | {"inference_geo": place}))
+            answer = await at.client.post("/chat", content=body, headers=headers)
+            assert answer.status_code == 200
+        await until(lambda: not any(lane.unsettled for lane in at.kit.store.lanes.values()))
+        assert await spent(at) == everywhere * factor > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/chat", {"inference_geo": "us"}),
+        ("/v1/projects/p/locations/eu/endpoints/openapi/chat/completions", {}),
+    ],
+)
+async def test_f_323_late_usage_has_the_location_of_its_request(
+    path: str, asked: dict[str, Any], store_url: str
+) -> None:
+    said, over, tasks = of_openai("anthropic/claude-opus-5"), asyncio.Event(), list[asyncio.Task[None]]()
+
+    async def report() -> None:
+        await over.wait()
+        meterkit.record_usage(said)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = "/"  # As some routers do.
+        tasks.append(asyncio.create_task(report()))
+        await answering([b"{}"], "application/json")(scope, receive, send)
+
+    everywhere = await charged(store_url, "/chat", said, model=said["model"])
+    async with metered(app, store_url, plans=PLANS) as at:
+        await give(at, 100)
+        given = {"max_tokens": 1_000, "messages": "x" * 100_000, "model": said["model"]}
+        assert await ask(at, path, given | asked) == 200
+        over.set()
+        await asyncio.gather(*tasks)
+        await until(lambda: not any(lane.unsettled for lane in at.kit.store.lanes.values()))
+        assert await spent(at) == TENTH_MORE * everywhere > 0
 
 
 @pytest.mark.parametrize("path", ["/model/claude-opus-5/invoke", "/locations/paris/endpoints/chat"])

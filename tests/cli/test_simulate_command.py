@@ -69,8 +69,8 @@ async def log_of(server: Server, directory: Path) -> Shell:
             await kit.record(customer, "words", words)
             await kit.record(customer, "calls", 10)
         await kit.grants.add("bob", {"words": 5}, grant_id="gift")
-    at_ms = int(NOW.timestamp() * 1000)
-    insert_rows(f"sqlite:///{directory}/audit.db", [AuditRow("x/1", "", "deleted", "gone", None, at_ms + 1)])
+        await drain_all(kit, f"sqlite:///{directory}/audit.db")
+        await kit.customers.delete("gone")
     (directory / "next.yaml").write_text(NEXT)
     return shell_of(server, directory)
 

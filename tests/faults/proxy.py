@@ -32,14 +32,14 @@ class TcpProxy:
     - ``cut``: requests go through; of the next reply ``cut_after`` bytes come back, then it closes.
 
     ``requests`` counts the bytes that were forwarded. With ``tls``, its own clients come with TLS.
-    ``time_ahead_s`` is added to the server's ``TIME``.
+    ``time_ahead_s`` is added to the server's ``TIME``; ``times`` counts these replies.
     """
 
     def __init__(self, target_port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self.port = 0
         self._tls = tls
         self.accepted = 0
-        self.requests = self.time_ahead_s = 0
+        self.requests = self.time_ahead_s = self.times = 0
         self._target_port = target_port
         self._mode: Mode = "pass"
         self._delay_s = 0.0
@@ -151,7 +151,8 @@ class TcpProxy:
             elif self._mode == "delay":
                 await asyncio.sleep(self._delay_s)
             if is_reply and self.time_ahead_s:
-                chunk = _TIME.sub(lambda time: b"%d" % (int(time[0]) + self.time_ahead_s), chunk)
+                chunk, found = _TIME.subn(lambda time: b"%d" % (int(time[0]) + self.time_ahead_s), chunk)
+                self.times += found
             writer.write(chunk)
             await writer.drain()
 

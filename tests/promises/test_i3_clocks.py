@@ -35,6 +35,8 @@ plans:
       open: {{concurrency: 1, included: 3, overage: deny}}
 """
 
+CUSTOMERS: Final = ("acme", "bolt", "core", "dune", "echo")
+
 
 @pytest.fixture
 async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
@@ -179,6 +181,52 @@ async def test_a_stores_clock_that_differs_and_is_set_back_is_logged(
         assert abs(kit.store.now_ms() / 1000 - datetime.now(UTC).timestamp()) < 60
     assert caplog.text.count("this host's clock is") == 1
     assert caplog.text.count("went back by") == 2
+
+
+async def test_i3_the_stores_clock_stays_known_over_an_outage(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A host's clock that is ahead was right again by as much as the outage had lasted.
+    monkeypatch.setattr("meterkit.redis.store_clock._MEASURE_EVERY_S", 0.02)
+    monkeypatch.setattr("meterkit.redis.store_clock.CLOCK_APART_S", 0.2)
+    proxy.time_ahead_s = -900
+    async with kit_at(proxy.url) as kit:
+
+        def off_s() -> float:
+            return kit.store.now_ms() / 1000 + 900 - datetime.now(UTC).timestamp()
+
+        await eventually(lambda: off_s() < 0.25)
+        await proxy.set("refuse")
+        await anyio.sleep(0.5)  # So long the outage lasts, and longer if it likes.
+        monkeypatch.setattr("meterkit.redis.store_clock._MEASURE_EVERY_S", 600)
+        before = proxy.times
+        await proxy.set("pass")
+        await eventually(lambda: proxy.times > before)
+        await kit.consume("acme", "requests")
+        assert off_s() < 0.25
+
+
+async def test_i11_a_queue_that_cannot_be_spooled_stops_no_other(
+    proxy: TcpProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The others were never looked at again, and lost by a kill.
+    once = pytest.MonkeyPatch()
+
+    def fail(*_: object) -> None:
+        once.undo()
+        raise MemoryError
+
+    monkeypatch.setattr("meterkit.redis.settlement_queue._SPILL_AFTER_S", 0.05)
+    async with kit_at(proxy.url, spool_dir=tmp_path, store_timeout=60.0) as kit:
+        proxy.replies.clear()
+        once.setattr("meterkit.redis.settlement_queue.SentRecord", fail)
+        for customer in CUSTOMERS:  # Of several shards.
+            settle(kit, customer, tokens=1)
+        await eventually(lambda: len([*tmp_path.glob("*.spool")]) == 1)
+        proxy.replies.set()
+        await settled(kit)
+        assert [await used(kit, customer, "tokens") for customer in CUSTOMERS] == [(1, 0)] * len(CUSTOMERS)
+    assert "settlements could not be spooled" in caplog.text
 
 
 async def test_i11_what_a_connected_store_does_not_apply_is_spooled(

@@ -35,7 +35,7 @@ NAMES: Final = (
 )
 SKEWS: Final = (-3_600_000, 3_600_000)
 
-_CLOCK: Final = "return tonumber(caller_ms)"
+_CLOCK: Final = "tonumber(caller_ms)"
 _SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "compare", "turns", "items")
 # A script that went on for ever would take the server with it.
 _GO: Final = """

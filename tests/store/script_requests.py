@@ -528,7 +528,7 @@ def view_of(known: CustomerView) -> View:
     )
 
 
-_CLOCK: Final = "return tonumber(caller_ms)"
+_CLOCK: Final = "tonumber(caller_ms)"
 _DIMENSIONS: Final[tuple[Mapping[str, str], ...]] = (
     *(
         {},

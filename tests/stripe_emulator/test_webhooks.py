@@ -63,12 +63,17 @@ def ready(*codes: int, **options: Any) -> tuple[StripeEmulator, Receiver, Clock,
 async def test_an_event_that_is_not_accepted_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The terminal of the emulator showed nothing of an app that refused everything."""
     emulator = StripeEmulator()
+    caplog.set_level("WARNING", logger="stripe_emulator")
+
+    def lines() -> list[str]:
+        return [said.getMessage() for said in caplog.records if said.name == "stripe_emulator"]
+
     async with emulator.serve() as url:
         emulator.add_endpoint(f"{url}/v1/events")
         emulator.emit("invoice.paid", {"id": "in_1"})
-        await until(lambda: bool(caplog.messages))
+        await until(lambda: bool(lines()))
     (event,) = emulator.webhook_events
-    (line,) = caplog.messages
+    (line,) = lines()
     refused_by = f"webhook invoice.paid ({event.id}) was not accepted by {url}/v1/events: HTTP 404 "
     assert line.startswith(refused_by)
     assert "Unrecognized request URL" in line

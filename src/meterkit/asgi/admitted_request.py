@@ -77,7 +77,8 @@ class AdmittedRequest(HoldOwner):
     Attributes:
         decision: the decision; None until its details are read.
         limit_fields: writes the limit fields of the response, or None.
-        decided: method and path, as the router's key has them; to be set before the app is called.
+        decided: method and path, as the router's key has them; to be set before the app is called. Routers of
+            the app may change the path in the scope.
         server_receive: the server's receive, to be set likewise.
         refuser: answers what the app itself refuses; to be set likewise.
 
@@ -218,17 +219,17 @@ class AdmittedRequest(HoldOwner):
             llm: knows which figures are not read.
             recorded: what the app has recorded itself.
         """
-        route, scope = self._route, self._scope
+        route = self._route
         if llm.reports.overflowed:
             self.warn("a request reports more model calls than meterkit distinguishes; the first count")
-        if is_counting(scope["path"]):
+        if is_counting(self.decided[2]):
             return
         self.warn_of_lost(calls)
         path = llm.unread_figure
         is_known = route.usage_fields or not USAGE_METERS.isdisjoint(recorded or ())
         if llm.fetched is not None and not is_known:
-            warn_of_fetched(self._store, route, scope, llm.fetched)
-        if path is not None and scope["method"].upper() == "POST" and not is_known:
+            warn_of_fetched(self._store, route, self._scope, llm.fetched)
+        if path is not None and self._scope["method"].upper() == "POST" and not is_known:
             warn_of_unread(self._store, route, path)
 
     def check_meters(self, quantities: dict[str, int]) -> dict[str, int]:
@@ -364,7 +365,7 @@ class AdmittedRequest(HoldOwner):
         """Models that a call of the request may be of; empty: not known."""
         request: KeptRequest | None = getattr(self, "_request", None)
         if request is None:
-            request = KeptRequest(self._scope, self.server_receive)
+            request = KeptRequest({**self._scope, "path": self.decided[2]}, self.server_receive)
         return called_models(self._route, request.models())
 
     def _requested_location(self) -> str | None:
@@ -373,4 +374,4 @@ class AdmittedRequest(HoldOwner):
 
     def _name_calls(self, calls: Sequence[CallUsage]) -> Sequence[CallUsage]:
         named = name_calls(calls, self._requested_models, self._route.provider, self._view.cache)
-        return locate_calls(named, self._scope["path"], self._requested_location)
+        return locate_calls(named, self.decided[2], self._requested_location)

@@ -6,8 +6,14 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_location import WAY, location_of_path
+from meterkit.tokens.call_location import (
+    JsonLocation,
+    location_of_body,
+    location_of_path,
+    location_of_text,
+)
 from meterkit.tokens.llm_request import WAYS_OF_HEADERS, read_request
+from meterkit.tokens.published_factors import REGIONAL
 from meterkit.tokens.requested_model import (
     JsonModels,
     RequestHead,
@@ -156,10 +162,15 @@ KEPT_BYTES_MAX: Final = 1 << 20
 _LATE_BYTES_MAX: Final = 64 << 10
 
 
-def head_of(scope: Scope) -> RequestHead:
-    """Collect the parts of a request's head that may name its model."""
+def head_of(scope: Scope, path: str | None = None) -> RequestHead:
+    """Collect the parts of a request's head that may name its model.
+
+    Args:
+        scope: the request's.
+        path: the request's, if routers of the app may have changed the one in its scope.
+    """
     kinds = b",".join(header_of(scope, b"content-type"))
-    return RequestHead(scope["path"], scope.get("query_string", b""), kinds)
+    return RequestHead(scope["path"] if path is None else path, scope.get("query_string", b""), kinds)
 
 
 def ways_of(scope: Scope) -> Sequence[tuple[str, str]]:
@@ -184,17 +195,32 @@ class KeptRequest:
         body: which was read before; None: none was.
     """
 
-    __slots__ = ("_body", "_buffered", "_is_searched", "_named", "_receive", "_rest", "_scope", "_size")
+    __slots__ = (
+        "_body",
+        "_buffered",
+        "_located",
+        "_named",
+        "_path",
+        "_receive",
+        "_rest",
+        "_rest_location",
+        "_scope",
+        "_size",
+    )
+
+    # Unset until they are needed: a request pays for each field that it sets.
+    _rest_location: JsonLocation | None
+    _located: tuple[int, str | None]  # By so many bytes of the body.
+    _named: tuple[str, ...]  # By the body that is no longer kept.
 
     def __init__(self, scope: Scope, receive: Receive, body: BufferedBody | None = None) -> None:
         self._scope = scope
+        self._path: str = scope["path"]
         self._receive = receive
         self._buffered = body
         self._body: bytearray | None = bytearray()
         self._size = 0
-        self._rest: Sequence[BodyModels] = ()
-        self._is_searched = False
-        self._named: tuple[str, ...] = ()  # By the body that is no longer kept.
+        self._rest: Sequence[BodyModels] | None = None  # None: the part that is not kept is not searched yet.
 
     async def receive(self) -> Message:
         """Receive the next message unchanged."""
@@ -216,16 +242,21 @@ class KeptRequest:
 
     def _search(self, rest: bytes) -> None:
         """Search the part that is not kept for the model."""
-        if not self._is_searched:
-            self._is_searched = True
+        if self._rest is None:
+            self._rest, self._rest_location = (), None
             if header_of(self._scope, b"content-encoding"):
                 return  # Its pieces cannot be read.
-            kind, head = head_of(self._scope).content_type, self.head()[0]
+            kind, head = self.content_type, self.head()[0]
             self._rest = form_readers(kind, head) if is_form(kind) else [JsonModels()]
-            for reader in self._rest:
-                reader.feed(head)
-        for reader in self._rest:
-            reader.feed(rest)
+            self._rest_location = None if is_form(kind) else JsonLocation()
+            self._feed(head)
+        self._feed(rest)
+
+    def _feed(self, piece: bytes) -> None:
+        for reader in self._rest or ():
+            reader.feed(piece)
+        if self._rest_location is not None:
+            self._rest_location.feed(piece)
 
     def head(self) -> tuple[bytes, int]:
         """Return the beginning of the body, and the size of the whole."""
@@ -248,7 +279,7 @@ class KeptRequest:
 
         One of them is the empty text where JSON could only be searched: it may name another model.
         """
-        head = head_of(self._scope)
+        head = head_of(self._scope, self._path)
         if self._body is None:
             return requested_models(head, self._named)
         body, size = self.head()
@@ -261,15 +292,25 @@ class KeptRequest:
 
     def location(self) -> str | None:
         """The location that the body asks for, such as ``us``; None: it asks for none."""
-        body, size = self.content()
-        asked = read_request(body) if size <= len(body) else None
-        named = [] if asked is None else [value for way, value in asked.context or () if way == WAY]
-        return next((value for value in named if value != "global"), None)
+        known: tuple[int, str | None] | None = getattr(self, "_located", None)
+        if known is None or (self._body is not None and known[0] != self._size):
+            known = self._located = self._size, self._find_location()
+        return known[1]
+
+    def _find_location(self) -> str | None:
+        if self._rest is not None and self._rest_location is not None:
+            return self._rest_location.found
+        head, size = self.head()
+        body, size, is_whole = decode_body(self._scope, head, size, ended=size <= len(head))
+        if head and not (body or is_whole):
+            return REGIONAL[1]  # It cannot be read, and may ask for any.
+        asked = read_request(body) if is_whole else None
+        return location_of_text(body) if asked is None else location_of_body(asked)
 
     def _search_models(self, head: RequestHead, body: bytes, known: Sequence[str]) -> tuple[str, ...]:
         """Search a body that cannot be parsed for models, and add the known ones."""
         of_form = is_form(head.content_type)
-        found = [name for reader in self._rest for name in reader.models()]
+        found = [name for reader in self._rest or () for name in reader.models()]
         if not (self._rest or of_form):
             found += models_in_text(body)
         named = names_of((*known, *found))
@@ -277,10 +318,11 @@ class KeptRequest:
         return named if is_certain else (*named, "")
 
     def release(self) -> None:
-        """Drop a large body after the response, but its models: the app may still report usage."""
+        """Drop a large body after the response, but what it names: the app may still report usage."""
         if self._body is not None and self._size > _LATE_BYTES_MAX:
-            head, kept = head_of(self._scope), self.head()[0]
+            head, kept = head_of(self._scope, self._path), self.head()[0]
             kind = head.content_type
             of_form = models_of_form(kind, kept) if is_form(kind) else ()
             self._named = self._search_models(head, kept, of_form)
-            self._body, self._buffered, self._rest = None, None, ()
+            self.location()
+            self._body, self._buffered, self._rest, self._rest_location = None, None, (), None

@@ -132,7 +132,7 @@ class WebSocketExchange(Exchange):
         if session is not None and session.current is not None:
             return (session.current,)
         asked = () if session is None else session.asked
-        of_url = requested_models(head_of(self._scope), ())
+        of_url = requested_models(head_of(self._scope, self.decided[2]), ())
         return called_models(self._route, tuple(dict.fromkeys((*asked, *of_url))))
 
     async def _decided_message(self) -> Message:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_log = logging.getLogger("meterkit.store")
 
 
 class WatchedQueue(Protocol):
@@ -36,4 +39,11 @@ class OverdueTimer:
     def _run(self) -> None:
         queues, self._queues = self._queues, []
         for queue in queues:
-            queue.spill_if_overdue()
+            try:
+                queue.spill_if_overdue()
+            except Exception as error:  # noqa: BLE001 - one queue stops no other
+                # The others are watched no more: each spools now, or not at all.
+                _log.exception(
+                    "settlements could not be spooled, those of other shards are: %r; please report this",
+                    error,
+                )

@@ -55,7 +55,9 @@ _INCLUDES: Final = re.compile(r"(?:^--include \w+\n)+", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^--include (\w+)\n", re.MULTILINE)
 _CONSTANT: Final = re.compile(r"^local ([A-Z_]+) = (\S+)", re.MULTILINE)
 _NAME: Final = re.compile(r"\b[A-Z][A-Z_]+\b")
-_CALLERS_CLOCK: Final = "local function server_ms(caller_ms)\n  return tonumber(caller_ms)\nend\n"
+_CALLERS_CLOCK: Final = (
+    "local function server_ms(caller_ms)\n  return math.max(0, tonumber(caller_ms))\nend\n"
+)
 
 
 @dataclass(frozen=True, slots=True)

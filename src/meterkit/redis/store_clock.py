@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 CLOCK_APART_S: Final = 5.0
 """A larger difference between clocks is corrected, logged, and a finding of ``meterkit doctor``."""
-_STEP_BACK_S: Final = 1.0
-"""The store's clock went back if it is behind by more than this; see CLOCK_JITTER_MS of the scripts."""
+CLOCK_JITTER_MS: Final = 1000
+"""The store's clock went back if it is behind by more than this; the scripts have it, too (constants.lua)."""
 _MEASURE_EVERY_S: Final = 10.0
 _log = logging.getLogger("meterkit.store")
 
@@ -55,27 +55,35 @@ class StoreClock:
         """
         while True:
             with suppress(StoreError):
-                await self._measure(ask_time)
+                if not await self._measure(ask_time):
+                    continue
             await asyncio.sleep(_MEASURE_EVERY_S)
 
-    async def _measure(self, ask_time: Callable[[], Awaitable[Any]]) -> None:
+    async def _measure(self, ask_time: Callable[[], Awaitable[Any]]) -> bool:
+        """Measure the difference; whether the answer came soon enough to say anything."""
         asked_s, asked_at = self._host(), monotonic()
         readings = _parse_times(await ask_time())
         answered_s, answered_at = self._host(), monotonic()
+        if answered_at - asked_at > CLOCK_APART_S:
+            return False
         if not readings:
-            return
+            return True
         store_s = median_low(readings)
         # Where the reading lies between question and answer, there is no difference: the reply was slow.
         ahead_s = min(0.0, store_s - asked_s) or max(0.0, store_s - answered_s)
         self.ahead_s = ahead_s if abs(ahead_s) > CLOCK_APART_S else 0.0
         self._log_difference()
-        if self._last is not None and self._last[0] + asked_at - self._last[1] - store_s > _STEP_BACK_S:
+        if (
+            self._last is not None
+            and self._last[0] + asked_at - self._last[1] - store_s > CLOCK_JITTER_MS / 1000
+        ):
             _log.warning(
                 "the store's clock went back by %.0f s: rate windows of customers restart, so each may admit"
                 " one window's quantity more; synchronize the store's host by NTP",
                 self._last[0] + asked_at - self._last[1] - store_s,
             )
         self._last = store_s, answered_at
+        return True
 
     def _log_difference(self) -> None:
         if not self.ahead_s:

@@ -31,6 +31,7 @@ from meterkit.decisions.price_segments import (
 )
 from meterkit.decisions.stored_grants import GrantBalance, read_funds, rolled_over
 from meterkit.decisions.subscription_periods import is_provisional
+from meterkit.redis.store_clock import CLOCK_JITTER_MS
 from meterkit.store.event_names import ReportedMeter
 
 if TYPE_CHECKING:
@@ -447,8 +448,6 @@ def _compute_remaining(
 
 # Stored counts.
 
-CLOCK_JITTER_MS: Final = 1000
-"""Time stands still for a customer while the store's clock is back by at most this; see confirm_view.lua."""
 _PERIOD_MIN_MS: Final = 120_000  # Deliveries of a period need two different minutes.
 # Class of usage by the name of its total in a closed period; see close_period.lua.
 _CLOSED: Final = {
@@ -491,6 +490,7 @@ class CountsView:
             ends = min(ends, max(start_ms, stamped_ms + _PERIOD_MIN_MS))
         self.start_ms = max(start_ms, ends) if self._over else began
         self.end_ms = end_ms
+        # Like confirm_view.lua: time stands still for a customer while the clock is back by a moment.
         self.now_ms = head.seen_ms if 0 <= head.seen_ms - now_ms <= CLOCK_JITTER_MS else now_ms
 
     def go_back(self, at_ms: int, grid: Bounds) -> bool:

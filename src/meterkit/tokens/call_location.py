@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.published_factors import REGIONAL
-from meterkit.tokens.requested_model import models_of_path
+from meterkit.tokens.requested_model import JSON_EDGE_BYTES, json_text, member_pattern, models_of_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.llm_request import LlmRequest
 
 WAY: Final = REGIONAL[0]
 """The way of processing that says where a call runs."""
@@ -30,6 +31,47 @@ _BEDROCK: Final = ("aws", "aws.bedrock")
 _ANTHROPIC: Final = "anthropic"
 _ITS_MODELS: Final = "claude"
 _UNSEEN: Final = ("missing", "estimated")
+_IN_JSON: Final = member_pattern(WAY)
+
+
+class JsonLocation:
+    """Finds the location that JSON asks for which is too large or too dense to be parsed.
+
+    Attributes:
+        found: by now, such as ``us``; None: none.
+    """
+
+    __slots__ = ("_edge", "found")
+
+    def __init__(self) -> None:
+        self._edge = b""
+        self.found: str | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        window = self._edge + data
+        self._edge = window[-JSON_EDGE_BYTES:]
+        if self.found is None:
+            self.found = _first_regional(json_text(written).lower() for written in _IN_JSON.findall(window))
+
+
+def location_of_text(body: bytes) -> str | None:
+    """The location that JSON seems to ask for; see :class:`JsonLocation`."""
+    reader = JsonLocation()
+    reader.feed(body)
+    return reader.found
+
+
+def location_of_body(asked: LlmRequest) -> str | None:
+    """The location that a request's JSON asks for, such as ``us``; None: it asks for none."""
+    context = asked.context
+    if context is None:
+        return REGIONAL[1]  # It may ask for any.
+    return _first_regional(value for way, value in context if way == WAY)
+
+
+def _first_regional(named: Iterable[str]) -> str | None:
+    return next((value for value in named if value != _GLOBAL), None)
 
 
 def location_of_path(path: str) -> tuple[str, str] | None:
@@ -54,18 +96,23 @@ def locate_calls(
 
     Args:
         calls: with their models.
-        path: of the request, decoded once.
-        requested: gives the location that the request's body asks for; called only where the shape of a
-            response has no place for it.
+        path: of the request, decoded once, as it was before the app's routers saw it.
+        requested: gives the location that the request's body asks for; called once, and only where the shape
+            of a response has no place for it.
     """
     if _MARKS.search(path) is not None:
         location, profiles = location_of_path(path), models_of_path(path)
         calls = [_name_profile(call, profiles) for call in calls]
         return calls if location is None else [_locate(call, location) for call in calls]
     for call in calls:
-        if _ITS_MODELS in (call.model or "") and _may_ask(call) and (value := requested()) is not None:
-            return [_locate(call, (WAY, value)) if _may_ask(call) else call for call in calls]
-    return calls
+        if _ITS_MODELS in (call.model or "") and _may_ask(call):
+            value = requested()
+            break
+    else:
+        return calls
+    if value is None:
+        return calls
+    return [_locate(call, (WAY, value)) if _may_ask(call) else call for call in calls]
 
 
 def _may_ask(call: CallUsage) -> bool:

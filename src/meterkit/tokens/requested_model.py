@@ -54,13 +54,20 @@ _PAIR: Final = re.compile(
     rf"(?:^|[&;?])({_encoded_pattern('model')}|{_encoded_pattern('deployment')})=([^&;]*)".encode(),
     re.IGNORECASE,
 )
-# JSON may escape any letter of a name.
-_MEMBER: Final = b"".join(
-    rb"(?:%c|\\u00%x(?:%x|%X))" % (ord(letter), ord(letter) >> 4, ord(letter) & 15, ord(letter) & 15)
-    for letter in "model"
-)
-_IN_JSON: Final = re.compile(rb'"' + _MEMBER + rb'"\s*:\s*("(?:[^"\\]|\\.){1,1024}")')
-_JSON_EDGE_BYTES: Final = 1_100
+
+
+def member_pattern(name: str) -> re.Pattern[bytes]:
+    """A pattern for a member of JSON whose value is a text; JSON may escape any letter of the name."""
+    member = b"".join(
+        rb"(?:%c|\\u00%x(?:%x|%X))" % (ord(letter), ord(letter) >> 4, ord(letter) & 15, ord(letter) & 15)
+        for letter in name
+    )
+    return re.compile(rb'"' + member + rb'"\s*:\s*("(?:[^"\\]|\\.){1,1024}")')
+
+
+_IN_JSON: Final = member_pattern("model")
+JSON_EDGE_BYTES: Final = 1_100
+"""A member that is longer than this is not found where pieces of a body meet."""
 _BOUNDARY: Final = re.compile(rb"boundary\s*=\s*(?:\"([^\"]+)\"|([^;,\s\"]+))", re.IGNORECASE)
 _FIELD: Final = re.compile(rb"\bname\*?\s*=\s*(?:[\w-]*''|[\"'])?(model)(?![\w.-])", re.IGNORECASE)
 
@@ -188,7 +195,8 @@ class FormModels:
                 yield field[1].decode(), value[:_VALUE_BYTES_MAX].decode("utf-8", "replace")
 
 
-def _json_text(written: bytes) -> str:
+def json_text(written: bytes) -> str:
+    """The text that is written in JSON."""
     text = written.decode("utf-8", "replace")
     try:
         return str(json.loads(text))
@@ -209,10 +217,10 @@ class JsonModels:
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body."""
         window = self._edge + data
-        self._edge = window[-_JSON_EDGE_BYTES:]
+        self._edge = window[-JSON_EDGE_BYTES:]
         if b'"model"' in window or b"\\u006" in window:
             found: list[bytes] = _IN_JSON.findall(window)
-            self._written = list(names_of((*self._written, *map(_json_text, _first_and_last(found)))))
+            self._written = list(names_of((*self._written, *map(json_text, _first_and_last(found)))))
 
     def models(self) -> tuple[str, ...]:
         """The models that were found by now."""
