@@ -13,11 +13,12 @@ import re
 import socket
 import ssl
 from asyncio import wrap_future
+from collections.abc import Sized
 from functools import partial
 from ipaddress import ip_address
 from math import inf
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import MeterkitError, SettingsError, StoreError
@@ -244,8 +245,8 @@ async def _log_in(
     # All scripts are half a megabyte: far from the store they would take several round trips.
     reply = found.exception() or found.result()
     # Otherwise its user may not ask, or it answers what is none.
-    there = cast("list[Any]", reply) if isinstance(reply, list) else []
-    there = there if len(there) == len(scripts) else [0] * len(scripts)
+    is_answer = isinstance(reply, Sized) and len(reply) == len(scripts)
+    there: Any = reply if is_answer else [0] * len(scripts)
     missing = [script for script, is_there in zip(scripts, there, strict=True) if is_there != 1]
     await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in missing))
 
