@@ -213,6 +213,7 @@ DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 async def test_each_right_is_tried_before_the_store_is_used(valkey: Server, command: str) -> None:
     # F-1a: without ZADD 50 were recorded and pending, and never delivered.
     url = url_of_user(valkey, (name for name in DOCUMENTED if name != command))
+    valkey.command("SCRIPT", "FLUSH")  # Scripts that the server has are not loaded.
     with pytest.raises(SettingsError) as caught:
         await MeterKit(CATALOG, redis_url=url, flush=False).start()
     keys = "" if command in {"EVAL", "SCRIPT|LOAD"} else "~mk:* "
@@ -248,6 +249,7 @@ async def test_a_process_survives_a_lost_right(valkey: Server, caplog: pytest.Lo
     async with MeterKit(CATALOG, redis_url=url, flush=False, store_timeout=0.2) as kit:
         await kit.record("acme", "requests", 1)
         valkey.command("ACL", "SETUSER", "app", "-script|load")
+        valkey.command("SCRIPT", "FLUSH")  # Scripts that the server has are not loaded again.
         valkey.command("CLIENT", "KILL", "TYPE", "normal")
         await eventually(lambda: not lane_of(kit).connected)
         await kit.record("acme", "requests", 2)
