@@ -47,7 +47,7 @@ def counted(match: str) -> str:
 
 
 async def talk(_: WebSocket) -> None:
-    """A websocket that nobody opens."""
+    """A websocket that stays closed."""
 
 
 async def bare(_scope: Scope, _receive: Receive, _send: Send) -> None:

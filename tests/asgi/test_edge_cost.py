@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 PLANS: Final = Path(__file__).parents[2] / "benchmarks/plans"
 COST: Final = {
-    (3, 11): {"decide": 903, "settle": 1344, "hot decide": 750, "hot settle": 757, "stream": 14490},
+    (3, 11): {"decide": 884, "settle": 1330, "hot decide": 732, "hot settle": 739, "stream": 14490},
     (3, 12): {"decide": 841, "settle": 1254, "hot decide": 711, "hot settle": 717},
     (3, 13): {"decide": 832, "settle": 1253, "hot decide": 704, "hot settle": 710},
 }

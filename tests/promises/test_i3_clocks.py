@@ -1,4 +1,4 @@
-"""I3, I11: only the store's clock decides; one that is set back refuses nobody, and usage is kept."""
+"""I3, I11: only the store's clock decides; one that is set back refuses no customer, and usage is kept."""
 
 from __future__ import annotations
 

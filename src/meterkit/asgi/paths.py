@@ -62,14 +62,14 @@ def plain_reading(path: str) -> str:
     return _resolve_dots(_PARAMETERS.sub("", _list_decodings(path)[-1].replace("\\", "/")))
 
 
-def further_readings(path: str, raw: bytes | None, roots: Sequence[str]) -> list[str]:
+def partial_readings(path: str, raw: bytes | None, roots: Sequence[str]) -> list[str]:
     """List what some routers make of a path by a part of these steps, or by more.
 
     They take what stands behind the root path, wherever that is; drop scheme and host; cut at ``?``, ``#``
     and NUL; leave backslashes and parameters as they are, or decode once less.
     """
     texts = {path, raw_reading(path, raw)}
-    texts |= {behind for text in texts for root in roots for behind in _list_behind(text, root)}
+    texts |= {behind for text in texts for root in roots for behind in _list_rests(text, root)}
     texts |= {_HOST.sub("", text, count=1) for text in texts if _HOST.match(text)}
     decoded = {each for text in texts for each in _list_decodings(text)}
     slashed = {text for each in decoded for text in (each, each.replace("\\", "/"))}
@@ -77,7 +77,7 @@ def further_readings(path: str, raw: bytes | None, roots: Sequence[str]) -> list
     return sorted({_resolve_dots(each) for each in cut})
 
 
-def _list_behind(path: str, root: str) -> list[str]:
+def _list_rests(path: str, root: str) -> list[str]:
     """List the rests of a path behind each root path in it."""
     found = path.split(root)[1:] if root else []
     whole = [root.join(found[place:]) for place in range(min(len(found), _ROOTS_MAX))]

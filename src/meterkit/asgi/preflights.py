@@ -73,7 +73,7 @@ class Preflights:
             await send({**start, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return True
-        fields = of_layer if _ALLOW_ORIGIN in dict(of_layer) else self._own_fields(dict(scope["headers"]))
+        fields = of_layer if _ALLOW_ORIGIN in dict(of_layer) else self._allow_fields(dict(scope["headers"]))
         if _ALLOW_ORIGIN not in dict(fields):
             self._troubles.log_preflight(route, scope)
         await send({"type": "http.response.start", "status": HTTPStatus.NO_CONTENT.value, "headers": fields})
@@ -114,7 +114,7 @@ class Preflights:
             self._troubles.log_unasked(error)
         return start, body
 
-    def _own_fields(self, asked: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    def _allow_fields(self, asked: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         """Format the fields that allow the origins in ``cors``."""
         fields = [(b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")]
         origin = asked[b"origin"]

@@ -24,9 +24,9 @@ from meterkit.asgi.paths import (
     PATH_CHARS_MAX,
     LoosePattern,
     climbs,
-    further_readings,
     is_plain,
     may_lead_to,
+    partial_readings,
     plain_reading,
     raw_reading,
 )
@@ -181,7 +181,7 @@ class Router(dict[RequestKey, "Route | None"]):
         texts.setdefault(plain_reading(path), "plain")
         texts.pop(path, None)
         found += [PathLine(name, text, self._line_at(scope, text)) for text, name in texts.items()]
-        more = [text for text in further_readings(path, raw, roots) if text not in {path, *texts}]
+        more = [text for text in partial_readings(path, raw, roots) if text not in {path, *texts}]
         others = (PathLine("further", text, self._line_at(scope, text)) for text in more)
         return found + [one for one in others if _features_of(one.line)]
 
@@ -218,17 +218,17 @@ class Router(dict[RequestKey, "Route | None"]):
 
         def line_of(text: str) -> Route | None:
             """Find the line of a reading; a line that takes paths as sent keeps what it takes itself."""
-            is_kept = any(one.takes(self._paths(scope, text)) for one in kept)
+            is_kept = any(one.takes(self._list_paths(scope, text)) for one in kept)
             return line if is_kept else self._line_at(scope, text)
 
         for text in (raw_reading(path, raw), plain_reading(path)):
             other = line_of(text)
             if other is not None and other is not line and self._is_contested(line, other):
                 return True
-        known, further = _features_of(line), further_readings(path, raw, roots)
+        known, further = _features_of(line), partial_readings(path, raw, roots)
         if len(further) > READINGS_MAX or any(_features_of(line_of(text)) - known for text in further):
             return bool(enforced)
-        paths = self._paths(scope, path)
+        paths = self._list_paths(scope, path)
         return climbs(path) and any(
             not _features_of(one.route) <= known
             and (one.accepts(method) or not one.takes(paths))
@@ -241,22 +241,22 @@ class Router(dict[RequestKey, "Route | None"]):
         ranks = (self._strictness(line), self._strictness(other))
         return other.enforcement == "on" and min(ranks) != _SHADOWED and ranks != (_NO_LINE, _EXEMPT)
 
-    def _paths(self, scope: Scope, path: str) -> list[str]:
+    def _list_paths(self, scope: Scope, path: str) -> list[str]:
         return client_paths({**scope, "path": path}, root_path=self._root_path)
 
     def _line_at(self, scope: Scope, path: str) -> Route | None:
         """Find the strictest line of a path: as it is, and without regard to case and a slash at its end."""
         lines, method = self._lines_of(scope)
-        paths = self._paths(scope, path)
+        paths = self._list_paths(scope, path)
         line = self._first_line(lines, method, paths)
         loosely = self._first_line(lines, method, paths, end="")
-        found = self._stricter(line, loosely)
+        found = self._choose_stricter(line, loosely)
         if not any(one and one.path and not one.path.endswith(":path}") for one in (line, loosely)):
             # {key:path} may be empty: for some routers it takes the path without the slash before it, too.
-            found = self._stricter(found, self._first_line(lines, method, paths, end="/"))
+            found = self._choose_stricter(found, self._first_line(lines, method, paths, end="/"))
         if method != "WS" and scope["method"] != method:
             # Some frameworks run the handler of GET for "get", others that of no method.
-            found = self._stricter(found, self._first_line(lines, scope["method"], paths))
+            found = self._choose_stricter(found, self._first_line(lines, scope["method"], paths))
         return found
 
     def _first_line(
@@ -285,13 +285,13 @@ class Router(dict[RequestKey, "Route | None"]):
         if end is not None:
             exact = next((nth for nth, line in enumerate(accepting) if line.takes(paths)), len(accepting))
             for line in accepting[1 : exact + 1]:
-                route = self._stricter(route, line.route)
+                route = self._choose_stricter(route, line.route)
         longer = [path for path in paths if any(path != below and path.endswith(below) for below in paths)]
         routed = [path for path in paths if path not in longer]
         if found is None or takes(found, routed):
             return route
         within = [line for line in lines if not takes(line, longer)]
-        return self._stricter(route, self._first_line(within, method, routed, end=end))
+        return self._choose_stricter(route, self._first_line(within, method, routed, end=end))
 
     def _add_gates(
         self, found: CompiledLine | None, taking: Sequence[CompiledLine], method: str
@@ -316,9 +316,9 @@ class Router(dict[RequestKey, "Route | None"]):
         gates = [gate for gate in gates if gate.enforcement == "on"] or (
             gates if route is None or route.enforcement != "on" else []
         )
-        return self._combine(route, gates) if gates else route
+        return self._combine_lines(route, gates) if gates else route
 
-    def _stricter(self, line: Route | None, other: Route | None) -> Route | None:
+    def _choose_stricter(self, line: Route | None, other: Route | None) -> Route | None:
         """Return the stricter of two lines that a request may be of, with the features of both.
 
         Of two that count, the one that reads a message, the request or the response: nothing that it charges
@@ -329,7 +329,7 @@ class Router(dict[RequestKey, "Route | None"]):
         weaker, stricter = sorted((other, line), key=self._precedence, reverse=True)
         if stricter is None or weaker is None or weaker.feature is None or weaker.enforcement != "on":
             return stricter
-        return self._combine(stricter, [weaker]) if self._strictness(stricter) < _SHADOWED else stricter
+        return self._combine_lines(stricter, [weaker]) if self._strictness(stricter) < _SHADOWED else stricter
 
     def _precedence(self, line: Route | None) -> tuple[bool, bool, bool, int]:
         rank = self._strictness(line)
@@ -338,7 +338,7 @@ class Router(dict[RequestKey, "Route | None"]):
         )
         return rank >= _SHADOWED, line is None or line.mcp is None, not reads, rank
 
-    def _combine(self, route: Route | None, gates: Sequence[Route]) -> Route:
+    def _combine_lines(self, route: Route | None, gates: Sequence[Route]) -> Route:
         """Combine a line with the features of others, once: decisions are cached by the line's identity."""
         if len(self._gated) >= COMBINATIONS_MAX:  # A client can write paths between many gates.
             route, gates = None, [line.route for line in self._lines if line.route.feature is not None]

@@ -123,7 +123,7 @@ Match = tuple[str | None, str | None]
 """A method and a path template, as :func:`meterkit.catalog.match_lines.parse_match` gives them."""
 
 
-def further_methods(match: str, others: Iterable[str]) -> list[str]:
+def unnamed_methods(match: str, others: Iterable[str]) -> list[str]:
     """The usual methods of a line's path that no line names; the feature of the line holds for these, too.
 
     Args:

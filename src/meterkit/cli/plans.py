@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from meterkit.catalog import json_schema, load
-from meterkit.catalog.match_lines import WEBSOCKET, further_methods
+from meterkit.catalog.match_lines import WEBSOCKET, unnamed_methods
 from meterkit.cli.help_pages import command_group
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument, WrongUsageError, choice_option, plans_path
 from meterkit.cli.output import echo, print_json, print_note
@@ -70,7 +70,7 @@ def check(
         {
             "route": route.match,
             "feature": route.feature,
-            "methods": further_methods(route.match, found["routes"]),
+            "methods": unnamed_methods(route.match, found["routes"]),
         }
         for route in catalog.routes
         if route.feature is not None and route.method not in {None, WEBSOCKET} and route.mcp is None
