@@ -325,6 +325,17 @@ def test_what_is_cached_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(len(str(key)) for key in lines) < 1_000
 
 
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_past_a_bound_all_gates_hold(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client can write paths between many gates: each combination is kept for good."""
+    monkeypatch.setattr(route_matching, "COMBINATIONS_MAX", 0)
+    method = "WS " if kind == "websocket" else ""
+    lines = router(f"gate {method}/v1/chat", f"press {method}/v1/{{name}}")
+    line = lines.match({**target("/v1/CHAT"), "type": kind, "method": None if method else "POST"})
+    assert line is not None
+    assert {line.feature, *line.further_features} == {"full", "press"}
+
+
 TEMPLATES = (
     "/v1/a/{name}",
     "/v1/a/{name}/runs/{n:int}",

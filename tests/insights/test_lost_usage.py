@@ -26,5 +26,5 @@ async def test_f318_each_database_is_compared(store_url: str, audit_url: str) ->
         assert await compare_counters(store, database, until_ms) == CounterComparison(2, 0, False, [])
         await lose_all(at)
         found = await compare_counters(store, database, until_ms)
-    # What was used before the deletion is not lost.
+    # Usage before the deletion is not lost.
     assert sorted(found.lost) == [LostUsage("acme", "rows", 5), LostUsage("zeta", "rows", 2)]

@@ -151,7 +151,7 @@ asyncio.run(main())
 async def test_i3_a_host_whose_clock_is_wrong_decides_by_the_store(
     valkey: Server, ahead_s: int, said: str
 ) -> None:
-    # F-317: it decided without the store, and kept in memory what it was told.
+    # F-317: it decided without the store, and kept usage in memory only.
     plans = RATED.format(rate="5/minute").replace("rate: 5/minute, included: 1000", "included: 5")
     async with await anyio.open_process(
         [sys.executable, "-c", HOST, str(ahead_s), valkey.url, plans], stderr=None

@@ -341,7 +341,8 @@ class Router(dict[RequestKey, "Route | None"]):
     def _combine_lines(self, route: Route | None, gates: Sequence[Route]) -> Route:
         """Combine a line with the features of others, once: decisions are cached by the line's identity."""
         if len(self._gated) >= COMBINATIONS_MAX:  # A client can write paths between many gates.
-            route, gates = None, [line.route for line in self._lines if line.route.feature is not None]
+            lines = (*self._lines, *self._websocket_lines)
+            route, gates = None, [line.route for line in lines if line.route.feature is not None]
         key = (id(route), *map(id, gates))
         if key not in self._gated:
             # A line in shadow refuses nothing: of it and an enforced gate the gate alone decides.
