@@ -477,7 +477,7 @@ def test_a_record_is_read_as_it_was_written(cache: CustomerCache, *, anonymous: 
     assert read_record(write_record(named, 1, AT_MS, None), cache).settlement.occurred_ms == AT_MS - 1000
 
 
-def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
+def test_a_spooled_record_keeps_holds_of_subjects() -> None:
     cache = Store(parse_redis_url("redis://127.0.0.1:6379/0"), loads(SUBJECTS)).cache
     view = cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
     decision = prepare_holding(view, {"words": 100, "calls": 2}, "d")
@@ -486,7 +486,6 @@ def test_a_spooled_record_keeps_holds_and_spend_of_subjects() -> None:
     assert found.view.subjects is not None
     assert (found.view.subjects.given, found.held) == ((("user", "u_7"), ("team", "größe")), settlement.held)
     assert (found.held.subjects["user"].spent, len(found.held.subjects["user"].rates)) == (100 * 30, 1)
-    assert found.spent == settlement.spent == {"user": 70 * 30}
 
 
 def test_i12_a_record_of_the_release_before_is_read(cache: CustomerCache) -> None:

@@ -220,9 +220,9 @@ def test_within_a_running_loop_it_says_what_to_do(store_url: str) -> None:
     asyncio.run(forgetful())
 
 
-def said_by(program: str, directory: Path, store_url: str) -> str:
+def said_by(program: str, directory: Path, store_url: str, plans: str = PLANS) -> str:
     """What a process says; it must end well, and say nothing on stderr."""
-    (directory / "plans.yaml").write_text(PLANS)
+    (directory / "plans.yaml").write_text(plans)
     begin = f"from meterkit import MeterKit\nkit = MeterKit(redis_url={store_url!r}, flush=False).sync()\n"
     warnings = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
     environ = {name: value for name, value in os.environ.items() if not name.startswith("METERKIT_")}

@@ -162,11 +162,11 @@ class Subjects:
         known = {kind: subject for kind, subject in self.given if kind in self.limits}
         return json.dumps(known, ensure_ascii=False, separators=(",", ":")) if known else ""
 
-    def price_units(self, quantities: Mapping[str, int], model: str | None) -> Fraction | None:
-        """Price of recorded units of a model in micro-units; None: no subject has a budget."""
-        if not any(limits.budget for limits in self.limits.values()):
-            return None
-        return cost_of(quantities, self._entitlements, self._catalog, model)
+    def price_units(self, quantities: Mapping[str, int], model: str | None) -> dict[str, Fraction]:
+        """Price of recorded units of a model in micro-units, by kind of the subjects with a budget."""
+        kinds = [kind for kind, limits in self.limits.items() if limits.budget is not None]
+        priced = quantities if kinds else {}
+        return dict.fromkeys(kinds, cost_of(priced, self._entitlements, self._catalog, model))
 
 
 NO_HOLDS: Final[Mapping[str, SubjectHold]] = {}

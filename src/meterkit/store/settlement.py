@@ -66,7 +66,8 @@ _NOTHING_TO_CORRECT: Final = RateCorrection()
 class Settlement:
     """Immutable change of a customer's counters, applied exactly once.
 
-    It is packed by the newest state when it is sent, and again if it is sent again.
+    It has quantities only. It is packed by the newest state when it is sent, and again if that was not the
+    store's: amounts of money follow from the state by which the store has applied it.
 
     Args:
         view: the customer.
@@ -77,14 +78,12 @@ class Settlement:
         occurred_ms: time of the usage, if the app gives it or it waited in the spool; None: now.
         rated_ms: past time at which rates count the usage; 0: now.
         mark: mark of an idempotency key, which excludes an event id; None: none.
-        spent: spend of the customer's subjects in micro-units, by kind; None: the price of the units.
         waiter: resolved when the store has acknowledged; None: no caller waits.
         keeps_shape: whether the view caches the shape.
         asks_revenue: whether to ask the store for the revenue.
 
     Attributes:
         revenue: revenue in micro-units of the currency; None: not asked, or no reply yet.
-        is_single: whether it must not be reused: it leaves a fraction of a micro-unit to the next one.
         spooled: cached end of its spool record; see :mod:`meterkit.store.spool_replay`.
     """
 
@@ -96,37 +95,24 @@ class Settlement:
     occurred_ms: int | None = None
     rated_ms: int = 0
     mark: RepeatMark | None = None
-    spent: Mapping[str, int] | None = None
     waiter: asyncio.Future[None] | None = None
     keeps_shape: bool = True
     asks_revenue: bool = False
     revenue: Fraction | None = field(default=None, init=False)
-    is_single: bool = field(default=False, init=False)
     spooled: bytes | None = field(default=None, init=False)
     _packed: tuple[CustomerView, tuple[bytes, bytes]] | None = field(default=None, init=False)
+    _spent: dict[str, tuple[Fraction, int]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         used = self.used
         if used.charged or used.costs or used.unpriced:
             self.used = round_charges(self.view, used)
-        if self.spent is None and self.view.subjects is not None:
-            self.spent = self._compute_spend(self.view.subjects)
 
-    def _compute_spend(self, subjects: Subjects) -> dict[str, int]:
-        """Price of the recorded units in whole micro-units, for each subject with a budget."""
-        recorded = dict(self.used.recorded)
-        for meter, quantity in self.used.recorded.items():
-            recorded |= dict.fromkeys(self._list_derived(meter), quantity)
-        cost = subjects.price_units(recorded, self.used.dimensions.get("model"))
-        if not cost:
-            return {}
-        self.is_single = cost.denominator > 1
-        remainders = self.view.cache.remainders
-        return {
-            kind: remainders.count_units(f"{self.customer}\0{kind}\0{subject}", SPEND, cost)
-            for kind, subject in subjects.given
-            if kind in subjects.limits and subjects.limits[kind].budget is not None
-        }
+    @property
+    def is_single(self) -> bool:
+        """Whether it must not be reused: it leaves a fraction of a micro-unit to the next one."""
+        subjects = self.view.subjects
+        return subjects is not None and any(cost.denominator > 1 for cost in self._price(subjects).values())
 
     @property
     def customer(self) -> str:
@@ -186,7 +172,7 @@ class Settlement:
             named: Any = {name: self.used.dimensions.get(name) for name in ("model", "provider")}
             left = price_quantities(used.rated, cache, **named, at_ms=self.occurred_ms)
             used = used._replace(charged=left.charged)
-        return replace(self, used=used, event=event, spent=None)
+        return replace(self, used=used, event=event)
 
     def split_unknown(self) -> tuple[Self, dict[str, int]]:
         """Split off the usage of meters that are no counters of the plans file, such as removed ones.
@@ -316,10 +302,28 @@ class Settlement:
             self.held,
             self.used,
             self.correction,
-            self.spent or {},
+            self._count_spend(view.subjects),
             rated_ms=self.rated_ms,
             passed_ms=passed_ms,
         )
+
+    def _price(self, subjects: Subjects) -> dict[str, Fraction]:
+        """Exact price of the recorded units in micro-units, by kind of the subjects with a budget."""
+        recorded = dict(self.used.recorded)
+        for meter, quantity in self.used.recorded.items():
+            recorded |= dict.fromkeys(self._list_derived(meter), quantity)
+        return subjects.price_units(recorded, self.used.dimensions.get("model"))
+
+    def _count_spend(self, subjects: Subjects) -> dict[str, int]:
+        """Price in whole micro-units; of one that an earlier state has priced, the difference is counted."""
+        due, spent, remainders = self._price(subjects), self._spent or {}, self.view.cache.remainders
+        for kind, subject in subjects.given:
+            cost, (priced, units) = due.get(kind, Fraction(0)), spent.get(kind, (0, 0))
+            if cost != priced:
+                name = f"{self.customer}\0{kind}\0{subject}"
+                spent[kind] = cost, units + remainders.count_units(name, SPEND, cost - priced)
+        self._spent = spent
+        return {kind: units for kind, (_, units) in spent.items()}
 
     def _pack_audit_lines(self, view: CustomerView, shape: SettlementShape) -> bytes:
         catalog, used = view.cache.catalog, self.used

@@ -94,7 +94,6 @@ def _dump_settlement(settlement: Settlement) -> bytes:
         if correction.reserved
         else None,
         "subjects": None if settlement.view.subjects is None else settlement.view.subjects.given,
-        "spent": dict(settlement.spent or {}),
         "held_of_subjects": serialize_holds(held.subjects),
         "event": None if event is None else event.key,
         "event_id": None if event is None else event.event_id,
@@ -131,7 +130,6 @@ def read_record(record: bytes, cache: CustomerCache) -> SpoolRecord:
         else HeldQuantities(held[0], tuple(held[1]), *held[2:])._replace(
             subjects=parse_holds(get("held_of_subjects", {}))
         ),
-        spent=get("spent", {}),
         used=UsedQuantities(
             *(get("recorded", {}), get("rated", {}), get("dimensions", {}), get("measured")),
             costs=get("costs", {}),
