@@ -114,7 +114,13 @@ def test_f_309_jobs_in_forks_are_spent(tmp_path: Path, store_url: str) -> None:
 
 def response(status: str, output_tokens: int = TOKENS, **more: Any) -> dict[str, Any]:
     usage = {"input_tokens": 1, "output_tokens": output_tokens, "total_tokens": output_tokens + 1}
-    told = {"id": "resp_1", "object": "response", "model": "gpt-5.6", "output": [], "status": status}
+    told: dict[str, Any] = {
+        "id": "resp_1",
+        "object": "response",
+        "model": "gpt-5.6",
+        "output": [],
+        "status": status,
+    }
     return {**told, "usage": usage if status == "completed" else None, **more}
 
 

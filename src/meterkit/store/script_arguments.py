@@ -165,7 +165,7 @@ class Subjects:
     def price_units(self, quantities: Mapping[str, int], model: str | None) -> dict[str, Fraction]:
         """Price of recorded units of a model in micro-units, by kind of the subjects with a budget."""
         kinds = [kind for kind, limits in self.limits.items() if limits.budget is not None]
-        priced = quantities if kinds else {}
+        priced = quantities if kinds else dict[str, int]()
         return dict.fromkeys(kinds, cost_of(priced, self._entitlements, self._catalog, model))
 
 

@@ -101,6 +101,7 @@ class Settlement:
     revenue: Fraction | None = field(default=None, init=False)
     spooled: bytes | None = field(default=None, init=False)
     _packed: tuple[CustomerView, tuple[bytes, bytes]] | None = field(default=None, init=False)
+    _priced: tuple[Subjects, dict[str, Fraction]] | None = field(default=None, init=False)
     _spent: dict[str, tuple[Fraction, int]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -309,19 +310,19 @@ class Settlement:
 
     def _price(self, subjects: Subjects) -> dict[str, Fraction]:
         """Exact price of the recorded units in micro-units, by kind of the subjects with a budget."""
-        recorded = dict(self.used.recorded)
-        for meter, quantity in self.used.recorded.items():
-            recorded |= dict.fromkeys(self._list_derived(meter), quantity)
-        return subjects.price_units(recorded, self.used.dimensions.get("model"))
+        if self._priced is None or self._priced[0] is not subjects:
+            given, model = self.used.recorded, self.used.dimensions.get("model")
+            derived = {name: given[meter] for meter in given for name in self._list_derived(meter)}
+            self._priced = subjects, subjects.price_units({**given, **derived}, model)
+        return self._priced[1]
 
     def _count_spend(self, subjects: Subjects) -> dict[str, int]:
         """Price in whole micro-units; of one that an earlier state has priced, the difference is counted."""
         due, spent, remainders = self._price(subjects), self._spent or {}, self.view.cache.remainders
         for kind, subject in subjects.given:
-            cost, (priced, units) = due.get(kind, Fraction(0)), spent.get(kind, (0, 0))
-            if cost != priced:
-                name = f"{self.customer}\0{kind}\0{subject}"
-                spent[kind] = cost, units + remainders.count_units(name, SPEND, cost - priced)
+            cost, (priced, units) = due.get(kind, Fraction(0)), spent.get(kind, (Fraction(0), 0))
+            name = f"{self.customer}\0{kind}\0{subject}"
+            spent[kind] = cost, units + remainders.count_units(name, SPEND, cost - priced)
         self._spent = spent
         return {kind: units for kind, (_, units) in spent.items()}
 
