@@ -101,7 +101,7 @@ def test_f_309_jobs_in_forks_are_spent(tmp_path: Path, store_url: str) -> None:
         import os
         kit.customers.set_plan('acme', 'pro')
         ana = {{'user': 'ana'}}
-        for _ in range(8):
+        for _ in range(3):
             if not os.fork():
                 kit.record('acme', 'pages', 1, subjects=ana)
                 os._exit(0)
@@ -109,7 +109,7 @@ def test_f_309_jobs_in_forks_are_spent(tmp_path: Path, store_url: str) -> None:
         (usage,) = kit.usage('acme', by='user')
         print(usage.spent_micros, kit.consume('acme', 'output_tokens', {CENT}, subjects=ana).allowed)
     """
-    assert said_by(program, tmp_path, store_url, completed(PLANS)) == f"{8 * PAGE} False\n"
+    assert said_by(program, tmp_path, store_url, completed(PLANS)) == f"{3 * PAGE} False\n"
 
 
 def response(status: str, output_tokens: int = TOKENS, **more: Any) -> dict[str, Any]:
