@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from drivers.plans import free_plan
 from drivers.sampled import whole
 from drivers.worker_process import Unstarted
 from drivers.workers import started
@@ -15,25 +16,23 @@ from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters: {requests: {unit: request}, pages: {unit: page}}
+PLANS = free_plan(
+    "{requests: {unit: request}, pages: {unit: page}}",
+    "{pages: {included: 10, overage: deny}}",
+    """
 features: [exports]
 routes:
   - {match: "GET /exports", feature: exports, consume: {requests: 1}}
   - {match: "GET /pages", consume: {pages: 1}}
   - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {pages: {included: 10, overage: deny}}
-"""
+""",
+)
 
 
-@pytest.mark.parametrize("blocked_s", [0.0, 0.3])
-@pytest.mark.parametrize("times", [100, whole(1000)])
+@pytest.mark.dear("two processes: each is fresh once")
+@pytest.mark.parametrize(
+    ("times", "blocked_s"), [(100, 0.3), whole(100, 0.0), whole(1000, 0.0), whole(1000, 0.3)]
+)
 async def test_i3_a_fresh_process_opens_no_gate_and_no_balance(
     valkey: Server, times: int, blocked_s: float
 ) -> None:
