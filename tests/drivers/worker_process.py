@@ -263,6 +263,10 @@ class Unstarted(Serving):
     async def count_excess(self) -> None:
         await count_excess(self.kit)
 
+    async def stalls(self) -> int:
+        """How often the store did not answer in time."""
+        return sum(lane.opened for lane in self.kit.store.lanes.values())
+
     async def burst(self, customer: str, path: str, times: int, blocked_s: float) -> dict[int, int]:
         """Send requests at once; block the event loop while it connects to the store."""
 
