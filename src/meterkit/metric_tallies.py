@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from fractions import Fraction
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -29,6 +30,7 @@ class Tallies:
     Attributes:
         requests: (plan, outcome, reason) to their number; see :meth:`count_request`.
         degraded: requests that the store did not decide.
+        excess: units by meter that were admitted beyond limits while the store was down.
         durations: histogram of timed decisions, by :data:`BUCKETS_S`.
         duration_s: total duration of these.
         llm: (model, provider) to the exact cost of calls, and the charge to customers' balances, in
@@ -42,6 +44,7 @@ class Tallies:
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str, str], int] = {}
         self.degraded = 0
+        self.excess = Counter[str]()
         self.durations = [0] * (len(BUCKETS_S) + 1)
         self.duration_s = 0.0
         self.llm: dict[tuple[str, str], tuple[Fraction, Fraction]] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from functools import partial
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeAlias
 from weakref import WeakKeyDictionary
@@ -22,6 +21,7 @@ from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
+from meterkit.store.excess_units import ExcessUnits
 from meterkit.store.spool_file import reason_unusable
 from meterkit.store.store import Store
 
@@ -87,7 +87,7 @@ class LoopServer:
         self._tasks: dict[str, BackgroundTask] = {
             **tasks,
             "degraded": store.degraded.run,
-            "excess": partial(store.excess.run_for, store),
+            "excess": ExcessUnits(store).run,
             "unpriced": store.unpriced.run,
         }
         self._finish = finish

@@ -20,7 +20,10 @@ import pytest
 import meterkit
 from drivers.app import HEADERS
 from drivers.delivery import NOW
+from drivers.health_findings import looked_at
+from drivers.kit_parts import count_excess
 from drivers.llm_apps import answering, openai_stream
+from drivers.process_metrics import told
 from faults.proxy import TcpProxy
 from faults.refusals import Client, answer_ok, eventually, kit_at, metered, settled, used
 from meterkit import Caller, MeterKit, MeterMiddleware
@@ -221,7 +224,7 @@ async def test_f_312_what_the_state_refuses_uses_nothing_up(valkey: Server) -> N
         assert await store.get("free") == 200
         await store.begins()
         assert await store.statuses("free", 6, "/exports") == [403] * 6
-        assert not store.kit.store.fallback.pop_admitted()
+        assert not store.kit.store.fallback.pop_unchecked()
         assert await store.statuses("free", 6) == [200] * 5 + [429]
 
 
@@ -249,6 +252,22 @@ async def test_i3_who_was_out_of_credit_stays_refused(valkey: Server) -> None:
         assert headers["retry-after"] == healthy["retry-after"]
         store.clock.advance(timedelta(seconds=int(headers["retry-after"])))
         assert await store.get("full") == 200  # A new period has begun.
+
+
+@pytest.mark.parametrize(("plan", "served"), [("free", 5), ("bucket", 4), ("pro", 20)])
+async def test_i3_a_clock_that_jitters_restarts_no_window(valkey: Server, plan: str, served: int) -> None:
+    """A host's clock that went back over the end of a window admitted its quantity once more."""
+    async with outage(valkey, loads(PLANS.replace("included: 2", "included: 100"))) as store:
+        store.clock.advance(timedelta(seconds=60.1 - store.clock() % 60))
+        await store.kit.customers.set_plan("acme", plan)
+        assert await store.get("acme", "/billing/x") == 200
+        await store.begins()
+        assert await store.statuses("acme", served - 1) == [200] * (served - 1)
+        store.clock.advance(timedelta(seconds=-1))
+        assert await store.statuses("acme", 2) == [200, 429]
+        for seconds in (1, -1):
+            store.clock.advance(timedelta(seconds=seconds))
+            assert await store.get("acme") == 429
 
 
 LEFT_PLANS = """
@@ -321,8 +340,8 @@ async def test_f_312_an_error_of_the_fallback_loses_no_usage(
         assert "usage could not be counted in this process" in caplog.text
 
 
-async def test_f_312_excess_is_counted_beside_traffic_and_damage(
-    valkey: Server, caplog: pytest.LogCaptureFixture
+async def test_i3_excess_is_counted_beside_damage_and_shown(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One customer whose data is damaged, or usage on its way at each look, put the count off for good."""
 
@@ -330,10 +349,12 @@ async def test_f_312_excess_is_counted_beside_traffic_and_damage(
         meterkit.record(words=1)
         await answer_ok(scope, receive, send)
 
+    monkeypatch.setattr("meterkit.store.daily_counts._SEND_EVERY_S", 600)
     async with (
         outage(valkey, loads(LEFT_PLANS)) as store,
         kit_at(valkey.url, plans=loads(LEFT_PLANS), clock=store.clock) as other,
     ):
+        assert (await told(store.kit))["units_beyond_limits_total requests"] == 0
         for customer in ("acme", "bolt"):
             assert await store.get(customer) == 200
         await store.begins()
@@ -347,11 +368,16 @@ async def test_f_312_excess_is_counted_beside_traffic_and_damage(
         store.app = metered(store.kit, app)
         assert await store.get("cara", "/words") == 200
         assert store.lane.unsettled
-        counted = store.kit.store.excess
-        await counted.count(store.kit.store)
-        await counted.send()
-        assert await counted.read(1) == {"requests": 5}
+        await count_excess(store.kit)
+        await store.kit.store.degraded.send()
         assert "units of 'bolt' admitted without the store are not counted" in caplog.text
+        assert "units admitted beyond limits while the store was down: 5 requests" in caplog.text
+        assert (await told(store.kit))["units_beyond_limits_total requests"] == 5
+        shown, (finding,) = await looked_at(store.kit, "degraded")
+        assert shown == "1 minute without the store in 30 days; units admitted beyond limits: 5 requests"
+        assert finding.problem.endswith("counted today or yesterday (UTC): 5 requests")
+        store.clock.advance(timedelta(days=2))
+        assert await looked_at(store.kit, "degraded") == (shown, [])
 
 
 async def test_f_312_a_reply_counts_what_other_meters_had_used(valkey: Server) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 CHECKS = (
     *("server", "rights", "persistence", "durability", "eviction", "replication", "clock", "shards"),
-    *("scripts", "keys", "breaker"),
+    *("scripts", "keys", "breaker", "degraded"),
     *("pending", "intents", "items", "unlinked", "undelivered", "throughput", "links", "plans"),
     *("closes", "webhooks", "subscriptions", "messages", "audit", "spool"),
 )
@@ -80,7 +80,7 @@ def test_where_nothing_is_wrong_nothing_is_found(shell: Shell, sound: Server, st
         "METERKIT_STRIPE_API_BASE": stripe_url,
     }
     done = shell.run("doctor")
-    assert (0, "no findings in 26 checks\n", "") == (done.code, done.out, done.err)
+    assert (0, "no findings in 27 checks\n", "") == (done.code, done.out, done.err)
     told = shell.run("doctor", "--json").json
     assert ([], {}) == (told["findings"], told["not_looked_at"])
     assert tuple(told["looked_at"]) == (*CHECKS, "stripe")
@@ -162,7 +162,7 @@ async def test_another_number_of_shards(directory: Path, sound: Server) -> None:
     found = await examined(directory, sound.url)
     (finding,) = found.findings
     assert (finding.check, finding.cure) == ("shards", "set METERKIT_SHARDS=8")
-    assert set(found.not_looked_at) == {*CHECKS[-14:-1], "stripe"}
+    assert set(found.not_looked_at) == {*CHECKS[-15:-1], "stripe"}
     assert (await examined(directory, sound.url, shards=8)).findings == []
 
 

@@ -145,9 +145,9 @@ def test_f318_only_a_recent_restart_or_a_promotion_is_compared() -> None:
     promoted = {**old, "second_repl_offset": 12}
     master = {**old, "second_repl_offset": -1}
     assert find_interruption_ms([old, master], None, now_ms) is None
-    assert find_interruption_ms([old, new], None, now_ms) == now_ms - 3_600_000 + 60_000
+    assert find_interruption_ms([old, new], None, now_ms) == now_ms - 3_600_000 + 5_000
     assert find_interruption_ms([promoted], None, now_ms) == now_ms
-    assert find_interruption_ms([promoted], now_ms - DAY_MS, now_ms) == now_ms - DAY_MS + 60_000
+    assert find_interruption_ms([promoted], now_ms - DAY_MS, now_ms) == now_ms - DAY_MS + 5_000
     assert find_interruption_ms([promoted], now_ms - 36 * DAY_MS, now_ms) is None
 
 

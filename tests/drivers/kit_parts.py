@@ -7,6 +7,7 @@ from typing import Any
 from meterkit import MeterKit
 from meterkit.assembly import Parts
 from meterkit.serving import BackgroundTasks
+from meterkit.store.excess_units import ExcessUnits
 from meterkit.store.task_lease import StorageUpkeep
 
 __all__ = ["BackgroundTasks", "finish", "tasks_of"]
@@ -21,6 +22,18 @@ def tasks_of(kit: MeterKit) -> dict[str, Any]:
 async def finish(kit: MeterKit) -> None:
     """Wait for handlers, as the end of an event loop does."""
     await vars(Parts)["_finish"](kit)
+
+
+async def count_excess(kit: MeterKit) -> None:
+    """Count units that this process has admitted beyond limits, as its background task does."""
+    excess = ExcessUnits(kit.store)
+    await excess.collect()
+    await excess.send()
+
+
+async def excess_units(kit: MeterKit, meter: str) -> int:
+    """Units beyond limits that all processes have counted today."""
+    return (await ExcessUnits(kit.store).read(1))[meter]
 
 
 async def note_upkeep(kit: MeterKit) -> None:

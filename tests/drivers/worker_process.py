@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.delivery import PLANS, STRIPE_KEY, until
 from drivers.forked_command import die_at
+from drivers.kit_parts import count_excess
 from drivers.llm_apps import read_all
 from meterkit import Decision, MeterKit, MeterMiddleware, identify
 from meterkit.catalog import Catalog, loads
@@ -260,9 +261,11 @@ class Unstarted(Serving):
         return self
 
     async def count_excess(self) -> None:
-        store = self.kit.store
-        await store.excess.count(store)
-        await store.excess.send()
+        await count_excess(self.kit)
+
+    async def stalls(self) -> int:
+        """How often the store did not answer in time."""
+        return sum(lane.opened for lane in self.kit.store.lanes.values())
 
     async def burst(self, customer: str, path: str, times: int, blocked_s: float) -> dict[int, int]:
         """Send requests at once; block the event loop while it connects to the store."""

@@ -179,6 +179,7 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
             for kit in kits[2:]:  # Each finds the other's spool in the directory that they share.
                 async with kit:
                     pass
+            kits[0].store.tally().excess["requests"] += 3
             show(reader)
             async with kits[0], kits[2]:  # One has its store, and one has not.
                 with contextlib.suppress(StoreError):
@@ -201,6 +202,7 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     lines = said_by(program, tmp_path, plans=PLANS).splitlines()
     assert "meterkit.requests ['client_error', 'free', 'none'] 10" in lines
     assert "meterkit.requests.degraded [] 0" in lines
+    assert "meterkit.units.beyond_limits ['requests'] 3" in lines
     assert any(line.startswith("meterkit.decisions [] ") for line in lines)
     assert any(line.startswith("meterkit.decisions.duration [] 0.") for line in lines)
     lanes = ("store.breaker.open", "store.breaker.opened", "settlements.waiting", "settlements.lost")

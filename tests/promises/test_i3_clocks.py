@@ -13,6 +13,8 @@ import anyio
 import pytest
 
 from drivers.counters import put_head
+from drivers.plans import free_plan
+from drivers.sampled import whole
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, kit_at, settle, settled, used
 from meterkit import MeterKit
@@ -22,18 +24,16 @@ from servers.stores import Server
 
 pytestmark = [pytest.mark.anyio]
 
-RATED: Final = """
-schema: 1
-currency: usd
-default_plan: free
-meters: {{calls: {{unit: call}}, open: {{unit: stream}}}}
-plans:
-  free:
-    price: {{amount_cents: 0, interval: month}}
-    meters:
-      calls: {{rate: {rate}, included: 1000, overage: deny}}
-      open: {{concurrency: 1, included: 3, overage: deny}}
-"""
+INCLUDED: Final = "included: 1000, overage: deny"
+
+
+def rated_plans(limits: str) -> str:
+    """A plans file with limits of calls; one open stream at a time holds one of three."""
+    open_streams = "{concurrency: 1, included: 3, overage: deny}"
+    return free_plan(
+        "{calls: {unit: call}, open: {unit: stream}}", f"{{calls: {{{limits}}}, open: {open_streams}}}"
+    )
+
 
 CUSTOMERS: Final = ("acme", "bolt", "core", "dune", "echo")
 
@@ -51,7 +51,9 @@ def ahead() -> Clock:
 
 
 def rated(valkey: Server, clock: Clock, rate: str = "5/second") -> MeterKit:
-    return MeterKit(loads(RATED.format(rate=rate)), redis_url=valkey.url, shards=1, clock=clock)
+    return MeterKit(
+        loads(rated_plans(f"rate: {rate}, {INCLUDED}")), redis_url=valkey.url, shards=1, clock=clock
+    )
 
 
 async def admitted(kit: MeterKit) -> int:
@@ -147,12 +149,12 @@ asyncio.run(main())
 
 
 @pytest.mark.dear("a host with a clock of its own is a process of its own")
-@pytest.mark.parametrize(("ahead_s", "said"), [(3600, "3600 s ahead of"), (-7200, "7200 s behind")])
+@pytest.mark.parametrize(("ahead_s", "said"), [(3600, "3600 s ahead of"), whole(-7200, "7200 s behind")])
 async def test_i3_a_host_whose_clock_is_wrong_decides_by_the_store(
     valkey: Server, ahead_s: int, said: str
 ) -> None:
     # F-317: it decided without the store, and kept usage in memory only.
-    plans = RATED.format(rate="5/minute").replace("rate: 5/minute, included: 1000", "included: 5")
+    plans = rated_plans("included: 5, overage: deny")
     async with await anyio.open_process(
         [sys.executable, "-c", HOST, str(ahead_s), valkey.url, plans], stderr=None
     ) as host:

@@ -9,28 +9,26 @@ from typing import Any
 
 import pytest
 
+from drivers.kit_parts import excess_units
+from drivers.plans import free_plan
 from drivers.sampled import whole
 from drivers.worker_process import Unstarted
 from drivers.workers import Worker, started
-from faults.refusals import Client, eventually, kit_at, metered, settled, stopped, used
+from faults.refusals import Client, eventually, kit_at, lane_of, metered, settled, stopped, used
 from meterkit.catalog import loads
 from servers.stores import Server
 
 pytestmark = pytest.mark.anyio
 
-PLANS = """
-schema: 1
-currency: usd
-default_plan: free
-meters: {requests: {unit: request}}
+PLANS = free_plan(
+    "{requests: {unit: request}}",
+    "{requests: {rate: 9_000_000/day, included: 0, overage: deny}}",
+    """
 credits: {coins: {costs: {requests: 1}}}
 routes:
   - {match: "*", consume: {requests: 1}}
-plans:
-  free:
-    price: {amount_cents: 0, interval: month}
-    meters: {requests: {rate: 9_000_000/day, included: 0, overage: deny}}
-"""
+""",
+)
 
 
 @asynccontextmanager
@@ -64,14 +62,15 @@ async def test_i3_a_stall_opens_no_more_than_was_left(valkey: Server, stall_s: f
         statuses += [await ask() for _ in range(100)]
         await settled(kit)
         served = statuses.count(200)
-        assert served <= 100 + left
+        # On a busy machine, the store may miss its timeout once more: that is another stall.
+        assert served <= 100 + left * lane_of(kit).opened
         assert await used(kit, "acme") == (served, 0)
         assert await ask() == 402
 
 
-@pytest.mark.parametrize("balance", [80, whole(2_000)])
-@pytest.mark.dear("four processes, which serve a balance and its multiple")
-async def test_i3_four_stalled_processes_admit_what_each_knew(valkey: Server, balance: int) -> None:
+@pytest.mark.parametrize(("number", "balance"), [(2, 40), whole(4, 80), whole(4, 2_000)])
+@pytest.mark.dear("processes, which serve a balance and its multiple")
+async def test_i3_stalled_processes_admit_what_each_knew(valkey: Server, number: int, balance: int) -> None:
     options: dict[str, Any] = {
         "store": valkey.url,
         "plans": PLANS,
@@ -82,22 +81,28 @@ async def test_i3_four_stalled_processes_admit_what_each_knew(valkey: Server, ba
         found: dict[str, int] = await worker.ask("send", customer="acme", path="/", times=times)
         return found.get("200", 0)
 
-    async with kit_at(valkey.url, plans=loads(PLANS)) as kit, started(4, Unstarted, options) as workers:
+    async with kit_at(valkey.url, plans=loads(PLANS)) as kit, started(number, Unstarted, options) as workers:
         await kit.grants.add("acme", {"coins": balance}, grant_id="first")
         served, known = 0, 0
         for worker in workers:
-            served += await send(worker, balance // 8)
+            served += await send(worker, balance // 2 // number)
             known += balance - served  # By the worker's last reply.
         assert served == balance // 2
         async with stalled(valkey, 0.3):
             in_stall = sum(await asyncio.gather(*(send(worker, balance) for worker in workers)))
         assert 0 < in_stall <= known
         served += in_stall
-        served += sum(await asyncio.gather(*(send(worker, balance // 4) for worker in workers)))
+        served += sum(await asyncio.gather(*(send(worker, balance // number) for worker in workers)))
         await asyncio.gather(*(worker.ask("settled") for worker in workers))
-        assert served <= balance + known
+        # On a busy machine, the store may miss its timeout once more: that is another stall.
+        opened = known * max(await asyncio.gather(*(worker.ask("stalls") for worker in workers)))
+        assert served <= balance + opened
         assert await used(kit, "acme") == (served, 0)
         await asyncio.gather(*(worker.ask("count_excess") for worker in workers))
-        # Each process counts at most what it has admitted itself.
-        counted = (await kit.store.excess.read(1)).get("requests", 0)
-        assert served - balance <= counted <= in_stall
+
+        async def is_counted() -> bool:
+            return await excess_units(kit, "requests") >= served - balance
+
+        # Each process counts at most what it has admitted itself. One may still send what it counted before.
+        await eventually(is_counted)
+        assert await excess_units(kit, "requests") <= opened

@@ -435,12 +435,14 @@ def derived_from(
         return ()
     found: list[Meter] = []
     for meter in meters.values():
-        if meter.source == source and not meter.is_row and _matches(meter, dimensions, matches):
+        if meter.source == source and not meter.is_row and _matches_dimensions(meter, dimensions, matches):
             found += (meter, *derived_from(meters, meter.name, dimensions, matches))
     return tuple(found)
 
 
-def _matches(derived: Meter, dimensions: Mapping[str, str], matches: Callable[[str, str], bool]) -> bool:
+def _matches_dimensions(
+    derived: Meter, dimensions: Mapping[str, str], matches: Callable[[str, str], bool]
+) -> bool:
     return all(
         dimensions.get(name) and matches(dimensions[name], pattern) for name, pattern in derived.where.items()
     )

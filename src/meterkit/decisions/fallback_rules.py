@@ -51,6 +51,9 @@ class RemainingQuantity(NamedTuple):
 def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> tuple[Window, int]:
     """Advance a rate's counter to an instant, and return the units used; see ``advance_rate.lua``.
 
+    If the clock went back, a window restarts, as in the script. A bucket, which restarts there, keeps what it
+    owes: so it admits no more than its rate in real time.
+
     Args:
         kind: of the rate.
         window_ms: its window; of a bucket, the denominator of its refill per ms.

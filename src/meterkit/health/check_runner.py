@@ -44,7 +44,7 @@ from meterkit.health.store_servers import (
     find_client_limit,
     report_unreachable_server,
 )
-from meterkit.health.store_topology import TOPOLOGY_CHECKS, check_breaker, check_shards
+from meterkit.health.store_topology import TOPOLOGY_CHECKS, check_breaker, check_degraded, check_shards
 from meterkit.health.stripe_account import check_meters, check_subscriptions
 from meterkit.health.worker_queues import (
     check_messages,
@@ -195,6 +195,7 @@ _SERVER_CHECKS: Final[_CheckTable] = {
 _STORE_CHECKS: Final[_CheckTable] = {
     "shards": check_shards,
     "breaker": lambda context: check_breaker(context.parts, context.admin),
+    "degraded": lambda context: check_degraded(context.parts),
     "pending": check_pending,
     "intents": check_intents,
     "items": lambda context: check_invoice_items(context.parts, context.admin),

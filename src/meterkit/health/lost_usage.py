@@ -14,6 +14,7 @@ from meterkit.health.store_servers import INFO_REFUSED
 from meterkit.insights.audit.draining import open_drainer
 from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.insights.store_readings import ask_server
+from meterkit.redis.store_clock import CLOCK_APART_S
 from meterkit.store.server_restarts import ServerLives
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.lost_usage import CounterComparison, LostUsage
 
 _RECENT_MS: Final = 35 * DAY_MS  # Longer than a month: most open periods began within it.
-_CLOCKS_MS: Final = 60_000  # Clocks of hosts may differ so much.
+_CLOCK_APART_MS: Final = int(CLOCK_APART_S * 1000)  # Up to this, a process goes by its host's clock.
 
 
 async def check_lost_usage(parts: Parts) -> tuple[str, list[Finding]]:
@@ -77,7 +78,7 @@ def find_interruption_ms(
     if any(map(is_promoted, servers)):
         found.append(now_ms if noticed_ms is None else noticed_ms)
     last_ms = max(found)
-    return min(last_ms + _CLOCKS_MS, now_ms) if last_ms > now_ms - _RECENT_MS else None
+    return min(last_ms + _CLOCK_APART_MS, now_ms) if last_ms > now_ms - _RECENT_MS else None
 
 
 async def _read_noticed_ms(parts: Parts) -> int | None:

@@ -1,4 +1,4 @@
-"""Checks of the store as one: its shards, its write latency, its sentinels and cluster slots."""
+"""Checks of the store as one: shards, write latency, outages, sentinels and cluster slots."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.errors import StoreError
 from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.redis.discovery import ask_sentinel, find_slots, slot_of
+from meterkit.store.daily_counts import DEGRADED_DAYS
+from meterkit.store.excess_units import ExcessUnits, describe_units
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _TRIES: Final = 5
+_RECENT_DAYS: Final = 2
 _CURES: Final[Mapping[str, str]] = {
     "used memory": "raise maxmemory, or find what fills it",
     "MISCONF": "it cannot write its snapshot or append-only file: free disk space, and read its log",
@@ -162,6 +165,32 @@ def _find_uncovered_slots(keys: Sequence[str]) -> list[Finding]:
         check="slots",
         problem=f"no node serves the slots of {join_names(keys)}: commands for them are refused",
         cure="start the node that served them, or run redis-cli --cluster fix",
+    )
+
+
+async def check_degraded(parts: Parts) -> tuple[str, list[Finding]]:
+    """Check whether units were admitted beyond limits while the store was down, today or yesterday (UTC).
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    excess, minutes = ExcessUnits(parts.store), await parts.store.degraded.read(DEGRADED_DAYS)
+    units = describe_units(await excess.read(DEGRADED_DAYS)) or "none"
+    counts = "1 minute" if len(minutes) == 1 else f"{len(minutes):,} minutes"
+    text = f"{counts} without the store in {DEGRADED_DAYS} days; units admitted beyond limits: {units}"
+    return text, report_excess_units(await excess.read(_RECENT_DAYS))
+
+
+def report_excess_units(units: Mapping[str, int]) -> list[Finding]:
+    """Report units beyond limits, by meter."""
+    if not units:
+        return []
+    return one_finding(
+        check="degraded",
+        problem="units were admitted beyond limits while the store was down, counted today or yesterday"
+        f" (UTC): {describe_units(units)}",
+        cure="these units are recorded, and limits count them; the app's log says why the store was down. To"
+        " admit none, set `on_store_failure: deny` on the routes that use these meters",
     )
 
 

@@ -99,6 +99,10 @@ def _make_instruments() -> None:
     def of_tallies(count: Callable[[Tallies], float]) -> Observe:
         return lambda _: [Observation(sum(map(count, all_tallies())))]
 
+    def excess(_: CallbackOptions) -> Iterable[Observation]:
+        found = sum((tallies.excess for tallies in all_tallies()), Counter[str]())
+        return [Observation(units, {"meterkit.meter": meter}) for meter, units in found.items()]
+
     def of_lanes(count: Callable[[Sequence[Lane]], int]) -> Observe:
         return lambda _: [Observation(count(_lanes()))]
 
@@ -125,6 +129,7 @@ def _make_instruments() -> None:
     for name, counted, unit in (
         ("requests", requests, "{request}"),
         ("requests.degraded", of_tallies(lambda tallies: tallies.degraded), "{request}"),
+        ("units.beyond_limits", excess, "{unit}"),
         ("decisions", of_tallies(lambda tallies: sum(tallies.durations)), "{decision}"),
         ("decisions.duration", of_tallies(lambda tallies: tallies.duration_s), "s"),
         ("background.failures", task_failures, "{failure}"),

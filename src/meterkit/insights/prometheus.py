@@ -260,6 +260,14 @@ def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "meterkit_degraded_requests", "Requests that the store did not decide.", value=tallies.degraded
     )
+    excess: Any = CounterMetricFamily(
+        "meterkit_units_beyond_limits",
+        "Units that were admitted beyond limits while the store was down, counted once it answers.",
+        labels=("meter",),
+    )
+    for meter in store.catalog.meters:  # From zero on, so that Prometheus sees the first increase.
+        excess.add_metric((meter,), tallies.excess[meter])
+    yield excess
     yield from _llm_families(tallies)
     failures: Any = CounterMetricFamily(
         "meterkit_background_failures",

@@ -34,7 +34,6 @@ from meterkit.pages.operator_figures import (
 )
 from meterkit.pages.operator_lists import (
     DAY_MINUTES,
-    DEGRADED_DAYS,
     MINUTE_MS,
     PageRequest,
     as_of,
@@ -54,6 +53,7 @@ from meterkit.pages.rendering import (
     wants_json,
 )
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError, ProblemType
+from meterkit.store.daily_counts import DEGRADED_DAYS
 from meterkit.store.input_checks import check_text, is_customer
 from meterkit.subscriptions.billing_problems import invalid
 

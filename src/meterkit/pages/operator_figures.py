@@ -12,7 +12,8 @@ from meterkit.insights.revenue.revenue_formulas import MOVES
 from meterkit.insights.store_readings import read_deliveries, read_webhooks
 from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikesToday
-from meterkit.pages.operator_lists import DAY_MINUTES, DEGRADED_DAYS, MINUTE_MS, Column, Row
+from meterkit.pages.operator_lists import DAY_MINUTES, MINUTE_MS, Column, Row
+from meterkit.store.daily_counts import DEGRADED_DAYS
 from meterkit.store.message_queue import CHANNELS, MessageQueue
 
 if TYPE_CHECKING:

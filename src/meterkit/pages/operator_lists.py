@@ -16,6 +16,8 @@ from meterkit.insights.revenue.revenue_formulas import MOVES
 from meterkit.notify.spikes import SpikesToday
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.redis.daemon_thread import in_thread
+from meterkit.store.daily_counts import DEGRADED_DAYS
+from meterkit.store.excess_units import ExcessUnits, describe_units
 from meterkit.store.input_checks import check_customer
 
 if TYPE_CHECKING:
@@ -140,7 +142,6 @@ class OperatorList:
                 return
 
 
-DEGRADED_DAYS: Final = 30
 MINUTE_MS: Final = 60_000
 DAY_MINUTES: Final = 1_440
 _MOST: Final = 10_000
@@ -207,8 +208,7 @@ def book_lists(kit: PagesKit, overview: CustomerOverview) -> Sequence[OperatorLi
             for minute, requests in found.items()
             if minute > since
         ]
-        excess = await kit.store.excess.read(DEGRADED_DAYS)
-        units = ", ".join(f"{number:,} {meter}" for meter, number in excess.items())
+        units = describe_units(await ExcessUnits(kit.store).read(DEGRADED_DAYS))
         note = f"Admitted beyond limits in {DEGRADED_DAYS} days: {units}." if units else ""
         return page_of(rows, asked)._replace(note=note)
 

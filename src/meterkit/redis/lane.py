@@ -272,7 +272,7 @@ class Lane:
         return waiting + sum(queue.unsettled for queue in self.queues)
 
     @property
-    def is_behind(self) -> bool:
+    def has_unsent_outage(self) -> bool:
         """Whether settlements of an outage wait: in the spool, or in queues that recover."""
         is_spooled = self.spool is not None and self.spool.kept > 0
         return is_spooled or any(queue.is_comparing for queue in self.queues)

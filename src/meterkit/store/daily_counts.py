@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _Name = TypeVar("_Name", int, str)
 
 _SEND_EVERY_S: Final = 5.0
+DEGRADED_DAYS: Final = 30
+"""Days whose degraded minutes and excess units are shown."""
 
 
 class DailyCounts(ABC, Generic[_Name]):
@@ -51,12 +53,20 @@ class DailyCounts(ABC, Generic[_Name]):
         self._counts = Counter()
 
     async def run(self) -> None:
-        """Flush the counts every five seconds, until cancelled."""
+        """Collect and flush the counts every five seconds, until cancelled."""
         while True:
-            if self._counts:
-                with suppress(StoreError):  # They are sent again.
+            with suppress(StoreError):  # They are sent again.
+                await self.collect()
+                if self._counts:
                     await self.send()
             await asyncio.sleep(_SEND_EVERY_S)
+
+    async def collect(self) -> None:
+        """Count what is only known by reading the store. Nothing, for most.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
 
     async def send(self) -> None:
         """Flush the counts.

@@ -7,50 +7,22 @@ limits: at most as many as it has admitted itself, so that the sum over processe
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from meterkit.errors import StoreError
 from meterkit.store.daily_counts import DailyCounts
 from meterkit.store.unreadable_data import read_each
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from meterkit.redis.lane import Lane
     from meterkit.store.customer_usage import CustomerUsage
-    from meterkit.store.fallback_decider import Fallback
+    from meterkit.store.store import Store
     from meterkit.store.views import CustomerCache
 
 _logger: Final = logging.getLogger("meterkit.store")
-_LOOK_EVERY_S: Final = 5.0
 _AT_ONCE: Final = 100
-
-
-class UsageStore(Protocol):
-    """Parts of the store that the count reads."""
-
-    @property
-    def cache(self) -> CustomerCache:
-        """Views of customers."""
-        ...
-
-    @property
-    def fallback(self) -> Fallback:
-        """Decides without the store."""
-        ...
-
-    @property
-    def lanes(self) -> Mapping[asyncio.AbstractEventLoop, Lane]:
-        """Lane of each event loop."""
-        ...
-
-    async def usage_of_many(self, customers: Sequence[str]) -> Sequence[CustomerUsage]:
-        """Usage of customers in this period."""
-        ...
 
 
 class ExcessUnits(DailyCounts[str]):
@@ -59,16 +31,11 @@ class ExcessUnits(DailyCounts[str]):
     _hash = "excess"
     _days_kept = 36
 
-    async def run_for(self, store: UsageStore) -> None:
-        """Count and flush every five seconds, until cancelled."""
-        while True:
-            with suppress(StoreError):  # It is counted later.
-                await self.count(store)
-                if self._counts:
-                    await self.send()
-            await asyncio.sleep(_LOOK_EVERY_S)
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.keys, store.admin, store.now_ms)
+        self._store = store
 
-    async def count(self, store: UsageStore) -> None:
+    async def collect(self) -> None:
         """Count the units beyond limits, unless an outage lasts or its usage waits to be sent.
 
         Usage of requests that are served meanwhile waits for a moment at any time on a busy process: the
@@ -77,9 +44,10 @@ class ExcessUnits(DailyCounts[str]):
         Raises:
             StoreError: the store does not answer; what is not counted yet is counted later.
         """
-        if any(lane.is_behind or not lane.connected for lane in tuple(store.lanes.values())):
+        store = self._store
+        if any(lane.has_unsent_outage or not lane.connected for lane in tuple(store.lanes.values())):
             return
-        admitted = store.fallback.pop_admitted()
+        admitted = store.fallback.pop_unchecked()
         found: Counter[str] = Counter()
 
         async def skip(customer: str, error: Exception) -> None:
@@ -92,13 +60,15 @@ class ExcessUnits(DailyCounts[str]):
                 for usage in await read_each(some, store.usage_of_many, skip):
                     found += _excess_of(usage, admitted.pop(usage["customer"]), store.cache)
         finally:
-            store.fallback.restore_admitted(admitted)
+            store.fallback.restore_unchecked(admitted)
             self._counts += found
+            if found and store.tallies is not None:
+                store.tallies.excess.update(found)
         if found:
-            units = ", ".join(f"{number:,} of {meter}" for meter, number in sorted(found.items()))
+            units = describe_units(found)
             _logger.warning("units admitted beyond limits while the store was down: %s", units)
 
-    async def read(self, days: int) -> Mapping[str, int]:
+    async def read(self, days: int) -> Counter[str]:
         """Units of all processes by meter.
 
         Args:
@@ -110,10 +80,15 @@ class ExcessUnits(DailyCounts[str]):
         found: Counter[str] = Counter()
         for kept in await self._read_days(days):
             found.update({meter.decode(errors="replace"): int(units) for meter, units in kept.items()})
-        return dict(sorted(found.items()))
+        return found
 
     def _day_of(self, name: str) -> int:  # noqa: ARG002 - counted on the day that it is sent
         return self._today()
+
+
+def describe_units(units: Mapping[str, int]) -> str:
+    """Units by meter, for people."""
+    return ", ".join(f"{number:,} {meter}" for meter, number in sorted(units.items()))
 
 
 def _excess_of(usage: CustomerUsage, admitted: Mapping[str, int], cache: CustomerCache) -> Counter[str]:

@@ -18,6 +18,7 @@ from meterkit.decisions.fallback_rules import EMPTY, RemainingQuantity, advance,
 from meterkit.decisions.keys import rate_field
 from meterkit.decisions.limit_policies import ceiling_of, period_policy, rate_numbers
 from meterkit.decisions.subjects import is_of_subject
+from meterkit.redis.store_clock import CLOCK_JITTER_MS
 from meterkit.store.remainders import StoredRemainder, read_remainders
 from meterkit.store.replies import ALLOWED
 
@@ -65,23 +66,41 @@ class FallbackDecision(NamedTuple):
         return self.decided.view.effective.plan.key
 
 
+class CustomerCounts:
+    """Counts of one customer in this process, for decisions without the store.
+
+    Attributes:
+        windows: counters of rates, by field.
+        admitted: by policy and its subjects, the time of the store's latest reply and the units since then;
+            by policy and another meter that uses its credit, the units of that one since this policy's reply.
+        unchecked: units by meter that are not compared with the customer's limits yet; see ``excess_units``.
+    """
+
+    __slots__ = ("admitted", "unchecked", "windows")
+
+    def __init__(self) -> None:
+        self.windows: dict[str, Window] = {}
+        self.admitted: dict[tuple[str, object], tuple[int, int]] = {}
+        self.unchecked = Counter[str]()
+
+
 class Remainders:
-    """Units that one customer may still use without the store, by policy.
+    """Units that a customer may still use without the store, by policy.
 
     Args:
         view: the customer, by a view of the current period.
-        admitted: units that this process has admitted; see :class:`CustomerCounts`.
+        counts: what this process has admitted.
     """
 
-    def __init__(self, view: CustomerView, admitted: dict[tuple[str, object], tuple[int, int]]) -> None:
+    def __init__(self, view: CustomerView, counts: CustomerCounts) -> None:
         self._view = view
-        self._admitted = admitted
+        self._counts = counts
         self._subjects = None if view.subjects is None else view.subjects.given
         self._stored = read_remainders(
             (view.base or view).latest_replies, None if view.base is None else view.latest_replies
         )
 
-    def left(self, policy: str, meter: str, limit: int) -> RemainingQuantity:
+    def units_left(self, policy: str, meter: str, limit: int) -> RemainingQuantity:
         """Units left under a policy.
 
         Args:
@@ -89,32 +108,32 @@ class Remainders:
             meter: what it limits.
             limit: what it admits in a period, without grants and credits.
         """
-        start = self._start(policy, meter, limit)
-        quantity = start.quantity - self._admitted_since(self._key(policy), start.at_ms)
-        for other, others in self._sharing(policy, meter):
-            admitted = self._admitted_since((policy, other), start.at_ms)
-            quantity -= -(-admitted * max(0, start.quantity) // max(1, others.quantity))
-        is_known = start.at_ms > self._view.effective.bounds.start_ms
-        return RemainingQuantity(quantity, start.is_backed or start.quantity > limit, is_known)
+        latest = self._latest_remainder(policy, meter, limit)
+        quantity = latest.quantity - self._admitted_since(latest.at_ms, self._key_of(policy))
+        for other, remainder in self._meters_sharing_credit(policy, meter):
+            admitted = self._admitted_since(latest.at_ms, (policy, other))
+            quantity -= -(-admitted * max(0, latest.quantity) // max(1, remainder.quantity))
+        is_known = latest.at_ms > self._view.effective.bounds.start_ms
+        return RemainingQuantity(quantity, latest.is_backed or latest.quantity > limit, is_known)
 
     def admit(self, policy: str, meter: str, limit: int, quantity: int) -> None:
         """Count admitted units; a negative quantity returns some."""
-        self._add(self._key(policy), self._start(policy, meter, limit).at_ms, quantity)
-        for other, others in self._sharing(policy, meter):
-            self._add((period_policy(other), meter), others.at_ms, quantity)
+        at_ms = self._latest_remainder(policy, meter, limit).at_ms
+        self._add_admitted(at_ms, self._key_of(policy), quantity)
+        for other, remainder in self._meters_sharing_credit(policy, meter):
+            self._add_admitted(remainder.at_ms, (period_policy(other), meter), quantity)
+        if not is_of_subject(policy):
+            self._counts.unchecked[meter] += quantity
 
-    def _sharing(self, policy: str, meter: str) -> Iterator[tuple[str, StoredRemainder]]:
-        """Other meters that use a credit that this one uses, and what was left of each."""
+    def _meters_sharing_credit(self, policy: str, meter: str) -> Iterator[tuple[str, StoredRemainder]]:
+        """Other meters that use a credit that this one uses, and the latest remainder of each."""
         prepaid = None if is_of_subject(policy) else self._view.prepaid
         for other in () if prepaid is None else prepaid.meters_sharing_credit((meter,)):
             ceiling = None if other == meter else ceiling_of(self._view.entitlements[other])
             if ceiling is not None:
-                yield other, self._start(period_policy(other), other, ceiling)
+                yield other, self._latest_remainder(period_policy(other), other, ceiling)
 
-    def _add(self, key: tuple[str, object], at_ms: int, quantity: int) -> None:
-        self._admitted[key] = at_ms, max(0, self._admitted_since(key, at_ms) + quantity)
-
-    def _start(self, policy: str, meter: str, limit: int) -> StoredRemainder:
+    def _latest_remainder(self, policy: str, meter: str, limit: int) -> StoredRemainder:
         """Units left at the store's latest reply of this period; without one, at the start of the period."""
         view = self._view
         start_ms, stored = view.effective.bounds.start_ms, self._stored.get(policy)
@@ -123,44 +142,32 @@ class Remainders:
         more = 0 if view.prepaid is None or is_of_subject(policy) else view.prepaid.recurring_units(meter)
         return StoredRemainder(limit + more, start_ms, is_backed=False)
 
-    def _admitted_since(self, key: tuple[str, object], at_ms: int) -> int:
-        since_ms, admitted = self._admitted.get(key, (at_ms, 0))
+    def _add_admitted(self, at_ms: int, key: tuple[str, object], quantity: int) -> None:
+        self._counts.admitted[key] = at_ms, max(0, self._admitted_since(at_ms, key) + quantity)
+
+    def _admitted_since(self, at_ms: int, key: tuple[str, object]) -> int:
+        since_ms, admitted = self._counts.admitted.get(key, (at_ms, 0))
         return admitted if since_ms == at_ms else 0
 
-    def _key(self, policy: str) -> tuple[str, object]:
+    def _key_of(self, policy: str) -> tuple[str, object]:
         return policy, self._subjects if is_of_subject(policy) else None
-
-
-class CustomerCounts:
-    """Counts of one customer in this process.
-
-    Attributes:
-        windows: counters of rates, by field.
-        admitted: by policy and its subjects, the time of the store's latest reply and the units since then;
-            by policy and another meter that uses its credit, the units of that one since this policy's reply.
-    """
-
-    __slots__ = ("admitted", "windows")
-
-    def __init__(self) -> None:
-        self.windows: dict[str, Window] = {}
-        self.admitted: dict[tuple[str, object], tuple[int, int]] = {}
 
 
 class Fallback:
     """Decides in one process while the store is down. Thread-safe.
 
     It uses the last known plan, or the default plan. Rates start at 0. An LRU cache has the counts of ten
-    thousand customers, and of as many IP addresses.
+    thousand customers, and of as many IP addresses. Time stands still while the clock is behind by a second
+    at most, as in the store.
 
     Args:
         now_ms: this process's clock.
     """
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
-        self._now_ms = now_ms
+        self._clock_ms = now_ms
+        self._latest_ms = 0
         self._counted: dict[bool, dict[str, CustomerCounts]] = {False: {}, True: {}}
-        self._admitted: dict[str, Counter[str]] = {}
         self._lock = Lock()
 
     def decide(self, view: CustomerView, route: Route, prepare: Prepare | None) -> FallbackDecision:
@@ -169,15 +176,15 @@ class Fallback:
         ``prepare`` prepares the decision; None: that of the route.
         """
         now_ms = self._now_ms()
-        view = self._current(view, now_ms)
+        view = self._renew_view(view, now_ms)
         decided = view.prepare(route) if prepare is None else prepare(view, "d")
         view, program = decided.view, decided.exact()
         with self._lock:
-            counts = self._find_counts(view)
-            remainders = Remainders(view, counts.admitted)
+            counts = self._find_counts(view.customer, is_anonymous=view.anonymous)
+            remainders = Remainders(view, counts)
             ceilings = [measure for measure, _ in ceilings_of(program)]
             left_of = {
-                one.policy.name: remainders.left(one.policy.name, one.policy.meter, one.limit)
+                one.policy.name: remainders.units_left(one.policy.name, one.policy.meter, one.limit)
                 for one in ceilings
             }
             reply, windows = decide_by_rates(program, counts.windows, left_of, now_ms)
@@ -188,7 +195,6 @@ class Fallback:
                 quantity = _held_under(decided, one.policy.name, one.policy.meter)
                 if quantity:
                     remainders.admit(one.policy.name, one.policy.meter, one.limit, quantity)
-                    self._note_admitted(view, one.policy.name, one.policy.meter, quantity)
         return FallbackDecision(decided, reply)
 
     @_never_raises
@@ -196,7 +202,7 @@ class Fallback:
         """Count usage that was not known at admission into the rates of its meters. Never raises."""
         now_ms = self._now_ms()
         with self._lock:
-            known = self._find_counts(view).windows
+            known = self._find_counts(view.customer, is_anonymous=view.anonymous).windows
             for meter, quantity in quantities.items():
                 for rate in view.entitlements[meter].rates:
                     field = rate_field(meter, rate.window_ms, rate.algorithm)
@@ -210,41 +216,44 @@ class Fallback:
         self, view: CustomerView, recorded: Mapping[str, int], decided: PreparedDecision | None = None
     ) -> None:
         """Count recorded usage under ceilings; ``decided`` has admitted some of it. Never raises."""
-        view = self._current(view, self._now_ms())
+        view = self._renew_view(view, self._now_ms())
         held = _NOTHING if decided is None else decided.held
         with self._lock:
-            remainders = Remainders(view, self._find_counts(view).admitted)
+            remainders = Remainders(view, self._find_counts(view.customer, is_anonymous=view.anonymous))
             for meter in {*held, *recorded}:
                 entitlement = view.entitlements.get(meter)
                 limit = None if entitlement is None else ceiling_of(entitlement)
                 more = recorded.get(meter, 0) - held.get(meter, 0)
                 if limit is not None and more:
                     remainders.admit(period_policy(meter), meter, limit, more)
-                    self._note_admitted(view, period_policy(meter), meter, more)
             for measure, _ in () if decided is None else ceilings_of(decided.program):
                 name, meter = measure.policy.name, measure.policy.meter
                 if decided is not None and is_of_subject(name):
                     more = recorded.get(meter, 0) - _held_under(decided, name, meter)
                     remainders.admit(name, meter, measure.limit, more)
 
-    def pop_admitted(self) -> dict[str, Counter[str]]:
+    def pop_unchecked(self) -> dict[str, Counter[str]]:
         """Remove and return the units admitted under ceilings, by customer and meter."""
         with self._lock:
-            admitted, self._admitted = self._admitted, {}
-        return admitted
+            found = {name: counts for name, counts in self._counted[False].items() if counts.unchecked}
+            unchecked = {name: counts.unchecked for name, counts in found.items()}
+            for counts in found.values():
+                counts.unchecked = Counter()
+        return unchecked
 
-    def restore_admitted(self, admitted: Mapping[str, Counter[str]]) -> None:
-        """Add units that :meth:`pop_admitted` has removed."""
+    def restore_unchecked(self, unchecked: Mapping[str, Counter[str]]) -> None:
+        """Add units that :meth:`pop_unchecked` has removed."""
         with self._lock:
-            for customer, units in admitted.items():
-                self._admitted.setdefault(customer, Counter()).update(units)
+            for customer, units in unchecked.items():
+                self._find_counts(customer, is_anonymous=False).unchecked.update(units)
 
-    def _note_admitted(self, view: CustomerView, policy: str, meter: str, quantity: int) -> None:
-        is_counted = view.customer in self._admitted or len(self._admitted) < _CUSTOMERS_MAX
-        if is_counted and not view.anonymous and not is_of_subject(policy):
-            self._admitted.setdefault(view.customer, Counter())[meter] += quantity
+    def _now_ms(self) -> int:
+        now_ms = self._clock_ms()
+        if not 0 < self._latest_ms - now_ms <= CLOCK_JITTER_MS:
+            self._latest_ms = now_ms
+        return self._latest_ms
 
-    def _current(self, view: CustomerView, now_ms: int) -> CustomerView:
+    def _renew_view(self, view: CustomerView, now_ms: int) -> CustomerView:
         """View by which the customer is served now: a trial, a grace or a period may have ended."""
         view = view.cache.newest(view)
         effective = view.effective
@@ -252,14 +261,14 @@ class Fallback:
             return view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])
         return view
 
-    def _find_counts(self, view: CustomerView) -> CustomerCounts:
-        customers = self._counted[view.anonymous]
-        known = customers.pop(view.customer, None)
+    def _find_counts(self, customer: str, *, is_anonymous: bool) -> CustomerCounts:
+        customers = self._counted[is_anonymous]
+        known = customers.pop(customer, None)
         if known is None:
             known = CustomerCounts()
             if len(customers) >= _CUSTOMERS_MAX:
                 del customers[next(iter(customers))]
-        customers[view.customer] = known
+        customers[customer] = known
         return known
 
 

@@ -84,7 +84,7 @@ def add_reply(first: LatestReply | None, ceilings: Ceilings) -> tuple[LatestRepl
     return added, added
 
 
-def add_own_reply(first: LatestReply | None, shared: LatestReply) -> tuple[LatestReply, LatestReply]:
+def add_subject_reply(first: LatestReply | None, shared: LatestReply) -> tuple[LatestReply, LatestReply]:
     """Likewise, the reply about some subjects beside the one that all of them share."""
     for known in replies_of(first):
         if first is not None and isinstance(known, SubjectReply) and known.shared is shared:

@@ -27,7 +27,6 @@ from meterkit.store.compiled_catalog import CUSTOMERS_KEPT
 from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
 from meterkit.store.daily_counts import DegradedMinutes, UnpricedCalls
 from meterkit.store.event_names import read_former_meters
-from meterkit.store.excess_units import ExcessUnits
 from meterkit.store.fallback_decider import Fallback
 from meterkit.store.prepared_decisions import Prepare, prepare_asking, read_decision
 from meterkit.store.rate_usage import read_rates
@@ -158,7 +157,6 @@ class Store:
         self.on_notice: Callable[[int], None] = lambda _shard: None
         self.fallback = Fallback(self.now_ms)
         self.degraded = DegradedMinutes(self.keys, self.admin, self.now_ms)
-        self.excess = ExcessUnits(self.keys, self.admin, self.now_ms)
         self.unpriced = UnpricedCalls(self.keys, self.admin, self.now_ms)
         self.tallies: Tallies | None = None
         self.task_failures: Counter[str] = Counter()

@@ -24,7 +24,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.safe_text import plain_text
 from meterkit.store.compiled_catalog import CompiledCatalog
-from meterkit.store.remainders import add_own_reply, add_reply, replies_of
+from meterkit.store.remainders import add_reply, add_subject_reply, replies_of
 from meterkit.store.replies import HELD
 from meterkit.store.script_arguments import (
     NOTHING_PACKED,
@@ -306,7 +306,7 @@ class CustomerView:
         with _adding_replies:
             owner.latest_replies, found = add_reply(owner.latest_replies, ceilings)
             if owner is not self:
-                self.latest_replies, found = add_own_reply(self.latest_replies, found)
+                self.latest_replies, found = add_subject_reply(self.latest_replies, found)
         return found
 
     def forget(self) -> None:
