@@ -1,4 +1,4 @@
-"""F-30n: a period that was cut short counts as paid by the lines of its plan, whatever else was changed in it."""
+"""F-30n: the lines of its plan decide whether the rest of a period that was cut short is paid."""
 
 from __future__ import annotations
 
