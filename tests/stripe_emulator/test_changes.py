@@ -69,6 +69,19 @@ async def test_a_credit_names_the_charge_that_it_credits(client: Any, clock: Clo
     assert later.invoice_item in {item.id for item in pending}
 
 
+@pytest.mark.parametrize(("prorate", "left"), [(True, [-500, 1000, -1000]), (False, [])])
+async def test_a_cancellation_with_credits_keeps_pending_prorations(
+    client: Any, clock: Clock, prorate: bool, left: list[int]
+) -> None:
+    """https://docs.stripe.com/api/subscriptions/cancel: they are removed if there are no credits."""
+    made = await subscribe(client)
+    clock.advance(timedelta(days=15))
+    await switch(client, made, "price_20", proration_behavior="create_prorations")
+    await client.subscriptions.cancel(made.id, prorate=prorate)
+    pending = (await client.invoice_items.list(customer=made.customer, pending=True)).data
+    assert [item.amount for item in reversed(pending)] == left
+
+
 async def test_a_preview_of_the_next_renewal(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/create_preview: prorations with the next period, or that alone."""
     made = await subscribe(client)

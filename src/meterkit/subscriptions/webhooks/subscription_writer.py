@@ -213,7 +213,7 @@ class SubscriptionWriter:
                 raise
             _logger.warning(
                 "subscription %s ended before its period, and the key may not read whether the rest was paid"
-                " (%s): the period counts as paid; allow the key to read invoices and invoice items",
+                " (%s): the period counts as paid; allow the key to read invoices, invoice items and prices",
                 shown["id"],
                 error,
             )
