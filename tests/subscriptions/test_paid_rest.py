@@ -40,19 +40,19 @@ ENDS: Final = {
 
 
 class Customer:
-    """Customer ``acme`` with a saved card. After each of its acts a day passes."""
+    """Customer ``acme`` with a saved card."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def do(self, *acts: str) -> None:
-        """Act as texts say: the name of a method, and its arguments."""
+    async def do(self, *acts: str, days: int = 1) -> None:
+        """Act as texts say: the name of a method, and its arguments. After each act a day passes."""
         for act in acts:
             name, *words = act.split()
             await getattr(self, name)(*words)
             await self.world.tell()
             await self.world.do(self.world.kit.subscriptions.sync("acme"))
-            await self.world.sleep(days=1)
+            await self.world.sleep(days=days)
 
     async def create(self, plan: str, seats: str = "1", packs: str = "0") -> None:
         world, addons = self.world, {"pack": int(packs)} if int(packs) else {}
@@ -142,14 +142,13 @@ class Customer:
         charged, credited = set[str](), set[str]()
         for invoice in await self.world.list("/v1/invoices", customer="cus_acme"):
             for line in await self.world.list(f"/v1/invoices/{invoice['id']}/lines"):
-                details = line["parent"]["subscription_item_details"] or {}
-                named = (details.get("proration_details") or {}).get("credited_items")
-                if named is not None and invoice["status"] != "void":
-                    credited |= set(named["invoice_line_items"])
+                named = _credited_by(line["parent"]["subscription_item_details"] or {})
+                if invoice["status"] != "void":
+                    credited |= set(named.get("invoice_line_items", ()))
                 if invoice["status"] in {"paid", "open"} and _is_plan_until(line, end_s):
                     charged.add(line["id"])
         for item in await self.world.list("/v1/invoiceitems", customer="cus_acme", pending="true"):
-            named = (item["proration_details"] or {}).get("credited_items") or {}
+            named = _credited_by(item)
             credited |= set(named.get("invoice_line_item_details", {}).get("invoice_line_items", ()))
             credited |= {named.get("invoice_item", "")}
             if _is_plan_until(item, end_s):
@@ -161,6 +160,12 @@ def _sold_by_plan(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The item of a plan, and its metered one."""
     sold = {f"price_{plan}{suffix}" for plan in GIVEN for suffix in ("", "_calls")}
     return [item for item in found["items"]["data"] if item["price"]["id"] in sold]
+
+
+def _credited_by(line: dict[str, Any]) -> dict[str, Any]:
+    """What a line names as the charges that it credits."""
+    details: dict[str, Any] = line.get("proration_details") or {}
+    return details.get("credited_items") or {}
 
 
 def _is_plan_until(line: dict[str, Any], end_s: int) -> bool:
@@ -237,6 +242,15 @@ def test_f_30n_a_paid_period_is_included_again(monkeypatch: pytest.MonkeyPatch, 
 )
 def test_f_30n_each_way_to_cut_a_period(monkeypatch: pytest.MonkeyPatch, acts: str, included: int) -> None:
     assert included_after(monkeypatch, LINES, acts) == included
+
+
+def test_f_30n_changes_within_one_second_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(acme: Customer) -> int:
+        await acme.do("create basic")
+        await acme.do("switch team always_invoice", "use 300", "end keep", "create team", days=0)
+        return await acme.included()
+
+    assert live(monkeypatch, LINES, story) == GIVEN["team"]
 
 
 def test_f_30n_tiers_of_a_paid_period_may_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
