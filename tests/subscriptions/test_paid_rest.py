@@ -253,6 +253,19 @@ def test_f_30n_changes_within_one_second_count_too(monkeypatch: pytest.MonkeyPat
     assert live(monkeypatch, LINES, story) == GIVEN["team"]
 
 
+def test_f_30n_a_missed_renewal_pays_for_its_own_month(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(acme: Customer) -> int:
+        await acme.do("create team")
+        acme.world.hooks_are_lost = True
+        await acme.world.sleep(days=32)
+        await acme.world.tell()
+        await acme.use("300")
+        await acme.do("end credit", "create team")
+        return await acme.included()
+
+    assert live(monkeypatch, LINES, story) == 30  # Three days of 31 give 29.03 of 300.
+
+
 def test_f_30n_tiers_of_a_paid_period_may_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``report: usage`` a plan whose money was kept was refused until the period's end."""
     acts = (
