@@ -138,7 +138,7 @@ def create_invoice(
     invoice.schedule(invoice.finalizes_at if draft else None)
     account.invoices.add(invoice)
     subscription.latest_invoice = invoice.id
-    _discount_debits(subscription, invoice)
+    _note_invoiced_debits(subscription, invoice)
     spend_discounts(account, subscription, invoice)
     return invoice
 
@@ -273,17 +273,16 @@ def spend_discounts(account: Account, subscription: Subscription, invoice: Invoi
         item.discounts = left_of(item.discounts)
 
 
-def _discount_debits(subscription: Subscription, invoice: Invoice) -> None:
-    """Subtract discounts from the debits of items, so that credits return what was paid.
+def _note_invoiced_debits(subscription: Subscription, invoice: Invoice) -> None:
+    """Name the invoice of its items' debits, and subtract discounts, so that credits return what was paid.
 
     https://docs.stripe.com/billing/subscriptions/prorations#credit-prorations: "the original debited amount".
     """
-    items = {item.id: item for item in subscription.items}
+    debits = {debit.line: debit for item in subscription.items for debit in item.debits}
     for line, total in zip(invoice.lines, invoice.totals.lines, strict=False):
-        item = items.get(line.item or "")
-        for debit in () if item is None else item.debits:
-            if (debit.start, debit.end) == (line.start, line.end):
-                debit.amount -= total.discount
+        if (debit := debits.get(line.id)) is not None:
+            debit.amount -= total.discount
+            debit.invoice = invoice.id
 
 
 def subscription_of_invoice(account: Account, invoice: Invoice) -> Subscription | None:

@@ -70,9 +70,21 @@ class InvoiceItem(NamedTuple):
                 "unit_amount_decimal": decimal_text(line.unit_amount),
             },
             "proration": line.proration,
+            "proration_details": _proration_details(line) if line.proration else None,
             "quantity": int(line.quantity),
             "quantity_decimal": decimal_text(line.quantity),
         }
+
+
+def _proration_details(line: InvoiceLine) -> JsonObject:
+    """https://docs.stripe.com/api/invoiceitems/object#invoiceitem_object-proration_details."""
+    credited: JsonObject | None = None
+    if line.credited is not None and line.credited.invoice is None:
+        credited = {"type": "invoice_item", "invoice_item": line.credited.invoice_item}
+    elif line.credited is not None:
+        lines = line.credited.to_json("")
+        credited = {"type": "invoice_line_items", "invoice_line_item_details": lines}
+    return {"credited_items": credited, "discount_amounts": []}
 
 
 @CALLS(

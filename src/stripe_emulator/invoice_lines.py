@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from stripe_emulator.billing_cycle import period_at
 from stripe_emulator.coupons import Discount, subtract_discounts
 from stripe_emulator.currency_amounts import decimal_text, price_text
-from stripe_emulator.invoices import ChargedUsage, InvoiceLine
+from stripe_emulator.invoices import ChargedUsage, CreditedLines, InvoiceLine
 from stripe_emulator.meter_events import aggregate_events
 from stripe_emulator.prices import Price, charges_by_tier, price_quantity, to_cents
 from stripe_emulator.protocol import new_id
@@ -28,9 +28,10 @@ LINE_LENGTH: Final = 23
 def period_line(account: Account, item: SubscriptionItem) -> InvoiceLine:
     """Charge an item's current period in full, in advance."""
     amount = to_cents(price_quantity(item.price.pricing, _item_quantity(item)))
-    item.debits = [_new_debit(amount, start=item.period_start, end=item.period_end)]
     text = f"{item.quantity} × {_product_name(account, item.price)} {_rate_text(item.price)}"  # noqa: RUF001 - Stripe's.
-    return _subscription_line(item, amount=amount, text=text, start=item.period_start, end=item.period_end)
+    line = _subscription_line(item, amount=amount, text=text, start=item.period_start, end=item.period_end)
+    item.debits = [_new_debit(line)]
+    return line
 
 
 def trial_line(account: Account, item: SubscriptionItem) -> InvoiceLine:
@@ -54,9 +55,10 @@ def prorated_charge_line(
     start, end = period_at(anchor, item.price.cycle, at)
     gross = whole * Fraction(item.period_end - at, end - start)
     amount = to_cents(subtract_discounts(discounts, gross, product=item.price.product, now=at))
-    item.debits.append(_new_debit(amount, start=at, end=item.period_end))
     text = f"Remaining time on {_quantity_text(account, item)} after {_day_text(at)}"
-    return _subscription_line(item, amount=amount, text=text, start=at, end=item.period_end, proration=True)
+    line = _subscription_line(item, amount=amount, text=text, start=at, end=item.period_end, proration=True)
+    item.debits.append(_new_debit(line))
+    return line
 
 
 def zero_usage_line(account: Account, item: SubscriptionItem) -> InvoiceLine:
@@ -87,9 +89,11 @@ def prorated_credit_lines(
             continue
         share = Fraction(debit.until - start, debit.end - debit.start)
         amount = -to_cents(debit.amount * share)
-        lines.append(
-            _subscription_line(item, amount=amount, text=text, start=start, end=debit.until, proration=True)
+        line = _subscription_line(
+            item, amount=amount, text=text, start=start, end=debit.until, proration=True
         )
+        line.credited = CreditedLines(debit.invoice, (debit.line,), debit.invoice_item)
+        lines.append(line)
         debit.until = start
     item.debits = [debit for debit in item.debits if debit.until > debit.start]
     return lines
@@ -110,7 +114,10 @@ def _credit_at_current_price(
     whole = price_quantity(item.price.pricing, _item_quantity(item))
     amount = -to_cents(whole * Fraction(item.period_end - at, end - start))
     item.debits = [replace(debit, until=min(debit.until, at)) for debit in item.debits if debit.start < at]
-    return [_subscription_line(item, amount=amount, text=text, start=at, end=item.period_end, proration=True)]
+    line = _subscription_line(item, amount=amount, text=text, start=at, end=item.period_end, proration=True)
+    names = tuple(debit.line for debit in charged)
+    line.credited = CreditedLines(charged[0].invoice, names, charged[0].invoice_item)
+    return [line]
 
 
 def uncharged_usage(item: SubscriptionItem, *, until: int, removed: bool = False) -> ChargedUsage | None:
@@ -215,8 +222,15 @@ def _subscription_line(
     )
 
 
-def _new_debit(amount: int, *, start: int, end: int) -> ItemDebit:
-    return ItemDebit(amount=amount, start=start, end=end, until=end)
+def _new_debit(line: InvoiceLine) -> ItemDebit:
+    return ItemDebit(
+        amount=line.amount,
+        start=line.start,
+        end=line.end,
+        until=line.end,
+        line=line.id,
+        invoice_item=line.invoice_item,
+    )
 
 
 def _item_quantity(item: SubscriptionItem) -> Decimal:

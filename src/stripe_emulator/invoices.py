@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from stripe_emulator.currency_amounts import decimal_text
 from stripe_emulator.invoice_totals import (
@@ -79,6 +79,24 @@ INVOICE_CONSTANTS: Final[JsonObject] = {
 }
 
 
+class CreditedLines(NamedTuple):
+    """The charges that a proration credits.
+
+    Attributes:
+        invoice: the id of their invoice; None: they were pending.
+        lines: their ids.
+        invoice_item: the id of the first one as an invoice item; None: it is none.
+    """
+
+    invoice: str | None
+    lines: tuple[str, ...]
+    invoice_item: str | None
+
+    def to_json(self, invoice: str) -> JsonObject:
+        """Return them as a line of an invoice shows them; pending ones are taken up by the same invoice."""
+        return {"invoice": self.invoice or invoice, "invoice_line_items": list(self.lines)}
+
+
 @dataclass(slots=True, kw_only=True)
 class InvoiceLine:
     """A line of an invoice, or a pending one for the next invoice.
@@ -95,6 +113,7 @@ class InvoiceLine:
         rate_ids: its own tax rates; empty: it has the default ones of its subscription.
         tax_rates: those rates, once it is on an invoice.
         discounts: of its item.
+        credited: the charges that it credits; None: it credits none.
     """
 
     id: str
@@ -115,6 +134,7 @@ class InvoiceLine:
     rate_ids: Sequence[str] = ()
     tax_rates: Sequence[AppliedRate] = ()
     discounts: Sequence[Discount] = ()
+    credited: CreditedLines | None = None
 
     @property
     def product(self) -> str:
@@ -140,7 +160,7 @@ class InvoiceLine:
             "invoice": invoice.id,
             "livemode": invoice.livemode,
             "metadata": dict(invoice.subscription_metadata if self.metadata is None else self.metadata),
-            "parent": self._parent(),
+            "parent": self._parent(invoice),
             "period": {"end": self.end, "start": self.start},
             "pretax_credit_amounts": [],
             "pricing": {
@@ -155,13 +175,14 @@ class InvoiceLine:
             "taxes": total.taxes(),
         }
 
-    def _parent(self) -> JsonObject:
+    def _parent(self, invoice: Invoice) -> JsonObject:
         """Return its origin (https://docs.stripe.com/api/invoice-line-item/object#invoice_line_item_object-parent)."""
         kind = "invoice_item_details" if self.item is None else "subscription_item_details"
+        credited = None if self.credited is None else self.credited.to_json(invoice.id)
         details: JsonObject = {
             "invoice_item": self.invoice_item,
             "proration": self.proration,
-            "proration_details": {"credited_items": None},
+            "proration_details": {"credited_items": credited},
             "subscription": self.subscription,
         }
         if self.item is not None:

@@ -49,8 +49,8 @@ def cancel_subscription(
 ) -> None:
     """Cancel a subscription at once.
 
-    Its finalized invoices are not collected any more by themselves; what waits for an invoice is dropped, and
-    usage with it, unless there is a last invoice (https://docs.stripe.com/api/subscriptions/cancel).
+    Its finalized invoices are not collected any more by themselves. Without a last invoice usage is dropped,
+    and without credits pending prorations, too (https://docs.stripe.com/api/subscriptions/cancel).
 
     Args:
         account: what it is of.
@@ -86,10 +86,10 @@ def cancel_subscription(
         )
         account.emit("invoice.created", invoice.to_json())
     else:
-        # "Any pending invoice items that you've created are still charged at the end of the period": on which
-        # invoice, no page says, and here there is none (https://docs.stripe.com/api/subscriptions/cancel).
-        made = [line for line in waiting if line.customer is not None]
-        account.invoices.pending[subscription.id] = [*made, *lines]
+        # "Pending prorations are removed if invoice_now and prorate are both set to false"; what remains
+        # "can be billed on another invoice" (https://docs.stripe.com/api/subscriptions/cancel).
+        left = [line for line in waiting if prorate or line.customer is not None]
+        account.invoices.pending[subscription.id] = [*left, *lines]
     subscription.status, subscription.ended_at = "canceled", now
     subscription.canceled_at = subscription.canceled_at or now
     subscription.cancellation["reason"] = subscription.cancellation["reason"] or reason

@@ -50,12 +50,18 @@ class ItemDebit:
         amount: minor units of the currency.
         start: Unix seconds, as is ``end``.
         until: up to where it is used or not credited yet; the rest has been given back.
+        line: the id of the line that charges it.
+        invoice: the id of its invoice; None: it is pending.
+        invoice_item: the id of that line as an invoice item; None: it is none.
     """
 
     amount: int
     start: int
     end: int
     until: int
+    line: str
+    invoice: str | None = None
+    invoice_item: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -46,6 +46,42 @@ async def test_what_is_too_little_to_charge_is_put_on_the_balance(client: Any, c
     assert invoice.status == "paid"
 
 
+async def test_a_credit_names_the_charge_that_it_credits(client: Any, clock: Clock) -> None:
+    """https://docs.stripe.com/api/invoice-line-item/object: "the original debit line_items"."""
+
+    def credited(line: Any) -> Any:
+        return line.parent.subscription_item_details.proration_details.credited_items
+
+    made = await subscribe(client)
+    clock.advance(timedelta(days=10))
+    changed = invoice_of(await switch(client, made, "price_20", proration_behavior="always_invoice"))
+    back, charge = changed.lines.data
+    assert (credited(back).invoice, credited(charge)) == (made.latest_invoice.id, None)
+    assert credited(back).invoice_line_items == [made.latest_invoice.lines.data[0].id]
+    clock.advance(timedelta(days=10))
+    await switch(client, made, "price_10", proration_behavior="create_prorations")
+    clock.advance(timedelta(days=1))
+    await switch(client, made, "price_20", proration_behavior="create_prorations")
+    pending = (await client.invoice_items.list(customer=made.customer, pending=True)).data
+    shown = [item.proration_details.credited_items for item in pending]
+    later, first = (one for one in shown if one is not None)
+    assert first.invoice_line_item_details.invoice_line_items == [charge.id]
+    assert later.invoice_item in {item.id for item in pending}
+
+
+@pytest.mark.parametrize(("prorate", "left"), [(True, [-500, 1000, -1000]), (False, [])])
+async def test_a_cancellation_with_credits_keeps_pending_prorations(
+    client: Any, clock: Clock, prorate: bool, left: list[int]
+) -> None:
+    """https://docs.stripe.com/api/subscriptions/cancel: they are removed if there are no credits."""
+    made = await subscribe(client)
+    clock.advance(timedelta(days=15))
+    await switch(client, made, "price_20", proration_behavior="create_prorations")
+    await client.subscriptions.cancel(made.id, prorate=prorate)
+    pending = (await client.invoice_items.list(customer=made.customer, pending=True)).data
+    assert [item.amount for item in reversed(pending)] == left
+
+
 async def test_a_preview_of_the_next_renewal(client: Any, clock: Clock) -> None:
     """https://docs.stripe.com/api/invoices/create_preview: prorations with the next period, or that alone."""
     made = await subscribe(client)

@@ -6,17 +6,26 @@ invoice was voided or marked uncollectible, and while a bank debit is on its way
 
 from __future__ import annotations
 
-from fractions import Fraction
+from collections import Counter, defaultdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.decisions.subscription import OWING
+from meterkit.decisions.subscription import ENDED, OWING
 from meterkit.errors import StripeError, SubscriptionError
-from meterkit.subscriptions.stripe_objects import UNPAID_INVOICES, id_in, part_of, text_in
+from meterkit.stripe.prices import PRICES
+from meterkit.subscriptions.stripe_objects import (
+    UNPAID_INVOICES,
+    id_in,
+    items_in,
+    part_of,
+    role_of_price,
+    text_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
@@ -171,47 +180,87 @@ async def read_returned(api: StripeApi, invoice: Mapping[str, Any]) -> ReturnedM
 
 
 async def is_rest_paid(
-    api: StripeApi, found: Mapping[str, Any], *, start_ms: int, cut_ms: int, end_ms: int
+    api: StripeApi, found: Mapping[str, Any], catalog: Catalog, *, since_ms: int, cut_ms: int
 ) -> bool:
     """Whether the money for the rest of a period that was cut short was kept.
 
-    It was not if a proration credited it, if the price is 0 or fully discounted, or if the invoice is void or
-    a draft that Stripe no longer collects. An open invoice is a debt and counts as paid.
+    It was if one charge of the plan that reaches beyond the cut is left without a credit. Each credit takes
+    back one charge, and has its end, however often the plan was changed
+    (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#credit-proration-calculations).
+
+    Seats and add-ons do not count, unless the plan itself costs nothing beside its seats. Amounts of 0 and
+    invoices that are not collected charge nothing; void invoices credit nothing, either. An open invoice is a
+    debt and counts as paid.
 
     Args:
         api: the Stripe client.
         found: the subscription as Stripe shows it.
-        start_ms: start of the paid period.
+        catalog: the plans file.
+        since_ms: start of the paid period, or earlier.
         cut_ms: its early end.
-        end_ms: its regular end.
     """
-    asked: dict[str, Parameter] = {"subscription": str(found["id"]), "created": {"gte": start_ms // 1000}}
-    charged, credited = Fraction(0), Fraction(0)
+    prices = {id_in(item, "price"): part_of(item, "price") for item in items_in(found)}
+    cut_s, has_ended, has_plan_cost = cut_ms // 1000, found.get("status") in ENDED, False
+    left: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    for line, is_charged, is_credited in await _read_item_lines(api, found, since_ms // 1000):
+        start_s, end_s = (int(line["period"][edge]) for edge in ("start", "end"))
+        if end_s <= cut_s or not line["amount"]:
+            continue
+        name = id_in(part_of(part_of(line, "pricing"), "price_details"), "price")
+        if name not in prices:
+            prices[name] = await api.find(f"{PRICES}/{name}") or {"id": name}
+        role, cents = role_of_price(prices[name], catalog), _cents_of(line)
+        has_plan_cost = has_plan_cost or role == "plan"
+        if cents > 0 and is_charged and (has_ended or start_s < cut_s):  # Otherwise, of the present period.
+            left[role][end_s] += 1
+        elif cents < 0 and is_credited:
+            left[role][end_s] -= 1
+    return any(charges > 0 for charges in left["plan" if has_plan_cost else "seat"].values())
+
+
+class _ItemLine(NamedTuple):
+    """A line of a subscription's item, on an invoice or pending.
+
+    Attributes:
+        line: as Stripe shows it.
+        is_charged: whether an amount above 0 is paid, owed, or will be collected.
+        is_credited: whether one below 0 is given back.
+    """
+
+    line: Mapping[str, Any]
+    is_charged: bool
+    is_credited: bool
+
+
+async def _read_item_lines(api: StripeApi, found: Mapping[str, Any], since_s: int) -> list[_ItemLine]:
+    """Lines of a subscription's items on invoices created since an instant, and pending ones.
+
+    They may be on the invoice of another subscription of the customer by now.
+    """
+    customer, lines = id_in(found, "customer"), list[_ItemLine]()
+    asked: dict[str, Parameter] = {"customer": customer, "created": {"gte": since_s}}
     for invoice in await api.list("/v1/invoices", asked):
-        shown = part_of(invoice, "lines")
-        lines = (
+        shown, status = part_of(invoice, "lines"), invoice["status"]
+        listed = (
             await api.list(f"/v1/invoices/{invoice['id']}/lines") if shown.get("has_more") else shown["data"]
         )
-        parts = [_part_within(line, cut_ms // 1000, end_ms // 1000) for line in lines]
-        is_collected = invoice["status"] == "draft" and invoice.get("auto_advance") is True
-        if invoice["status"] in _OWED or is_collected:
-            charged += sum(part for part in parts if part > 0)
-        if invoice["status"] != "void":
-            credited -= sum(part for part in parts if part < 0)
-    pending: dict[str, Parameter] = {"customer": id_in(found, "customer"), "pending": True}
-    for item in await api.list("/v1/invoiceitems", pending):
-        if id_in(part_of(part_of(item, "parent"), "subscription_details"), "subscription") == found["id"]:
-            credited -= min(Fraction(0), _part_within(item, cut_ms // 1000, end_ms // 1000))
-    return charged > 2 * credited
+        is_collected = status in _OWED or (status == "draft" and invoice.get("auto_advance") is True)
+        lines += [_ItemLine(line, is_collected, status != "void") for line in listed]
+    pending = await api.list("/v1/invoiceitems", {"customer": customer, "pending": True})
+    lines += [_ItemLine(item, is_charged=True, is_credited=True) for item in pending]
+    return [one for one in lines if _is_of_items(one.line, found["id"])]
 
 
-def _part_within(line: Mapping[str, Any], cut_s: int, end_s: int) -> Fraction:
-    """The part of an invoice line, less discounts, for the time from one second to another.
+def _is_of_items(line: Mapping[str, Any], subscription: str) -> bool:
+    """Whether a line, or a pending invoice item, charges or credits an item of a subscription."""
+    parent = part_of(line, "parent")
+    details = part_of(parent, text_in(parent, "type"))
+    is_prorated = True in {line.get("proration"), details.get("proration")}
+    return details.get("subscription") == subscription and (
+        is_prorated or bool(details.get("subscription_item"))
+    )
 
-    A charge that starts within that time pays for another period.
-    """
-    start_s, till_s = (int(line["period"][edge]) for edge in ("start", "end"))
-    cents = int(line["amount"]) - sum(int(one["amount"]) for one in line.get("discount_amounts") or ())
-    if till_s <= start_s or (cents > 0 and start_s >= cut_s):
-        return Fraction(0)
-    return Fraction(cents * max(0, min(till_s, end_s) - max(start_s, cut_s)), till_s - start_s)
+
+def _cents_of(line: Mapping[str, Any]) -> int:
+    """The amount of a line, less discounts."""
+    return int(line["amount"]) - sum(int(one["amount"]) for one in line.get("discount_amounts") or ())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from hashlib import blake2b
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from meterkit.errors import StripeError
 
@@ -186,6 +186,24 @@ def addon_of_price(price: str, key: str, catalog: Catalog) -> str | None:
     named = (addon.key for addon in catalog.addons.values() if addon.price.stripe_price == price)
     keyed = (addon for addon in catalog.addons if key == addon_key(addon))
     return next(named, None) or next(keyed, None)
+
+
+def role_of_price(price: Mapping[str, Any], catalog: Catalog) -> Literal["plan", "seat", "addon", "usage"]:
+    """The part of a subscription that a recurring price sells.
+
+    A licensed price that is none of seats or add-ons counts as a plan's: the file may have lost its plan.
+    """
+    name, key = text_in(price, "id"), key_in(price)
+    if text_in(part_of(price, "recurring"), "meter"):
+        return "usage"
+    if plan_of_price(name, key, catalog) is not None:
+        return "plan"
+    sold = all_currencies(catalog)
+    seats = (plan.seat_price for each in sold for plan in each.plans.values())
+    if is_seat_key(key) or name in {seat.stripe_price for seat in seats if seat is not None}:
+        return "seat"
+    is_addon = addon_in(key) or any(addon_of_price(name, key, each) is not None for each in sold)
+    return "addon" if is_addon else "plan"
 
 
 SECRETS: Final = ("latest_invoice.confirmation_secret", "pending_setup_intent")

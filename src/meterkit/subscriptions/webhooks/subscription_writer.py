@@ -198,20 +198,22 @@ class SubscriptionWriter:
         if not has_ended and not start_ms < cut_ms <= self._bounds(after).start_ms:
             return None
         since_ms = min(known.start_ms, start_ms)
-        if cut_ms < end_ms and not await self._is_rest_paid(shown, since_ms, cut_ms, end_ms):
+        if cut_ms < end_ms and not await self._is_rest_paid(shown, since_ms, cut_ms):
             return await read_overdraft(self._store, customer, before, last_ms, cut_ms)
         return overdraft_after(before, self._store.catalog, last_ms) if has_ended else None
 
-    async def _is_rest_paid(self, shown: Mapping[str, Any], since_ms: int, cut_ms: int, end_ms: int) -> bool:
+    async def _is_rest_paid(self, shown: Mapping[str, Any], since_ms: int, cut_ms: int) -> bool:
         """Whether the money for the rest of a period was kept; also if the key may not read invoices."""
         try:
-            return await is_rest_paid(self._api(), shown, start_ms=since_ms, cut_ms=cut_ms, end_ms=end_ms)
+            return await is_rest_paid(
+                self._api(), shown, self._store.catalog, since_ms=since_ms, cut_ms=cut_ms
+            )
         except StripeError as error:
             if error.status not in KEY_REFUSALS:
                 raise
             _logger.warning(
                 "subscription %s ended before its period, and the key may not read whether the rest was paid"
-                " (%s): the period counts as paid; allow the key to read invoices and invoice items",
+                " (%s): the period counts as paid; allow the key to read invoices, invoice items and prices",
                 shown["id"],
                 error,
             )
