@@ -150,6 +150,42 @@ async def test_what_is_set_and_taken_back_by_hand_takes_nothing(store_url: str, 
         assert await given(at) == (1_000, 1_000, 180)
 
 
+@pytest.mark.parametrize("by_hand", ["plan", "status"])
+async def test_f_300_a_gift_of_a_day_leaves_what_was_sold(store_url: str, by_hand: str) -> None:
+    """After a downgrade, a plan given for a day and taken back left the smaller plan's whole quantities."""
+    async with shop(store_url, catalog=AT_ONCE) as at:
+        await at.subscribed(plan="pro")
+        await change(at, "team", HALF)
+        assert await given(at) == (550, 550, 100)
+        await at.kit.record("acme", "tokens", 540)
+        at.clock.set(HALF + timedelta(days=5))
+        if by_hand == "plan":
+            await at.kit.customers.set_plan("acme", "pro")
+            assert (await given(at))[:2] == (1_000, 1_000)
+        else:
+            await at.kit.customers.set_status("acme", "canceled")
+            assert (await at.kit.customers.get("acme")).plan == "free"
+        at.clock.set(HALF + timedelta(days=6))
+        if by_hand == "plan":
+            await at.kit.customers.set_plan("acme", None)
+        else:
+            await at.kit.customers.set_status("acme", None)
+        assert (await given(at))[:2] == (550, 550)
+        tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
+        assert (tokens["included"], tokens["overage"]) == (550, 0)
+
+
+async def test_f_301_what_is_sold_while_a_plan_is_set_by_hand_has_its_share(store_url: str) -> None:
+    """The new plan counted from the period's first day, as if it had been sold since then."""
+    async with shop(store_url, catalog=AT_ONCE) as at:
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF - timedelta(days=1))
+        await at.kit.customers.set_plan("acme", "free")
+        await change(at, "team", HALF)
+        assert (await at.kit.customers.get("acme")).plan == "team"
+        assert await given(at) == (550, 550, 100)
+
+
 async def test_credits_that_an_earlier_plans_file_gave_stay(store_url: str) -> None:
     """Where no plan of the new file grants any, they were gone, and usage that they pay for was refused."""
     async with shop(store_url, catalog=CATALOG) as at:
