@@ -458,3 +458,34 @@ async def test_prices_by_model_share_one_cap(capped: Shop) -> None:
     assert await counted(capped, "input_tokens") == (9_500, 5_000, 4_500)
     assert (await capped.kit.usage("acme"))["meters"]["input_tokens"]["overage_cents"] == 300 + 20
     assert sorted(await charged(capped)) == [(2_000, 20), (3_000, 300)]
+
+
+async def begins_late(at: Shop) -> None:
+    """A subscription of the Dashboard whose billing anchor is the first of July: a third of June is paid."""
+    at.clock.set(END - timedelta(days=10))
+    await at.kit.customers.link("acme", at.emulator.add_customer())
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    due = {"collection_method": "send_invoice", "days_until_due": 30}
+    sold = {"items": [{"price": "price_pro"}], "billing_cycle_anchor": int(END.timestamp())}
+    await at.post("/v1/subscriptions", {"customer": linked, **sold, **due})
+    await at.kit.subscriptions.sync("acme")
+
+
+async def test_f_304_a_first_period_that_is_cut_short_gives_what_is_paid(store_url: str) -> None:
+    """It included everything: 176 cents were paid for 2,700, again and again."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        await begins_late(at)
+        assert (await at.invoices())[0]["total"] == 967  # 2900 for ten days of thirty.
+        assert await given(at) == (334, 334, 60)
+        at.go(END)
+        await at.kit.subscriptions.sync("acme")
+        assert await given(at) == (1_000, 1_000, 180)
+
+
+@pytest.mark.parametrize("catalog", [CATALOG, WHOLE], ids=["by hand", "whole"])
+async def test_f_304_a_plan_by_hand_and_allowance_whole_give_all(store_url: str, catalog: Any) -> None:
+    async with shop(store_url, catalog=catalog) as at:
+        await begins_late(at)
+        if catalog is CATALOG:
+            await at.kit.customers.set_plan("acme", "pro")
+        assert (await given(at))[:2] == (1_000, 1_000)

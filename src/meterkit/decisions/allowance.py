@@ -147,6 +147,7 @@ class Allowance:
 
     Attributes:
         included: meter to the quantity that is included in this period.
+        added: meter to the part of it that add-ons give; an override replaces the rest.
         grants: the recurring grants of this period; None: those of the plan.
         earlier: earlier periods, the latest first.
         rolls: what of their grants lives on; None: nothing.
@@ -155,6 +156,7 @@ class Allowance:
     """
 
     included: tuple[tuple[str, int], ...] = ()
+    added: tuple[tuple[str, int], ...] = ()
     grants: PeriodGrants | None = None
     earlier: tuple[EarlierPeriod, ...] = ()
     rolls: Rolls | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
 from meterkit.catalog.addons import with_addons
+from meterkit.catalog.entitlements import included_by
 from meterkit.catalog.models import SEAT_UNITS
 from meterkit.decisions.allowance import Overdraft
 from meterkit.decisions.customer_overrides import (
@@ -232,7 +233,10 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
         plan = replace(plan, entitlements={**plan.entitlements, **changed})
     given = plan.entitlements
     if effective.overrides:
-        given = override(catalog, plan, effective.overrides)
+        added = dict(included_by(plan.bought, catalog))
+        if effective.allowance is not None:
+            added |= effective.allowance.added
+        given = override(catalog, plan, effective.overrides, added=added)
     by_lines = catalog.billing.is_by_lines
     prices = _without_overridden(effective.prices, effective.overrides, by_lines=by_lines)
     given = with_item_prices(given, prices, catalog)

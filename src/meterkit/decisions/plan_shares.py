@@ -16,6 +16,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.addons import with_addons
+from meterkit.catalog.entitlements import included_by
 from meterkit.decisions.allowance import (
     INCLUDED,
     Allowance,
@@ -29,7 +30,7 @@ from meterkit.decisions.customer_state import (
     effective_plan,
 )
 from meterkit.decisions.grants import MICRO, digest_of_terms, grant_lines, sort_by_burn_order
-from meterkit.decisions.periods import MONTHS, SHORTEST_MS
+from meterkit.decisions.periods import MONTHS, SHORTEST_MS, bounds_at
 from meterkit.decisions.rollover import (
     PlanHistory,
     find_once,
@@ -99,8 +100,10 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     periods' grants lives on as without the restriction.
     """
     effective, reach = effective_plan(state, catalog, now_ms), grant_reach(catalog)
-    is_open = effective.access not in {"restricted", "suspended"}
-    has_changed = is_open and _has_changed_since(state, effective.bounds.start_ms, now_ms)
+    is_open, start_ms = effective.access not in {"restricted", "suspended"}, effective.bounds.start_ms
+    has_changed = is_open and (
+        _has_changed_since(state, start_ms, now_ms) or _begins_late(state, effective.counting, now_ms)
+    )
     is_overdrawn = state.overdraft is not None or state.spent is not None
     if not (has_changed or reach.life_ms or is_overdrawn or reach.periods or reach.has_once):
         return effective
@@ -109,7 +112,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     spans = replace_lost_plans(had, catalog.plans)
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
-        shares = plan_shares(spans, *_uncut_period(state, counting, now_ms), counting, catalog)
+        shares = _shares_of(state, spans, *_uncut_period(state, counting, now_ms), counting, catalog)
     rolls: Rolls | None = None
     if reach.periods:
         in_force = _spans_in_force(state, catalog, now_ms)
@@ -155,8 +158,45 @@ def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool
     return is_scheduled or any(start_ms < row.since_ms <= now_ms for row in state.terms)
 
 
+def _begins_late(state: CustomerState, counting: CountingCycle, now_ms: int) -> bool:
+    """Whether a period is charged by its part: another cheap first check."""
+    start_ms, end_ms = _uncut_period(state, counting, now_ms)
+    return _whole_ms(state, counting, start_ms, end_ms) > end_ms - start_ms
+
+
+def _whole_ms(state: CustomerState, counting: CountingCycle, start_ms: int, end_ms: int) -> int:
+    """Length of a period as it is charged in full: one that begins amid two anchors is charged by its part.
+
+    https://docs.stripe.com/billing/subscriptions/billing-cycle
+    """
+    subscription, length_ms = state.subscription, end_ms - start_ms
+    if subscription is None or start_ms < subscription.made_ms or subscription.is_trial_of(start_ms):
+        return length_ms
+    grid = bounds_at(end_ms - 1, anchor_ms=subscription.anchor_ms, interval=counting.per)
+    is_late = grid.end_ms == end_ms and start_ms - grid.start_ms > SHORTEST_MS
+    return end_ms - grid.start_ms if is_late else length_ms
+
+
+def _shares_of(
+    state: CustomerState,
+    spans: Sequence[PlanSpan],
+    start_ms: int,
+    end_ms: int,
+    counting: CountingCycle,
+    catalog: Catalog,
+) -> tuple[PlanShare, ...]:
+    """The plans of a period of the present subscription with their shares of it; see :func:`plan_shares`."""
+    whole_ms = _whole_ms(state, counting, start_ms, end_ms)
+    return plan_shares(spans, start_ms, end_ms, counting, catalog, whole_ms)
+
+
 def plan_shares(
-    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: CountingCycle, catalog: Catalog
+    spans: Sequence[PlanSpan],
+    start_ms: int,
+    end_ms: int,
+    counting: CountingCycle,
+    catalog: Catalog,
+    whole_ms: int | None = None,
 ) -> tuple[PlanShare, ...]:
     """The plans of a period with their shares of it; none: its plan did not change.
 
@@ -169,24 +209,32 @@ def plan_shares(
         end_ms: the first instant after it.
         counting: what included quantities are counted over.
         catalog: what is sold.
+        whole_ms: the length of a period that is charged in full; None: that of this one.
     """
     if catalog.billing.changes.allowance == "whole":
         return ()
-    return _shares_of_spans(spans, start_ms, end_ms, counting, catalog)
+    return _shares_of_spans(spans, start_ms, end_ms, counting, catalog, whole_ms)
 
 
 def _shares_of_spans(
-    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: CountingCycle, catalog: Catalog
+    spans: Sequence[PlanSpan],
+    start_ms: int,
+    end_ms: int,
+    counting: CountingCycle,
+    catalog: Catalog,
+    whole_ms: int | None = None,
 ) -> tuple[PlanShare, ...]:
     inside = [span for span in spans if span.from_ms < end_ms]
     whole = (place for place, span in enumerate(inside) if span.from_ms <= start_ms or not span.is_priced)
-    parts = inside[max(whole) :]
-    if len(parts) == 1:
+    parts, length_ms = inside[max(whole) :], end_ms - start_ms
+    if whole_ms is not None and not parts[-1].is_by_hand:
+        length_ms = whole_ms
+    if len(parts) == 1 and length_ms == end_ms - start_ms:
         return ()
     parts = parts[sum(span.from_ms <= start_ms + AT_ONCE_MS for span in parts[1:]) :]
     edges = [start_ms, *(span.from_ms for span in parts[1:]), end_ms]
     return tuple(
-        _share_of(span, Fraction(till_ms - from_ms, end_ms - start_ms), counting, catalog)
+        _share_of(span, Fraction(till_ms - from_ms, length_ms), counting, catalog)
         for span, (from_ms, till_ms) in zip(parts, pairwise(edges), strict=True)
     )
 
@@ -232,6 +280,15 @@ def _included_of(meter: str, shares: Sequence[PlanShare]) -> Fraction:
     return total
 
 
+def _prorated_addons(shares: Sequence[PlanShare], catalog: Catalog) -> Mapping[str, Fraction]:
+    """The part of each included quantity that add-ons give."""
+    total: dict[str, Fraction] = {}
+    for plan, share, _ in shares:
+        for meter, quantity in included_by(() if plan is None else plan.bought, catalog).items():
+            total[meter] = total.get(meter, Fraction(0)) + share * quantity
+    return total
+
+
 def _prorated_grants(shares: Sequence[PlanShare]) -> PeriodGrants:
     """The recurring grants of a period, each by its plans' shares, in whole units and whole credits."""
     terms: dict[str, GrantLine] = {}
@@ -255,12 +312,15 @@ def _allowance_by(
 ) -> Allowance:
     """Add up shares, or the whole plan if there are none, less the overdraft."""
     shares = shares or (PlanShare(plan, Fraction(1)),)
-    included = (
+    included = tuple(
         (name, max(0, units - overdrawn.get(f"{INCLUDED}{name}", 0)))
         for name, units in _prorated_included(plan, shares, catalog)
     )
+    added = _prorated_addons(shares, catalog)
     return Allowance(
-        included=tuple(included), grants=_subtract_overdraft(_prorated_grants(shares), overdrawn)
+        included=included,
+        added=tuple((name, ceil(added[name])) for name, _ in included if name in added),
+        grants=_subtract_overdraft(_prorated_grants(shares), overdrawn),
     )
 
 
@@ -309,7 +369,7 @@ def _earlier_periods(
             return
         is_cut = cut is not None and start_ms <= cut.start_ms < end_ms
         overdrawn = _overdraft_at(state, spans, counting, catalog, start_ms)
-        grants = _grants_of(spans, start_ms, end_ms, counting, catalog, overdrawn)
+        grants = _grants_of(state, spans, start_ms, end_ms, counting, catalog, overdrawn)
         grants = PeriodGrants(()) if is_cut else mark_rolled(grants, rolls, end_ms)
         living = living_lines(grants, rolls, start_ms, now_ms, listed)
         lines = tuple(line for line in living if line[4] < 0 or not is_before)
@@ -320,6 +380,7 @@ def _earlier_periods(
 
 
 def _grants_of(
+    state: CustomerState,
     spans: Sequence[PlanSpan],
     start_ms: int,
     end_ms: int,
@@ -330,7 +391,7 @@ def _grants_of(
     """The recurring grants of an earlier period, less what is overdrawn; of a lost plan those on file."""
     if any(one.is_lost and one.from_ms < end_ms and start_ms < to.from_ms for one, to in pairwise(spans)):
         return PeriodGrants(())
-    shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
+    shares = _shares_of(state, spans, start_ms, end_ms, counting, catalog)
     last = _last_share(spans, end_ms, counting, catalog)
     if shares or overdrawn:
         return _subtract_overdraft(_prorated_grants(shares or (last,)), overdrawn)
@@ -350,13 +411,16 @@ def _last_share(
     return _share_of(last, Fraction(1), counting, catalog)
 
 
-def _cut_shares(spans: Sequence[PlanSpan], cut: Overdraft, catalog: Catalog) -> tuple[PlanShare, ...]:
+def _cut_shares(
+    spans: Sequence[PlanSpan], cut: Overdraft, catalog: Catalog, whole_ms: int | None = None
+) -> tuple[PlanShare, ...]:
     """The plans of a period that was cut short; the time after that gives nothing."""
     inside = [span for span in spans if span.from_ms < cut.cut_ms]
     if catalog.billing.changes.allowance == "whole":
         inside = [inside[-1]._replace(is_priced=False)]
     inside.append(PlanSpan(UNKNOWN_PLAN, cut.cut_ms, is_priced=True))
-    shares = _shares_of_spans(inside, cut.start_ms, cut.end_ms, CountingCycle(per=cut.per), catalog)
+    counting = CountingCycle(per=cut.per)
+    shares = _shares_of_spans(inside, cut.start_ms, cut.end_ms, counting, catalog, whole_ms)
     return shares or (PlanShare(None, Fraction(1)),)
 
 
@@ -376,7 +440,8 @@ def overdraft_of(
     spans = _known_spans(state, catalog, last_ms, effective.counting)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
-    due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog), catalog))
+    whole_ms = _whole_ms(state, effective.counting, start_ms, end_ms)
+    due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog, whole_ms), catalog))
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     targets = {*due, *before, *(target for target in used if not target.startswith(INCLUDED))}
     units = [
@@ -393,7 +458,7 @@ def overdraft_after(state: CustomerState, catalog: Catalog, last_ms: int) -> Ove
     effective = effective_plan(state, catalog, last_ms)
     spans = _known_spans(state, catalog, last_ms, effective.counting)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
-    shares = plan_shares(spans, start_ms, end_ms, effective.counting, catalog)
+    shares = _shares_of(state, spans, start_ms, end_ms, effective.counting, catalog)
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     left = _reduce_overdraft(before, _allowance_by(effective.plan, shares, catalog))
     units = tuple(sorted(left.items()))
@@ -427,7 +492,7 @@ def _overdraft_at(
         if start_ms <= first_ms or not left:
             return left
         end_ms, start_ms = start_ms, bounds_of(state, counting, start_ms - 1).start_ms
-        shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
+        shares = _shares_of(state, spans, start_ms, end_ms, counting, catalog)
         plan = _last_share(spans, end_ms, counting, catalog).plan
         if plan is not None:
             left = _reduce_overdraft(left, _allowance_by(plan, shares, catalog))

@@ -35,6 +35,7 @@ class PlanSpan(NamedTuple):
         is_priced: whether Stripe charged the change to it by the second, as one within a subscription.
         used: units that were included by its end, of meters that only the next plan limits.
         bought: the add-ons.
+        is_by_hand: whether the plan was set by hand.
         is_lost: whether the plan stands for one that has left the plans file.
     """
 
@@ -43,6 +44,7 @@ class PlanSpan(NamedTuple):
     is_priced: bool
     used: tuple[tuple[str, int], ...] = ()
     bought: Bought = ()
+    is_by_hand: bool = False
     is_lost: bool = False
 
 
@@ -71,13 +73,14 @@ def plan_spans(
     for before, span in pairwise([spans[0], *spans]):
         facts, last = span.facts, before.facts
         plan, bought = _plan_of(facts, default)
-        if found and (plan, bought) == (found[-1].plan, found[-1].bought):
+        is_by_hand = plan == facts[PLAN_BY_HAND]
+        if found and (plan, bought, is_by_hand) == (found[-1].plan, found[-1].bought, found[-1].is_by_hand):
             continue
         is_within = None is not facts[SUBSCRIPTION] == last[SUBSCRIPTION]
         is_priced = bool(found) and is_within and all(facts[name] == last[name] for name in _BY_HAND)
         if found:
             found[-1] = found[-1]._replace(used=span.used)
-        found.append(PlanSpan(plan, span.from_ms, is_priced, bought=bought))
+        found.append(PlanSpan(plan, span.from_ms, is_priced, bought=bought, is_by_hand=is_by_hand))
     return found
 
 
