@@ -19,8 +19,8 @@ from meterkit.decisions.customer_state import NO_STATE, CustomerState, bounds_of
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field
 from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.told_terms import with_terms
 from meterkit.decisions.subscription import Status, SubscriptionState
+from meterkit.decisions.told_terms import with_terms
 from meterkit.redis.connection import pack
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import RateCorrection, UsedQuantities

@@ -489,3 +489,21 @@ async def test_f_304_a_plan_by_hand_and_allowance_whole_give_all(store_url: str,
         if catalog is CATALOG:
             await at.kit.customers.set_plan("acme", "pro")
         assert (await given(at))[:2] == (1_000, 1_000)
+
+
+@pytest.mark.parametrize(("how", "given_by_june"), [("prorated", 50 // 2 + 200 // 2), ("whole", 200)])
+async def test_f_303_what_an_upgrade_to_a_year_gave_lives_on(
+    store_url: str, how: str, given_by_june: int
+) -> None:
+    """At the month's end, credits that the upgrade gave were taken back: the year began within the month."""
+    text = plans_text("upgraded_to_a_year") + f"billing: {{changes: {{allowance: {how}}}}}\n"
+    async with shop(store_url, catalog=loads(text)) as at:
+        await at.subscribed(plan="small")
+        await at.kit.record("acme", "requests", 10)
+        await change(at, "annual", HALF)
+        left = given_by_june - 10
+        assert (await at.kit.usage("acme"))["balance"] == {"usd": left}
+        at.go(END + HOUR)
+        await at.kit.subscriptions.sync("acme")
+        usage = await at.kit.usage("acme")
+        assert (usage["balance"], usage["rolled_over"]) == ({"usd": left + 200}, {"usd": left})
