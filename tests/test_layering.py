@@ -16,6 +16,7 @@ LINE = (
     ("errors", "log_throttle", "problem_types", "cancellation", "safe_text", "csv_text", "metric_tallies"),
     ("settings", "allowed_origins", "http_bodies"),
     ("catalog",),
+    ("terms",),
     ("decisions", "tokens"),
     ("redis",),
     ("store",),

@@ -19,8 +19,8 @@ from meterkit.decisions.customer_state import NO_STATE, CustomerState, bounds_of
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field
 from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.plan_shares import with_plan_changes
 from meterkit.decisions.subscription import Status, SubscriptionState
+from meterkit.decisions.told_terms import with_terms
 from meterkit.redis.connection import pack
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import RateCorrection, UsedQuantities
@@ -528,7 +528,9 @@ class SharesWorld(PaidWorld):
         )
         linked = f"cus_{name}"
         changed = replace(state, plan=None, status=None, subscription=subscription, stripe_customer=linked)
-        self.put(name, with_plan_changes(state, changed, self.catalog, self.wall))
+        self.put(
+            name, with_terms(state, changed, self.catalog, self.wall, told_ms=self.wall, source="stripe")
+        )
 
     def vouch(self, name: str) -> None:
         """Grant some of what a balance in money pays for."""
@@ -566,7 +568,9 @@ class RollingWorld(SharesWorld):
             status=self.random.choice(_PAYING),
             status_since_ms=self.wall,
         )
-        self.put(name, with_plan_changes(state, changed, self.catalog, self.wall))
+        self.put(
+            name, with_terms(state, changed, self.catalog, self.wall, told_ms=self.wall, source="stripe")
+        )
 
     def lose(self, name: str) -> None:
         """Lose a used-up grant of an earlier period, as under a plans file by which nothing lived on."""

@@ -588,3 +588,18 @@ async def test_a_later_change_names_an_archived_price(at: Shop, change: str) -> 
     await ask()
     pending = (await known(at)).pending_change
     assert pending is not None
+
+
+async def test_f_308_an_addon_adds_to_what_an_override_includes(at: Shop) -> None:
+    """Contract: overrides replace what the plan gives, add-ons add to it; it gave nothing, in silence."""
+    await begun(at)
+    await at.kit.customers.override("acme", {"requests": {"included": 500}, "storage": {"included": "1GB"}})
+    assert await included(at, "requests") == 500
+    await bought(at, call_pack=2, storage_pack=1)
+    # Two packs of 50 for half of the month.
+    assert (await included(at, "requests"), await included(at, "storage")) == (550, 1_100_000_000)
+    at.go(END)
+    await synced(at)
+    assert await included(at, "requests") == 600
+    await at.kit.customers.override("acme", {"requests": {}})
+    assert await included(at, "requests") == 200

@@ -150,6 +150,42 @@ async def test_what_is_set_and_taken_back_by_hand_takes_nothing(store_url: str, 
         assert await given(at) == (1_000, 1_000, 180)
 
 
+@pytest.mark.parametrize("by_hand", ["plan", "status"])
+async def test_f_300_a_gift_of_a_day_leaves_what_was_sold(store_url: str, by_hand: str) -> None:
+    """After a downgrade, a plan given for a day and taken back left the smaller plan's whole quantities."""
+    async with shop(store_url, catalog=AT_ONCE) as at:
+        await at.subscribed(plan="pro")
+        await change(at, "team", HALF)
+        assert await given(at) == (550, 550, 100)
+        await at.kit.record("acme", "tokens", 540)
+        at.clock.set(HALF + timedelta(days=5))
+        if by_hand == "plan":
+            await at.kit.customers.set_plan("acme", "pro")
+            assert (await given(at))[:2] == (1_000, 1_000)
+        else:
+            await at.kit.customers.set_status("acme", "canceled")
+            assert (await at.kit.customers.get("acme")).plan == "free"
+        at.clock.set(HALF + timedelta(days=6))
+        if by_hand == "plan":
+            await at.kit.customers.set_plan("acme", None)
+        else:
+            await at.kit.customers.set_status("acme", None)
+        assert (await given(at))[:2] == (550, 550)
+        tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
+        assert (tokens["included"], tokens["overage"]) == (550, 0)
+
+
+async def test_f_301_what_is_sold_while_a_plan_is_set_by_hand_has_its_share(store_url: str) -> None:
+    """The new plan counted from the period's first day, as if it had been sold since then."""
+    async with shop(store_url, catalog=AT_ONCE) as at:
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF - timedelta(days=1))
+        await at.kit.customers.set_plan("acme", "free")
+        await change(at, "team", HALF)
+        assert (await at.kit.customers.get("acme")).plan == "team"
+        assert await given(at) == (550, 550, 100)
+
+
 async def test_credits_that_an_earlier_plans_file_gave_stay(store_url: str) -> None:
     """Where no plan of the new file grants any, they were gone, and usage that they pay for was refused."""
     async with shop(store_url, catalog=CATALOG) as at:
@@ -422,3 +458,52 @@ async def test_prices_by_model_share_one_cap(capped: Shop) -> None:
     assert await counted(capped, "input_tokens") == (9_500, 5_000, 4_500)
     assert (await capped.kit.usage("acme"))["meters"]["input_tokens"]["overage_cents"] == 300 + 20
     assert sorted(await charged(capped)) == [(2_000, 20), (3_000, 300)]
+
+
+async def begins_late(at: Shop) -> None:
+    """A subscription of the Dashboard whose billing anchor is the first of July: a third of June is paid."""
+    at.clock.set(END - timedelta(days=10))
+    await at.kit.customers.link("acme", at.emulator.add_customer())
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    due = {"collection_method": "send_invoice", "days_until_due": 30}
+    sold = {"items": [{"price": "price_pro"}], "billing_cycle_anchor": int(END.timestamp())}
+    await at.post("/v1/subscriptions", {"customer": linked, **sold, **due})
+    await at.kit.subscriptions.sync("acme")
+
+
+async def test_f_304_a_first_period_that_is_cut_short_gives_what_is_paid(store_url: str) -> None:
+    """It included everything: 176 cents were paid for 2,700, again and again."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        await begins_late(at)
+        assert (await at.invoices())[0]["total"] == 967  # 2900 for ten days of thirty.
+        assert await given(at) == (334, 334, 60)
+        at.go(END)
+        await at.kit.subscriptions.sync("acme")
+        assert await given(at) == (1_000, 1_000, 180)
+
+
+@pytest.mark.parametrize("catalog", [CATALOG, WHOLE], ids=["by hand", "whole"])
+async def test_f_304_a_plan_by_hand_and_allowance_whole_give_all(store_url: str, catalog: Any) -> None:
+    async with shop(store_url, catalog=catalog) as at:
+        await begins_late(at)
+        if catalog is CATALOG:
+            await at.kit.customers.set_plan("acme", "pro")
+        assert (await given(at))[:2] == (1_000, 1_000)
+
+
+@pytest.mark.parametrize(("how", "given_by_june"), [("prorated", 50 // 2 + 200 // 2), ("whole", 200)])
+async def test_f_303_what_an_upgrade_to_a_year_gave_lives_on(
+    store_url: str, how: str, given_by_june: int
+) -> None:
+    """At the month's end, credits that the upgrade gave were taken back: the year began within the month."""
+    text = plans_text("upgraded_to_a_year") + f"billing: {{changes: {{allowance: {how}}}}}\n"
+    async with shop(store_url, catalog=loads(text)) as at:
+        await at.subscribed(plan="small")
+        await at.kit.record("acme", "requests", 10)
+        await change(at, "annual", HALF)
+        left = given_by_june - 10
+        assert (await at.kit.usage("acme"))["balance"] == {"usd": left}
+        at.go(END + HOUR)
+        await at.kit.subscriptions.sync("acme")
+        usage = await at.kit.usage("acme")
+        assert (usage["balance"], usage["rolled_over"]) == ({"usd": left + 200}, {"usd": left})

@@ -10,8 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from itertools import pairwise
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import pytest
 
@@ -27,7 +26,6 @@ from meterkit.decisions.allowance import (
     OnceGrant,
     Overdraft,
     PeriodGrants,
-    PlanChange,
     RollRule,
     Rolls,
 )
@@ -71,10 +69,9 @@ from meterkit.decisions.plan_shares import (
     overdraft_after,
     overdraft_of,
     plan_shares,
-    plan_spans,
+    spans_of,
     spend_before_subscription,
     uncut_period,
-    with_plan_changes,
 )
 from meterkit.decisions.price_segments import PriceSegment, ended_labels, overage_cents, segments_of
 from meterkit.decisions.rollover import (
@@ -88,10 +85,23 @@ from meterkit.decisions.rollover import (
 )
 from meterkit.decisions.spending import UnitPrice, price_of
 from meterkit.decisions.stored_grants import GrantBalance, GrantFunds, StoredGrant, read_funds, rolled_over
-from meterkit.decisions.stored_plan_changes import UNKNOWN_PLAN, PlanSpan, compact_plan_changes
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle, Interval
+from meterkit.decisions.told_terms import terms_of, with_terms
 from meterkit.errors import MeterkitError
+from meterkit.terms.plan_spans import PlanSpan
+from meterkit.terms.rows import (
+    ADDONS,
+    EVER_MS,
+    PLAN,
+    PLAN_BY_HAND,
+    SUBSCRIPTION,
+    UNKNOWN_PLAN,
+    USED,
+    Terms,
+    in_force,
+    tell,
+)
 
 # F-223: what each plan of a period gives by its share of it.
 
@@ -145,7 +155,32 @@ def moved(state: CustomerState, plan: str, at: datetime, **changed: Any) -> Cust
     """The same after its subscription changed to another plan."""
     assert state.subscription is not None
     after = with_subscription(state, replace(state.subscription, plan=plan, **changed))
-    return with_plan_changes(state, after, CATALOG, to_ms(at))
+    return with_terms(state, after, CATALOG, to_ms(at), told_ms=to_ms(at), source="stripe")
+
+
+class Had(NamedTuple):
+    """A plan that a customer had until an instant, and whether its subscription changed it then."""
+
+    plan: str
+    until_ms: int
+    is_within: bool
+    used: tuple[tuple[str, int], ...] = ()
+    bought: Bought = ()
+
+
+def with_had(state: CustomerState, *plans: Had) -> CustomerState:
+    """A state with terms that say which plans it had before, the oldest first."""
+    now_ms = plans[-1].until_ms
+    facts = in_force(terms_of(state, CATALOG, now_ms), now_ms)
+    terms: Terms = ()
+    since_ms, used = EVER_MS, ()
+    for nth, one in enumerate(plans):
+        later = sum(not following.is_within for following in plans[nth:])
+        own = f"sub_{later + 1}" if later else facts[SUBSCRIPTION]
+        sold = {SUBSCRIPTION: own, PLAN: one.plan, ADDONS: one.bought, USED: used}
+        terms = tell(terms, sold, since_ms, since_ms, "stripe")
+        since_ms, used = one.until_ms, one.used
+    return replace(state, terms=tell(terms, {**facts, USED: used}, since_ms, since_ms, "stripe"))
 
 
 def calls_of(state: CustomerState, at: datetime) -> int | None:
@@ -195,7 +230,7 @@ def test_each_of_many_changes_counts_for_its_time() -> None:
         rest = included * Fraction((END - until) // timedelta(hours=1), 720)
         first = Fraction(100 * 4, 720)
         assert calls_of(state, at) == -(-(first + share + rest) // 1), bought
-    assert len(state.plan_changes) <= 64
+    assert len(state.terms) <= 256
     assert calls_of(CustomerState.parse(state.dump()), END - DAY) == calls_of(state, END - DAY)
 
 
@@ -539,8 +574,8 @@ def test_overage_costs_what_its_segments_cost() -> None:
 def test_a_clock_behind_a_plan_set_by_hand_reads_its_terms() -> None:
     """A server's clock may go back over the instant at which plan and cycle began."""
     catalog, at_ms = loads(PLANS), to_ms(HALF)
-    changes = PlanChange("a", at_ms - 9 * DAY_MS, True), PlanChange("free", at_ms, False)
-    state = CustomerState(plan="a", anchor_ms=at_ms, plan_changes=changes)
+    changes = Had("a", at_ms - 9 * DAY_MS, True), Had("free", at_ms, False)
+    state = with_had(CustomerState(plan="a", anchor_ms=at_ms), *changes)
     for now_ms in (at_ms - 300_000, at_ms - 1, at_ms, at_ms + 1):
         assert effective_terms(state, catalog, now_ms).plan.key == "a"
 
@@ -1296,145 +1331,7 @@ def test_nothing_older_than_a_cap_lives_on(rooms: tuple[int, ...], expected: int
     assert [bool(lines) for lines in found] == [age < expected for age in range(9)]
 
 
-# Plan changes as a state stores them: few, and no allowance is less for it.
-
-
-HOUR_MS: Final = 3_600_000
 PACK: Final = (("pack", 1),)
-
-
-def hourly(plans: str, *, first: int = nth(5), used: int = 0) -> list[PlanChange]:
-    """Changes each an hour after the other, of plans named by letters; a capital's is not charged."""
-    return [
-        PlanChange(
-            plan.lower(), first + place * HOUR_MS, plan.islower(), (("calls", used + place),) * (used > 0)
-        )
-        for place, plan in enumerate(plans, 1)
-    ]
-
-
-def compacted(changes: list[PlanChange]) -> list[PlanChange]:
-    start_of = thirty_days
-    return [*compact_plan_changes(changes, changes[-1].until_ms, lambda at_ms: start_of(at_ms).start_ms)]
-
-
-def in_short(changes: list[PlanChange]) -> list[tuple[str, int, bool]]:
-    """Each plan with the hours until which it was in force, and whether its end is charged."""
-    return [(one.plan, (one.until_ms - nth(5)) // HOUR_MS, one.is_priced) for one in changes]
-
-
-def test_changes_of_the_last_400_days_are_kept() -> None:
-    changes = [PlanChange("a", at_ms, True) for at_ms in (0, 1, 400 * DAY_MS)]
-    assert compacted(changes) == changes[1:]
-    for number in (1, 64):
-        assert compacted(hourly("ab" * 32)[:number]) == hourly("ab" * 32)[:number]
-
-
-def test_plans_of_a_period_are_sorted_where_they_are_many() -> None:
-    # The first change stays, as its beginning is not known, and so does the last.
-    assert in_short(compacted(hourly("x" + "ab" * 32 + "z"))) == [
-        *(("x", 1, True), ("a", 33, True), ("b", 65, True), ("z", 66, True))
-    ]
-    # One that is not charged stays where it is.
-    assert in_short(compacted(hourly("x" + "ab" * 4 + "aB" + "ab" * 30 + "z"))) == [
-        *(("x", 1, True), ("a", 6, True), ("b", 11, False), ("a", 41, True), ("b", 71, True), ("z", 72, True))
-    ]
-
-
-def test_a_plan_of_the_first_minute_stays_where_it_is() -> None:
-    for after_ms, expected in ((60_000, ["x", "a", "b", "a", "z"]), (60_001, ["x", "a", "b", "z"])):
-        changes = [PlanChange("x", nth(5) + after_ms, True), *hourly("ab" * 33 + "z")]
-        assert [one.plan for one in compacted(changes)] == expected
-
-
-def test_a_plan_that_ends_with_its_period_is_of_that_period() -> None:
-    # The 65th hour ends the period; an hour is of the next one, with which it ends.
-    first = nth(6) - 65 * HOUR_MS
-    changes = hourly("x" + "ab" * 32 + "ab" + "z", first=first)
-    assert [(one.plan, (one.until_ms - first) // HOUR_MS) for one in compacted(changes)] == [
-        *(("x", 1), ("a", 33), ("b", 65), ("a", 66), ("b", 67), ("z", 68))
-    ]
-    # One that lasts into the next period is of neither.
-    late = [one._replace(until_ms=one.until_ms + 1) for one in changes]
-    assert [one.plan for one in compacted(late)] == ["x", "a", "b", "b", "a", "b", "z"]
-
-
-def test_a_plan_keeps_the_most_that_it_included() -> None:
-    changes = hourly("x" + "ab" * 32 + "z", used=7)
-    changes[3] = changes[3]._replace(used=(("calls", 99), ("words", 0)))
-    used = {one.plan: dict(one.used) for one in compacted(changes)}
-    assert used == {"x": {"calls": 8}, "a": {"calls": 99, "words": 0}, "b": {"calls": 72}, "z": {"calls": 73}}
-
-
-@pytest.mark.parametrize(
-    ("bought", "expected"),
-    [
-        pytest.param([(), ()], [((), 66)], id="none"),
-        pytest.param([(("pack", 1),), ()], [((("pack", 1),), 33), ((), 33)], id="one for half the time"),
-        pytest.param(
-            [(("pack", 1),), (("pack", 4),)],
-            [((("pack", 3),), 33), ((("pack", 2),), 33)],
-            id="two and a half on average",
-        ),
-        pytest.param([(("pack", 3),), (("pack", 3),)], [((("pack", 3),), 66)], id="as many all the time"),
-        pytest.param(
-            [(("odd", 1), ("pack", 1)), (("pack", 2),), (("pack", 3),)],
-            [((("odd", 1), ("pack", 2)), 22), ((("pack", 2),), 44)],
-            id="two kinds, each for its time",
-        ),
-    ],
-)
-def test_add_ons_of_a_plan_are_sorted_by_their_number(
-    bought: list[Bought], expected: list[tuple[Bought, int]]
-) -> None:
-    changes = hourly("x" + "a" * 66 + "z")
-    changes[1:-1] = [
-        one._replace(bought=bought[place % len(bought)]) for place, one in enumerate(changes[1:-1])
-    ]
-    found = compacted(changes)
-    lengths = [(after.until_ms - before.until_ms) // HOUR_MS for before, after in pairwise(found[:-1])]
-    assert [(one.bought, length) for one, length in zip(found[1:-1], lengths, strict=True)] == expected
-
-
-def test_only_the_last_of_what_is_sorted_is_not_charged() -> None:
-    changes = [one._replace(bought=PACK) for one in hourly("x" + "a" * 64 + "Az")]
-    changes[9] = changes[9]._replace(bought=())
-    found = compacted(changes)
-    assert in_short(found) == [("x", 1, True), ("a", 65, True), ("a", 66, False), ("z", 67, True)]
-    assert [one.bought for one in found] == [PACK, PACK, (), PACK]
-
-
-def test_the_oldest_changes_give_way_before_the_latest_period() -> None:
-    def daily(number: int) -> list[PlanChange]:
-        return [
-            PlanChange("ab"[place % 2], nth(5, place * 30 / 70), False, (), (("pack", 1),))
-            for place in range(number)
-        ]
-
-    def each(number: int) -> list[PlanChange]:
-        return [PlanChange("a", nth(place, 1), True, (), (("pack", 1),)) for place in range(5 - number, 5)]
-
-    # One more than 64: the oldest is dropped, and the next one is a plan that gives nothing.
-    unknown: dict[str, Any] = {"plan": UNKNOWN_PLAN, "bought": ()}
-    for dropped in (0, 1, 2):
-        changes = [*each(4), *daily(60 + dropped)[1:], PlanChange("z", nth(6), False)]
-        kept = changes[dropped:]
-        kept[0] = kept[0]._replace(**unknown) if dropped else kept[0]
-        assert compacted(changes) == kept, dropped
-    # All of the latest period stay, and so does the one that it begins with, up to its first minute.
-    for number, last_ms, first in (
-        *((1, nth(4, 1), 0), (2, nth(4, 1), 1), (4, nth(4, 1), 3)),
-        *((4, nth(5) + 60_000, 3), (4, nth(5) + 60_001, 2)),
-    ):
-        early = each(number)
-        early[-1] = early[-1]._replace(until_ms=last_ms, is_priced=False)
-        changes = [*early, *daily(70)[1:], PlanChange("z", nth(6), False)]
-        kept = changes[first:]
-        kept[0] = kept[0]._replace(**unknown) if first else kept[0]
-        assert compacted(changes) == kept, (number, last_ms)
-    # Of a period that has only begun, all but 64 go.
-    changes = [*daily(70), PlanChange("z", nth(6) + 1, False)]
-    assert compacted(changes)[1:] == changes[8:]
 
 
 # The plans of a customer and their shares of a period, and use beyond what a cut period was paid for.
@@ -1496,120 +1393,102 @@ def span(plan: str, from_ms: int = EVER, *, priced: bool = True, bought: Bought 
         ),
         pytest.param(paid("a", status="incomplete", **TO_B), [span("free")], id="it is not paid for"),
         pytest.param(
-            replace(
-                paid("a", pending_plan="b", pending_at_ms=at_ms(9)),
-                plan_changes=(PlanChange("free", at_ms(10), True, (("calls", 5),), PACK),),
+            with_had(
+                paid("b", pending_plan="b", pending_at_ms=at_ms(9)),
+                Had("free", at_ms(10), True, (("calls", 5),), PACK),
             ),
             [PlanSpan("free", EVER, False, (("calls", 5),), PACK), span("b", at_ms(10))],
             id="a stored change, and what came before it",
         ),
         pytest.param(
-            replace(
-                paid("a"),
-                plan_changes=(PlanChange("free", at_ms(9), False), PlanChange("b", at_ms(10), True)),
-            ),
+            with_had(paid("a"), Had("free", at_ms(9), False), Had("b", at_ms(10), True)),
             [span("free"), span("b", at_ms(9), priced=False), span("a", at_ms(10))],
             id="two stored changes",
         ),
     ],
 )
 def test_the_plans_that_a_customer_had(state: CustomerState, expected: list[PlanSpan]) -> None:
-    assert plan_spans(state, PAUSING, MIDDLE_MS) == expected
+    assert spans_of(state, PAUSING, MIDDLE_MS, BY_MONTH) == expected
     ahead = [one for one in expected if one.from_ms < MIDDLE_MS]
-    assert plan_spans(state, PAUSING, MIDDLE_MS - 1) == ahead
+    assert spans_of(state, PAUSING, MIDDLE_MS - 1, BY_MONTH) == ahead
 
 
 OTHER: Final = paid("b", id="sub_2")
 ENDED_JUNE_9: Final = paid("a", status="canceled", ended_at_ms=at_ms(9))
-CHANGED: Final = replace(paid("b"), plan_changes=(PlanChange("a", MIDDLE_MS, True),))
+
+
+def told(before: CustomerState, after: CustomerState, at: int = MIDDLE_MS) -> CustomerState:
+    """A state after a change that Stripe reports at once."""
+    return with_terms(before, after, CATALOG, at, told_ms=at, source="stripe")
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "expected"),
+    ("before", "after", "since_ms", "facts"),
     [
-        pytest.param(paid("a"), paid("a"), (), id="nothing changes"),
-        pytest.param(paid("a"), paid("b"), (PlanChange("a", MIDDLE_MS, True),), id="within a subscription"),
-        pytest.param(paid("a"), OTHER, (PlanChange("a", MIDDLE_MS, False),), id="to another subscription"),
-        pytest.param(CustomerState(), OTHER, (PlanChange("free", MIDDLE_MS, False),), id="to the first one"),
+        pytest.param(paid("a"), paid("a"), None, {}, id="nothing changes"),
+        pytest.param(paid("a"), paid("b"), MIDDLE_MS, {PLAN: "b"}, id="within a subscription"),
         pytest.param(
-            CustomerState(), CustomerState(plan="b"), (PlanChange("free", MIDDLE_MS, False),), id="by hand"
+            paid("a"), OTHER, MIDDLE_MS, {SUBSCRIPTION: "sub_2", PLAN: "b"}, id="to another subscription"
         ),
         pytest.param(
-            paid("a"),
-            replace(paid("a"), plan="b"),
-            (PlanChange("a", MIDDLE_MS, False),),
-            id="by hand beside one",
+            CustomerState(), OTHER, MIDDLE_MS, {SUBSCRIPTION: "sub_2", PLAN: "b"}, id="to the first one"
         ),
+        pytest.param(CustomerState(), CustomerState(plan="b"), MIDDLE_MS, {PLAN_BY_HAND: "b"}, id="by hand"),
         pytest.param(
-            replace(paid("a"), plan="b"),
-            replace(paid("a", addons=PACK), plan="b"),
-            (PlanChange("b", MIDDLE_MS, True),),
-            id="of add-ons where the plan is set by hand",
-        ),
-        pytest.param(
-            paid("a", addons=PACK),
-            paid("a"),
-            (PlanChange("a", MIDDLE_MS, True, bought=PACK),),
-            id="of add-ons that are given up",
+            paid("a", addons=PACK), paid("a"), MIDDLE_MS, {ADDONS: ()}, id="of add-ons that are given up"
         ),
         pytest.param(
             paid("a"),
             ENDED_JUNE_9,
-            (PlanChange("a", at_ms(9), False),),
+            at_ms(9),
+            {SUBSCRIPTION: None, PLAN: None},
             id="by an end that is heard of later",
         ),
         pytest.param(
             paid("a"),
             paid("a", status="canceled", ended_at_ms=at_ms(16)),
-            (PlanChange("a", MIDDLE_MS, False),),
+            MIDDLE_MS,
+            {SUBSCRIPTION: None, PLAN: None},
             id="by an end that our clock has not reached",
         ),
         pytest.param(
             OTHER,
             ENDED_JUNE_9,
-            (PlanChange("b", MIDDLE_MS, False),),
+            MIDDLE_MS,
+            {SUBSCRIPTION: None, PLAN: None},
             id="not by the end of another subscription",
-        ),
-        pytest.param(
-            CustomerState(plan="b"),
-            replace(ENDED_JUNE_9, plan="a"),
-            (PlanChange("b", MIDDLE_MS, False),),
-            id="not by one that was not known",
-        ),
-        pytest.param(
-            CHANGED,
-            paid("endless"),
-            (PlanChange("a", MIDDLE_MS, True),),
-            id="one at the same instant gives way",
-        ),
-        pytest.param(CHANGED, paid("a"), (), id="one that is taken back at the same instant"),
-        pytest.param(
-            replace(
-                paid("b"), plan_changes=(PlanChange("a", MIDDLE_MS, True), PlanChange("b", at_ms(16), False))
-            ),
-            paid("endless"),
-            (PlanChange("a", MIDDLE_MS, False),),
-            id="one that is not charged, even where it gives way",
-        ),
-        pytest.param(
-            replace(paid("b"), plan_changes=(PlanChange("a", at_ms(9), True, (("calls", 5),), PACK),)),
-            paid("endless"),
-            (PlanChange("a", at_ms(9), True, (("calls", 5),), PACK), PlanChange("b", MIDDLE_MS, True)),
-            id="one that was earlier stays",
         ),
     ],
 )
-def test_changes_of_plan_as_they_are_stored(
-    before: CustomerState, after: CustomerState, expected: tuple[PlanChange, ...]
+def test_what_a_change_tells(
+    before: CustomerState, after: CustomerState, since_ms: int | None, facts: dict[str, Any]
 ) -> None:
-    assert with_plan_changes(before, after, CATALOG, MIDDLE_MS).plan_changes == expected
+    had = len(terms_of(before, CATALOG, MIDDLE_MS))
+    rows = told(before, after).terms[had:]
+    assert [(row.since_ms, dict(row.facts)) for row in rows] == (
+        [] if since_ms is None else [(since_ms, facts)]
+    )
+
+
+def test_a_change_that_is_told_again_tells_nothing() -> None:
+    once = told(paid("a"), paid("b"))
+    assert told(once, paid("b"), at_ms(16)).terms == once.terms
+
+
+def test_what_is_sold_and_what_is_set_by_hand_are_told_apart() -> None:
+    """Contract: setting something by hand and removing it leaves no trace in the other layers."""
+    sold = told(paid("a"), paid("b"))
+    by_hand = told(sold, replace(paid("b"), plan="endless", terms=sold.terms), at_ms(20))
+    assert calls_of(by_hand, START + 21 * DAY) is None
+    back = told(by_hand, replace(by_hand, plan=None), at_ms(22))
+    assert calls_of(back, END - DAY) == calls_of(sold, END - DAY) == 550
 
 
 def test_periods_of_a_year_stay_after_its_subscription() -> None:
     """They are counted as before it ended, not by the plan that is in force then."""
     begun_ms = to_ms(START.replace(year=2029))
     known = paid("annual", start_ms=at_ms(-365), end_ms=JUNE_MS, created_ms=begun_ms, cancel_at_ms=JUNE_MS)
-    after = with_plan_changes(known, CustomerState(), CATALOG, JUNE_MS)
+    after = told(known, CustomerState(), JUNE_MS)
     assert after.former_starts_ms == (begun_ms, at_ms(-365), JUNE_MS)
 
 
@@ -1681,15 +1560,15 @@ def test_what_was_used_without_a_limit_stays_included() -> None:
     # Half of June on a gives 50, nine days on b 300.
     for used, expected in ((20, 350), (50, 350), (700, 1_000)):
         changes = (
-            PlanChange("a", MIDDLE_MS, True),
-            PlanChange("endless", at_ms(21), True, (("calls", used), ("words", 9_999))),
+            Had("a", MIDDLE_MS, True),
+            Had("endless", at_ms(21), True, (("calls", used), ("words", 9_999))),
         )
-        assert calls_of(replace(paid("b"), plan_changes=changes), END - DAY) == expected
+        assert calls_of(with_had(paid("b"), *changes), END - DAY) == expected
     # Without a figure, nothing was used.
-    endless = replace(paid("a"), plan_changes=(PlanChange("endless", MIDDLE_MS, True),))
+    endless = with_had(paid("a"), Had("endless", MIDDLE_MS, True))
     assert calls_of(endless, END - DAY) == 50
-    silent = (PlanChange("a", MIDDLE_MS, True), PlanChange("endless", at_ms(21), True))
-    assert calls_of(replace(paid("b"), plan_changes=silent), END - DAY) == 350
+    silent = (Had("a", MIDDLE_MS, True), Had("endless", at_ms(21), True))
+    assert calls_of(with_had(paid("b"), *silent), END - DAY) == 350
 
 
 def test_an_allowance_is_of_counters_that_meterkit_counts_alone() -> None:
@@ -1706,14 +1585,14 @@ def test_an_allowance_is_of_counters_that_meterkit_counts_alone() -> None:
   b: {{rank: 2, price: {{amount_cents: 2, interval: month}}, meters: {limits[:-1]}, tiers: {{included: 9}}}}}}
 """
     catalog = loads(free_plan(meters, limits) + plans)
-    state = replace(paid("b"), plan_changes=(PlanChange("a", MIDDLE_MS, True),))
+    state = with_had(paid("b"), Had("a", MIDDLE_MS, True))
     allowance = effective_terms(state, catalog, JULY_MS - 1).allowance
     assert allowance is not None
     assert dict(allowance.included) == {"calls": 10, "billed": 10}
 
 
 BEYOND: Final = Overdraft(at_ms(-31), at_ms(-9), JUNE_MS, "month", (("i:calls", 250),), (("i:calls", 30),))
-USED: Final = {"i:calls": 80, "c:ai": 5 * MICRO, "m:calls": 2, "i:other": 9, "c:gone": 7}
+USED_THEN: Final = {"i:calls": 80, "c:ai": 5 * MICRO, "m:calls": 2, "i:other": 9, "c:gone": 7}
 
 
 @pytest.mark.parametrize(
@@ -1723,14 +1602,14 @@ USED: Final = {"i:calls": 80, "c:ai": 5 * MICRO, "m:calls": 2, "i:other": 9, "c:
             paid("a"), CATALOG, {"i:calls": 30, "c:ai": MICRO, "c:gone": 7}, id="beyond half of its plan"
         ),
         pytest.param(
-            replace(paid("b"), plan_changes=(PlanChange("a", at_ms(12), True),)),
+            with_had(paid("b"), Had("a", at_ms(12), True)),
             CATALOG,
             # A hundred for twelve days, a thousand for three: 140. Credits: ⌈2.8 + 7⌉.
             {"m:calls": 0, "c:gone": 7},
             id="within the shares of two plans",
         ),
         pytest.param(
-            replace(paid("a"), plan_changes=(PlanChange("b", at_ms(12), True),)),
+            with_had(paid("a"), Had("b", at_ms(12), True)),
             WHOLE,
             {"i:calls": 30, "c:ai": MICRO, "c:gone": 7},
             id="beyond half of the last one, where it gives the whole",
@@ -1747,7 +1626,7 @@ def test_use_beyond_a_period_that_was_cut_short(
     state: CustomerState, catalog: Catalog, expected: dict[str, int]
 ) -> None:
     """In the middle of June: half of it was paid."""
-    found = overdraft_of(state, catalog, MIDDLE_MS - 1, MIDDLE_MS, USED)
+    found = overdraft_of(state, catalog, MIDDLE_MS - 1, MIDDLE_MS, USED_THEN)
     assert found[:4] == (JUNE_MS, MIDDLE_MS, JULY_MS, "month")
     assert found.units == tuple(sorted((target, units) for target, units in expected.items() if units))
     assert found.before == (() if state.overdraft is None else (("i:calls", 250),))
@@ -1804,7 +1683,7 @@ def test_an_overdraft_after_the_last_period() -> None:
     assert forgiven is not None
     assert forgiven.units == ()
     # Half of June on each of two plans makes up for 550.
-    changed = replace(state, plan_changes=(PlanChange("b", MIDDLE_MS, True),))
+    changed = with_had(state, Had("b", MIDDLE_MS, True))
     found = overdraft_after(changed, CATALOG, JULY_MS - 1)
     assert found is not None
     assert found.units == ()
@@ -1905,7 +1784,7 @@ ALIVE: Final = (LIVES, 45 * DAY_MS)
             id="restricted: all of them live on",
         ),
         pytest.param(
-            replace(paid("a", **OLD, status="paused"), plan_changes=(PlanChange("a", at_ms(2), True),)),
+            with_had(paid("a", **OLD, status="paused"), Had("a", at_ms(2), True)),
             at_ms(3),
             [(31, [ALIVE, ROLLED], True), (61, [ROLLED], True)],
             id="paused: so they do",
@@ -1917,19 +1796,19 @@ ALIVE: Final = (LIVES, 45 * DAY_MS)
             id="before it, for all we know",
         ),
         pytest.param(
-            replace(paid("a"), plan_changes=(PlanChange("free", JUNE_MS, False),)),
+            with_had(paid("a"), Had("free", JUNE_MS, False)),
             at_ms(3),
             [],
             id="free before",
         ),
         pytest.param(
-            CustomerState(plan="a", plan_changes=(PlanChange("free", at_ms(-45), False),)),
+            with_had(CustomerState(plan="a"), Had("free", at_ms(-45), False)),
             at_ms(3),
             [(31, [ALIVE, ROLLED], True), (61, [ROLLED], True)],
             id="by hand, without a subscription",
         ),
         pytest.param(
-            replace(paid("a", created_ms=at_ms(-31)), plan_changes=(PlanChange("b", at_ms(-31), False),)),
+            with_had(paid("a", created_ms=at_ms(-31)), Had("b", at_ms(-31), False)),
             at_ms(3),
             [(31, [ALIVE, ROLLED], True)],
             id="another plan before",
@@ -1949,11 +1828,11 @@ def test_a_gift_is_named_with_the_period_that_gave_it() -> None:
 
     (line,) = once_lines(REACHING.plans["gift"])
     assert given(paid("gift", **OLD)) is None
-    since_may = replace(paid("gift", **OLD), plan_changes=(PlanChange("free", at_ms(-9), True),))
+    since_may = with_had(paid("gift", **OLD), Had("free", at_ms(-9), True))
     assert given(since_may) == (OnceGrant(line, at_ms(-31), JUNE_MS),)
-    since_june = replace(paid("gift", **OLD), plan_changes=(PlanChange("b", at_ms(9), True),))
+    since_june = with_had(paid("gift", **OLD), Had("b", at_ms(9), True))
     assert given(since_june) is None
-    was_june = replace(paid("b", **OLD), plan_changes=(PlanChange("gift", at_ms(9), True),))
+    was_june = with_had(paid("b", **OLD), Had("gift", at_ms(9), True))
     assert given(was_june) == (OnceGrant(line),)
     assert given(replace(since_may, status="paused")) == ()
 
@@ -1961,7 +1840,7 @@ def test_a_gift_is_named_with_the_period_that_gave_it() -> None:
 def test_terms_that_another_period_ends_are_not_kept_beyond_it() -> None:
     for state, catalog, expected in (
         (paid("a"), CATALOG, NEVER_MS),
-        (replace(paid("b"), plan_changes=(PlanChange("a", at_ms(9), True),)), CATALOG, JULY_MS),
+        (with_had(paid("b"), Had("a", at_ms(9), True)), CATALOG, JULY_MS),
         (replace(paid("a"), overdraft=BEYOND), CATALOG, JULY_MS),
         (paid("b"), REACHING, JULY_MS),
         (paid("gift"), REACHING, JULY_MS),
@@ -1976,28 +1855,25 @@ def test_terms_that_another_period_ends_are_not_kept_beyond_it() -> None:
 
 
 def test_a_plan_set_by_hand_has_shares_of_add_ons_alone() -> None:
-    """Stripe charges no plan that is set by hand: the latest counts from the beginning."""
-    changes = (
-        PlanChange("a", at_ms(5), True),
-        PlanChange("b", at_ms(10), False),
-        PlanChange("b", at_ms(20), True, (), (("pack", 3),)),
-    )
-    state = replace(paid("a"), plan="b", plan_changes=changes)
-    # Twenty days of b, ten of them with three packs.
-    assert calls_of(state, END - DAY) == 1_000 + 20
+    """Stripe charges no plan that is set by hand: it counts from the beginning of its period."""
+    state = told(paid("a"), replace(paid("a"), plan="b"), at_ms(10))
+    packs = paid("a", addons=(("pack", 3),))
+    state = told(state, replace(packs, plan="b", terms=state.terms), at_ms(20))
+    # All of June on b, ten days of it with three packs.
+    assert calls_of(state, END - DAY) == 1_000 + 10
 
 
 def test_restricted_access_has_no_shares_of_plans() -> None:
-    changes = (PlanChange("b", at_ms(1), True),)
-    owing = replace(paid("a", status="past_due", failures=9, failed_at_ms=at_ms(2)), plan_changes=changes)
+    changes = (Had("b", at_ms(1), True),)
+    owing = with_had(paid("a", status="past_due", failures=9, failed_at_ms=at_ms(2)), *changes)
     assert calls_of(owing, HALF) == 10
     # Nor has it gifts where the file has none.
     assert effective_terms(owing, ROLLING_ONCE, MIDDLE_MS).allowance is None
 
 
 def test_a_replaced_plan_gave_no_gift_if_the_last_gives_all() -> None:
-    changes = (PlanChange("free", at_ms(-9), True), PlanChange("gift", at_ms(-5), True))
-    state = replace(paid("b", **OLD), plan_changes=changes)
+    changes = (Had("free", at_ms(-9), True), Had("gift", at_ms(-5), True))
+    state = with_had(paid("b", **OLD), *changes)
     for catalog, is_given in ((REACHING, True), (replace(REACHING, billing=WHOLE.billing), False)):
         allowance = effective_terms(state, catalog, MIDDLE_MS).allowance
         assert bool(allowance and allowance.once) is is_given
@@ -2014,13 +1890,13 @@ def test_an_earlier_period_gives_no_more_than_its_shares() -> None:
     known = paid("a", **OLD)
     assert limits_of(known) == [{}, {}]
     # Half of May on a plan without grants.
-    changed = replace(known, plan_changes=(PlanChange("free", at_ms(-15.5), True),))
+    changed = with_had(known, Had("free", at_ms(-15.5), True))
     assert limits_of(changed) == [{"c:ai": 4 * MICRO, "m:calls": 2}]
-    # Seven units were overdrawn in March; what was left of March, and April, made up for three each.
-    cut = Overdraft(at_ms(-92), at_ms(-70), at_ms(-61), "month", (("m:calls", 7),))
+    # Five units were overdrawn in March. Nine days of it that were paid made up for one, April for three.
+    cut = Overdraft(at_ms(-92), at_ms(-70), at_ms(-61), "month", (("m:calls", 5),))
     overdrawn = paid("a", created_ms=at_ms(-70))
     given = [{"c:ai": 7 * MICRO, "m:calls": 2}, {"c:ai": 7 * MICRO, "m:calls": 0}]
-    assert limits_of(replace(overdrawn, overdraft=cut))[-2:] == given
+    assert limits_of(replace(overdrawn, overdraft=cut))[:2] == given
 
 
 @pytest.mark.parametrize(

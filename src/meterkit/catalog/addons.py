@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.entitlements import add_included, included_by
 from meterkit.catalog.meters import check_meter, refuse_sizes
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX, Addon, Price
 from meterkit.catalog.plans import FEATURES_SHAPE, GrantTable, PriceTable, build_features, build_grants
@@ -14,7 +15,7 @@ from meterkit.catalog.value_shapes import Key, ListOf, MapOf, Nullable, Table, d
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog.models import Bought, Catalog, Entitlement, Plan, PlanGrant
+    from meterkit.catalog.models import Bought, Catalog, Plan, PlanGrant
     from meterkit.catalog.plans import DeclaredNames
 
 MAX_QUANTITY: Final = 1_000_000
@@ -97,20 +98,13 @@ def with_addons(plan: Plan, bought: Bought, catalog: Catalog) -> Plan:
     bought = tuple((key, n) for key, n in bought if n > 0 and key in plan.addons and key in catalog.addons)
     if not bought:
         return plan
-    entitlements, features, grants = dict(plan.entitlements), plan.features, list(plan.grants)
+    features, grants = plan.features, list(plan.grants)
     for key, n in bought:
         addon = catalog.addons[key]
         features |= addon.features
         grants += (_multiply_grant(grant, n) for grant in addon.grants)
-        for meter, included in addon.included.items():
-            entitlements[meter] = _add_included(entitlements[meter], included * n)
+    entitlements = add_included(plan.entitlements, included_by(bought, catalog))
     return replace(plan, entitlements=entitlements, features=features, grants=tuple(grants), bought=bought)
-
-
-def _add_included(given: Entitlement, quantity: int) -> Entitlement:
-    if given.included is None:
-        return given
-    return replace(given, included=min(given.included + quantity, QUANTITY_MAX))
 
 
 def _multiply_grant(grant: PlanGrant, n: int) -> PlanGrant:

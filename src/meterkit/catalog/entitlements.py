@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
@@ -10,7 +11,7 @@ from meterkit.catalog.budgets import LimitsTable, apply_spend_limits
 from meterkit.catalog.currencies import AMOUNT
 from meterkit.catalog.errors import FilePlace, Problems, unknown
 from meterkit.catalog.meters import refuse_sizes
-from meterkit.catalog.models import SPEND, Entitlement, Overage
+from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Overage
 from meterkit.catalog.rates import RatesShape, rate_text
 from meterkit.catalog.value_parsers import (
     TABLE_OF_PRICES,
@@ -29,7 +30,7 @@ from meterkit.safe_text import as_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from meterkit.catalog.models import Catalog, Meter, Plan
+    from meterkit.catalog.models import Bought, Catalog, Meter, Plan
 
 
 class BillTable(Table, what="a price of overage", inheritable=True):
@@ -253,22 +254,28 @@ _SOURCE: Final = "override"
 
 
 def override(
-    catalog: Catalog, plan: Plan, overrides: Mapping[str, Mapping[str, object]], *, strict: bool = False
+    catalog: Catalog,
+    plan: Plan,
+    overrides: Mapping[str, Mapping[str, object]],
+    *,
+    added: Mapping[str, int] | None = None,
+    strict: bool = False,
 ) -> dict[str, Entitlement]:
-    """A plan's entitlements with some replaced.
+    """A plan's entitlements with some replaced; what its add-ons include is added.
 
     Args:
         catalog: the catalog of the plan.
         plan: what is laid over.
         overrides: meter to an entitlement in the notation of the plans file; what it does not say stays
             as the plan has it.
+        added: meter to the quantity that add-ons include; None: that of those in the plan.
         strict: whether to raise. Otherwise a meter whose override cannot be read stays as the plan has
             it: what was stored under one plans file must not break the decisions of the next.
 
     Raises:
         PlansError: something is wrong; with all that is wrong.
     """
-    merged = dict(plan.entitlements)
+    merged, replaced = dict(plan.entitlements), list[str]()
     problems = Problems(_SOURCE)
     for name, given in overrides.items():
         place, found = FilePlace(0, 0, "").child(name), Problems(_SOURCE)
@@ -285,10 +292,29 @@ def override(
             built = build_entitlement(values, catalog.meters[name], base=plan.entitlements[name])
             if not found:
                 merged[name] = built
+                replaced += [name] if "included" in given else []
         problems.extend(found)
     if strict and problems:
         raise problems.error()
-    return merged
+    added = included_by(plan.bought, catalog) if added is None else added
+    return add_included(merged, {name: added[name] for name in replaced if name in added})
+
+
+def included_by(bought: Bought, catalog: Catalog) -> Mapping[str, int]:
+    """Quantities by meter that add-ons include."""
+    found = Counter[str]()
+    for key, n in bought:
+        found.update({meter: included * n for meter, included in catalog.addons[key].included.items()})
+    return found
+
+
+def add_included(given: Mapping[str, Entitlement], added: Mapping[str, int]) -> dict[str, Entitlement]:
+    """Entitlements with larger included quantities, where they have a limit."""
+    found = dict(given)
+    for meter, more in added.items():
+        if (included := found[meter].included) is not None:
+            found[meter] = replace(found[meter], included=min(included + more, QUANTITY_MAX))
+    return found
 
 
 def build_node(value: object, place: FilePlace, depth: int) -> Node:

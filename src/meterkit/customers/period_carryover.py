@@ -11,6 +11,7 @@ from meterkit.decisions.keys import HEAD_FIELD, meter_field, meter_token
 from meterkit.decisions.packed import CounterHead, MeterCounts
 from meterkit.decisions.plan_shares import overdraft_of, spend_before_subscription, uncut_period
 from meterkit.decisions.stored_grants import StoredGrant
+from meterkit.terms.rows import PLAN, SOLD, SUBSCRIPTION, USED, in_force, last_row
 
 if TYPE_CHECKING:
     from meterkit.decisions.allowance import Overdraft
@@ -96,7 +97,7 @@ async def _read_usage(store: Store, customer: str, start_ms: int, end_ms: int) -
 
 
 async def with_unlimited_use(
-    store: Store, customer: str, before: CustomerState, after: CustomerState, plan: str
+    store: Store, customer: str, before: CustomerState, after: CustomerState
 ) -> CustomerState:
     """The state after a change of plan, with what the plan before included of meters without a limit.
 
@@ -107,18 +108,20 @@ async def with_unlimited_use(
         customer: the customer's id.
         before: the state until now.
         after: the state from now on.
-        plan: the key of the plan from now on.
 
     Raises:
         StoreError: the store does not answer.
         ValueError: a counter is damaged.
     """
-    if after.plan_changes[-1:] in ((), before.plan_changes[-1:]) or not after.plan_changes[-1].is_priced:
+    change = last_row(after.terms, SOLD)
+    if change is None or change in before.terms:
         return after
-    plans, last = store.catalog.plans, after.plan_changes[-1]
-    if last.plan not in plans or plan not in plans:
+    plans = store.catalog.plans
+    had, has = (in_force(after.terms, at_ms) for at_ms in (change.since_ms - 1, change.since_ms))
+    is_priced = has[SUBSCRIPTION] is not None and had[SUBSCRIPTION] == has[SUBSCRIPTION]
+    if not is_priced or had[PLAN] not in plans or has[PLAN] not in plans:
         return after
-    old, new = plans[last.plan].entitlements, plans[plan].entitlements
+    old, new = plans[had[PLAN]].entitlements, plans[has[PLAN]].entitlements
     meters = [name for name in old if old[name].included is None and new[name].included is not None]
     if not meters:
         return after
@@ -133,4 +136,5 @@ async def with_unlimited_use(
         for meter, packed in zip(meters, counts, strict=True)
         if (units := MeterCounts.read(packed).included)
     )
-    return replace(after, plan_changes=(*after.plan_changes[:-1], last._replace(used=used)))
+    known = change._replace(facts=(*change.facts, (USED, used)))
+    return replace(after, terms=tuple(known if row is change else row for row in after.terms))

@@ -29,9 +29,9 @@ from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.decisions.plan_shares import with_plan_changes
 from meterkit.decisions.price_segments import NOT_BILLED, billed_labels, ended_labels, is_same_price
 from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.told_terms import with_terms
 from meterkit.decisions.transitions import (
     TermsInForce,
     Transition,
@@ -63,11 +63,14 @@ if TYPE_CHECKING:
     from meterkit.decisions.transitions import StateNotice, TransitionEntry
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
+    from meterkit.terms.rows import Source
 
 
 _logger = logging.getLogger("meterkit.store")
 _TRIES: Final = 32
 _FROM_NOW_ON: Final = 2
+_SOURCES: Final[Mapping[str, Source]] = {"operator": "operator", "api": "app"}
+"""Causes of changes that Stripe did not report, each with who said so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +149,11 @@ class CustomerStates:
             changed = with_former_prices(found.state, after, now_ms)
             if changed != found.state:
                 at_ms = now_ms if changed_ms is None else min(now_ms, changed_ms)
-                changed = await self._with_plan_changes(customer, found.state, changed, at_ms, now_ms)
+                source = _SOURCES.get(cause, "stripe")
+                changed = with_terms(
+                    found.state, changed, self._store.catalog, at_ms, told_ms=now_ms, source=source
+                )
+                changed = await with_unlimited_use(self._store, customer, found.state, changed)
             if (
                 changed == found.state
                 and found.rev != NO_STATE
@@ -164,14 +171,6 @@ class CustomerStates:
     async def clock_ms(self, customer: str) -> int:
         """The clock of the server that has the customer. Raises StoreError."""
         return await self._store.clock_ms(self._store.keys.customer(customer).shard)
-
-    async def _with_plan_changes(
-        self, customer: str, before: CustomerState, after: CustomerState, at_ms: int, now_ms: int
-    ) -> CustomerState:
-        store = self._store
-        after = with_plan_changes(before, after, store.catalog, at_ms)
-        plan = effective_plan(after, store.catalog, now_ms).plan.key
-        return await with_unlimited_use(store, customer, before, after, plan)
 
     async def catch_up(self, customer: str) -> None:
         """Record and report transitions by the clock, or by another plans file, since the last time."""

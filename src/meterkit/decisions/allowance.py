@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.catalog.models import Bought
-
 GrantLine = tuple[str, str, int, int, int]
 """A recurring grant: name without the period, target, quantity (units, or micro-credits), priority, life (ms;
 0: until the period ends; -1: what is left then lives on)."""
@@ -18,31 +16,6 @@ GrantLine = tuple[str, str, int, int, int]
 
 INCLUDED: Final = "i:"
 """Before a meter's name: its included quantity, as a target of an overdraft."""
-
-
-class PlanChange(NamedTuple):
-    """A change of plan, or of its add-ons, that is over.
-
-    Attributes:
-        plan: the key of the plan until then.
-        until_ms: the instant of the change.
-        is_priced: whether Stripe charged it by the second, as a change within one subscription.
-        used: units included by then, of meters that only the next plan limits.
-        bought: the add-ons until then.
-    """
-
-    plan: str
-    until_ms: int
-    is_priced: bool
-    used: tuple[tuple[str, int], ...] = ()
-    bought: Bought = ()
-
-    @classmethod
-    def of(cls, kept: Sequence[Any]) -> PlanChange:
-        """Read a change as a state stores it."""
-        plan, until_ms, is_priced, *pairs = kept
-        used, bought = (tuple((name, units) for name, units in part) for part in (*pairs, (), ())[:2])
-        return cls(plan, until_ms, bool(is_priced), used, bought)
 
 
 class Overdraft(NamedTuple):
@@ -174,6 +147,7 @@ class Allowance:
 
     Attributes:
         included: meter to the quantity that is included in this period.
+        added: meter to the part of it that add-ons give; an override replaces the rest.
         grants: the recurring grants of this period; None: those of the plan.
         earlier: earlier periods, the latest first.
         rolls: what of their grants lives on; None: nothing.
@@ -182,6 +156,7 @@ class Allowance:
     """
 
     included: tuple[tuple[str, int], ...] = ()
+    added: tuple[tuple[str, int], ...] = ()
     grants: PeriodGrants | None = None
     earlier: tuple[EarlierPeriod, ...] = ()
     rolls: Rolls | None = None

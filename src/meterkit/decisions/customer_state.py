@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
 from meterkit.catalog.addons import with_addons
+from meterkit.catalog.entitlements import included_by
 from meterkit.catalog.models import SEAT_UNITS
-from meterkit.decisions.allowance import Overdraft, PlanChange
+from meterkit.decisions.allowance import Overdraft
 from meterkit.decisions.customer_overrides import (
     NO_OVERRIDES,
     next_end_ms,
@@ -43,6 +44,7 @@ from meterkit.decisions.subscription_periods import (
     subscription_bounds,
     with_former_start,
 )
+from meterkit.terms.rows import Row
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Bought
     from meterkit.decisions.allowance import Allowance
     from meterkit.decisions.decision import Reason
+    from meterkit.terms.rows import Terms
 
 _NO_ADDONS: Final[Bought] = ()
 _SEATS: Final = "seats"
@@ -108,7 +111,7 @@ class CustomerState:
         plan_prices: prices of usage on the plan set by hand, where invoice lines bill it.
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
         asked_ms: when that was.
-        plan_changes: plans before, the oldest first; see :mod:`meterkit.decisions.plan_shares`.
+        terms: what it had since when; see :mod:`meterkit.terms.rows`.
         overdraft: of the latest period that was cut short and whose rest was not paid; None: there is none.
         spent: use without a subscription in a month in which one has begun, and when the counters of the last
             of it began (``cut_ms``); None: none has begun.
@@ -129,7 +132,7 @@ class CustomerState:
     plan_prices: ItemPrices = NO_PRICES
     asked_plan: str | None = None
     asked_ms: int = 0
-    plan_changes: tuple[PlanChange, ...] = ()
+    terms: Terms = ()
     overdraft: Overdraft | None = None
     spent: Overdraft | None = None
     former_starts_ms: tuple[int, ...] = ()
@@ -164,8 +167,8 @@ class CustomerState:
             given[name] = tuple(given[name])
         if "plan_prices" in given:
             given["plan_prices"] = parse_item_prices(given["plan_prices"])
-        if "plan_changes" in given:
-            given["plan_changes"] = tuple(map(PlanChange.of, given["plan_changes"]))
+        if "terms" in given:
+            given["terms"] = tuple(map(Row.of, given["terms"]))
         for name in given.keys() & {"overdraft", "spent"}:
             given[name] = Overdraft.of(given[name])
         kept = None if subscription is None else SubscriptionState.of(subscription)
@@ -230,7 +233,10 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
         plan = replace(plan, entitlements={**plan.entitlements, **changed})
     given = plan.entitlements
     if effective.overrides:
-        given = override(catalog, plan, effective.overrides)
+        added = dict(included_by(plan.bought, catalog))
+        if effective.allowance is not None:
+            added |= effective.allowance.added
+        given = override(catalog, plan, effective.overrides, added=added)
     by_lines = catalog.billing.is_by_lines
     prices = _without_overridden(effective.prices, effective.overrides, by_lines=by_lines)
     given = with_item_prices(given, prices, catalog)

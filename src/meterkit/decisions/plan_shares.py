@@ -11,31 +11,27 @@ from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.addons import with_addons
+from meterkit.catalog.entitlements import included_by
 from meterkit.decisions.allowance import (
     INCLUDED,
     Allowance,
     EarlierPeriod,
     Overdraft,
     PeriodGrants,
-    PlanChange,
 )
 from meterkit.decisions.customer_state import (
     bounds_of,
     counted_per,
     effective_plan,
-    has_paid_terms,
-    plan_named,
-    with_former_starts,
 )
 from meterkit.decisions.grants import MICRO, digest_of_terms, grant_lines, sort_by_burn_order
-from meterkit.decisions.periods import MONTHS, SHORTEST_MS
+from meterkit.decisions.periods import MONTHS, SHORTEST_MS, bounds_at
 from meterkit.decisions.rollover import (
-    AT_ONCE_MS,
     PlanHistory,
     find_once,
     find_rolls,
@@ -43,157 +39,40 @@ from meterkit.decisions.rollover import (
     living_lines,
     mark_rolled,
 )
-from meterkit.decisions.stored_plan_changes import (
-    UNKNOWN_PLAN,
-    PlanSpan,
-    compact_plan_changes,
-    replace_lost_plans,
-)
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
+from meterkit.decisions.told_terms import terms_of
+from meterkit.terms.plan_spans import PlanSpan, plan_spans, replace_lost_plans
+from meterkit.terms.rows import AT_ONCE_MS, UNKNOWN_PLAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.catalog.models import Bought
     from meterkit.decisions.allowance import GrantLine, OnceGrant, Rolls
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
-    from meterkit.decisions.subscription import SubscriptionState
 
 
-def plan_spans(state: CustomerState, catalog: Catalog, now_ms: int) -> list[PlanSpan]:
-    """The plans of a customer up to an instant, the oldest first; restricted access changes none of them.
+def spans_of(state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle) -> list[PlanSpan]:
+    """The plans of a customer up to an instant, the oldest first; restricted access changes none of them."""
 
-    Changes that are over are in the state. What its subscription has had scheduled binds at its millisecond,
-    before anything stores it.
-    """
-    spans: list[PlanSpan] = []
-    since_ms, is_priced = -NEVER_MS, False
-    for plan, until_ms, was_priced, used, bought in state.plan_changes:
-        spans.append(PlanSpan(plan, since_ms, is_priced, used, bought))
-        since_ms, is_priced = until_ms, was_priced
-    spans.append(_span_from(state, catalog, since_ms)._replace(is_priced=is_priced))
-    for at_ms in _clock_changes(state.subscription, since_ms, now_ms):
-        span = _span_from(state, catalog, at_ms)
-        if not span.is_like(spans[-1]):
-            spans.append(span)
-    return spans
+    def start_of(at_ms: int) -> int:
+        return bounds_of(state, counting, at_ms).start_ms
+
+    return plan_spans(terms_of(state, catalog, now_ms), now_ms, catalog.default_plan, start_of)
 
 
-def _known_spans(state: CustomerState, catalog: Catalog, now_ms: int) -> Sequence[PlanSpan]:
+def _spans_in_force(state: CustomerState, catalog: Catalog, now_ms: int) -> Sequence[PlanSpan]:
+    """The plans that were in force, each since its own instant, also one that was set by hand."""
+    terms = terms_of(state, catalog, now_ms)
+    return replace_lost_plans(plan_spans(terms, now_ms, catalog.default_plan), catalog.plans)
+
+
+def _known_spans(
+    state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle
+) -> Sequence[PlanSpan]:
     """The plans of a customer by a plans file that may have lost some of them."""
-    return replace_lost_plans(plan_spans(state, catalog, now_ms), catalog.plans)
-
-
-def _span_from(state: CustomerState, catalog: Catalog, at_ms: int) -> PlanSpan:
-    """The plan and the add-ons that a state gives from an instant on."""
-    plan = _plan_at(state, catalog, at_ms)
-    return PlanSpan(plan, at_ms, _is_subscribed(state, at_ms), bought=_bought_at(state, at_ms))
-
-
-def with_plan_changes(
-    before: CustomerState, after: CustomerState, catalog: Catalog, at_ms: int
-) -> CustomerState:
-    """The state after a change, with the plans and add-ons before it.
-
-    A subscription ends at its own instant, whenever that is heard of. One that begins counts from now on: of
-    those that are imported, nothing is known before.
-
-    Args:
-        before: the state until now.
-        after: the state from now on.
-        catalog: what is sold.
-        at_ms: when the plan changed, as far as that is known.
-    """
-    at_ms = _ends_ms(before, after, at_ms)
-    before = _with_new_key(before, after, catalog)
-    known = plan_spans(before, catalog, at_ms)
-    spans = [span for span in known if span.from_ms < at_ms]
-    changes = [
-        PlanChange(span.plan, later.from_ms, later.is_priced, span.used, span.bought)
-        for span, later in pairwise(spans)
-    ]
-    last, now = spans[-1], _span_from(after, catalog, at_ms)
-    if not last.is_like(now):
-        is_same = _subscription_id(before) == _subscription_id(after) is not None
-        # Taking back a plan set by hand is not charged. A change stored again at its instant stays as it was.
-        is_charged = now.plan in {last.plan, known[-1].plan} or (
-            after.plan is None and _changes_sold_plan(before, after, catalog, at_ms)
-        )
-        # Changes that are not earlier give way to this one, with what they were.
-        is_priced = is_same and is_charged and all(one.is_priced for one in (now, *known[len(spans) :]))
-        changes.append(PlanChange(last.plan, at_ms, is_priced, bought=last.bought))
-    counting = effective_plan(before, catalog, at_ms - 1).counting
-    kept = compact_plan_changes(changes, at_ms, lambda ms: bounds_of(before, counting, ms).start_ms)
-    return with_former_starts(before, replace(after, plan_changes=kept), counting, at_ms)
-
-
-def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
-    """The state before a change, with the new key of a plan that the file has lost, at the same price."""
-    old, new = before.subscription, after.subscription
-    if old is None or new is None or old.plan is None or new.plan is None or old.plan in catalog.plans:
-        return before
-    if not old.base_price or (old.id, old.base_price) != (new.id, new.base_price):
-        return before
-    changes = tuple(
-        one._replace(plan=new.plan) if one.plan == old.plan else one for one in before.plan_changes
-    )
-    return replace(before, subscription=replace(old, plan=new.plan), plan_changes=changes)
-
-
-def _changes_sold_plan(before: CustomerState, after: CustomerState, catalog: Catalog, at_ms: int) -> bool:
-    """Whether the subscription itself gets another plan, whatever was set by hand until then."""
-    old, new = (replace(state, plan=None, status=None) for state in (before, after))
-    return _plan_at(old, catalog, at_ms - 1) != _plan_at(new, catalog, at_ms)
-
-
-def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:
-    old, new = before.subscription, after.subscription
-    has_ended = new is not None and new.status in ENDED and old is not None and old.id == new.id
-    return min(at_ms, new.ends_ms()) if new is not None and has_ended else at_ms
-
-
-def _subscription_id(state: CustomerState) -> str | None:
-    """The id of the subscription that has begun and not ended."""
-    found = state.subscription
-    return found.id if found is not None and found.has_begun and found.status not in ENDED else None
-
-
-def _is_subscribed(state: CustomerState, at_ms: int) -> bool:
-    found = state.subscription
-    return found is not None and found.has_begun_at(at_ms) and found.status_at(at_ms) not in ENDED
-
-
-def _plan_at(state: CustomerState, catalog: Catalog, at_ms: int) -> str:
-    """The plan that a state gives at an instant; while a trial is paused, what restricted access leaves."""
-    subscription, status = state.subscription, state.status
-    if status is None and subscription is not None:
-        status = subscription.status_at(at_ms)
-        if status == "paused":
-            return catalog.dunning.restrict_to
-    return plan_named(state, status, at_ms) or catalog.default_plan
-
-
-def _bought_at(state: CustomerState, at_ms: int) -> Bought:
-    """The add-ons that a state gives at an instant: none while a trial is paused."""
-    subscription = state.subscription
-    if subscription is None or not (bought := subscription.addons_at(at_ms)):
-        return ()
-    status = state.status or subscription.status_at(at_ms)
-    is_paused = state.status is None and status == "paused"
-    return bought if has_paid_terms(state, status, at_ms) and not is_paused else ()
-
-
-def _clock_changes(subscription: SubscriptionState | None, since_ms: int, now_ms: int) -> Sequence[int]:
-    """The instants within a span at which something of a subscription binds by the clock."""
-
-    def turns() -> Iterator[int]:
-        at_ms = since_ms
-        while subscription is not None and (at_ms := subscription.next_change_ms(at_ms)) <= now_ms:
-            yield at_ms
-
-    return tuple(turns())
+    return replace_lost_plans(spans_of(state, catalog, now_ms, counting), catalog.plans)
 
 
 _PERIODS_MAX: Final = 24
@@ -221,18 +100,23 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     periods' grants lives on as without the restriction.
     """
     effective, reach = effective_plan(state, catalog, now_ms), grant_reach(catalog)
-    is_open = effective.access not in {"restricted", "suspended"}
-    has_changed = is_open and _has_changed_since(state, effective.bounds.start_ms, now_ms)
+    is_open, start_ms = effective.access not in {"restricted", "suspended"}, effective.bounds.start_ms
+    has_changed = is_open and (
+        _has_changed_since(state, start_ms, now_ms) or _begins_late(state, effective.counting, now_ms)
+    )
     is_overdrawn = state.overdraft is not None or state.spent is not None
     if not (has_changed or reach.life_ms or is_overdrawn or reach.periods or reach.has_once):
         return effective
-    had, counting = plan_spans(state, catalog, now_ms), effective.counting
+    counting = effective.counting
+    had = spans_of(state, catalog, now_ms, counting)
     spans = replace_lost_plans(had, catalog.plans)
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
-        charged = spans if state.plan is None else _since_set_by_hand(spans)
-        shares = plan_shares(charged, *_uncut_period(state, counting, now_ms), counting, catalog)
-    rolls = find_rolls(_plan_history(state, spans, counting, catalog), now_ms) if reach.periods else None
+        shares = _shares_of(state, spans, *_uncut_period(state, counting, now_ms), counting, catalog)
+    rolls: Rolls | None = None
+    if reach.periods:
+        in_force = _spans_in_force(state, catalog, now_ms)
+        rolls = find_rolls(_plan_history(state, in_force, counting, catalog), now_ms)
     earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, reach.life_ms, rolls))
     overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms) if is_open else {}
     once: tuple[OnceGrant, ...] | None = None
@@ -258,16 +142,6 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     )
 
 
-def _since_set_by_hand(spans: Sequence[PlanSpan]) -> list[PlanSpan]:
-    """The latest spans that differ in add-ons alone: Stripe charges no plan that is set by hand.
-
-    The first one holds from ever: it is in force, even for a clock that is behind the change.
-    """
-    same = list(takewhile(lambda span: span.plan == spans[-1].plan, reversed(spans)))
-    first = same.pop()
-    return [first._replace(from_ms=-NEVER_MS), *reversed(same)]
-
-
 def _plan_history(
     state: CustomerState, spans: Sequence[PlanSpan], counting: CountingCycle, catalog: Catalog
 ) -> PlanHistory:
@@ -277,17 +151,52 @@ def _plan_history(
 
 
 def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool:
-    """Whether Stripe has charged a change of plan by the second since an instant: a cheap first check."""
+    """Whether something has changed since an instant: a cheap first check."""
     subscription = state.subscription
     pending_ms = None if subscription is None else subscription.pending_at_ms
     is_scheduled = pending_ms is not None and start_ms < pending_ms <= now_ms
-    return is_scheduled or any(
-        change.is_priced and change.until_ms > start_ms for change in state.plan_changes
-    )
+    return is_scheduled or any(start_ms < row.since_ms <= now_ms for row in state.terms)
+
+
+def _begins_late(state: CustomerState, counting: CountingCycle, now_ms: int) -> bool:
+    """Whether a period is charged by its part: another cheap first check."""
+    start_ms, end_ms = _uncut_period(state, counting, now_ms)
+    return _whole_ms(state, counting, start_ms, end_ms) > end_ms - start_ms
+
+
+def _whole_ms(state: CustomerState, counting: CountingCycle, start_ms: int, end_ms: int) -> int:
+    """Length of a period as it is charged in full: one that begins amid two anchors is charged by its part.
+
+    https://docs.stripe.com/billing/subscriptions/billing-cycle
+    """
+    subscription, length_ms = state.subscription, end_ms - start_ms
+    if subscription is None or start_ms < subscription.made_ms or subscription.is_trial_of(start_ms):
+        return length_ms
+    grid = bounds_at(end_ms - 1, anchor_ms=subscription.anchor_ms, interval=counting.per)
+    is_late = grid.end_ms == end_ms and start_ms - grid.start_ms > SHORTEST_MS
+    return end_ms - grid.start_ms if is_late else length_ms
+
+
+def _shares_of(
+    state: CustomerState,
+    spans: Sequence[PlanSpan],
+    start_ms: int,
+    end_ms: int,
+    counting: CountingCycle,
+    catalog: Catalog,
+) -> tuple[PlanShare, ...]:
+    """The plans of a period of the present subscription with their shares of it; see :func:`plan_shares`."""
+    whole_ms = _whole_ms(state, counting, start_ms, end_ms)
+    return plan_shares(spans, start_ms, end_ms, counting, catalog, whole_ms)
 
 
 def plan_shares(
-    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: CountingCycle, catalog: Catalog
+    spans: Sequence[PlanSpan],
+    start_ms: int,
+    end_ms: int,
+    counting: CountingCycle,
+    catalog: Catalog,
+    whole_ms: int | None = None,
 ) -> tuple[PlanShare, ...]:
     """The plans of a period with their shares of it; none: its plan did not change.
 
@@ -300,24 +209,32 @@ def plan_shares(
         end_ms: the first instant after it.
         counting: what included quantities are counted over.
         catalog: what is sold.
+        whole_ms: the length of a period that is charged in full; None: that of this one.
     """
     if catalog.billing.changes.allowance == "whole":
         return ()
-    return _shares_of_spans(spans, start_ms, end_ms, counting, catalog)
+    return _shares_of_spans(spans, start_ms, end_ms, counting, catalog, whole_ms)
 
 
 def _shares_of_spans(
-    spans: Sequence[PlanSpan], start_ms: int, end_ms: int, counting: CountingCycle, catalog: Catalog
+    spans: Sequence[PlanSpan],
+    start_ms: int,
+    end_ms: int,
+    counting: CountingCycle,
+    catalog: Catalog,
+    whole_ms: int | None = None,
 ) -> tuple[PlanShare, ...]:
     inside = [span for span in spans if span.from_ms < end_ms]
     whole = (place for place, span in enumerate(inside) if span.from_ms <= start_ms or not span.is_priced)
-    parts = inside[max(whole) :]
-    if len(parts) == 1:
+    parts, length_ms = inside[max(whole) :], end_ms - start_ms
+    if whole_ms is not None and not parts[-1].is_by_hand:
+        length_ms = whole_ms
+    if len(parts) == 1 and length_ms == end_ms - start_ms:
         return ()
     parts = parts[sum(span.from_ms <= start_ms + AT_ONCE_MS for span in parts[1:]) :]
     edges = [start_ms, *(span.from_ms for span in parts[1:]), end_ms]
     return tuple(
-        _share_of(span, Fraction(till_ms - from_ms, end_ms - start_ms), counting, catalog)
+        _share_of(span, Fraction(till_ms - from_ms, length_ms), counting, catalog)
         for span, (from_ms, till_ms) in zip(parts, pairwise(edges), strict=True)
     )
 
@@ -363,6 +280,15 @@ def _included_of(meter: str, shares: Sequence[PlanShare]) -> Fraction:
     return total
 
 
+def _prorated_addons(shares: Sequence[PlanShare], catalog: Catalog) -> Mapping[str, Fraction]:
+    """The part of each included quantity that add-ons give."""
+    total: dict[str, Fraction] = {}
+    for plan, share, _ in shares:
+        for meter, quantity in included_by(() if plan is None else plan.bought, catalog).items():
+            total[meter] = total.get(meter, Fraction(0)) + share * quantity
+    return total
+
+
 def _prorated_grants(shares: Sequence[PlanShare]) -> PeriodGrants:
     """The recurring grants of a period, each by its plans' shares, in whole units and whole credits."""
     terms: dict[str, GrantLine] = {}
@@ -386,12 +312,15 @@ def _allowance_by(
 ) -> Allowance:
     """Add up shares, or the whole plan if there are none, less the overdraft."""
     shares = shares or (PlanShare(plan, Fraction(1)),)
-    included = (
+    included = tuple(
         (name, max(0, units - overdrawn.get(f"{INCLUDED}{name}", 0)))
         for name, units in _prorated_included(plan, shares, catalog)
     )
+    added = _prorated_addons(shares, catalog)
     return Allowance(
-        included=tuple(included), grants=_subtract_overdraft(_prorated_grants(shares), overdrawn)
+        included=included,
+        added=tuple((name, ceil(added[name])) for name, _ in included if name in added),
+        grants=_subtract_overdraft(_prorated_grants(shares), overdrawn),
     )
 
 
@@ -440,7 +369,7 @@ def _earlier_periods(
             return
         is_cut = cut is not None and start_ms <= cut.start_ms < end_ms
         overdrawn = _overdraft_at(state, spans, counting, catalog, start_ms)
-        grants = _grants_of(spans, start_ms, end_ms, counting, catalog, overdrawn)
+        grants = _grants_of(state, spans, start_ms, end_ms, counting, catalog, overdrawn)
         grants = PeriodGrants(()) if is_cut else mark_rolled(grants, rolls, end_ms)
         living = living_lines(grants, rolls, start_ms, now_ms, listed)
         lines = tuple(line for line in living if line[4] < 0 or not is_before)
@@ -451,6 +380,7 @@ def _earlier_periods(
 
 
 def _grants_of(
+    state: CustomerState,
     spans: Sequence[PlanSpan],
     start_ms: int,
     end_ms: int,
@@ -461,7 +391,7 @@ def _grants_of(
     """The recurring grants of an earlier period, less what is overdrawn; of a lost plan those on file."""
     if any(one.is_lost and one.from_ms < end_ms and start_ms < to.from_ms for one, to in pairwise(spans)):
         return PeriodGrants(())
-    shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
+    shares = _shares_of(state, spans, start_ms, end_ms, counting, catalog)
     last = _last_share(spans, end_ms, counting, catalog)
     if shares or overdrawn:
         return _subtract_overdraft(_prorated_grants(shares or (last,)), overdrawn)
@@ -481,13 +411,16 @@ def _last_share(
     return _share_of(last, Fraction(1), counting, catalog)
 
 
-def _cut_shares(spans: Sequence[PlanSpan], cut: Overdraft, catalog: Catalog) -> tuple[PlanShare, ...]:
+def _cut_shares(
+    spans: Sequence[PlanSpan], cut: Overdraft, catalog: Catalog, whole_ms: int | None = None
+) -> tuple[PlanShare, ...]:
     """The plans of a period that was cut short; the time after that gives nothing."""
     inside = [span for span in spans if span.from_ms < cut.cut_ms]
     if catalog.billing.changes.allowance == "whole":
         inside = [inside[-1]._replace(is_priced=False)]
     inside.append(PlanSpan(UNKNOWN_PLAN, cut.cut_ms, is_priced=True))
-    shares = _shares_of_spans(inside, cut.start_ms, cut.end_ms, CountingCycle(per=cut.per), catalog)
+    counting = CountingCycle(per=cut.per)
+    shares = _shares_of_spans(inside, cut.start_ms, cut.end_ms, counting, catalog, whole_ms)
     return shares or (PlanShare(None, Fraction(1)),)
 
 
@@ -503,10 +436,12 @@ def overdraft_of(
         cut_ms: when it was cut short.
         used: by target, as in :class:`~meterkit.decisions.allowance.Overdraft`, what was used in the period.
     """
-    effective, spans = effective_plan(state, catalog, last_ms), _known_spans(state, catalog, last_ms)
+    effective = effective_plan(state, catalog, last_ms)
+    spans = _known_spans(state, catalog, last_ms, effective.counting)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
-    due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog), catalog))
+    whole_ms = _whole_ms(state, effective.counting, start_ms, end_ms)
+    due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog, whole_ms), catalog))
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     targets = {*due, *before, *(target for target in used if not target.startswith(INCLUDED))}
     units = [
@@ -520,9 +455,10 @@ def overdraft_after(state: CustomerState, catalog: Catalog, last_ms: int) -> Ove
     """Reduce an overdraft by the last period of a subscription, whose money was kept."""
     if state.overdraft is None:
         return None
-    effective, spans = effective_plan(state, catalog, last_ms), _known_spans(state, catalog, last_ms)
+    effective = effective_plan(state, catalog, last_ms)
+    spans = _known_spans(state, catalog, last_ms, effective.counting)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
-    shares = plan_shares(spans, start_ms, end_ms, effective.counting, catalog)
+    shares = _shares_of(state, spans, start_ms, end_ms, effective.counting, catalog)
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     left = _reduce_overdraft(before, _allowance_by(effective.plan, shares, catalog))
     units = tuple(sorted(left.items()))
@@ -556,7 +492,7 @@ def _overdraft_at(
         if start_ms <= first_ms or not left:
             return left
         end_ms, start_ms = start_ms, bounds_of(state, counting, start_ms - 1).start_ms
-        shares = plan_shares(spans, start_ms, end_ms, counting, catalog)
+        shares = _shares_of(state, spans, start_ms, end_ms, counting, catalog)
         plan = _last_share(spans, end_ms, counting, catalog).plan
         if plan is not None:
             left = _reduce_overdraft(left, _allowance_by(plan, shares, catalog))

@@ -9,6 +9,7 @@ from meterkit.decisions.allowance import OnceGrant, PeriodGrants, RollRule, Roll
 from meterkit.decisions.grants import grant_name, micros_of, once_lines, sold_grants
 from meterkit.decisions.periods import DAY_MS
 from meterkit.decisions.subscription import NEVER_MS
+from meterkit.terms.rows import AT_ONCE_MS
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.allowance import GrantLine
     from meterkit.decisions.periods import Bounds
 
-AT_ONCE_MS: Final = 60_000
-"""Stripe's periods begin at whole seconds, and a change that begins one is heard of a little later."""
 _NOTHING: Final = RollRule(0, 0)
 _LISTED_MIN: Final = 3
 

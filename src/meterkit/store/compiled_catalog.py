@@ -322,9 +322,9 @@ class CompiledCatalog:
         """Plan, access and period of a state at an instant; shared without a subscription and overrides."""
         if state.subscription or state.overrides or state.overdraft or state.spent:
             return effective_terms(state, self.catalog, now_ms)
-        changes = state.plan_changes if self._grants_live_on else ()
+        terms = state.terms if self._grants_live_on else ()
         by_hand = (state.plan, state.plan_prices, state.status, state.status_since_ms)
-        key = (*by_hand, state.anchor_ms, changes, state.former_starts_ms, state.currency)
+        key = (*by_hand, state.anchor_ms, terms, state.former_starts_ms, state.currency)
         known = self._effective.get(key)
         if known is None or not _is_valid_at(known, now_ms):
             if len(self._effective) >= _SHARED_MAX:

@@ -35,6 +35,7 @@ from meterkit.subscriptions.stripe_objects import (
 )
 from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
 from meterkit.subscriptions.subscription_updates import FLEXIBLE, end_unpaid, with_all_items
+from meterkit.terms.rows import PLAN, in_force
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -234,8 +235,9 @@ class SubscriptionStarter:
         if cut is None or now_ms >= cut.end_ms:
             return
         since_ms = now_ms - (cut.end_ms - cut.start_ms)
-        had = [plans[one.plan] for one in state.plan_changes if one.until_ms > since_ms and one.plan in plans]
-        if repeats_tiers(filter(is_sold, had), plan, self._store.catalog.meters):
+        edges_ms = (since_ms, *(row.since_ms for row in state.terms if since_ms < row.since_ms))
+        had = {in_force(state.terms, at_ms)[PLAN] for at_ms in edges_ms} & plans.keys()
+        if repeats_tiers(filter(is_sold, map(plans.__getitem__, had)), plan, self._store.catalog.meters):
             end = f"{from_ms(cut.end_ms):%Y-%m-%d %H:%M} UTC"
             raise SubscriptionError(
                 f"plan {plan.key!r} bills usage by tiers (`report: usage`), and customer {customer!r} has"

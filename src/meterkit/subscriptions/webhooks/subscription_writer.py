@@ -193,6 +193,8 @@ class SubscriptionWriter:
         last_ms = max(cut_ms - 1, known.start_ms)  # It may end in the second in which it begins.
         start_ms, end_ms = uncut_period(before, self._store.catalog, last_ms)
         has_ended = shown["status"] in ENDED
+        if not has_ended and cut_ms <= known.usage_period[0]:
+            return None  # That was decided when its beginning became known.
         if known.status_at(last_ms) not in _PAYING or not start_ms <= cut_ms:
             return None
         if not has_ended and not start_ms < cut_ms <= self._bounds(after).start_ms:

@@ -1,0 +1,142 @@
+"""Rows that a change of a customer's state adds to its terms. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from meterkit.decisions.customer_state import (
+    bounds_of,
+    effective_plan,
+    has_paid_terms,
+    plan_named,
+    with_former_starts,
+)
+from meterkit.decisions.subscription import ENDED
+from meterkit.terms.folding import fold
+from meterkit.terms.rows import (
+    ADDONS,
+    BY_HAND,
+    EVER_MS,
+    PAUSED_PLAN,
+    PLAN,
+    PLAN_BY_HAND,
+    SOLD,
+    STATUS_BY_HAND,
+    SUBSCRIPTION,
+    last_ms,
+    layer_of,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.terms.rows import Source, Terms
+
+
+def terms_of(state: CustomerState, catalog: Catalog, now_ms: int) -> Terms:
+    """The terms of a customer up to an instant.
+
+    What its subscription has scheduled binds at its millisecond, before anything stores it. A state without
+    terms has what it has from ever.
+    """
+    terms = state.terms
+    if not terms:
+        terms = tell((), _facts_of(state, catalog, EVER_MS), EVER_MS, EVER_MS, "stripe")
+    by_hand_ms = last_ms(terms, BY_HAND)
+    for at_ms in _clock_changes(state.subscription, last_ms(terms, SOLD), now_ms):
+        facts = _facts_of(state, catalog, at_ms)
+        if at_ms < by_hand_ms:
+            facts = {name: value for name, value in facts.items() if layer_of(name) == SOLD}
+        terms = tell(terms, facts, at_ms, at_ms, "clock")
+    return terms
+
+
+def with_terms(
+    before: CustomerState,
+    after: CustomerState,
+    catalog: Catalog,
+    at_ms: int,
+    *,
+    told_ms: int,
+    source: Source,
+) -> CustomerState:
+    """The state after a change, with what it adds to the terms.
+
+    A subscription ends at its own instant, whenever that is heard of. One that begins counts from now on: of
+    those that are imported, nothing is known before.
+
+    Args:
+        before: the state until now.
+        after: the state from now on.
+        catalog: what is sold.
+        at_ms: when it changed, as far as that is known.
+        told_ms: now.
+        source: who said so.
+    """
+    at_ms = _ends_ms(before, after, at_ms)
+    terms = terms_of(_with_new_key(before, after, catalog), catalog, at_ms - 1)
+    terms = tell(terms, _facts_of(after, catalog, at_ms), at_ms, told_ms, source)
+    counting = effective_plan(before, catalog, at_ms - 1).counting
+
+    def start_of(instant_ms: int) -> int:
+        return bounds_of(before, counting, instant_ms).start_ms
+
+    return with_former_starts(before, replace(after, terms=fold(terms, told_ms, start_of)), counting, at_ms)
+
+
+def _facts_of(state: CustomerState, catalog: Catalog, at_ms: int) -> dict[str, Any]:
+    return {**_sold_facts(state, catalog, at_ms), **_facts_by_hand(state, at_ms)}
+
+
+def _sold_facts(state: CustomerState, catalog: Catalog, at_ms: int) -> dict[str, Any]:
+    """The facts that a subscription sells at an instant."""
+    sold, subscription = replace(state, plan=None, status=None), state.subscription
+    if subscription is None:
+        return {SUBSCRIPTION: None, PLAN: None, ADDONS: (), PAUSED_PLAN: None}
+    status = subscription.status_at(at_ms)
+    is_in_force = subscription.has_begun_at(at_ms) and status not in ENDED
+    return {
+        SUBSCRIPTION: subscription.id if is_in_force else None,
+        PLAN: plan_named(sold, status, at_ms),
+        ADDONS: subscription.addons_at(at_ms) if has_paid_terms(sold, status, at_ms) else (),
+        PAUSED_PLAN: catalog.dunning.restrict_to if status == "paused" else None,
+    }
+
+
+def _facts_by_hand(state: CustomerState, at_ms: int) -> dict[str, Any]:
+    """The facts set by hand at an instant; the end of a subscription ends a plan set before."""
+    status = state.status
+    if status is None and state.subscription is not None:
+        status = state.subscription.status_at(at_ms)
+    is_in_force = state.plan == plan_named(state, status, at_ms)
+    return {PLAN_BY_HAND: state.plan if is_in_force else None, STATUS_BY_HAND: state.status}
+
+
+def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
+    """The state before a change, with the new key of a plan that the file has lost, at the same price."""
+    old, new = before.subscription, after.subscription
+    if old is None or new is None or old.plan is None or new.plan is None or old.plan in catalog.plans:
+        return before
+    if not old.base_price or (old.id, old.base_price) != (new.id, new.base_price):
+        return before
+    named = {(PLAN, old.plan): (PLAN, new.plan)}
+    rows = (row._replace(facts=tuple(named.get(fact, fact) for fact in row.facts)) for row in before.terms)
+    return replace(before, subscription=replace(old, plan=new.plan), terms=tuple(rows))
+
+
+def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:
+    old, new = before.subscription, after.subscription
+    has_ended = new is not None and new.status in ENDED and old is not None and old.id == new.id
+    return min(at_ms, new.ends_ms()) if new is not None and has_ended else at_ms
+
+
+def _clock_changes(subscription: SubscriptionState | None, since_ms: int, now_ms: int) -> Iterator[int]:
+    """The instants after another one at which something of a subscription binds by the clock."""
+    at_ms = since_ms
+    while subscription is not None and (at_ms := subscription.next_change_ms(at_ms)) <= now_ms:
+        yield at_ms

@@ -1,0 +1,1 @@
+"""One history of terms for each customer: rows, and the pure functions that read them."""

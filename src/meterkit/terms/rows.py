@@ -1,0 +1,134 @@
+"""A customer's terms over time: rows that are only appended, each with the facts that it changes. Pure.
+
+A row says since when something holds, when that became known, and who said so. Three layers of facts never
+overwrite each other: what was sold (:data:`SUBSCRIPTION`, :data:`PLAN`, :data:`ADDONS`), what was set by hand
+(:data:`PLAN_BY_HAND`, :data:`STATUS_BY_HAND`), and overrides, which the state has with their ends.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Source = Literal["stripe", "operator", "app", "plans_file", "clock"]
+
+SUBSCRIPTION: Final = "sold.id"
+"""Id of the subscription that is in force; None: there is none."""
+PLAN: Final = "sold.plan"
+"""Key of the plan that it sells; without one, the default plan's."""
+ADDONS: Final = "sold.addons"
+"""The add-ons that it sells, with their quantities."""
+PAUSED_PLAN: Final = "sold.paused"
+"""Key of the plan that is left while its trial is paused; None: it is not."""
+PLAN_BY_HAND: Final = "hand.plan"
+"""Key of the plan that was set by hand; None: what was sold counts."""
+STATUS_BY_HAND: Final = "hand.status"
+"""Status that was set by hand; None: what was sold counts."""
+USED: Final = "sold.used"
+"""Units included by then, by meter, of meters that only the next plan limits. Of this instant alone."""
+
+EVER_MS: Final = -9_000_000_000_000_000
+"""Stands for a beginning that is not known."""
+AT_ONCE_MS: Final = 60_000
+"""Stripe's periods begin at whole seconds, and a change that begins one is heard of a little later."""
+UNKNOWN_PLAN: Final = "?"
+"""Plan of a time that gives nothing."""
+
+NOTHING: Final[Mapping[str, Any]] = {
+    SUBSCRIPTION: None,
+    PLAN: None,
+    ADDONS: (),
+    PAUSED_PLAN: None,
+    PLAN_BY_HAND: None,
+    STATUS_BY_HAND: None,
+    USED: (),
+}
+"""The facts before the first row."""
+
+
+class Row(NamedTuple):
+    """A change of some facts.
+
+    Attributes:
+        since_ms: from when on they hold.
+        told_ms: when that became known.
+        source: who said so.
+        facts: those that changed, by name.
+    """
+
+    since_ms: int
+    told_ms: int
+    source: Source
+    facts: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, kept: Sequence[Any]) -> Row:
+        """Read a row as a state stores it; ignores what a newer release adds."""
+        since_ms, told_ms, source, facts, *_ = kept
+        return cls(since_ms, told_ms, source, tuple((name, _freeze(value)) for name, value in facts))
+
+
+Terms: TypeAlias = "tuple[Row, ...]"
+"""The rows of a customer in the order in which they became known."""
+
+
+def _freeze(value: object) -> object:
+    return tuple(map(_freeze, cast("list[object]", value))) if isinstance(value, list) else value
+
+
+def in_order(terms: Iterable[Row]) -> list[Row]:
+    """The rows by the instant since which they hold; of several, the one told last is the last."""
+    return sorted(terms, key=lambda row: (row.since_ms, row.told_ms))
+
+
+def in_force(terms: Iterable[Row], at_ms: int, known_ms: int | None = None) -> dict[str, Any]:
+    """The facts that hold at an instant.
+
+    Args:
+        terms: of a customer.
+        at_ms: the instant.
+        known_ms: rows that became known later do not count; None: all count.
+    """
+    found = dict(NOTHING)
+    for row in in_order(terms):
+        if row.since_ms <= at_ms and (known_ms is None or row.told_ms <= known_ms):
+            found |= {USED: (), **dict(row.facts)}
+    return found
+
+
+def tell(terms: Terms, facts: Mapping[str, Any], since_ms: int, told_ms: int, source: Source) -> Terms:
+    """Append a row for each layer of facts in which something changes.
+
+    A row never precedes an earlier one of its layer.
+    """
+    for layer, of_layer in groupby(sorted(facts.items()), key=lambda fact: layer_of(fact[0])):
+        from_ms = max(since_ms, last_ms(terms, layer))
+        known = in_force(terms, from_ms)
+        changed = tuple(fact for fact in of_layer if fact[1] != known[fact[0]])
+        if changed:
+            terms = (*terms, Row(from_ms, told_ms, source, changed))
+    return terms
+
+
+def layer_of(name: str) -> str:
+    """The layer of a fact: the word before the point."""
+    return name.partition(".")[0]
+
+
+SOLD: Final = layer_of(PLAN)
+BY_HAND: Final = layer_of(PLAN_BY_HAND)
+
+
+def last_row(terms: Iterable[Row], layer: str) -> Row | None:
+    """The latest row of a layer; None: there is none."""
+    of_layer = (row for row in terms if any(layer_of(name) == layer for name, _ in row.facts))
+    return max(of_layer, key=lambda row: (row.since_ms, row.told_ms), default=None)
+
+
+def last_ms(terms: Iterable[Row], layer: str) -> int:
+    """Since when the latest row of a layer holds; :data:`EVER_MS`: there is none."""
+    row = last_row(terms, layer)
+    return EVER_MS if row is None else row.since_ms

@@ -1,0 +1,210 @@
+"""One history of terms: rows as they are told, and what they say of any instant, judged hour by hour."""
+
+# Internals: pure tables of terms.
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from math import ceil
+from random import Random
+from typing import Any, Final
+
+import pytest
+
+from drivers.subscribed_customer import subscription
+from meterkit.catalog import loads
+from meterkit.catalog.models import Bought
+from meterkit.decisions.customer_state import CustomerState, entitlements_of, with_subscription
+from meterkit.decisions.periods import DAY_MS, HOUR_MS, to_ms
+from meterkit.decisions.plan_shares import effective_terms
+from meterkit.decisions.told_terms import with_terms
+from meterkit.terms.folding import fold
+from meterkit.terms.rows import ADDONS, EVER_MS, PLAN, PLAN_BY_HAND, SUBSCRIPTION, Row, Terms, in_force, tell
+
+START: Final = datetime(2031, 6, 1, tzinfo=UTC)
+END: Final = datetime(2031, 7, 1, tzinfo=UTC)
+JUNE_MS: Final = to_ms(START)
+HOURS: Final = 30 * 24
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {calls: {unit: call}}
+addons:
+  pack: {price: {amount_cents: 10, interval: month}, meters: {calls: {included: 70}}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {calls: {included: 10, overage: deny}}}
+  small:
+    rank: 1
+    addons: [pack]
+    price: {amount_cents: 100, interval: month}
+    meters: {calls: {included: 100, overage: deny}}
+  team:
+    rank: 2
+    addons: [pack]
+    price: {amount_cents: 200, interval: month}
+    meters: {calls: {included: 10_000, overage: deny}}
+"""
+CATALOG: Final = loads(PLANS)
+GIVES: Final = {"free": 10, "small": 100, "team": 10_000}
+"""What each plan includes in a month; a pack adds 70 to those that list it."""
+
+
+def seeds(number: int) -> list[Any]:
+    """The first one, and others that `make field` tries as well."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.whole) for seed in range(1, number))]
+
+
+def sold(plan: str, addons: Bought = ()) -> CustomerState:
+    times = {"start_ms": START, "end_ms": END, "anchor_ms": START, "created_ms": START}
+    return CustomerState(subscription=subscription(plan=plan, addons=addons, **times))
+
+
+def hour_ms(hour: int) -> int:
+    return JUNE_MS + hour * HOUR_MS
+
+
+def tells(state: CustomerState, change: Mapping[str, Any], at: int, told: int | None = None) -> CustomerState:
+    """The state after an act, or after a report of Stripe's that came later than the act."""
+    if "sold" in change:
+        plan, packs = change["sold"]
+        assert state.subscription is not None
+        addons = (("pack", packs),) if packs else ()
+        after = with_subscription(state, replace(state.subscription, plan=plan, addons=addons))
+        after = replace(after, plan=state.plan)  # Here, both layers change apart.
+    else:
+        after = replace(state, **change)
+    return with_terms(
+        state, after, CATALOG, hour_ms(at), told_ms=hour_ms(at if told is None else told), source="stripe"
+    )
+
+
+def included(state: CustomerState, hour: int) -> int | None:
+    found = effective_terms(state, CATALOG, hour_ms(hour))
+    return entitlements_of(found, CATALOG)["calls"].included
+
+
+def integrated(acts: list[tuple[int, Mapping[str, Any]]], now: int) -> int:
+    """What June includes by an hour of it, added up hour by hour."""
+    plan, packs, by_hand, spans = "small", 0, None, list[tuple[str, int]]()
+    for hour in range(HOURS):
+        for at, act in acts:
+            if at == hour and at <= now:
+                plan, packs = act.get("sold", (plan, packs))
+                by_hand = act.get("plan", by_hand)
+        spans.append((plan, packs))
+    total = sum(GIVES[by_hand or one] + 70 * n * ((by_hand or one) != "free") for one, n in spans)
+    return ceil(total / HOURS)
+
+
+def random_acts(random: Random) -> list[tuple[int, Mapping[str, Any]]]:
+    hours = sorted(random.sample(range(1, HOURS - 1), random.randint(1, 9)))
+    return [
+        (
+            hour,
+            random.choice(
+                (
+                    {"sold": (random.choice(("small", "team")), random.choice((0, 0, 1, 3)))},
+                    {"plan": random.choice((None, "free", "small", "team"))},
+                )
+            ),
+        )
+        for hour in hours
+    ]
+
+
+@pytest.mark.parametrize("seed", seeds(100))
+def test_f_300_f_301_any_order_of_acts_gives_what_was_sold(seed: int) -> None:
+    """Contract: shares are of what was sold, whatever was set by hand; while it is, that plan gives all."""
+    random = Random(seed)  # noqa: S311
+    for _ in range(20):
+        acts = random_acts(random)
+        state = with_terms(CustomerState(), sold("small"), CATALOG, JUNE_MS, told_ms=JUNE_MS, source="stripe")
+        for at, act in acts:
+            state = tells(state, act, at)
+        state = CustomerState.parse(state.dump())
+        for now in (acts[-1][0], HOURS - 1):
+            assert included(state, now) == integrated(acts, now), acts
+        # Something that is set and taken back changes nothing.
+        last, now = acts[-1][0], HOURS - 1
+        kept = state.plan
+        gift = tells(tells(state, {"plan": "team"}, last + 1), {"plan": kept}, now)
+        assert included(gift, now) == included(state, now), acts
+
+
+@pytest.mark.parametrize("seed", seeds(20))
+def test_the_order_in_which_layers_are_told_changes_nothing(seed: int) -> None:
+    random = Random(seed)  # noqa: S311
+    for _ in range(20):
+        acts = random_acts(random)
+        first = with_terms(CustomerState(), sold("small"), CATALOG, JUNE_MS, told_ms=JUNE_MS, source="stripe")
+        at_once = later = first
+        for at, act in acts:
+            at_once = tells(at_once, act, at)
+        by_hand = [one for one in acts if "plan" in one[1]]
+        reports = [one for one in acts if "sold" in one[1]]
+        for at, act in (*by_hand, *reports):
+            later = tells(later, act, at, told=HOURS - 1)
+        assert included(later, HOURS - 1) == included(at_once, HOURS - 1), acts
+
+
+def test_a_row_has_what_changed_and_stays() -> None:
+    state = with_terms(CustomerState(), sold("small"), CATALOG, JUNE_MS, told_ms=JUNE_MS, source="stripe")
+    later = tells(state, {"sold": ("team", 2)}, 5, told=9)
+    assert later.terms == (
+        *state.terms,
+        Row(hour_ms(5), hour_ms(9), "stripe", ((ADDONS, (("pack", 2),)), (PLAN, "team"))),
+    )
+    assert in_force(later.terms, hour_ms(9), known_ms=hour_ms(8))[PLAN] == "small"
+    assert in_force(later.terms, hour_ms(5))[PLAN] == "team"
+    assert in_force(later.terms, hour_ms(4))[PLAN] == "small"
+
+
+def bought(plan: str, packs: int) -> Mapping[str, Any]:
+    return {SUBSCRIPTION: "sub_1", PLAN: plan, ADDONS: (("pack", packs),) if packs else ()}
+
+
+def hours_of(terms: Terms, first: int, last: int) -> Mapping[tuple[str, int], int]:
+    """Plan, and packs times their milliseconds, in some hours."""
+    time, facts = Counter[tuple[str, int]](), dict[str, Any]({ADDONS: ()})
+    rows = [*sorted(terms), Row(hour_ms(last), 0, "clock", ())]
+    for row, later in pairwise(rows):
+        facts |= row.facts
+        length_ms = later.since_ms - max(row.since_ms, hour_ms(first))
+        time[facts[PLAN], 0] += length_ms
+        time[facts[PLAN], 1] += dict(facts[ADDONS]).get("pack", 0) * length_ms
+    return time
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_beyond_256_rows_the_plans_of_a_period_are_sorted(seed: int) -> None:
+    """Sums of time stay to the millisecond: a plan's, and that of each number of an add-on."""
+    random = Random(seed)  # noqa: S311
+    terms = tell((), bought("small", 0), JUNE_MS, JUNE_MS, "stripe")
+    for place in range(400):
+        at_ms = hour_ms(1) + place * HOUR_MS + random.randrange(HOUR_MS)
+        terms = tell(terms, bought(random.choice(("small", "team")), place % 7), at_ms, at_ms, "stripe")
+        folded = fold(terms, at_ms, lambda ms: ms - (ms - JUNE_MS) % (30 * DAY_MS))
+        assert len(folded) <= 256
+        if folded != terms:
+            assert hours_of(folded, 0, 500) == hours_of(terms, 0, 500)
+        terms = folded
+
+
+def test_rows_of_more_than_400_days_become_one() -> None:
+    terms: Terms = ()
+    for day in range(500):
+        at_ms = JUNE_MS + day * DAY_MS
+        terms = tell(terms, bought("small", day % 2), at_ms, at_ms, "stripe")
+        terms = fold(terms, at_ms, lambda ms: ms)
+    assert len(terms) <= 256
+    assert terms[0].since_ms == EVER_MS
+    assert dict(terms[0].facts)[SUBSCRIPTION] == "sub_1"
+    by_hand = tell(terms, {PLAN_BY_HAND: "team"}, JUNE_MS, JUNE_MS + 500 * DAY_MS, "operator")
+    assert by_hand[-1].since_ms == JUNE_MS  # A layer of its own.
+    far = fold(by_hand, JUNE_MS + 2_000 * DAY_MS, lambda ms: ms)
+    assert [row.since_ms for row in far] == [EVER_MS]
