@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
+import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.lifespan.on import LifespanOn
 
 from drivers.llm_apps import listening
 from servers.stores import free_port
@@ -42,16 +47,68 @@ async def _granian(app: ASGIApp) -> AsyncGenerator[int]:
     finally:
         server.stop()
         await running
-        for task in asyncio.all_tasks():  # It leaves those of requests whose client has left.
-            if "future_watcher" in repr(task.get_coro()):
-                task.cancel()
-                await asyncio.wait([task])
+        await _cancel_tasks("future_watcher")
+
+
+@asynccontextmanager
+async def _gunicorn(app: ASGIApp) -> AsyncGenerator[int]:
+    """Run gunicorn's own ASGI worker as a task; in a process of its own it would not share the app."""
+    worker_class: Any = pytest.importorskip("gunicorn.workers.gasgi").ASGIWorker
+    config: Any = pytest.importorskip("gunicorn.config").Config()
+    log = pytest.importorskip("gunicorn.glogging").Logger(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = worker_class(1, os.getppid(), [SimpleNamespace(sock=listener)], None, 30, config, log)
+        worker.asgi, worker.loop = app, asyncio.get_running_loop()
+        running = asyncio.create_task(worker._serve())
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            worker.alive = False
+            await running
+            await _cancel_tasks("ASGIProtocol")
+            worker.tmp.close()
+
+
+@asynccontextmanager
+async def _daphne(app: ASGIApp) -> AsyncGenerator[int]:
+    """Run Daphne's protocol in this event loop. It sends no lifespan events: uvicorn's part for them does."""
+    server_module: Any = pytest.importorskip("daphne.server")
+    factory: Any = pytest.importorskip("daphne.http_protocol").HTTPFactory
+    reactors: Any = pytest.importorskip("twisted.internet.asyncioreactor")
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    loop = asyncio.get_running_loop()
+    reactor = server_module.reactor = reactors.AsyncioSelectorReactor(loop)
+    server = server_module.Server(run, endpoints=["none"])
+    server.connections = {}
+    server.application_checker()
+    lifespan = LifespanOn(uvicorn.Config(app, lifespan="auto"))
+    await lifespan.startup()
+    listener = reactor.listenTCP(0, factory(server), interface="127.0.0.1")
+    try:
+        yield listener.getHost().port
+    finally:
+        await listener.stopListening().asFuture(loop)
+        for call in reactor.getDelayedCalls():
+            call.cancel()
+        await _cancel_tasks("_daphne.<locals>.run")
+        await lifespan.shutdown()
 
 
 @asynccontextmanager
 async def _uvicorn(app: ASGIApp, http: Any = "h11") -> AsyncGenerator[int]:
     async with listening(app, http=http, lifespan="auto") as port:
         yield port
+
+
+async def _cancel_tasks(name: str) -> None:
+    """Cancel what a server leaves of requests whose client has left."""
+    for task in asyncio.all_tasks():
+        if name in repr(task.get_coro()):
+            task.cancel()
+            await asyncio.wait([task])
 
 
 async def _opened(port: int) -> None:
@@ -81,6 +138,8 @@ SERVERS: Final[dict[str, Callable[[ASGIApp], AbstractAsyncContextManager[int]]]]
     "httptools": lambda app: _uvicorn(app, "httptools"),
     "hypercorn": _hypercorn,
     "granian": _granian,
+    "gunicorn": _gunicorn,
+    "daphne": _daphne,
 }
 
 
