@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -20,53 +21,49 @@ from servers.stores import free_port
 
 
 @asynccontextmanager
-async def _hypercorn(app: ASGIApp) -> AsyncGenerator[int]:
+async def _running(
+    serve: Coroutine[Any, Any, object], port: int, stop: Callable[[], object], tasks: str = "-"
+) -> AsyncGenerator[int]:
+    """Run a server as a task of this event loop; ``tasks``: those that it leaves if clients leave."""
+    running = asyncio.create_task(serve)
+    try:
+        await _wait_until_open(port)
+        yield port
+    finally:
+        stop()
+        await running
+        await _cancel_tasks(tasks)
+
+
+def _hypercorn(app: ASGIApp) -> AbstractAsyncContextManager[int]:
     serve: Any = pytest.importorskip("hypercorn.asyncio").serve
     config: Any = pytest.importorskip("hypercorn.config").Config()
     port, done = free_port(), asyncio.Event()
     config.bind, config.graceful_timeout = [f"127.0.0.1:{port}"], 1
-    running = asyncio.create_task(serve(app, config, shutdown_trigger=done.wait))
-    try:
-        await _opened(port)
-        yield port
-    finally:
-        done.set()
-        await running
+    return _running(serve(app, config, shutdown_trigger=done.wait), port, done.set)
 
 
-@asynccontextmanager
-async def _granian(app: ASGIApp) -> AsyncGenerator[int]:
+def _granian(app: ASGIApp) -> AbstractAsyncContextManager[int]:
     embed: Any = pytest.importorskip("granian.server.embed")
     interfaces: Any = pytest.importorskip("granian.constants").Interfaces
     port = free_port()
     server = embed.Server(app, port=port, interface=interfaces.ASGI, log_enabled=False)
-    running = asyncio.create_task(server.serve())
-    try:
-        await _opened(port)
-        yield port
-    finally:
-        server.stop()
-        await running
-        await _cancel_tasks("future_watcher")
+    return _running(server.serve(), port, server.stop, "future_watcher")
 
 
 @asynccontextmanager
 async def _gunicorn(app: ASGIApp) -> AsyncGenerator[int]:
-    """Run gunicorn's own ASGI worker as a task; in a process of its own it would not share the app."""
+    """Run gunicorn's own ASGI worker; in a process of its own it would not share the app."""
     worker_class: Any = pytest.importorskip("gunicorn.workers.gasgi").ASGIWorker
     config: Any = pytest.importorskip("gunicorn.config").Config()
     log = pytest.importorskip("gunicorn.glogging").Logger(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         worker = worker_class(1, os.getppid(), [SimpleNamespace(sock=listener)], None, 30, config, log)
         worker.asgi, worker.loop = app, asyncio.get_running_loop()
-        running = asyncio.create_task(worker._serve())
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            worker.alive = False
-            await running
-            await _cancel_tasks("ASGIProtocol")
-            worker.tmp.close()
+        stop, port = partial(setattr, worker, "alive", False), listener.getsockname()[1]
+        async with _running(worker._serve(), port, stop, "ASGIProtocol"):
+            yield port
+        worker.tmp.close()
 
 
 @asynccontextmanager
@@ -111,7 +108,7 @@ async def _cancel_tasks(name: str) -> None:
             await asyncio.wait([task])
 
 
-async def _opened(port: int) -> None:
+async def _wait_until_open(port: int) -> None:
     for _ in range(2_000):
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)

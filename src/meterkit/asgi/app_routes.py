@@ -255,12 +255,9 @@ def _overlap(one: Sequence[str], other: Sequence[str]) -> bool:
         if first[0].endswith(_REST):
             return any(_overlap(first[1:], second[place:]) for place in range(1, len(second) + 1))
     left, right = one[0], other[0]
-    if "{" in left and "{" in right:
-        return _overlap(one[1:], other[1:])
     pattern, text = (left, right) if "{" in left else (right, left)
-    return re.fullmatch(compile_path(pattern)[0].pattern[1:-1], text) is not None and _overlap(
-        one[1:], other[1:]
-    )
+    fits = ("{" in text) or compile_path(pattern)[0].match(text)
+    return bool(fits) and _overlap(one[1:], other[1:])
 
 
 def example_path(template: str) -> str:

@@ -66,20 +66,10 @@ class CompiledLine(NamedTuple):
 
     @classmethod
     def of(cls, route: Route) -> CompiledLine:
-        """Compile a line.
-
-        Raises:
-            ValueError: its path is not a template that Starlette can read.
-        """
+        """Compile a line; the plans file has only templates that Starlette can read."""
         if route.path is None:
             return cls(route, None, None)
-        try:
-            pattern = compile_path(route.path)[0]
-        except (AssertionError, KeyError, ValueError, re.error) as error:
-            raise ValueError(
-                f"route {route.match!r}: {error}; a path is written as in Starlette, "
-                "for example /files/{key:path}"
-            ) from error
+        pattern = compile_path(route.path)[0]
         if route.exempt or route.always:
             return cls(route, pattern, None)
         # {key:path} takes line breaks, as Starlette's {name} does: a line covers what stands below it.
@@ -110,9 +100,6 @@ class Router(dict[RequestKey, "Route | None"]):
         without_mount: called once, at the first request of a mounted app that would have matched a line, had
             the line been written with the mount's path; takes that line, the one that does match or None, and
             the mount's path.
-
-    Raises:
-        ValueError: a path is not a template that Starlette can read.
     """
 
     def __init__(
