@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from inspect import isclass
-from itertools import takewhile
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -226,10 +225,9 @@ def _find_lines(route: AppRoute, before: Sequence[AppRoute]) -> list[RouteLines]
     for method in route.methods:
         line = decider.router.match(decider.scope(method, example_path(route.path)))
         match = None if line is None else line.match
-        earlier = takewhile(lambda one, match=match: one.match != match, decider.catalog.routes)
-        parts = [
-            part for part in earlier if part.path and _takes_part(part, part.path, method, route, before)
-        ]
+        lines = decider.catalog.routes
+        end = next((nth for nth, one in enumerate(lines) if one.match == match), None)
+        parts = [one for one in lines[:end] if one.path and _takes_part(one, one.path, method, route, before)]
         key = (id(line), *map(id, parts))
         methods = (*groups[key].methods, method) if key in groups else (method,)
         groups[key] = RouteLines(route=route, methods=methods, line=line, parts=tuple(parts))
