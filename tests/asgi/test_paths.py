@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from drivers.app import HEADERS, SentMessages, hello, http_scope, no_more, served, staying
-from drivers.llm_apps import answering, listening, tokens
+from drivers.llm_apps import answering, tokens
 from drivers.sampled import few_examples
 from meterkit import MeterMiddleware, identify
 from meterkit.asgi import route_matching
@@ -45,6 +45,7 @@ KINDS: dict[str, Any] = {
     "price": {"consume": {"requests": 1}},
     "exempt": {"exempt": True},
     "shadow": {"feature": "full", "enforcement": "shadow"},
+    "watch": {"consume": {"requests": 1}, "enforcement": "shadow"},
     "keys": {"consume": {"requests": 1}, "paths": "as_sent"},
     "line": {},
 }
@@ -61,9 +62,9 @@ def router(*lines: str, **options: Any) -> LineRouter:
 
 
 def target(written: str, method: str = "POST", **more: Any) -> dict[str, Any]:
-    """What uvicorn makes of a target."""
-    path = unquote(written)
-    return {"type": "http", "method": method, "path": path, "raw_path": written.encode(), **more}
+    """What uvicorn makes of a target; ``WS`` stands for a websocket."""
+    kind = {"type": "websocket"} if method == "WS" else {"type": "http", "method": method}
+    return {**kind, "path": unquote(written), "raw_path": written.encode(), **more}
 
 
 def found(lines: LineRouter, written: str, method: str = "POST", **more: Any) -> str | None:
@@ -75,123 +76,90 @@ def found(lines: LineRouter, written: str, method: str = "POST", **more: Any) ->
     return line.match + "".join(f" +{name}" for name in extra)
 
 
-GATE, PUBLIC, REST = "/files/reports/{path:path}", "/files/public/{path:path}", "/files/{path:path}"
+FILE_ROWS = """
+# One reading, or several that match one line.
+/files/reports/a                            /files/reports/{path:path}
+/files/reports/a%20b%3Fc                    /files/reports/{path:path}
+/files/reports//a                           /files/reports/{path:path}
+/files/reports/x/../a                       /files/reports/{path:path}
+/files%2Freports/a                          /files/reports/{path:path}
+/files/b/x%2Fy                              /files/{path:path}
+/files/100%25                               /files/{path:path}
+/files/a;v=1                                /files/{path:path}
+/files/public/./a.txt                       /files/public/{path:path}
+# Several that match different lines.
+/files/public/..;/reports/a                 400
+/files/public/%252e%252E/reports/a          400
+/files/public%2f..%2freports%2fa            400
+/files/public\\..\\reports/a                400
+/files/x;/../reports/a                      400
+"""
+LINE_ROWS = """
+price /café/{name}, price *                 | GET /caf%C3%A9/100%25             | /café/{name}
+price /v1/items/{id}, price *               | GET /v1/items/a%2Fb               | 400
+gate POST /v1/chat                          | POST http://h/v1/chat             | 400
+gate POST /v1/chat                          | POST /v1/chat;p=1                 | 400
+gate POST /v1/chat                          | POST /v1/chat%00.png              | 400
+# What no line names stays undecided; what all readings exempt stays exempt.
+gate POST /v1/chat                          | GET /other/../x                   | None
+exempt /public/{path:path}                  | GET /public//a                    | /public/{path:path}
+# As sent: the line takes what it matches, unless a reading leaves its own paths.
+keys PUT /v1/o/{key:path}, gate POST /v1/chat, price * | PUT /v1/o/a/../b%2Fc;d | PUT /v1/o/{key:path}
+keys PUT /v1/o/{key:path}, gate POST /v1/chat, price * | PUT /v1/o/../chat      | 400
+gate POST /v1/chat, keys /v1/{key:path}     | POST /v1/Chat/                    | POST /v1/chat
+# Capitals, and a slash at the end: the stricter line decides.
+gate POST /v1/chat, price /v1/{path:path}   | POST /V1/CHAT/                    | POST /v1/chat
+exempt GET /healthz                         | GET /HEALTHZ                      | None
+exempt GET /healthz                         | GET /healthz/                     | None
+exempt GET /healthz, price *                | GET /healthz                      | GET /healthz
+exempt GET /healthz, price *                | GET /Healthz/                     | *
+exempt GET /files, gate /files/{path:path}  | GET /files                        | GET /files
+gate /items/, price *                       | GET /items                        | /items/
+price /v1/{path:path}, gate *               | GET /v1/                          | *
+price /v1/{n:int}, gate /v1/{name}          | GET /V1/abc                       | /v1/{name}
+price GET /i/{id}/, gate GET /i/{id}        | GET /I/7                          | GET /i/{id}
+press /v1/{path:path}, gate /v1/chat        | GET /v1/chat                      | /v1/{path:path}
+gate /v1/chat, press /v1/{path:path}        | GET /v1/CHAT                      | /v1/{path:path} +full
+gate GET /admin/{rest:path}, price *        | GET /admin                        | GET /admin/{rest:path}
+gate /i/{id}/{p:path}, exempt /i/{id}       | GET /i/7                          | /i/{id}
+# A parameter takes what frameworks convert to its type, and no other word.
+gate /runs/{n:int}, price *                 | GET /runs/+7/                     | /runs/{n:int}
+gate /runs/{n:int}, price *                 | GET /runs/1_000                   | /runs/{n:int}
+gate /runs/{n:int}, price *                 | GET /runs/7.0e1                   | /runs/{n:int}
+gate /runs/{n:int}, price *                 | GET /runs/%D9%A7                  | /runs/{n:int}
+gate /runs/{n:int}, price *                 | GET /runs/latest                  | *
+gate /j/{id:uuid}, price *                  | GET /j/uuid:6f2c1f0e8a554c399d7a2f1f6a1f0c11 | /j/{id:uuid}
+# Further readings count if they lead to a feature that the request does not need.
+gate /{a}/{b}, price *                      | POST http://h/v1/chat             | 400
+gate POST /v1/items/{name}, price *         | POST /v1/items/a%2F%C3%A9         | 400
+gate /{a}/{b}/{c}, price *                  | GET /files/../../parent/data/r/a  | 400
+price GET /v1/search/{q}, price *           | GET /v1/search/%23py              | GET /v1/search/{q}
+price GET /v1/search/{q}, price *           | GET /v1/search/a%3Fb              | GET /v1/search/{q}
+gate POST /v1/chat, price /proxy/{url:path} | POST /proxy/https://h/v1/chat     | /proxy/{url:path}
+exempt /files/public/{p:path}, gate /files/{p:path} | GET /files/public/../../../files/public/r/a | 400
+# In shadow nothing is refused, and no gate is lost.
+shadow /f/r/{path:path}, exempt /f/p/{path:path} | GET /f/p/../r/a              | /f/p/{path:path}
+"""
+
+
+def rows(text: str, *, at: str | None = None) -> list[list[str]]:
+    """Cells of each row; comments are left out."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [[cell.strip() for cell in line.split(at)] for line in lines]
 
 
 @pytest.mark.parametrize(
-    ("lines", "method", "written", "expected"),
+    ("lines", "request_line", "expected"),
     [
-        # One reading, or several that match one line.
-        (FILES, "GET", "/files/reports/a", GATE),
-        (FILES, "GET", "/files/reports/a%20b%3Fc", GATE),
-        (FILES, "GET", "/files/reports//a", GATE),
-        (FILES, "GET", "/files/reports/x/../a", GATE),
-        (FILES, "GET", "/files/b/x%2Fy", REST),
-        (FILES, "GET", "/files/100%25", REST),
-        (FILES, "GET", "/files/a;v=1", REST),
-        (FILES, "GET", "/files/public/a.txt", PUBLIC),
-        (FILES, "GET", "/files/public/./a.txt", PUBLIC),
-        (("price /café/{name}", "price *"), "GET", "/caf%C3%A9/100%25", "/café/{name}"),
-        # Several that match different lines.
-        *(
-            (FILES, "GET", f"/files/public/{dots}/reports/a", "400")
-            for dots in ("..", "%2e%2e", "..;", "%252e%252E")
-        ),
-        (FILES, "GET", "/files/public%2f..%2freports%2fa", "400"),
-        (FILES, "GET", "/files/public\\..\\reports/a", "400"),
-        (FILES, "GET", "/files/./reports/a", "400"),
-        (FILES, "GET", "/files//reports/a", "400"),
-        (FILES, "GET", "/files%2Freports/a", GATE),
-        (FILES, "GET", "/files/x;/../reports/a", "400"),
-        (FILES[:2], "GET", "/files/../data/reports/a", "400"),  # The folder is called data.
-        (FILES[:2], "GET", "//files/reports/a", "400"),
-        (FILES, "GET", f"/files/public/{'x/../' * 2000}../reports/a", "400"),
-        (("price /v1/items/{id}", "price *"), "GET", "/v1/items/a%2Fb", "400"),
-        *(
-            (API, "POST", f"{host}/v1/chat", "400")
-            for host in ("http://h", "HTTP://H", "https://u:p@h:1", "//h")
-        ),
-        *((API, "POST", f"/v1/chat{end}", "400") for end in (";p=1", "%3Fx", "%23f", "%00.png", "/.")),
-        # What no line names stays undecided; what all readings exempt stays exempt.
-        (API, "GET", "/other/../x", None),
-        (("exempt /public/{path:path}",), "GET", "/public//a", "/public/{path:path}"),
-        # As sent: the line takes what it matches.
-        (("keys PUT /v1/o/{key:path}", *API), "PUT", "/v1/o/a/../b%2Fc;d", "PUT /v1/o/{key:path}"),
-        (
-            ("keys PUT /v1/o/{key:path}", *API),
-            "PUT",
-            "/v1/o/../chat",
-            "400",
-        ),  # It leaves the line's own paths.
-        (("gate POST /v1/chat", "keys /v1/{key:path}"), "POST", "/v1/Chat/", "POST /v1/chat"),
-        # Capitals, and a slash at the end: the stricter line decides.
-        *((API, "POST", path, "POST /v1/chat") for path in ("/v1/chat/", "/V1/Chat", "/V1/CHAT/")),
-        (API, "GET", "/HEALTHZ", None),
-        (API, "GET", "/healthz/", None),
-        (("exempt GET /healthz", "price *"), "GET", "/healthz", "GET /healthz"),
-        (("exempt GET /healthz", "price *"), "GET", "/Healthz/", "*"),
-        (("exempt GET /files", *FILES), "GET", "/files", "GET /files"),
-        (("gate /items/", "price *"), "GET", "/items", "/items/"),
-        (("price /v1/{n:int}", "gate /v1/{name}"), "GET", "/V1/abc", "/v1/{name}"),
-        *(
-            (("gate /runs/{n:int}",), "GET", path, "/runs/{n:int}")
-            for path in ("/runs/+7", "/runs/1_000", "/runs/7/")
-        ),
-        (("press /v1/{path:path}", "gate /v1/chat"), "GET", "/v1/chat", "/v1/{path:path}"),
-        (("gate /v1/chat", "press /v1/{path:path}"), "GET", "/v1/CHAT", "/v1/{path:path} +full"),
-        # Further readings count if they lead to a feature that the request does not need.
-        (("gate /{a}/{b}", "price *"), "POST", "http://h/v1/chat", "400"),
-        (("gate POST /v1/items/{name}", "price *"), "POST", "/v1/items/a%2F%C3%A9", "400"),
-        (
-            ("exempt /files/public/{p:path}", "gate /files/{p:path}"),
-            "GET",
-            "/files/public/../../../files/public/r/a",
-            "400",
-        ),
-        (("gate /{a}/{b}/{c}", "price *"), "GET", "/files/../../parent/data/r/a", "400"),
-        (
-            ("gate GET /files/reports/{p:path}", "price *"),
-            "POST",
-            f"/files/public/{'x/../' * 1000}../reports/a",
-            "400",
-        ),
-        *(
-            (("price GET /v1/search/{q}", "price *"), "GET", f"/v1/search/{q}", "GET /v1/search/{q}")
-            for q in ("%23py", "a%3Fb")
-        ),
-        (
-            ("gate POST /v1/chat", "price /proxy/{url:path}"),
-            "POST",
-            "/proxy/https://h/v1/chat",
-            "/proxy/{url:path}",
-        ),
-        *(
-            (("gate /runs/{n:int}", "price *"), "GET", f"/runs/{n}", "/runs/{n:int}")
-            for n in ("7.0", "1e1", "\N{ARABIC-INDIC DIGIT SEVEN}")
-        ),
-        (
-            ("gate /j/{id:uuid}", "price *"),
-            "GET",
-            "/j/uuid:6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11",
-            "/j/{id:uuid}",
-        ),
-        (("price GET /items/{id}/", "gate GET /items/{id}", "price *"), "GET", "/ITEMS/7", "GET /items/{id}"),
-        (("gate GET /admin/{rest:path}", "price *"), "GET", "/admin", "GET /admin/{rest:path}"),
-        (("gate /i/{id}/{p:path}", "exempt /i/{id}", "price *"), "GET", "/i/7", "/i/{id}"),
-        # In shadow nothing is refused, and no gate is lost.
-        (
-            ("shadow /files/reports/{path:path}", FILES[1]),
-            "GET",
-            "/files/public/../reports/a",
-            "/files/public/{path:path}",
-        ),
+        *((FILES, f"GET {written}", expected) for written, expected in rows(FILE_ROWS)),
+        *((lines.split(", "), asked, expected) for lines, asked, expected in rows(LINE_ROWS, at="|")),
     ],
 )
-def test_the_line_of_a_path(lines: Sequence[str], method: str, written: str, expected: str | None) -> None:
+def test_the_line_of_a_path(lines: Sequence[str], request_line: str, expected: str) -> None:
     """F-311, F-201, F-202, F-130."""
+    method, written = request_line.split(" ", 1)
     table = router(*lines)
-    assert found(table, written, method) == expected
-    assert found(table, written, method) == expected
+    assert [str(found(table, written, method)) for _ in range(2)] == [expected] * 2
 
 
 @pytest.mark.parametrize(
@@ -210,21 +178,15 @@ def test_the_line_of_a_path(lines: Sequence[str], method: str, written: str, exp
         ((*API[:1], "press DELETE /v1/chat"), "PUT", "POST /v1/chat +press"),
         ((*API[:1], "press *"), "PUT", "* +full"),
         ((*API[:1], "press /v1/chat"), "PUT", "/v1/chat"),
+        # A line in shadow refuses nothing: the gate beside it decides.
+        ((*API[:1], "watch *"), "PUT", "POST /v1/chat"),
     ],
 )
 def test_a_feature_holds_for_every_method_that_no_line_names(
     lines: Sequence[str], method: str, expected: str
 ) -> None:
     """F-315."""
-    table = router(*lines)
-    line = table.match(target("/v1/chat", method))
-    assert found(table, "/v1/chat", method) == expected
-    assert line is not None
-    opened = expected.startswith(("GET /v1/chat", "GET /v1/{")) and "gate GET" not in lines[0]
-    above = lines[0].startswith("exempt")
-    assert ({line.feature, *line.further_features} >= {"full"} or expected == "/v1/chat") is not (
-        opened or above
-    )
+    assert found(router(*lines), "/v1/chat", method) == expected
 
 
 async def test_gated_methods_are_refused_and_only_named_ones_consume() -> None:
@@ -240,28 +202,23 @@ plans:
   pro: {price: {amount_cents: 100, interval: month}, features: all}
 """
     async with served(hello, plans=plans) as at:
-        methods = ("POST", "PUT", "GET", "BREW")
-        assert [(await at.statuses("/v1/chat", method=name))[0] for name in methods] == [403] * 4
+        for method in ("POST", "PUT", "GET", "BREW"):
+            assert await at.statuses("/v1/chat", method=method) == [403]
         # The session of an MCP endpoint has no message that a gated line could name.
-        assert [(await at.statuses("/mcp", method=name))[0] for name in ("GET", "DELETE", "PUT")] == [
-            200,
-            200,
-            403,
-        ]
+        for method, status in (("GET", 200), ("DELETE", 200), ("PUT", 403)):
+            assert await at.statuses("/mcp", method=method) == [status]
         await at.kit.customers.set_plan("acme", "pro")
-        assert [(await at.statuses("/v1/chat", method=name))[0] for name in methods] == [200] * 4
+        for method in ("POST", "PUT", "GET", "BREW"):
+            assert await at.statuses("/v1/chat", method=method) == [200]
         assert await at.counted() == (1, 0)
 
 
 def test_websockets_have_lines_of_their_own() -> None:
     """F-315."""
     lines = router("gate /v1/live", "gate WS /v1/live", "price WS /v1/open", "price *")
-    for written, match in (("/v1/live", "WS /v1/live"), ("/V1/live/", "WS /v1/live"), ("/v1/other", "*")):
-        line = lines.match({**target(written), "type": "websocket", "method": None})
-        assert line is not None
-        assert line.match == match
-    assert lines.match({**target("/v1/x/../live"), "type": "websocket", "method": None}) is AMBIGUOUS
-    assert router("gate /v1/live").match({**target("/v1/live"), "type": "websocket", "method": None}) is None
+    asked = ("/v1/live", "/V1/live/", "/v1/x/../live", "/v1/other")
+    assert [found(lines, written, "WS") for written in asked] == ["WS /v1/live", "WS /v1/live", "400", "*"]
+    assert found(router("gate /v1/live"), "/v1/live", "WS") is None
 
 
 @pytest.mark.parametrize("path", ["/v1/chat", "/api/v1/chat"])
@@ -325,40 +282,17 @@ def test_what_is_cached_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(len(str(key)) for key in lines) < 1_000
 
 
-@pytest.mark.parametrize("kind", ["http", "websocket"])
-def test_past_a_bound_all_gates_hold(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["POST", "WS"])
+def test_past_a_bound_all_gates_hold(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client can write paths between many gates: each combination is kept for good."""
     monkeypatch.setattr(route_matching, "COMBINATIONS_MAX", 0)
-    method = "WS " if kind == "websocket" else ""
-    lines = router(f"gate {method}/v1/chat", f"press {method}/v1/{{name}}")
-    line = lines.match({**target("/v1/CHAT"), "type": kind, "method": None if method else "POST"})
-    assert line is not None
-    assert {line.feature, *line.further_features} == {"full", "press"}
+    lines = router(f"gate {method} /v1/chat", f"press {method} /v1/{{name}}")
+    assert found(lines, "/v1/CHAT", method) == f"{method} /v1/chat +press"
 
 
-TEMPLATES = (
-    "/v1/a/{name}",
-    "/v1/a/{name}/runs/{n:int}",
-    "/v1/a/{name:path}/runs",
-    "/v1/a/",
-    "/v1/a/{id:uuid}/x",
-)
-PIECES = (
-    *(
-        "a",
-        "runs",
-        "x",
-        "7",
-        "٣",
-        "9" * 5000,
-        "6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11",
-        "\n",
-        "\x00",
-        "\u2028",
-        "é",
-    ),
-    *("\r\n", "%2F", "..", ".", "", "/", "//", " ", "?", "{name}", "a\n", "\n/", "*"),
-)
+TAILS = ("{name}", "{name}/runs/{n:int}", "{name:path}/runs", "", "{id:uuid}/x")
+WORDS = ("a", "runs", "x", "7", "9" * 5000, "6f2c1f0e-8a55-4c39-9d7a-2f1f6a1f0c11", "{name}", "%2F", "é", "٣")
+MARKS = ("\n", "\x00", "\u2028", "\r\n", ".", "..", "", "/", "//", " ", "?", "a\n", "\n/", "*")
 
 
 async def dispatched(app: ASGIApp, scope: dict[str, Any]) -> bool:
@@ -375,10 +309,11 @@ async def answer(_request: Request) -> PlainTextResponse:
 
 
 @few_examples(100)
-@given(template=st.sampled_from(TEMPLATES), tail=st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
-@example(template="/v1/a/{name}", tail="a\nb")
-async def test_a_line_covers_the_handlers_below_it(*, template: str, tail: str) -> None:
+@given(end=st.sampled_from(TAILS), pieces=st.lists(st.sampled_from(WORDS + MARKS), max_size=8))
+@example(end="{name}", pieces=["a", "\n", "x"])
+async def test_a_line_covers_the_handlers_below_it(*, end: str, pieces: list[str]) -> None:
     """F-2: a newline in the path was dispatched by ``{name}``, and missed by ``{path:path}``."""
+    template, tail = f"/v1/a/{end}", "".join(pieces)
     scope = {**target("/"), "path": f"/v1/a/{tail}", "raw_path": None, "root_path": ""}
     ran = await dispatched(
         Router([Route(template, answer, methods=["POST"])], redirect_slashes=False), dict(scope)
@@ -500,23 +435,6 @@ async def test_a_mount_may_dispatch_to_the_app_itself() -> None:
             assert (await client.post("http://app/pub/v1/chat")).status_code == 403
 
 
-async def test_a_gate_beside_a_line_in_shadow_refuses_by_feature() -> None:
-    plans = """
-features: [full]
-meters: {requests: {unit: request}}
-routes:
-  - {match: "POST /v1/chat", feature: full}
-  - {match: "*", consume: {requests: 1}, enforcement: shadow}
-plans:
-  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 0, overage: deny}}}
-  pro: {price: {amount_cents: 100, interval: month}, features: all, meters: {requests: {included: 0}}}
-"""
-    async with served(hello, plans=plans) as at:
-        assert await at.statuses("/v1/chat", "/v1/other", method="PUT") == [403, 200]
-        await at.kit.customers.set_plan("acme", "pro")
-        assert await at.statuses("/v1/chat", "/v1/other", method="PUT") == [200, 200]
-
-
 @pytest.mark.parametrize("more", [{"root_path": "/v1"}, {}])
 async def test_middlewares_that_wrap_it_again_count_once(more: dict[str, str]) -> None:
     """F-313: a mount, or a prefix, that cuts the path off makes no other request."""
@@ -530,19 +448,13 @@ async def test_middlewares_that_wrap_it_again_count_once(more: dict[str, str]) -
         assert await at.counted() == (1, 0)
 
 
-def django_modules(**settings: Any) -> dict[str, Any]:
-    conf: Any = ModuleType("django.conf")
-    conf.settings = SimpleNamespace(configured=True, **settings)
-    return {"django.conf": conf}
-
-
 @pytest.mark.filterwarnings("ignore:The `root_path` parameter")
 async def test_root_paths_that_the_app_sets_itself_open_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """F-3: FastAPI and Django strip it, and serve the path without it, too."""
     async with served(FastAPI(root_path="/api"), plans=PLANS) as at:
         assert await at.statuses("/api/v1/chat", "/v1/chat", method="POST") == [403, 403]
-    for name, module in django_modules(FORCE_SCRIPT_NAME="/api").items():
-        monkeypatch.setitem(sys.modules, name, module)
+    settings = SimpleNamespace(configured=True, FORCE_SCRIPT_NAME="/api")
+    monkeypatch.setitem(sys.modules, "django.conf", SimpleNamespace(settings=settings))
     async with served(hello, plans=PLANS) as at:
         assert await at.statuses("/api/v1/chat", "/v1/chat", method="POST") == [403, 403]
 
@@ -647,38 +559,3 @@ async def test_a_websocket_of_two_readings_is_refused() -> None:
         scope: Scope = {**http_scope("/v1/open/../live"), "type": "websocket", "subprotocols": []}
         await at.app(scope, staying(), sent)
         assert [message["type"] for message in sent] == ["websocket.close"]
-
-
-async def test_no_spelling_over_a_socket_reaches_a_gated_handler() -> None:
-    """F-2: the path as servers decode it."""
-    ran: list[str] = []
-
-    async def run(request: Request) -> PlainTextResponse:
-        ran.append(request.path_params["name"])
-        return PlainTextResponse("ran")
-
-    plans = PLANS.replace('"POST /v1/chat"', '"POST /v1/agents/{rest:path}"')
-    app = Starlette(routes=[Route("/v1/agents/{name}", run, methods=["POST"])])
-    async with served(app, plans=plans) as at, listening(at.app) as port:
-        for name in (
-            "a",
-            "a%0Ab",
-            "%0A",
-            "%00",
-            "a%E2%80%A8b",
-            "%ff",
-            "a%252Fb",
-            "..",
-            "%2e%2e",
-            "%2e%2e/chat",
-        ):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            head = (
-                f"POST /v1/agents/{name} HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\nconnection: close\r\n"
-            )
-            writer.write(f"{head}content-length: 0\r\n\r\n".encode())
-            status = (await reader.read()).split(b" ", 2)[1]
-            writer.close()
-            await writer.wait_closed()
-            assert status in {b"400", b"403", b"404"}, name
-        assert (ran, await at.counted()) == ([], (0, 0))

@@ -221,6 +221,9 @@ def test_each_reading_of_a_path_is_shown_with_its_line(api: Shell, directory: Pa
     assert shown.out.endswith("decided by: GET /files/{path:path}\n")
     shown = api.run("routes", "shop.files:wrapped", "--readings", "/files/../files/reports/a.pdf")
     assert shown.out.endswith("the readings match different plan routes: the request is refused with 400\n")
+    shown = api.run("routes", "shop.files:wrapped", "--readings", f"/files/{'../' * 600}a.pdf", "--json")
+    assert shown.json["metered"] == "refused with 400"
+    assert [one["reading"] for one in shown.json["readings"]] == ["as handed on", "too many"]
     shown = api.run("routes", "shop.files:wrapped", "--readings", "PUT /files/a%1b.pdf")
     assert "/files/a\\x1b.pdf" in shown.out
     assert shown.out.endswith("no plan route matches: the request passes undecided\n")

@@ -10,7 +10,7 @@ DOTS: Final = ("..", "%2e%2e", ".%2e", "%2E.", "%252e%252e", "..;", "..;x", "...
 SLASHES: Final = ("/", "//", "%2f", "%2F", "%5c", "\\", "%252f", "/./", "%2f%2f")
 ENDS: Final = (
     *("/", "//", "/.", "/./", "%00", "%00.png", ";x", ";x=1/", "%3Fx", "?x", "/?x", "%23f", "#f", "/#f"),
-    *("%20", ".", "%0A", "%2F", "/%23/x", "/x/.."),
+    *("%20", ".", "%0A", "%0Ab", "%E2%80%A8b", "%ff", "%2F", "/%23/x", "/x/.."),
 )
 HOSTS: Final = ("http://x", "HTTP://X", "https://u:p@x:8", "ws://x", "//x")
 CLIMBS: Final = ("x/../..", "x//..//..", "x/y/../../..", ".././public/..", "../../files", "deep/../../x/..")
@@ -31,20 +31,10 @@ def spellings(path: str) -> tuple[str, ...]:
     found += [f"{first}/public/{climb}/{below}" for climb in CLIMBS]
     for written in (path, f"{path}/", f"{first}/public/../{below}", f"{first}//{below}", f"/{path}"):
         found += [f"{host}{written}" for host in HOSTS]
-        found += [
-            written.upper(),
-            written.title(),
-            f"{written}#f",
-            f"/.{written}",
-            f"/x/..{written}",
-            written[1:],
-        ]
+        found += [written.upper(), written.title(), written[1:]]
+        found += [f"{written}#f", f"/.{written}", f"/x/..{written}"]
         found += [written.replace(last[0], f"%{ord(last[0]):x}"), f"/%2e{written}", f"/x/%2e%2e{written}"]
-    found += [
-        f"{first}/../data/{below}",
-        f"{first}/public/../../data//{below}",
-        f"/x/../{first}/..;/../data/{below}",
-    ]
+    found += [f"{first}/{climb}/data/{below}" for climb in ("..", "public/../..", "..;/..")]
     found += [f"{first}/public/{'x/../' * 2_000}../{below}", f"{first}{'/' * 9_000}{below}"]
     return tuple(dict.fromkeys(found))
 
@@ -52,35 +42,15 @@ def spellings(path: str) -> tuple[str, ...]:
 def random_spelling(random: Random, path: str) -> str:
     """One more of the kind: joints, capitals, encodings, climbs and ends by chance."""
     first, *segments = path[1:].split("/")
-    joints = (
-        *SLASHES,
-        "/x/../",
-        "/%2e/",
-        ";p/",
-        "/x%2f../",
-        "/..;/",
-        "/x/%2e%2e%2f",
-        "\\x\\..\\",
-        "%252f",
-        "#/../",
-    )
+    joints = (*SLASHES, "/x/../", "/%2e/", ";p/", "/x%2f../", "/..;/", "/x/%2e%2e%2f", "\\x\\..\\", "#/../")
     starts = ("/", "//", "/x/../", "/./", "/%2e%2e/", "http://h/", "//h/", "", "/%252e/")
+    climbs = ("", "", "public/../", "public%2f..%2f", "../data/", "public\\..\\", "public/x/../../")
     found = random.choice(starts) if random.random() < 0.3 else "/"
-    climbed = random.choice(
-        ("", "", "public/../", "public%2f..%2f", "../data/", "public\\..\\", "public/x/../../")
-    )
-    found += f"{first}{random.choice(joints) if random.random() < 0.3 else '/'}{climbed}"
+    found += f"{first}{random.choice(joints) if random.random() < 0.3 else '/'}{random.choice(climbs)}"
     for nth, segment in enumerate(segments):
-        kinds = (str.upper, str.title, _encode_one, _encode_twice)
-        found += random.choice(kinds)(segment) if random.random() < 0.15 else segment
+        encoded = f"{ord(segment[0]):02x}{segment[1:]}"
+        kinds = (segment.upper(), segment.title(), f"%{encoded}", f"%25{encoded}")
+        found += random.choice(kinds) if random.random() < 0.15 else segment
         if nth < len(segments) - 1:
             found += random.choice(joints) if random.random() < 0.4 else "/"
     return found + (random.choice(ENDS) if random.random() < 0.3 else "")
-
-
-def _encode_one(segment: str) -> str:
-    return f"%{ord(segment[0]):02x}{segment[1:]}"
-
-
-def _encode_twice(segment: str) -> str:
-    return f"%25{ord(segment[0]):02x}{segment[1:]}"

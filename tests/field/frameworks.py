@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse
-from starlette.routing import Host, Mount, Route, Router
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -120,16 +120,6 @@ def django(ran: Ran, *, cors: bool = False, cors_urls: str = "^.*$") -> Any:
     return _django(*views, middleware=layers, cors_urls=cors_urls)
 
 
-def dispatching(app: ASGIApp) -> ASGIApp:
-    """A router by the kind of connection, as that of Channels, which says nothing of the app behind it."""
-    apps: dict[str, Any] = {"http": app, "lifespan": Starlette()}
-
-    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        await apps[scope["type"]](scope, receive, send)
-
-    return dispatch
-
-
 def fastmcp(ran: Ran) -> Any:
     """FastMCP, mounted in Starlette: https://gofastmcp.com/deployment/http"""
     server = _needed("fastmcp").FastMCP("field")
@@ -199,7 +189,6 @@ APPS: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
     "quart": quart,
     "blacksheep": blacksheep,
     "django": django,
-    "django, dispatched": lambda ran: dispatching(django(ran)),
     "fastmcp": fastmcp,
     "sanic": sanic,
     "falcon": falcon,
@@ -221,20 +210,18 @@ def fastapi_files(folder: Path) -> Any:
     return app
 
 
-def _found_in(folder: Path, name: str) -> Path | None:
-    path = (folder / name.lstrip("/")).resolve()
-    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+def _reading(folder: Path) -> Callable[..., Any]:
+    """A handler that reads a file below a folder, as its path is handed on."""
 
-
-def files_by_hand(folder: Path) -> Any:
-
-    async def read(request: Request) -> FileResponse | PlainTextResponse:
-        with suppress(OSError, ValueError):  # Too long, or with a NUL.
-            if path := _found_in(folder, request.path_params["path"]):
-                return FileResponse(path)
+    async def read(request: Request, _: object = None) -> FileResponse | PlainTextResponse:
+        with suppress(OSError, ValueError):  # Too long, with a NUL, or of another folder.
+            below = request.url.path.removeprefix("/files/")
+            file = (folder / below.lstrip("/")).resolve()
+            if below != request.url.path and file.is_relative_to(folder.resolve()) and file.is_file():  # noqa: ASYNC240
+                return FileResponse(file)
         return PlainTextResponse("none", status_code=404)
 
-    return Starlette(routes=[Route("/files/{path:path}", read)])
+    return read
 
 
 def litestar_files(folder: Path) -> Any:
@@ -283,10 +270,6 @@ def flask_files(folder: Path) -> Any:
     return behind_a2wsgi(app)
 
 
-def _in_host(app: ASGIApp) -> Any:
-    return Starlette(routes=[Host("x", app=app)])
-
-
 def late_mount(folder: Path) -> Any:
     """A mount that is added by the first request."""
     app = Starlette()
@@ -299,29 +282,10 @@ def late_mount(folder: Path) -> Any:
     return serve
 
 
-def error_handler(folder: Path) -> Any:
-    """A handler of 404 that serves files, as apps of one page have it."""
-    files = files_by_hand(folder)
-
-    async def serve(request: Request, _: Exception) -> Any:
-        return await files.routes[0].endpoint(Request({**request.scope, "path_params": _named(request)}))
-
-    return Starlette(exception_handlers={404: serve})
-
-
-def _named(request: Request) -> dict[str, str]:
-    below = request.url.path.removeprefix("/files/")
-    return {"path": below if below != request.url.path else "\0"}
-
-
 def function_middleware(folder: Path) -> Any:
     """FastAPI: https://fastapi.tiangolo.com/tutorial/middleware/"""
-    app, files = FastAPI(openapi_url=None), files_by_hand(folder)
-
-    @app.middleware("http")
-    async def serve(request: Request, _: Any) -> Any:
-        return await files.routes[0].endpoint(Request({**request.scope, "path_params": _named(request)}))
-
+    app = FastAPI(openapi_url=None)
+    app.middleware("http")(_reading(folder))
     return app
 
 
@@ -337,20 +301,14 @@ FILES: Final[dict[str, Callable[[Path], ASGIApp]]] = {
     "mount": lambda folder: Starlette(routes=[Mount("/files", static(folder))]),
     "fastapi": fastapi_files,
     "fastapi behind a root path": fastapi_files,
-    "handler": files_by_hand,
-    "mount in a host": lambda folder: _in_host(Router([Mount("/files", static(folder))])),
-    "host in a mount": lambda folder: Starlette(
-        routes=[Mount("/files", routes=[Host("x", app=Router([Mount("", static(folder))]))])]
-    ),
+    "handler": lambda folder: Starlette(routes=[Route("/files/{path:path}", _reading(folder))]),
     "late mount": late_mount,
-    "error handler": error_handler,
+    "error handler": lambda folder: Starlette(exception_handlers={404: _reading(folder)}),
     "function middleware": function_middleware,
     "cadwyn": cadwyn_files,
     "litestar": litestar_files,
-    "litestar in a host": lambda folder: _in_host(litestar_files(folder)),
     "quart": quart_files,
     "django": django_files,
-    "django in a route": lambda folder: Starlette(routes=[Route("/{path:path}", django_files(folder))]),
     "falcon": falcon_files,
     "blacksheep": blacksheep_files,
     "sanic": sanic_files,

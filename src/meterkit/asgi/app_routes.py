@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from inspect import isclass
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +16,7 @@ from starlette.routing import Router as AppRouter
 from starlette.staticfiles import StaticFiles
 
 from meterkit.asgi.middleware import MeterMiddleware
-from meterkit.asgi.route_matching import Router, root_path_of_app
+from meterkit.asgi.route_matching import Router, root_path_of_app, unwrap
 from meterkit.catalog.match_lines import WEBSOCKET, covers, covers_line, covers_method
 from meterkit.errors import MeterkitError
 
@@ -31,9 +30,7 @@ ANY_METHOD: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 """Stands for all methods where an app does not list them."""
 _BELOW: Final = "/{path:path}"
 _REST: Final = ":path}"
-_MOUNTS_MAX: Final = 20
-_WRAPPERS_MAX: Final = 100
-_GROUP: Final = re.compile(r"\(\?P<\w+>")
+_SEGMENTS_MAX: Final = 40
 _EXAMPLES: Final = {
     "str": "~",
     "path": "~/~",
@@ -73,33 +70,17 @@ class AppRoute:
 
     Attributes:
         methods: ``("WS",)`` for a websocket.
-        pieces: the path template, cut where mounts end.
+        path: its template, as clients see it.
         host: the template of the host it is for, or None.
         decider: decides its requests; None: no middleware does.
         app: the innermost app; for a handler, Starlette's own function around it.
     """
 
     methods: tuple[str, ...] = ANY_METHOD
-    pieces: tuple[str, ...] = ()
+    path: str = ""
     host: str | None = None
     decider: RequestDecider | None = None
     app: Any = None
-
-    @property
-    def path(self) -> str:
-        """Path template as clients see it."""
-        return "".join(self.pieces)
-
-    def takes(self, method: str, path: str) -> bool:
-        """Whether it takes a request."""
-        return method in self.methods and _path_pattern(self.pieces).fullmatch(path) is not None
-
-
-@lru_cache(maxsize=4096)
-def _path_pattern(pieces: tuple[str, ...]) -> re.Pattern[str]:
-    """Compile Starlette's own patterns of path templates; mounts may repeat the name of a parameter."""
-    bodies = [compile_path(piece)[0].pattern[1:-1] for piece in pieces if piece]
-    return re.compile(_GROUP.sub("(?:", "".join(bodies)), re.DOTALL)
 
 
 def routes_of(app: object) -> list[AppRoute]:
@@ -125,9 +106,9 @@ def deciders_of(app: object) -> list[RequestDecider]:
 def _walk_app(app: Any, way: AppRoute) -> Iterator[AppRoute]:
     """List the routes of an app; ``way`` has what a request has passed before it."""
     inner, way = _unwrap(app, way)
-    if not isinstance(inner, Starlette | AppRouter) or len(way.pieces) > _MOUNTS_MAX:
+    if not isinstance(inner, Starlette | AppRouter) or way.path.count("/") > _SEGMENTS_MAX:
         methods = ("GET", "HEAD") if isinstance(inner, StaticFiles) else ANY_METHOD
-        yield replace(way, methods=methods, pieces=(*way.pieces, _BELOW), app=inner)
+        yield replace(way, methods=methods, path=way.path + _BELOW, app=inner)
         return
     # FastAPI keeps the routers that an app includes, and tells what their routes come to there.
     resolve: Callable[[Any], Iterable[Any]] = getattr(
@@ -141,30 +122,28 @@ def _walk_app(app: Any, way: AppRoute) -> Iterator[AppRoute]:
         if isinstance(kind, Host):
             yield from _walk_app(route.app, replace(way, host=route.host))
         elif isinstance(kind, Mount):
-            yield from _walk_app(route.app, replace(way, pieces=(*way.pieces, route.path)))
+            yield from _walk_app(route.app, replace(way, path=way.path + route.path))
         elif isinstance(getattr(route, "path", None), str):
             handler, within = _unwrap(getattr(route, "app", None), way)
             methods = (WEBSOCKET,) if isinstance(kind, WebSocketRoute) else tuple(sorted(route.methods or ()))
             if not methods and isclass(handler):
                 methods = tuple(name for name in (*ANY_METHOD, "HEAD") if hasattr(handler, name.lower()))
-            pieces = (*way.pieces, route.path)
-            yield replace(within, methods=methods or ANY_METHOD, pieces=pieces, app=handler)
+            path = way.path + route.path
+            yield replace(within, methods=methods or ANY_METHOD, path=path, app=handler)
 
 
 def _unwrap(app: Any, way: AppRoute) -> tuple[Any, AppRoute]:
     """Find the innermost app, and the outermost MeterMiddleware around it, which decides."""
-    for _ in range(_WRAPPERS_MAX):
-        app = getattr(app, "__self__", app)  # `app.__call__`.
-        if way.decider is None:
-            way = replace(way, decider=_decider_of(app, way.pieces))
-        if isinstance(app, Starlette | AppRouter) or getattr(app, "app", None) is None:
+    for inner in unwrap(app):
+        app = inner
+        way = way if way.decider else replace(way, decider=_decider_of(app, way.path))
+        if isinstance(app, Starlette | AppRouter):
             break
-        app = app.app
     return app, way
 
 
-def _decider_of(app: Any, pieces: Sequence[str]) -> RequestDecider | None:
-    mount = example_path("".join(pieces))
+def _decider_of(app: Any, path: str) -> RequestDecider | None:
+    mount = example_path(path)
     if isinstance(app, MeterMiddleware):
         return RequestDecider(app.catalog, root_path_of_app(app.app), mount)
     for added in getattr(app, "user_middleware", ()):
@@ -231,8 +210,10 @@ def match_lines(
 
 def _is_redirect(line: Route, routes: Sequence[AppRoute]) -> bool:
     """Whether a line only lets the path pass that a router redirects to the same with a slash."""
-    path = example_path(f"{line.path}/")
-    return (line.exempt or line.always) and any(route.takes("GET", path) for route in routes)
+    path = f"{line.path}/".split("/")
+    return (line.exempt or line.always) and any(
+        "GET" in route.methods and _overlap(path, route.path.split("/")) for route in routes
+    )
 
 
 def _find_lines(route: AppRoute, before: Sequence[AppRoute]) -> list[RouteLines]:
@@ -244,11 +225,9 @@ def _find_lines(route: AppRoute, before: Sequence[AppRoute]) -> list[RouteLines]
     for method in route.methods:
         line = decider.router.match(decider.scope(method, example_path(route.path)))
         match = None if line is None else line.match
-        end = next((nth for nth, one in enumerate(decider.catalog.routes) if one.match == match), None)
-        earlier = decider.catalog.routes[:end]
-        parts = [
-            part for part in earlier if part.path and _takes_part(part, part.path, method, route, before)
-        ]
+        lines = decider.catalog.routes
+        end = next((nth for nth, one in enumerate(lines) if one.match == match), None)
+        parts = [one for one in lines[:end] if one.path and _takes_part(one, one.path, method, route, before)]
         key = (id(line), *map(id, parts))
         methods = (*groups[key].methods, method) if key in groups else (method,)
         groups[key] = RouteLines(route=route, methods=methods, line=line, parts=tuple(parts))
@@ -274,12 +253,9 @@ def _overlap(one: Sequence[str], other: Sequence[str]) -> bool:
         if first[0].endswith(_REST):
             return any(_overlap(first[1:], second[place:]) for place in range(1, len(second) + 1))
     left, right = one[0], other[0]
-    if "{" in left and "{" in right:
-        return _overlap(one[1:], other[1:])
     pattern, text = (left, right) if "{" in left else (right, left)
-    return re.fullmatch(compile_path(pattern)[0].pattern[1:-1], text) is not None and _overlap(
-        one[1:], other[1:]
-    )
+    fits = ("{" in text) or compile_path(pattern)[0].match(text)
+    return bool(fits) and _overlap(one[1:], other[1:])
 
 
 def example_path(template: str) -> str:
