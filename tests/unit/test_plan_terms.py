@@ -1892,11 +1892,11 @@ def test_an_earlier_period_gives_no_more_than_its_shares() -> None:
     # Half of May on a plan without grants.
     changed = with_had(known, Had("free", at_ms(-15.5), True))
     assert limits_of(changed) == [{"c:ai": 4 * MICRO, "m:calls": 2}]
-    # Five units were overdrawn in March. Nine days of it that were paid made up for one, April for three.
-    cut = Overdraft(at_ms(-92), at_ms(-70), at_ms(-61), "month", (("m:calls", 5),))
+    # Seven units were overdrawn in March; what was left of March, and April, made up for three each.
+    cut = Overdraft(at_ms(-92), at_ms(-70), at_ms(-61), "month", (("m:calls", 7),))
     overdrawn = paid("a", created_ms=at_ms(-70))
     given = [{"c:ai": 7 * MICRO, "m:calls": 2}, {"c:ai": 7 * MICRO, "m:calls": 0}]
-    assert limits_of(replace(overdrawn, overdraft=cut))[:2] == given
+    assert limits_of(replace(overdrawn, overdraft=cut))[-2:] == given
 
 
 @pytest.mark.parametrize(

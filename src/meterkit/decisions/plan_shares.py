@@ -30,7 +30,7 @@ from meterkit.decisions.customer_state import (
     effective_plan,
 )
 from meterkit.decisions.grants import MICRO, digest_of_terms, grant_lines, sort_by_burn_order
-from meterkit.decisions.periods import MONTHS, SHORTEST_MS, bounds_at
+from meterkit.decisions.periods import MONTHS, SHORTEST_MS
 from meterkit.decisions.rollover import (
     PlanHistory,
     find_once,
@@ -43,7 +43,7 @@ from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
 from meterkit.decisions.told_terms import terms_of
 from meterkit.terms.plan_spans import PlanSpan, plan_spans, replace_lost_plans
-from meterkit.terms.rows import AT_ONCE_MS, UNKNOWN_PLAN
+from meterkit.terms.rows import AT_ONCE_MS, LATE_PERIOD, UNKNOWN_PLAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -100,10 +100,8 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     periods' grants lives on as without the restriction.
     """
     effective, reach = effective_plan(state, catalog, now_ms), grant_reach(catalog)
-    is_open, start_ms = effective.access not in {"restricted", "suspended"}, effective.bounds.start_ms
-    has_changed = is_open and (
-        _has_changed_since(state, start_ms, now_ms) or _begins_late(state, effective.counting, now_ms)
-    )
+    is_open = effective.access not in {"restricted", "suspended"}
+    has_changed = is_open and _has_changed_since(state, effective.bounds.start_ms, now_ms)
     is_overdrawn = state.overdraft is not None or state.spent is not None
     if not (has_changed or reach.life_ms or is_overdrawn or reach.periods or reach.has_once):
         return effective
@@ -155,26 +153,14 @@ def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool
     subscription = state.subscription
     pending_ms = None if subscription is None else subscription.pending_at_ms
     is_scheduled = pending_ms is not None and start_ms < pending_ms <= now_ms
-    return is_scheduled or any(start_ms < row.since_ms <= now_ms for row in state.terms)
+    return is_scheduled or any(start_ms <= row.since_ms <= now_ms for row in state.terms)
 
 
-def _begins_late(state: CustomerState, counting: CountingCycle, now_ms: int) -> bool:
-    """Whether a period is charged by its part: another cheap first check."""
-    start_ms, end_ms = _uncut_period(state, counting, now_ms)
-    return _whole_ms(state, counting, start_ms, end_ms) > end_ms - start_ms
-
-
-def _whole_ms(state: CustomerState, counting: CountingCycle, start_ms: int, end_ms: int) -> int:
-    """Length of a period as it is charged in full: one that begins amid two anchors is charged by its part.
-
-    https://docs.stripe.com/billing/subscriptions/billing-cycle
-    """
-    subscription, length_ms = state.subscription, end_ms - start_ms
-    if subscription is None or start_ms < subscription.made_ms or subscription.is_trial_of(start_ms):
-        return length_ms
-    grid = bounds_at(end_ms - 1, anchor_ms=subscription.anchor_ms, interval=counting.per)
-    is_late = grid.end_ms == end_ms and start_ms - grid.start_ms > SHORTEST_MS
-    return end_ms - grid.start_ms if is_late else length_ms
+def _whole_ms(state: CustomerState, start_ms: int, end_ms: int) -> int:
+    """Length of a period as it is charged in full: a first one that begins late is charged by its part."""
+    late = (value for row in state.terms for name, value in row.facts if name == LATE_PERIOD and value)
+    wholes = (whole_ms for late_ms, whole_ms in late if abs(late_ms - start_ms) < SHORTEST_MS)
+    return next(wholes, end_ms - start_ms)
 
 
 def _shares_of(
@@ -186,7 +172,7 @@ def _shares_of(
     catalog: Catalog,
 ) -> tuple[PlanShare, ...]:
     """The plans of a period of the present subscription with their shares of it; see :func:`plan_shares`."""
-    whole_ms = _whole_ms(state, counting, start_ms, end_ms)
+    whole_ms = _whole_ms(state, start_ms, end_ms)
     return plan_shares(spans, start_ms, end_ms, counting, catalog, whole_ms)
 
 
@@ -440,7 +426,7 @@ def overdraft_of(
     spans = _known_spans(state, catalog, last_ms, effective.counting)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
-    whole_ms = _whole_ms(state, effective.counting, start_ms, end_ms)
+    whole_ms = _whole_ms(state, start_ms, end_ms)
     due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog, whole_ms), catalog))
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     targets = {*due, *before, *(target for target in used if not target.startswith(INCLUDED))}

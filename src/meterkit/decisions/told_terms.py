@@ -12,18 +12,21 @@ from meterkit.decisions.customer_state import (
     plan_named,
     with_former_starts,
 )
+from meterkit.decisions.periods import SHORTEST_MS, bounds_at
 from meterkit.decisions.subscription import ENDED
 from meterkit.terms.folding import fold
 from meterkit.terms.rows import (
     ADDONS,
     BY_HAND,
     EVER_MS,
+    LATE_PERIOD,
     PAUSED_PLAN,
     PLAN,
     PLAN_BY_HAND,
     SOLD,
     STATUS_BY_HAND,
     SUBSCRIPTION,
+    in_force,
     last_ms,
     layer_of,
     tell,
@@ -80,7 +83,10 @@ def with_terms(
     """
     at_ms = _ends_ms(before, after, at_ms)
     terms = terms_of(_with_new_key(before, after, catalog), catalog, at_ms - 1)
-    terms = tell(terms, _facts_of(after, catalog, at_ms), at_ms, told_ms, source)
+    facts = _facts_of(after, catalog, at_ms)
+    if facts[SUBSCRIPTION] != in_force(terms, at_ms)[SUBSCRIPTION]:
+        facts[LATE_PERIOD] = _late_period(after, catalog, at_ms)
+    terms = tell(terms, facts, at_ms, told_ms, source)
     counting = effective_plan(before, catalog, at_ms - 1).counting
 
     def start_of(instant_ms: int) -> int:
@@ -106,6 +112,21 @@ def _sold_facts(state: CustomerState, catalog: Catalog, at_ms: int) -> dict[str,
         ADDONS: subscription.addons_at(at_ms) if has_paid_terms(sold, status, at_ms) else (),
         PAUSED_PLAN: catalog.dunning.restrict_to if status == "paused" else None,
     }
+
+
+def _late_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[int, ...]:
+    """The first period of a subscription that is charged by its part, as it begins amid two anchors.
+
+    https://docs.stripe.com/billing/subscriptions/billing-cycle
+    """
+    subscription = state.subscription
+    if subscription is None or subscription.status_at(at_ms) in {*ENDED, "trialing"}:
+        return ()
+    counting = effective_plan(state, catalog, at_ms).counting
+    start_ms, end_ms = subscription.made_ms, bounds_of(state, counting, subscription.made_ms).end_ms
+    grid = bounds_at(end_ms - 1, anchor_ms=subscription.anchor_ms, interval=counting.per)
+    is_late = grid.end_ms == end_ms and start_ms - grid.start_ms > SHORTEST_MS
+    return (start_ms, end_ms - grid.start_ms) if is_late and not subscription.is_trial_of(start_ms) else ()
 
 
 def _facts_by_hand(state: CustomerState, at_ms: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _join(rows: Sequence[Row], changed: Mapping[str, Any] | None = None) -> Iter
 
 
 def _completed(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, each with the whole of what is sold: another one may come to stand before it."""
+    """Complete each row to all that is sold: another one may come to stand before it."""
     facts, found = dict(NOTHING), list[Row]()
     for row in rows:
         facts |= row.facts

@@ -73,13 +73,13 @@ def plan_spans(
     for before, span in pairwise([spans[0], *spans]):
         facts, last = span.facts, before.facts
         plan, bought = _plan_of(facts, default)
-        is_by_hand = plan == facts[PLAN_BY_HAND]
-        if found and (plan, bought, is_by_hand) == (found[-1].plan, found[-1].bought, found[-1].is_by_hand):
+        if found and (plan, bought) == (found[-1].plan, found[-1].bought):
             continue
         is_within = None is not facts[SUBSCRIPTION] == last[SUBSCRIPTION]
         is_priced = bool(found) and is_within and all(facts[name] == last[name] for name in _BY_HAND)
         if found:
             found[-1] = found[-1]._replace(used=span.used)
+        is_by_hand = plan == facts[PLAN_BY_HAND]
         found.append(PlanSpan(plan, span.from_ms, is_priced, bought=bought, is_by_hand=is_by_hand))
     return found
 
@@ -114,7 +114,7 @@ def _spans(terms: Iterable[Row], now_ms: int) -> list[_Span]:
 
 
 def _with_facts_by_hand(spans: Sequence[_Span], start_of: Callable[[int], int]) -> Iterator[_Span]:
-    """The same times, facts set by hand moved to the beginning of the period."""
+    """Move facts set by hand to the beginning of their period."""
     by_hand: list[tuple[int, Mapping[str, Any]]] = []
     for span in spans:
         set_ = {name: span.facts[name] for name in _BY_HAND}

@@ -21,6 +21,8 @@ PLAN: Final = "sold.plan"
 """Key of the plan that it sells; without one, the default plan's."""
 ADDONS: Final = "sold.addons"
 """The add-ons that it sells, with their quantities."""
+LATE_PERIOD: Final = "sold.late"
+"""First instant of a first period that begins amid two billing anchors; the length (ms) of a whole one."""
 PAUSED_PLAN: Final = "sold.paused"
 """Key of the plan that is left while its trial is paused; None: it is not."""
 PLAN_BY_HAND: Final = "hand.plan"
@@ -41,6 +43,7 @@ NOTHING: Final[Mapping[str, Any]] = {
     SUBSCRIPTION: None,
     PLAN: None,
     ADDONS: (),
+    LATE_PERIOD: (),
     PAUSED_PLAN: None,
     PLAN_BY_HAND: None,
     STATUS_BY_HAND: None,
