@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from peers.streaming import event as openai_chunk
 
-from meterkit.tokens.response import ResponseReader
-from meterkit.tokens.tap import StreamTap
+from llm_usage.response import ResponseReader
+from llm_usage.tap import StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,7 @@
 # The public names and their modules, once: type checkers read them here, and so does __init__.py.
+from llm_usage.call_usage import CallUsage as CallUsage
+from llm_usage.objects import usage_of as usage_of
+from llm_usage.tap import StreamTap as StreamTap
 from meterkit.asgi import identify as identify
 from meterkit.asgi.admitted_request import Current as Current
 from meterkit.asgi.context import allows as allows
@@ -138,8 +141,5 @@ from meterkit.sync import SyncStripeAccount as SyncStripeAccount
 from meterkit.sync import SyncSubject as SyncSubject
 from meterkit.sync import SyncSubscriptions as SyncSubscriptions
 from meterkit.sync import SyncWebhooks as SyncWebhooks
-from meterkit.tokens.call_usage import CallUsage as CallUsage
-from meterkit.tokens.objects import usage_of as usage_of
-from meterkit.tokens.tap import StreamTap as StreamTap
 
 __version__: str

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from typing import Literal, Self, overload
 
+from llm_usage.call_usage import CallUsage
 from meterkit.catalog import Catalog
 from meterkit.catalog.billing import CheckoutOptions
 from meterkit.customers.corrections import Corrected
@@ -43,7 +44,6 @@ from meterkit.subscriptions.service.stripe_import import Imported, ImportProgres
 from meterkit.subscriptions.service.subscription_repair import Repair
 from meterkit.subscriptions.service.top_ups import TopUp
 from meterkit.subscriptions.webhooks.sync_queue import DeadWebhook, WebhookBacklog
-from meterkit.tokens.call_usage import CallUsage
 
 class SyncCustomers:
     def subject(self, customer: str, **subject: str) -> SyncSubject: ...

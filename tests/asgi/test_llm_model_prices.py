@@ -18,9 +18,9 @@ from drivers.delivery import until
 from drivers.health_findings import findings
 from drivers.llm_apps import metered, read_all
 from drivers.plans import completed
+from llm_payloads.recordings import chat_usage, compact
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from tokens.recordings import chat_usage, compact
 
 pytestmark = pytest.mark.anyio
 

@@ -22,9 +22,9 @@ from drivers.delivery import until
 from drivers.llm_apps import METERS, PLANS, metered, tokens
 from drivers.llm_apps import answering as llm_answering
 from drivers.plans import completed
+from llm_payloads.recordings import chat_usage, sse
 from meterkit import CallUsage, MeterKit, MeterkitError, QuantityError, UnknownMeterError, usage_of
 from meterkit.catalog import loads
-from tokens.recordings import chat_usage, sse
 
 pytestmark = pytest.mark.anyio
 

@@ -19,9 +19,9 @@ from drivers.llm_apps import PLANS, answering, metered, read_all, tokens
 from drivers.llm_apps import ask as post
 from drivers.plans import completed
 from faults.refusals import eventually, settled
+from llm_payloads.openai_payloads import PAYLOADS, TRANSCRIBED, response
+from llm_payloads.recordings import JSON_TYPE, SSE_TYPE
 from meterkit import record, record_usage
-from tokens.openai_payloads import PAYLOADS, TRANSCRIBED, response
-from tokens.recordings import JSON_TYPE, SSE_TYPE
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ from asgi.test_llm_model_prices import NOT_PRICED, answering, ask, give, post
 from drivers.delivery import until
 from drivers.llm_apps import metered
 from drivers.plans import completed
+from llm_payloads.recordings import compact
 from meterkit.catalog import loads
 from meterkit.errors import PlansError
-from tokens.recordings import compact
 
 pytestmark = pytest.mark.anyio
 

@@ -6,15 +6,15 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_location import (
+from llm_usage.call_location import (
     JsonLocation,
     location_of_body,
     location_of_path,
     location_of_text,
 )
-from meterkit.tokens.llm_request import WAYS_OF_HEADERS, read_request
-from meterkit.tokens.published_factors import REGIONAL
-from meterkit.tokens.requested_model import (
+from llm_usage.llm_request import WAYS_OF_HEADERS, read_request
+from llm_usage.published_factors import REGIONAL
+from llm_usage.requested_model import (
     JsonModels,
     RequestHead,
     form_readers,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope
 
-    from meterkit.tokens.requested_model import BodyModels
+    from llm_usage.requested_model import BodyModels
 
 READ_AHEAD_BYTES_MAX: Final = 1 << 20
 DECODED_BYTES_MAX: Final = 256 << 10

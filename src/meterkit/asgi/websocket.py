@@ -9,6 +9,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from llm_usage.call_usage import CallUsage, fill_estimates
+from llm_usage.estimate import billed_input
+from llm_usage.framing.content_codings import PIECE_BYTES
+from llm_usage.framing.large_json import LargeJsonReader
+from llm_usage.json_values import load, table
+from llm_usage.layout import may_have_figures, may_report
+from llm_usage.observer import UsageObserver
+from llm_usage.providers import BY_NAME
+from llm_usage.providers.gemini import GEMINI, live_api
+from llm_usage.providers.openai import LIVE_SESSION, SESSION_LENGTHS
+from llm_usage.requested_model import SessionModels, is_transcription, requested_models
 from meterkit.asgi.buffered_body import head_of
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process
@@ -28,31 +39,20 @@ from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.views import PreparedDecision
-from meterkit.tokens.call_usage import CallUsage, fill_estimates
-from meterkit.tokens.estimate import billed_input
-from meterkit.tokens.framing.content_codings import PIECE_BYTES
-from meterkit.tokens.framing.large_json import LargeJsonReader
-from meterkit.tokens.json_values import load, table
-from meterkit.tokens.layout import may_have_figures, may_report
-from meterkit.tokens.observer import UsageObserver
-from meterkit.tokens.providers import BY_NAME
-from meterkit.tokens.providers.gemini import GEMINI, live_api
-from meterkit.tokens.providers.openai import LIVE_SESSION, SESSION_LENGTHS
-from meterkit.tokens.requested_model import SessionModels, is_transcription, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from starlette.types import Message
 
+    from llm_usage.framing.incremental import Work
+    from llm_usage.json_values import Table
+    from llm_usage.providers.reader_interface import ProviderApi
     from meterkit.asgi.logs import RefusalLog, TroubleLog
     from meterkit.catalog import Entitlement, Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.framing.incremental import Work
-    from meterkit.tokens.json_values import Table
-    from meterkit.tokens.providers.reader_interface import ProviderApi
 
 _CHECK_EVERY_S: Final = 60.0
 _SWITCHING_PROTOCOLS: Final = 101

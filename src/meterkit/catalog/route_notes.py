@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from llm_usage.installed_table import is_listed
 from meterkit.catalog.entitlements import is_limited
 from meterkit.catalog.errors import listed
-from meterkit.catalog.genai_prices_table import USAGE_METERS, is_listed, nearest_usage_meter
 from meterkit.catalog.meters import CHARGED, counts_bytes, counts_tokens
 from meterkit.catalog.notes import COMPARED_MAX, SHOWN_MAX
 from meterkit.catalog.routes import additions_of, reads_tokens
+from meterkit.catalog.usage_meters import USAGE_METERS, nearest_usage_meter
 from meterkit.catalog.value_shapes import drop_refused
 
 if TYPE_CHECKING:

@@ -10,7 +10,11 @@ from fractions import Fraction
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from meterkit.catalog.genai_prices_table import TOKEN_METERS, USAGE_METERS
+from llm_usage.batch_lines import call_event_id, mark_batched, read_batch_line
+from llm_usage.objects import calls_of, pending_jobs, usage_of
+from llm_usage.plain_values import kind_of
+from meterkit.catalog.usage_meters import TOKEN_METERS, USAGE_METERS
+from meterkit.decisions.model_charges import price_call
 from meterkit.decisions.packed import EventMark
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
@@ -19,20 +23,16 @@ from meterkit.store.input_checks import check_event_id
 from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, remember_job
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities, add_quantities
-from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
-from meterkit.tokens.call_prices import price_call
-from meterkit.tokens.objects import calls_of, pending_jobs, usage_of
-from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from llm_usage.batch_lines import BatchLine
+    from llm_usage.call_usage import CallUsage
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.batch_lines import BatchLine
-    from meterkit.tokens.call_usage import CallUsage
 
 _logger = logging.getLogger("meterkit.asgi")
 

@@ -1,0 +1,5 @@
+"""The error that this package raises."""
+
+
+class LlmUsageError(Exception):
+    """Base of every error of this package."""

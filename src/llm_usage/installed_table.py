@@ -1,0 +1,50 @@
+"""The price table of the package ``genai-prices``, where that is installed: its models and providers.
+
+https://github.com/pydantic/genai-prices
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from functools import cache, lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_WILD: Final = "*?["
+_ENDS: Final = "*-.:@/"
+
+
+@lru_cache(1024)
+def is_listed(pattern: str) -> bool | None:
+    """Whether the price table has a model whose name a pattern matches; None: it is not installed."""
+    table, folded = installed_table(), pattern.casefold()
+    if table is None:
+        return None
+    names = dict.fromkeys((folded, folded.rstrip(_ENDS)))
+    literal = [name for name in names if name and not any(mark in name for mark in _WILD)]
+    return any(
+        fnmatchcase(model.id.casefold(), folded) for provider in table.providers for model in provider.models
+    ) or any(
+        provider.find_model(name, all_providers=table.providers) is not None
+        for provider in table.providers
+        for name in literal
+    )
+
+
+@cache
+def installed_table() -> Any:
+    """The providers and models of the package, which is large to import; None: it is not installed."""
+    try:
+        return import_module("genai_prices.data_snapshot").get_snapshot()
+    except ImportError:
+        return None
+
+
+@cache
+def listed_providers() -> Sequence[str]:
+    """The providers of the table, sorted; empty: it is not installed."""
+    table = installed_table()
+    return () if table is None else sorted(provider.id for provider in table.providers)
