@@ -230,7 +230,7 @@ async def test_an_error_within_is_not_heard_of_by_the_app(
     def breaks(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("meterkit.asgi.websocket.SocketUsage._read", breaks)
+    monkeypatch.setattr("llm_usage.socket_reader.SocketReader._read_event", breaks)
     async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, "/openai", [done("r1", 40, 10), done("r2", 40, 10)])
         assert (0, 0) == await tokens(at.kit)

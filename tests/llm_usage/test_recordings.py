@@ -44,8 +44,8 @@ from llm_usage.estimate import BILLED_MEDIA_TOKENS, MEDIA_PART_TOKENS, billed_in
 from llm_usage.json_values import load, table
 from llm_usage.llm_request import read_request
 from llm_usage.objects import calls_of
+from llm_usage.socket_reader import SocketReader
 from llm_usage.tap import StreamTap
-from meterkit.asgi.websocket import SocketUsage
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.decisions.model_charges import ModelCharges
 
@@ -241,19 +241,9 @@ def test_a_stream_of_objects_amounts_to_its_units_and_price(name: str) -> None:
 def test_messages_of_a_websocket_amount_to_units_and_price(name: str, how: str) -> None:
     row, calls = ROWS[name], list["CallUsage"]()
 
-    def count(found: Sequence[CallUsage]) -> None:
-        asked = socket.session.current
-        calls.extend(replace(call, model=call.model or asked) for call in found)
-
-    socket = SocketUsage(
-        "auto" if how == "auto" else row.usage,
-        count=count,
-        models=tuple,
-        complain=pytest.fail,
-        report_unread=print,
-    )
+    socket = SocketReader("auto" if how == "auto" else row.usage, count=calls.extend)
     for event in row.said:
-        socket.sent({"type": "websocket.send", "text": json.dumps(event)})
+        socket.sent(json.dumps(event).encode())
     socket.close()
     check(row, calls)
 
