@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from llm_usage.list_prices import list_prices
+from llm_usage.listed_models import list_prices
 from llm_usage.units import FIGURE_MAX, UNIT_OF, WHOLE_OF
 
 if TYPE_CHECKING:
@@ -69,16 +69,9 @@ class CallUsage:
             ``estimated`` from texts; ``missing``: nothing is known, and ``notes`` say why.
         outlives: whether the provider may go on after the request, as with background responses: what it used
             is counted once under ``response_id``, wherever its end is seen.
-        cost_micros: of what ``record_usage`` has counted, what the provider charges, in micro-units of US
-            dollars, exactly; None: not known, or nothing asks for it. Not compared.
-        charged_micros: likewise what the customer's balance in money is charged; None: there is none.
-        revenue_micros: likewise what the customer pays for it: overage at its price, and what the balance
-            has paid, in micro-units of the currency; without the latter where that is not US dollars. None:
-            not known, as where the store was down or had counted it before. Not compared.
-        unproven: parts of the input or output, by unit, that only the app's response names, and that may be
-            what a customer made the model write: they are counted, and do not lower the price.
-        snapshot: of an estimate that goes beyond a provider's last report, that report. It is billed in
-            place of the estimate where ``billing.sources`` leaves out ``estimated``.
+        unproven: parts of the input or output, by unit, that only an app's own response names, and that may
+            be what its user made the model write: they are counted, and do not lower the price.
+        snapshot: of an estimate that goes beyond a provider's last report, that report.
     """
 
     input_tokens: int | None = None
@@ -97,9 +90,6 @@ class CallUsage:
     response_id: str | None = None
     source: Source
     outlives: bool = False
-    cost_micros: Fraction | None = field(default=None, repr=False, compare=False)
-    charged_micros: Fraction | None = field(default=None, repr=False, compare=False)
-    revenue_micros: Fraction | None = field(default=None, repr=False, compare=False)
     unproven: frozenset[str] = field(default=frozenset(), repr=False)
     snapshot: CallUsage | None = field(default=None, repr=False, compare=False)
 
@@ -136,7 +126,7 @@ class CallUsage:
             None where the tokens of only one direction are known, no figure at all, or no price of the model.
 
         Raises:
-            LlmUsageError: the extra ``prices`` is not installed.
+            LlmUsageError: the package ``genai-prices`` is not installed.
         """
         units = billed_units(self)
         if self.model is None or not units or ("input_tokens" in units) != ("output_tokens" in units):
@@ -169,7 +159,7 @@ def billed_units(call: CallUsage) -> dict[str, int]:
 
 
 def cap_parts(figures: Mapping[str, int]) -> dict[str, int]:
-    """The figures by meterkit's names or units; a part that is larger than its whole is as large as that."""
+    """The figures by their names or units; a part that is larger than its whole is as large as that."""
     found = dict(figures)
     for name, count in figures.items():
         most = figures.get(WHOLE_OF.get(name, name), count)

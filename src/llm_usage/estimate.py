@@ -8,7 +8,6 @@ for media.
 
 from __future__ import annotations
 
-import logging
 import re
 from codecs import getincrementaldecoder
 from contextlib import suppress
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
     from llm_usage.json_values import Table
     from llm_usage.llm_request import LlmRequest
-
-_logger = logging.getLogger("meterkit.asgi")
 
 MEDIA_PART_TOKENS: Final = 1_600
 """Tokens held for an image, a piece of audio or a document, whatever its size."""
@@ -66,26 +63,6 @@ _DIGITS: Final = b"0123456789"
 
 InputEstimator: TypeAlias = "Callable[[bytes | Table, str | None], int]"
 """Counts the input tokens of a request that is about to be made, for its body and model; must not raise."""
-
-
-def guard_estimator(estimate: InputEstimator | None) -> InputEstimator | None:
-    """Wrap the app's own estimator: where it fails, it returns 0, which stands for meterkit's estimate."""
-    if estimate is None:
-        return None
-
-    def safely(body: bytes | Table, model: str | None) -> int:
-        tokens: object = None
-        with suppress(Exception):
-            tokens = estimate(body, model)
-        if type(tokens) is int and tokens >= 0:
-            return min(tokens, FIGURE_MAX)
-        _logger.error(
-            "estimate_input raised, or gave no integer from 0 but a %s; the default estimate is taken",
-            type(tokens).__name__,
-        )
-        return 0
-
-    return safely
 
 
 def held_input(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_usage.call_usage import COUNTED, RANKS, CallUsage, sum_calls
-from llm_usage.list_prices import listed_name
+from llm_usage.listed_models import listed_name
 from llm_usage.units import UNIT_OF, WHOLE_OF
 
 if TYPE_CHECKING:

@@ -105,7 +105,7 @@ def read_report(obj: object) -> Report:
 
 
 def _is_call(obj: object) -> TypeGuard[CallUsage]:
-    return kind_of(obj) is CallUsage  # Asks the object itself nothing.
+    return issubclass(kind_of(obj), CallUsage)  # Asks the object itself nothing.
 
 
 def events_of(obj: object) -> tuple[Table, ...]:

@@ -9,8 +9,8 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
-from llm_usage.estimate import guard_estimator
 from meterkit.asgi.context import is_anonymous
+from meterkit.asgi.input_estimator import guard_estimator
 from meterkit.assembly import Parts
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.meters import (
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from llm_usage.call_usage import CallUsage
     from llm_usage.estimate import InputEstimator
     from meterkit.decisions.decision import Decision
     from meterkit.insights.by_model import ModelUsage
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
+    from meterkit.store.recorded_calls import RecordedUsage
     from meterkit.store.subject_usage import SubjectUsage
     from meterkit.store.views import CustomerView
     from meterkit.subscriptions.service.stripe_customers import ContactSource
@@ -210,7 +210,7 @@ class MeterKit(KitLifecycle, Parts):
         event_id: str | None = None,
         call_id: str | None = None,
         subjects: Mapping[str, str] | None = None,
-    ) -> CallUsage | None:
+    ) -> RecordedUsage | None:
         """Count the tokens that a model's answer reports, by model and provider, off the request.
 
         Args:

@@ -3,7 +3,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from typing import Literal, Self, overload
 
-from llm_usage.call_usage import CallUsage
 from meterkit.catalog import Catalog
 from meterkit.catalog.billing import CheckoutOptions
 from meterkit.customers.corrections import Corrected
@@ -29,6 +28,7 @@ from meterkit.storage.recalculation import BucketLister
 from meterkit.store.customer_usage import CustomerUsage
 from meterkit.store.message_queue import Channel, KeptMessage
 from meterkit.store.rate_usage import RateUsage
+from meterkit.store.recorded_calls import RecordedUsage
 from meterkit.store.subject_usage import SubjectUsage
 from meterkit.subscriptions.price_sync import StripeSync
 from meterkit.subscriptions.service.results import (
@@ -258,7 +258,7 @@ class SyncMeterKit:
         event_id: str | None = None,
         call_id: str | None = None,
         subjects: Mapping[str, str] | None = None,
-    ) -> CallUsage | None: ...
+    ) -> RecordedUsage | None: ...
     def correct(
         self,
         customer: str,

@@ -31,7 +31,7 @@ from llm_payloads.recordings import (
     invoked,
     sse,
 )
-from llm_usage.call_usage import CallUsage
+from llm_usage import CallUsage
 from meterkit.asgi.buffered_body import KeptRequest
 from meterkit.asgi.response_usage import ResponseUsage
 from meterkit.catalog import Route

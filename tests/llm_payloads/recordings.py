@@ -14,8 +14,7 @@ from zlib import crc32
 
 import yaml
 
-from llm_usage.call_usage import CallUsage
-from llm_usage.response import ResponseReader
+from llm_usage import CallUsage, ResponseReader
 
 # (source, input, output, cached, cache write, reasoning)
 Figures = tuple[str, int | None, int | None, int | None, int | None, int | None]

@@ -13,9 +13,8 @@ from typing import Any, ClassVar, Final
 
 import pytest
 
-from llm_usage.call_usage import CallUsage
-from llm_usage.objects import UsageReports, calls_of, read_report, usage_of
-from llm_usage.tap import StreamTap
+from llm_usage import CallUsage, StreamTap, calls_of, usage_of
+from llm_usage.objects import UsageReports, read_report
 
 AT: Final = datetime(2026, 9, 1, tzinfo=UTC)
 # 1.25 and 10 dollars a million up to 200,000 tokens of input, 2.50 and 15 beyond.

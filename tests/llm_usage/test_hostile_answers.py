@@ -32,13 +32,10 @@ from llm_payloads.recordings import (
     read,
     sse,
 )
-from llm_usage.call_usage import CallUsage
+from llm_usage import CallUsage, ResponseReader, calls_of, read_request
 from llm_usage.estimate import billed_input, held_input
 from llm_usage.framing.content_codings import DECODED_BYTES_MAX, ContentDecoder, make_decoder
 from llm_usage.framing.incremental import drain
-from llm_usage.llm_request import read_request
-from llm_usage.objects import calls_of
-from llm_usage.response import ResponseReader
 from llm_usage.usage_fields import FieldsReader
 from meterkit.catalog.models import QUANTITY_MAX
 

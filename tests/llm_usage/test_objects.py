@@ -41,13 +41,12 @@ from llm_payloads.recordings import (
     read,
     sse,
 )
+from llm_usage import StreamTap, calls_of, sum_calls
 from llm_usage.batch_lines import read_batch_line
-from llm_usage.call_usage import RANKS, Source, fill_estimates, sum_calls
+from llm_usage.call_usage import RANKS, Source, fill_estimates
 from llm_usage.joined_reports import deduplicate_calls, join_reports, join_response
-from llm_usage.objects import calls_of
 from llm_usage.plain_values import MEMBERS_MAX, body_of, table_of
 from llm_usage.reported_calls import CALLS_MAX
-from llm_usage.tap import StreamTap
 from meterkit import CallUsage, usage_of
 
 pytestmark = pytest.mark.anyio

@@ -38,14 +38,10 @@ from llm_payloads.recordings import (
     read,
     sse,
 )
-from llm_usage import response
-from llm_usage.call_usage import RANKS, CallUsage, fill_estimates
+from llm_usage import CallUsage, SocketReader, StreamTap, calls_of, read_request, response
+from llm_usage.call_usage import RANKS, fill_estimates
 from llm_usage.estimate import BILLED_MEDIA_TOKENS, MEDIA_PART_TOKENS, billed_input, held_input
 from llm_usage.json_values import load, table
-from llm_usage.llm_request import read_request
-from llm_usage.objects import calls_of
-from llm_usage.socket_reader import SocketReader
-from llm_usage.tap import StreamTap
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.decisions.model_charges import ModelCharges
 

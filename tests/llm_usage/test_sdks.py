@@ -24,9 +24,7 @@ from llm_payloads.recordings import (
     figures,
     sse,
 )
-from llm_usage.call_usage import CallUsage
-from llm_usage.objects import calls_of
-from llm_usage.tap import StreamTap
+from llm_usage import CallUsage, StreamTap, calls_of
 
 
 def amounts(calls: tuple[CallUsage, ...] | None) -> list[Figures]:

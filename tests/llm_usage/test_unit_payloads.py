@@ -41,8 +41,7 @@ from llm_payloads.unit_payloads import (
     split,
     written,
 )
-from llm_usage.call_usage import CallUsage
-from llm_usage.objects import calls_of
+from llm_usage import CallUsage, calls_of
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.decisions.model_charges import ModelCharges
 

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 
 from costs.edge_instructions import counted
 from drivers.sampled import few_examples, whole
-from llm_usage.call_usage import CallUsage
-from llm_usage.list_prices import UnitPrices, list_prices, providers_of, unit_dimensions
+from llm_usage import CallUsage, list_prices
+from llm_usage.listed_models import providers_of
+from llm_usage.price_table import unit_dimensions
+from llm_usage.unit_prices import UnitPrices
 from llm_usage.units import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.decisions.model_charges import CallCosts, ChargeRemainders, ModelCharges, price_call
@@ -339,7 +341,7 @@ def test_without_the_package_it_is_said_what_to_install() -> None:
 import sys
 from datetime import UTC, datetime
 sys.modules["genai_prices"] = None
-from llm_usage.errors import LlmUsageError
+from llm_usage import LlmUsageError
 from meterkit import CallUsage, MeterkitError
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.decisions.model_charges import ModelCharges
@@ -353,8 +355,10 @@ except MeterkitError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    why = "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
-    assert done.stdout.splitlines() == [why, why]
+    assert done.stdout.splitlines() == [
+        "prices need the package genai-prices; install it with: pip install genai-prices",
+        "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'",
+    ]
 
 
 # A grid of usage over all models of genai-prices costs the same by our rating.

@@ -28,7 +28,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from drivers.kept_intents import subscription
-from llm_usage.call_usage import CallUsage
+from llm_usage import CallUsage
 from meterkit.catalog import loads
 from meterkit.customers.billed_usage import _price_meter, _RecordedAt
 from meterkit.customers.grant_ledger import build_ledger

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from llm_usage.call_usage import CallUsage
+    from llm_usage import CallUsage
     from llm_usage.estimate import InputEstimator
     from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.asgi.limit_fields import FixedFields, LimitFields

@@ -6,13 +6,9 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from llm_usage.call_location import (
-    JsonLocation,
-    location_of_body,
-    location_of_path,
-    location_of_text,
-)
-from llm_usage.llm_request import WAYS_OF_HEADERS, read_request
+from llm_usage import read_request
+from llm_usage.call_location import JsonLocation, location_of_body, location_of_path, location_of_text
+from llm_usage.llm_request import WAYS_OF_HEADERS
 from llm_usage.published_factors import REGIONAL
 from llm_usage.requested_model import (
     JsonModels,

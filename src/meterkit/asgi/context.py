@@ -8,8 +8,8 @@ from functools import partial
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from llm_usage import StreamTap
 from llm_usage.objects import read_report
-from llm_usage.tap import StreamTap
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import ErrorGuard
 from meterkit.errors import MeterkitError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from llm_usage.call_usage import CallUsage
+    from llm_usage import CallUsage
     from meterkit.asgi.admitted_request import Current
     from meterkit.asgi.exchange import Exchange
     from meterkit.store.store import Store

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Scope, Send
 
-    from llm_usage.tap import StreamTap
+    from llm_usage import StreamTap
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from llm_usage.call_usage import CallUsage
+    from llm_usage import CallUsage
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane

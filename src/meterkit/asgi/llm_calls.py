@@ -8,8 +8,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import ref
 
+from llm_usage import CallUsage
 from llm_usage.batch_lines import call_event_id
-from llm_usage.call_usage import CallUsage, fill_estimates
+from llm_usage.call_usage import fill_estimates
 from llm_usage.joined_reports import deduplicate_calls, join_reports, join_response
 from llm_usage.json_values import short_id
 from llm_usage.objects import UsageReports
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from weakref import ReferenceType
 
-    from llm_usage.tap import StreamTap
+    from llm_usage import StreamTap
     from meterkit.asgi.response_usage import ResponseUsage
     from meterkit.catalog import Route
     from meterkit.store.compiled_catalog import CompiledCatalog

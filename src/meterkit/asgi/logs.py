@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from llm_usage.call_usage import CallUsage, Note
+    from llm_usage import CallUsage
+    from llm_usage.call_usage import Note
     from meterkit.asgi.route_matching import Router
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision

@@ -10,9 +10,9 @@ from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_usage import LlmRequest, read_request
 from llm_usage.call_usage import WRITTEN_CHARS_MAX
 from llm_usage.estimate import held_input, speech_units
-from llm_usage.llm_request import LlmRequest, read_request
 from llm_usage.requested_model import RequestHead, models_of_body, requested_models
 from llm_usage.units import UNITS
 from meterkit.asgi.buffered_body import head_of, ways_of

@@ -8,12 +8,11 @@ from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from llm_usage.call_usage import CallUsage, fill_estimates, is_pending
+from llm_usage import CallUsage, ResponseReader, read_request
+from llm_usage.call_usage import fill_estimates, is_pending
 from llm_usage.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input, speech_call
 from llm_usage.framing.content_codings import PIECE_BYTES
 from llm_usage.framing.content_types import is_sound
-from llm_usage.llm_request import read_request
-from llm_usage.response import ResponseReader
 from llm_usage.usage_fields import FieldsReader
 from meterkit.asgi.logs import CAUSES, ErrorGuard, describe_error
 

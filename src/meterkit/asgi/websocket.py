@@ -7,8 +7,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from llm_usage import SocketReader
 from llm_usage.requested_model import requested_models
-from llm_usage.socket_reader import SocketReader
 from meterkit.asgi.buffered_body import head_of
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message
 
-    from llm_usage.call_usage import CallUsage
+    from llm_usage import CallUsage
     from llm_usage.framing.incremental import Work
     from llm_usage.requested_model import SessionModels
     from meterkit.asgi.logs import RefusalLog, TroubleLog

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from llm_usage.installed_table import is_listed
+from llm_usage.price_table import is_listed
 from llm_usage.units import UNIT_OF, UNITS, WHOLE_OF
 from meterkit.catalog.billing import URL
 from meterkit.catalog.credit_values import AutoTopUp, Credit, TopUps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from llm_usage.installed_table import is_listed
+from llm_usage.price_table import is_listed
 from meterkit.catalog.entitlements import is_limited
 from meterkit.catalog.errors import listed
 from meterkit.catalog.meters import CHARGED, counts_bytes, counts_tokens

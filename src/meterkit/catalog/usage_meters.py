@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Final
 
-from llm_usage.installed_table import listed_providers
+from llm_usage.price_table import listed_providers
 from llm_usage.units import UNITS
 from meterkit.catalog.errors import listed, quoted, suggestion
 from meterkit.catalog.value_parsers import text

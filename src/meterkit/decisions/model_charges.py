@@ -11,24 +11,12 @@ from math import ceil, floor, prod
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_usage import list_prices
 from llm_usage.call_usage import billed_units
-from llm_usage.errors import LlmUsageError
-from llm_usage.installed_table import is_listed
-from llm_usage.list_prices import (
-    STANDARD,
-    UnitPrices,
-    at_any_length,
-    dearest_prices,
-    highest_prices,
-    list_prices,
-    model_names,
-    providers_of,
-    read_table,
-    table_version,
-    unit_dimensions,
-    varying_contexts,
-)
+from llm_usage.listed_models import STANDARD, dearest_prices, model_names, providers_of, varying_contexts
 from llm_usage.llm_request import WAYS
+from llm_usage.price_table import installed_table, is_listed, table_version, unit_dimensions
+from llm_usage.unit_prices import UnitPrices, at_any_length, highest_prices
 from llm_usage.units import UNIT_OF, WHOLE_OF
 from meterkit.catalog.model_prices import first_match, is_pattern, may_overlap
 from meterkit.catalog.models import QUANTITY_MAX
@@ -38,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from llm_usage.call_usage import CallUsage
-    from llm_usage.list_prices import Tiers
+    from llm_usage import CallUsage
     from llm_usage.published_factors import Context
+    from llm_usage.unit_prices import Tiers
     from meterkit.catalog.model_prices import ProviderPrices
 
 _logger = logging.getLogger("meterkit.prices")
@@ -74,10 +62,10 @@ _REMAINDERS_MAX: Final = 100_000
 
 def _require_table() -> None:
     """Raise a `MeterkitError` where the price table is not installed."""
-    try:
-        read_table()
-    except LlmUsageError as error:
-        raise MeterkitError(f"{error}") from None
+    if installed_table() is None:
+        raise MeterkitError(
+            "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
+        )
 
 
 class ModelCharges:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llm_usage.list_prices import providers_of
+from llm_usage.listed_models import providers_of
 from meterkit.catalog import override
 from meterkit.catalog.errors import find_mistakes
 from meterkit.catalog.subjects import override_subject

@@ -6,7 +6,8 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from llm_usage.call_usage import CallUsage, billed_units, cap_parts
+from llm_usage import CallUsage
+from llm_usage.call_usage import billed_units, cap_parts
 from llm_usage.units import UNIT_OF, WHOLE_OF
 from meterkit.catalog.meters import check_quantity
 from meterkit.catalog.models import QUANTITY_MAX

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
-    from llm_usage.call_usage import CallUsage
+    from llm_usage import CallUsage
     from meterkit.catalog import Catalog, Entitlement, Route
     from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan

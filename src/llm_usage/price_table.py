@@ -10,8 +10,10 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from llm_usage.errors import LlmUsageError
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _WILD: Final = "*?["
 _ENDS: Final = "*-.:@/"
@@ -41,6 +43,47 @@ def installed_table() -> Any:
         return import_module("genai_prices.data_snapshot").get_snapshot()
     except ImportError:
         return None
+
+
+def read_table() -> Any:
+    """The providers and models of the package.
+
+    Raises:
+        LlmUsageError: it is not installed.
+    """
+    table = installed_table()
+    if table is None:
+        raise LlmUsageError("prices need the package genai-prices; install it with: pip install genai-prices")
+    return table
+
+
+@cache
+def read_units() -> dict[str, dict[str, Any]]:
+    """Unit to its definition: the name of its price, for how many units that is, and its dimensions."""
+    read_table()
+    found: dict[str, dict[str, Any]] = import_module("genai_prices.data_units").unit_data
+    return found
+
+
+@cache
+def unit_dimensions() -> Mapping[str, frozenset[tuple[str, str]]]:
+    """Unit to its dimensions: a unit with more of them is a part of those with fewer.
+
+    Raises:
+        LlmUsageError: the package ``genai-prices`` is not installed.
+    """
+    return {unit: frozenset(known["dimensions"].items()) for unit, known in read_units().items()}
+
+
+@cache
+def table_version() -> str:
+    """The version of the price table, for example ``genai-prices/0.2.3``.
+
+    Raises:
+        LlmUsageError: the package ``genai-prices`` is not installed.
+    """
+    read_table()
+    return f"genai-prices/{import_module('genai_prices').__version__}"
 
 
 @cache
