@@ -17,17 +17,12 @@ from llm_usage.providers import AUTO
 from llm_usage.providers.anthropic import ANTHROPIC
 from llm_usage.providers.bedrock import BEDROCK
 from llm_usage.providers.cohere import COHERE
-from llm_usage.providers.frameworks import (
-    LANGCHAIN,
-    LITELLM,
-    PYDANTIC_AI,
-    is_model_event,
-    parts_of,
-    responses_of_run,
-    with_provider,
-)
 from llm_usage.providers.gemini import GEMINI
+from llm_usage.providers.langchain import LANGCHAIN, is_model_event, langchain_parts
+from llm_usage.providers.litellm import LITELLM, with_provider
 from llm_usage.providers.openai import OPENAI
+from llm_usage.providers.openai_agents import agents_parts, members_of, responses_of_run
+from llm_usage.providers.pydantic_ai import PYDANTIC_AI, responses_of_result
 from llm_usage.providers.xai import XAI, xai_event
 from llm_usage.reported_calls import ReportedCalls
 from llm_usage.response import read_body
@@ -56,6 +51,7 @@ _BARE: Final[tuple[tuple[frozenset[str], ProviderApi, str], ...]] = (
     (frozenset({"tokens", "billed_units"}), COHERE, "usage"),
 )
 
+_REALTIME_RESPONSE: Final = "realtime.response"
 _SPOKEN: Final = frozenset({"text_tokens", "audio_tokens", "cached_tokens"})
 """Details of OpenAI's usage of speech, which LangChain has other names for."""
 
@@ -113,9 +109,9 @@ def events_of(obj: object) -> tuple[Table, ...]:
 
     Never raises.
     """
-    run = responses_of_run(obj)
+    run = _responses_of(obj)
     if run is not None:
-        return tuple(part for event in run for part in parts_of(event))
+        return tuple(part for event in run for part in _parts_of(event))
     chunk, metadata = _unwrap_chunk(obj)
     event = xai_event(chunk)
     if event is not None:
@@ -134,7 +130,41 @@ def events_of(obj: object) -> tuple[Table, ...]:
         return () if event is None else (event,)
     # Mistral's stream has each chunk under `data`, and the agents of OpenAI theirs.
     data = None if is_model_event(event) else table(event.get("data"))
-    return tuple(parts_of(event if data is None else data))
+    return tuple(_parts_of(event if data is None else data))
+
+
+def _responses_of(obj: object) -> Sequence[Table] | None:
+    """Model responses of the result of a run; None: the object is anything else. Never raises.
+
+    They are tables as :func:`llm_usage.plain_values.table_of` makes them of one response.
+    """
+    module = str(kind_of(obj).__module__)
+    with suppress(Exception):  # Foreign code.
+        if module.startswith("pydantic_ai."):
+            return responses_of_result(obj)
+        members = members_of(obj)
+        if isinstance(members.get("raw_responses"), list):
+            return responses_of_run(members)
+    return None
+
+
+def _parts_of(event: Table) -> Sequence[Table]:
+    """The calls or chunks that an object of a framework, or of a helper around a stream, stands for.
+
+    Returns:
+        The object itself where it stands for nothing else; nothing where it repeats what another one says.
+    """
+    for read in (langchain_parts, agents_parts):
+        found = read(event)
+        if found is not None:
+            return found
+    if event.get("object") == _REALTIME_RESPONSE:
+        return [{"type": "response.done", "response": event}]
+    if "snapshot" in event:
+        # The helpers of OpenAI and Anthropic put events of their own beside those of the API.
+        chunk = table(event.get("chunk"))
+        return [] if chunk is None else [chunk]
+    return [event]
 
 
 def _unwrap_chunk(obj: Any) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _SHORT: Final = "cache_write_5m_tokens"
 _LONG: Final = "cache_write_1h_tokens"
 OPENROUTER: Final = "openrouter"
+_GATEWAYS: Final = (OPENROUTER,)
 _USUAL: Final = frozenset({"standard", "default", "auto", "on_demand", "global", "not_available"})
 _UNSPECIFIED: Final = "unspecified"
 _MICROS: Final = 10**6
@@ -155,3 +157,14 @@ def _amount(value: object, unit: Fraction) -> Fraction | None:
     else:
         amount = None
     return amount if amount is not None and 0 <= amount <= _MICROS_MAX else None
+
+
+def read_gateway_cost(provider: str | None, dollars: object) -> Fraction | None:
+    """The amount that a gateway says it charges, in micro-units; None: it is no gateway, or says none."""
+    if provider not in _GATEWAYS:
+        return None
+    if isinstance(dollars, str):
+        # As a float: an exact fraction with a large exponent takes minutes.
+        with suppress(ValueError, OverflowError):
+            dollars = float(dollars)
+    return read_cost({"cost": dollars})[0]
