@@ -15,6 +15,7 @@ from llm_usage.json_values import Paths, dig, paths, read_counts, rows, short_id
 from llm_usage.providers.reader_interface import (
     OPENROUTER,
     ProviderApi,
+    UsageShape,
     cache_included,
     context_of,
     is_openrouter,
@@ -226,5 +227,10 @@ ANTHROPIC: Final = ProviderApi(
     provider=_ANTHROPIC,
     usage_in=_usage_in,
     recognises=_recognises,
+    shapes=(
+        UsageShape("Messages, and requests of managed agents", "usage, model_usage", _PATHS),
+        UsageShape("cache writes by time to live", "usage.cache_creation", _WRITES),
+        UsageShape("attempts and advisors inside a message", "usage.iterations[]", _ITERATED),
+    ),
     marks=(b'"message_start"', b'"content_block_'),
 )

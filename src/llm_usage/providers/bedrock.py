@@ -13,7 +13,7 @@ from llm_usage.llm_request import WAYS_OF_HEADERS
 from llm_usage.providers.anthropic import ANTHROPIC
 from llm_usage.providers.cohere import COHERE
 from llm_usage.providers.openai import OPENAI
-from llm_usage.providers.reader_interface import ProviderApi, cache_included, context_of, sum_rows
+from llm_usage.providers.reader_interface import ProviderApi, UsageShape, cache_included, context_of, sum_rows
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -51,6 +51,24 @@ _HEADERS: Final = {
 }
 _DIGITS_MAX: Final = 15
 _RESULT: Final = {"": "output_tokens"}  # Results are of one kind, which has no name.
+
+_SHAPES: Final = (
+    UsageShape("Converse", "usage, metadata.usage", _PATHS),
+    UsageShape(
+        "Converse: cache writes by time to live",
+        "usage.cacheDetails[]",
+        {unit: [[f"inputTokens ({ttl})"]] for ttl, unit in _WRITES.items()},
+    ),
+    UsageShape("InvokeModel: last event", _INVOKED, _PATHS),
+    UsageShape(
+        "InvokeModel: response headers",
+        "",
+        {unit.removeprefix(_METRICS): [[name]] for name, unit in _HEADERS.items()},
+    ),
+    UsageShape("InvokeModel of Llama", "", _LLAMA_PATHS),
+    UsageShape("InvokeModel of Titan", "", _TITAN_PATHS),
+    UsageShape("InvokeModel of Titan", "results[]", {"output_tokens": [["tokenCount"]]}),
+)
 
 
 def _settle(counts: Counts) -> Counts:
@@ -173,5 +191,6 @@ BEDROCK: Final = ProviderApi(
     provider=_PROVIDER,
     usage_in=_usage_in,
     recognises=_recognises,
+    shapes=_SHAPES,
     marks=(b'"messageStart"', b'"contentBlock', b'"generation"'),
 )

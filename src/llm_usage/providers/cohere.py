@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_usage.call_usage import figure
 from llm_usage.json_values import Paths, dig, paths, read_counts, short_id, table, text
-from llm_usage.providers.reader_interface import ProviderApi
+from llm_usage.providers.reader_interface import ProviderApi, UsageShape
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -142,5 +142,6 @@ COHERE: Final = ProviderApi(
     provider="cohere",
     usage_in=_usage_in,
     recognises=_recognises,
+    shapes=(UsageShape("chat, embeddings, rankings, parsed documents", "usage, meta", _PATHS),),
     marks=(b'"message-start"', b'"content-delta"', b'"tool-', b'"stream-start"', b'"text-generation"'),
 )

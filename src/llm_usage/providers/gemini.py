@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_usage.batch_lines import interaction_of, outliving_state
 from llm_usage.json_values import dig, paths, read_counts, rows, short_id, table, text
-from llm_usage.providers.reader_interface import ProviderApi, context_of, sum_rows
+from llm_usage.providers.reader_interface import ProviderApi, UsageShape, context_of, sum_rows
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ _DETAILS: Final = [
     )
 ]
 """Names of arrays of tokens by modality, and the unit that they count of each."""
+_DETAIL_FIELDS: Final = {
+    unit: [[f"{name}[]"] for names, units in _DETAILS if unit in units.values() for name in names]
+    for unit in sorted({unit for _, units in _DETAILS for unit in units.values()})
+}
+"""Unit to the paths of its arrays."""
 _EMBEDDED: Final = paths(input_tokens=_PROMPT)
 _STATISTICS: Final = {"": "input_tokens"}
 _CHARACTERS: Final = paths(
@@ -396,5 +401,18 @@ GEMINI: Final = ProviderApi(
     provider="gcp.gemini",
     usage_in=_usage_in,
     recognises=_recognises,
+    shapes=(
+        UsageShape("generateContent and Gemini Live", "usageMetadata", _PATHS),
+        UsageShape("tokens by modality", "usageMetadata", _DETAIL_FIELDS),
+        UsageShape("embeddings", "usageMetadata", _EMBEDDED),
+        UsageShape("embeddings", "", {**_COUNTED, **_CHARACTERS}),
+        UsageShape(
+            "embeddings of Vertex AI",
+            "predictions[].embeddings.statistics",
+            {"input_tokens": [["token_count"]]},
+        ),
+        UsageShape("Interactions", "usage", _INTERACTION),
+        UsageShape("searches", "groundingMetadata", {"web_searches": [["webSearchQueries[]"]]}),
+    ),
     marks=(b'"candidates"', b'"serverContent"', b'"server_content"', b'"promptFeedback"', b'"interaction'),
 )

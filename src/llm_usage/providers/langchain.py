@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from llm_usage.json_values import dig, paths, read_counts, rows, short_id, table, text
 from llm_usage.providers.gemini import grounding_searches
-from llm_usage.providers.openai import count_tool_calls
+from llm_usage.providers.openai_tools import count_tool_calls
 from llm_usage.providers.provider_names import provider_of
-from llm_usage.providers.reader_interface import ProviderApi, read_gateway_cost
+from llm_usage.providers.reader_interface import ProviderApi, UsageShape, read_gateway_cost
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -193,5 +193,12 @@ def _as_called(block: object) -> object:
 
 
 LANGCHAIN: Final = ProviderApi(
-    name="langchain", provider=None, usage_in=_message_usage, recognises=_is_message
+    name="langchain",
+    provider=None,
+    usage_in=_message_usage,
+    recognises=_is_message,
+    shapes=(
+        UsageShape("messages, chunks and counters", "usage_metadata", _PATHS),
+        UsageShape("searches of Anthropic", "response_metadata.usage", _SEARCH_PATHS),
+    ),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_usage.json_values import dig, paths, read_counts, rows, short_id, table, text
 from llm_usage.providers.openai import OPENAI
-from llm_usage.providers.reader_interface import ProviderApi
+from llm_usage.providers.reader_interface import ProviderApi, UsageShape
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ _HEARD: Final = paths(
     total="total_tokens",
     audio_seconds=_SECONDS,
     input_audio_seconds=_SECONDS,
+)
+
+_SHAPES: Final = (
+    UsageShape("scanned documents", "", _PAGES),
+    UsageShape("transcriptions and moderations", "usage", _HEARD),
 )
 
 
@@ -109,7 +114,9 @@ def _recognises_mistral(event: Table) -> bool:
     return _is_scan(event) or _is_heard_or_moderated(event)
 
 
-MISTRAL: Final = ProviderApi(name="mistral", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
+MISTRAL: Final = ProviderApi(
+    name="mistral", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises, shapes=_SHAPES
+)
 MISTRAL_ALONE: Final = ProviderApi(
     name="mistral",
     provider=_PROVIDER,

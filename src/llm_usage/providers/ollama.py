@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_usage.json_values import paths, read_counts, text
-from llm_usage.providers.reader_interface import ProviderApi
+from llm_usage.providers.reader_interface import ProviderApi, UsageShape
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -45,5 +45,10 @@ def _recognises(event: Table) -> bool:
 
 
 OLLAMA: Final = ProviderApi(
-    name="ollama", provider="ollama", usage_in=_usage_in, recognises=_recognises, marks=(b'"done"',)
+    name="ollama",
+    provider="ollama",
+    usage_in=_usage_in,
+    recognises=_recognises,
+    shapes=(UsageShape("chat, generate and embeddings", "", _PATHS),),
+    marks=(b'"done"',),
 )

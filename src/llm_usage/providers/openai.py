@@ -1,4 +1,4 @@
-"""OpenAI's APIs and compatible servers: shapes, counters by the price table's unit, and calls of tools.
+"""OpenAI's APIs and compatible servers: events and responses, and where each has its usage.
 
 - https://platform.openai.com/docs/api-reference, https://github.com/openai/openai-python (`openai.types`)
 - https://docs.mistral.ai/api, https://docs.perplexity.ai/api-reference, https://docs.x.ai/docs/api-reference
@@ -6,276 +6,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from llm_usage.batch_lines import is_async_completion, outliving_state
-from llm_usage.call_usage import figure
-from llm_usage.json_values import Paths, dig, paths, read_counts, rows, short_id, table, text
+from llm_usage.json_values import dig, rows, short_id, table, text
 from llm_usage.providers.gemini import charged_searches
+from llm_usage.providers.openai_figures import SHAPES, read_duration, read_usage, settle
+from llm_usage.providers.openai_tools import TOOL_SHAPES, count_tool_calls, read_other_calls
 from llm_usage.providers.reader_interface import OPENROUTER, ProviderApi, is_openrouter, read_cost
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from llm_usage.json_values import Counts, Table
-
-_MODALITIES: Final = ("text", "audio", "image", "video")
-
-
-def _by_modality(entered: str, left: str) -> dict[str, str]:
-    """Paths of the parts of each modality, for the places where an API may have its details."""
-    found: dict[str, str] = {}
-    for modality in _MODALITIES:
-        name = f"{modality}_tokens"
-        found[f"input_{name}"] = " ".join(f"{place}.{name}" for place in entered.split())
-        found[f"output_{name}"] = " ".join(f"{place}.{name}" for place in left.split())
-        found[f"cache_{modality}_read_tokens"] = " ".join(
-            f"{place}.cached_tokens_details.{name}" for place in entered.split()
-        )
-    return found
-
-
-# Hosted tools, as xAI and Mistral report them, and LiteLLM and OpenRouter of other providers' models.
-_HOSTED: Final = {
-    "web_searches": "server_side_tool_usage_details.web_search_calls connectors.web_search"
-    " server_tool_use.web_search_requests server_tool_use_details.web_search_requests",
-    "social_searches": "server_side_tool_usage_details.x_search_calls",
-    "storage_searches": "server_side_tool_usage_details.file_search_calls",
-    "code_executions": "server_side_tool_usage_details.code_interpreter_calls connectors.code_interpreter",
-}
-# LiteLLM's and Alibaba's, of models that write caches for minutes or an hour.
-_WRITTEN: Final = (
-    "prompt_tokens_details.cache_creation_token_details",
-    "prompt_tokens_details.cache_creation",
-)
-_CHAT: Final = paths(
-    input_tokens="prompt_tokens",
-    output_tokens="completion_tokens",
-    total="total_tokens",
-    cached_input_tokens="prompt_tokens_details.cached_tokens prompt_cache_hit_tokens cached_tokens"
-    " cached_prompt_text_tokens cache_read_input_tokens num_cached_tokens",
-    cache_write_tokens="prompt_tokens_details.cache_write_tokens prompt_tokens_details.cache_creation_tokens"
-    " prompt_tokens_details.cache_creation_input_tokens cache_creation_input_tokens",
-    cache_write_5m_tokens=" ".join(f"{place}.ephemeral_5m_input_tokens" for place in _WRITTEN),
-    cache_write_1h_tokens=" ".join(f"{place}.ephemeral_1h_input_tokens" for place in _WRITTEN),
-    reasoning_tokens="completion_tokens_details.reasoning_tokens reasoning_tokens",
-    connector="connector_tokens",
-    google_searches="prompt_tokens_details.web_search_requests",
-    **_by_modality("prompt_tokens_details", "completion_tokens_details"),
-    **_HOSTED,
-)
-_PERPLEXITY: Final = Paths(
-    {
-        **_CHAT,
-        **paths(output_citation_tokens="citation_tokens", web_searches="num_search_queries"),
-    }
-)
-# The Realtime API and transcriptions have the singular, `input_token_details`.
-_RESPONSES: Final = paths(
-    input_tokens="input_tokens",
-    output_tokens="output_tokens",
-    total="total_tokens",
-    cached_input_tokens="input_tokens_details.cached_tokens input_token_details.cached_tokens"
-    " input_tokens_details.cache_read_input_tokens",
-    cache_write_tokens="input_tokens_details.cache_write_tokens input_token_details.cache_write_tokens"
-    " input_tokens_details.cache_creation_input_tokens",
-    reasoning_tokens="output_tokens_details.reasoning_tokens output_token_details.reasoning_tokens",
-    input_text_messages="input_text_messages",
-    **_by_modality("input_tokens_details input_token_details", "output_tokens_details output_token_details"),
-    **{**_HOSTED, "web_searches": f"{_HOSTED['web_searches']} tool_calls_details.search_web.invocation"},
-)
-_IMAGES: Final = Paths(
-    {
-        **_RESPONSES,
-        **paths(
-            cached_input_tokens="cached_tokens input_tokens_details.cached_tokens",
-            cache_text_read_tokens="cached_tokens_details.cached_text_tokens",
-            cache_image_read_tokens="cached_tokens_details.cached_image_tokens",
-        ),
-    }
-)
-_SVG: Final = paths(
-    input_tokens="input_tokens",
-    output_tokens="output_tokens",
-    total="total_tokens",
-    reasoning_tokens="reasoning_tokens",
-)
-# Embeddings and rankings of Voyage, Jina, vLLM and OpenRouter.
-_TOTAL: Final = paths(
-    input_tokens="total_tokens", input_pixels="image_pixels", rerank_searches="search_units"
-)
-
-_HEARD: Final = ("audio_seconds", "input_audio_seconds")
-"""Units of sound that went in: some models have a price for one of them, some for both."""
-_SECONDS: Final = (
-    ("prompt_audio_seconds", _HEARD),
-    ("billable_audio_seconds", ("audio_seconds",)),
-)
-"""Seconds of sound beside tokens: of Mistral's models, and of xAI's voices."""
-
-_TOOL_ITEMS: Final = {
-    "web_search_call": "web_searches",
-    "file_search_call": "storage_searches",
-    "code_interpreter_call": "code_executions",
-}
-"""Items of a response's output that are billed by the call."""
-
-# The documented default, gpt-image-2.6-sunburst, costs the same, and the price table does not have it yet:
-# docs/design/decisions/0031. https://github.com/openai/openai-python `types/responses/tool.py`
-_IMAGE_MODEL: Final = "gpt-image-2.5-sunburst"
-
-
-def read_usage(usage: Table, *, has_only_total: bool, makes_images: bool) -> tuple[Counts, bool] | None:
-    """The figures of a usage object, for its API's :func:`settle`, and whether one was refused.
-
-    Args:
-        usage: the usage object.
-        has_only_total: whether it may say no more than a total: embeddings and rankings.
-        makes_images: whether it is of a model that answers with images.
-
-    Returns:
-        None where it is not OpenAI-shaped.
-    """
-    if usage.get("type") == "duration" or ("seconds" in usage and "input_tokens" not in usage):
-        return read_duration(usage, _HEARD)
-    is_chat = "prompt_tokens" in usage and ("completion_tokens" in usage or "total_tokens" in usage)
-    has_both = is_chat and "input_tokens" in usage and "output_tokens" in usage
-    # A batch says the figures of a chat too, as zeros: https://github.com/BerriAI/litellm/issues/14884
-    if is_chat and not (has_both and _is_empty(usage)):
-        is_perplexity = "citation_tokens" in usage or "num_search_queries" in usage
-        found = read_counts(usage, _PERPLEXITY if is_perplexity else _CHAT)
-    elif "input_tokens" in usage and "output_tokens" in usage:
-        found = read_counts(usage, _IMAGES if makes_images else _RESPONSES)
-    elif has_only_total and ("total_tokens" in usage or "search_units" in usage):
-        counts, refused = read_counts(usage, _TOTAL)
-        return {**({"output_tokens": 0} if "total_tokens" in usage else {}), **counts}, refused
-    else:
-        return None
-    counts, refused = found
-    for name, units in _SECONDS:
-        value = usage.get(name)
-        if value is not None and table(value) is None:  # Mistral says `{}` where there is no sound.
-            seconds = parse_seconds(value)
-            refused |= seconds is None
-            counts.update(dict.fromkeys(units, seconds) if seconds is not None else {})
-    return (_fill_image_figures(counts) if makes_images else counts), refused
-
-
-def _is_empty(chat: Table) -> bool:
-    return not any(figure(chat.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-
-
-def read_duration(usage: Table, units: Sequence[str]) -> tuple[Counts, bool]:
-    """The seconds of a usage object, as so many of each unit: there are no tokens to miss."""
-    seconds = parse_seconds(usage.get("seconds"))
-    if seconds is None:
-        return {}, usage.get("seconds") is not None
-    return dict.fromkeys(units, seconds), False
-
-
-def parse_seconds(value: object) -> int | None:
-    """Whole seconds of a duration, in doubt fewer; None for what cannot be one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return figure(value // 1)
-
-
-def _fill_image_figures(counts: Counts) -> Counts:
-    """The figures of an image model: what comes out is images, except where the details say otherwise."""
-    entered = sum(counts.get(f"input_{modality}_tokens", 0) for modality in _MODALITIES)
-    parts = [counts.get(f"output_{modality}_tokens") for modality in _MODALITIES]
-    left = counts.get("output_tokens", sum(part or 0 for part in parts))
-    images = {"output_image_tokens": left} if all(part is None for part in parts) else {}
-    return {"input_tokens": entered, **counts, "output_tokens": left, **images}
-
-
-def settle(counts: Counts) -> Counts:
-    """Normalise the figures of one call: total and parts say together what went in and came out."""
-    prompt, completion, total = map(counts.get, ("input_tokens", "output_tokens", "total"))
-    if completion is not None and "output_citation_tokens" in counts:
-        return _add_citations(counts, completion)
-    if prompt is None or total is None:
-        return counts
-    if completion is not None and "connector" in counts:
-        # Mistral's tools have read or found them: they went in, and the total has them once.
-        return {**counts, "input_tokens": max(prompt, total - completion)}
-    if counts.get("input_audio_seconds"):
-        return counts  # Mistral bills sound by the second; the total has its tokens too.
-    # Embeddings have no completion, and some servers leave hidden reasoning out of it: the total has it.
-    residual = max(0, total - prompt - (completion or 0))
-    if completion is None:
-        return {**counts, "output_tokens": residual}
-    if not residual:
-        return counts
-    more = {"output_tokens": completion + residual, "residual": residual}
-    return {"reasoning_tokens": residual, **counts, **more}
-
-
-def _add_citations(counts: Counts, completion: int) -> Counts:
-    """The figures of Perplexity, which bills reasoning and citations on top of the completion."""
-    added = counts["output_citation_tokens"] + counts.get("reasoning_tokens", 0)
-    by_total = counts.get("total", 0) - counts.get("input_tokens", 0)
-    return {**counts, "output_tokens": max(completion + added, by_total)}
-
-
-def count_tool_calls(response: Table) -> dict[str, int]:
-    """Calls of hosted tools in a response that are billed each; none where it has none.
-
-    A search that opened a page or failed is not billed. Where the response says how many searches are, that
-    counts: https://github.com/openai/openai-python `types/responses/response.py`
-    """
-    if "output" not in response and "tool_usage" not in response:
-        return {}
-    found = Counter[str]()
-    for item in rows(response.get("output")):
-        kind = dig(item, ("type",))
-        unit = _TOOL_ITEMS.get(kind) if isinstance(kind, str) else None
-        is_search = kind != "web_search_call" or dig(item, ("action", "type")) == "search"
-        if unit is not None and is_search and dig(item, ("status",)) in ("completed", None):
-            found[unit] += 1
-    billed = figure(dig(response, ("tool_usage", "web_search", "num_requests")))
-    return dict(found) if billed is None else {**found, "web_searches": billed}
-
-
-def read_other_calls(holder: Table, provider: str) -> Iterator[EventUsage]:
-    """Yield the calls of other models inside an answer: the image tool's, and those that draw SVG."""
-    shared: dict[str, Any] = {"provider": provider, "settle": settle, "final": True}
-    used = table(dig(holder, ("tool_usage", "image_gen")))
-    if used is not None:
-        figures, refused = read_counts(used, _IMAGES)
-        if refused or any(figures.values()):
-            counts = _fill_image_figures(figures) if figures else figures
-            yield EventUsage(
-                counts=counts, refused=refused, call_id="image_gen", model=_image_model(holder), **shared
-            )
-    for name, place in (("svg", holder), *_named_items(holder)):
-        drawn = table(place.get("svg_usage"))
-        if drawn is not None and (model := text(drawn.get("model"))) is not None:
-            counts, refused = read_counts(drawn, _SVG)
-            yield EventUsage(counts=counts, refused=refused, call_id=name, model=model, **shared)
-
-
-def _named_items(holder: Table) -> Iterator[tuple[str, Table]]:
-    for at, item in enumerate(rows(holder.get("output"))):
-        found = table(item)
-        if found is not None and "svg_usage" in found:
-            yield f"svg {at}", found
-
-
-def _image_model(response: Table) -> str:
-    """Model of the image tool: the response repeats the requested tools."""
-    named = (
-        text(dig(tool, ("model",)))
-        for kind, place in (("image_generation_call", "output"), ("image_generation", "tools"))
-        for tool in rows(response.get(place))
-        if dig(tool, ("type",)) == kind
-    )
-    return next((model for model in named if model is not None), _IMAGE_MODEL)
-
 
 _OPENAI: Final = "openai"
 _TICKS: Final = "cost_in_usd_ticks"
@@ -311,92 +55,6 @@ _VECTORS: Final = ("embedding", "embeddings", "prediction")
 _MAY_HAVE_OTHERS: Final = frozenset({"output", "svg_usage", "tool_usage"})
 """Members of a response that may hold calls of other models."""
 _STANDARD_TIERS: Final = frozenset({"auto", "default", "standard"})
-
-
-def _usage_of(holder: Table) -> Table | None:
-    """The usage object, where it is or where some servers put it."""
-    found = table(holder.get("usage"))
-    if found is None:
-        found = table(dig(holder, ("x_groq", "usage")))
-    if found is None:
-        choices = rows(holder.get("choices"))
-        found = table(dig(choices[0], ("usage",))) if choices else None
-    return found
-
-
-def _find_response(event: Table) -> Table | None:
-    """The part of an event that is a response of the API, if the event is one."""
-    kind = event.get("type")
-    if isinstance(kind, str) and kind.startswith("response."):
-        return table(event.get("response"))
-    if (
-        isinstance(event.get("choices"), list)
-        or event.get("object") in _WHOLE
-        or kind in _OTHER_EVENTS
-        or _is_embeddings(event)
-        or _is_ranking(event)
-        or _is_transcription(event)
-        or _is_images(event)
-        or _is_decision(event)
-        or _has_output(event)
-    ):
-        return event
-    return _find_nested(event)
-
-
-def _find_nested(event: Table) -> Table | None:
-    """The answer of a model that Cloudflare has inside an answer of its own, or Perplexity inside a job."""
-    if is_async_completion(event):
-        return table(event.get("response"))
-    result = table(event.get("result")) if isinstance(event.get("success"), bool) else None
-    return None if dig(result, ("usage", "prompt_tokens")) is None else result
-
-
-def _is_embeddings(event: Table) -> bool:
-    """Whether it is a list of vectors, or of classes by vectors; those of a document may be together."""
-    data = rows(event.get("data"))
-    if event.get("object") != "list" or not data:
-        return False
-    inner = rows(dig(data[0], ("data",)))
-    found = (dig(item, (name,)) for item in (data[0], *inner[:1]) for name in _VECTORS)
-    return any(value is not None for value in found)
-
-
-def _is_ranking(event: Table) -> bool:
-    found = rows(event.get("results")) or rows(event.get("data"))
-    return bool(found) and dig(found[0], ("relevance_score",)) is not None
-
-
-def _is_transcription(event: Table) -> bool:
-    """Whether it is a transcription; only its usage tells it from other JSON."""
-    usage = table(event.get("usage"))
-    if usage is None or not isinstance(event.get("text"), str):
-        return False
-    return usage.get("type") in ("tokens", "duration") or "seconds" in usage
-
-
-def _is_images(event: Table) -> bool:
-    """Whether images have come, in a list or one in an event; only its usage tells a list from other JSON."""
-    if event.get("type") in _IMAGE_EVENTS:
-        return True
-    usage = table(event.get("usage"))
-    if usage is None or not isinstance(event.get("data"), list):
-        return False
-    return "created" in event or _TICKS in usage  # Of xAI's there is nothing else.
-
-
-def _is_decision(event: Table) -> bool:
-    answers = rows(event.get("answers"))
-    kind = dig(answers[0], ("type",)) if answers else None
-    return isinstance(kind, str) and kind in _DECISIONS
-
-
-def _has_output(event: Table) -> bool:
-    """Whether it is an answer of Alibaba's DashScope, or an event of its stream, whose figures are sums."""
-    output = table(event.get("output"))
-    if output is None or not isinstance(event.get("request_id"), str):
-        return False
-    return "finish_reason" in output or isinstance(output.get("choices"), list)
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
@@ -451,10 +109,94 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     )
 
 
+def _is_part(event: Table) -> bool:
+    """Whether it is a step of a run: the run's own usage has it."""
+    named = event.get("object")
+    return isinstance(named, str) and named.startswith("thread.run.step")
+
+
+def _find_response(event: Table) -> Table | None:
+    """The part of an event that is a response of the API, if the event is one."""
+    kind = event.get("type")
+    if isinstance(kind, str) and kind.startswith("response."):
+        return table(event.get("response"))
+    if (
+        isinstance(event.get("choices"), list)
+        or event.get("object") in _WHOLE
+        or kind in _OTHER_EVENTS
+        or _is_embeddings(event)
+        or _is_ranking(event)
+        or _is_transcription(event)
+        or _is_images(event)
+        or _is_decision(event)
+        or _has_output(event)
+    ):
+        return event
+    return _find_nested(event)
+
+
+def _find_nested(event: Table) -> Table | None:
+    """The answer of a model that Cloudflare has inside an answer of its own, or Perplexity inside a job."""
+    if is_async_completion(event):
+        return table(event.get("response"))
+    result = table(event.get("result")) if isinstance(event.get("success"), bool) else None
+    return None if dig(result, ("usage", "prompt_tokens")) is None else result
+
+
+def _usage_of(holder: Table) -> Table | None:
+    """The usage object, where it is or where some servers put it."""
+    found = table(holder.get("usage"))
+    if found is None:
+        found = table(dig(holder, ("x_groq", "usage")))
+    if found is None:
+        choices = rows(holder.get("choices"))
+        found = table(dig(choices[0], ("usage",))) if choices else None
+    return found
+
+
+def _counts_in(event: Table, usage: Table) -> tuple[Counts, bool] | None:
+    if event.get("type") in SESSION_LENGTHS:
+        return read_duration(usage, ("audio_seconds",))
+    has_only_total = _is_embeddings(event) or _is_ranking(event)
+    return read_usage(usage, has_only_total=has_only_total, makes_images=_is_images(event))
+
+
+def _find_provider(holder: Table, usage: Table) -> str:
+    """The provider, where an answer shows that it is not OpenAI."""
+    if "cost" in usage and is_openrouter(holder, usage):
+        return OPENROUTER
+    if "x_groq" in holder:
+        return "groq"
+    if "timings" in holder:
+        return "llama.cpp"
+    if holder.get("system_fingerprint") == "fp_ollama":
+        return "ollama"
+    return "deepseek" if "prompt_cache_hit_tokens" in usage else _OPENAI
+
+
+def _context(holder: Table, usage: Table) -> dict[str, str]:
+    """As what a call was processed, where that may have a price of its own."""
+    found: dict[str, str] = {}
+    tier = text(holder.get("service_tier")) or text(usage.get("service_tier"))
+    if tier is not None and tier not in _STANDARD_TIERS:
+        found["service_tier"] = tier
+    if holder.get("object") == "batch":
+        found["processing"] = "batch"
+    return found
+
+
 def _model_of_outputs(answer: Table) -> str | None:
     """The model that the outputs of an answer of Mistral's agents name, if it is one."""
     names = {name for output in rows(answer.get("outputs")) if (name := text(dig(output, ("model",))))}
     return names.pop() if len(names) == 1 else None
+
+
+def _calls_of_others(holder: Table, provider: str, cost: Fraction | None) -> tuple[EventUsage, ...]:
+    """The calls of other models inside an answer; an amount that the provider reports is for all of them."""
+    if _MAY_HAVE_OTHERS.isdisjoint(holder):
+        return ()
+    found = tuple(read_other_calls(holder, provider))
+    return found if cost is None else tuple(replace(other, cost_micros=Fraction(0)) for other in found)
 
 
 def _is_complete_answer(event: Table, holder: Table) -> bool:
@@ -471,49 +213,51 @@ def _is_answer(choice: object) -> bool:
     return table(dig(choice, ("message",))) is not None and dig(choice, ("delta",)) is None
 
 
-def _calls_of_others(holder: Table, provider: str, cost: Fraction | None) -> tuple[EventUsage, ...]:
-    """The calls of other models inside an answer; an amount that the provider reports is for all of them."""
-    if _MAY_HAVE_OTHERS.isdisjoint(holder):
-        return ()
-    found = tuple(read_other_calls(holder, provider))
-    return found if cost is None else tuple(replace(other, cost_micros=Fraction(0)) for other in found)
+def _is_embeddings(event: Table) -> bool:
+    """Whether it is a list of vectors, or of classes by vectors; those of a document may be together."""
+    data = rows(event.get("data"))
+    if event.get("object") != "list" or not data:
+        return False
+    inner = rows(dig(data[0], ("data",)))
+    found = (dig(item, (name,)) for item in (data[0], *inner[:1]) for name in _VECTORS)
+    return any(value is not None for value in found)
 
 
-def _counts_in(event: Table, usage: Table) -> tuple[Counts, bool] | None:
-    if event.get("type") in SESSION_LENGTHS:
-        return read_duration(usage, ("audio_seconds",))
-    has_only_total = _is_embeddings(event) or _is_ranking(event)
-    return read_usage(usage, has_only_total=has_only_total, makes_images=_is_images(event))
+def _is_ranking(event: Table) -> bool:
+    found = rows(event.get("results")) or rows(event.get("data"))
+    return bool(found) and dig(found[0], ("relevance_score",)) is not None
 
 
-def _context(holder: Table, usage: Table) -> dict[str, str]:
-    """As what a call was processed, where that may have a price of its own."""
-    found: dict[str, str] = {}
-    tier = text(holder.get("service_tier")) or text(usage.get("service_tier"))
-    if tier is not None and tier not in _STANDARD_TIERS:
-        found["service_tier"] = tier
-    if holder.get("object") == "batch":
-        found["processing"] = "batch"
-    return found
+def _is_transcription(event: Table) -> bool:
+    """Whether it is a transcription; only its usage tells it from other JSON."""
+    usage = table(event.get("usage"))
+    if usage is None or not isinstance(event.get("text"), str):
+        return False
+    return usage.get("type") in ("tokens", "duration") or "seconds" in usage
 
 
-def _is_part(event: Table) -> bool:
-    """Whether it is a step of a run: the run's own usage has it."""
-    named = event.get("object")
-    return isinstance(named, str) and named.startswith("thread.run.step")
+def _is_images(event: Table) -> bool:
+    """Whether images have come, in a list or one in an event; only its usage tells a list from other JSON."""
+    if event.get("type") in _IMAGE_EVENTS:
+        return True
+    usage = table(event.get("usage"))
+    if usage is None or not isinstance(event.get("data"), list):
+        return False
+    return "created" in event or _TICKS in usage  # Of xAI's there is nothing else.
 
 
-def _find_provider(holder: Table, usage: Table) -> str:
-    """The provider, where an answer shows that it is not OpenAI."""
-    if "cost" in usage and is_openrouter(holder, usage):
-        return OPENROUTER
-    if "x_groq" in holder:
-        return "groq"
-    if "timings" in holder:
-        return "llama.cpp"
-    if holder.get("system_fingerprint") == "fp_ollama":
-        return "ollama"
-    return "deepseek" if "prompt_cache_hit_tokens" in usage else _OPENAI
+def _is_decision(event: Table) -> bool:
+    answers = rows(event.get("answers"))
+    kind = dig(answers[0], ("type",)) if answers else None
+    return isinstance(kind, str) and kind in _DECISIONS
+
+
+def _has_output(event: Table) -> bool:
+    """Whether it is an answer of Alibaba's DashScope, or an event of its stream, whose figures are sums."""
+    output = table(event.get("output"))
+    if output is None or not isinstance(event.get("request_id"), str):
+        return False
+    return "finish_reason" in output or isinstance(output.get("choices"), list)
 
 
 def _recognises(event: Table) -> bool:
@@ -544,5 +288,6 @@ OPENAI: Final = ProviderApi(
     provider=_OPENAI,
     usage_in=_usage_in,
     recognises=_recognises,
+    shapes=(*SHAPES, *TOOL_SHAPES),
     marks=(b'"choices"', b'"thread.run', *(b'"' + kind.encode() for kind in _STREAMED)),
 )

@@ -13,7 +13,7 @@ from llm_usage.call_usage import figure
 from llm_usage.json_values import paths, read_counts, rows, short_id, table, text
 from llm_usage.plain_values import instance_members, kind_of, table_of
 from llm_usage.providers.provider_names import provider_of
-from llm_usage.providers.reader_interface import ProviderApi, read_gateway_cost
+from llm_usage.providers.reader_interface import ProviderApi, UsageShape, read_gateway_cost
 from llm_usage.reported_calls import EventUsage
 from llm_usage.units import UNIT_OF, UNITS
 
@@ -30,7 +30,7 @@ _PATHS: Final = paths(
     reasoning_tokens="output_reasoning_tokens details.reasoning_tokens",
 )
 _UNIT_PATHS: Final = paths(
-    **{unit: unit for unit in UNITS - {*_PATHS, *UNIT_OF.values()}},
+    **{unit: unit for unit in sorted(UNITS - {*_PATHS, *UNIT_OF.values()})},
 )
 """Further counters of pydantic-ai: attributes that have the names of the price table's units."""
 _COMPARED: Final = ("input_tokens", "output_tokens")
@@ -111,5 +111,12 @@ def _figure(usage: Table, name: str) -> int:
 
 
 PYDANTIC_AI: Final = ProviderApi(
-    name="pydantic-ai", provider=None, usage_in=_response_usage, recognises=_is_response
+    name="pydantic-ai",
+    provider=None,
+    usage_in=_response_usage,
+    recognises=_is_response,
+    shapes=(
+        UsageShape("responses and results of runs", "usage", _PATHS),
+        UsageShape("further counters, by the price table's units", "usage", _UNIT_PATHS),
+    ),
 )

@@ -11,14 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_usage.call_usage import figure
 from llm_usage.json_values import dig, rows, table, text
 from llm_usage.units import FIGURE_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from llm_usage.json_values import Counts, Table
     from llm_usage.reported_calls import EventUsage
@@ -36,17 +36,32 @@ _DOLLAR_MICROS: Final = Fraction(_MICROS)
 _TICK_MICROS: Final = Fraction(1, _TICKS_PER_MICRO)
 
 
+class UsageShape(NamedTuple):
+    """A shape in which an API reports usage: a part of the table in README.md, which is made of these.
+
+    Attributes:
+        name: of endpoints or objects.
+        place: of the figures in a response.
+        fields: our name of a figure to the paths where it may stand, from that place; the first one counts.
+    """
+
+    name: str
+    place: str
+    fields: Mapping[str, Sequence[Sequence[str]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderApi:
     """Reader of one API's usage.
 
     Attributes:
-        name: the word of the plans file.
+        name: the word for it, as in ``ResponseReader.open("openai", …)``.
         provider: as OpenTelemetry names it; None where each object has its own.
         usage_in: what an event or document says about usage, None where it says nothing. With ``strict`` the
             whole of it must have the API's shape; without, a usage object of the right shape suffices.
         recognises: whether an event or document is certainly the API's, with or without usage.
         marks: the first event of a stream that is recognised has one of these, or token figures.
+        shapes: the shapes that it reads.
     """
 
     name: str
@@ -54,6 +69,7 @@ class ProviderApi:
     usage_in: Callable[[Table, bool], EventUsage | None]
     recognises: Callable[[Table], bool]
     marks: tuple[bytes, ...] = ()
+    shapes: tuple[UsageShape, ...] = ()
 
 
 def cache_included(counts: Counts) -> Counts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_usage.json_values import paths, read_counts, short_id, table, text
 from llm_usage.plain_values import instance_members, kind_of
-from llm_usage.providers.reader_interface import ProviderApi, read_cost
+from llm_usage.providers.reader_interface import ProviderApi, UsageShape, read_cost
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -86,4 +86,10 @@ def _recognises(event: Table) -> bool:
     return str(event.get("kind")).startswith(_PACKAGE)
 
 
-XAI: Final = ProviderApi(name="xai", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
+XAI: Final = ProviderApi(
+    name="xai",
+    provider=_PROVIDER,
+    usage_in=_usage_in,
+    recognises=_recognises,
+    shapes=(UsageShape("messages of the SDK", "usage", _PATHS),),
+)
