@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_usage.call_usage import CallUsage, sum_calls
-    from llm_usage.errors import LlmUsageError
     from llm_usage.listed_models import list_prices
     from llm_usage.llm_request import LlmRequest, read_request
     from llm_usage.objects import calls_of, usage_of
+    from llm_usage.price_table import LlmUsageError
     from llm_usage.response import ResponseReader
     from llm_usage.socket_reader import SocketReader
     from llm_usage.tap import StreamTap
@@ -33,7 +33,7 @@ __all__ = [
 _HOMES = {
     "CallUsage": "call_usage",
     "LlmRequest": "llm_request",
-    "LlmUsageError": "errors",
+    "LlmUsageError": "price_table",
     "ResponseReader": "response",
     "SocketReader": "socket_reader",
     "StreamTap": "tap",

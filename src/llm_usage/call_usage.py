@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from llm_usage.listed_models import list_prices
 from llm_usage.units import FIGURE_MAX, UNIT_OF, WHOLE_OF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from llm_usage.published_factors import Context
@@ -34,7 +34,6 @@ Note = Literal[
 ]
 WRITTEN_CHARS_MAX: Final = 2_048
 """Characters of a written name that count; the rest is cut off."""
-
 _NAME_CHARS_MAX: Final = 256
 _RESOURCE: Final = re.compile(
     r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/(?P<google>[^/]+)"
@@ -271,3 +270,20 @@ def plain_name(written: str) -> str | None:
     if found is not None:
         name = found["google"] or found["aws"]
     return name[:_NAME_CHARS_MAX].strip() or None
+
+
+T = TypeVar("T")
+NAMES_MAX: Final = 8
+
+
+def names_of(written: Iterable[str]) -> tuple[str, ...]:
+    """Each name once; of many the first and the last ones, which are those that readers of repeats take."""
+    found = (plain_name(text) for text in first_and_last(written))
+    return tuple(dict.fromkeys(name for name in found if name is not None))
+
+
+def first_and_last(written: Iterable[T]) -> Sequence[T]:
+    """Each once; of many the first and the last ones."""
+    found = list(dict.fromkeys(written))
+    half = NAMES_MAX // 2
+    return found if len(found) <= NAMES_MAX else (*found[:half], *found[-half:])

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from llm_usage.call_usage import CallUsage
+from llm_usage.form_models import is_form
 from llm_usage.json_values import load, table
 from llm_usage.layout import JSON_MARKS, utf8_bytes
 from llm_usage.llm_request import may_be_json, read_request
-from llm_usage.requested_model import is_form
 from llm_usage.units import FIGURE_MAX
 
 if TYPE_CHECKING:
@@ -30,11 +30,9 @@ if TYPE_CHECKING:
 
 MEDIA_PART_TOKENS: Final = 1_600
 """Tokens held for an image, a piece of audio or a document, whatever its size."""
-
 BILLED_BYTES_PER_TOKEN: Final = 4
 BILLED_MEDIA_TOKENS: Final = 85
 """Tokens billed for an image: OpenAI's price of one in low detail."""
-
 _SPOKEN_BY_TOKENS: Final = "gpt-"
 # A minute of speech: USD 0.015 at USD 12 a million tokens (https://openai.com/api/pricing), and 150 words.
 _SOUND_TOKENS: Final = 1_250
@@ -42,7 +40,6 @@ _SPOKEN_CHARACTERS: Final = 900
 _BYTES_PER_TOKEN: Final = 3
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
-
 _ASKING_NAMES: Final = ("messages", "contents", "prompt", "input", "inputs")
 # Within a JSON text the closing quotation mark would be escaped. No program escapes letters in names.
 _ASKING: Final = re.compile(
@@ -54,13 +51,6 @@ _IN_PARTS: Final = re.compile(rb"name\*?\s*=\s*(?:[\w-]*''|[\"'])?(?:%b)(?![\w.-
 _IN_PAIRS: Final = re.compile(rb"(?:^|[&;])(?:%b)=" % _FORM_NAMES)
 _PARTS_MAX: Final = 2_048
 _ENCODING_BYTES: Final = 4
-_BLOCK_BYTES: Final = 1_024
-_CUT_BYTES: Final = 6
-_BASE64: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-"
-_CAPITALS: Final = _BASE64[:26]
-_DIGITS: Final = b"0123456789"
-
-
 InputEstimator: TypeAlias = "Callable[[bytes | Table, str | None], int]"
 """Counts the input tokens of a request that is about to be made, for its body and model; must not raise."""
 
@@ -124,7 +114,7 @@ def billed_input(
     measured = None if asked is None else asked.input_size(_split_text)
     if measured is None:
         head, size = _to_utf8(body, size)
-        found = _scan_blocks(head, JSON_MARKS, may_be_binary=not may_be_json(head))
+        found = scan_blocks(head, JSON_MARKS, may_be_binary=not may_be_json(head))
         texts, numbers, media = found.texts, 0, found.encoded + (found.binary > 0)
         if not found.ends_in_media:
             # The rest is taken to be like its beginning.
@@ -214,7 +204,7 @@ def _unparsed_input(body: bytes, size: int) -> int:
     for each MiB of the head.
     """
     head, size = _to_utf8(body, size)
-    found = _scan_blocks(head, b"", may_be_binary=not may_be_json(head))
+    found = scan_blocks(head, b"", may_be_binary=not may_be_json(head))
     rest = max(0, size - len(head))
     more = _media_tokens(rest) if found.ends_in_media else _tokens_of_bytes(rest)
     known = found.encoded * MEDIA_PART_TOKENS + _media_tokens(found.binary)
@@ -235,7 +225,31 @@ def _to_utf8(body: bytes, size: int) -> tuple[bytes, int]:
     return head, size * len(head) // len(body)
 
 
-class _ScannedBytes(NamedTuple):
+def _split_text(value: str) -> tuple[int, int]:
+    """UTF-8 bytes of a text that are not encoded data, and runs of such data."""
+    if len(value) < BLOCK_BYTES:
+        return utf8_bytes(value), 0
+    found = scan_blocks(value.encode("utf-8", "surrogatepass"), b"", may_be_binary=False)
+    return found.texts, found.encoded
+
+
+def _tokens_of_bytes(count: int) -> int:
+    """Tokens to hold for so many bytes of UTF-8 text, rounded up."""
+    return -(-count // _BYTES_PER_TOKEN)
+
+
+def _media_tokens(size: int) -> int:
+    return MEDIA_PART_TOKENS * -(-size // (1 << 20))
+
+
+BLOCK_BYTES: Final = 1_024
+_CUT_BYTES: Final = 6
+_BASE64: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-"
+_CAPITALS: Final = _BASE64[:26]
+_DIGITS: Final = b"0123456789"
+
+
+class ScannedBytes(NamedTuple):
     """Bytes by their kind.
 
     Attributes:
@@ -251,7 +265,7 @@ class _ScannedBytes(NamedTuple):
     ends_in_media: bool
 
 
-def _scan_blocks(data: bytes, marks: bytes, *, may_be_binary: bool) -> _ScannedBytes:
+def scan_blocks(data: bytes, marks: bytes, *, may_be_binary: bool) -> ScannedBytes:
     """Tell text, encoded and binary data apart, block by block.
 
     Args:
@@ -261,19 +275,19 @@ def _scan_blocks(data: bytes, marks: bytes, *, may_be_binary: bool) -> _ScannedB
     """
     texts = encoded = binary = 0
     is_encoded = is_binary = False
-    for at in range(0, len(data), _BLOCK_BYTES):
-        block = data[at : at + _BLOCK_BYTES]
+    for at in range(0, len(data), BLOCK_BYTES):
+        block = data[at : at + BLOCK_BYTES]
         was_encoded, is_encoded = is_encoded, False
         is_binary = may_be_binary and _is_binary(block)
         if is_binary:
             binary += len(block)
             continue
         # The rest at the end goes with the part before it.
-        is_encoded = _is_encoded(block) if len(block) == _BLOCK_BYTES else was_encoded and _is_base64(block)
+        is_encoded = _is_encoded(block) if len(block) == BLOCK_BYTES else was_encoded and _is_base64(block)
         encoded += is_encoded and not was_encoded
         if not is_encoded:
             texts += len(block.translate(None, marks))
-    return _ScannedBytes(texts, encoded, binary, is_encoded or is_binary)
+    return ScannedBytes(texts, encoded, binary, is_encoded or is_binary)
 
 
 def _is_binary(block: bytes) -> bool:
@@ -299,20 +313,3 @@ def _is_encoded(block: bytes) -> bool:
 
 def _is_base64(block: bytes) -> bool:
     return not block.translate(None, _BASE64)
-
-
-def _split_text(value: str) -> tuple[int, int]:
-    """UTF-8 bytes of a text that are not encoded data, and runs of such data."""
-    if len(value) < _BLOCK_BYTES:
-        return utf8_bytes(value), 0
-    found = _scan_blocks(value.encode("utf-8", "surrogatepass"), b"", may_be_binary=False)
-    return found.texts, found.encoded
-
-
-def _tokens_of_bytes(count: int) -> int:
-    """Tokens to hold for so many bytes of UTF-8 text, rounded up."""
-    return -(-count // _BYTES_PER_TOKEN)
-
-
-def _media_tokens(size: int) -> int:
-    return MEDIA_PART_TOKENS * -(-size // (1 << 20))

@@ -1,82 +1,47 @@
-"""Request to a language model: fields of its JSON, read so that no parser could find more in it.
-
-Parsers disagree about members that are named twice, about capitals in names, and about figures written as
-text: of all readings the dearest is taken. An app may ignore each of these, so they never lower a limit: only
-an integer under the exact name does.
-"""
+"""Request to a language model: the fields of its JSON that bound what the call may use."""
 
 from __future__ import annotations
 
 import json
-import re
-from functools import lru_cache
-from math import ceil, isnan
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from llm_usage.gateway_models import INPUT_MEMBERS, NO_GATEWAY_MODELS, GatewayModels, find_gateway_models
+from llm_usage.input_size import MeasureText, measure_plain_text, measure_values
+from llm_usage.json_readings import (
+    DECODER,
+    MEMBERS_MAX,
+    NO_VALUES,
+    UNREADABLE,
+    Members,
+    NamedValue,
+    exact_readings,
+    fold_name,
+    fold_path,
+    group_by_name,
+    largest_reading,
+    members_named,
+    read_figure,
+    values_read,
+)
 from llm_usage.json_values import rows
-from llm_usage.layout import utf8_bytes
 from llm_usage.units import FIGURE_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 READ_BYTES_MAX: Final = 1 << 20
 """A larger body is not read: parsing it would hold up other requests."""
 MARKS_MAX: Final = 1 << 14
 """A body with more commas and brackets is not read, for the same reason."""
-
-T = TypeVar("T")
-
-_Pairs: TypeAlias = "tuple[tuple[str, Any], ...]"
-"""An object, with members that are named twice; arrays are lists, and numbers of many digits texts."""
-_Named: TypeAlias = "tuple[str, Any]"
-"""A value with its name in the request; a member of another object has the dotted path."""
-
-MeasureText: TypeAlias = "Callable[[str], tuple[int, int]]"
-"""Finds the bytes of text and the media parts within a text."""
-
-_MEMBERS_MAX: Final = 1_024
-# https://openrouter.ai/docs/guides/routing/model-fallbacks, https://docs.litellm.ai/docs/proxy/reliability
-_LISTS: Final = ("models", "fallback", "fallbacks")
-"""Ends of the names of members that list models which a gateway may call."""
-_LISTED_VALUES_MAX: Final = 2_048
-_MENTIONED_MAX: Final = 32
-"""So many names of one list are enough: a hold prices fewer, and takes more for an unknown model."""
 _ALIKE_MAX: Final = 16
 _TOOLS_MAX: Final = 128
-_CONTAINERS: Final = (list, tuple)
-_INPUT: Final = frozenset({"messages", "input", "contents", "prompt", "system", "tools"})
-_WITHOUT_MODELS: Final = _INPUT | {
+_WITHOUT_MODELS: Final = INPUT_MEMBERS | {
     *("model", "n", "stop", "stream", "streamoptions", "temperature", "topp", "user", "toolchoice"),
     *("maxtokens", "maxcompletiontokens", "maxoutputtokens", "responseformat", "generationconfig"),
 }
 """Members, with folded names, that are not looked through for further models."""
-_USUAL_NAMES: Final = ("deployment", "model")
-_NAME_CHARS_MAX: Final = 64
-_SHORT_CHARS_MAX: Final = 256
-_VALUES_MAX: Final = 3_072
-_DIGITS: Final = re.compile(r"[0-9]{1,15}")
-# Every number that a program writes is shorter: a float has at most 17 digits, a sign, a dot and an exponent.
-_NUMBER_CHARS_MAX: Final = 24
 # And byte order marks, and the other bytes of a blank in UTF-16 and UTF-32.
 _BLANK: Final = b" \t\r\n\0\xef\xbb\xbf\xfe\xff"
-_NONE: Final[list[Any]] = []
-_UNREADABLE: Final = True
-"""Stands for an unknown value."""
-
-
-def _integer(written: str) -> int | str:
-    """An integer; its text if that is so long that converting it is slow."""
-    return int(written) if len(written) <= _NUMBER_CHARS_MAX else written
-
-
-def _fraction(written: str) -> float | str:
-    """A number with a fraction or an exponent; its text likewise."""
-    return float(written) if len(written) <= _NUMBER_CHARS_MAX else written
-
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_float=_fraction, parse_int=_integer)
-
 # llama.cpp's server goes by `n_predict` where both are given:
 # https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 _OUTPUT_LIMITS: Final = (
@@ -111,44 +76,6 @@ WAYS_OF_HEADERS: Final = {
 }
 """Header fields of Bedrock's InvokeModel that ask for such a way, and in a response name it."""
 _WAYS_OF_BEDROCK: Final = {"service_tier": "serviceTier.type", "speed": "performanceConfig.latency"}
-_MEDIA: Final = frozenset(
-    {
-        "image_url",
-        "input_audio",
-        "inlineData",
-        "inline_data",
-        "fileData",
-        "file_data",
-        "file_id",
-        "image",
-        "images",
-        "audio",
-        "video",
-        "mediaChunks",
-        "media_chunks",
-    }
-)
-_MEDIA_SOURCES: Final = ("base64", "url", "file")
-_MEDIA_DATA: Final = ("data", "url", "file_id")
-_NO_TEXT: Final = frozenset(
-    {
-        "type",
-        "role",
-        "id",
-        "tool_call_id",
-        "tool_use_id",
-        "call_id",
-        "cache_control",
-        "cachePoint",
-        "model",
-        "user",
-    }
-)
-
-
-def _measure_text(value: str) -> tuple[int, int]:
-    """Measure a text as nothing but text."""
-    return utf8_bytes(value), 0
 
 
 class NamedLimit(NamedTuple):
@@ -172,11 +99,11 @@ class LlmRequest:
 
     __slots__ = ("_gateway_models", "_named", "_root", "_values")
 
-    def __init__(self, root: _Pairs = ()) -> None:
+    def __init__(self, root: Members = ()) -> None:
         self._root = root
         # Under all spellings of a field.
-        self._values: dict[str, list[_Named]] = {}
-        self._named = _group_by_name(root)
+        self._values: dict[str, list[NamedValue]] = {}
+        self._named = group_by_name(root)
         self._gateway_models: GatewayModels | None = None
 
     @property
@@ -202,7 +129,7 @@ class LlmRequest:
         if found is None:
             further = self._named.keys() - _WITHOUT_MODELS
             found = (
-                _NO_MODELS
+                NO_GATEWAY_MODELS
                 if not further
                 else find_gateway_models([named for name in further for named in self._named[name]])
             )
@@ -215,7 +142,7 @@ class LlmRequest:
         if "tools" not in self._named:
             return ()
         tools = [item for _, value in self._named["tools"][:_ALIKE_MAX] for item in rows(value)]
-        found = [inner for item in tools[:_TOOLS_MAX] for _, inner in _members(("tools", item), "model")]
+        found = [inner for item in tools[:_TOOLS_MAX] for _, inner in members_named(("tools", item), "model")]
         return tuple(dict.fromkeys(name for name in found if isinstance(name, str) and name))
 
     @property
@@ -235,10 +162,10 @@ class LlmRequest:
         Args:
             field: a member's name, or a dotted path.
         """
-        first, *path = map(_fold_name, field.split("."))
-        found = self._named.get(first, _NONE)
+        first, *path = map(fold_name, field.split("."))
+        found = self._named.get(first, NO_VALUES)
         for name in path:
-            found = [inner for outer in found[:_ALIKE_MAX] for inner in _members(outer, name)]
+            found = [inner for outer in found[:_ALIKE_MAX] for inner in members_named(outer, name)]
         return [value for _, value in found if isinstance(value, str) and value]
 
     def limit(self, field: str, *, default: int) -> int:
@@ -258,9 +185,9 @@ class LlmRequest:
         """
         exact = [
             value if type(value) is int and value > 0 else default
-            for value in _exact_readings(self._root, tuple(field.split(".")))
+            for value in exact_readings(self._root, tuple(field.split(".")))
         ]
-        others = [_largest(value) for _, value in self._spellings(field)]
+        others = [largest_reading(value) for _, value in self._spellings(field)]
         return min(max(*exact, *others, 1), FIGURE_MAX)
 
     def named_limit(self, field: str) -> NamedLimit | None:
@@ -268,17 +195,17 @@ class LlmRequest:
         found = [
             NamedLimit(name, quantity)
             for name, value in self._spellings(field)
-            if (quantity := _figure(value)) is not None
+            if (quantity := read_figure(value)) is not None
         ]
         return max(found, key=lambda named: named.quantity, default=None)
 
     def answers(self) -> int:
         """For how many answers it asks: choices of each prompt, times the prompts."""
-        return self._count_answers(_largest)
+        return self._count_answers(largest_reading)
 
     def named_answers(self) -> int:
         """For how many answers it asks by the figures that can be read."""
-        return self._count_answers(_figure)
+        return self._count_answers(read_figure)
 
     def _count_answers(self, read: Callable[[object], int | None]) -> int:
         if self._named.keys().isdisjoint(_SEVERAL):
@@ -293,20 +220,20 @@ class LlmRequest:
 
     def has_member(self, name: str) -> bool:
         """Whether there is such a member, in any spelling."""
-        return _fold_name(name) in self._named
+        return fold_name(name) in self._named
 
     def is_set(self, name: str) -> bool:
         """Whether such a member is true, in any spelling."""
         return any(value is True for _, value in self._find_values(name))
 
-    def input_size(self, measure_text: MeasureText = _measure_text) -> tuple[int, int, int] | None:
+    def input_size(self, measure_text: MeasureText = measure_plain_text) -> tuple[int, int, int] | None:
         """Bytes of text, tokens given as numbers, and media parts; None where there are too many values.
 
         Args:
             measure_text: finds the bytes of text and the media parts within a text.
         """
         values: list[Any] = [self._root]
-        found = _measure_values(values, measure_text)
+        found = measure_values(values, measure_text)
         return None if values else found
 
     @property
@@ -325,15 +252,15 @@ class LlmRequest:
         places = [(way, way) for way in WAYS]
         places += [(way, place) for way, place in _WAYS_OF_BEDROCK.items() if self._has_object(place)]
         named = [(way, value) for way, place in places for _, value in self._find_values(place)]
-        if any(value is _UNREADABLE for _, value in named):
+        if any(value is UNREADABLE for _, value in named):
             return None
         return [(way, value.lower()) for way, value in named if isinstance(value, str)]
 
     def _has_object(self, field: str) -> bool:
         """Whether a field may stand in an object, in any spelling of that."""
-        return any(isinstance(value, tuple) for _, value in self._named.get(_path(field)[1], _NONE))
+        return any(isinstance(value, tuple) for _, value in self._named.get(fold_path(field)[1], NO_VALUES))
 
-    def _spellings(self, field: str) -> list[_Named]:
+    def _spellings(self, field: str) -> list[NamedValue]:
         known = self._values.get(field)
         if known is None:
             names: Iterable[str] = _LIMITS if field in _OUTPUT_LIMITS else (field,)
@@ -343,88 +270,21 @@ class LlmRequest:
                 known += [named for name in names for named in self._merged_values(name)]
         return known
 
-    def _merged_values(self, field: str) -> list[_Named]:
+    def _merged_values(self, field: str) -> list[NamedValue]:
         """Values that an SDK may write over those of a field."""
-        return self._find_values(f"{_MERGED}.{field}") if _MERGED_NAME in self._named else _NONE
+        return self._find_values(f"{_MERGED}.{field}") if _MERGED_NAME in self._named else NO_VALUES
 
-    def _find_values(self, field: str) -> list[_Named]:
+    def _find_values(self, field: str) -> list[NamedValue]:
         """All that a field may be to one parser or another."""
-        whole, first, path = _path(field)
-        found, level = self._named.get(whole, _NONE), self._named.get(first)
+        whole, first, path = fold_path(field)
+        found, level = self._named.get(whole, NO_VALUES), self._named.get(first)
         if path and level is not None:
             for name in path:
-                level = [inner for outer in level[:_ALIKE_MAX] for inner in _members(outer, name)]
+                level = [inner for outer in level[:_ALIKE_MAX] for inner in members_named(outer, name)]
                 if len(level) > _ALIKE_MAX:
-                    return [(field, _UNREADABLE)]
+                    return [(field, UNREADABLE)]
             found = [*found, *level]
-        return found if len(found) <= _ALIKE_MAX else [(field, _UNREADABLE)]
-
-
-class GatewayModels(NamedTuple):
-    """Models that a gateway may call in place of the one that a request names.
-
-    Attributes:
-        listed: in lists and maps of models and of fallbacks.
-        mentioned: in members called ``model`` wherever they stand, and keys of maps of fallbacks.
-        is_cut: whether the request has more values than are looked through.
-    """
-
-    listed: Sequence[str]
-    mentioned: Sequence[str]
-    is_cut: bool
-
-
-_NO_MODELS: Final = GatewayModels((), (), False)
-
-
-def find_gateway_models(members: Iterable[_Named]) -> GatewayModels:
-    """Look through members of a request for models, at any depth; messages and tools name none to a gateway.
-
-    The forms of fallbacks are ``["dear"]``, ``[{"cheap": ["dear"]}]``, ``{"cheap": "dear"}`` and
-    ``[{"model": "dear", "fallbacks": […]}]``.
-    """
-    listed, mentioned = list[str](), list[str]()
-    rest: list[tuple[object, bool]] = [(tuple(members), False)]
-    for _ in range(_LISTED_VALUES_MAX):
-        if not rest:
-            break
-        value, is_list = rest.pop()
-        if isinstance(value, str):
-            if is_list:
-                listed.append(value)
-        elif isinstance(value, list):
-            items = cast("list[object]", value)
-            if is_list:
-                rest += [(item, True) for item in items[: _LISTED_VALUES_MAX + 1]]
-            else:
-                rest += [(item, False) for item in items if isinstance(item, _CONTAINERS)]
-        elif isinstance(value, tuple):
-            _look_at_members(cast("_Pairs", value), rest, mentioned, is_list=is_list)
-    return GatewayModels(listed, mentioned, bool(rest))
-
-
-def _look_at_members(
-    members: _Pairs, rest: list[tuple[object, bool]], mentioned: list[str], *, is_list: bool
-) -> None:
-    """Sort the members of an object into names of models and values that may hold some.
-
-    In a list of models an object is an entry, with the name under ``model``, or a map from names to names.
-    """
-    folded = [(_fold_name(name[:_NAME_CHARS_MAX]), name, inner) for name, inner in members]
-    is_entry = any(name in _USUAL_NAMES for name, _, _ in folded)
-    for name, written, inner in folded:
-        if name in _INPUT:
-            continue
-        if is_list and not is_entry:
-            mentioned.append(written)
-            rest.append((inner, True))
-        elif name.endswith(_LISTS) or (is_list and name in _USUAL_NAMES):
-            rest.append((inner, True))
-        else:
-            if is_list or any(word in name for word in _USUAL_NAMES):
-                texts = (inner, *rows(inner)[:_MENTIONED_MAX])
-                mentioned += [text for text in texts if isinstance(text, str)]
-            rest.append((inner, False))
+        return found if len(found) <= _ALIKE_MAX else [(field, UNREADABLE)]
 
 
 def may_be_json(body: bytes) -> bool:
@@ -443,137 +303,16 @@ def read_request(body: bytes) -> LlmRequest | None:
         return None
     try:
         encoding = "utf-8" if body.startswith(b'{"') else json.detect_encoding(body)
-        root: object = _DECODER.decode(body.decode(encoding))
+        root: object = DECODER.decode(body.decode(encoding))
     except (ValueError, RecursionError):
         return None
     if not isinstance(root, tuple):
         return None
-    members = cast("_Pairs", root)
-    return LlmRequest(members) if len(members) <= _MEMBERS_MAX else None
+    members = cast("Members", root)
+    return LlmRequest(members) if len(members) <= MEMBERS_MAX else None
 
 
-def _largest(value: object) -> int:
-    """The most that a value may be to one parser or another: 10^15 - 1 where that is not known."""
-    figure = _figure(value)
-    if value is None:
-        return 0
-    is_plain = not isinstance(value, str) or _DIGITS.fullmatch(value) is not None
-    return figure if figure is not None and is_plain else FIGURE_MAX
-
-
-def _figure(value: object) -> int | None:
-    """A figure from 1 to 10^15 - 1, rounded up; larger ones as that; None where it is none."""
-    if type(value) is int:
-        return min(value, FIGURE_MAX) if value >= 1 else None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        # As lenient as apps are: blanks, exponents and digits of other scripts.
-        figure = float(value)
-    except ValueError:
-        return None
-    return None if isnan(figure) or figure < 1 else ceil(min(figure, FIGURE_MAX))
-
-
-def _exact_readings(value: object, path: tuple[str, ...]) -> Iterator[object]:
-    """Yield each value under the exact names of a path; None where a parser finds none."""
-    if not path or value is None:
-        yield value
-    elif not isinstance(value, tuple):
-        yield _UNREADABLE
-    else:
-        found = [inner for name, inner in cast("_Pairs", value) if name == path[0]]
-        for inner in found or [None]:
-            yield from _exact_readings(inner, path[1:])
-
-
-@lru_cache(maxsize=1_024)
-def _fold_name(name: str) -> str:
-    """A name without what parsers overlook: capitals (Go), ``maxTokens`` for ``max_tokens`` (Protobuf)."""
-    return name.casefold().replace("_", "")
-
-
-@lru_cache(maxsize=256)
-def _path(field: str) -> tuple[str, str, tuple[str, ...]]:
-    """A field that a plans file names, folded: as one name, its first name, and the path from there."""
-    first, *path = map(_fold_name, field.split("."))
-    return _fold_name(field), first, tuple(path)
-
-
-def values_read(named: Sequence[tuple[str, T]]) -> list[T]:
-    """Values of repeated names that readers take: the first and the last one of all and of a usual spelling.
-
-    A client can write a name in so many spellings that not each can count.
-
-    Args:
-        named: each value after its name as it is spelled, in the order of the request.
-    """
-    if len(named) <= 1:
-        return [value for _, value in named]
-    usual = [[pair for pair in named if pair[0] == name] for name in _USUAL_NAMES]
-    return [value for group in (named, *usual) for _, value in (*group[:1], *group[-1:])]
-
-
-def _group_by_name(members: _Pairs, prefix: str = "") -> dict[str, list[_Named]]:
-    found: dict[str, list[_Named]] = {}
-    for name, value in members:
-        if len(name) <= _NAME_CHARS_MAX:
-            found.setdefault(_fold_name(name), []).append((prefix + name, value))
-    return found
-
-
-def _members(outer: _Named, folded: str) -> list[_Named]:
-    path, value = outer
-    if value is None:
-        return []
-    members = cast("_Pairs", value) if isinstance(value, tuple) else ()
-    if not isinstance(value, tuple) or len(members) > _MEMBERS_MAX:
-        return [(path, _UNREADABLE)]
-    return _group_by_name(members, f"{path}.").get(folded, [])
-
-
-def _measure_values(values: list[Any], measure_text: MeasureText) -> tuple[int, int, int]:
-    """Bytes of text, tokens given as numbers, and media parts in values of any depth.
-
-    Args:
-        values: parsed JSON, its objects as pairs. It keeps the values beyond the bound.
-        measure_text: finds the bytes of text and the media parts within a text.
-    """
-    size = numbers = media = 0
-    for _ in range(_VALUES_MAX):
-        if not values:
-            break
-        value = values.pop()
-        if isinstance(value, str):
-            text_bytes, encoded = measure_text(value)
-            size += text_bytes
-            media += encoded
-        elif isinstance(value, list):
-            items = rows(cast("object", value))
-            others = [item for item in items if type(item) not in (int, float) or item % 1]
-            numbers += len(items) - len(others)
-            values += others
-        elif isinstance(value, tuple) and len(cast("_Pairs", value)) > _MEMBERS_MAX:
-            values.append(value)
-            break
-        elif isinstance(value, tuple):
-            media += _count_media(cast("_Pairs", value), values)
-    return size, numbers, media
-
-
-def _count_media(members: _Pairs, values: list[Any]) -> int:
-    """Count the media parts of an object; its other members are added to the values."""
-    is_source = any(name == "type" and value in _MEDIA_SOURCES for name, value in members)
-    media = 0
-    for name, value in members:
-        if name in _MEDIA or (is_source and name in _MEDIA_DATA):
-            media += max(1, len(rows(value)))
-        elif name not in _NO_TEXT or not isinstance(value, str) or len(value) > _SHORT_CHARS_MAX:
-            values.append(value)
-    return media
-
-
-_LIMITS: Final = tuple(map(_fold_name, _OUTPUT_LIMITS))
-_MERGED_NAME: Final = _fold_name(_MERGED)
+_LIMITS: Final = tuple(map(fold_name, _OUTPUT_LIMITS))
+_MERGED_NAME: Final = fold_name(_MERGED)
 # What must be in a request that asks for more than one answer, wherever in it the number stands.
-_SEVERAL: Final = frozenset({"prompt"}.union(*(_path(name)[:2] for name in _ANSWERS)))
+_SEVERAL: Final = frozenset({"prompt"}.union(*(fold_path(name)[:2] for name in _ANSWERS)))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
 from llm_usage.batch_lines import outliving_state
+from llm_usage.body_reader import read_body
 from llm_usage.call_usage import CallUsage, figure, is_pending, sum_calls
 from llm_usage.joined_reports import deduplicate_calls, join_reports
 from llm_usage.json_values import dig, load, rows, short_id, table
@@ -25,7 +26,6 @@ from llm_usage.providers.openai_agents import agents_parts, members_of, response
 from llm_usage.providers.pydantic_ai import PYDANTIC_AI, responses_of_result
 from llm_usage.providers.xai import XAI, xai_event
 from llm_usage.reported_calls import ReportedCalls
-from llm_usage.response import read_body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

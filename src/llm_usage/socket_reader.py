@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 from llm_usage.call_usage import CallUsage, fill_estimates
 from llm_usage.estimate import billed_input
+from llm_usage.event_marks import may_have_figures, may_report
 from llm_usage.framing.content_codings import PIECE_BYTES
 from llm_usage.framing.large_json import LargeJsonReader
 from llm_usage.json_values import load, table
-from llm_usage.layout import may_have_figures, may_report
 from llm_usage.observer import UsageObserver
 from llm_usage.providers import BY_NAME
 from llm_usage.providers.gemini import GEMINI, live_api
 from llm_usage.providers.openai import LIVE_SESSION, SESSION_LENGTHS
-from llm_usage.requested_model import SessionModels, is_transcription
+from llm_usage.session_models import SessionModels, is_transcription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

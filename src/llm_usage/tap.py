@@ -6,11 +6,11 @@ from contextlib import AsyncExitStack
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
 
+from llm_usage.body_reader import BodyReader
 from llm_usage.call_usage import CallUsage, fill_estimates
 from llm_usage.objects import OBJECT_APIS, events_of
 from llm_usage.observer import UsageObserver
 from llm_usage.plain_values import is_body
-from llm_usage.response import BodyReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator

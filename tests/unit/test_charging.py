@@ -28,7 +28,9 @@ from llm_usage.price_table import unit_dimensions
 from llm_usage.unit_prices import UnitPrices
 from llm_usage.units import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
-from meterkit.decisions.model_charges import CallCosts, ChargeRemainders, ModelCharges, price_call
+from meterkit.decisions.call_costs import CallCosts
+from meterkit.decisions.charge_remainders import ChargeRemainders
+from meterkit.decisions.model_charges import ModelCharges, price_call
 
 # What calls are charged: prices of their providers or the seller's own, a markup, and whole units of it.
 

@@ -6,8 +6,8 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Final, Protocol
 
+from llm_usage.event_marks import may_answer
 from llm_usage.framing.incremental import EVENT_BYTES_MAX, IncrementalReader, run_steps
-from llm_usage.layout import may_answer
 
 if TYPE_CHECKING:
     from llm_usage.framing.incremental import Emit, Steps, Work

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from llm_usage.layout import may_have_usage
+from llm_usage.event_marks import may_have_usage
 from llm_usage.providers.anthropic import ANTHROPIC
 from llm_usage.providers.bedrock import BEDROCK
 from llm_usage.providers.cohere import COHERE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.requests import ClientDisconnect
 
 from llm_usage.call_location import locate_calls
-from llm_usage.layout import is_counting
+from llm_usage.event_marks import is_counting
 from meterkit.asgi.buffered_body import KeptRequest, has_body
 from meterkit.asgi.llm_calls import LlmCalls, called_models, name_calls
 from meterkit.asgi.logs import warn, warn_of_fetched, warn_of_lost, warn_of_unread

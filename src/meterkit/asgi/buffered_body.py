@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 from llm_usage import read_request
 from llm_usage.call_location import JsonLocation, location_of_body, location_of_path, location_of_text
+from llm_usage.call_usage import names_of
+from llm_usage.form_models import form_readers, is_form
 from llm_usage.llm_request import WAYS_OF_HEADERS
 from llm_usage.published_factors import REGIONAL
 from llm_usage.requested_model import (
     JsonModels,
     RequestHead,
-    form_readers,
-    is_form,
     models_in_text,
     models_of_body,
     models_of_form,
     models_of_path,
-    names_of,
     requested_models,
 )
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope
 
-    from llm_usage.requested_model import BodyModels
+    from llm_usage.form_models import BodyModels
 
 READ_AHEAD_BYTES_MAX: Final = 1 << 20
 DECODED_BYTES_MAX: Final = 256 << 10

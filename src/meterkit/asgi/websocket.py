@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from llm_usage import CallUsage
     from llm_usage.framing.incremental import Work
-    from llm_usage.requested_model import SessionModels
+    from llm_usage.session_models import SessionModels
     from meterkit.asgi.logs import RefusalLog, TroubleLog
     from meterkit.catalog import Entitlement, Outcome, Route
     from meterkit.decisions.decision import Decision

@@ -1,21 +1,19 @@
-"""Charges for language model calls: providers' prices or the seller's own, a markup, and costs by meter."""
+"""Charges for language model calls: providers' prices or the seller's own, and a markup."""
 
 from __future__ import annotations
 
 import logging
 from fractions import Fraction
 from functools import cache
-from importlib.util import find_spec
 from itertools import islice, product
-from math import ceil, floor, prod
-from threading import Lock
+from math import ceil, prod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_usage import list_prices
 from llm_usage.call_usage import billed_units
 from llm_usage.listed_models import STANDARD, dearest_prices, model_names, providers_of, varying_contexts
 from llm_usage.llm_request import WAYS
-from llm_usage.price_table import installed_table, is_listed, table_version, unit_dimensions
+from llm_usage.price_table import installed_table, is_listed
 from llm_usage.unit_prices import UnitPrices, at_any_length, highest_prices
 from llm_usage.units import UNIT_OF, WHOLE_OF
 from meterkit.catalog.model_prices import first_match, is_pattern, may_overlap
@@ -23,7 +21,7 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from llm_usage import CallUsage
@@ -51,16 +49,14 @@ _SHAPES: Final = {
     "ollama": "ollama",
 }
 """The words of ``usage:``, each with the provider whose API has that shape."""
-
 _NAMED_APART: Final = _SHAPES["bedrock"]
 """The provider of a shape whose models the table does not find by their names alone."""
 _SHAPE_PROVIDERS: Final = frozenset({None, *_SHAPES.values()})
 """Providers recognised by the response's shape alone. None of these reports amounts of money."""
 _DIRECTIONS: Final = ("input_tokens", "output_tokens")
-_REMAINDERS_MAX: Final = 100_000
 
 
-def _require_table() -> None:
+def require_table() -> None:
     """Raise a `MeterkitError` where the price table is not installed."""
     if installed_table() is None:
         raise MeterkitError(
@@ -82,7 +78,7 @@ class ModelCharges:
     """
 
     def __init__(self, prices: ProviderPrices) -> None:
-        _require_table()
+        require_table()
         self._markup = Fraction(100 + prices.markup_percent, 100)
         self._own = {
             pattern: _SellerTerms(
@@ -127,10 +123,10 @@ class ModelCharges:
     def amount(self, call: CallUsage, at: datetime) -> Fraction | None:
         """Price a call; None: it used something, and no price of its model is known."""
         units = billed_units(call)
-        reported = _reported_cost(call, self)
+        reported = find_reported_cost(call, self)
         if reported is not None:
             return self._markup * reported
-        prices = _prices_of(call, units, at, self)
+        prices = find_prices(call, units, at, self)
         if prices is None:
             return None if units else Fraction(0)
         return prices.cost(units, self._markup, is_sum="summed" in call.notes)
@@ -375,33 +371,7 @@ class UnpricedLog:
             _logger.error("nothing is charged for %s of model %r: %s; %s", what, name, why, cure)
 
 
-def find_costs(
-    call: CallUsage,
-    units: Mapping[str, int],
-    at: datetime,
-    charges: ModelCharges | None,
-    group: Callable[[str], str],
-) -> dict[str, Fraction] | None:
-    """The cost of a call by group of units; None: nothing says what its model costs.
-
-    The seller's own prices come first, then the amount that the provider reports, then list prices. The
-    provider's amount stands under ``requests``.
-
-    Args:
-        call: the call.
-        units: of it, as they are billed.
-        at: when it was made (aware).
-        charges: knows the seller's own prices; None: there are none.
-        group: what the costs of a unit are added to.
-    """
-    reported = _reported_cost(call, charges)
-    if reported is not None:
-        return {group("requests"): reported}
-    found = _prices_of(call, units, at, charges)
-    return None if found is None else found.costs(units, group, is_sum="summed" in call.notes)
-
-
-def _reported_cost(call: CallUsage, charges: ModelCharges | None) -> Fraction | None:
+def find_reported_cost(call: CallUsage, charges: ModelCharges | None) -> Fraction | None:
     """The amount that the provider reports, where it counts."""
     if call.reported_cost_micros is None or call.provider in _SHAPE_PROVIDERS:
         return None
@@ -409,9 +379,10 @@ def _reported_cost(call: CallUsage, charges: ModelCharges | None) -> Fraction | 
     return None if is_own else call.reported_cost_micros
 
 
-def _prices_of(
+def find_prices(
     call: CallUsage, units: Mapping[str, int], at: datetime, charges: ModelCharges | None
 ) -> UnitPrices | None:
+    """The prices of a call, the seller's own first; None: it used nothing, or they are not known."""
     if not units:
         return None
     model = call.model or ""
@@ -437,107 +408,3 @@ def price_call(
         if amount:
             found[meter] = amount
     return found, is_unpriced
-
-
-_KEPT_MOST: Final = 1024
-_TOTAL: Final = "total_tokens"
-_CALLED: Final = {unit: name for name, unit in UNIT_OF.items()}
-
-
-@cache
-def _counted_by(unit: str) -> tuple[str, ...]:
-    """The meters that may show a unit's cost: the first one that counts the unit, or a whole of it, does."""
-    if unit == "requests":
-        return "input_tokens", "output_tokens", _TOTAL
-    dimensions = unit_dimensions()
-    own = dimensions[unit]
-    wholes = sorted(
-        (other for other, known in dimensions.items() if known <= own),
-        key=lambda other: -len(dimensions[other]),
-    )
-    named = [name for whole in wholes for name in (whole, _CALLED.get(whole)) if name is not None]
-    return *named, _TOTAL
-
-
-class CallCosts:
-    """Providers' charges for calls, exactly, in micro-units of US dollars.
-
-    Args:
-        charges: what calls are charged, with the seller's own prices; None: they are not charged.
-        meter: that counts what calls are charged; it shows the cost where no meter counts tokens.
-        counters: the meters that are counted on.
-        plans: the version of the plans file.
-    """
-
-    def __init__(
-        self, charges: ModelCharges | None, meter: str | None, counters: Collection[str], plans: str
-    ) -> None:
-        _require_table()
-        self._charges = charges
-        self._meter = meter
-        self._named = tuple((name, UNIT_OF.get(name, name)) for name in counters if name != _TOTAL)
-        self._counts_totals = _TOTAL in counters
-        self._meters: dict[tuple[str, ...], _MetersOfUnits] = {}
-        self._plans = plans
-        self.version = f"{plans},{table_version()}"
-
-    def of(self, call: CallUsage, at: datetime) -> dict[str, Fraction]:
-        """The cost by meter, without markup; empty: no provider's price is known, or nothing was used."""
-        units = billed_units(call)
-        has_measure = call.billed_input_tokens is not None or call.billed_output_tokens is not None
-        known = call.units if has_measure else units
-        counted = tuple(name for name, unit in self._named if known.get(unit))
-        if self._counts_totals and call.total_tokens:
-            counted = *counted, _TOTAL
-        meters = self._meters.get(counted)
-        if meters is None:
-            if len(self._meters) >= _KEPT_MOST:
-                self._meters.clear()
-            meters = self._meters[counted] = _MetersOfUnits(counted, self._meter)
-        return find_costs(call, units, at, self._charges, meters.__getitem__) or {}
-
-
-class _MetersOfUnits(dict[str, str]):
-    """Unit to the meter that shows its cost, found once for the meters that a call counts on."""
-
-    def __init__(self, counted: Collection[str], meter: str | None) -> None:
-        super().__init__()
-        self._counted = counted
-        self._other = meter or next(iter(sorted(counted)), "")
-
-    def __missing__(self, unit: str) -> str:
-        found = next((name for name in _counted_by(unit) if name in self._counted), self._other)
-        self[unit] = found
-        return found
-
-
-def make_call_costs(
-    charges: Mapping[str, ModelCharges], counters: Collection[str], plans: str
-) -> CallCosts | None:
-    """Costs of calls; None: the package ``genai-prices`` is not installed."""
-    if find_spec("genai_prices") is None:
-        return None
-    meter, one = next(iter(charges.items()), (None, None))
-    return CallCosts(one, meter, counters, plans)
-
-
-class ChargeRemainders:
-    """The parts of a unit that amounts leave when whole units are counted, for the customer's next amount.
-
-    They are of this process: when that ends, each customer has been charged less than a unit too little.
-    """
-
-    def __init__(self) -> None:
-        self._left: dict[tuple[str, str], Fraction] = {}
-        self._lock = Lock()
-
-    def count_units(self, customer: str, meter: str, amount: Fraction) -> int:
-        """The whole units of an amount and of what was left before."""
-        with self._lock:
-            total = self._left.pop((customer, meter), Fraction(0)) + amount
-            units = floor(total)
-            if total != units:
-                self._left[customer, meter] = total - units
-                if len(self._left) > _REMAINDERS_MAX:
-                    del self._left[next(iter(self._left))]
-        return min(units, QUANTITY_MAX)

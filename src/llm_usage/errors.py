@@ -1,5 +1,0 @@
-"""The error that this package raises."""
-
-
-class LlmUsageError(Exception):
-    """Base of every error of this package."""
