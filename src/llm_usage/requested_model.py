@@ -177,8 +177,8 @@ def models_of_body(
     """
     of_json = () if asked is None else asked.models
     if is_form(head.content_type):
-        found = names_of((*of_json, *models_of_form(head.content_type, body)))
-        return found if found or is_whole else None
+        # A form may name another model behind its files.
+        return names_of((*of_json, *models_of_form(head.content_type, body))) if is_whole else None
     if asked is not None and asked.has_unread_models:
         return None
     if asked is None and (may_be_json(body) or not (body or is_whole)):

@@ -306,8 +306,8 @@ class KeptRequest:
         """Search a body that cannot be parsed for models, and add the known ones."""
         of_form = is_form(head.content_type)
         found = [name for reader in self._rest or () for name in reader.models()]
-        if not (self._rest or of_form):
-            found += models_in_text(body)
+        if not self._rest:
+            found += models_of_form(head.content_type, body) if of_form else models_in_text(body)
         named = names_of((*known, *found))
         is_certain = of_form or models_of_path(head.path)
         return named if is_certain else (*named, "")
