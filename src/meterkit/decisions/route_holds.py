@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_usage.listed_models import providers_of
 from llm_usage.units import UNITS
 from meterkit.catalog.currencies import BALANCE_CURRENCY
+from meterkit.catalog.errors import listed
 from meterkit.catalog.meters import CHARGED
 from meterkit.catalog.model_prices import is_pattern
 from meterkit.catalog.value_parsers import exact_money, money
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _MILLION: Final = 10**6
 _MICROS_PER_CENT: Final = 10_000
+_NONE: Final[Mapping[str, Sequence[str]]] = {}
 
 
 class RouteHold(NamedTuple):
@@ -33,14 +36,15 @@ class RouteHold(NamedTuple):
         of: name of the credit, or `budget`.
         amount: as people write it: of what the route reserves.
         per_million_input: likewise, for a million tokens that go in; None: the route holds no more for them.
-        unpriced: names of the route's models without a known price, which hold nothing.
+        unpriced: names of the route's models without a known price, which hold nothing; each with the
+            providers to choose from where its price depends on the provider.
     """
 
     route: str
     of: str
     amount: str
     per_million_input: str | None = None
-    unpriced: Sequence[str] = ()
+    unpriced: Mapping[str, Sequence[str]] = _NONE
 
     def __str__(self) -> str:
         """The line that `meterkit check` prints."""
@@ -48,7 +52,8 @@ class RouteHold(NamedTuple):
         if self.per_million_input is not None:
             found += f", and {self.per_million_input} for each million tokens of input"
         if self.unpriced:
-            found += f"; no price of {', '.join(self.unpriced)} is known, so it holds nothing"
+            shown = ", ".join(map(_describe_model, self.unpriced.items()))
+            found += f"; no price of {shown} is known, so it holds nothing"
         return found
 
 
@@ -106,13 +111,18 @@ def _held_of_balance(
     reserved = ceilings.get("input_tokens")
     if reserved is not None:
         rest += ceil(reserved * million / _MILLION)
-    unpriced = [
-        name
+    unpriced = {
+        name: providers_of(name)
         for name in route.own_models
         if not (is_pattern(name) or charges.has_price(name, route.usage, at, route.provider))
-    ]
+    }
     more = None if reserved is not None or not million else _shown(million)
     return RouteHold(route.match, credit, _shown(rest), more, unpriced)
+
+
+def _describe_model(unpriced: tuple[str, Sequence[str]]) -> str:
+    name, providers = unpriced
+    return f"{name} (its `provider` may be: {listed(providers)})" if providers else name
 
 
 def _shown(micros: int) -> str:
