@@ -79,7 +79,7 @@ def interaction_of(event: Table) -> Table | None:
 def call_event_id(call: CallUsage) -> str | None:
     """The event id under which a call is counted, once; None where it ends with its request.
 
-    Without the provider: a route may name another one than the shape of an answer suggests.
+    Without the provider: the caller may know another one than the shape of an answer suggests.
     """
     if not call.outlives or call.response_id is None:
         return None

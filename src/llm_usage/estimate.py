@@ -146,7 +146,7 @@ def speech_call(body: bytes, limit_models: Callable[[Sequence[str]], Sequence[st
 
     Args:
         body: of the request, complete.
-        limit_models: gives those of the requested models that the route may call.
+        limit_models: gives those of the requested models that may run.
     """
     asked = read_request(body)
     units = speech_units(asked)

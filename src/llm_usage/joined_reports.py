@@ -1,7 +1,7 @@
 """Join the reports of two sides about the same calls: each call counts once.
 
-Who gains if a report lies? What the app hands over itself, by ``record_usage`` or a tap, comes from its
-provider: two such reports are equals, and the better one counts. What the app responds may be what a customer
+Who gains if a report lies? What the app hands over itself, an object or a tapped stream, comes from its
+provider: two such reports are equals, and the better one counts. What the app responds may be what a user
 made the model write: it can raise the figures that the app reports, never lower them, and it lowers no price.
 Only under the provider's id of a call, which no client knows before the call is made, it also tells what the
 app's report leaves open: the model, what it costs, as what it was processed.

@@ -55,7 +55,7 @@ def fold_name(name: str) -> str:
 
 @lru_cache(maxsize=256)
 def fold_path(field: str) -> tuple[str, str, tuple[str, ...]]:
-    """A field that a plans file names, folded: as one name, its first name, and the path from there."""
+    """A field, folded: as one name, its first name, and the path from there."""
     first, *path = map(fold_name, field.split("."))
     return fold_name(field), first, tuple(path)
 

@@ -27,8 +27,8 @@ class EventUsage:
     """Usage that one event of a response reports.
 
     Attributes:
-        counts: the API's own figures; what :attr:`settle` makes the normalised ones of: by meterkit's names,
-            others by the price table's unit.
+        counts: the API's own figures. :attr:`settle` normalises them: to the names of a call's fields, and
+            units of the price table.
         refused: whether a figure was ignored because it cannot be one.
         settle: normalises the merged counts of a call.
         call_id: the provider's id of the call; None where the event has none.

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from llm_usage.json_values import Table
 
 # With br and zstd a token of a text takes 2 bytes, as an event of its own 6 to 20: these are on the safe side
-# of both for the billed customer.
+# of both for those who are billed.
 _CODED_BYTES_PER_TOKEN: Final = 4
 _CODED_EVENT_BYTES_PER_TOKEN: Final = 32
 # It may be no text at all, but vectors or an image.
@@ -112,7 +112,7 @@ class ResponseReader:
         """A reader for a response that begins.
 
         Args:
-            usage: the route's word: ``auto`` or an API's name.
+            usage: ``auto`` or an API's name.
             status: the response's status.
             headers: the response's headers.
 

@@ -1,4 +1,4 @@
-"""Figures that a route's ``usage_fields`` names by their paths in the JSON of a response."""
+"""Figures at paths of a response's JSON that the caller names: of APIs that no reader knows."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def is_readable(kind: bytes, *, declared: bool) -> bool:
 
     Args:
         kind: the content type.
-        declared: whether its route says so: then it may be any text but a page.
+        declared: whether the caller says so: then it may be any text but a page.
     """
     if kind in (SSE, EVENT_STREAM, *PLAIN) or is_json(kind) or is_lines(kind):
         return True

@@ -27,7 +27,7 @@ BY_NAME: Final[Mapping[str, tuple[ProviderApi, ...]]] = {
     "auto": AUTO,
     **{api.name: (api,) for api in (*AUTO, MISTRAL)},
 }
-"""The APIs by the words of the plans file."""
+"""The APIs by their names, and those that ``auto`` tries in their order."""
 _MARK: Final = re.compile(b"|".join(re.escape(mark) for api in AUTO for mark in api.marks))
 
 
