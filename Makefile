@@ -17,7 +17,7 @@ EXTRAS := stripe,embedded,memory,fastapi,cli,audit,storage,notify,pages,simulate
 OLDEST := .venv-oldest
 # What stands on other packages: requests and answers (starlette, fastapi, httpx), settings and plans files (pydantic, pyyaml),
 # commands (typer, rich), the clients of the store and of Stripe. Arithmetic of our own is not run again for their sake.
-OLDEST_TESTS := tests/test_public_surface.py tests/testing tests/stripe_emulator tests/tokens/test_objects.py \
+OLDEST_TESTS := tests/test_public_surface.py tests/testing tests/stripe_emulator tests/llm_usage/test_objects.py \
   $(patsubst %,tests/unit/test_%.py,settings url sync_twin middleware_arguments) \
   $(filter-out %/test_fuzz.py,$(wildcard tests/catalog/test_*.py)) \
   $(filter-out %_faults.py %_decisions.py %_estimates.py %_rates.py %_reserved.py %_reporting.py %_suite.py %_hostile.py %_mcp.py, \
@@ -76,7 +76,7 @@ mutants: $(VENV)/.dev
 soak: $(VENV)/.dev
 	METERKIT_SOAK_S=600 $(BIN)/pytest --timeout 7200 tests/promises/test_i6_i11_soak.py $(ARGS)
 	METERKIT_ALL_MUTANTS=1 METERKIT_CRASH_SEEDS=500 METERKIT_HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n 2 --timeout 7200 \
-	  --whole --ignore tests/store/test_scripts_mutations.py tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
+	  --whole --ignore tests/store/test_scripts_mutations.py tests/store tests/catalog tests/llm_usage tests/unit tests/promises $(ARGS)
 	METERKIT_ALLOTMENT_STEPS=1000000 $(BIN)/pytest -n 2 --whole --timeout 7200 tests/promises/test_i3_allotments.py -k store_counts $(ARGS)
 	METERKIT_SPIKE_CUSTOMERS=200 $(BIN)/pytest -n 2 --timeout 7200 tests/notify/test_watches.py $(ARGS)
 	METERKIT_DECISIONS=100000 $(BIN)/pytest --whole --timeout 7200 tests/promises/test_i3_exact_money.py $(ARGS)
@@ -88,7 +88,7 @@ test-oldest: $(OLDEST)/.done
 
 test-sdks: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group sdks
-	$(BIN)/pytest tests/tokens/test_sdks.py $(ARGS)
+	$(BIN)/pytest tests/llm_usage/test_sdks.py $(ARGS)
 
 release: $(VENV)/.run
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group release

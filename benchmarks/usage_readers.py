@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from peers.streaming import event as openai_chunk
 
-from meterkit.tokens.response import ResponseReader
-from meterkit.tokens.tap import StreamTap
+from llm_usage import ResponseReader, StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import Callable

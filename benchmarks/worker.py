@@ -20,7 +20,7 @@ from driver import Client, Target, running
 from peers.streaming import CHUNKS, HEADERS, PATH, Chat, answer
 from variants import BY_NAME
 
-from meterkit.tokens.response import ResponseReader
+from llm_usage import ResponseReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,12 +14,15 @@ from typing import Final
 
 import pytest
 
+import llm_usage
 import meterkit
 import stripe_emulator
 
 ROOT: Final = Path(__file__).parents[1]
 SOURCE: Final = ROOT / "src"
-PACKAGES: Final = tuple(Path(str(package.__file__)).parent for package in (meterkit, stripe_emulator))
+PACKAGES: Final = tuple(
+    Path(str(package.__file__)).parent for package in (meterkit, llm_usage, stripe_emulator)
+)
 MODULES: Final = {package.name: sorted(package.rglob("*.py")) for package in PACKAGES}
 
 

@@ -1,4 +1,4 @@
-"""Imports point backwards along one line, there are no cycles, and the Stripe emulator stands alone."""
+"""Imports point backwards along one line, without cycles; `llm_usage` and the Stripe emulator stand alone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+import llm_usage
 import meterkit
 import stripe_emulator
 
 LINE = (
+    ("llm_usage",),  # A package of its own, which imports nothing of meterkit.
     ("errors", "log_throttle", "problem_types", "cancellation", "safe_text", "csv_text", "metric_tallies"),
     ("settings", "allowed_origins", "http_bodies"),
     ("catalog",),
     ("terms",),
-    ("decisions", "tokens"),
+    ("decisions",),
     ("redis",),
     ("store",),
     ("outbox",),
@@ -35,20 +37,19 @@ LINE = (
     ("cli",),
     ("__main__",),
 )
+PACKAGES = (llm_usage, meterkit, stripe_emulator)
+_OURS = r"(?:llm_usage|meterkit|stripe_emulator)[\w.]*"
 # Import statements as the formatter writes them: to parse all modules takes seconds.
-SEVERAL = re.compile(
-    r"^ *from ((?:meterkit|stripe_emulator)[\w.]*) import (?:\(([^)]*)\)|([^(\n]*))", re.MULTILINE
-)
-NAME = r"(?:meterkit|stripe_emulator)[\w.]*"
-ONE = re.compile(rf"^ *import ({NAME})|\bimport_module\([\"']({NAME})", re.MULTILINE)
+SEVERAL = re.compile(rf"^ *from ({_OURS}) import (?:\(([^)]*)\)|([^(\n]*))", re.MULTILINE)
+ONE = re.compile(rf"^ *import ({_OURS})|\bimport_module\([\"']({_OURS})", re.MULTILINE)
 PLACE = {room: place for place, rooms in enumerate(LINE) for room in rooms}
 
 
 @cache
 def sources() -> dict[str, str]:
-    """Module to source, for both packages."""
+    """Module to source, for all packages."""
     found: dict[str, str] = {}
-    for package in (meterkit, stripe_emulator):
+    for package in PACKAGES:
         root = Path(str(package.__file__)).parent
         for path in sorted(root.rglob("*.py")):
             parts = (package.__name__, *path.relative_to(root).with_suffix("").parts)
@@ -75,7 +76,7 @@ def test_the_design_page_has_the_import_line() -> None:
 
 def room_of(module: str) -> str:
     package, _, rest = module.partition(".")
-    return package if package == "stripe_emulator" else rest.partition(".")[0]
+    return rest.partition(".")[0] if package == "meterkit" else package
 
 
 def imports(module: str, known: Mapping[str, str]) -> Iterator[tuple[int, str]]:
@@ -158,6 +159,8 @@ def test_imports_point_backwards_and_there_are_no_circles() -> None:
         ({"cli": "from meterkit import MeterKit\nfrom stripe_emulator import Clock"}, []),
         ({"testing": "import stripe_emulator"}, []),
         ({"kit": "import stripe_emulator"}, ["kit:1 imports stripe_emulator"]),
+        ({"catalog.load": "from llm_usage import units"}, []),
+        ({"llm_usage": "from meterkit import errors"}, ["llm_usage:1 imports meterkit.errors"]),
         ({"stripe_emulator": "from meterkit import errors"}, ["stripe_emulator:1 imports meterkit.errors"]),
     ],
 )
@@ -167,9 +170,10 @@ def test_a_planted_violation_is_found(planted: dict[str, str], found: list[str])
         *("meterkit.decisions.keys", "meterkit.asgi", "meterkit.asgi.limit_fields", "meterkit.delivery"),
         *("meterkit.delivery.seal", "meterkit.kit", "meterkit.testing", "meterkit.cli"),
     )
-    names_of = {name: name if name == "stripe_emulator" else f"meterkit.{name}" for name in planted}
+    alone = {"llm_usage", "stripe_emulator"}
+    names_of = {name: name if name in alone else f"meterkit.{name}" for name in planted}
     texts = {names_of[name]: text for name, text in planted.items()}
-    wrong = violations(dict.fromkeys((*names, "stripe_emulator"), "") | texts)
+    wrong = violations(dict.fromkeys((*names, *alone), "") | texts)
     assert [text.removeprefix("meterkit.") for text in wrong] == found
 
 

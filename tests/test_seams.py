@@ -10,10 +10,10 @@ TESTS: Final = Path(__file__).parent
 PUBLIC: Final = {
     *("meterkit", "meterkit.__main__", "meterkit.catalog", "meterkit.errors", "meterkit.fastapi"),
     *("meterkit.llm", "meterkit.notify", "meterkit.pages", "meterkit.starlette", "meterkit.storage"),
-    *("meterkit.testing", "stripe_emulator"),
+    *("meterkit.testing", "llm_usage", "stripe_emulator"),
 }
 IMPORTED: Final = re.compile(
-    r"^ *(?:from|import) ((?:meterkit|stripe_emulator)(?:\.[\w.]+)?)(?: |$)", re.MULTILINE
+    r"^ *(?:from|import) ((?:meterkit|llm_usage|stripe_emulator)(?:\.[\w.]+)?)(?: |$)", re.MULTILINE
 )
 WHY: Final = "# Internals: "
 # It may fall.

@@ -1,4 +1,7 @@
 # The public names and their modules, once: type checkers read them here, and so does __init__.py.
+from llm_usage import CallUsage as CallUsage
+from llm_usage import StreamTap as StreamTap
+from llm_usage import usage_of as usage_of
 from meterkit.asgi import identify as identify
 from meterkit.asgi.admitted_request import Current as Current
 from meterkit.asgi.context import allows as allows
@@ -98,6 +101,7 @@ from meterkit.store.customer_usage import OveragePrice as OveragePrice
 from meterkit.store.customer_usage import PeriodUsage as PeriodUsage
 from meterkit.store.message_queue import KeptMessage as KeptMessage
 from meterkit.store.rate_usage import RateUsage as RateUsage
+from meterkit.store.recorded_calls import RecordedUsage as RecordedUsage
 from meterkit.store.reservations import Reservation as Reservation
 from meterkit.store.subject_usage import SubjectMeter as SubjectMeter
 from meterkit.store.subject_usage import SubjectUsage as SubjectUsage
@@ -138,8 +142,5 @@ from meterkit.sync import SyncStripeAccount as SyncStripeAccount
 from meterkit.sync import SyncSubject as SyncSubject
 from meterkit.sync import SyncSubscriptions as SyncSubscriptions
 from meterkit.sync import SyncWebhooks as SyncWebhooks
-from meterkit.tokens.call_usage import CallUsage as CallUsage
-from meterkit.tokens.objects import usage_of as usage_of
-from meterkit.tokens.tap import StreamTap as StreamTap
 
 __version__: str

@@ -10,9 +10,9 @@ from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from meterkit.asgi.context import is_anonymous
+from meterkit.asgi.input_estimator import guard_estimator
 from meterkit.assembly import Parts
 from meterkit.catalog import Catalog, enforced
-from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.meters import (
     check_counter,
     check_quantities,
@@ -21,6 +21,7 @@ from meterkit.catalog.meters import (
 )
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.plans_file_watcher import WatchedPlans
+from meterkit.catalog.usage_meters import USAGE_METERS
 from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.errors import MeterkitError
@@ -31,25 +32,24 @@ from meterkit.store.call_amounts import price_quantities
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.store.recorded_calls import read_captured, record_calls
 from meterkit.store.reservations import Reservation
-from meterkit.tokens.estimate import guard_estimator
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
+    from llm_usage.estimate import InputEstimator
     from meterkit.decisions.decision import Decision
     from meterkit.insights.by_model import ModelUsage
     from meterkit.insights.health_report import Health
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
+    from meterkit.store.recorded_calls import RecordedUsage
     from meterkit.store.subject_usage import SubjectUsage
     from meterkit.store.views import CustomerView
     from meterkit.subscriptions.service.stripe_customers import ContactSource
     from meterkit.sync import SyncMeterKit
-    from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.estimate import InputEstimator
 
 __all__ = ["MeterKit"]
 
@@ -210,7 +210,7 @@ class MeterKit(KitLifecycle, Parts):
         event_id: str | None = None,
         call_id: str | None = None,
         subjects: Mapping[str, str] | None = None,
-    ) -> CallUsage | None:
+    ) -> RecordedUsage | None:
         """Count the tokens that a model's answer reports, by model and provider, off the request.
 
         Args:

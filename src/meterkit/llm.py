@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 from starlette.requests import ClientDisconnect
 
+from llm_usage.json_values import table
+from llm_usage.plain_values import instance_members, is_body
+from llm_usage.usage_chunk_filter import UsageChunkFilter, reports_only_usage
 from meterkit.asgi.context import require_exchange, tap
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.cancellation import start_task
-from meterkit.tokens.json_values import table
-from meterkit.tokens.plain_values import instance_members, is_body
-from meterkit.tokens.usage_chunk_filter import UsageChunkFilter, reports_only_usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping

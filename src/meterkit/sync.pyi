@@ -28,6 +28,7 @@ from meterkit.storage.recalculation import BucketLister
 from meterkit.store.customer_usage import CustomerUsage
 from meterkit.store.message_queue import Channel, KeptMessage
 from meterkit.store.rate_usage import RateUsage
+from meterkit.store.recorded_calls import RecordedUsage
 from meterkit.store.subject_usage import SubjectUsage
 from meterkit.subscriptions.price_sync import StripeSync
 from meterkit.subscriptions.service.results import (
@@ -43,7 +44,6 @@ from meterkit.subscriptions.service.stripe_import import Imported, ImportProgres
 from meterkit.subscriptions.service.subscription_repair import Repair
 from meterkit.subscriptions.service.top_ups import TopUp
 from meterkit.subscriptions.webhooks.sync_queue import DeadWebhook, WebhookBacklog
-from meterkit.tokens.call_usage import CallUsage
 
 class SyncCustomers:
     def subject(self, customer: str, **subject: str) -> SyncSubject: ...
@@ -258,7 +258,7 @@ class SyncMeterKit:
         event_id: str | None = None,
         call_id: str | None = None,
         subjects: Mapping[str, str] | None = None,
-    ) -> CallUsage | None: ...
+    ) -> RecordedUsage | None: ...
     def correct(
         self,
         customer: str,

@@ -16,7 +16,7 @@ from asgi.test_llm_money import give, spent
 from drivers.app import Served
 from drivers.delivery import until
 from drivers.llm_apps import answering, metered
-from tokens.recordings import compact
+from llm_payloads.recordings import compact
 
 pytestmark = pytest.mark.anyio
 

@@ -35,9 +35,9 @@ from drivers.llm_apps import (
     tokens,
 )
 from faults.refusals import eventually, settled
+from llm_payloads.recordings import chat, chat_usage, compact, gemini_chunk, sse
 from meterkit import current
 from meterkit.llm import stop_on_disconnect
-from tokens.recordings import chat, chat_usage, compact, gemini_chunk, sse
 
 pytestmark = pytest.mark.anyio
 

@@ -20,11 +20,11 @@ from drivers.llm_apps import read_all
 from drivers.plans import completed
 from drivers.sampled import some
 from faults.refusals import eventually, settled
+from llm_payloads.corpus_rows import AT, ROWS, Row
+from llm_payloads.recordings import KINDS
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from tokens.corpus_rows import AT, ROWS, Row
-from tokens.recordings import KINDS
 
 pytestmark = pytest.mark.anyio
 

@@ -17,9 +17,9 @@ import pytest
 from costs.edge_instructions import fewest
 from drivers.app import hello, http_scope
 from drivers.llm_apps import answering, openai_stream
+from llm_payloads.recordings import DONE, chat, chat_usage, compact, sse
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import load
-from tokens.recordings import DONE, chat, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
 

@@ -320,7 +320,7 @@ async def test_a_failing_reader_makes_nothing_free(store_url: str, monkeypatch: 
     def breaks(*_: object) -> None:
         raise RuntimeError("a bug of the reader")
 
-    monkeypatch.setattr("meterkit.tokens.response.ResponseReader.read", breaks)
+    monkeypatch.setattr("llm_usage.response.ResponseReader.read", breaks)
     app = llm_answering(openai_stream("x" * 300), "text/event-stream", ends=False)
     async with llm_metered(app, store_url) as at:
         await llm_ask(at, "/auto")

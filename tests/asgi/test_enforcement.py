@@ -11,9 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from drivers.app import PLANS, hello, served
 from drivers.sampled import pairs
+from llm_payloads.recordings import chat, chat_usage
 from meterkit import Decision, current, record, record_usage, tap
 from servers.stores import Server, free_port
-from tokens.recordings import chat, chat_usage
 
 pytestmark = pytest.mark.anyio
 

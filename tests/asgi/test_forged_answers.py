@@ -16,7 +16,7 @@ from asgi.test_client_leaves import LeavingClient, forever
 from asgi.test_llm_money import give, spent
 from drivers.llm_apps import PROMPT, PROMPT_TOKENS, metered, stream_of, tokens
 from faults.refusals import settled
-from tokens.recordings import chat, chat_usage, compact, sse
+from llm_payloads.recordings import chat, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
 

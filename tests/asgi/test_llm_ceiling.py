@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 from drivers.app import Served
 from drivers.llm_apps import metered
 from faults.refusals import settled
+from llm_payloads.recordings import compact
 from meterkit import Decision, current
-from tokens.recordings import compact
 
 pytestmark = pytest.mark.anyio
 

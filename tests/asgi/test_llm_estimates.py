@@ -29,8 +29,8 @@ from drivers.llm_apps import (
     tokens,
 )
 from drivers.sampled import pairs
-from tokens.packing import BR, brotli, hide
-from tokens.recordings import (
+from llm_payloads.packing import BR, brotli, hide
+from llm_payloads.recordings import (
     DETAILED,
     DONE,
     EVENTSTREAM_TYPE,
@@ -650,7 +650,7 @@ async def test_i8_a_reader_that_breaks_is_not_heard_of_by_the_app(
     def breaks(*_: object, **__: object) -> None:
         raise ZeroDivisionError(words)
 
-    monkeypatch.setattr(f"meterkit.tokens.response.ResponseReader.{where}", breaks)
+    monkeypatch.setattr(f"llm_usage.response.ResponseReader.{where}", breaks)
     async with metered(answering([REPORTED[:50], REPORTED[50:]], JSON_TYPE), store_url) as at:
         for _ in range(2):
             assert (await at.client.post("/auto", content=PROMPT)).content == REPORTED

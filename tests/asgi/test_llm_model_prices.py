@@ -18,9 +18,9 @@ from drivers.delivery import until
 from drivers.health_findings import findings
 from drivers.llm_apps import metered, read_all
 from drivers.plans import completed
+from llm_payloads.recordings import chat_usage, compact
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from tokens.recordings import chat_usage, compact
 
 pytestmark = pytest.mark.anyio
 
@@ -419,6 +419,8 @@ async def test_no_spelling_passes_a_model_without_a_price(store_url: str) -> Non
             "The model 'anthropic.claude-99' is not sold here, because it has no price. Name another model."
         )
         assert problem["detail"] == said
+        status, problem = await post(at, "/plain", {"model": "qwen/qwen3-32b"})
+        assert "because its price depends on the provider: groq, " in problem["detail"]
         assert (await at.kit.usage("acme"))["balance"] == {"usd": 5}
 
 

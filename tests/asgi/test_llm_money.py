@@ -17,8 +17,8 @@ from drivers.app import Served
 from drivers.delivery import until
 from drivers.llm_apps import answering as llm_answering
 from drivers.llm_apps import metered, read_all
+from llm_payloads.recordings import chat, chat_usage, compact, gemini_chunk, sse
 from meterkit import identify
-from tokens.recordings import chat, chat_usage, compact, gemini_chunk, sse
 
 pytestmark = pytest.mark.anyio
 

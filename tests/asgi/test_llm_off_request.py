@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import to_thread
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from fractions import Fraction
 from math import floor
 from types import SimpleNamespace
@@ -22,9 +22,9 @@ from drivers.delivery import until
 from drivers.llm_apps import METERS, PLANS, metered, tokens
 from drivers.llm_apps import answering as llm_answering
 from drivers.plans import completed
+from llm_payloads.recordings import chat_usage, sse
 from meterkit import CallUsage, MeterKit, MeterkitError, QuantityError, UnknownMeterError, usage_of
 from meterkit.catalog import loads
-from tokens.recordings import chat_usage, sse
 
 pytestmark = pytest.mark.anyio
 
@@ -68,8 +68,16 @@ def test_what_an_answer_used_can_be_read_anywhere() -> None:
     assert usage_of({"usage": None}) is None
 
 
+def figures_of(obj: object) -> Mapping[str, int]:
+    usage = usage_of(obj)
+    return {} if usage is None else usage.quantities()
+
+
 async def test_a_worker_counts_what_an_answer_used(kit: MeterKit) -> None:
-    assert usage_of(whole()) == await kit.record_usage("acme", whole(), event_id="job-1")
+    counted = await kit.record_usage("acme", whole(), event_id="job-1")
+    assert counted == usage_of(counted)
+    assert counted is not None
+    assert counted.quantities() == figures_of(whole())
     assert (await tokens(kit, *METERS), await tokens(kit, "mini_output")) == ((3, 4, 2, 0, 1, 7), (4,))
     await kit.record_usage("acme", whole(), event_id="job-1")
     assert (3, 4) == await tokens(kit)

@@ -16,9 +16,9 @@ from drivers.app import Served, served
 from drivers.llm_apps import PLANS, answering, ask, metered, tokens
 from faults.proxy import TcpProxy
 from faults.refusals import eventually
+from llm_payloads.recordings import JSON_TYPE, SSE_TYPE, chat_usage, compact, sse
 from meterkit import MeterKit, MeterkitError, StoreError, record_usage
 from servers.stores import Server
-from tokens.recordings import JSON_TYPE, SSE_TYPE, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
 

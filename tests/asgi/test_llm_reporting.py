@@ -24,9 +24,9 @@ from drivers.app import Served
 from drivers.llm_apps import METERS, PLANS, PROMPT, metered, openai_stream, stream_of, tokens
 from drivers.plans import free_plan
 from faults.refusals import eventually
+from llm_payloads.recordings import LIE, anthropic_events, chat, chat_usage, compact, sse
 from meterkit import MeterkitError
 from meterkit.llm import ask_for_usage
-from tokens.recordings import LIE, anthropic_events, chat, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
 
@@ -136,7 +136,7 @@ async def test_more_than_a_thousand_calls_of_a_request_count(store_url: str) -> 
 async def test_calls_beyond_the_bound_of_a_request_are_named(
     store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.tokens.objects._REPORTED_MAX", 2)
+    monkeypatch.setattr("llm_usage.objects._REPORTED_MAX", 2)
     calls = [{**WHOLE, "id": f"c{n}"} for n in range(3)]
     async with metered(calling(DONE, *calls), store_url) as at:
         await post(at)

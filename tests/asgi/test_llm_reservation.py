@@ -26,13 +26,13 @@ from drivers.delivery import until
 from drivers.llm_apps import answering, listening, metered, openai_stream, read_all
 from drivers.sampled import few_examples
 from faults.refusals import evalsha_calls, settled, stopped
+from llm_payloads.recordings import chat, chat_usage, compact, sse
+from llm_usage.estimate import billed_input
+from llm_usage.json_values import rows
 from meterkit.asgi.buffered_body import DECODED_BYTES_MAX, READ_AHEAD_BYTES_MAX, BufferedBody, decode_body
 from meterkit.asgi.request_reservation import reservation
 from meterkit.catalog import loads
-from meterkit.tokens.estimate import billed_input
-from meterkit.tokens.json_values import rows
 from servers.stores import Server
-from tokens.recordings import chat, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 import meterkit
 from drivers.llm_apps import metered, tokens
-from tokens.recordings import chat, chat_usage
+from llm_payloads.recordings import chat, chat_usage
 
 pytestmark = pytest.mark.anyio
 

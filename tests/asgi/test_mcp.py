@@ -47,12 +47,12 @@ from drivers.mcp_apps import (
 )
 from drivers.sampled import pairs
 from faults.refusals import settled
+from llm_usage.framing.incremental import drain
 from meterkit import Caller
 from meterkit.asgi.mcp import McpLines, McpMessage
 from meterkit.asgi.mcp_exchange import McpResponseReader
 from meterkit.asgi.route_matching import Router
 from meterkit.catalog import Route, loads
-from meterkit.tokens.framing.incremental import drain
 
 pytestmark = pytest.mark.anyio
 

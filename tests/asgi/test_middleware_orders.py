@@ -26,8 +26,8 @@ from drivers.app import HEADERS, PLANS, Served, hello, http_scope, ignore, no_mo
 from drivers.llm_apps import answering, metered, tokens
 from drivers.plans import routed
 from drivers.sampled import pairs
+from llm_payloads.recordings import DONE, JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
 from meterkit import MeterKit, MeterMiddleware, identify
-from tokens.recordings import DONE, JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
 

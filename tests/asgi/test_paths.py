@@ -28,12 +28,12 @@ from starlette.websockets import WebSocket
 from drivers.app import HEADERS, SentMessages, hello, http_scope, no_more, served, staying
 from drivers.llm_apps import answering, tokens
 from drivers.sampled import few_examples
+from llm_payloads.recordings import chat, chat_usage, compact
 from meterkit import MeterMiddleware, identify
 from meterkit.asgi import route_matching
 from meterkit.asgi.route_matching import AMBIGUOUS
 from meterkit.asgi.route_matching import Router as LineRouter
 from meterkit.catalog import Route as Line
-from tokens.recordings import chat, chat_usage, compact
 
 pytestmark = pytest.mark.anyio
 

@@ -19,11 +19,7 @@ import pytest
 
 from drivers.app import http_scope, no_more
 from drivers.sampled import pairs
-from meterkit.asgi.buffered_body import KeptRequest
-from meterkit.asgi.response_usage import ResponseUsage
-from meterkit.catalog import Route
-from meterkit.tokens.call_usage import CallUsage
-from tokens.recordings import (
+from llm_payloads.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
     NDJSON_TYPE,
@@ -35,6 +31,10 @@ from tokens.recordings import (
     invoked,
     sse,
 )
+from llm_usage import CallUsage
+from meterkit.asgi.buffered_body import KeptRequest
+from meterkit.asgi.response_usage import ResponseUsage
+from meterkit.catalog import Route
 
 pytestmark = pytest.mark.anyio
 

@@ -21,7 +21,7 @@ from drivers.app import SentMessages, Served, hello, http_scope, served, staying
 from drivers.llm_apps import answering
 from drivers.plans import completed
 from faults.refusals import eventually
-from tokens.recordings import JSON_TYPE, chat_usage, compact
+from llm_payloads.recordings import JSON_TYPE, chat_usage, compact
 
 pytestmark = [pytest.mark.anyio]
 

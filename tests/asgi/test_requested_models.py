@@ -18,9 +18,9 @@ from drivers.app import Served, hello
 from drivers.delivery import until
 from drivers.llm_apps import answering, metered, read_all, tokens
 from drivers.plans import completed
+from llm_payloads.recordings import chat_usage, compact
 from meterkit.catalog import loads
 from meterkit.errors import PlansError
-from tokens.recordings import chat_usage, compact
 
 pytestmark = pytest.mark.anyio
 

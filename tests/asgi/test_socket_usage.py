@@ -19,9 +19,9 @@ from drivers.llm_apps import PLANS, answering, metered, read_all, tokens
 from drivers.llm_apps import ask as post
 from drivers.plans import completed
 from faults.refusals import eventually, settled
+from llm_payloads.openai_payloads import PAYLOADS, TRANSCRIBED, response
+from llm_payloads.recordings import JSON_TYPE, SSE_TYPE
 from meterkit import record, record_usage
-from tokens.openai_payloads import PAYLOADS, TRANSCRIBED, response
-from tokens.recordings import JSON_TYPE, SSE_TYPE
 
 pytestmark = pytest.mark.anyio
 
@@ -230,7 +230,7 @@ async def test_an_error_within_is_not_heard_of_by_the_app(
     def breaks(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("meterkit.asgi.websocket.SocketUsage._read", breaks)
+    monkeypatch.setattr("llm_usage.socket_reader.SocketReader._read_event", breaks)
     async with metered(provider, "memory://", plans=SOCKETS) as at:
         await talk(at, "/openai", [done("r1", 40, 10), done("r2", 40, 10)])
         assert (0, 0) == await tokens(at.kit)

@@ -11,10 +11,8 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from drivers.llm_apps import PLANS, answering, ask, metered, tokens
-from meterkit import PlansError, record_usage
-from meterkit.catalog import loads
-from tokens.packing import pack
-from tokens.recordings import (
+from llm_payloads.packing import pack
+from llm_payloads.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
     NDJSON_TYPE,
@@ -26,6 +24,8 @@ from tokens.recordings import (
     gemini_chunk,
     sse,
 )
+from meterkit import PlansError, record_usage
+from meterkit.catalog import loads
 
 pytestmark = pytest.mark.anyio
 

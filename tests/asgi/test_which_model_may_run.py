@@ -14,9 +14,9 @@ from asgi.test_llm_model_prices import NOT_PRICED, answering, ask, give, post
 from drivers.delivery import until
 from drivers.llm_apps import metered
 from drivers.plans import completed
+from llm_payloads.recordings import compact
 from meterkit.catalog import loads
 from meterkit.errors import PlansError
-from tokens.recordings import compact
 
 pytestmark = pytest.mark.anyio
 
@@ -185,15 +185,58 @@ async def test_i3_a_hold_covers_each_model_that_a_request_names(seed: int) -> No
             await until(lambda: not any(lane.unsettled for lane in at.kit.store.lanes.values()))
 
 
+LISTED: Final = {"/ask": ["tiny-1"], "/either": ["tiny-1", "mid-1", "mid-2"], "/gift": ["gift-1"]}
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_i3_a_hold_covers_each_model_that_a_route_lists(seed: int) -> None:
+    """I3: what is held covers each listed model, whatever is named; a balance of 0 admits nothing."""
+    chance, held = Random(seed), list[int]()  # noqa: S311 - repeatable
+
+    async def look() -> None:
+        held.append((await at.kit.usage("acme"))["meters"]["usd_charged"]["held"])
+
+    async with metered(answering(look), "memory://", plans=PLANS) as at:
+        await give(at, 1_000_000, "usd")
+        for _ in range(25):
+            address, body, kind, _ = draw_request(chance)
+            path = chance.choice([*LISTED])
+            address, runs = f"{path}?{address.partition('?')[2]}", chance.choice(LISTED[path])
+            headers = {"content-type": kind, "x-tokens": "1000", "x-model": runs}
+            poor = {**headers, "x-customer-id": "poor"}
+            assert (await at.client.post(address, content=body, headers=poor)).status_code == 429, body
+            held.clear()
+            assert (await at.client.post(address, content=body, headers=headers)).is_success
+            dearest = max(PRICES.get(name, 0) for name in LISTED[path])
+            assert held[0] >= 1000 * dearest >= 1000 * PRICES.get(runs, 0), (address, body)
+            await until(lambda: not any(lane.unsettled for lane in at.kit.store.lanes.values()))
+
+
+def form_field(name: str, value: bytes) -> bytes:
+    return b'--B\r\ncontent-disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (name.encode(), value)
+
+
+async def test_f_325_a_form_read_in_part_is_held_at_the_dearest(store_url: str) -> None:
+    """F-325: a form that named a cheap model before a large file was held at its price."""
+    cheap, dear = form_field("model", b"tiny-1"), form_field("model", b"dear-1")
+    file = form_field("file", b"x" * (1 << 20))
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 1, "usd")
+        for form, expected in ((cheap, 200), (cheap + file + dear, 402), (cheap + file, 402)):
+            headers = {"content-type": FORM, "x-tokens": "0", "x-model": "tiny-1"}
+            answer = await at.client.post("/proxy", content=form + b"--B--\r\n", headers=headers)
+            assert answer.status_code == expected
+
+
 def unread_bodies() -> dict[str, tuple[dict[str, str], bytes]]:
     large = b"x" * (1 << 20)
-    file = b'--B\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + large + b"\r\n"
-    model = b'--B\r\ncontent-disposition: form-data; name="model"\r\n\r\ngpt-99\r\n--B--\r\n'
+    file, model = form_field("file", large), form_field("model", b"gpt-99") + b"--B--\r\n"
     names = [f"my-{nth}" for nth in range(40)]
     lists: list[Any] = [[]] * 20_000
     objects: list[Any] = [{}] * 5_000
     return {
         "form": ({"content-type": FORM}, file + model),
+        "form of two": ({"content-type": FORM}, form_field("model", b"tiny-1") + file + model),
         "json": ({}, b'{"model": "tiny-1", "pad": "' + large + b'"}'),
         "coded": ({"content-encoding": "br"}, b'{"model": "tiny-1"}'),
         "gzip": (

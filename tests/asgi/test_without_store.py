@@ -26,12 +26,12 @@ from drivers.llm_apps import answering, openai_stream
 from drivers.process_metrics import told
 from faults.proxy import TcpProxy
 from faults.refusals import Client, answer_ok, eventually, kit_at, metered, settled, used
+from llm_payloads.recordings import JSON_TYPE, chat, chat_usage, compact, sse
 from meterkit import Caller, MeterKit, MeterMiddleware
 from meterkit.catalog import Catalog, loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
 from servers.stores import Server
-from tokens.recordings import JSON_TYPE, chat, chat_usage, compact, sse
 
 pytestmark = pytest.mark.anyio
 

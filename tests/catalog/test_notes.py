@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -642,3 +644,37 @@ def test_a_plan_with_a_ceiling_and_no_rate_is_named() -> None:
     assert note.message.startswith("the plan limits requests by period and has no rate: in an outage")
     assert loads(LIMITED.replace("{included: 100", "{rate: 5/minute, included: 100")).notes == ()
     assert loads(LIMITED.replace("{included: 100, overage: deny}", "{}")).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("route", "is_named"),
+    [
+        ('{match: "POST /chat", usage: auto}', True),
+        ('{match: "*", usage: openai}', True),
+        ('{match: "WS /live", usage: auto}', False),  # It cannot hold anything.
+        ('{match: "POST /chat", usage: auto, model: m, reserve: {output_tokens: {default: 5}}}', False),
+    ],
+)
+def test_a_route_that_holds_nothing_of_a_balance_is_named(route: str, is_named: bool) -> None:
+    credits_ = "credits: {usd: {unit: money, costs: {tokens: provider_prices}}}"
+    plans = free_plan("{output_tokens: {unit: token}}", top=f"{credits_}\nroutes: [{route}]")
+    assert any("on routes that hold nothing" in note.message for note in loads(plans).notes) == is_named
+
+
+ROOT: Final = Path(__file__).parents[2]
+TAUGHT: Final = [
+    ROOT / "README.md",
+    *(ROOT / "docs").glob("quickstart*.md"),
+    *(ROOT / "docs").glob("tutorial*.md"),
+]
+COPIED: Final = [path for path in (ROOT / "examples").glob("*/plans.yaml") if path.parent.name != "workers"]
+"""Of the workers' plans file a note says that no request counts words: jobs do."""
+
+
+@pytest.mark.parametrize("path", [*TAUGHT, *COPIED], ids=lambda path: "/".join(path.parts[-2:]))
+def test_plans_files_to_copy_surprise_nobody(path: Path) -> None:
+    text = path.read_text("utf-8")
+    blocks = re.findall(r"^```yaml[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    files = [text] if path.suffix == ".yaml" else [block for block in blocks if "schema: 1" in block]
+    assert [note.message for file in files for note in loads(file).notes] == []
+    assert files

@@ -170,6 +170,7 @@ routes:
   - {match: "POST /ask", usage: openai, model: [our-1, our-2], reserve: {output_tokens: {default: 100_000}}}
   - {match: "POST /small", usage: openai, model: our-1, reserve: {output_tokens: {default: 100}}}
   - {match: "POST /new", usage: openai, model: my-new, reserve: {output_tokens: {default: 100}}}
+  - {match: "POST /two", usage: auto, model: qwen/qwen3-32b, reserve: {output_tokens: {default: 1}}}
   - {match: "POST /draw", model: request, usage: openai, records: [images], reserve: {images: {default: 5}}}
 plans:
   free:
@@ -182,6 +183,9 @@ plans:
 def test_f_321_check_says_what_a_request_may_hold(shell: Shell, directory: Path) -> None:
     (directory / "plans.yaml").write_text(HOLDING)
     lines = [line for line in shell.run("check").out.splitlines() if "holds up to" in line]
+    several = lines.pop(3)
+    assert several.startswith("POST /two: a request holds up to USD 0.00 of usd; no price of qwen/qwen3-32b")
+    assert " (its `provider` may be: groq, " in several
     assert lines == [
         "POST /ask: a request holds up to USD 1.35 of usd, and USD 3.00 for each million tokens of input",
         "POST /small: a request holds up to USD 0.0009 of usd, and USD 3.00 for each million tokens of input",

@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drivers.app import Served, http_scope, ignore, served, staying
 from drivers.delivery import until
+from llm_payloads.recordings import Figures, Recording, chat, compact, sse
 from meterkit import MeterKit
 from servers.stores import free_port
-from tokens.recordings import Figures, Recording, chat, compact, sse
 
 WORDS = ("auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 PLANS = (

@@ -17,10 +17,10 @@ from drivers.llm_apps import listening, read_all
 from drivers.worker_process import Commands, client_of
 from drivers.workers import Worker, started
 from faults.refusals import renew_holds
+from llm_payloads.recordings import chat, compact, sse
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from tokens.recordings import chat, compact, sse
 
 Way = Literal["kit", "route"]
 Plan = Literal["budget", "credit"]

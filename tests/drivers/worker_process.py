@@ -21,6 +21,7 @@ from drivers.delivery import PLANS, STRIPE_KEY, until
 from drivers.forked_command import die_at
 from drivers.kit_parts import count_excess
 from drivers.llm_apps import read_all
+from llm_payloads.recordings import compact
 from meterkit import Decision, MeterKit, MeterMiddleware, identify
 from meterkit.catalog import Catalog, loads
 from meterkit.delivery.stripe_stream import StripeStreamTransport
@@ -28,7 +29,6 @@ from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.outbox.outbox import Outbox
 from meterkit.store.reservations import Reservation
 from meterkit.testing import Clock
-from tokens.recordings import compact
 
 
 def client_of(app: ASGIApp) -> httpx.AsyncClient:

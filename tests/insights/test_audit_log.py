@@ -28,6 +28,7 @@ from drivers.plans import plans_text
 from drivers.process_metrics import told
 from drivers.sampled import whole
 from drivers.subscribed_customer import fetched, subscription
+from llm_payloads.recordings import chat_usage
 from meterkit import MeterKit, SettingsError, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.item_prices import ItemPrice
@@ -40,7 +41,6 @@ from meterkit.insights.audit.draining import AuditDrainer, open_drainer, read_sh
 from meterkit.insights.audit.entries import RecordedRoot
 from meterkit.outbox.journal import JournalRow
 from meterkit.store.settlement_parts import UsedQuantities
-from tokens.recordings import chat_usage
 
 pytestmark = pytest.mark.anyio
 

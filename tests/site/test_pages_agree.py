@@ -16,9 +16,9 @@ import typer
 
 from drivers.help_pages import read_command
 from drivers.shown_blocks import keys_page, shown
+from llm_usage.units import UNITS
 from meterkit import MeterKit, MeterMiddleware, Settings
 from meterkit.catalog import loads
-from meterkit.catalog.genai_prices_table import UNITS
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.sync import SyncMeterKit
@@ -197,9 +197,9 @@ subscriptions.webhooks.sync_worker:ATTEMPTS_MAX 12            webhooks.md    ref
 catalog.plans_file_watcher:_CHECK_EVERY_S 1.5 runbook.md within two seconds of its correction
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 recipes.md changed plans file within two seconds
 catalog.plans_file_watcher:_CONFIRM_AFTER_S 0.5 plans-file.md changed plans file within two seconds
-tokens.framing.incremental:EVENT_BYTES_MAX 16_384      llm.md         JSON body above 16 KiB it keeps only
-tokens.framing.incremental:EVENT_BYTES_MAX 16_384      llm.md         more than 16 KiB or 20 responses
-tokens.json_values:_BRACKETS_MAX         256             llm.md         with more than 256 brackets, meterkit
+llm_usage.framing.incremental:EVENT_BYTES_MAX 16_384 llm.md         JSON body above 16 KiB it keeps only
+llm_usage.framing.incremental:EVENT_BYTES_MAX 16_384 llm.md         more than 16 KiB or 20 responses
+llm_usage.json_values:_BRACKETS_MAX 256 llm.md         with more than 256 brackets, meterkit
 health.worker_queues:ROOM_BYTES                 67_108_864      deployment.md  ◆ at least 64 MiB are free
 health.store_servers:_FULL               0.9             deployment.md  ◆ less than 90% of `maxmemory` is used
 """.strip()
@@ -209,7 +209,9 @@ health.store_servers:_FULL               0.9             deployment.md  ◆ less
 def test_figures_are_those_of_the_code(figure: str) -> None:
     place, value, page, words = figure.split(maxsplit=3)
     module, _, name = place.partition(":")
-    assert getattr(import_module(f"meterkit.{module}"), name) == float(value)
+    assert getattr(
+        import_module(module if module.startswith("llm_usage.") else f"meterkit.{module}"), name
+    ) == float(value)
     assert words in " ".join(PAGES[page].split())
 
 

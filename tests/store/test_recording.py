@@ -16,10 +16,10 @@ from drivers.delivery import NOW, delivered
 from drivers.subscribed_customer import kit_of
 from faults.proxy import TcpProxy
 from faults.refusals import ask, eventually
+from llm_payloads.recordings import chat_usage
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.testing import Clock
 from servers.stores import Server
-from tokens.recordings import chat_usage
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,10 @@ import pytest
 
 from drivers.subscribed_customer import kit_of
 from faults.refusals import stopped
+from llm_payloads.recordings import chat_usage
 from meterkit import MeterKit, MeterkitError, QuantityError, StoreError, UnknownMeterError
 from meterkit.testing import Clock
 from servers.stores import Server
-from tokens.recordings import chat_usage
 
 pytestmark = pytest.mark.anyio
 

@@ -19,11 +19,11 @@ from drivers.worker_process import Holding
 from drivers.workers import Worker, start
 from faults.proxy import TcpProxy
 from faults.refusals import evalsha_calls, eventually, lane_of, renew_holds, settled
+from llm_payloads.recordings import chat_usage
 from meterkit import MeterKit, MeterkitError, PlansError, SubjectUsage
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
 from servers.stores import Server
-from tokens.recordings import chat_usage
 
 pytestmark = pytest.mark.anyio
 

@@ -23,9 +23,9 @@ import pytest
 
 from drivers.plans import completed
 from drivers.sampled import whole
+from llm_payloads.recordings import chat_usage
 from meterkit import MeterKit, MeterkitError, UnknownMeterError
 from meterkit.catalog import loads
-from tokens.recordings import chat_usage
 
 PLANS = completed("""\
 meters:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 from starlette.types import Receive, Scope, Send
+from tokens.recordings import JSON_TYPE, compact
 
 from asgi.test_llm_outliving import another
 from drivers.app import hello, no_more, served
@@ -22,7 +23,6 @@ from faults.refusals import eventually, lane_of, settled
 from meterkit import MeterKit, identify, record_usage
 from meterkit.testing import Clock
 from store.test_sync import said_by
-from tokens.recordings import JSON_TYPE, compact
 
 pytestmark = pytest.mark.anyio
 

@@ -24,12 +24,12 @@ from drivers.sync_queue import queue_sync
 from drivers.top_ups import BACK, balance, refund
 from drivers.webhooks import Hooked, hooked
 from faults.refusals import eventually
+from llm_payloads.recordings import compact
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.errors import SeatsInUseError
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import pending
-from tokens.recordings import compact
 
 pytestmark = pytest.mark.anyio
 

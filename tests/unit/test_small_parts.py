@@ -24,6 +24,7 @@ from starlette.routing import Route
 import meterkit
 from drivers.delivery import CATALOG
 from drivers.llm_apps import PROMPT, metered, stream_of, tokens
+from llm_payloads.recordings import chat, chat_usage
 from meterkit import log_throttle
 from meterkit.asgi import logs
 from meterkit.asgi.context import exchange
@@ -33,7 +34,6 @@ from meterkit.catalog.value_parsers import money
 from meterkit.errors import StoreError
 from meterkit.log_throttle import Throttle
 from meterkit.serving import BackgroundTasks
-from tokens.recordings import chat, chat_usage
 
 pytestmark = pytest.mark.anyio
 

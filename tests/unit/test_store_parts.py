@@ -28,6 +28,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from drivers.kept_intents import subscription
+from llm_usage import CallUsage
 from meterkit.catalog import loads
 from meterkit.customers.billed_usage import _price_meter, _RecordedAt
 from meterkit.customers.grant_ledger import build_ledger
@@ -70,7 +71,6 @@ from meterkit.store.settlement_parts import (
     pack_thresholds,
 )
 from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
-from meterkit.tokens.call_usage import CallUsage
 from servers.stores import free_port
 
 pytestmark = pytest.mark.anyio

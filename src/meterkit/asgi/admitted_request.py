@@ -9,28 +9,30 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import ClientDisconnect
 
+from llm_usage.call_location import locate_calls
+from llm_usage.event_marks import is_counting
 from meterkit.asgi.buffered_body import KeptRequest, has_body
 from meterkit.asgi.llm_calls import LlmCalls, called_models, name_calls
 from meterkit.asgi.logs import warn, warn_of_fetched, warn_of_lost, warn_of_unread
 from meterkit.asgi.refusal_responses import problem_type_of
 from meterkit.asgi.refuser import LateRefusal
 from meterkit.asgi.response_usage import ResponseUsage
-from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.meters import check_feature, check_quantities
 from meterkit.catalog.routes import is_fetched
+from meterkit.catalog.usage_meters import USAGE_METERS
 from meterkit.decisions.customer_state import refusal_for_feature
 from meterkit.decisions.decision import Decision
 from meterkit.safe_text import plain_text
 from meterkit.store.prepared_decisions import read_decision, read_limits
 from meterkit.store.reservations import HoldOwner
-from meterkit.tokens.call_location import locate_calls
-from meterkit.tokens.layout import is_counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from starlette.types import Message, Receive, Scope, Send
 
+    from llm_usage import CallUsage
+    from llm_usage.estimate import InputEstimator
     from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.asgi.limit_fields import FixedFields, LimitFields
     from meterkit.asgi.refuser import Refuser
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from meterkit.store.fallback_decider import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.estimate import InputEstimator
 
 _NEVER: Final = frozenset["Outcome"]()
 

@@ -6,24 +6,19 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_location import (
-    JsonLocation,
-    location_of_body,
-    location_of_path,
-    location_of_text,
-)
-from meterkit.tokens.llm_request import WAYS_OF_HEADERS, read_request
-from meterkit.tokens.published_factors import REGIONAL
-from meterkit.tokens.requested_model import (
+from llm_usage import read_request
+from llm_usage.call_location import JsonLocation, location_of_body, location_of_path, location_of_text
+from llm_usage.call_usage import names_of
+from llm_usage.form_models import form_readers, is_form
+from llm_usage.llm_request import WAYS_OF_HEADERS
+from llm_usage.published_factors import REGIONAL
+from llm_usage.requested_model import (
     JsonModels,
     RequestHead,
-    form_readers,
-    is_form,
     models_in_text,
     models_of_body,
     models_of_form,
     models_of_path,
-    names_of,
     requested_models,
 )
 
@@ -32,7 +27,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope
 
-    from meterkit.tokens.requested_model import BodyModels
+    from llm_usage.form_models import BodyModels
 
 READ_AHEAD_BYTES_MAX: Final = 1 << 20
 DECODED_BYTES_MAX: Final = 256 << 10
@@ -311,8 +306,8 @@ class KeptRequest:
         """Search a body that cannot be parsed for models, and add the known ones."""
         of_form = is_form(head.content_type)
         found = [name for reader in self._rest or () for name in reader.models()]
-        if not (self._rest or of_form):
-            found += models_in_text(body)
+        if not self._rest:
+            found += models_of_form(head.content_type, body) if of_form else models_in_text(body)
         named = names_of((*known, *found))
         is_certain = of_form or models_of_path(head.path)
         return named if is_certain else (*named, "")

@@ -8,11 +8,11 @@ from functools import partial
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from llm_usage import StreamTap
+from llm_usage.objects import read_report
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import ErrorGuard
 from meterkit.errors import MeterkitError
-from meterkit.tokens.objects import read_report
-from meterkit.tokens.tap import StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from llm_usage import CallUsage
     from meterkit.asgi.admitted_request import Current
     from meterkit.asgi.exchange import Exchange
     from meterkit.store.store import Store
-    from meterkit.tokens.call_usage import CallUsage
 
 exchange: ContextVar[Exchange | None] = ContextVar("meterkit_exchange")
 EXEMPT: Final = "meterkit.exempt"

@@ -15,8 +15,8 @@ from meterkit.asgi.job_settlement import call_on_loop, settle_jobs
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import ErrorGuard, warn_of_unfed
 from meterkit.asgi.request_outcome import is_stopped, is_usage_due, outcome_of
-from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.meters import check_quantity
+from meterkit.catalog.usage_meters import USAGE_METERS
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.call_amounts import join_used, price_tokens
 from meterkit.store.request_idempotency import repeat_digest
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Scope, Send
 
+    from llm_usage import StreamTap
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.fallback_decider import FallbackDecision
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens.tap import StreamTap
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound="Callable[..., Awaitable[Any]]")

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from llm_usage import CallUsage
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens.call_usage import CallUsage
 
 Args = TypeVarTuple("Args")
 Result = TypeVar("Result")

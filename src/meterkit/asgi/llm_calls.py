@@ -8,6 +8,12 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import ref
 
+from llm_usage import CallUsage
+from llm_usage.batch_lines import call_event_id
+from llm_usage.call_usage import fill_estimates
+from llm_usage.joined_reports import deduplicate_calls, join_reports, join_response
+from llm_usage.json_values import short_id
+from llm_usage.objects import UsageReports
 from meterkit.catalog.model_prices import first_match, is_pattern
 from meterkit.decisions.periods import from_ms
 from meterkit.store.call_amounts import (
@@ -18,21 +24,16 @@ from meterkit.store.call_amounts import (
     call_of_figures,
     used_of,
 )
-from meterkit.tokens.batch_lines import call_event_id
-from meterkit.tokens.call_usage import CallUsage, fill_estimates
-from meterkit.tokens.joined_reports import deduplicate_calls, join_reports, join_response
-from meterkit.tokens.json_values import short_id
-from meterkit.tokens.objects import UsageReports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from weakref import ReferenceType
 
+    from llm_usage import StreamTap
     from meterkit.asgi.response_usage import ResponseUsage
     from meterkit.catalog import Route
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.settlement_parts import UsedQuantities
-    from meterkit.tokens.tap import StreamTap
 
 _KEPT: Final = 64, 16
 """Counted calls that are kept at most, and how many of each side once these are exceeded."""
@@ -115,7 +116,7 @@ class LlmCalls:
         self._open_taps[key] = OpenTap(ref(tap))
 
     def add_tap(self, key: object, calls: tuple[CallUsage, ...]) -> None:
-        """Add the calls of a tapped stream; see :class:`meterkit.tokens.tap.StreamTap`."""
+        """Add the calls of a tapped stream; see :class:`llm_usage.tap.StreamTap`."""
         known = self._open_taps.pop(key, None)
         if known is not None and known.snapshot:
             self._taps = [call for call in self._taps if all(call is not one for one in known.snapshot)]

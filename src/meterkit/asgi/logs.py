@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from llm_usage import CallUsage
+    from llm_usage.call_usage import Note
     from meterkit.asgi.route_matching import Router
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.call_usage import CallUsage, Note
 
 _SECRET_NAME: Final = re.compile(r"auth|cookie|key|password|secret|session|signature|token", re.IGNORECASE)
 _WORD_ENDS: Final = re.compile(r"[\s,;=]+")

@@ -5,26 +5,26 @@ from __future__ import annotations
 from asyncio import sleep
 from typing import TYPE_CHECKING, Final, cast
 
+from llm_usage.framing.content_codings import make_decoder
+from llm_usage.framing.content_types import SSE, content_of, has_answer
+from llm_usage.framing.incremental import drain, feed_large, run_steps
+from llm_usage.framing.json import JsonReader
+from llm_usage.framing.large_json import LargeJsonReader
+from llm_usage.framing.sse import EventCallbacks, SseReader
+from llm_usage.json_values import dig, load, table
+from llm_usage.layout import ValuePlace
 from meterkit.asgi.buffered_body import header_of
 from meterkit.asgi.exchange import Exchange
 from meterkit.catalog.models import BILLED_ON_SUCCESS
-from meterkit.tokens.framing.content_codings import make_decoder
-from meterkit.tokens.framing.content_types import SSE, content_of, has_answer
-from meterkit.tokens.framing.incremental import drain, feed_large, run_steps
-from meterkit.tokens.framing.json import JsonReader
-from meterkit.tokens.framing.large_json import LargeJsonReader
-from meterkit.tokens.framing.sse import EventCallbacks, SseReader
-from meterkit.tokens.json_values import dig, load, table
-from meterkit.tokens.layout import ValuePlace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
     from starlette.types import Message
 
+    from llm_usage.framing.incremental import Work
+    from llm_usage.json_values import Table
     from meterkit.catalog import Outcome
-    from meterkit.tokens.framing.incremental import Work
-    from meterkit.tokens.json_values import Table
 
 
 class McpExchange(Exchange):

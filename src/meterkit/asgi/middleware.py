@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from llm_usage.estimate import InputEstimator
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.refuser import OnDenied
     from meterkit.catalog import Catalog, Outcome, Route
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
-    from meterkit.tokens.estimate import InputEstimator
 
 _DECIDED: Final = frozenset({"http", "websocket"})
 _MARK: Final = "meterkit."

@@ -10,18 +10,20 @@ from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_usage import LlmRequest, read_request
+from llm_usage.call_usage import WRITTEN_CHARS_MAX
+from llm_usage.estimate import held_input, speech_units
+from llm_usage.listed_models import providers_of
+from llm_usage.requested_model import RequestHead, models_of_body, requested_models
+from llm_usage.units import UNITS
 from meterkit.asgi.buffered_body import head_of, ways_of
 from meterkit.asgi.upload import announced_bytes
-from meterkit.catalog.genai_prices_table import UNITS
+from meterkit.catalog.errors import listed
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import Decision, RequestProblem
 from meterkit.decisions.periods import from_ms
 from meterkit.store.prepared_decisions import prepare_reserving, read_decision
 from meterkit.store.request_idempotency import mark_requests, repeat_digest
-from meterkit.tokens.call_usage import WRITTEN_CHARS_MAX
-from meterkit.tokens.estimate import held_input, speech_units
-from meterkit.tokens.llm_request import LlmRequest, read_request
-from meterkit.tokens.requested_model import RequestHead, models_of_body, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,14 +31,14 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from llm_usage.estimate import InputEstimator
+    from llm_usage.llm_request import NamedLimit
     from meterkit.asgi.buffered_body import BufferedBody
     from meterkit.catalog import Reserve, Route
+    from meterkit.decisions.model_charges import ModelCharges
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens.call_prices import ModelCharges
-    from meterkit.tokens.estimate import InputEstimator
-    from meterkit.tokens.llm_request import NamedLimit
 
 _NO_HEAD: Final = RequestHead()
 _NO_CHARGES: Final[Mapping[str, ModelCharges]] = {}
@@ -359,8 +361,8 @@ _UNREAD: Final = RequestProblem(
     code="model-not-priced",
     detail=(
         "The model of this request is not known, because its body could not be read to its end, and only"
-        " models with a price are sold here. Send a JSON object of at most 1 MiB, without compression, or a"
-        " form that names its model before its files."
+        " models with a price are sold here. Send a JSON object or a form of at most 1 MiB, without"
+        " compression."
     ),
     members={},
 )
@@ -390,8 +392,10 @@ def _has_price(view: CustomerView, route: Route, model: str) -> bool:
 def not_priced(model: str) -> RequestProblem:
     """Word the problem of a request that names a model without a price."""
     shown = model if len(model) <= _SHOWN_MAX else f"{model[:_SHOWN_MAX]}…"
+    choices = providers_of(model)
+    why = f"its price depends on the provider: {listed(choices)}" if choices else "it has no price"
     return RequestProblem(
         code="model-not-priced",
-        detail=f"The model {shown!r} is not sold here, because it has no price. Name another model.",
+        detail=f"The model {shown!r} is not sold here, because {why}. Name another model.",
         members={"model": shown},
     )

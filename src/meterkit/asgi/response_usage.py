@@ -8,24 +8,23 @@ from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from llm_usage import CallUsage, ResponseReader, read_request
+from llm_usage.call_usage import fill_estimates, is_pending
+from llm_usage.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input, speech_call
+from llm_usage.framing.content_codings import PIECE_BYTES
+from llm_usage.framing.content_types import is_sound
+from llm_usage.usage_fields import FieldsReader
 from meterkit.asgi.logs import CAUSES, ErrorGuard, describe_error
-from meterkit.tokens.call_usage import CallUsage, fill_estimates, is_pending
-from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input, speech_call
-from meterkit.tokens.framing.content_codings import PIECE_BYTES
-from meterkit.tokens.framing.content_types import is_sound
-from meterkit.tokens.llm_request import read_request
-from meterkit.tokens.response import ResponseReader
-from meterkit.tokens.usage_fields import FieldsReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from starlette.types import Message
 
+    from llm_usage.estimate import InputEstimator
+    from llm_usage.framing.incremental import Work
     from meterkit.asgi.buffered_body import KeptRequest
     from meterkit.catalog import Route
-    from meterkit.tokens.estimate import InputEstimator
-    from meterkit.tokens.framing.incremental import Work
 
 # How long a message is read before other tasks run; one more piece of work may have begun by then.
 _PAUSE_EVERY_S: Final = 0.000_5

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from asyncio import Lock, Task, TimerHandle, get_running_loop, shield, sleep
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from llm_usage import SocketReader
+from llm_usage.requested_model import requested_models
 from meterkit.asgi.buffered_body import head_of
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.fallback_requests import decide_in_process
@@ -28,31 +28,20 @@ from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement, settle_decision
 from meterkit.store.settlement_parts import UsedQuantities
 from meterkit.store.views import PreparedDecision
-from meterkit.tokens.call_usage import CallUsage, fill_estimates
-from meterkit.tokens.estimate import billed_input
-from meterkit.tokens.framing.content_codings import PIECE_BYTES
-from meterkit.tokens.framing.large_json import LargeJsonReader
-from meterkit.tokens.json_values import load, table
-from meterkit.tokens.layout import may_have_figures, may_report
-from meterkit.tokens.observer import UsageObserver
-from meterkit.tokens.providers import BY_NAME
-from meterkit.tokens.providers.gemini import GEMINI, live_api
-from meterkit.tokens.providers.openai import LIVE_SESSION, SESSION_LENGTHS
-from meterkit.tokens.requested_model import SessionModels, is_transcription, requested_models
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from starlette.types import Message
 
+    from llm_usage import CallUsage
+    from llm_usage.framing.incremental import Work
+    from llm_usage.session_models import SessionModels
     from meterkit.asgi.logs import RefusalLog, TroubleLog
     from meterkit.catalog import Entitlement, Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.framing.incremental import Work
-    from meterkit.tokens.json_values import Table
-    from meterkit.tokens.providers.reader_interface import ProviderApi
 
 _CHECK_EVERY_S: Final = 60.0
 _SWITCHING_PROTOCOLS: Final = 101
@@ -90,10 +79,10 @@ class WebSocketExchange(Exchange):
                 self._route.usage,
                 count=self._count_calls,
                 models=self._requested_models,
+                only_transcribes=_TRANSCRIBES in self._scope.get("query_string", b""),
                 complain=self.warn,
                 report_unread=partial(warn_of_unread, self._store, self._route),
             )
-            self._usage.session.only_transcribes = _TRANSCRIBES in self._scope.get("query_string", b"")
         self._schedule_check()
 
     async def receive(self) -> Message:
@@ -172,7 +161,7 @@ class WebSocketExchange(Exchange):
         try:
             await self._send_message(message)
         finally:
-            for _ in usage.read_large(message):
+            for _ in usage.sent_large(message):
                 await sleep(0)
 
     async def _send_message(self, message: Message) -> None:
@@ -332,197 +321,77 @@ def _disconnected() -> Message:
     return {"type": "websocket.disconnect", "code": POLICY_VIOLATION, "reason": ""}
 
 
-_BYTES_MAX: Final = 1 << 20
-_PARSED_CHARS_MAX: Final = _BYTES_MAX // 4  # A character has four bytes at most.
-_IDS_MAX: Final = 1_000
-# Encoded sound and images, which come often.
-_MEDIA: Final = (b'audio.delta"', b'"audio"', b'"inlineData"', b'"mediaChunks"', b'"realtimeInput"')
-_SOUND: Final = re.compile(
-    rb'\{\s*(?:"event_id"\s*:\s*"[^"\\]{0,512}"\s*,\s*)?'
-    rb'"type"\s*:\s*"input_audio_buffer\.append"\s*,\s*"audio"\s*:\s*"'
-)
-"""Its pieces are not parsed: an open microphone sends ten a second."""
-_LIVE: Final = frozenset({"setupComplete", "serverContent"})
-_SAYS: Final = (b'.delta"', b'"serverContent"')
+_READ_AT_ONCE_CHARS: Final = (1 << 20) // 4  # A character has four bytes at most.
 
 
-@dataclass(slots=True, eq=False)
 class SocketUsage:
-    """Reads the usage in an app's messages: events of OpenAI's Realtime API and of Gemini Live.
-
-    Each answer of the model is counted when its figures come. An answer that has begun when the websocket
-    closes is estimated by its text, and by the texts that the client has sent for it.
+    """Reads the usage in a websocket's messages, and keeps errors of the reader from the app.
 
     Args:
         usage: the route's word.
         count: takes the calls whose figures have come.
         models: finds those that may answer.
-        complain: logs an error of the reader, which the app never sees.
+        only_transcribes: see :class:`llm_usage.SocketReader`.
+        complain: logs an error of the reader, which then reads no more.
         report_unread: takes, at the end, the path of a token figure that was not read.
-
-    Attributes:
-        session: the models that the messages name.
     """
 
-    usage: str
-    count: Callable[[Sequence[CallUsage]], None]
-    models: Callable[[], Sequence[str]]
-    complain: Callable[[str], None]
-    report_unread: Callable[[str], None]
-    session: SessionModels = field(default_factory=SessionModels, init=False)
-    _declared: bool = field(init=False)
-    _live: ProviderApi = field(init=False)
-    _input_tokens: int = field(default=0, init=False)
-    _unread: str | None = field(default=None, init=False)
-    _note_message: dict[str, None] = field(default_factory=dict[str, None], init=False)
-    _length: tuple[CallUsage, ...] = field(default=(), init=False)
-    _observer: UsageObserver | None = field(init=False)
+    def __init__(
+        self,
+        usage: str,
+        *,
+        count: Callable[[Sequence[CallUsage]], None],
+        models: Callable[[], Sequence[str]],
+        only_transcribes: bool,
+        complain: Callable[[str], None],
+        report_unread: Callable[[str], None],
+    ) -> None:
+        self._reader = SocketReader(usage, count=count, models=models, only_transcribes=only_transcribes)
+        self._has_failed = False
+        self._guard = ErrorGuard(self._stop_reading)
+        self._complain = complain
+        self._report_unread = report_unread
 
-    def __post_init__(self) -> None:
-        self._declared, self._live = self.usage != "auto", live_api(self.models)
-        self._observer = self._new_observer()
-
-    def _new_observer(self) -> UsageObserver:
-        apis = (self._live,) if self.usage == GEMINI.name else BY_NAME[self.usage]
-        return UsageObserver(apis, declared=self._declared)
-
-    def sent(self, message: Message) -> None:
-        """Read a message of the app's."""
-        data = _data_of(message)
-        with ErrorGuard(self._stop_reading):
-            self.session.sent(data)
-        if _is_read(data):
-            with ErrorGuard(self._stop_reading):
-                self._read(data)
+    @property
+    def session(self) -> SessionModels:
+        """The models that the messages name."""
+        return self._reader.session
 
     @staticmethod
     def is_large(message: Message) -> bool:
         """Whether a message takes too long to be read at once."""
-        return len(message.get("text") or message.get("bytes") or "") > _PARSED_CHARS_MAX
+        return len(message.get("text") or message.get("bytes") or "") > _READ_AT_ONCE_CHARS
 
-    def read_large(self, message: Message) -> Work:
-        """Read a message of the app's that is large: one that ends an answer may repeat all that went in."""
-        data = _data_of(message)
-        with ErrorGuard(self._stop_reading):
-            self.session.sent(data)
-        if not _is_read(data):
-            return
-        with ErrorGuard(self._stop_reading):
-            reader = LargeJsonReader(self._read_event, lambda: None)
-            for at in range(0, len(data), PIECE_BYTES):
-                yield from reader.feed(data[at : at + PIECE_BYTES]) or ()
-                yield
-            reader.end()
+    def sent(self, message: Message) -> None:
+        """Read a message of the app's."""
+        if not self._has_failed:
+            with self._guard:
+                self._reader.sent(_data_of(message))
 
-    def _read(self, data: bytes) -> None:
-        try:
-            event = table(load(data))
-        except ValueError:
-            return  # No event of a model's.
-        if event is not None:
-            self._read_event(event)
-
-    def _read_event(self, event: Table, measured: int | None = None) -> None:
-        observer = self._observer
-        if observer is None:
-            return
-        if not (self._declared or _LIVE.isdisjoint(event)):
-            # The figures of a turn come in a message that has nothing else.
-            self.usage, self._declared = GEMINI.name, True
-            observer = self._observer = self._new_observer()
-        if event.get("type") in SESSION_LENGTHS:
-            self._count_length(event)
-            return
-        # A transcription is another model's call: an answer that has begun goes on.
-        is_apart = is_transcription(event)
-        reader = self._new_observer() if is_apart else observer
-        reader.observe(event, measured)
-        calls = [call for call in reader.close(complete=False, notes=()) if call.source == "reported"]
-        if calls or is_apart:  # The reader is not kept.
-            self._unread = self._unread or reader.unread_figure
-        if not calls:
-            return
-        calls = [call for call in calls if self._is_new(call)]
-        if is_apart:
-            model = self.session.transcription_of()
-            calls = [call if call.model else replace(call, model=model) for call in calls]
-        else:
-            self._observer = self._new_observer()
-            self._input_tokens = 0
-        # The length comes last: of the calls of an open websocket only the newest ones are kept.
-        self.count((*calls, *self._length))
-
-    def _count_length(self, event: Table) -> None:
-        """Count how long a session is so far, in place of what was counted of it before."""
-        reader = self._new_observer()
-        reader.observe(event)
-        found = reader.close(complete=True, notes=())
-        if _seconds_of(found) > _seconds_of(self._length):
-            self._length = tuple(replace(call, response_id=LIVE_SESSION) for call in found)
-            self.count(self._length)
-
-    def _is_new(self, call: CallUsage) -> bool:
-        """Whether an answer was not counted before: its last event may be sent more than once."""
-        name = call.response_id
-        if name is None or name in self._note_message:
-            return name is None
-        if len(self._note_message) >= _IDS_MAX:
-            del self._note_message[next(iter(self._note_message))]
-        self._note_message[name] = None
-        return True
+    def sent_large(self, message: Message) -> Work:
+        """Read a message of the app's in steps."""
+        if not self._has_failed:
+            with self._guard:
+                yield from self._reader.sent_large(_data_of(message))
 
     def received(self, message: Message) -> None:
-        """Measure the texts of a message of the client's, for an answer that may be cut off."""
-        data = _data_of(message)
-        with ErrorGuard(self._stop_reading):
-            self.session.received(data)
-        # Texts alone: sound comes in many pieces, as JSON or as bytes.
-        if data and not _is_sound(data):
-            with ErrorGuard(self._stop_reading):
-                self._input_tokens += billed_input(data[:_BYTES_MAX], size=len(data), media_tokens=0)
+        """Read a message of the client's."""
+        if not self._has_failed:
+            with self._guard:
+                self._reader.received(_data_of(message))
 
     def close(self) -> None:
-        """Estimate the answer that has begun and has not ended, if there is one."""
-        observer, self._observer = self._observer, None
-        if observer is None:
+        """Count the answer that has begun and has not ended. Idempotent."""
+        if self._has_failed:
             return
-        with ErrorGuard(self._stop_reading):
-            unread = self._unread or observer.unread_figure
+        with self._guard:
+            unread = self._reader.close()
             if unread is not None:
-                self.report_unread(unread)
-            calls = observer.close(complete=False, notes=())
-            tokens = observer.estimated_output_tokens
-            if not calls and tokens:
-                calls = (CallUsage(source="missing"),)
-            if tokens or any(call.source == "partial" for call in calls):
-                self.count(
-                    fill_estimates(calls, input_tokens=lambda: self._input_tokens, output_tokens=tokens)
-                )
+                self._report_unread(unread)
 
     def _stop_reading(self, error: str) -> None:
-        self._observer = None
-        self.complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
-
-
-def _seconds_of(calls: Iterable[CallUsage]) -> int:
-    return sum(sum(call.details.values()) for call in calls)
-
-
-def _is_read(data: bytes) -> bool:
-    """Whether a message may hold usage, or a model's text without sound and images."""
-    if may_report(data) or may_have_figures(data):
-        return True
-    return any(mark in data for mark in _SAYS) and not _is_media(data)
-
-
-def _is_sound(data: bytes) -> bool:
-    """Whether a message is a piece of sound for OpenAI's Realtime API, and nothing else."""
-    begun = _SOUND.match(data)
-    return begun is not None and data.find(b'"', begun.end()) == len(data) - 2 and data.endswith(b'"}')
-
-
-def _is_media(data: bytes) -> bool:
-    return any(mark in data for mark in _MEDIA)
+        self._has_failed = True
+        self._complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
 
 
 def _data_of(message: Message) -> bytes:

@@ -6,14 +6,16 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from llm_usage.price_table import is_listed
+from llm_usage.units import UNIT_OF, UNITS, WHOLE_OF
 from meterkit.catalog.billing import URL
 from meterkit.catalog.credit_values import AutoTopUp, Credit, TopUps
 from meterkit.catalog.currencies import BALANCE_CURRENCY, PerCurrency, by_currency
 from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion, unknown
-from meterkit.catalog.genai_prices_table import TOKEN_METERS, UNIT_OF, UNITS, WHOLE_OF, is_listed
 from meterkit.catalog.meters import CHARGED, MICRO_USD, check_meter
 from meterkit.catalog.model_prices import ModelPrices, ModelTerms, ProviderPrices
 from meterkit.catalog.models import Meter
+from meterkit.catalog.usage_meters import TOKEN_METERS
 from meterkit.catalog.value_parsers import (
     AMOUNT_CENTS_MAX,
     COST,

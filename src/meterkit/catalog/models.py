@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from llm_usage.units import FIGURE_MAX
 from meterkit.catalog.notify_values import Notify
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ REQUEST_MODEL: Final = ("request",)
 """Value of `model: request` of a route: its clients choose the model."""
 SPEND: Final = "spend"
 """The meter that counts what is spent, where a plan has a budget; and what policies of it begin with."""
-QUANTITY_MAX: Final = 10**15 - 1
+QUANTITY_MAX: Final = FIGURE_MAX
 CREDITS_MAX: Final = 9 * 10**9
 
 SEAT_UNITS: Final = frozenset({"seat", "seats"})

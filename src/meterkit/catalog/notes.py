@@ -7,9 +7,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import listed
-from meterkit.catalog.genai_prices_table import nearest_usage_meter
 from meterkit.catalog.match_lines import covers_line
 from meterkit.catalog.meters import bills_usage, counts_tokens, is_sold, meters_billed_by_tiers
+from meterkit.catalog.usage_meters import nearest_usage_meter
 from meterkit.catalog.value_parsers import money
 
 if TYPE_CHECKING:

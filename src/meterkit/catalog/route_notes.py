@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from llm_usage.price_table import is_listed
 from meterkit.catalog.entitlements import is_limited
 from meterkit.catalog.errors import listed
-from meterkit.catalog.genai_prices_table import USAGE_METERS, is_listed, nearest_usage_meter
+from meterkit.catalog.match_lines import WEBSOCKET
 from meterkit.catalog.meters import CHARGED, counts_bytes, counts_tokens
 from meterkit.catalog.notes import COMPARED_MAX, SHOWN_MAX
 from meterkit.catalog.routes import additions_of, reads_tokens
+from meterkit.catalog.usage_meters import USAGE_METERS, nearest_usage_meter
 from meterkit.catalog.value_shapes import drop_refused
 
 if TYPE_CHECKING:
@@ -181,7 +183,9 @@ def note_unheld_money(
         place: where the routes stand.
         problems: the list to add to.
     """
-    unheld = [route.match for route in routes if route.usage != "none" and not route.reserve]
+    # A websocket cannot hold anything.
+    may_hold = (route for route in routes if route.usage != "none" and route.method != WEBSOCKET)
+    unheld = [route.match for route in may_hold if not route.reserve]
     has_balance = any(credit.is_money for credit in credits_)
     if unheld and (has_balance or any(plan.budget is not None for plan in written)):
         shown = listed([repr(match) for match in unheld], SHOWN_MAX)

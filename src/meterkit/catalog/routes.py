@@ -14,13 +14,13 @@ from meterkit.catalog.billing import (
     STORE_FAILURES,
 )
 from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.genai_prices_table import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
 from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, covers_line, parse_match, parse_mcp
 from meterkit.catalog.meters import check_meter, counts_bytes, refuse_sizes
 from meterkit.catalog.model_prices import covers_pattern, may_overlap
 from meterkit.catalog.models import REQUEST_MODEL, ROUTE, Reserve, Route
 from meterkit.catalog.notes import COMPARED_MAX
 from meterkit.catalog.rates import RatesShape
+from meterkit.catalog.usage_meters import PROVIDER_SHAPE, TOKEN_METERS, USAGE_METERS, unknown_provider
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 from meterkit.catalog.value_shapes import (
     AnyForm,

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.entitlements import ceiling, is_limited
-from meterkit.catalog.genai_prices_table import USAGE_METERS
 from meterkit.catalog.routes import additions_of, reads_tokens, requested_quantities
+from meterkit.catalog.usage_meters import USAGE_METERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

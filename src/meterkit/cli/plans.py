@@ -18,10 +18,10 @@ from meterkit.cli.output import echo, print_json, print_note
 from meterkit.cli.session import Session, command
 from meterkit.customers.states import list_states
 from meterkit.decisions.customer_state import effective_plan, plan_named
+from meterkit.decisions.route_holds import find_route_holds
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, UnknownPlanError
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
-from meterkit.tokens.route_holds import find_route_holds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
+from llm_usage.units import UNIT_OF
 from meterkit.catalog.currencies import BALANCE_CURRENCY
-from meterkit.catalog.genai_prices_table import UNIT_OF
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.value_parsers import UNLIMITED, date_and_time, is_money, micro_money, money
 from meterkit.cli.options import PeriodOption, WrongUsageError, note_unknown

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from llm_usage.listed_models import providers_of
 from meterkit.catalog import override
 from meterkit.catalog.errors import find_mistakes
 from meterkit.catalog.subjects import override_subject
@@ -13,7 +14,6 @@ from meterkit.decisions.limit_policies import gauge_terms
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.store.allotment import find_allotment_key, find_single_keys
-from meterkit.tokens.list_prices import providers_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

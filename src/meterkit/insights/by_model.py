@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from meterkit.catalog.currencies import BALANCE_CURRENCY
-from meterkit.catalog.genai_prices_table import USAGE_METERS
+from meterkit.catalog.usage_meters import USAGE_METERS
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit.async_database import open_database
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from meterkit.catalog.genai_prices_table import UNIT_OF, USAGE_METERS, WHOLE_OF
+from llm_usage import CallUsage
+from llm_usage.call_usage import billed_units, cap_parts
+from llm_usage.units import UNIT_OF, WHOLE_OF
 from meterkit.catalog.meters import check_quantity
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.usage_meters import USAGE_METERS
+from meterkit.decisions.model_charges import price_call
 from meterkit.decisions.periods import from_ms
 from meterkit.safe_text import plain_text
 from meterkit.store.settlement_parts import UsedQuantities, add_quantities
-from meterkit.tokens.call_prices import price_call
-from meterkit.tokens.call_usage import CallUsage, billed_units, cap_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

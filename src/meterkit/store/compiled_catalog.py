@@ -11,24 +11,28 @@ from meterkit.catalog.errors import find_mistakes, listed
 from meterkit.catalog.meters import counters_of
 from meterkit.catalog.notes import SHOWN_MAX
 from meterkit.catalog.routes_by_model import tables_without_default
+from meterkit.decisions.call_costs import make_call_costs
+from meterkit.decisions.charge_remainders import ChargeRemainders
 from meterkit.decisions.compiled_decision import compile_program, demands_of
 from meterkit.decisions.customer_state import NO_STATE, entitlements_of
 from meterkit.decisions.grants import PrepaidPlans
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import check_tokens
+from meterkit.decisions.model_charges import ModelCharges, UnpricedLog
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.rollover import grant_reach
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.replies import LIVE_SUBJECTS_MOST
 from meterkit.store.script_arguments import pack_tail
-from meterkit.tokens.call_prices import ChargeRemainders, ModelCharges, UnpricedLog, make_call_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
+    from llm_usage import CallUsage
     from meterkit.catalog import Catalog, Entitlement, Route
+    from meterkit.decisions.call_costs import CallCosts
     from meterkit.decisions.compiled_decision import Program
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.grants import Prepaid
@@ -37,8 +41,6 @@ if TYPE_CHECKING:
     from meterkit.redis.scripts import Script
     from meterkit.store.daily_counts import UnpricedCalls
     from meterkit.store.script_arguments import Subjects
-    from meterkit.tokens.call_prices import CallCosts
-    from meterkit.tokens.call_usage import CallUsage
 
 _T = TypeVar("_T")
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from meterkit.catalog.genai_prices_table import TOKEN_METERS, USAGE_METERS
+from llm_usage import CallUsage, calls_of, usage_of
+from llm_usage.batch_lines import call_event_id, mark_batched, read_batch_line
+from llm_usage.objects import pending_jobs
+from llm_usage.plain_values import kind_of
+from meterkit.catalog.usage_meters import TOKEN_METERS, USAGE_METERS
+from meterkit.decisions.model_charges import price_call
 from meterkit.decisions.packed import EventMark
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
@@ -19,27 +24,39 @@ from meterkit.store.input_checks import check_event_id
 from meterkit.store.provider_jobs import JobClaim, claim_job, end_job, remember_job
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_parts import NOTHING_USED, UsedQuantities, add_quantities
-from meterkit.tokens.batch_lines import call_event_id, mark_batched, read_batch_line
-from meterkit.tokens.call_prices import price_call
-from meterkit.tokens.objects import calls_of, pending_jobs, usage_of
-from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from llm_usage.batch_lines import BatchLine
     from meterkit.store.compiled_catalog import CompiledCatalog
     from meterkit.store.provider_jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.batch_lines import BatchLine
-    from meterkit.tokens.call_usage import CallUsage
 
 _logger = logging.getLogger("meterkit.asgi")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedUsage(CallUsage):
+    """Usage that :meth:`meterkit.MeterKit.record_usage` has counted, with its money.
+
+    Attributes:
+        cost_micros: what the provider charges, in micro-units of US dollars, exactly; None: not known.
+        charged_micros: likewise what the customer's balance in money is charged; None: there is none.
+        revenue_micros: what the customer pays for it: overage at its price, and what the balance has paid, in
+            micro-units of the currency; without the latter where that is not US dollars. None: not known,
+            as where the store was down or had counted it before.
+    """
+
+    cost_micros: Fraction | None = None
+    charged_micros: Fraction | None = None
+    revenue_micros: Fraction | None = None
+
+
 async def record_calls(
     store: Store, view: CustomerView | None, obj: object, *, event_id: str | None, call_id: str | None
-) -> CallUsage | None:
+) -> RecordedUsage | None:
     """Count the usage of the calls in an object; see :meth:`meterkit.MeterKit.record_usage`."""
     event_id = None if event_id is None else check_event_id(event_id)
     call_id = None if call_id is None else check_event_id(call_id, "call_id")
@@ -92,20 +109,21 @@ def _add_money(
     calls: Sequence[CallUsage],
     revenues: Sequence[Fraction | None],
     compiled: CompiledCatalog,
-) -> CallUsage | None:
+) -> RecordedUsage | None:
     """Add cost, charge and revenue to the usage of calls, as far as they are known."""
     if usage is None:
         return None
+    recorded = RecordedUsage(**{part.name: getattr(usage, part.name) for part in fields(CallUsage)})
     known = [one for one in revenues if one is not None]
     if known and len(known) == len(revenues):
-        usage = replace(usage, revenue_micros=sum(known, Fraction(0)))
+        recorded = replace(recorded, revenue_micros=sum(known, Fraction(0)))
     costs, at = compiled.call_costs(), from_ms(compiled.now_ms())
     if costs is None:
-        return usage
+        return recorded
     cost = [amount for call in calls for amount in costs.of(call, at).values()]
     charged = [amount for call in calls for amount in price_call(compiled.charges, call, at)[0].values()]
     return replace(
-        usage,
+        recorded,
         cost_micros=sum(cost, Fraction(0)) if cost else None,
         charged_micros=sum(charged, Fraction(0)) if compiled.charges else None,
     )

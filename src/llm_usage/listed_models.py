@@ -1,0 +1,328 @@
+"""Models of the price table: found by name and provider, with their prices at an instant.
+
+The prices are those of the package ``genai-prices``, and factors that providers publish besides.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from llm_usage.price_table import installed_table, read_table, read_units
+from llm_usage.published_factors import PUBLISHED, factors_of, product_of
+from llm_usage.unit_prices import ALWAYS, UnitPrices, highest_prices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from llm_usage.published_factors import Context, PublishedFactor
+    from llm_usage.unit_prices import Tiers
+
+_PROVIDERS: Final[Mapping[str, str]] = {
+    "aws.bedrock": "aws",
+    "azure.ai.openai": "azure",
+    "bedrock": "aws",
+    "fireworks_ai": "fireworks",
+    "gcp.gemini": "google",
+    "gcp.vertex_ai": "google",
+    "gemini": "google",
+    "mistral_ai": "mistral",
+    "moonshot_ai": "moonshotai",
+    "together_ai": "together",
+    "vertex_ai": "google",
+    "x_ai": "x-ai",
+    "xai": "x-ai",
+}
+"""Providers that the table has other names for: OpenTelemetry's names, and LiteLLM's.
+
+https://docs.litellm.ai/docs/providers
+"""
+_OWN_SERVERS: Final = frozenset({"llama.cpp", "ollama"})
+"""Servers that people run themselves: a model of theirs has no list price, whatever it is called."""
+_ROUTER: Final = "openrouter"
+_FREE: Final = "free"
+"""The one variant, as in `openai/gpt-5:nitro`, that says more than how OpenRouter chooses a provider.
+
+https://openrouter.ai/docs/guides/routing/model-variants
+"""
+_MICROS: Final = 10**6
+_KEPT: Final = 4096
+_NAME_MAX: Final = 256
+_VENDORS_MAX: Final = 3
+"""Words before a name, as in `accounts/fireworks/models/…`."""
+_ARN: Final = "arn:"
+
+STANDARD: Final[Context] = ()
+
+
+class _ListedModel(NamedTuple):
+    """A model of the table.
+
+    Attributes:
+        info: as the table has it.
+        providers: that have it at the same prices, as the table names them.
+        has_variants: whether its prices by context count.
+        factors: that its provider publishes besides.
+        always: its prices, where they do not depend on the time; else None.
+    """
+
+    info: Any
+    providers: tuple[str, ...]
+    has_variants: bool
+    factors: Sequence[PublishedFactor]
+    always: UnitPrices | None
+
+
+def list_prices(
+    provider: str | None, model: str, at: datetime, context: Context = STANDARD
+) -> UnitPrices | None:
+    """The list prices of a model at an instant; None: the table has no price of it, or several.
+
+    The provider's prices come first. If that has no such model, the name decides among all providers: a
+    server may answer in another provider's format. If they have several prices for it, none is used.
+
+    Args:
+        provider: as OpenTelemetry or the table names it; None: not known.
+        model: as the response or the request names it.
+        at: when it was called (aware): prices have dates.
+        context: as what it was processed.
+
+    Raises:
+        LlmUsageError: the package ``genai-prices`` is not installed.
+    """
+    found = _find_models(provider, model[:_NAME_MAX])
+    if not found:
+        return None
+    prices = _prices_at(found[0], at, context)
+    if any(_prices_at(other, at, context).prices != prices.prices for other in found[1:]):
+        return None
+    return prices
+
+
+def _prices_at(found: _ListedModel, at: datetime, context: Context) -> UnitPrices:
+    if found.always is not None and not (context and (found.has_variants or found.factors)):
+        return found.always
+    variants = tuple(_active_variants(found.info.price_variants, at, context)) if found.has_variants else ()
+    return _compile_prices(found.info.get_prices(at), variants, product_of(found.factors, context, at))
+
+
+def _compile_prices(
+    standard: Any, variants: tuple[Any, ...] = (), factor: Fraction = Fraction(1)
+) -> UnitPrices:
+    """The prices of a model, once for all of its names."""
+    key = (factor, id(standard), *map(id, variants))  # The table keeps each of them for good.
+    prices = _compiled.get(key)
+    if prices is None:
+        merged = _read_tiers(standard)
+        for variant in reversed(variants):  # Of several, the first counts.
+            merged |= _read_tiers(variant.prices)
+        prices = _compiled[key] = UnitPrices(_of_tokens(merged, factor))
+    return prices
+
+
+def _of_tokens(prices: dict[str, Tiers], factor: Fraction) -> dict[str, Tiers]:
+    """The prices, those of tokens times a factor."""
+    if factor == 1:
+        return prices
+    return {
+        unit: tuple((start, price * factor) for start, price in tiers) if unit.endswith("_tokens") else tiers
+        for unit, tiers in prices.items()
+    }
+
+
+_compiled: Final[dict[tuple[Any, ...], UnitPrices]] = {}
+
+
+@lru_cache(_KEPT)
+def _find_models(provider: str | None, model: str) -> tuple[_ListedModel, ...]:
+    """Find the table's entries of a name, one for each price; several: it depends on the provider.
+
+    The provider's entry comes first, then those of all providers. A vendor before the name, as in
+    ``openai/gpt-5.4``, is stripped where no entry bears the whole name.
+    """
+    if not model or provider in _OWN_SERVERS:
+        return ()
+    name = model.lower()
+    if name.startswith(_ARN):
+        name = name.rpartition("/")[2]
+    found = _find_at_provider(_find_provider(provider), name) or _find_at_all(name)
+    if found:
+        return found
+    routed, _, variant = name.rpartition(":")
+    if routed and not variant.isdigit():
+        return _find_models(provider, routed) if provider == _ROUTER and variant != _FREE else ()
+    vendor, _, rest = name.partition("/")
+    is_known = vendor in _vendors() and name.count("/") <= _VENDORS_MAX
+    return _find_models(vendor, rest) if rest and is_known else ()
+
+
+def _find_provider(named: str | None) -> Any:
+    """A provider of the table; None: it has no such provider."""
+    try:
+        return read_table().find_provider(None, _PROVIDERS.get(named or "", named), None)
+    except LookupError:
+        return None
+
+
+def _find_at_provider(known: Any, name: str) -> tuple[_ListedModel, ...]:
+    """Find the entry that a provider uses for a name: by its patterns, else by the id of a model."""
+    info = None if known is None else known.find_model(name, all_providers=read_table().providers)
+    if info is None and known is not None:  # The patterns of some models do not match their own ids.
+        info = next((one for listing, one in _listings().get(name, ()) if listing is known), None)
+    return () if info is None else (_list_model(known, info),)
+
+
+def _find_at_all(name: str) -> tuple[_ListedModel, ...]:
+    """Find the entries that bear a name at any provider, those of one price together.
+
+    The vendor's entry is the one that is meant, also if it bears another name (``gpt-5-*``): unless another
+    provider has a model of this name whose prices differ.
+    """
+    found: list[_ListedModel] = []
+    for known, info in _listings().get(name, ()):
+        entry = _list_model(known, info)
+        at = next((at for at, one in enumerate(found) if _have_same_prices(one, entry)), None)
+        if at is None:
+            found.append(entry)
+        else:
+            found[at] = found[at]._replace(providers=(*found[at].providers, *entry.providers))
+    # The table's own search would keep each name for good.
+    matching = (one for one in read_table().providers if one.model_match and one.model_match.is_match(name))
+    vendor: Any = next(matching, None)
+    own = _find_at_provider(vendor, name)
+    if not own:
+        return tuple(found)
+    is_listed = any(vendor.id in entry.providers for entry in found)
+    is_meant = is_listed or all(_has_prices_of(own[0], entry) for entry in found)
+    return own if is_meant else tuple(found)
+
+
+def _list_model(known: Any, info: Any) -> _ListedModel:
+    is_own = any(info is own for own in known.models)
+    has_variants = is_own and bool(info.price_variants)
+    always = None if isinstance(info.prices, list) else _compile_prices(info.prices)
+    return _ListedModel(info, (known.id,), has_variants, factors_of(info.id), always)
+
+
+def _have_same_prices(one: _ListedModel, other: _ListedModel) -> bool:
+    variants = [entry.info.price_variants if entry.has_variants else None for entry in (one, other)]
+    is_same = bool(one.info.prices == other.info.prices and variants[0] == variants[1])
+    return is_same and one.factors == other.factors
+
+
+def _has_prices_of(one: _ListedModel, other: _ListedModel) -> bool:
+    """Whether an entry has each price of another one, and maybe more."""
+    if one.always is None or other.always is None:
+        return False
+    return other.always.prices.items() <= one.always.prices.items()
+
+
+def _is_price(value: object) -> bool:
+    return value is not None
+
+
+@cache
+def _listings() -> Mapping[str, Sequence[tuple[Any, Any]]]:
+    """Name of a model in lower case to the providers that have prices of it, each with its entry.
+
+    Entries without any price are left out: they do not say whether the model is free.
+    """
+    found: dict[str, list[tuple[Any, Any]]] = {}
+    for known in read_table().providers:
+        for info in known.models:
+            prices: Any = info.prices
+            if isinstance(prices, list) or any(map(_is_price, prices.__dict__.values())):
+                found.setdefault(info.id.lower(), []).append((known, info))
+    return found
+
+
+@cache
+def _vendors() -> frozenset[str]:
+    """Words that stand before a model's name: vendors in the table's names, providers, and ``models``."""
+    table = read_table()
+    named = (info.id.lower().partition("/") for known in table.providers for info in known.models)
+    providers = (known.id for known in table.providers)
+    return frozenset((*(vendor for vendor, slash, _ in named if slash), *providers, *_PROVIDERS, "models"))
+
+
+def listed_name(provider: str | None, model: str) -> str | None:
+    """The table's name of a model; None: it does not have it, or is not installed."""
+    found = () if installed_table() is None else _find_models(provider, model[:_NAME_MAX])
+    return str(found[0].info.id) if found else None
+
+
+def providers_of(model: str) -> Sequence[str]:
+    """Providers to choose from where a model's price depends on the provider, as the table names them.
+
+    Empty: the table has one price for the name, or none.
+    """
+    found = () if installed_table() is None else _find_models(None, model[:_NAME_MAX])
+    return sorted(known for one in found for known in one.providers) if len(found) > 1 else ()
+
+
+def _active_variants(variants: Iterable[Any], at: datetime, context: Context) -> Iterable[Any]:
+    known = dict(context)
+    for variant in variants:
+        is_active = variant.constraint is None or variant.constraint.active(at)
+        if is_active and all(known.get(key) == value for key, value in variant.when.items()):
+            yield variant
+
+
+@cache
+def varying_contexts() -> frozenset[tuple[str, str]]:
+    """The ways of processing for which some model of the table has prices of its own."""
+    return frozenset(
+        pair
+        for provider in read_table().providers
+        for model in provider.models
+        for variant in model.price_variants or ()
+        for pair in variant.when.items()
+    ).union(one.way for one in PUBLISHED)
+
+
+def dearest_prices(provider: str | None, at: datetime, context: Context = STANDARD) -> UnitPrices:
+    """The highest price of each unit among the models of a provider; of all where it is None or not known."""
+    return _highest_listed(provider, at.replace(minute=0, second=0, microsecond=0), context)
+
+
+@lru_cache(256)
+def _highest_listed(provider: str | None, at: datetime, context: Context) -> UnitPrices:
+    table = read_table()
+    try:
+        known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
+    except LookupError:
+        known = table.providers
+    return highest_prices(
+        _of_tokens(_read_tiers(prices), product_of(factors_of(model.id), context, at))
+        for one in known
+        for model in one.models
+        for prices in (
+            model.get_prices(at),
+            *(variant.prices for variant in _active_variants(model.price_variants or (), at, context)),
+        )
+    )
+
+
+@lru_cache(64)
+def model_names(provider: str | None) -> Sequence[str]:
+    """The names of the models of a provider; of all where it is None or not known."""
+    table = read_table()
+    try:
+        known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
+    except LookupError:
+        known = table.providers
+    return tuple(dict.fromkeys(model.id for one in known for model in one.models))
+
+
+def _read_tiers(prices: Any) -> dict[str, Tiers]:
+    found: dict[str, Tiers] = {}
+    for unit, known in read_units().items():
+        price = prices.__dict__.get(known["price_key"])
+        if price is not None:
+            factor = Fraction(_MICROS, known["per"])
+            base = (ALWAYS, factor * Fraction(getattr(price, "base", price)))
+            tiers = sorted((one.start, factor * Fraction(one.price)) for one in getattr(price, "tiers", ()))
+            found[unit] = (base, *tiers)
+    return found
