@@ -175,7 +175,7 @@ async def test_f_300_a_gift_of_a_day_leaves_what_was_sold(store_url: str, by_han
         assert (tokens["included"], tokens["overage"]) == (550, 0)
 
 
-async def test_f_301_what_is_sold_while_a_plan_is_set_by_hand_has_its_share(store_url: str) -> None:
+async def test_f_301_what_is_sold_under_a_plan_by_hand_counts(store_url: str) -> None:
     """The new plan counted from the period's first day, as if it had been sold since then."""
     async with shop(store_url, catalog=AT_ONCE) as at:
         await at.subscribed(plan="pro")
@@ -471,7 +471,7 @@ async def begins_late(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
 
 
-async def test_f_304_a_first_period_that_is_cut_short_gives_what_is_paid(store_url: str) -> None:
+async def test_f_304_a_short_first_period_gives_what_is_paid(store_url: str) -> None:
     """It included everything: 176 cents were paid for 2,700, again and again."""
     async with shop(store_url, catalog=CATALOG) as at:
         await begins_late(at)
