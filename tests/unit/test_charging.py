@@ -29,8 +29,7 @@ from llm_usage.unit_prices import UnitPrices
 from llm_usage.units import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.decisions.call_costs import CallCosts
-from meterkit.decisions.charge_remainders import ChargeRemainders
-from meterkit.decisions.model_charges import ModelCharges, price_call
+from meterkit.decisions.model_charges import ChargeRemainders, ModelCharges, price_call
 
 # What calls are charged: prices of their providers or the seller's own, a markup, and whole units of it.
 

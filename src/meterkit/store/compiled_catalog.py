@@ -12,13 +12,12 @@ from meterkit.catalog.meters import counters_of
 from meterkit.catalog.notes import SHOWN_MAX
 from meterkit.catalog.routes_by_model import tables_without_default
 from meterkit.decisions.call_costs import make_call_costs
-from meterkit.decisions.charge_remainders import ChargeRemainders
 from meterkit.decisions.compiled_decision import compile_program, demands_of
 from meterkit.decisions.customer_state import NO_STATE, entitlements_of
 from meterkit.decisions.grants import PrepaidPlans
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import check_tokens
-from meterkit.decisions.model_charges import ModelCharges, UnpricedLog
+from meterkit.decisions.model_charges import ChargeRemainders, ModelCharges, UnpricedLog
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.rollover import grant_reach
