@@ -14,7 +14,7 @@ from llm_usage.published_factors import PUBLISHED, factors_of, product_of
 from llm_usage.unit_prices import ALWAYS, UnitPrices, highest_prices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from llm_usage.published_factors import Context, PublishedFactor
@@ -282,38 +282,83 @@ def varying_contexts() -> frozenset[tuple[str, str]]:
     ).union(one.way for one in PUBLISHED)
 
 
-def dearest_prices(provider: str | None, at: datetime, context: Context = STANDARD) -> UnitPrices:
-    """The highest price of each unit among the models of a provider; of all where it is None or not known."""
-    return _highest_listed(provider, at.replace(minute=0, second=0, microsecond=0), context)
+def dearest_prices(
+    provider: str | None, at: datetime, contexts: Iterable[Context] = (STANDARD,)
+) -> UnitPrices:
+    """The highest price of each unit among the models of a provider; of all where it is None or not known.
+
+    Args:
+        provider: as OpenTelemetry or the table names it; None: not known.
+        at: when the model is called (aware): prices have dates.
+        contexts: as what the call may be processed.
+    """
+    return _highest_listed(provider, at.replace(minute=0, second=0, microsecond=0), frozenset(contexts))
 
 
 @lru_cache(256)
-def _highest_listed(provider: str | None, at: datetime, context: Context) -> UnitPrices:
-    table = read_table()
-    try:
-        known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
-    except LookupError:
-        known = table.providers
-    return highest_prices(
-        _of_tokens(_read_tiers(prices), product_of(factors_of(model.id), context, at))
-        for one in known
-        for model in one.models
+def _highest_listed(provider: str | None, at: datetime, contexts: frozenset[Context]) -> UnitPrices:
+    varying = (
+        _of_tokens(_keep_tiers(prices), product_of(one.factors, context, at))
+        for one in _varying_models(provider)
+        for context in {tuple(pair for pair in context if pair in one.ways) for context in contexts}
         for prices in (
-            model.get_prices(at),
-            *(variant.prices for variant in _active_variants(model.price_variants or (), at, context)),
+            one.model.get_prices(at),
+            *(variant.prices for variant in _active_variants(one.model.price_variants or (), at, context)),
         )
     )
+    return highest_prices((_highest_fixed(provider).prices, *varying))
+
+
+@lru_cache(64)
+def _highest_fixed(provider: str | None) -> UnitPrices:
+    """The highest price of each unit among the models whose prices never vary."""
+    varying = {id(one.model) for one in _varying_models(provider)}
+    return highest_prices(
+        _read_tiers(model.prices) for model in _models_of(provider) if id(model) not in varying
+    )
+
+
+class _VaryingModel(NamedTuple):
+    """A model whose prices depend on the time, or on the ways in which a call is processed."""
+
+    model: Any
+    factors: Sequence[PublishedFactor]
+    ways: frozenset[tuple[str, str]]
+
+
+@lru_cache(64)
+def _varying_models(provider: str | None) -> Sequence[_VaryingModel]:
+    found: list[_VaryingModel] = []
+    for model in _models_of(provider):
+        factors, variants = factors_of(model.id), model.price_variants or ()
+        if isinstance(model.prices, list) or variants or factors:
+            ways = frozenset(pair for variant in variants for pair in variant.when.items())
+            found.append(_VaryingModel(model, factors, ways.union(one.way for one in factors)))
+    return found
+
+
+_kept_tiers: Final[dict[int, dict[str, Tiers]]] = {}
+
+
+def _keep_tiers(prices: Any) -> dict[str, Tiers]:
+    """Prices as they are read, once for each of the table, which keeps them for good."""
+    found = _kept_tiers.get(id(prices))
+    if found is None:
+        found = _kept_tiers[id(prices)] = _read_tiers(prices)
+    return found
+
+
+def _models_of(provider: str | None) -> Iterator[Any]:
+    """The models of a provider; of all where it is None or not known."""
+    known = _find_provider(provider)
+    for one in read_table().providers if known is None else (known,):
+        yield from one.models
 
 
 @lru_cache(64)
 def model_names(provider: str | None) -> Sequence[str]:
     """The names of the models of a provider; of all where it is None or not known."""
-    table = read_table()
-    try:
-        known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
-    except LookupError:
-        known = table.providers
-    return tuple(dict.fromkeys(model.id for one in known for model in one.models))
+    return tuple(dict.fromkeys(model.id for model in _models_of(provider)))
 
 
 def _read_tiers(prices: Any) -> dict[str, Tiers]:

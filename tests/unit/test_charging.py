@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from costs.edge_instructions import counted
 from drivers.sampled import few_examples, whole
 from llm_usage import CallUsage, list_prices
-from llm_usage.listed_models import providers_of
+from llm_usage.listed_models import dearest_prices, providers_of, varying_contexts
 from llm_usage.price_table import unit_dimensions
-from llm_usage.unit_prices import UnitPrices
+from llm_usage.unit_prices import UnitPrices, highest_prices
 from llm_usage.units import UNITS
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.decisions.call_costs import CallCosts
@@ -514,3 +514,12 @@ def test_f_322_a_name_is_found_in_few_steps(name: str) -> None:
     with counted() as instructions:
         list_prices("mistral", name, AT)
     assert (cold < 10_000, sum(instructions.values()) < 100) == (True, True), (cold, instructions)
+
+
+def test_the_dearest_of_several_ways_is_the_dearest_of_each() -> None:
+    """A request that cannot be read is held at it: each way alone took two seconds of the event loop."""
+    at, ways = datetime(2026, 11, 24, tzinfo=UTC), sorted(varying_contexts())
+    contexts = [(), *((way,) for way in ways), (ways[0], ways[-1])]
+    for provider in (None, "anthropic", "google"):
+        each = [dearest_prices(provider, at, (one,)).prices for one in contexts]
+        assert dearest_prices(provider, at, contexts).prices == highest_prices(each).prices

@@ -155,7 +155,7 @@ class ModelCharges:
         key = provider, at.replace(minute=0, second=0, microsecond=0), frozenset(contexts)
         found = self._highest.get(key)
         if found is None:
-            listed = highest_prices(dearest_prices(provider, at, one).prices for one in contexts)
+            listed = dearest_prices(provider, at, contexts)
             factors = (max(own.factor_of(one)[0] for one in contexts) for own in self._own.values())
             over = (own.over(listed, factor) for own, factor in zip(self._own.values(), factors, strict=True))
             found = highest_prices([listed.prices, *(one.prices for one in over if one is not None)])
