@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 from starlette.types import Receive, Scope, Send
-from tokens.recordings import JSON_TYPE, compact
+from llm_payloads.recordings import JSON_TYPE, compact
 
 from asgi.test_llm_outliving import another
 from drivers.app import hello, no_more, served

@@ -173,7 +173,8 @@ def with_had(state: CustomerState, *plans: Had) -> CustomerState:
     now_ms = plans[-1].until_ms
     facts = in_force(terms_of(state, CATALOG, now_ms), now_ms)
     terms: Terms = ()
-    since_ms, used = EVER_MS, ()
+    since_ms = EVER_MS
+    used: tuple[tuple[str, int], ...] = ()
     for nth, one in enumerate(plans):
         later = sum(not following.is_within for following in plans[nth:])
         own = f"sub_{later + 1}" if later else facts[SUBSCRIPTION]

@@ -149,7 +149,7 @@ class CustomerStates:
             changed = with_former_prices(found.state, after, now_ms)
             if changed != found.state:
                 at_ms = now_ms if changed_ms is None else min(now_ms, changed_ms)
-                source = _SOURCES.get(cause, "stripe")
+                source: Source = _SOURCES.get(cause, "stripe")
                 changed = with_terms(
                     found.state, changed, self._store.catalog, at_ms, told_ms=now_ms, source=source
                 )
