@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import pytest
 from starlette.types import Receive, Scope, Send
-from llm_payloads.recordings import JSON_TYPE, compact
 
 from asgi.test_llm_outliving import another
 from drivers.app import hello, no_more, served
@@ -20,6 +19,7 @@ from drivers.plans import completed
 from drivers.subscribed_customer import kit_of
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, lane_of, settled
+from llm_payloads.recordings import JSON_TYPE, compact
 from meterkit import MeterKit, identify, record_usage
 from meterkit.testing import Clock
 from store.test_sync import said_by

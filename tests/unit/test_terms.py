@@ -196,7 +196,7 @@ def test_beyond_256_rows_the_plans_of_a_period_are_sorted(seed: int) -> None:
 
 
 def test_rows_of_more_than_400_days_become_one() -> None:
-    terms: Terms = ()
+    terms = tell((), bought("small", 0), JUNE_MS - DAY_MS, JUNE_MS, "stripe")
     for day in range(500):
         at_ms = JUNE_MS + day * DAY_MS
         terms = tell(terms, bought("small", day % 2), at_ms, at_ms, "stripe")
