@@ -539,6 +539,22 @@ async def test_a_preflight_that_a_handler_streams_is_stopped() -> None:
     assert sent < 10
 
 
+async def test_a_preflight_lets_an_app_end_that_has_answered() -> None:
+    """Django was cancelled while it ended, and left tasks behind that logged errors."""
+    ended: list[str] = []
+
+    async def answer_at_length(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b"not found" * 99})
+        for _ in range(9):  # Turns of the loop, as an app that closes files takes them.
+            await asyncio.sleep(0)
+        ended.append("by itself")
+
+    async with served(answer_at_length, plans=PLANS) as at:
+        assert (await at.client.options("/v1/chat", headers=PREFLIGHT)).status_code == 204
+    assert ended == ["by itself"]
+
+
 def handle_all(ran: list[str]) -> ASGIApp:
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         ran.append(scope["path"])

@@ -14,7 +14,11 @@ from drivers.app import served
 from field import frameworks
 from field.frameworks import CHAT, ORIGIN
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    # The thread of a2wsgi still sends after its task was cancelled.
+    pytest.mark.filterwarnings("ignore:coroutine 'Queue.put' was never awaited"),
+]
 
 ASKS: Final = {"origin": ORIGIN, "access-control-request-method": "GET", "x-customer-id": ""}
 PLANS: Final = f"""

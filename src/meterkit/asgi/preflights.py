@@ -83,21 +83,22 @@ class Preflights:
     async def _ask_cors_layer(self, scope: Scope, receive: Receive) -> tuple[Message, bytes | None]:
         """Ask the app; the start of its response, and the body if it is as short as that of a CORS layer.
 
-        A longer response is of a handler that takes all paths: it is stopped.
+        A stream is of a handler that takes all paths: it is stopped. An app that has sent all may end by
+        itself: Django, cancelled then, leaves tasks of its own behind.
         """
         start: Message = {"status": HTTPStatus.NOT_FOUND.value}
         body: bytes | None = None
-        is_long = get_running_loop().create_future()
+        is_stream = get_running_loop().create_future()
 
         async def collect(message: Message) -> None:
             nonlocal start, body
             if message["type"] == "http.response.start":
                 start = message
-            elif message["type"] == "http.response.body" and not is_long.done():
+            elif message["type"] == "http.response.body" and not is_stream.done():
                 content: bytes = message.get("body", b"")
-                if message.get("more_body", False) or len(content) > _BODY_BYTES_MAX:
-                    is_long.set_result(None)
-                else:
+                if message.get("more_body", False):
+                    is_stream.set_result(None)
+                elif len(content) <= _BODY_BYTES_MAX:
                     body = content
 
         async def ask() -> None:
@@ -105,7 +106,7 @@ class Preflights:
 
         asked = start_task(ask())
         try:
-            await wait({asked, is_long}, return_when=FIRST_COMPLETED)
+            await wait({asked, is_stream}, return_when=FIRST_COMPLETED)
         finally:
             if not asked.done():
                 asked.cancel()
