@@ -664,11 +664,11 @@ def test_a_route_that_holds_nothing_of_a_balance_is_named(route: str, is_named: 
 ROOT: Final = Path(__file__).parents[2]
 TAUGHT: Final = [
     ROOT / "README.md",
+    ROOT / "docs/recipes.md",
     *(ROOT / "docs").glob("quickstart*.md"),
     *(ROOT / "docs").glob("tutorial*.md"),
 ]
-COPIED: Final = [path for path in (ROOT / "examples").glob("*/plans.yaml") if path.parent.name != "workers"]
-"""Of the workers' plans file a note says that no request counts words: jobs do."""
+COPIED: Final = [*(ROOT / "examples").glob("*/plans.yaml")]
 
 
 @pytest.mark.parametrize("path", [*TAUGHT, *COPIED], ids=lambda path: "/".join(path.parts[-2:]))
