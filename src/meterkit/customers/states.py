@@ -14,7 +14,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.period_carryover import with_unlimited_use
-from meterkit.decisions.customer_overrides import overridden_label, overrides_at, without_amounts
+from meterkit.decisions.customer_overrides import overridden_label, without_amounts
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -22,6 +22,7 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     entitlements_of,
     entitlements_on,
+    overrides_in_force,
     with_former_prices,
     with_learned_prices,
 )
@@ -218,7 +219,7 @@ class CustomerStates:
         if has_ended or linked == _FROM_NOW_ON:
             remembered |= await read_meters(admin, store.keys, store.catalog)
         if has_ended:
-            overrides = overrides_at(found.state.overrides, now_ms)
+            overrides = overrides_in_force(found.state, now_ms)
             labels = with_former_names(ended.labels, remembered, store.catalog, overrides)
             ended = ended._replace(labels=labels)
         reply: list[Any] = await admin.run(
@@ -349,7 +350,7 @@ def _ended_prices(
         else:
             given = entitlements_on(plan, learned, catalog, before.at_ms)
             labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
-        had, has = overrides_at(old.overrides, before.at_ms), overrides_at(new.overrides, after.at_ms)
+        had, has = overrides_in_force(old, before.at_ms), overrides_in_force(new, after.at_ms)
         labels |= _labels_of_gone_meters(had, has, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)

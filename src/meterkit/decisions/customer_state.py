@@ -44,7 +44,7 @@ from meterkit.decisions.subscription_periods import (
     subscription_bounds,
     with_former_start,
 )
-from meterkit.terms.rows import Row
+from meterkit.terms.rows import SUBSCRIPTION, Row, in_force
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.catalog.models import Bought
     from meterkit.decisions.allowance import Allowance
+    from meterkit.decisions.customer_overrides import Overrides
     from meterkit.decisions.decision import Reason
     from meterkit.terms.rows import Terms
 
@@ -255,13 +256,11 @@ def entitlements_on(
         at_ms: the instant.
         own_prices: whether overage has the prices of the subscription's items, not those of the plan.
     """
-    overrides, own = overrides_at(state.overrides, at_ms).meters, catalog.in_currency(state.currency)
+    overrides, own = overrides_in_force(state, at_ms).meters, catalog.in_currency(state.currency)
     if own is not catalog:
         bought, plan, catalog = plan.bought, own.plans.get(plan.key, plan), own
         plan = with_addons(plan, bought, own) if bought else plan
     by_lines = _is_by_lines(state, catalog, at_ms)
-    if overrides and not (by_lines or _may_have_items(state, at_ms)):
-        overrides = without_priced_overage(overrides)
     given = override(catalog, plan, overrides) if overrides else plan.entitlements
     if not own_prices:
         return given
@@ -277,12 +276,14 @@ def _is_by_lines(state: CustomerState, catalog: Catalog, at_ms: int) -> bool:
     return known.is_by_lines_at(at_ms)
 
 
-def _may_have_items(state: CustomerState, at_ms: int) -> bool:
-    """Whether items of a subscription may charge usage of an instant; else no price of an override does."""
-    known = state.subscription
-    if known is None:
-        return False
-    return known.created_ms <= at_ms < known.ends_ms() or bool(known.prices_at(at_ms))
+def overrides_in_force(state: CustomerState, at_ms: int) -> Overrides:
+    """Overrides at an instant. Without a subscription in force, no price of one holds: nothing bills it."""
+    own, known = overrides_at(state.overrides, at_ms), state.subscription
+    if known is not None and at_ms >= known.created_ms:
+        is_subscribed = known.has_begun_at(at_ms) and at_ms < known.ends_ms()
+    else:
+        is_subscribed = in_force(state.terms, at_ms)[SUBSCRIPTION] is not None
+    return own if is_subscribed else replace(own, meters=without_priced_overage(own.meters))
 
 
 def item_prices_at(
@@ -344,13 +345,9 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     default = catalog.plans[catalog.default_plan]
     named = plan_named(state, status, now_ms)
     plan = default if named is None else catalog.plans.get(named, default)
-    own = overrides_at(state.overrides, now_ms)
+    own = overrides_in_force(state, now_ms) if state.overrides else NO_OVERRIDES
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
-    is_subscribed = subscription is not None and has_paid_terms(state, subscription.status_at(now_ms), now_ms)
-    if own.meters and not (is_subscribed or catalog.billing.is_by_lines):
-        # No item charges the override's price, so nothing would bill what it admits.
-        own = replace(own, meters=without_priced_overage(own.meters))
     counting = _counting_cycle(state, plan, catalog, now_ms)
     seats, bought = 0, _NO_ADDONS
     if subscription is not None and standing.access != "restricted" and has_paid_terms(state, status, now_ms):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.value_parsers import rounded_cents
-from meterkit.decisions.customer_overrides import overridden_label, overrides_at
-from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
+from meterkit.decisions.customer_overrides import overridden_label
+from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of, overrides_in_force
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_at
 from meterkit.decisions.grants import MICRO, PrepaidPlans, prepaid_of, target_of
 from meterkit.decisions.item_prices import FixedPrice, prices_by_meter
@@ -256,7 +256,7 @@ def read_usage_reply(
         return meter if price is None else {**meter, "price": price}
 
     def of_former_meter(token: str, one: ReportedMeter) -> MeterUsage:
-        given = overridden_label(overrides_at(state.overrides, now_ms), one.meter)
+        given = overridden_label(overrides_in_force(state, now_ms), one.meter)
         label = "" if is_past or is_usage_free else given or _find_label(one, effective.prices)
         return _read_former_meter(token, label, view, linked=linked)
 
