@@ -43,12 +43,7 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.meters_or_lines import (
-    end_dropped_prices,
-    is_billed_by_lines,
-    line_prices,
-    line_switches,
-)
+from meterkit.outbox.meters_or_lines import end_dropped_prices, is_billed_by_lines, line_prices, line_switches
 from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
@@ -325,6 +320,7 @@ class _EndedPrices(NamedTuple):
     labels: Mapping[str, str]
     switches: tuple[int, ...]
     is_free: bool
+    prices: Mapping[str, str]
 
 
 def _ended_prices(
@@ -337,6 +333,7 @@ def _ended_prices(
     """
     old, new = states
     plan, labels, at_ms = catalog.plans.get(before.plan), dict[str, str](), after.at_ms
+    then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
     is_free = _loses_free_usage(old, new, catalog, at_ms)
     has_same_currency = catalog.in_currency(old.currency) is catalog.in_currency(new.currency)
     scheduled_ms = None if old.subscription is None else old.subscription.pending_at_ms
@@ -344,7 +341,6 @@ def _ended_prices(
         at_ms = scheduled_ms
     if is_free or has_same_currency:
         learned = with_learned_prices(old, new)
-        then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
         if plan is None:
             labels = _labels_of_lost_plan(learned.prices_on(before.plan, before.at_ms), then, catalog)
         else:
@@ -357,7 +353,9 @@ def _ended_prices(
     if before.missing_plan == after.plan and is_billed_by_lines(old, catalog, at_ms):
         # Another process lacks the plan. Units for invoices are of processes that have it, at its prices.
         labels = {token: label for token, label in labels.items() if label != NOT_BILLED}
-    return _EndedPrices(str(at_ms), labels, line_switches(old, catalog), is_free)
+    prices = billed_labels(then, catalog) if is_billed_by_lines(old, catalog, at_ms) else {}
+    prices = prices if has_same_currency else dict.fromkeys(prices, "")
+    return _EndedPrices(str(at_ms), labels, line_switches(old, catalog), is_free, prices)
 
 
 def _labels_of_lost_plan(

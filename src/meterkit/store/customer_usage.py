@@ -306,6 +306,7 @@ def _read_counter(
         segments = [segments[0].outside_rows(counts.overage, elsewhere)]
     if is_split(name, meters):
         label, items = sent_label(name, entitlements, meters), view.marks(token, "n")
+        label = view.marks(token, "Y") or label
         segments = sent_segments(view.marks(token), items, label=label, sent=count_reported(where) - stranded)
     more = view.balance.units_beyond_plan(
         name,
@@ -326,6 +327,7 @@ def _read_counter(
 def _price_segments(token: str, label: str, view: CountsView, stranded: int = 0) -> list[PriceSegment]:
     """Price segments of a meter, without late units of others: these are recorded twice, and billed once."""
     overage = view.counted(token).overage - stranded
+    label = view.marks(token, "Y") or label
     return segments_of(view.marks(token), label=label, sealed=0, overage=overage)
 
 
@@ -540,7 +542,10 @@ class CountsView:
         return MeterCounts.read(self._counters.get(f"{token}m"))
 
     def marks(self, token: str, kind: str = "s") -> str:
-        """Ended price segments of this period; kind ``n``: units billed by invoice items."""
+        """Ended price segments of this period.
+
+        Kind ``n``: units billed by invoice items; ``Y``: label of the price of the latest units.
+        """
         return self._totals.get(f"{self.start_ms}|{token}{kind}", "")
 
     def delivery(self, token: str, kind: str) -> int:
