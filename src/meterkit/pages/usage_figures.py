@@ -332,7 +332,7 @@ def _price_other_plans(
     needs = replace(tenure, seats=0 if seats is None else seats["used"])
     offers = PlanOffers(catalog, own_prices=True)
     others: list[tuple[Plan, TrialTerms]] = []
-    for plan in catalog.plans.values():
+    for plan in catalog.plans.values() if catalog.has_amounts else ():
         if plan.key != usage["plan"]:
             sold, composed = needs.on(plan), with_addons(plan, needs.addons, catalog)
             if plan.key == catalog.default_plan:
