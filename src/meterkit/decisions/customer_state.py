@@ -273,12 +273,12 @@ def entitlements_on(
 def overrides_in_force(state: CustomerState, at_ms: int) -> Overrides:
     """Overrides at an instant. Without a subscription in force, no price of one holds: nothing bills it."""
     own = overrides_at(state.overrides, at_ms)
-    if not own.meters or _is_subscribed(state, at_ms):
+    if not own.meters or is_subscribed(state, at_ms):
         return own
     return replace(own, meters=without_priced_overage(own.meters))
 
 
-def _is_subscribed(state: CustomerState, at_ms: int) -> bool:
+def is_subscribed(state: CustomerState, at_ms: int) -> bool:
     """Whether a subscription is in force at an instant."""
     known = state.subscription
     if known is None or at_ms < known.created_ms:
@@ -370,7 +370,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         valid_until_ms=min(standing.until_ms, turn_ms, next_end_ms(state.overrides, now_ms)),
         currency=catalog.currency,
         follows_prices=has_lines_at(subscription, now_ms, by_file=catalog.billing.is_by_lines)
-        and (not _is_subscribed(state, now_ms) or has_timed_price(state.overrides)),
+        and (not is_subscribed(state, now_ms) or has_timed_price(state.overrides)),
     )
 
 
