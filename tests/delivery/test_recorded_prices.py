@@ -39,9 +39,7 @@ async def billed(at: Shop, customer: str) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("moved", ["never", "late"])
-async def test_f_307_the_price_of_an_override_ends_without_stripe_and_workers(
-    store_url: str, moved: str
-) -> None:
+async def test_f_307_a_price_ends_without_stripe_and_workers(store_url: str, moved: str) -> None:
     """All units cost what the first ones did on the invoice, and what the last ones did in `kit.usage`."""
     async with shop_of_lines(store_url) as at:
         await at.kit.record("acme", "words", 100)
@@ -60,7 +58,7 @@ async def test_f_307_the_price_of_an_override_ends_without_stripe_and_workers(
         assert await billed(at, "acme") == [("100", 300), ("101", 404)]
 
 
-async def test_i13_an_override_without_a_price_leaves_subscribers_theirs(store_url: str) -> None:
+async def test_i13_an_override_of_a_cap_changes_no_price(store_url: str) -> None:
     """An override of the cap alone gave a subscriber the price that the plans file has by now."""
     async with shop_of_lines(store_url) as at:
         at.kit.store.use(loads(PLANS.replace("amount_cents: 4}", "amount_cents: 9}")))
@@ -70,7 +68,7 @@ async def test_i13_an_override_without_a_price_leaves_subscribers_theirs(store_u
         assert await billed(at, "acme") == [("10", 40)]
 
 
-async def test_f_307_reconcile_compares_prices_of_lines_with_recorded_ones(store_url: str) -> None:
+async def test_f_307_reconcile_compares_lines_with_recorded_prices(store_url: str) -> None:
     """Lines at another price than `kit.usage` shows agreed with themselves."""
     async with shop_of_lines(store_url) as at:
         await at.kit.record("acme", "words", 126)
@@ -94,7 +92,7 @@ async def test_f_307_reconcile_compares_prices_of_lines_with_recorded_ones(store
         ("edited after the period", [("10", 50)]),
     ],
 )
-async def test_f_302_an_edit_of_the_default_plan_prices_what_comes_after_it(
+async def test_f_302_an_edit_of_the_default_plan_prices_later_usage(
     store_url: str, then: str, expected: list[tuple[str, int]]
 ) -> None:
     """The whole month cost the new price, on the invoice and in `kit.usage`."""

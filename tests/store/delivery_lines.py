@@ -275,7 +275,7 @@ class Lining(Overtaking):
                 self.price[token] = self.random.choice((*PRICES, *PRICES[:2] * 3))
         return self.ending
 
-    def _follow_prices(self, _name: str, _begins: int) -> dict[str, str]:
+    def _follow_prices(self, name: str, begins: int) -> dict[str, str]:  # noqa: ARG002 - as its base
         """No settlement has stored any."""
         return {}
 

@@ -317,7 +317,7 @@ async def test_f_305_a_currency_that_leaves_the_file_goes_on_billing(store_url: 
         assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 
-async def test_f_305_what_has_no_price_in_a_currency_is_not_billed_in_another(store_url: str) -> None:
+async def test_f_305_without_a_price_in_its_currency_none_is_billed(store_url: str) -> None:
     billing = "billing: {usage: lines}\n"
     billed = "{included: 10, overage: {bill: {per: 1, amount_cents: 5}}}"
     async with selling(store_url, PLANS + billing) as at:

@@ -391,7 +391,7 @@ async def test_usage_without_a_known_price_waits_for_its_meter(
     assert [line[1:] for line in await usage_lines(at)] == [RECORDED[1:]]
 
 
-async def test_f_302_usage_by_default_keeps_the_price_of_a_meter_that_left_the_file(at: Shop) -> None:
+async def test_f_302_a_meter_that_left_the_file_keeps_its_price(at: Shop) -> None:
     billing = PLANS.replace("words: {included: 100, overage: deny}", f"words: {OF_PRO}")
     at.emulator.add_customer("cus_bob")
     await at.kit.customers.link("bob", "cus_bob")

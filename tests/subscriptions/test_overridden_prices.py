@@ -217,7 +217,7 @@ BY_LINES: Final = loads(re.sub(r", stripe_price: \w+", "", PLANS) + "billing: {u
 @pytest.mark.parametrize(
     ("ends", "billed"), [("canceled", [20]), ("at its period's end", [20]), ("for a plan by hand", [20, 150])]
 )
-async def test_f_306_by_lines_no_price_of_an_override_outlives_the_subscription(
+async def test_f_306_a_price_by_override_ends_with_the_subscription(
     store_url: str, ends: str, billed: list[int]
 ) -> None:
     """The default plan denies overage: the override's price had admitted all, and billed it."""
