@@ -110,3 +110,20 @@ async def test_f_302_an_edit_of_the_default_plan_prices_later_usage(
         if then != "edited after the period":
             assert await shown(at, "bob") == sum(cents for _, cents in expected)
         assert await billed(at, "bob") == expected
+
+
+async def test_f_302_two_files_at_once_price_each_unit_in_little_room(store_url: str) -> None:
+    """In a deployment each request may have another price than the one before."""
+    async with shop(store_url, catalog=sold_by_default_at(5), selling=sell_nothing) as at:
+        at.emulator.add_customer("cus_bob")
+        await at.kit.customers.link("bob", "cus_bob")
+        await at.kit.record("bob", "words", 100)
+        files = sold_by_default_at(5), sold_by_default_at(9)
+        for nth in range(120):
+            at.kit.store.use(files[nth % 2])
+            await at.kit.record("bob", "words", 1 + nth % 2)
+        admin = await at.kit.store.admin()
+        kept = await admin.ask(admin.client.hgetall(at.kit.store.keys.customer("bob").totals))
+        assert max(map(len, kept.values())) <= 1_000
+        assert await shown(at, "bob") == 60 * 5 + 120 * 9
+        assert await billed(at, "bob") == [("120", 1080), ("60", 300)]
