@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from drivers.command_line import InProcessShell, Shell
+from drivers.subscribed_customer import fetched, subscription
 from faults.inner_steps import failing
 from meterkit import Finding, Health, MeterKit, StoreError
 from meterkit.testing import StripeEmulator
@@ -264,6 +265,14 @@ async def test_a_plan_that_the_plans_file_has_lost(directory: Path, sound: Serve
         for customer in ("acme", "globex"):
             await kit.customers.set_plan(customer, "team")
     assert (await examined(directory, sound.url)).findings == []
+
+
+async def test_f_305_a_currency_that_the_plans_file_has_lost(directory: Path, sound: Server) -> None:
+    async with kit_of(directory, sound.url) as kit, kit:
+        await fetched(kit, subscription(currency="eur"), customer="acme")
+    finding = await the_finding(directory, sound.url)
+    assert "has no prices in EUR, in which these customers are billed: acme; they keep" in finding.problem
+    assert finding.cure == "add eur to `currency`, with its amounts"
 
 
 async def test_an_override_that_the_plans_file_has_lost(

@@ -610,6 +610,7 @@ class Delivery(Checks):
             notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
             ended_ms=self._ended_ms(begins),
             labels=self._labels() if self.random.random() < 0.6 else {},
+            prices=self._follow_prices(name, begins),
             is_free=not self.by_lines and number % 5 == 0,
             # Those ahead make usage that waits due, and change nothing else.
             switches=self.switches or (NEVER_MS,) * (number % 3 == 0),
@@ -621,6 +622,7 @@ class Delivery(Checks):
         ended: dict[str, Any] = {
             "at": str(asked.ended_ms),
             "labels": asked.labels,
+            "prices": asked.prices,
             "switches": asked.switches,
         }
         ended |= {"is_free": True} if asked.is_free else {}
@@ -629,6 +631,17 @@ class Delivery(Checks):
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
         expected = self.shard.amend(name, asked, self.wall, linked=linked, seal_at_ms=seal_at_ms)
         self.judge("amend_state", keys, *argv, *more, expected=expected)
+
+    def _follow_prices(self, name: str, begins: int) -> dict[str, str]:
+        """Prices from now on; now and then settlements have stored those of the latest units."""
+        own = Random(begins + 2 * self.wall)  # noqa: S311 - of its own: other steps stay as they were
+        closed, labels = self.shard.customers[name].closed, ("1/5", "1000/12", "")
+        tokens = [meter_token(meter) for meter in METERS]
+        for token in tokens if closed else ():
+            if own.random() < 0.4:
+                closed[f"{begins}|{token}Y"] = label = own.choice(labels[:2])
+                self.wire(pack("HSET", self._key(f"t:{name}"), f"{begins}|{token}Y", label))
+        return {token: own.choice(labels) for token in tokens if own.random() < 0.6}
 
     def _ended_ms(self, begins: int) -> int:
         """When prices ended: mostly about where the period began."""

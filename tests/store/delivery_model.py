@@ -130,6 +130,7 @@ class Amend:
     notices: list[list[str]]
     ended_ms: int
     labels: Mapping[str, str]
+    prices: Mapping[str, str]
     is_free: bool
     switches: Sequence[int]
     period: tuple[int, int]
@@ -508,14 +509,15 @@ class Shard:
         if customer.rev != asked.read or self.forces.get(name, "") != asked.read_force:
             return [1, customer.rev.encode(), customer.data.encode()]
         period = None if customer.period is None else customer.period[0]
-        if period is not None and period == asked.ended_ms and asked.labels:
-            begin_prices(customer, period, asked.labels)
+        labels = drop_followed_prices(customer, period, asked)
+        if period is not None and period == asked.ended_ms and labels:
+            begin_prices(customer, period, labels)
             self.keep(f"t:{name}", TOTALS_MS)
         is_of_it = period is not None and period < asked.ended_ms
         if period is not None and is_of_it and customer.closed.get(f"{period}|w", 0) <= now:
-            labels = free_prices(customer, period, asked.labels) if asked.is_free else asked.labels
+            labels = free_prices(customer, period, labels) if asked.is_free else labels
             mark_prices(customer, period, labels, by_lines=is_by_lines(asked.switches, period))
-            if asked.labels:
+            if labels:
                 self.keep(f"t:{name}", TOTALS_MS)
         customer.rev, customer.data, self.forces[name] = rev, asked.data, asked.force
         self.turns.pop(name, None)
@@ -688,6 +690,20 @@ def is_by_lines(switches: Sequence[int], period: int) -> bool:
     return sum(at_ms <= period for at_ms in switches) % 2 == 1
 
 
+def drop_followed_prices(customer: Customer, period: int | None, asked: Amend) -> dict[str, str]:
+    """The prices that end: of the latest units where these are known, otherwise as it is asked."""
+    labels = dict(asked.labels)
+    is_of_it = period is not None and period <= asked.ended_ms
+    for token, label in asked.prices.items() if is_of_it else ():
+        counted = customer.closed.get(f"{period}|{token}Y")
+        if counted:
+            labels.pop(token, None)
+        if counted and counted != label:
+            del customer.closed[f"{period}|{token}Y"]
+            labels |= {token: str(counted)} if label else {}
+    return labels
+
+
 def begin_prices(customer: Customer, period: int, labels: Mapping[str, str]) -> None:
     """Keep the prices that a period began with, where they end."""
     for token, label in labels.items():
@@ -855,6 +871,7 @@ def parts_of(
     }
     later = [begins for begins in begun if begins > int(period)]
     label = begun[min(later)] if later else label
+    label = str(closed.get(f"{period}|{priced}Y", label))
     marks = lines_of(closed, f"{period}|{priced}s")
     if priced != token and (marks or f"{period}|{token}s" in closed):
         return [("?", quantity)]

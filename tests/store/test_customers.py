@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from time import time
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from drivers.customer_states import store_overrides
 from drivers.delivery import NOW
 from drivers.plans import completed
 from drivers.subscribed_customer import INSTANT, kit_of
@@ -264,27 +262,3 @@ async def test_what_cannot_be_given_changes_nothing(
     with pytest.raises(error):
         await kit.customers.override("acme", {"requests": {"included": 50}}, **given)
     assert not await kit.customers.known("acme")
-
-
-async def test_a_timed_price_stays_that_of_units_recorded_under_it(clock: Clock) -> None:
-    """Once the plan had changed they were shown at the earlier plan's price: 50 cents for 20."""
-
-    def priced(cents: int) -> dict[str, Any]:
-        return {"tokens": {"included": 0, "overage": {"bill": {"per": 1, "amount_cents": cents}}}}
-
-    # Lines bill an overridden price without a subscription, too.
-    plans = f"""
-default_plan: basic
-meters: {{tokens: {{unit: token, stripe: {{event_name: ai_tokens}}}}}}
-billing: {{usage: lines}}
-plans:
-  basic: {{price: {{amount_cents: 1000, interval: month}}, meters: {json.dumps(priced(5))}}}
-  cheaper: {{price: {{amount_cents: 2000, interval: month}}, meters: {json.dumps(priced(3))}}}
-"""
-    async with kit_of("memory://", clock, plans) as kit:
-        await store_overrides(kit, {"tokens": {"overage": priced(2)["tokens"]["overage"]}}, until=UNTIL)
-        await kit.customers.set_plan("acme", "basic")
-        await kit.record("acme", "tokens", 10)
-        assert (await kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 20
-        await kit.customers.set_plan("acme", "cheaper")
-        assert (await kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, Final
 
 import httpx
@@ -14,7 +15,7 @@ from starlette.routing import Mount
 
 from drivers.delivery import kit_for
 from drivers.plans import plans_text
-from drivers.shop import HALF, Shop, sell_nothing, shop
+from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit import CurrencyError, MeterkitError
 from meterkit.catalog import loads
 from meterkit.starlette import billing_routes
@@ -147,7 +148,7 @@ async def test_one_that_the_plans_file_lacks_is_answered_in_words(
     at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     await billed_in(at, "acme", "gbp")
-    assert await shown(at) == "usd"
+    assert await shown(at) == "gbp"
     assert "customer 'acme' is billed in GBP at Stripe, which the plans file lacks" in caplog.text
     await refused(at, None, billed="gbp", requested="usd")
     with pytest.raises(CurrencyError, match=r"the plans file has USD, EUR, JPY.*add gbp to its `currency`"):
@@ -286,3 +287,47 @@ async def test_prices_of_a_plan_by_hand_are_those_of_its_currency(store_url: str
         assert price is not None
         assert (price["amount_cents"], price["currency"]) == (11, "eur")
         assert words["overage_cents"] == 26 * 11
+
+
+DOLLARS: Final = re.sub(r"\{usd: (\w+), eur: \w+, jpy: \w+\}", r"\1", PLANS.replace("[usd, eur, jpy]", "usd"))
+
+
+@pytest.mark.parametrize("usage", ["lines", "meters"])
+async def test_f_305_a_currency_that_leaves_the_file_goes_on_billing(store_url: str, usage: str) -> None:
+    """By lines, no invoice had the usage, and its price was shown as EUR 0.11's number in dollars."""
+    billing = f"billing: {{usage: {usage}}}\n"
+    async with selling(store_url, PLANS + billing) as at:
+        await pays(at, currency="eur")
+        await at.kit.record("acme", "words", 126)
+        at.kit.store.use(loads(DOLLARS + billing))
+        await at.kit.record("acme", "words", 10)
+        found = await at.kit.usage("acme")
+        words: Any = found["meters"]["words"]
+        assert (found["currency"], words["price"]["currency"]) == ("eur", "eur")
+        assert (words["price"]["amount_cents"], words["overage_cents"]) == (11, 36 * 11)
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.usage("acme"))["meters"]["words"]["overage_cents"] == 36 * 11
+        await at.kit.flush(everything=True)
+        at.go(END + timedelta(minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.flush(everything=True, timeout_s=0)
+        at.go(timedelta(hours=3))
+        lines = [(line["amount"], line["currency"]) for line in (await at.invoices())[-1]["lines"]["data"]]
+        assert sorted(lines) == [(36 * 11, "eur"), (2700, "eur")]
+        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_f_305_without_a_price_in_its_currency_none_is_billed(store_url: str) -> None:
+    billing = "billing: {usage: lines}\n"
+    billed = "{included: 10, overage: {bill: {per: 1, amount_cents: 5}}}"
+    async with selling(store_url, PLANS + billing) as at:
+        await billed_in(at, "acme", "eur")
+        await at.kit.subscriptions.sync("acme")
+        at.kit.store.use(loads(DOLLARS.replace("{included: 10, overage: deny}", billed) + billing))
+        await at.kit.record("acme", "words", 30)
+        words = (await at.kit.usage("acme"))["meters"]["words"]
+        assert ("price" in words, words["overage_cents"]) == (False, None)
+        at.go(END + timedelta(minutes=3))
+        (late,) = (await at.kit.flush(everything=True, timeout_s=0)).late
+        assert (late.quantity, late.is_billed) == (20, False)
+        assert "has no price" in " ".join(one.after or "" for one in await at.kit.customers.history("acme"))

@@ -363,30 +363,42 @@ async def test_i13_a_renamed_meter_of_the_default_plan_keeps_its_price(at: Shop)
 async def test_usage_without_a_known_price_waits_for_its_meter(
     at: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The default plan bills it, and no price of it is the customer's own."""
+    """The plans file had got its meter after the subscription began."""
+    more = PLANS.replace(
+        "  pages: {unit", "  notes: {unit: note, stripe: {event_name: notes}}\n  pages: {unit"
+    )
+    more = more.replace(f"words: {OF_PRO}", f"words: {OF_PRO}\n      notes: {OF_PRO}")
+    at.kit.store.use(loads(more))
+    await at.kit.record("acme", "notes", 126)
+    await flushed(at)
+    at.kit.store.use(loads(PLANS))
+    for instant, has_ended in ((END - timedelta(milliseconds=1), False), (END, True)):
+        at.clock.set(instant)
+        (found,) = await at.kit.reconcile("acme", at=HALF)
+        assert found.advice.startswith("26 units wait for a line") == has_ended
+    assert await passed_end(at) == []
+    assert (
+        "its meter is not in the plans file, and how it was billed is not known: put it back" in caplog.text
+    )
+    (found,) = await at.kit.reconcile("acme", at=HALF)
+    assert found.waiting == 26
+    assert found.advice == (
+        "26 units wait for a line, and notes is not in the plans file: if the next flush writes none, no"
+        " price of them is known; put the meter back"
+    )
+    at.kit.store.use(loads(more))
+    await flushed(at)
+    assert [line[1:] for line in await usage_lines(at)] == [RECORDED[1:]]
+
+
+async def test_f_302_a_meter_that_left_the_file_keeps_its_price(at: Shop) -> None:
     billing = PLANS.replace("words: {included: 100, overage: deny}", f"words: {OF_PRO}")
     at.emulator.add_customer("cus_bob")
     await at.kit.customers.link("bob", "cus_bob")
     at.kit.store.use(loads(billing))
     await used(at, "bob")
     at.kit.store.use(loads(re.sub(r"\n +words: .*", "", billing)))
-    for instant, has_ended in ((END - timedelta(milliseconds=1), False), (END, True)):
-        at.clock.set(instant)
-        (found,) = await at.kit.reconcile("bob", at=HALF)
-        assert found.advice.startswith("26 units wait for a line") == has_ended
-    assert await passed_end(at) == []
-    assert (
-        "its meter is not in the plans file, and how it was billed is not known: put it back" in caplog.text
-    )
-    (found,) = await at.kit.reconcile("bob", at=HALF)
-    assert found.waiting == 26
-    assert found.advice == (
-        "26 units wait for a line, and words is not in the plans file: if the next flush writes none, no"
-        " price of them is known; put the meter back"
-    )
-    at.kit.store.use(loads(billing))
-    await flushed(at)
-    assert await usage_lines(at) == [RECORDED]
+    assert await passed_end(at) == [RECORDED]
 
 
 BY_MODEL: Final = plans_text("prices_by_model").replace(

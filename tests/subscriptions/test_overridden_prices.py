@@ -72,6 +72,12 @@ async def billed(at: Shop) -> list[tuple[int, int]]:
     return [(units, cents // units) for _, units, cents in await usage_lines(at)]
 
 
+async def own_line_cents(at: Shop) -> list[int]:
+    """Cents of each invoice line that meterkit has written, oldest first."""
+    lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
+    return [line["amount"] for line in lines if "meterkit_line" in line["metadata"]]
+
+
 @pytest.fixture
 async def at(store_url: str) -> AsyncGenerator[Shop]:
     async with shop(store_url, catalog=CATALOG, selling=sell) as opened:
@@ -203,6 +209,37 @@ async def test_a_price_that_no_item_bills_admits_nothing(at: Shop, *, immediatel
     price = (await at.kit.usage("acme"))["meters"]["tokens"].get("price")
     assert price is not None
     assert price["amount_cents"] == 2
+
+
+BY_LINES: Final = loads(re.sub(r", stripe_price: \w+", "", PLANS) + "billing: {usage: lines}\n")
+
+
+@pytest.mark.parametrize(
+    ("ends", "billed"), [("canceled", [20]), ("at its period's end", [20]), ("for a plan by hand", [20, 150])]
+)
+async def test_f_306_a_price_by_override_ends_with_the_subscription(
+    store_url: str, ends: str, billed: list[int]
+) -> None:
+    """The default plan denies overage: the override's price had admitted all, and billed it."""
+    async with shop(store_url, catalog=BY_LINES, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="basic")
+        await at.kit.customers.override("acme", priced(2))
+        await at.kit.record("acme", "tokens", 110)
+        at.clock.set(HALF)
+        await at.kit.subscriptions.cancel("acme", immediately=ends != "at its period's end")
+        if ends == "for a plan by hand":
+            await at.kit.customers.set_plan("acme", "cheaper")
+        at.go(END + timedelta(minutes=3))
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.check("acme", "tokens")).allowed == (ends == "for a plan by hand")
+        await at.kit.record("acme", "tokens", 150)
+        for _ in range(2):
+            await at.kit.flush(everything=True, timeout_s=0)
+            at.go(END + timedelta(days=40))
+        assert await own_line_cents(at) == billed
+        with pytest.raises(MeterkitError, match="has no active subscription"):
+            await at.kit.customers.override("acme", priced(1))
 
 
 @pytest.mark.parametrize(

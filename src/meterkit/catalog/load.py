@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 # Where the file lies, how a route's match is spaced, what there is to note, and what follows from the rest
 # change nothing.
 _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
-    Catalog: ("source", "content_hash", "notes"),
+    Catalog: ("source", "content_hash", "notes", "has_amounts"),
     Route: (
         "match",
         "is_plain",

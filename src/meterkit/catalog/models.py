@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from llm_usage.units import FIGURE_MAX
+from meterkit.catalog.lost_currencies import without_amounts
 from meterkit.catalog.notify_values import Notify
 
 if TYPE_CHECKING:
@@ -534,9 +535,7 @@ class Route:
 class Anonymous:
     """Plan of requests without a customer, and the key that stands in for one.
 
-    Attributes:
-        trusted_proxies: addresses and networks whose word is taken for whom they speak, as written; ``unix``
-            for clients of a Unix socket.
+    ``trusted_proxies``: addresses and networks that may name a client; ``unix``: clients of a Unix socket.
     """
 
     plan: str
@@ -553,8 +552,8 @@ class Catalog:
         content_hash: 16 hex digits of a BLAKE2 digest of the catalog's meaning (not of its spelling).
         source: the file's path as it was given, for messages.
         notes: what is allowed in the file and may surprise, in its order; no part of its meaning.
-        addons: what may be bought beside plans, by key.
-        other_currencies: the same file by currency beyond the first, where only amounts differ.
+        other_currencies: the same file by currency beyond the first; only amounts differ.
+        has_amounts: whether the file has any in this currency; see :func:`without_amounts`.
     """
 
     source: str
@@ -578,6 +577,7 @@ class Catalog:
     notify: Notify = field(default_factory=Notify)
     addons: Mapping[str, Addon] = field(default_factory=dict[str, Addon])
     other_currencies: Mapping[str, Catalog] = field(default_factory=dict[str, "Catalog"])
+    has_amounts: bool = True
 
     @property
     def currencies(self) -> tuple[str, ...]:
@@ -585,8 +585,9 @@ class Catalog:
         return (self.currency, *self.other_currencies)
 
     def in_currency(self, currency: str) -> Catalog:
-        """Catalog with the amounts in a currency; in the first one if the file lacks it."""
-        return self.other_currencies.get(currency, self)
+        """Catalog with the amounts in a currency; empty: the first one."""
+        own = self if currency in {"", self.currency} else self.other_currencies.get(currency)
+        return own or without_amounts(self, currency)
 
     @property
     def counts_spend(self) -> bool:

@@ -241,14 +241,14 @@ async def _read_recorded_at(
     if plan is not None:
         given = entitlements_on(plan, state, catalog, last_ms)
     own = prices_by_meter(state.prices_on(ended, last_ms), catalog)
-    totals = await read_totals(store, usage, names, "stn")
+    totals = await read_totals(store, usage, names, "stnY")
     replaced = await _read_replaced_labels(store, usage)
     found: dict[str, _RecordedAt] = {}
-    for name, (marks, stranded, items) in totals.items():
+    for name, (marks, stranded, items, latest) in totals.items():
         meter, entitlement = catalog.meters[name], given.get(name)
         label = NO_PRICE if entitlement is None else shown_label(entitlement, meter)
         sent = label if entitlement is None else sent_label(name, given, catalog.meters)
-        known = replaced.get(name) or _label_of_item(usage["meters"][name], label, own.get(name))
+        known = latest or replaced.get(name) or _label_of_item(usage["meters"][name], label, own.get(name))
         found[name] = _RecordedAt(
             marks=marks,
             label=known or label,

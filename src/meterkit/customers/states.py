@@ -14,7 +14,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.period_carryover import with_unlimited_use
-from meterkit.decisions.customer_overrides import overridden_label, overrides_at, without_amounts
+from meterkit.decisions.customer_overrides import overridden_label, without_amounts
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -22,6 +22,7 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     entitlements_of,
     entitlements_on,
+    overrides_in_force,
     with_former_prices,
     with_learned_prices,
 )
@@ -42,12 +43,7 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.meters_or_lines import (
-    end_dropped_prices,
-    is_billed_by_lines,
-    line_prices,
-    line_switches,
-)
+from meterkit.outbox.meters_or_lines import end_dropped_prices, is_billed_by_lines, line_prices, line_switches
 from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
@@ -218,7 +214,7 @@ class CustomerStates:
         if has_ended or linked == _FROM_NOW_ON:
             remembered |= await read_meters(admin, store.keys, store.catalog)
         if has_ended:
-            overrides = overrides_at(found.state.overrides, now_ms)
+            overrides = overrides_in_force(found.state, now_ms)
             labels = with_former_names(ended.labels, remembered, store.catalog, overrides)
             ended = ended._replace(labels=labels)
         reply: list[Any] = await admin.run(
@@ -324,6 +320,7 @@ class _EndedPrices(NamedTuple):
     labels: Mapping[str, str]
     switches: tuple[int, ...]
     is_free: bool
+    prices: Mapping[str, str]
 
 
 def _ended_prices(
@@ -336,6 +333,7 @@ def _ended_prices(
     """
     old, new = states
     plan, labels, at_ms = catalog.plans.get(before.plan), dict[str, str](), after.at_ms
+    then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
     is_free = _loses_free_usage(old, new, catalog, at_ms)
     has_same_currency = catalog.in_currency(old.currency) is catalog.in_currency(new.currency)
     scheduled_ms = None if old.subscription is None else old.subscription.pending_at_ms
@@ -343,20 +341,21 @@ def _ended_prices(
         at_ms = scheduled_ms
     if is_free or has_same_currency:
         learned = with_learned_prices(old, new)
-        then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
         if plan is None:
             labels = _labels_of_lost_plan(learned.prices_on(before.plan, before.at_ms), then, catalog)
         else:
             given = entitlements_on(plan, learned, catalog, before.at_ms)
             labels = billed_labels(given, catalog) if is_free else ended_labels(given, then, catalog)
-        had, has = overrides_at(old.overrides, before.at_ms), overrides_at(new.overrides, after.at_ms)
+        had, has = overrides_in_force(old, before.at_ms), overrides_in_force(new, after.at_ms)
         labels |= _labels_of_gone_meters(had, has, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
     if before.missing_plan == after.plan and is_billed_by_lines(old, catalog, at_ms):
         # Another process lacks the plan. Units for invoices are of processes that have it, at its prices.
         labels = {token: label for token, label in labels.items() if label != NOT_BILLED}
-    return _EndedPrices(str(at_ms), labels, line_switches(old, catalog), is_free)
+    prices = billed_labels(then, catalog) if is_billed_by_lines(old, catalog, at_ms) else {}
+    prices = prices if has_same_currency else dict.fromkeys(prices, "")
+    return _EndedPrices(str(at_ms), labels, line_switches(old, catalog), is_free, prices)
 
 
 def _labels_of_lost_plan(

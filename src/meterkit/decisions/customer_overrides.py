@@ -121,6 +121,14 @@ def has_end_within(stored: Stored, since_ms: int, until_ms: int) -> bool:
     )
 
 
+def has_timed_price(stored: Stored) -> bool:
+    """Whether an override has a price of overage that ends, has ended, or takes effect later."""
+    return any(
+        name not in _OF_OTHERS and (_OVERAGE in entry or ("overage" in entry and _UNTIL in entry))
+        for name, entry in stored.items()
+    )
+
+
 def without_ended(stored: Stored, now_ms: int) -> dict[str, dict[str, object]]:
     """Stored mapping without ended overrides, and without overage that a later price has replaced."""
     kept = with_overrides(stored, {}, None, until_ms=None, now_ms=now_ms)
@@ -223,11 +231,14 @@ def _without_price(entry: Mapping[str, object]) -> dict[str, object]:
 def without_priced_overage(meters: Stored) -> dict[str, Mapping[str, object]]:
     """Overrides of meters without overage that has a price of its own."""
     return {
-        name: {key: value for key, value in given.items() if key != "overage"}
-        if "amount_cents" in _bill_of(given)
-        else given
+        name: {key: value for key, value in given.items() if key != "overage"} if has_price(given) else given
         for name, given in meters.items()
     }
+
+
+def has_price(given: Mapping[str, object]) -> bool:
+    """Whether an override gives overage a price of its own."""
+    return "amount_cents" in _bill_of(given)
 
 
 def _bill_of(given: Mapping[str, object]) -> Mapping[str, Any]:

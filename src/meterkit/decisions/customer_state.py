@@ -13,6 +13,8 @@ from meterkit.catalog.models import SEAT_UNITS
 from meterkit.decisions.allowance import Overdraft
 from meterkit.decisions.customer_overrides import (
     NO_OVERRIDES,
+    has_price,
+    has_timed_price,
     next_end_ms,
     overrides_at,
     without_priced_overage,
@@ -34,6 +36,7 @@ from meterkit.decisions.subscription import (
     Status,
     SubscriptionState,
     access_term_of,
+    has_lines_at,
     restrict_unpaid,
 )
 from meterkit.decisions.subscription_periods import (
@@ -44,7 +47,7 @@ from meterkit.decisions.subscription_periods import (
     subscription_bounds,
     with_former_start,
 )
-from meterkit.terms.rows import Row
+from meterkit.terms.rows import SUBSCRIPTION, Row, in_force
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.catalog.models import Bought
     from meterkit.decisions.allowance import Allowance
+    from meterkit.decisions.customer_overrides import Overrides, Stored
     from meterkit.decisions.decision import Reason
     from meterkit.terms.rows import Terms
 
@@ -201,6 +205,7 @@ class EffectivePlan:
         valid_until_ms: end of validity if the state does not change.
         allowance: differences from the plan in this period; None: none.
         currency: of all amounts, one of the plans file.
+        follows_prices: whether lines bill usage whose price the clock or an edited plans file may change.
     """
 
     plan: Plan
@@ -217,6 +222,7 @@ class EffectivePlan:
     valid_until_ms: int
     allowance: Allowance | None = None
     currency: str = ""
+    follows_prices: bool = False
 
 
 def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, Entitlement]:
@@ -237,9 +243,7 @@ def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, 
         if effective.allowance is not None:
             added |= effective.allowance.added
         given = override(catalog, plan, effective.overrides, added=added)
-    by_lines = catalog.billing.is_by_lines
-    prices = _without_overridden(effective.prices, effective.overrides, by_lines=by_lines)
-    given = with_item_prices(given, prices, catalog)
+    given = with_item_prices(given, effective.prices, catalog)
     return with_seats(given, catalog.meters, effective.seats)
 
 
@@ -255,51 +259,46 @@ def entitlements_on(
         at_ms: the instant.
         own_prices: whether overage has the prices of the subscription's items, not those of the plan.
     """
-    overrides, own = overrides_at(state.overrides, at_ms).meters, catalog.in_currency(state.currency)
+    overrides, own = overrides_in_force(state, at_ms).meters, catalog.in_currency(state.currency)
     if own is not catalog:
         bought, plan, catalog = plan.bought, own.plans.get(plan.key, plan), own
         plan = with_addons(plan, bought, own) if bought else plan
-    by_lines = _is_by_lines(state, catalog, at_ms)
-    if overrides and not (by_lines or _may_have_items(state, at_ms)):
-        overrides = without_priced_overage(overrides)
     given = override(catalog, plan, overrides) if overrides else plan.entitlements
     if not own_prices:
         return given
-    prices = _without_overridden(state.prices_on(plan.key, at_ms), overrides, by_lines=by_lines)
+    prices = _without_overridden(state.prices_on(plan.key, at_ms), overrides, state, catalog, at_ms)
     return with_item_prices(given, prices, catalog)
 
 
-def _is_by_lines(state: CustomerState, catalog: Catalog, at_ms: int) -> bool:
-    """Whether invoice lines bill usage of an instant: that of a subscription may have moved to them since."""
+def overrides_in_force(state: CustomerState, at_ms: int) -> Overrides:
+    """Overrides at an instant. Without a subscription in force, no price of one holds: nothing bills it."""
+    own = overrides_at(state.overrides, at_ms)
+    if not own.meters or is_subscribed(state, at_ms):
+        return own
+    return replace(own, meters=without_priced_overage(own.meters))
+
+
+def is_subscribed(state: CustomerState, at_ms: int) -> bool:
+    """Whether a subscription is in force at an instant."""
     known = state.subscription
-    if known is None or at_ms >= known.ends_ms() or not (known.line_switches or known.metered):
-        return catalog.billing.is_by_lines
-    return known.is_by_lines_at(at_ms)
+    if known is None or at_ms < known.created_ms:
+        return in_force(state.terms, at_ms)[SUBSCRIPTION] is not None
+    return known.has_begun_at(at_ms) and at_ms < known.ends_ms()
 
 
-def _may_have_items(state: CustomerState, at_ms: int) -> bool:
-    """Whether items of a subscription may charge usage of an instant; else no price of an override does."""
-    known = state.subscription
-    if known is None:
-        return False
-    return known.created_ms <= at_ms < known.ends_ms() or bool(known.prices_at(at_ms))
-
-
-def item_prices_at(
-    state: CustomerState, catalog: Catalog, overrides: Mapping[str, Mapping[str, object]], at_ms: int
-) -> ItemPrices:
+def item_prices_at(state: CustomerState, catalog: Catalog, overrides: Stored, at_ms: int) -> ItemPrices:
     """Prices of the subscription's items at an instant, without those that overrides replace."""
     prices = NO_PRICES if state.subscription is None else state.subscription.prices_at(at_ms)
-    return _without_overridden(prices, overrides, by_lines=_is_by_lines(state, catalog, at_ms))
+    return _without_overridden(prices, overrides, state, catalog, at_ms)
 
 
 def _without_overridden(
-    prices: ItemPrices, overrides: Mapping[str, Mapping[str, object]], *, by_lines: bool
+    prices: ItemPrices, overrides: Stored, state: CustomerState, catalog: Catalog, at_ms: int
 ) -> ItemPrices:
     """Prices without those that overrides replace; where Stripe has them, its items say so themselves."""
-    if not overrides or not by_lines:
+    if not overrides or not has_lines_at(state.subscription, at_ms, by_file=catalog.billing.is_by_lines):
         return prices
-    return tuple(one for one in prices if "overage" not in overrides.get(one.meter, ()))
+    return tuple(one for one in prices if not has_price(overrides.get(one.meter, {})))
 
 
 def keep_holds_only(
@@ -344,13 +343,9 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     default = catalog.plans[catalog.default_plan]
     named = plan_named(state, status, now_ms)
     plan = default if named is None else catalog.plans.get(named, default)
-    own = overrides_at(state.overrides, now_ms)
+    own = overrides_in_force(state, now_ms)
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
-    is_subscribed = subscription is not None and has_paid_terms(state, subscription.status_at(now_ms), now_ms)
-    if own.meters and not (is_subscribed or catalog.billing.is_by_lines):
-        # No item charges the override's price, so nothing would bill what it admits.
-        own = replace(own, meters=without_priced_overage(own.meters))
     counting = _counting_cycle(state, plan, catalog, now_ms)
     seats, bought = 0, _NO_ADDONS
     if subscription is not None and standing.access != "restricted" and has_paid_terms(state, status, now_ms):
@@ -369,11 +364,13 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         keeps_limits=catalog.billing.changes.over_limit == "allow" and standing.access != "restricted",
         overrides=own.meters,
         subject_overrides=own.subjects,
-        prices=state.prices_on(plan.key, now_ms),
+        prices=_without_overridden(state.prices_on(plan.key, now_ms), own.meters, state, catalog, now_ms),
         counting=counting,
         bounds=bounds_of(state, counting, now_ms),
         valid_until_ms=min(standing.until_ms, turn_ms, next_end_ms(state.overrides, now_ms)),
         currency=catalog.currency,
+        follows_prices=has_lines_at(subscription, now_ms, by_file=catalog.billing.is_by_lines)
+        and (not is_subscribed(state, now_ms) or has_timed_price(state.overrides)),
     )
 
 

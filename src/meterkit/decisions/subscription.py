@@ -388,6 +388,25 @@ class SubscriptionState:
         return self.pending_at_ms is not None and now_ms >= self.pending_at_ms
 
 
+def find_line_switches(known: SubscriptionState | None, *, by_file: bool) -> tuple[int, ...]:
+    """Instants from which invoice lines, and metered prices again, in turn bill a customer's usage (ms).
+
+    Args:
+        known: the customer's subscription. Without one, and after its end, the plans file decides.
+        by_file: whether lines bill usage by the plans file.
+    """
+    if known is None or not (known.line_switches or known.metered):
+        return (0,) * by_file
+    ends_ms = known.ends_ms()
+    kept = tuple(at_ms for at_ms in known.line_switches if at_ms < ends_ms)
+    return kept if ends_ms == NEVER_MS or len(kept) % 2 == by_file else (*kept, ends_ms)
+
+
+def has_lines_at(known: SubscriptionState | None, at_ms: int, *, by_file: bool) -> bool:
+    """Whether invoice lines, not metered prices, bill usage of an instant; see :func:`find_line_switches`."""
+    return sum(switch_ms <= at_ms for switch_ms in find_line_switches(known, by_file=by_file)) % 2 == 1
+
+
 def meters_switched_by_others(
     known: SubscriptionState | None, found: SubscriptionState | None, now_ms: int
 ) -> frozenset[str]:

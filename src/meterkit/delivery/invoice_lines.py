@@ -60,7 +60,7 @@ _DROPPED: Final = "the invoice of its period is final (billing.late_usage: dead_
 PRICE_KEY: Final = "meterkit_price"
 """Key in the metadata of a line for its price; see ``price_each``."""
 LABEL_KEY: Final = "meterkit_price_label"
-"""Key in the metadata of a line for the label of its price."""
+"""Key in the metadata of a line for the label of its price, unless it sums several."""
 _ITEMS: Final = "/v1/invoiceitems"
 _INVOICES: Final = "/v1/invoices"
 _MISSING: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
@@ -363,7 +363,7 @@ class LineWriter:
                 LINE_KEY: item.id,
                 METER_KEY: item.meter,
                 PRICE_KEY: price_each(item.label, item.currency),
-                LABEL_KEY: item.label,
+                **({LABEL_KEY: item.label} if item.prices == 1 else {}),
                 **({_LATE_KEY: place.late} if place.late else {}),
             },
         }

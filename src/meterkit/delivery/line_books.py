@@ -15,7 +15,8 @@ from meterkit.customers.history import read_former_links, read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.delivery.invoice_lines import PRICE_KEY, name_line_state, queued_ids_of
+from meterkit.decisions.price_segments import unit_cents
+from meterkit.delivery.invoice_lines import LABEL_KEY, PRICE_KEY, name_line_state, queued_ids_of
 from meterkit.delivery.invoices import LOWERED_KEY, units_of, written_units
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.stripe_books import none_if_gone
@@ -51,6 +52,8 @@ class LineBook(NamedTuple):
         state: of their invoices.
         is_changed: whether the price of a line is not its own, or its amount not that of its units.
         voided: units on void invoices, by invoice; no other figure includes them.
+        prices: units by the price of a unit that their line was written at; without lines of several prices.
+        invoices: ids of the invoices with these lines.
     """
 
     queued: int
@@ -60,6 +63,8 @@ class LineBook(NamedTuple):
     state: InvoiceState
     is_changed: bool
     voided: Mapping[str, int]
+    prices: Mapping[Fraction, Decimal]
+    invoices: Sequence[str]
 
     def advise(self, currency: str) -> str:
         """Advise the operator; empty: the books agree."""
@@ -200,8 +205,9 @@ class _ShownLine(NamedTuple):
 
 def _book_of(queued: int, written: int, shown: Sequence[_ShownLine] | None) -> LineBook:
     if shown is None:
-        return LineBook(queued, written, None, None, "none", False, {})
+        return LineBook(queued, written, None, None, "none", False, {}, {}, ())
     due, cents, is_repriced, voided = Fraction(0), 0, False, dict[str, int]()
+    prices: dict[Fraction, Decimal] = {}
     for one in shown:
         if one.state == _VOID:
             voided[one.invoice] = voided.get(one.invoice, 0) + int(written_units(one.line))
@@ -213,13 +219,16 @@ def _book_of(queued: int, written: int, shown: Sequence[_ShownLine] | None) -> L
         is_repriced = is_repriced or price != line["metadata"].get(PRICE_KEY)
         due += Fraction(unit) * Fraction(units_of(line))
         cents += int(line.get("amount") or 0)
+        if (each := unit_cents(metadata_of(line).get(LABEL_KEY, ""))) is not None:
+            prices[each] = prices.get(each, Decimal(0)) + written_units(line)
     states = {one.state for one in lines}
     state: InvoiceState = "none"
     if states:
         state = "pending" if "pending" in states else "draft" if "draft" in states else "final"
     there = int(sum(written_units(one.line) for one in lines))
     is_changed = is_repriced or abs(due - cents) > Fraction(len(lines), 2)
-    return LineBook(queued, written, there, cents, state, is_changed, voided)
+    invoices = sorted({one.invoice for one in lines if one.invoice})
+    return LineBook(queued, written, there, cents, state, is_changed, voided, prices, invoices)
 
 
 def written_line_token(line: Mapping[str, Any], customer: str, tokens: Iterable[str]) -> str | None:

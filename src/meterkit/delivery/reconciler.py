@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.intent_comparer import CAUSE, IntentComparer
 from meterkit.delivery.invoices import InvoiceReader, read_period_billing
 from meterkit.delivery.line_books import line_books
-from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event
+from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event, advice_on_prices, mispriced
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import can_resend, is_refused
@@ -313,19 +314,25 @@ class Reconciler:
         books = await read_books(all_lines=not is_closing)
         if is_closing and any(book.there != book.written for book in books.values()):
             books = await read_books()
+        is_closed = to_ms(usage["period"]["end"]) <= self._store.now_ms()
+        billed = [name for name, book in books.items() if book.prices and is_closed]
+        recorded = await price_usage(self._store, usage, state, billed, Counter())
+        other = {name: mispriced(recorded[name], books[name].prices) for name in recorded}
         return [
             Reconciled(
                 stripe_customer=state.stripe_customer,
                 event_name="",
-                is_closed=to_ms(usage["period"]["end"]) <= self._store.now_ms(),
+                is_closed=is_closed,
                 taking_back=0,
                 confirmed=book.there,
                 difference=None if book.there is None else book.there - book.written,
                 invoiced=book.there,
                 invoice=book.state,
                 invoiced_cents=book.cents,
-                mispriced=0,
-                advice=book.advise(usage["currency"]) or self._advise_on_gone(usage, name),
+                mispriced=sum(one.units for one in other.get(name, ())),
+                advice=book.advise(usage["currency"])
+                or advice_on_prices(other.get(name, ()), book.invoices, usage["currency"])
+                or self._advise_on_gone(usage, name),
                 **_recorded_side(usage, name),
             )
             for name, book in books.items()

@@ -86,16 +86,20 @@ async def check_plans_of_customers(parts: Parts) -> tuple[str, list[Finding]]:
     """
     catalog = parts.store.catalog
     on_plan, by_problem = dict[str, list[str]](), dict[str, list[str]]()
+    in_currency = dict[str, list[str]]()
     seen = 0
     async for customer in parts.customers.list():
         seen += 1
         if customer.missing_plan is not None:
             on_plan.setdefault(customer.missing_plan, []).append(customer.customer)
+        if not catalog.in_currency(customer.currency).has_amounts:
+            in_currency.setdefault(customer.currency, []).append(customer.customer)
         for problem in ignored_overrides(customer, catalog):
             by_problem.setdefault(problem, []).append(customer.customer)
     return f"{seen:,} customers", [
         *report_missing_plans(on_plan, catalog),
         *report_ignored_overrides(by_problem, catalog),
+        *report_lost_currencies(in_currency, catalog),
     ]
 
 
@@ -111,6 +115,20 @@ def report_missing_plans(on_plan: Mapping[str, Sequence[str]], catalog: Catalog)
             " `stripe_price`, run that at once",
         )
         for plan, customers in on_plan.items()
+    ]
+
+
+def report_lost_currencies(billed_in: Mapping[str, Sequence[str]], catalog: Catalog) -> list[Finding]:
+    """Report currencies that the plans file lacks, with the customers who are billed in each."""
+    return [
+        Finding(
+            check="plans",
+            problem=f"{catalog.source} has no prices in {currency.upper()}, in which these customers are"
+            f" billed: {join_names(customers)}; they keep the prices of their subscriptions, and other usage"
+            " of theirs is not billed",
+            cure=f"add {currency} to `currency`, with its amounts",
+        )
+        for currency, customers in billed_in.items()
     ]
 
 

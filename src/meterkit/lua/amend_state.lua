@@ -16,7 +16,9 @@
 --         notices: {kind, data (JSON)} each
 --         gauges: {name, included in its unit from now on (-1: unlimited)} each
 --         ended: at (ms, as text); labels of the prices that end then (see end_price_segment); switches: see is_by_lines;
---         is_free: whether the period costs nothing until then.
+--         is_free: whether the period costs nothing until then; prices: labels from now on, by token, where invoice lines
+--         bill the usage. The price at which the latest units were counted may be stored; see follow_prices. Empty: it is
+--         forgotten, as the currency is another one.
 --         A cut in progress has ended them already
 --         period: start and end (ms) of the state's current period. If the counters' period goes on in it, it gets this
 --         end: after its former end, its counts would begin anew
@@ -48,12 +50,24 @@ local head = call('HGET', counters_key, 'h')
 local seen_ms, begins_ms, ends_ms, expires_ms = unpack_head(head)
 local now = server_ms(ARGV[#ARGV])
 restate_levels(levels_key, over_key, customer, changes.gauges, now)
-if head and next(changes.ended.labels) and begins_ms <= tonumber(changes.ended.at) then
+local labels, prices, ended_ms = changes.ended.labels, changes.ended.prices or {}, tonumber(changes.ended.at)
+if head and (next(labels) or next(prices)) and begins_ms <= ended_ms then
   local period, _, meters = string.format('%.0f', begins_ms), read_counters(counters_key)
-  if begins_ms == tonumber(changes.ended.at) then
-    store_price_labels(totals_key, period, changes.ended.labels)
+  for token, label in pairs(prices) do
+    local counted = call('HGET', totals_key, period .. '|' .. token .. 'Y')
+    if counted then
+      labels[token] = nil
+    end
+    if counted and label ~= counted then
+      call('HDEL', totals_key, period .. '|' .. token .. 'Y')
+      if label ~= '' then
+        labels[token] = counted
+      end
+    end
+  end
+  if begins_ms == ended_ms then
+    store_price_labels(totals_key, period, labels)
   elseif meters and tonumber(call('HGET', totals_key, period .. '|w') or '0') <= now then
-    local labels = changes.ended.labels
     if changes.ended.is_free then
       store_price_labels(totals_key, period, labels)
       for token in pairs(labels) do

@@ -25,6 +25,7 @@
 --       digest, billed   of an idempotency key, and 1 where it is remembered as billed from now on
 --       event            what an event id counts; see compare_event
 --       tells            1 where the reply says how usage was paid
+--       prices           where invoice lines bill the usage: labels of the meters' prices; see follow_prices
 -- then names of fields: METERm a meter; METERn a concurrency limit; RATEr a rate
 -- then, with an audit log: what else it says of the usage
 -- then, with subjects: their words and terms, see settle_subjects
@@ -116,7 +117,7 @@ local backdated_period, drops_backdated, pay, keep_grants, is_repeat, remember_k
 if options then
 --include read_options
   backdated_period, drops_backdated, pay, keep_grants, is_repeat, remember_key, reports_payment = read_options(options, KEYS,
-    rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot)
+    rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot, fields, meter_count)
 end
 if subject_keys then -- First: nothing of the customer is written where a subject's counters are damaged.
 --include settle_subjects

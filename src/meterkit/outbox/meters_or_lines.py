@@ -13,7 +13,7 @@ from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.price_segments import NOT_BILLED
-from meterkit.decisions.subscription import ENDED, NEVER_MS
+from meterkit.decisions.subscription import ENDED, NEVER_MS, find_line_switches, has_lines_at
 from meterkit.decisions.subscription_periods import stops_billing_ms
 
 if TYPE_CHECKING:
@@ -38,19 +38,8 @@ METER_KEY: Final = "meterkit_meter"
 
 
 def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
-    """Instants from which invoice lines, and metered prices again, in turn bill a customer's usage (ms).
-
-    Without a subscription, and after the end of one, the plans file decides.
-    """
-    subscription, by_file = state.subscription, catalog.billing.is_by_lines
-    if subscription is None:
-        return (0,) * by_file
-    found = subscription.line_switches
-    if not found and not subscription.metered:
-        return (0,) * by_file
-    ends_ms = subscription.ends_ms()
-    kept = tuple(at_ms for at_ms in found if at_ms < ends_ms)
-    return kept if ends_ms == NEVER_MS or len(kept) % 2 == by_file else (*kept, ends_ms)
+    """Instants at which a customer's usage moves to invoice lines, and back: :func:`find_line_switches`."""
+    return find_line_switches(state.subscription, by_file=catalog.billing.is_by_lines)
 
 
 def is_billed_by_lines(state: CustomerState, catalog: Catalog, period_ms: int) -> bool:
@@ -61,7 +50,7 @@ def is_billed_by_lines(state: CustomerState, catalog: Catalog, period_ms: int) -
         catalog: the plans file.
         period_ms: the period's first instant, or a later one of it.
     """
-    return sum(at_ms <= period_ms for at_ms in line_switches(state, catalog)) % 2 == 1
+    return has_lines_at(state.subscription, period_ms, by_file=catalog.billing.is_by_lines)
 
 
 def must_move(state: CustomerState, catalog: Catalog) -> bool:
@@ -280,15 +269,18 @@ def line_prices(
     known, found = prices_by_meter(own, catalog), list[ItemPrice]()
     rest = dict.fromkeys(own)
     for meter in billed_meters(catalog.meters, plan):
-        given = billed_as(plan, meter)
-        if given is not None and meter.stripe is not None and given.overage.amount_cents is not None:
-            label = f"{given.overage.per or 1}/{given.overage.amount_cents}"
-            if meter.name in known:
-                label = known[meter.name].label
-                rest.pop(known[meter.name], None)
-            elif meter.is_row and meter.source in known and not has_new_models:
-                continue
-            found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
+        given, kept = billed_as(plan, meter), known.get(meter.name)
+        if given is None or meter.stripe is None:
+            continue
+        label = f"{given.overage.per or 1}/{given.overage.amount_cents}"
+        if kept is not None:
+            label = kept.label
+            rest.pop(kept, None)
+        elif given.overage.amount_cents is None or (
+            meter.is_row and meter.source in known and not has_new_models
+        ):
+            continue
+        found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
     return (*found, *(one._replace(is_dropped=True) for one in rest))[:_PRICES_MOST]
 
 

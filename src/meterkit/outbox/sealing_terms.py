@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.value_parsers import price_text
 from meterkit.decisions.compiled_decision import has_flat_price, reported_parts, sends_included
-from meterkit.decisions.customer_overrides import next_end_ms, overridden_label, overrides_at
-from meterkit.decisions.customer_state import bounds_of, effective_plan, entitlements_of, entitlements_on
+from meterkit.decisions.customer_overrides import next_end_ms, overridden_label
+from meterkit.decisions.customer_state import (
+    bounds_of,
+    effective_plan,
+    entitlements_of,
+    entitlements_on,
+    overrides_in_force,
+)
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
@@ -253,7 +259,7 @@ def _period_terms(
     is_cut = period.begins_ms < open_ms < period.ends_ms  # The next period began early.
     ends_ms = open_ms if is_cut else period.ends_ms
     at_ms = max(period.begins_ms, ends_ms - 1)
-    subscription, overrides = state.subscription, overrides_at(state.overrides, at_ms)
+    subscription, overrides = state.subscription, overrides_in_force(state, at_ms)
     if subscription is not None and _is_of(subscription, period.begins_ms):
         named = _billed_plan(state, subscription, at_ms)
         plan = catalog.plans.get(named)

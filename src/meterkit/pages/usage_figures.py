@@ -332,10 +332,10 @@ def _price_other_plans(
     needs = replace(tenure, seats=0 if seats is None else seats["used"])
     offers = PlanOffers(catalog, own_prices=True)
     others: list[tuple[Plan, TrialTerms]] = []
-    for plan in catalog.plans.values():
+    for plan in catalog.plans.values() if catalog.has_amounts else ():
         if plan.key != usage["plan"]:
             sold, composed = needs.on(plan), with_addons(plan, needs.addons, catalog)
-            if plan.key == catalog.default_plan and not catalog.billing.is_by_lines:
+            if plan.key == catalog.default_plan:
                 sold = replace(sold, overrides=without_priced_overage(sold.overrides))
             given = override(catalog, composed, sold.overrides)
             others.append((replace(composed, entitlements=given), offers.to(sold)))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.value_parsers import rounded_cents
-from meterkit.decisions.customer_overrides import overridden_label, overrides_at
-from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of
+from meterkit.decisions.customer_overrides import overridden_label
+from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of, overrides_in_force
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_at
 from meterkit.decisions.grants import MICRO, PrepaidPlans, prepaid_of, target_of
 from meterkit.decisions.item_prices import FixedPrice, prices_by_meter
@@ -256,7 +256,7 @@ def read_usage_reply(
         return meter if price is None else {**meter, "price": price}
 
     def of_former_meter(token: str, one: ReportedMeter) -> MeterUsage:
-        given = overridden_label(overrides_at(state.overrides, now_ms), one.meter)
+        given = overridden_label(overrides_in_force(state, now_ms), one.meter)
         label = "" if is_past or is_usage_free else given or _find_label(one, effective.prices)
         return _read_former_meter(token, label, view, linked=linked)
 
@@ -306,6 +306,7 @@ def _read_counter(
         segments = [segments[0].outside_rows(counts.overage, elsewhere)]
     if is_split(name, meters):
         label, items = sent_label(name, entitlements, meters), view.marks(token, "n")
+        label = view.marks(token, "Y") or label
         segments = sent_segments(view.marks(token), items, label=label, sent=count_reported(where) - stranded)
     more = view.balance.units_beyond_plan(
         name,
@@ -326,6 +327,7 @@ def _read_counter(
 def _price_segments(token: str, label: str, view: CountsView, stranded: int = 0) -> list[PriceSegment]:
     """Price segments of a meter, without late units of others: these are recorded twice, and billed once."""
     overage = view.counted(token).overage - stranded
+    label = view.marks(token, "Y") or label
     return segments_of(view.marks(token), label=label, sealed=0, overage=overage)
 
 
@@ -540,7 +542,10 @@ class CountsView:
         return MeterCounts.read(self._counters.get(f"{token}m"))
 
     def marks(self, token: str, kind: str = "s") -> str:
-        """Ended price segments of this period; kind ``n``: units billed by invoice items."""
+        """Ended price segments of this period.
+
+        Kind ``n``: units billed by invoice items; ``Y``: label of the price of the latest units.
+        """
         return self._totals.get(f"{self.start_ms}|{token}{kind}", "")
 
     def delivery(self, token: str, kind: str) -> int:

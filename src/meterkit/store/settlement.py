@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from meterkit.catalog.models import CREDITS_MAX, SPEND
 from meterkit.decisions.compiled_decision import derived_from
 from meterkit.decisions.grants import MICRO
-from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
+from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field, meter_token
 from meterkit.decisions.packed import merge_json
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.price_segments import earned_micros, price_line
+from meterkit.decisions.price_segments import billed_labels, earned_micros, price_line
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
 from meterkit.store.call_amounts import price_quantities
@@ -354,7 +355,9 @@ class Settlement:
     ) -> SettlementShape:
         """Shape for these meters, shared by customers with the same entitlements."""
         given, cache, keys = view.entitlements, view.cache, view.keys
-        own = id(given), view.effective.plan.key, view.prepaid is None, view.linked, view.anonymous
+        effective = view.effective
+        own: tuple[object, ...] = id(given), effective.plan.key, effective.follows_prices
+        own = *own, view.prepaid is None, view.linked, view.anonymous
         make = partial(self._build_shape, view, derived, costs)
         shape = cache.cache_shape((own, view.is_trial, key), make) if cache.is_shared(given) else make()
         shape = shape._replace(
@@ -390,7 +393,7 @@ class Settlement:
         self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], costs: Mapping[str, int]
     ) -> SettlementShape:
         has_recorded = any(self.used.recorded.values())
-        prepaid = view.prepaid if has_recorded else None
+        prepaid, given = view.prepaid if has_recorded else None, view.entitlements
         entries = list(build_entries(view, self.held, self.used, derived))
         rates = list(build_rates(view, self.used, self.correction, derived))
         spending = tuple[int, ...]()
@@ -407,6 +410,10 @@ class Settlement:
             is_named = not view.anonymous
             owes = view.cache.owes and is_named
             paying = prepaid.payment_terms(meters, costs, owes=owes, is_named=is_named)
+        if has_recorded and view.effective.follows_prices and not view.anonymous:
+            labels = billed_labels(given, view.catalog)
+            tokens = {meter_token(entry.meter) for entry in entries} & labels.keys()
+            paying = merge_json(json.dumps({"prices": {token: labels[token] for token in tokens}}), paying)
         return SettlementShape(
             head=b"",
             names=b"",

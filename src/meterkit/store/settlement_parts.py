@@ -254,7 +254,7 @@ class SettlementShape(NamedTuple):
         priced: number of meters with a price in ``spending``.
         has_more: whether the keys of grants and of notices are among the names.
         spending: unit costs for the script; empty: none.
-        paying: payments by grants and credits, as JSON; empty: none.
+        paying: payments by grants and credits, and prices to follow, as JSON; empty: none.
         prices: unit prices of paid units, for the audit log.
     """
 

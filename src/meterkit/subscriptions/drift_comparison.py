@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.customer_overrides import overrides_at
+from meterkit.decisions.customer_overrides import has_price, overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError
 from meterkit.outbox.meters_or_lines import (
@@ -29,7 +29,7 @@ from meterkit.subscriptions.item_changes import (
     updates,
 )
 from meterkit.subscriptions.metered_prices import NO_FACTS, PriceFactsReader, inexact_prices
-from meterkit.subscriptions.override_prices import compared_prices, gives_price
+from meterkit.subscriptions.override_prices import compared_prices
 from meterkit.subscriptions.plan_prices import PriceBook
 from meterkit.subscriptions.service.change_lease import due_prices
 from meterkit.subscriptions.stripe_objects import (
@@ -409,4 +409,4 @@ class DriftLog:
 def _has_override_price(chosen: Mapping[str, Any] | None, given: Mapping[str, Mapping[str, object]]) -> bool:
     """Whether an override gives a price now, or one that has ended is still on an item."""
     items = () if chosen is None else prices_in(chosen)
-    return any(gives_price(given, name) for name in given) or any(map(is_override_price, items))
+    return any(map(has_price, given.values())) or any(map(is_override_price, items))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
 from meterkit.catalog.meters import billed_as, billed_meters, meters_billed_by_tiers
+from meterkit.decisions.customer_overrides import has_price
 from meterkit.errors import SubscriptionError
 from meterkit.stripe.prices import PRICES, fetch_price, shown_in
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
@@ -17,7 +18,6 @@ from meterkit.subscriptions.stripe_objects import (
     OVERRIDE_PRICE,
     id_in,
     key_of,
-    part_of,
     persistently,
     text_in,
 )
@@ -42,12 +42,6 @@ if TYPE_CHECKING:
 _PRODUCTS: Final = "/v1/products"
 
 
-def gives_price(given: Given, meter: str) -> bool:
-    """Whether overrides give an overage price of a meter."""
-    bill = part_of(part_of(given.get(meter, {}), "overage"), "bill")
-    return bill.get("amount_cents") is not None
-
-
 def override_prices(catalog: Catalog, plan: Plan, given: Given) -> dict[str, WantedPrice]:
     """The usage prices of a customer's overrides on a plan, by event name.
 
@@ -55,9 +49,7 @@ def override_prices(catalog: Catalog, plan: Plan, given: Given) -> dict[str, Wan
     out.
     """
     priced = [
-        name
-        for name in given
-        if gives_price(given, name) and why_unbilled(catalog, plan, given, name) is None
+        name for name in given if has_price(given[name]) and why_unbilled(catalog, plan, given, name) is None
     ]
     if not priced:
         return {}

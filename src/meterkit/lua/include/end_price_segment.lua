@@ -5,7 +5,9 @@
 --   labels: token to the label of the ended price, as text without blanks and semicolons
 -- PERIOD|METERs has an entry for each segment, `LABEL SEALED OVERAGE;`: units since the period began.
 -- PERIOD|METERy has the label of the first segment, even if nothing was recorded in it; see price_late_usage.
+-- A long entry has one segment for each label, whatever their order was.
 --include store_price_labels
+--include join_segments
 local function end_price_segment(totals_key, period, meters, labels, by_lines)
   store_price_labels(totals_key, period, labels)
   for token, label in pairs(labels) do
@@ -26,7 +28,8 @@ local function end_price_segment(totals_key, period, meters, labels, by_lines)
       -- A segment at the price of the one before replaces it.
       local before, last = string.match(marks, '^(.-)([^ ;]+) %d+ %d+;$')
       marks = last == label and before or marks
-      redis.call('HSET', totals_key, name .. 's', string.format('%s%s %.0f %.0f;', marks, label, sealed, overage))
+      marks = string.format('%s%s %.0f %.0f;', marks, label, sealed, overage)
+      redis.call('HSET', totals_key, name .. 's', #marks > SEGMENTS_MAX_BYTES and join_segments(marks) or marks)
       redis.call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
     end
   end

@@ -1,5 +1,6 @@
 -- price_late_usage: finds the prices at which pending units of a closed period were recorded, newest units first.
---   totals: as read; period: its first instant, as text; token: of the meter; quantity: its pending units
+--   totals: as read; period: its first instant, as text; token: of the meter; quantity: its pending units. The price of
+--   the latest ones may be stored; see follow_prices
 --   label: of the meter's current price; priced: token of the meter that has this price: its source, or its present name
 --   by_lines: whether invoice lines bill the period: then segments count units that go to Stripe, not overage
 --   has_included: 1 if Stripe gets included units, too: they cost nothing, and were recorded before all overage
@@ -14,6 +15,7 @@ local function price_late_usage(totals, period, token, quantity, label, priced, 
       label, after_ms = value, at_ms -- The first price that ended in a later period was active at the end of this one.
     end
   end
+  label = totals[period .. '|' .. priced .. 'Y'] or label
   for ended, sealed, overage in string.gmatch(totals[period .. '|' .. priced .. 's'] or '', '([^ ;]+) (%d+) (%d+);') do
     marks[#marks + 1] = {ended, tonumber(by_lines and sealed or overage)}
   end

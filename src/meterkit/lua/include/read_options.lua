@@ -1,14 +1,20 @@
 -- read_options: reads the options of a settlement.
 --   options: decoded, see settle; keys: of the script; hold_slot: in which the request holds
+--   fields, meter_count: see follow_prices
 --   period_start_ms, period_end_ms: of the period of `now`; begins_ms: of the counters' period
 -- Returns the closed period that the usage belongs to, or nil; whether usage of one is not recorded; pay and keep of
 -- pay_with_grants, or nil; whether the request is a repeat; remember of end_in_flight, or nil; 1 where the reply says how
 -- usage was paid, or nil.
-local function read_options(options, keys, rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot)
+local function read_options(options, keys, rev, now, period_start_ms, period_end_ms, begins_ms, hold_slot,
+  fields, meter_count)
   local backdated_period, pay, keep_grants, is_repeat, remember
   if options.at then -- Included here, so that other requests do not pay for creating the functions.
 --include find_backdated_period
     backdated_period = find_backdated_period(keys[3], options.at, options.own, begins_ms)
+  end
+  if options.prices then
+--include follow_prices
+    follow_prices(keys[3], begins_ms, options.prices, fields, ARGV, meter_count)
   end
   if options.paying then
 --include pay_with_grants

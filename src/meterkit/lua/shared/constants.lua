@@ -95,6 +95,7 @@ local HINTS_MOST = 200 -- Notes that wait with one Stripe customer.
 local HISTORY_MOST = 1000 -- Changes of a customer,
 local HISTORY_SPARED = 100 -- of which so many go at once.
 local AUDIT_FOLDED = 128 -- Entries of the audit log that are added up at once: far fewer than wait there then.
+local SEGMENTS_MAX_BYTES = 1000 -- Of the price segments of a period: beyond that, they are joined by label.
 local FREE_LABEL = '1/0' -- Of a price: usage that costs nothing, as in a trial. See decisions/price_segments.py.
 local INCLUDED_LABEL = 'included' -- Of late units that cost nothing, as they are included.
 local UNCOMPARED = -1 -- Stands for the quantity of an event id where any is the same.

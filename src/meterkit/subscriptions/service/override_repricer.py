@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog import override
 from meterkit.catalog.value_parsers import date_and_time
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until, without_ended
-from meterkit.decisions.customer_state import entitlements_on
+from meterkit.decisions.customer_overrides import (
+    has_price,
+    next_end_ms,
+    overrides_at,
+    with_overage_until,
+    without_ended,
+)
+from meterkit.decisions.customer_state import entitlements_on, is_subscribed
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels, unit_amount_decimal
-from meterkit.decisions.subscription import ENDED, NEVER_MS
+from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import (
     MeterkitError,
     NoSubscriptionError,
@@ -34,7 +40,6 @@ from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.subscriptions.item_changes import changes_metered
 from meterkit.subscriptions.override_prices import (
-    gives_price,
     override_prices,
     why_unbilled,
     why_unlike_tiers,
@@ -105,12 +110,12 @@ class OverrideRepricer:
         meters = [name for name in meters if name in self._catalog.meters]
         (_, state), now_ms = await self._states.read(customer), await self._states.clock_ms(customer)
         before, after = (overrides_at(one.overrides, now_ms).meters for one in (state, change(state)))
-        priced = [name for name in meters if gives_price(after, name)]
-        withdrawn = [name for name in meters if gives_price(before, name) and name not in priced]
-        is_subscribed = _is_subscribed(state, now_ms)
+        priced = [name for name in meters if has_price(after.get(name, {}))]
+        withdrawn = [name for name in meters if has_price(before.get(name, {})) and name not in priced]
+        has_subscription = is_subscribed(state, now_ms)
         self._refuse_unlike_tiers(state, after, meters, now_ms)
-        if priced or (withdrawn and is_subscribed):
-            self._refuse_without_stripe(customer, (*priced, *withdrawn)[0], is_subscribed=is_subscribed)
+        if priced or (withdrawn and has_subscription):
+            self._refuse_without_stripe(customer, (*priced, *withdrawn)[0], is_subscribed=has_subscription)
             async with hold_change_lease(self.store, customer):
                 await persistently(lambda again: self._switch_items(customer, meters, change, again))
         else:
@@ -305,7 +310,7 @@ class OverrideRepricer:
             was = entitlements_on(plan, state, self._catalog, now_ms)[name].overage
         else:
             was = override(self._catalog, plan, before)[name].overage
-        if by_lines or gives_price(before, name):
+        if by_lines or has_price(before.get(name, {})):
             bill |= {"per": was.per, "amount_cents": was.amount_cents}
         return {"bill": bill} if bill else "bill"
 
@@ -322,7 +327,7 @@ class OverrideRepricer:
     ) -> None:
         known = state.subscription
         plan = None if known is None else self._catalog.plans.get(known.plan_at(now_ms) or "")
-        if plan is None or not _is_subscribed(state, now_ms):
+        if plan is None or not is_subscribed(state, now_ms):
             return
         if (why := why_unlike_tiers(self._catalog, plan, given, meters)) is not None:
             raise MeterkitError(why)
@@ -347,7 +352,7 @@ class OverrideRepricer:
     def _refuse_unbilled(self, plan: Plan, given: Given, meters: Collection[str]) -> None:
         for name in meters:
             if (
-                gives_price(given, name)
+                has_price(given.get(name, {}))
                 and (why := why_unbilled(self._catalog, plan, given, name)) is not None
             ):
                 raise MeterkitError(f"override of {name}: Stripe cannot bill this price: {why}")
@@ -373,8 +378,3 @@ def _refusal_before_move(customer: str, usage: str) -> SubscriptionError:
 
 def _unchanged(state: CustomerState) -> CustomerState:
     return state
-
-
-def _is_subscribed(state: CustomerState, now_ms: int) -> bool:
-    known = state.subscription
-    return known is not None and known.status_at(now_ms) not in ENDED

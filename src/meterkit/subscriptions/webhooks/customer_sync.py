@@ -212,11 +212,10 @@ class CustomerSyncer:
         currency = await read_billed_currency(self.api(), self.store.catalog, found, shown, chosen)
         if len(currencies) > 1 and currency not in {"", *currencies} and self._lacking.is_due(customer):
             _logger.warning(
-                "customer %r is billed in %s at Stripe, which the plans file lacks: limits and figures have"
-                " its amounts in %s, and nothing can be sold; add %s to `currency`",
+                "customer %r is billed in %s at Stripe, which the plans file lacks: usage without a price of"
+                " the customer's own is not billed, and nothing can be sold; add %s to `currency`",
                 customer,
                 currency.upper(),
-                currencies[0].upper(),
                 currency,
             )
         return currency if currency or shown else None
