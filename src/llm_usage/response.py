@@ -84,7 +84,7 @@ class ResponseReader:
         self._declared = usage != "auto" or kind == EVENT_STREAM
         self._observer = UsageObserver(apis, declared=self._declared)
         self._repeats = RepeatedEvents(self._observer)
-        self.skip_repeats = self._repeats.skip
+        self.skip_repeats = self._repeats.skip_repeats
         self._decoding: ContentDecoder | None = make_decoder(coding) if coding else None
         # Whether it is in a content coding that cannot be undone.
         self._is_coded = bool(coding) and self._decoding is None

@@ -461,7 +461,7 @@ def unmeasured(*_: object) -> None: ...
 def repeats_read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         if plainly:
-            patch.setattr(RepeatedEvents, "skip", unmeasured)
+            patch.setattr(RepeatedEvents, "skip_repeats", unmeasured)
             patch.setattr(response, "key_of", unmeasured)
         reader = open_reader(kind=SSE_TYPE)
         seen: list[tuple[int, int]] = []
