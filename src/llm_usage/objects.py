@@ -20,7 +20,7 @@ from llm_usage.providers.bedrock import BEDROCK
 from llm_usage.providers.cohere import COHERE
 from llm_usage.providers.gemini import GEMINI
 from llm_usage.providers.langchain import LANGCHAIN, is_model_event, langchain_parts
-from llm_usage.providers.litellm import LITELLM, with_provider
+from llm_usage.providers.litellm import LITELLM, add_provider_asked
 from llm_usage.providers.openai import OPENAI
 from llm_usage.providers.openai_agents import agents_parts, members_of, responses_of_run
 from llm_usage.providers.pydantic_ai import PYDANTIC_AI, responses_of_result
@@ -119,7 +119,7 @@ def events_of(obj: object) -> tuple[Table, ...]:
     event = table_of(chunk)
     if event is None:
         return ()
-    event = with_provider(chunk, event)
+    event = add_provider_asked(chunk, event)
     if metadata is not None:
         event = {**event, "run_metadata": table_of(metadata)}
     inner = dig(event, ("chunk", "bytes"))
