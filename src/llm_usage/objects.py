@@ -11,7 +11,7 @@ from llm_usage.body_reader import read_body
 from llm_usage.call_usage import CallUsage, figure, is_pending, sum_calls
 from llm_usage.joined_reports import deduplicate_calls, join_reports
 from llm_usage.json_values import dig, load, rows, short_id, table
-from llm_usage.layout import CALL_ID, CALL_MODEL, first_text
+from llm_usage.layout import CALL_ID, CALL_MODEL, find_name
 from llm_usage.observer import read_document
 from llm_usage.plain_values import body_of, kind_of, table_of
 from llm_usage.providers import AUTO
@@ -301,7 +301,7 @@ class StreamModels:
 
     def note(self, piece: Table) -> None:
         """Take a piece of a stream, which may name its model."""
-        model = first_text(piece, CALL_MODEL)
+        model = find_name(piece, CALL_MODEL)
         if model is None or len(self._by_id) >= _STREAMS_MAX:
             return
         self._names[model] = None

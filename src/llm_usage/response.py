@@ -307,7 +307,7 @@ class ResponseReader:
         def observe(event: Table, measured: int) -> None:
             self._observe_large(event if name is None else {name: event}, measured)
 
-        self._large_json = LargeJsonReader(observe, self._mark_unreadable, ROOT.names.get(name or "", ROOT))
+        self._large_json = LargeJsonReader(observe, self._mark_unreadable, ROOT.members.get(name or "", ROOT))
         self._large_figure = None
         return FigureWatch(self._large_json, self._note_figure)
 
