@@ -1,6 +1,7 @@
-"""Models of the price table: found by name and provider, with their prices at an instant.
+"""Models of the price table: a search by name and provider, and their prices at an instant.
 
-The prices are those of the package ``genai-prices``, and factors that providers publish besides.
+The prices are those of the package ``genai-prices``, times factors that providers publish. Below, a *listing*
+is a provider of that table, and *info* one of its models: both are objects of the package.
 """
 
 from __future__ import annotations
@@ -43,29 +44,29 @@ _OWN_SERVERS: Final = frozenset({"llama.cpp", "ollama"})
 """Servers that people run themselves: a model of theirs has no list price, whatever it is called."""
 _ROUTER: Final = "openrouter"
 _FREE: Final = "free"
-"""The one variant, as in `openai/gpt-5:nitro`, that says more than how OpenRouter chooses a provider.
+"""OpenRouter's only variant with a price of its own; others, as in `openai/gpt-5:nitro`, choose a provider.
 
 https://openrouter.ai/docs/guides/routing/model-variants
 """
 _MICROS: Final = 10**6
-_KEPT: Final = 4096
-_NAME_MAX: Final = 256
-_VENDORS_MAX: Final = 3
-"""Words before a name, as in `accounts/fireworks/models/…`."""
+_NAMES_CACHED: Final = 4096
+_NAME_CHARS_MAX: Final = 256
+_VENDOR_WORDS_MAX: Final = 3
+"""Words before a model's name, as in `accounts/fireworks/models/…`."""
 _ARN: Final = "arn:"
-
 STANDARD: Final[Context] = ()
+"""Context of a call without any special way of processing."""
 
 
 class _ListedModel(NamedTuple):
-    """A model of the table.
+    """A model of the table at one price, and the providers that sell it at that.
 
     Attributes:
-        info: as the table has it.
-        providers: that have it at the same prices, as the table names them.
-        has_variants: whether its prices by context count.
-        factors: that its provider publishes besides.
-        always: its prices, where they do not depend on the time; else None.
+        info: the model.
+        providers: the table's ids of the providers.
+        has_variants: whether it has prices that depend on the context.
+        factors: that its provider publishes.
+        always: its standard prices; None: they depend on the time.
     """
 
     info: Any
@@ -92,7 +93,7 @@ def list_prices(
     Raises:
         LlmUsageError: the package ``genai-prices`` is not installed.
     """
-    found = _find_models(provider, model[:_NAME_MAX])
+    found = _find_models(provider, model[:_NAME_CHARS_MAX])
     if not found:
         return None
     prices = _prices_at(found[0], at, context)
@@ -101,60 +102,41 @@ def list_prices(
     return prices
 
 
-def _prices_at(found: _ListedModel, at: datetime, context: Context) -> UnitPrices:
-    if found.always is not None and not (context and (found.has_variants or found.factors)):
-        return found.always
-    variants = tuple(_active_variants(found.info.price_variants, at, context)) if found.has_variants else ()
-    return _compile_prices(found.info.get_prices(at), variants, product_of(found.factors, context, at))
+def listed_name(provider: str | None, model: str) -> str | None:
+    """The table's name of a model; None: the table has no such model, or is not installed."""
+    found = () if installed_table() is None else _find_models(provider, model[:_NAME_CHARS_MAX])
+    return str(found[0].info.id) if found else None
 
 
-def _compile_prices(
-    standard: Any, variants: tuple[Any, ...] = (), factor: Fraction = Fraction(1)
-) -> UnitPrices:
-    """The prices of a model, once for all of its names."""
-    key = (factor, id(standard), *map(id, variants))  # The table keeps each of them for good.
-    prices = _compiled.get(key)
-    if prices is None:
-        merged = _read_tiers(standard)
-        for variant in reversed(variants):  # Of several, the first counts.
-            merged |= _read_tiers(variant.prices)
-        prices = _compiled[key] = UnitPrices(_of_tokens(merged, factor))
-    return prices
+def providers_of(model: str) -> Sequence[str]:
+    """The table's ids of the providers of a model whose price depends on the provider.
+
+    Empty: the table has one price for the name, or none, or is not installed.
+    """
+    found = () if installed_table() is None else _find_models(None, model[:_NAME_CHARS_MAX])
+    return sorted(provider for one in found for provider in one.providers) if len(found) > 1 else ()
 
 
-def _of_tokens(prices: dict[str, Tiers], factor: Fraction) -> dict[str, Tiers]:
-    """The prices, those of tokens times a factor."""
-    if factor == 1:
-        return prices
-    return {
-        unit: tuple((start, price * factor) for start, price in tiers) if unit.endswith("_tokens") else tiers
-        for unit, tiers in prices.items()
-    }
-
-
-_compiled: Final[dict[tuple[Any, ...], UnitPrices]] = {}
-
-
-@lru_cache(_KEPT)
+@lru_cache(_NAMES_CACHED)
 def _find_models(provider: str | None, model: str) -> tuple[_ListedModel, ...]:
-    """Find the table's entries of a name, one for each price; several: it depends on the provider.
+    """Find the models that a name may mean, one for each price; several: the price depends on the provider.
 
-    The provider's entry comes first, then those of all providers. A vendor before the name, as in
-    ``openai/gpt-5.4``, is stripped where no entry bears the whole name.
+    The provider's model is taken first, otherwise those of all providers. A vendor before the name, as in
+    ``openai/gpt-5.4``, is stripped if no model has the whole name.
     """
     if not model or provider in _OWN_SERVERS:
         return ()
     name = model.lower()
     if name.startswith(_ARN):
         name = name.rpartition("/")[2]
-    found = _find_at_provider(_find_provider(provider), name) or _find_at_all(name)
+    found = _find_at_provider(_find_provider(provider), name) or _find_at_any_provider(name)
     if found:
         return found
     routed, _, variant = name.rpartition(":")
     if routed and not variant.isdigit():
         return _find_models(provider, routed) if provider == _ROUTER and variant != _FREE else ()
     vendor, _, rest = name.partition("/")
-    is_known = vendor in _vendors() and name.count("/") <= _VENDORS_MAX
+    is_known = vendor in _vendors() and name.count("/") <= _VENDOR_WORDS_MAX
     return _find_models(vendor, rest) if rest and is_known else ()
 
 
@@ -166,29 +148,29 @@ def _find_provider(named: str | None) -> Any:
         return None
 
 
-def _find_at_provider(known: Any, name: str) -> tuple[_ListedModel, ...]:
-    """Find the entry that a provider uses for a name: by its patterns, else by the id of a model."""
-    info = None if known is None else known.find_model(name, all_providers=read_table().providers)
-    if info is None and known is not None:  # The patterns of some models do not match their own ids.
-        info = next((one for listing, one in _listings().get(name, ()) if listing is known), None)
-    return () if info is None else (_list_model(known, info),)
+def _find_at_provider(listing: Any, name: str) -> tuple[_ListedModel, ...]:
+    """Find the model that a provider uses for a name: by its patterns, otherwise by the id of a model."""
+    info = None if listing is None else listing.find_model(name, all_providers=read_table().providers)
+    if info is None and listing is not None:  # The patterns of some models do not match their own ids.
+        info = next((one for other, one in _listings().get(name, ()) if other is listing), None)
+    return () if info is None else (_list_model(listing, info),)
 
 
-def _find_at_all(name: str) -> tuple[_ListedModel, ...]:
-    """Find the entries that bear a name at any provider, those of one price together.
+def _find_at_any_provider(name: str) -> tuple[_ListedModel, ...]:
+    """Find the models that have a name at any provider, those of one price as one.
 
-    The vendor's entry is the one that is meant, also if it bears another name (``gpt-5-*``): unless another
-    provider has a model of this name whose prices differ.
+    A name means the vendor's model, even if that has another id (``gpt-5-*``): unless another provider has a
+    model of this name whose prices differ.
     """
     found: list[_ListedModel] = []
-    for known, info in _listings().get(name, ()):
-        entry = _list_model(known, info)
+    for listing, info in _listings().get(name, ()):
+        entry = _list_model(listing, info)
         at = next((at for at, one in enumerate(found) if _have_same_prices(one, entry)), None)
         if at is None:
             found.append(entry)
         else:
             found[at] = found[at]._replace(providers=(*found[at].providers, *entry.providers))
-    # The table's own search would keep each name for good.
+    # The table's own search of all providers would cache each name for good.
     matching = (one for one in read_table().providers if one.model_match and one.model_match.is_match(name))
     vendor: Any = next(matching, None)
     own = _find_at_provider(vendor, name)
@@ -199,11 +181,12 @@ def _find_at_all(name: str) -> tuple[_ListedModel, ...]:
     return own if is_meant else tuple(found)
 
 
-def _list_model(known: Any, info: Any) -> _ListedModel:
-    is_own = any(info is own for own in known.models)
+def _list_model(listing: Any, info: Any) -> _ListedModel:
+    # Some providers use the models of another one, but not its prices by context.
+    is_own = any(info is own for own in listing.models)
     has_variants = is_own and bool(info.price_variants)
     always = None if isinstance(info.prices, list) else _compile_prices(info.prices)
-    return _ListedModel(info, (known.id,), has_variants, factors_of(info.id), always)
+    return _ListedModel(info, (listing.id,), has_variants, factors_of(info.id), always)
 
 
 def _have_same_prices(one: _ListedModel, other: _ListedModel) -> bool:
@@ -213,10 +196,25 @@ def _have_same_prices(one: _ListedModel, other: _ListedModel) -> bool:
 
 
 def _has_prices_of(one: _ListedModel, other: _ListedModel) -> bool:
-    """Whether an entry has each price of another one, and maybe more."""
+    """Whether a model has each price of another one, and maybe more."""
     if one.always is None or other.always is None:
         return False
     return other.always.prices.items() <= one.always.prices.items()
+
+
+@cache
+def _listings() -> Mapping[str, Sequence[tuple[Any, Any]]]:
+    """Id of a model in lower case to the providers that have prices of it, each with its model.
+
+    Models without any price are left out: they do not say whether the model is free.
+    """
+    found: dict[str, list[tuple[Any, Any]]] = {}
+    for listing in read_table().providers:
+        for info in listing.models:
+            prices: Any = info.prices
+            if isinstance(prices, list) or any(map(_is_price, prices.__dict__.values())):
+                found.setdefault(info.id.lower(), []).append((listing, info))
+    return found
 
 
 def _is_price(value: object) -> bool:
@@ -224,50 +222,74 @@ def _is_price(value: object) -> bool:
 
 
 @cache
-def _listings() -> Mapping[str, Sequence[tuple[Any, Any]]]:
-    """Name of a model in lower case to the providers that have prices of it, each with its entry.
-
-    Entries without any price are left out: they do not say whether the model is free.
-    """
-    found: dict[str, list[tuple[Any, Any]]] = {}
-    for known in read_table().providers:
-        for info in known.models:
-            prices: Any = info.prices
-            if isinstance(prices, list) or any(map(_is_price, prices.__dict__.values())):
-                found.setdefault(info.id.lower(), []).append((known, info))
-    return found
-
-
-@cache
 def _vendors() -> frozenset[str]:
     """Words that stand before a model's name: vendors in the table's names, providers, and ``models``."""
     table = read_table()
-    named = (info.id.lower().partition("/") for known in table.providers for info in known.models)
-    providers = (known.id for known in table.providers)
+    named = (info.id.lower().partition("/") for listing in table.providers for info in listing.models)
+    providers = (listing.id for listing in table.providers)
     return frozenset((*(vendor for vendor, slash, _ in named if slash), *providers, *_PROVIDERS, "models"))
 
 
-def listed_name(provider: str | None, model: str) -> str | None:
-    """The table's name of a model; None: it does not have it, or is not installed."""
-    found = () if installed_table() is None else _find_models(provider, model[:_NAME_MAX])
-    return str(found[0].info.id) if found else None
-
-
-def providers_of(model: str) -> Sequence[str]:
-    """Providers to choose from where a model's price depends on the provider, as the table names them.
-
-    Empty: the table has one price for the name, or none.
-    """
-    found = () if installed_table() is None else _find_models(None, model[:_NAME_MAX])
-    return sorted(known for one in found for known in one.providers) if len(found) > 1 else ()
+def _prices_at(found: _ListedModel, at: datetime, context: Context) -> UnitPrices:
+    if found.always is not None and not (context and (found.has_variants or found.factors)):
+        return found.always
+    variants = tuple(_active_variants(found.info.price_variants, at, context)) if found.has_variants else ()
+    return _compile_prices(found.info.get_prices(at), variants, product_of(found.factors, context, at))
 
 
 def _active_variants(variants: Iterable[Any], at: datetime, context: Context) -> Iterable[Any]:
-    known = dict(context)
+    """Yield the prices by context that apply."""
+    values = dict(context)
     for variant in variants:
         is_active = variant.constraint is None or variant.constraint.active(at)
-        if is_active and all(known.get(key) == value for key, value in variant.when.items()):
+        if is_active and all(values.get(key) == value for key, value in variant.when.items()):
             yield variant
+
+
+_compiled: Final[dict[tuple[Any, ...], UnitPrices]] = {}
+
+
+def _compile_prices(
+    standard: Any, variants: tuple[Any, ...] = (), factor: Fraction = Fraction(1)
+) -> UnitPrices:
+    """The prices of a model, cached for all of its names."""
+    key = (factor, id(standard), *map(id, variants))  # The table keeps the objects, so an id is not reused.
+    prices = _compiled.get(key)
+    if prices is None:
+        merged = _read_tiers(standard)
+        for variant in reversed(variants):  # Of several, the first counts.
+            merged |= _read_tiers(variant.prices)
+        prices = _compiled[key] = UnitPrices(_scale_token_prices(merged, factor))
+    return prices
+
+
+def _scale_token_prices(prices: dict[str, Tiers], factor: Fraction) -> dict[str, Tiers]:
+    """Prices of all units, with those of tokens times a factor."""
+    if factor == 1:
+        return prices
+    return {
+        unit: tuple((start, price * factor) for start, price in tiers) if unit.endswith("_tokens") else tiers
+        for unit, tiers in prices.items()
+    }
+
+
+def _read_tiers(prices: Any) -> dict[str, Tiers]:
+    """Unit to its prices by context length, in micro-dollars for one unit."""
+    found: dict[str, Tiers] = {}
+    for unit, definition in read_units().items():
+        price = prices.__dict__.get(definition["price_key"])
+        if price is not None:
+            factor = Fraction(_MICROS, definition["per"])
+            base = (ALWAYS, factor * Fraction(getattr(price, "base", price)))
+            tiers = sorted((one.start, factor * Fraction(one.price)) for one in getattr(price, "tiers", ()))
+            found[unit] = (base, *tiers)
+    return found
+
+
+@lru_cache(64)
+def model_names(provider: str | None) -> Sequence[str]:
+    """The names of the models of a provider; of all where it is None or not known."""
+    return tuple(dict.fromkeys(model.id for model in _models_of(provider)))
 
 
 @cache
@@ -292,13 +314,14 @@ def dearest_prices(
         at: when the model is called (aware): prices have dates.
         contexts: as what the call may be processed.
     """
+    # Of the beginning of the hour, so that the cache is hit: a later change counts from the next hour on.
     return _highest_listed(provider, at.replace(minute=0, second=0, microsecond=0), frozenset(contexts))
 
 
 @lru_cache(256)
 def _highest_listed(provider: str | None, at: datetime, contexts: frozenset[Context]) -> UnitPrices:
     varying = (
-        _of_tokens(_keep_tiers(prices), product_of(one.factors, context, at))
+        _scale_token_prices(_cached_tiers(prices), product_of(one.factors, context, at))
         for one in _varying_models(provider)
         for context in {tuple(pair for pair in context if pair in one.ways) for context in contexts}
         for prices in (
@@ -337,37 +360,19 @@ def _varying_models(provider: str | None) -> Sequence[_VaryingModel]:
     return found
 
 
-_kept_tiers: Final[dict[int, dict[str, Tiers]]] = {}
+_tiers_by_id: Final[dict[int, dict[str, Tiers]]] = {}
 
 
-def _keep_tiers(prices: Any) -> dict[str, Tiers]:
-    """Prices as they are read, once for each of the table, which keeps them for good."""
-    found = _kept_tiers.get(id(prices))
+def _cached_tiers(prices: Any) -> dict[str, Tiers]:
+    """Prices as :func:`_read_tiers` reads them, cached by id: the table keeps the objects."""
+    found = _tiers_by_id.get(id(prices))
     if found is None:
-        found = _kept_tiers[id(prices)] = _read_tiers(prices)
+        found = _tiers_by_id[id(prices)] = _read_tiers(prices)
     return found
 
 
 def _models_of(provider: str | None) -> Iterator[Any]:
     """The models of a provider; of all where it is None or not known."""
-    known = _find_provider(provider)
-    for one in read_table().providers if known is None else (known,):
-        yield from one.models
-
-
-@lru_cache(64)
-def model_names(provider: str | None) -> Sequence[str]:
-    """The names of the models of a provider; of all where it is None or not known."""
-    return tuple(dict.fromkeys(model.id for model in _models_of(provider)))
-
-
-def _read_tiers(prices: Any) -> dict[str, Tiers]:
-    found: dict[str, Tiers] = {}
-    for unit, known in read_units().items():
-        price = prices.__dict__.get(known["price_key"])
-        if price is not None:
-            factor = Fraction(_MICROS, known["per"])
-            base = (ALWAYS, factor * Fraction(getattr(price, "base", price)))
-            tiers = sorted((one.start, factor * Fraction(one.price)) for one in getattr(price, "tiers", ()))
-            found[unit] = (base, *tiers)
-    return found
+    found = _find_provider(provider)
+    for listing in read_table().providers if found is None else (found,):
+        yield from listing.models

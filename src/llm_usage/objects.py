@@ -11,7 +11,7 @@ from llm_usage.body_reader import read_body
 from llm_usage.call_usage import CallUsage, figure, is_pending, sum_calls
 from llm_usage.joined_reports import deduplicate_calls, join_reports
 from llm_usage.json_values import dig, load, rows, short_id, table
-from llm_usage.layout import CALL_ID, CALL_MODEL, first_text
+from llm_usage.layout import CALL_ID, CALL_MODEL, find_name
 from llm_usage.observer import read_document
 from llm_usage.plain_values import body_of, kind_of, table_of
 from llm_usage.providers import AUTO
@@ -20,7 +20,7 @@ from llm_usage.providers.bedrock import BEDROCK
 from llm_usage.providers.cohere import COHERE
 from llm_usage.providers.gemini import GEMINI
 from llm_usage.providers.langchain import LANGCHAIN, is_model_event, langchain_parts
-from llm_usage.providers.litellm import LITELLM, with_provider
+from llm_usage.providers.litellm import LITELLM, add_provider_asked
 from llm_usage.providers.openai import OPENAI
 from llm_usage.providers.openai_agents import agents_parts, members_of, responses_of_run
 from llm_usage.providers.pydantic_ai import PYDANTIC_AI, responses_of_result
@@ -119,7 +119,7 @@ def events_of(obj: object) -> tuple[Table, ...]:
     event = table_of(chunk)
     if event is None:
         return ()
-    event = with_provider(chunk, event)
+    event = add_provider_asked(chunk, event)
     if metadata is not None:
         event = {**event, "run_metadata": table_of(metadata)}
     inner = dig(event, ("chunk", "bytes"))
@@ -301,7 +301,7 @@ class StreamModels:
 
     def note(self, piece: Table) -> None:
         """Take a piece of a stream, which may name its model."""
-        model = first_text(piece, CALL_MODEL)
+        model = find_name(piece, CALL_MODEL)
         if model is None or len(self._by_id) >= _STREAMS_MAX:
             return
         self._names[model] = None

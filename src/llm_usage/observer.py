@@ -15,7 +15,7 @@ from llm_usage.estimate import BILLED_BYTES_PER_TOKEN
 from llm_usage.event_marks import figure_path
 from llm_usage.json_values import dig, rows, table
 from llm_usage.known_events import EventKey, FirstEvent, KnownEvents
-from llm_usage.layout import CALL_ID, CALL_MODEL, ROOT, TEXT_EVENTS, TEXT_ROOT, first_text, text_bytes
+from llm_usage.layout import CALL_ID, CALL_MODEL, ROOT, TEXT_EVENTS, TEXT_ROOT, find_name, text_bytes
 from llm_usage.providers import AUTO
 from llm_usage.reported_calls import EventUsage, ReportedCalls
 
@@ -306,8 +306,8 @@ class UsageObserver:
     def _name_call(self, event: Table) -> None:
         choices = rows(event.get("choices"))
         self._asks |= bool(choices) and dig(choices[0], ("delta",)) is not None
-        self._response_id = self._response_id or first_text(event, CALL_ID)
-        self._response_model = self._response_model or first_text(event, CALL_MODEL)
+        self._response_id = self._response_id or find_name(event, CALL_ID)
+        self._response_model = self._response_model or find_name(event, CALL_MODEL)
 
 
 def read_document(event: Table) -> tuple[CallUsage, ...]:

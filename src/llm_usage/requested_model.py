@@ -123,7 +123,7 @@ def json_text(written: bytes) -> str:
         return text[1:-1]
 
 
-class JsonModels:
+class JsonModelReader:
     """Reads members called ``model`` in JSON that is too large or too dense to be parsed.
 
     Quotation marks within a text are escaped, so no prompt can look like such a member.
@@ -147,8 +147,8 @@ class JsonModels:
 
 
 def models_in_text(body: bytes) -> tuple[str, ...]:
-    """The models that JSON seems to name that is too large or too dense to be parsed; see `JsonModels`."""
-    reader = JsonModels()
+    """Models that JSON seems to name that is too large or too dense to be parsed; see `JsonModelReader`."""
+    reader = JsonModelReader()
     reader.feed(body)
     return reader.models()
 

@@ -84,7 +84,7 @@ class ResponseReader:
         self._declared = usage != "auto" or kind == EVENT_STREAM
         self._observer = UsageObserver(apis, declared=self._declared)
         self._repeats = RepeatedEvents(self._observer)
-        self.skip_repeats = self._repeats.skip
+        self.skip_repeats = self._repeats.skip_repeats
         self._decoding: ContentDecoder | None = make_decoder(coding) if coding else None
         # Whether it is in a content coding that cannot be undone.
         self._is_coded = bool(coding) and self._decoding is None
@@ -307,7 +307,7 @@ class ResponseReader:
         def observe(event: Table, measured: int) -> None:
             self._observe_large(event if name is None else {name: event}, measured)
 
-        self._large_json = LargeJsonReader(observe, self._mark_unreadable, ROOT.names.get(name or "", ROOT))
+        self._large_json = LargeJsonReader(observe, self._mark_unreadable, ROOT.members.get(name or "", ROOT))
         self._large_figure = None
         return FigureWatch(self._large_json, self._note_figure)
 

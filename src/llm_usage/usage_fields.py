@@ -13,7 +13,7 @@ from llm_usage.framing.json import JsonReader
 from llm_usage.framing.large_json import LargeJsonReader
 from llm_usage.framing.sse import DONE, EventCallbacks, NdjsonReader, SseReader
 from llm_usage.json_values import dig, is_dense, load
-from llm_usage.layout import CALL_ID, ValuePlace, first_text
+from llm_usage.layout import CALL_ID, ValuePlace, find_name
 from llm_usage.reported_calls import CALLS_MAX
 from llm_usage.units import FIGURE_MAX
 
@@ -124,7 +124,7 @@ class FieldsReader:
         return None
 
     def _add_event(self, event: object) -> None:
-        self._begin_call(first_text(event, CALL_ID))
+        self._begin_call(find_name(event, CALL_ID))
         found: dict[str, int] = {}
         for meter, paths in self._paths.items():
             figures = [figure for path in paths if (figure := _parse_figure(dig(event, path))) is not None]
@@ -160,6 +160,6 @@ def _place_of(paths: Iterable[Sequence[str]]) -> ValuePlace:
     for path in paths:
         place = root
         for name in path:
-            place.entered = True
-            place = place.names.setdefault(name, ValuePlace())
+            place.is_entered = True
+            place = place.members.setdefault(name, ValuePlace())
     return root

@@ -56,6 +56,6 @@ def hide(patch: pytest.MonkeyPatch, *names: str) -> None:
 
 def look_again(patch: pytest.MonkeyPatch) -> None:
     """Have the packages looked for once more, and again when the test is over."""
-    finders: Any = import_module("llm_usage.framing.content_codings")._FINDERS
+    finders: Any = import_module("llm_usage.framing.content_codings")._FACTORY_FINDERS
     for coding in (b"br", b"zstd"):
         patch.setitem(finders, coding, cache(finders[coding].__wrapped__))

@@ -245,13 +245,13 @@ def kept(value: Any, place: ValuePlace = ROOT, member: str = "") -> Any:
     """The kept part of parsed JSON: of a member of this name."""
     if isinstance(value, str):
         most = 2_048 if member in {"id", "item_id", "generation_id", "responseId", "response_id"} else 256
-        is_kept = not place.text and len(json.dumps(value, ensure_ascii=False).encode()) <= most
+        is_kept = not place.is_text and len(json.dumps(value, ensure_ascii=False).encode()) <= most
         return value if is_kept else ""
     if isinstance(value, list):
-        return [kept(item, place) for item in rows(cast("object", value))] if place.entered else []
+        return [kept(item, place) for item in rows(cast("object", value))] if place.is_entered else []
     if not isinstance(value, dict):
         return value
-    if not place.entered:
+    if not place.is_entered:
         return {}
     found: dict[str, Any] = {}
     for name, inner in cast("dict[str, Any]", value).items():
@@ -279,7 +279,7 @@ def names_of(place: ValuePlace, seen: set[int]) -> set[str]:
     if id(place) in seen:
         return set()
     seen.add(id(place))
-    return {*place.names, *(name for inner in place.names.values() for name in names_of(inner, seen))}
+    return {*place.members, *(name for inner in place.members.values() for name in names_of(inner, seen))}
 
 
 NAMES = [*sorted(names_of(ROOT, set())), "logprobs", "x", "", 'us"age', "us\\age", "é"]
@@ -461,7 +461,7 @@ def unmeasured(*_: object) -> None: ...
 def repeats_read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         if plainly:
-            patch.setattr(RepeatedEvents, "skip", unmeasured)
+            patch.setattr(RepeatedEvents, "skip_repeats", unmeasured)
             patch.setattr(response, "key_of", unmeasured)
         reader = open_reader(kind=SSE_TYPE)
         seen: list[tuple[int, int]] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from llm_usage.framing.incremental import drain
 from llm_usage.framing.json import TEXT, JsonScanner, balanced_pattern, span
 from llm_usage.json_values import rows
-from llm_usage.layout import ROOT, handed_bytes, utf8_bytes
+from llm_usage.layout import ROOT, tool_input_bytes, utf8_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,7 @@ class LargeJsonReader(JsonScanner):
         if self._is_open:
             self._spoiled()
             for outer, inner in zip(self._stack, self._stack[1:], strict=False):
-                if inner.is_kept and inner.place.whole and not outer.place.whole:
+                if inner.is_kept and inner.place.keeps_all and not outer.place.keeps_all:
                     _drop_last(outer.value, inner.key)
             self._pass_on()
 
@@ -190,7 +190,7 @@ class LargeJsonReader(JsonScanner):
             self._at += 1
             place = outer.next_place()
             self._keep_value(outer, "", place)
-            yield from self._read_text(_ignore if place is None or not place.text else self._measure)
+            yield from self._read_text(_ignore if place is None or not place.is_text else self._measure)
 
     def _handle_token(self, outer: _Container, token: bytes) -> None:
         written = token.decode("utf-8", "replace")
@@ -204,7 +204,7 @@ class LargeJsonReader(JsonScanner):
                 self.stopped = True
                 return
         place = outer.next_place()
-        if place is not None and place.text and isinstance(value, str):
+        if place is not None and place.is_text and isinstance(value, str):
             self.text_bytes += utf8_bytes(value)
             value = ""
         self._keep_value(outer, value, place)
@@ -223,7 +223,7 @@ class LargeJsonReader(JsonScanner):
             if kept is self._root:
                 kept.setdefault(UNKNOWN, None)
             return False
-        if isinstance(kept, list) or outer.place.whole:
+        if isinstance(kept, list) or outer.place.keeps_all:
             budget = _budget(outer)
             if self._left[budget] <= 0:
                 return False
@@ -237,19 +237,19 @@ class LargeJsonReader(JsonScanner):
     def _open_container(self, outer: _Container, value: dict[str, Any] | list[Any]) -> Steps:
         place, key = outer.next_place(), outer.name
         is_kept = self._keep_value(outer, value, place)
-        if place is None or not place.entered or len(self._stack) == _DEPTH_MAX:
+        if place is None or not place.is_entered or len(self._stack) == _DEPTH_MAX:
             yield from self._pass_over(
-                self._measure_handed if place is not None and place.handed else _ignore
+                self._measure_tool_input if place is not None and place.is_tool_input else _ignore
             )
         else:
-            in_rows = outer.in_rows or (place.whole and isinstance(value, list))
+            in_rows = outer.in_rows or (place.keeps_all and isinstance(value, list))
             self._stack.append(_Container(value, place, key, is_kept=is_kept, in_rows=in_rows))
 
     def _measure(self, piece: bytes) -> None:
         self.text_bytes += len(piece) - (_escaping_bytes(piece) if b"\\" in piece else 0)
 
-    def _measure_handed(self, piece: bytes) -> None:
-        self.text_bytes += handed_bytes(piece)
+    def _measure_tool_input(self, piece: bytes) -> None:
+        self.text_bytes += tool_input_bytes(piece)
 
     def _measure_items(self, place: ValuePlace) -> bool:
         """Measure the text of items that are not kept; False where they are to be read by their tokens."""
@@ -260,7 +260,7 @@ class LargeJsonReader(JsonScanner):
         end = max(ended, data.rfind(b",", at, end))
         if end <= at or len(self._stack) > _MEASURED_DEPTH_MAX:
             return False
-        if not place.silent:
+        if not place.is_textless:
             try:
                 self.text_bytes += _text_bytes_in(_ITEMS.decode(f"[{data[at:end].decode()}]"), place)
             except ValueError:
@@ -273,7 +273,7 @@ def _budget(outer: _Container) -> str:
     """The budget that what is kept of a container counts against."""
     if outer.in_rows:
         return "rows"
-    return "figures" if outer.place.whole else "items"
+    return "figures" if outer.place.keeps_all else "items"
 
 
 def _ignore(_: bytes) -> None:
@@ -324,18 +324,18 @@ def _text_bytes_in(value: object, place: ValuePlace) -> int:
         ValueError: JSON is handed to a tool in it, which is measured as it is written.
     """
     if isinstance(value, str):
-        return utf8_bytes(value) if place.text else 0
+        return utf8_bytes(value) if place.is_text else 0
     if isinstance(value, list):
         inner = [(place, item) for item in rows(cast("object", value)) if item]
     elif isinstance(value, tuple):
-        names = place.names
+        members = place.members
         pairs = cast("tuple[tuple[str, object], ...]", value)
-        inner = [(names[name], held) for name, held in pairs if held and name in names]
+        inner = [(members[name], held) for name, held in pairs if held and name in members]
     else:
         return 0
-    if place.handed:
+    if place.is_tool_input:
         raise ValueError("not measured here")
-    return sum([_text_bytes_in(held, known) for known, held in inner if not known.silent])
+    return sum([_text_bytes_in(held, known) for known, held in inner if not known.is_textless])
 
 
 class Base64JsonReader:

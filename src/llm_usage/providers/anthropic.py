@@ -16,8 +16,8 @@ from llm_usage.providers.reader_interface import (
     OPENROUTER,
     ProviderApi,
     UsageShape,
-    cache_included,
     context_of,
+    include_cache_tokens,
     is_openrouter,
     read_cost,
 )
@@ -105,7 +105,7 @@ class _Iterations:
             else:
                 self.refused |= odd
                 self.own.update({_OF_ITERATIONS + name: count for name, count in counts.items()})
-                prompts.append(cache_included(counts).get("input_tokens", 0))
+                prompts.append(include_cache_tokens(counts).get("input_tokens", 0))
                 if entry is fallback:
                     self.served = {"cache_write_5m_tokens": 0, "cache_write_1h_tokens": 0, **counts}
         self.sums = len(prompts) > 1 and max(prompts) <= _LONG_PROMPT
@@ -116,7 +116,7 @@ class _Iterations:
         self.others.append(
             EventUsage(
                 counts=counts,
-                settle=cache_included,
+                settle=include_cache_tokens,
                 provider=_ANTHROPIC,
                 refused=refused,
                 call_id=call_id,
@@ -152,7 +152,7 @@ def _settle(counts: Counts) -> Counts:
     for key, count in counts.items():
         name = key.removeprefix(_OF_ITERATIONS)
         largest[name] = max(count, largest.get(name, 0))
-    return cache_included(largest)
+    return include_cache_tokens(largest)
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:

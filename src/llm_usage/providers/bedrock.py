@@ -13,7 +13,13 @@ from llm_usage.llm_request import WAYS_OF_HEADERS
 from llm_usage.providers.anthropic import ANTHROPIC
 from llm_usage.providers.cohere import COHERE
 from llm_usage.providers.openai import OPENAI
-from llm_usage.providers.reader_interface import ProviderApi, UsageShape, cache_included, context_of, sum_rows
+from llm_usage.providers.reader_interface import (
+    ProviderApi,
+    UsageShape,
+    context_of,
+    include_cache_tokens,
+    sum_rows,
+)
 from llm_usage.reported_calls import EventUsage
 
 if TYPE_CHECKING:
@@ -74,7 +80,7 @@ _SHAPES: Final = (
 def _settle(counts: Counts) -> Counts:
     of_metrics = counts.keys().isdisjoint({"input_tokens", "output_tokens"})
     chosen = {name: n for name, n in counts.items() if name.startswith(_METRICS) == of_metrics}
-    return cache_included({name.removeprefix(_METRICS): n for name, n in chosen.items()})
+    return include_cache_tokens({name.removeprefix(_METRICS): n for name, n in chosen.items()})
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:

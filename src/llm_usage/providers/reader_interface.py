@@ -1,4 +1,6 @@
-"""Interface of a reader of one API, and the readers' shared helpers: caches, sums by unit, contexts.
+"""Interface of a reader of one API, and helpers that the readers share: cache tokens, sums, contexts, costs.
+
+Responses that report a cost:
 
 - https://openrouter.ai/docs/guides/usage-accounting
 - https://docs.perplexity.ai/api-reference, https://docs.x.ai/docs/api-reference
@@ -23,25 +25,25 @@ if TYPE_CHECKING:
     from llm_usage.json_values import Counts, Table
     from llm_usage.reported_calls import EventUsage
 
-_SHORT: Final = "cache_write_5m_tokens"
-_LONG: Final = "cache_write_1h_tokens"
+_WRITES_5M: Final = "cache_write_5m_tokens"
+_WRITES_1H: Final = "cache_write_1h_tokens"
 OPENROUTER: Final = "openrouter"
 _GATEWAYS: Final = (OPENROUTER,)
-_USUAL: Final = frozenset({"standard", "default", "auto", "on_demand", "global", "not_available"})
+_STANDARD: Final = frozenset({"standard", "default", "auto", "on_demand", "global", "not_available"})
 _UNSPECIFIED: Final = "unspecified"
-_MICROS: Final = 10**6
-_MICROS_MAX: Final = 10**9 * _MICROS
+_MICROS: Final = 10**6  # Of a dollar.
+_COST_MAX_MICROS: Final = 10**9 * _MICROS
 _TICKS_PER_MICRO: Final = 10**4  # xAI: 10^10 ticks are a dollar.
 _DOLLAR_MICROS: Final = Fraction(_MICROS)
 _TICK_MICROS: Final = Fraction(1, _TICKS_PER_MICRO)
 
 
 class UsageShape(NamedTuple):
-    """A shape in which an API reports usage: a part of the table in README.md, which is made of these.
+    """A shape in which an API reports usage: documentation only, for the table in README.md.
 
     Attributes:
         name: of endpoints or objects.
-        place: of the figures in a response.
+        place: of the figures in a response, for people to read.
         fields: our name of a figure to the paths where it may stand, from that place; the first one counts.
     """
 
@@ -55,13 +57,14 @@ class ProviderApi:
     """Reader of one API's usage.
 
     Attributes:
-        name: the word for it, as in ``ResponseReader.open("openai", …)``.
-        provider: as OpenTelemetry names it; None where each object has its own.
-        usage_in: what an event or document says about usage, None where it says nothing. With ``strict`` the
-            whole of it must have the API's shape; without, a usage object of the right shape suffices.
+        name: the API's name, as in ``ResponseReader.open("openai", …)``.
+        provider: as OpenTelemetry names it; None if each response names its own.
+        usage_in: reads the usage of an event or document; None: it has none. With ``strict`` the whole of it
+            must have the API's shape; otherwise a usage object of the right shape suffices.
         recognises: whether an event or document is certainly the API's, with or without usage.
-        marks: the first event of a stream that is recognised has one of these, or token figures.
-        shapes: the shapes that it reads.
+        marks: bytes for a search before an event is parsed: without token figures, an event that
+            ``recognises`` accepts at the start of a stream has one of them.
+        shapes: the shapes that it reads, for README.md.
     """
 
     name: str
@@ -72,8 +75,8 @@ class ProviderApi:
     shapes: tuple[UsageShape, ...] = ()
 
 
-def cache_included(counts: Counts) -> Counts:
-    """Add cache reads and writes to the input of an API that leaves them out of it."""
+def include_cache_tokens(counts: Counts) -> Counts:
+    """Add cache reads and writes to the input tokens, for an API whose input tokens leave them out."""
     counts = {**counts, **_cache_writes(counts)}
     if "input_tokens" not in counts:
         return counts
@@ -82,19 +85,19 @@ def cache_included(counts: Counts) -> Counts:
 
 
 def _cache_writes(counts: Counts) -> Counts:
-    """Cache writes and their parts by time to live.
+    """Cache writes, and their parts by time to live; empty without parts.
 
-    Some servers name only the parts, and 0 as the whole. Parts beyond a larger whole are cut, the dearest
-    first.
+    Some servers report only the parts, and 0 as the whole. If the parts exceed a whole that is not 0, they
+    are cut, the dearer one (1 hour) first.
     """
-    short, long = counts.get(_SHORT, 0), counts.get(_LONG, 0)
-    if not short + long:
+    writes_5m, writes_1h = counts.get(_WRITES_5M, 0), counts.get(_WRITES_1H, 0)
+    if not writes_5m + writes_1h:
         return {}
-    whole = counts.get("cache_write_tokens", 0) or short + long
-    short = min(short, whole)
-    parts = {_SHORT: short, _LONG: min(long, whole - short)}
+    whole = counts.get("cache_write_tokens", 0) or writes_5m + writes_1h
+    writes_5m = min(writes_5m, whole)
+    parts = {_WRITES_5M: writes_5m, _WRITES_1H: min(writes_1h, whole - writes_5m)}
     if whole > FIGURE_MAX:
-        parts = dict.fromkeys(parts, whole)  # They are refused with it.
+        parts = dict.fromkeys(parts, whole)  # The whole is refused as too large, and so are these.
     return {"cache_write_tokens": whole, **{name: n for name, n in parts.items() if name in counts}}
 
 
@@ -103,9 +106,10 @@ def sum_rows(array: object, kind: str, count: str, units: Mapping[str, str]) -> 
 
     Args:
         array: objects that have a kind and a figure.
-        kind: the member that names the kind, or has its number.
-        count: the member that has the figure; alternatives are parted by blanks.
-        units: by kind, in lower case or as `#` and its number; other kinds are left out.
+        kind: the member that names the kind, or has its number; empty: the objects have no kind.
+        count: the members that may have the figure, separated by blanks; the first that is there counts.
+        units: unit by kind: its name in lower case, ``#`` and its number, or the empty text for no kind.
+            Other kinds are left out.
     """
     sums = Counter[str]()
     refused = False
@@ -124,63 +128,69 @@ def sum_rows(array: object, kind: str, count: str, units: Mapping[str, str]) -> 
 
 
 def context_of(**words: object) -> dict[str, str]:
-    """The context of a call in lower case, without what is the usual case.
+    """The context of a call, such as its service tier, in lower case and without standard values.
 
     Args:
-        words: what the response names: its service tier, its speed.
+        words: name to the value in the response. The service tier ``batch`` becomes ``processing``, under
+            which prices have it.
     """
     named = {name: value.lower() for name, found in words.items() if (value := text(found)) is not None}
     if named.get("service_tier") == "batch":
         named["processing"] = named.pop("service_tier")
-    return {name: v for name, v in named.items() if v not in _USUAL and not v.endswith(_UNSPECIFIED)}
+    return {name: v for name, v in named.items() if v not in _STANDARD and not v.endswith(_UNSPECIFIED)}
 
 
 def is_openrouter(holder: Table, usage: Table) -> bool:
-    """Whether an answer shows that it is OpenRouter's: that names the provider it has asked, or its costs.
+    """Whether a response is OpenRouter's: it has a cost, and a provider, cost details or seconds of sound.
 
     Args:
-        holder: of the usage.
+        holder: the object that has the usage object.
         usage: the usage object.
     """
-    names_asked = text(holder.get("provider")) is not None or "cost_details" in usage
-    return "cost" in usage and (names_asked or "seconds" in usage)
+    has_details = text(holder.get("provider")) is not None or "cost_details" in usage
+    return "cost" in usage and (has_details or "seconds" in usage)
 
 
 def read_cost(usage: Table) -> tuple[Fraction | None, bool]:
-    """Amount that a usage object reports for its call, and whether one was refused."""
+    """Cost of a call in micro-dollars, as its usage object reports it; and whether an amount was refused."""
     reported, unit = usage.get("cost"), _DOLLAR_MICROS
     if table(reported) is not None:
-        reported = dig(reported, ("total_cost",))
+        reported = dig(reported, ("total_cost",))  # Perplexity.
     elif reported is None:
-        reported, unit = usage.get("cost_in_usd_ticks"), _TICK_MICROS
+        reported, unit = usage.get("cost_in_usd_ticks"), _TICK_MICROS  # xAI.
     if reported is None:
         return None, False
-    cost = _amount(reported, unit)
+    cost = _amount_micros(reported, unit)
     upstream = dig(usage, ("cost_details", "upstream_inference_cost"))
     if cost is None or usage.get("is_byok") is not True or upstream is None:
         return cost, cost is None
-    # With the app's own key at the model's provider the gateway charges its fee alone.
-    paid = _amount(upstream, _DOLLAR_MICROS)
-    return cost + (paid or 0), paid is None
+    # OpenRouter: with the app's own key at a provider, `cost` is only the gateway's fee.
+    upstream_cost = _amount_micros(upstream, _DOLLAR_MICROS)
+    return cost + (upstream_cost or 0), upstream_cost is None
 
 
-def _amount(value: object, unit: Fraction) -> Fraction | None:
-    """An amount; None for a text, NaN, and what is below 0 or above 10^9 dollars."""
+def _amount_micros(value: object, unit: Fraction) -> Fraction | None:
+    """An amount in micro-dollars; None for a text, NaN, and an amount below 0 or above 10^9 dollars."""
     if isinstance(value, float):
         amount = unit * Fraction(str(value)) if isfinite(value) else None
     elif isinstance(value, int) and not isinstance(value, bool):
         amount = unit * value
     else:
         amount = None
-    return amount if amount is not None and 0 <= amount <= _MICROS_MAX else None
+    return amount if amount is not None and 0 <= amount <= _COST_MAX_MICROS else None
 
 
 def read_gateway_cost(provider: str | None, dollars: object) -> Fraction | None:
-    """The amount that a gateway says it charges, in micro-units; None: it is no gateway, or says none."""
+    """Cost in micro-dollars that a gateway charges, as a framework has it; None: no gateway, or no cost.
+
+    Args:
+        provider: as OpenTelemetry names it. The cost of any other than a gateway is ignored.
+        dollars: a number, or its text.
+    """
     if provider not in _GATEWAYS:
         return None
     if isinstance(dollars, str):
-        # As a float: an exact fraction with a large exponent takes minutes.
+        # A float, since an exact fraction of a number with a large exponent takes minutes.
         with suppress(ValueError, OverflowError):
             dollars = float(dollars)
     return read_cost({"cost": dollars})[0]

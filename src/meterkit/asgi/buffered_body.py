@@ -13,7 +13,7 @@ from llm_usage.form_models import form_readers, is_form
 from llm_usage.llm_request import WAYS_OF_HEADERS
 from llm_usage.published_factors import REGIONAL
 from llm_usage.requested_model import (
-    JsonModels,
+    JsonModelReader,
     RequestHead,
     models_in_text,
     models_of_body,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope
 
-    from llm_usage.form_models import BodyModels
+    from llm_usage.form_models import BodyModelReader
 
 READ_AHEAD_BYTES_MAX: Final = 1 << 20
 DECODED_BYTES_MAX: Final = 256 << 10
@@ -215,7 +215,8 @@ class KeptRequest:
         self._buffered = body
         self._body: bytearray | None = bytearray()
         self._size = 0
-        self._rest: Sequence[BodyModels] | None = None  # None: the part that is not kept is not searched yet.
+        # None: the part that is not kept is not searched yet.
+        self._rest: Sequence[BodyModelReader] | None = None
 
     async def receive(self) -> Message:
         """Receive the next message unchanged."""
@@ -242,7 +243,7 @@ class KeptRequest:
             if header_of(self._scope, b"content-encoding"):
                 return  # Its pieces cannot be read.
             kind, head = self.content_type, self.head()[0]
-            self._rest = form_readers(kind, head) if is_form(kind) else [JsonModels()]
+            self._rest = form_readers(kind, head) if is_form(kind) else [JsonModelReader()]
             self._rest_location = None if is_form(kind) else JsonLocation()
             self._feed(head)
         self._feed(rest)
