@@ -314,8 +314,12 @@ def dearest_prices(
         at: when the model is called (aware): prices have dates.
         contexts: as what the call may be processed.
     """
-    # Of the beginning of the hour, so that the cache is hit: a later change counts from the next hour on.
-    return _highest_listed(provider, at.replace(minute=0, second=0, microsecond=0), frozenset(contexts))
+    return _highest_listed(provider, half_hour(at), frozenset(contexts))
+
+
+def half_hour(at: datetime) -> datetime:
+    """The beginning of a half hour: the table's prices do not change within one."""
+    return at.replace(minute=at.minute // 30 * 30, second=0, microsecond=0)
 
 
 @lru_cache(256)

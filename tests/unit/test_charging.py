@@ -516,6 +516,31 @@ def test_f_322_a_name_is_found_in_few_steps(name: str) -> None:
     assert (cold < 10_000, sum(instructions.values()) < 100) == (True, True), (cold, instructions)
 
 
+def test_i3_the_tables_prices_change_at_half_hours_only() -> None:
+    """What is held is looked up by half hours; by hours it was below DeepSeek's peak price from 00:30 on."""
+    listed = [
+        constraint
+        for provider in get_snapshot().providers
+        for model in provider.models
+        for entry in (
+            *(model.price_variants or ()),
+            *(model.prices if isinstance(model.prices, list) else ()),
+        )
+        if (constraint := entry.constraint) is not None
+    ]
+    times = {
+        at for one in listed for at in (getattr(one, "start_time", None), getattr(one, "end_time", None))
+    }
+    assert {(at.minute % 30, at.second) for at in times - {None}} == {(0, 0)}
+    at = datetime(2026, 11, 24, 0, 45, tzinfo=UTC)
+    peak = list_prices("deepseek", "deepseek-reasoner", at)
+    assert peak is not None
+    highest = dearest_prices("deepseek", at).prices
+    assert max(price for _, price in highest["output_tokens"]) >= max(
+        price for _, price in peak.prices["output_tokens"]
+    )
+
+
 def test_the_dearest_of_several_ways_is_the_dearest_of_each() -> None:
     """A request that cannot be read is held at it: each way alone took two seconds of the event loop."""
     at, ways = datetime(2026, 11, 24, tzinfo=UTC), sorted(varying_contexts())

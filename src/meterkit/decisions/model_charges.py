@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_usage import list_prices
 from llm_usage.call_usage import billed_units
-from llm_usage.listed_models import STANDARD, dearest_prices, model_names, providers_of, varying_contexts
+from llm_usage.listed_models import (
+    STANDARD,
+    dearest_prices,
+    half_hour,
+    model_names,
+    providers_of,
+    varying_contexts,
+)
 from llm_usage.llm_request import WAYS
 from llm_usage.price_table import installed_table, is_listed
 from llm_usage.unit_prices import UnitPrices, at_any_length, highest_prices
@@ -152,7 +159,7 @@ class ModelCharges:
 
     def _highest_prices(self, provider: str | None, at: datetime, contexts: Sequence[Context]) -> UnitPrices:
         """The highest price that each unit may have if the model is not known: the table's, or the file's."""
-        key = provider, at.replace(minute=0, second=0, microsecond=0), frozenset(contexts)
+        key = provider, half_hour(at), frozenset(contexts)
         found = self._highest.get(key)
         if found is None:
             listed = dearest_prices(provider, at, contexts)
@@ -169,7 +176,7 @@ class ModelCharges:
     ) -> UnitPrices:
         """The highest price that each unit has among the models that a pattern of a route stands for."""
         whose = provider or _SHAPES.get(usage)
-        key = pattern, whose, at.replace(minute=0, second=0, microsecond=0), context
+        key = pattern, whose, half_hour(at), context
         found = self._of_patterns.get(key)
         if found is None:
             names = (name for name in model_names(whose) if first_match((pattern,), name))

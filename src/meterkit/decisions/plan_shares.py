@@ -43,7 +43,7 @@ from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
 from meterkit.decisions.told_terms import terms_of
 from meterkit.terms.plan_spans import PlanSpan, plan_spans, replace_lost_plans
-from meterkit.terms.rows import AT_ONCE_MS, LATE_PERIOD, UNKNOWN_PLAN
+from meterkit.terms.rows import AT_ONCE_MS, LATE_PERIOD, SUBSCRIPTION, UNKNOWN_PLAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -149,11 +149,13 @@ def _plan_history(
 
 
 def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool:
-    """Whether something has changed since an instant: a cheap first check."""
+    """Whether plans have shares of the period that begins then: a cheap first check."""
     subscription = state.subscription
     pending_ms = None if subscription is None else subscription.pending_at_ms
     is_scheduled = pending_ms is not None and start_ms < pending_ms <= now_ms
-    return is_scheduled or any(start_ms <= row.since_ms <= now_ms for row in state.terms)
+    rows = (dict(row.facts) for row in state.terms if start_ms <= row.since_ms <= now_ms)
+    # A subscription that begins or ends gives no share, unless it begins late.
+    return is_scheduled or any(SUBSCRIPTION not in facts or LATE_PERIOD in facts for facts in rows)
 
 
 def _whole_ms(state: CustomerState, start_ms: int, end_ms: int) -> int:
