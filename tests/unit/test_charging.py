@@ -528,10 +528,9 @@ def test_i3_the_tables_prices_change_at_half_hours_only() -> None:
         )
         if (constraint := entry.constraint) is not None
     ]
-    times = {
-        at for one in listed for at in (getattr(one, "start_time", None), getattr(one, "end_time", None))
-    }
-    assert {(at.minute % 30, at.second) for at in times - {None}} == {(0, 0)}
+    named = (getattr(one, name, None) for one in listed for name in ("start_time", "end_time"))
+    times = [at for at in named if at is not None]
+    assert {(at.minute % 30, at.second) for at in times} == {(0, 0)}
     at = datetime(2026, 11, 24, 0, 45, tzinfo=UTC)
     peak = list_prices("deepseek", "deepseek-reasoner", at)
     assert peak is not None
