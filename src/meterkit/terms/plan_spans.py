@@ -105,11 +105,12 @@ def _spans(terms: Iterable[Row], now_ms: int) -> list[_Span]:
     for row in in_order(terms):
         if row.since_ms > now_ms:
             break
-        given = dict(row.facts)
-        span = _Span(row.since_ms, {**found[-1].facts, **given}, given.pop(USED, ()))
-        if span.from_ms == found[-1].from_ms:
-            span = span._replace(used=span.used or found.pop().used)
-        found.append(span)
+        given, before = dict(row.facts), found[-1]
+        used = given.pop(USED, ())
+        if row.since_ms == before.from_ms:  # The time between them is empty.
+            found.pop()
+            used = used or before.used
+        found.append(_Span(row.since_ms, {**before.facts, **given}, used))
     return found
 
 
