@@ -1,4 +1,4 @@
-"""Counts the bytecode instructions of meterkit in a request: the same on all machines, under any load."""
+"""Counts the bytecode instructions of our packages in a request: the same on all machines, under any load."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from typing import Any, Final
 
 from starlette.types import Message, Scope
 
+import llm_usage
 import meterkit
 from meterkit import MeterKit, MeterMiddleware
 
-SOURCE: Final = str(Path(meterkit.__file__).parent) + "/"
+SOURCES: Final = tuple(f"{Path(str(package.__file__)).parent}/" for package in (meterkit, llm_usage))
 REQUESTS: Final = 30
 _TRIES: Final = 5_000
 
 
 @contextmanager
 def counted() -> Generator[Counter[str]]:
-    """Count the instructions of meterkit's functions, each as ``module:Class.function``."""
+    """Count the instructions of our functions, each as ``module:Class.function``."""
     found: Counter[str] = Counter()
     names: dict[CodeType, str | None] = {}
 
@@ -32,8 +33,8 @@ def counted() -> Generator[Counter[str]]:
         code = frame.f_code
         if code not in names:
             path = code.co_filename
-            is_ours = path.startswith(SOURCE)
-            names[code] = f"{path.removeprefix(SOURCE)}:{code.co_qualname}" if is_ours else None
+            source = next((one for one in SOURCES if path.startswith(one)), None)
+            names[code] = source and f"{path.removeprefix(source)}:{code.co_qualname}"
         name = names[code]
         if name is None:
             return None
