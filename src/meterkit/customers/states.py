@@ -65,8 +65,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.store")
 _TRIES: Final = 32
 _FROM_NOW_ON: Final = 2
-_SOURCES: Final[Mapping[str, Source]] = {"operator": "operator", "api": "app"}
-"""Causes of changes that Stripe did not report, each with who said so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +143,7 @@ class CustomerStates:
             changed = with_former_prices(found.state, after, now_ms)
             if changed != found.state:
                 at_ms = now_ms if changed_ms is None else min(now_ms, changed_ms)
-                source: Source = _SOURCES.get(cause, "stripe")
+                source: Source = "operator" if cause == "operator" else "app"
                 changed = with_terms(
                     found.state, changed, self._store.catalog, at_ms, told_ms=now_ms, source=source
                 )

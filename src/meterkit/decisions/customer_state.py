@@ -47,7 +47,7 @@ from meterkit.decisions.subscription_periods import (
     subscription_bounds,
     with_former_start,
 )
-from meterkit.terms.rows import SUBSCRIPTION, Row, in_force
+from meterkit.terms.rows import BY_HAND, SUBSCRIPTION, Row, in_force, last_ms
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -394,9 +394,11 @@ def plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str 
     """The key of the plan that is active unless access is restricted; None: the default plan."""
     subscription = state.subscription
     if status in ENDED:
-        # A value set after the known end of a subscription is kept.
-        was_known = state.status is None and subscription is not None and subscription.status in ENDED
-        return state.plan if was_known else None
+        # A value set after the end of a subscription is kept.
+        was_over = subscription is not None and (
+            subscription.status in ENDED or last_ms(state.terms, BY_HAND) >= subscription.ends_ms()
+        )
+        return state.plan if state.status is None and was_over else None
     is_unpaid = state.status == _UNPAID or subscription is None or not subscription.has_begun_at(now_ms)
     if state.plan is not None or subscription is None or is_unpaid:
         return state.plan

@@ -48,7 +48,7 @@ from meterkit.terms.rows import AT_ONCE_MS, LATE_PERIOD, SUBSCRIPTION, UNKNOWN_P
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog import Catalog, Meter, Plan
     from meterkit.decisions.allowance import GrantLine, OnceGrant, Rolls
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
 
@@ -250,14 +250,16 @@ def _prorated_included(
 
     Time without a limit adds nothing, but all that is used by its end is included.
     """
-    found: list[tuple[str, int]] = []
-    for name, entitlement in plan.entitlements.items():
-        meter = catalog.meters[name]
-        has_tiers = meter.stripe is not None and meter.stripe.report == "usage"  # At Stripe, for each price.
-        is_counted = meter.kind == "counter" and not (meter.is_row or meter.is_spend or has_tiers)
-        if is_counted and entitlement.included is not None:
-            found.append((name, ceil(_included_of(name, shares))))
-    return tuple(found)
+    return tuple(
+        (name, ceil(_included_of(name, shares)))
+        for name, entitlement in plan.entitlements.items()
+        if entitlement.included is not None and _is_prorated(catalog.meters[name])
+    )
+
+
+def _is_prorated(meter: Meter) -> bool:
+    has_tiers = meter.stripe is not None and meter.stripe.report == "usage"  # At Stripe, for each price.
+    return meter.kind == "counter" and not (meter.is_row or meter.is_spend or has_tiers)
 
 
 def _included_of(meter: str, shares: Sequence[PlanShare]) -> Fraction:
@@ -307,7 +309,9 @@ def _allowance_by(
     added = _prorated_addons(shares, catalog)
     return Allowance(
         included=included,
-        added=tuple((name, ceil(added[name])) for name, _ in included if name in added),
+        added=tuple(
+            (name, ceil(units)) for name, units in added.items() if _is_prorated(catalog.meters[name])
+        ),
         grants=_subtract_overdraft(_prorated_grants(shares), overdrawn),
     )
 

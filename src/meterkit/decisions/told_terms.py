@@ -79,14 +79,21 @@ def with_terms(
         catalog: what is sold.
         at_ms: when it changed, as far as that is known.
         told_ms: now.
-        source: who said so.
+        source: who said so, unless it is what Stripe shows of a subscription.
     """
     at_ms = _ends_ms(before, after, at_ms)
+    is_report = after.subscription != before.subscription
+    if is_report and at_ms < last_ms(before.terms, BY_HAND):
+        # It ends what was set by hand before, not what was set since.
+        kept = {name: getattr(before, name) for name in ("plan", "status", "status_since_ms")}
+        after = replace(after, **kept)
     terms = terms_of(_with_new_key(before, after, catalog), catalog, at_ms - 1)
     facts = _facts_of(after, catalog, at_ms)
+    if not is_report and after.plan != before.plan:
+        facts[PLAN_BY_HAND] = after.plan  # Also where the clock has ended the subscription by then.
     if facts[SUBSCRIPTION] != in_force(terms, at_ms)[SUBSCRIPTION]:
         facts[LATE_PERIOD] = _late_period(after, catalog, at_ms)
-    terms = tell(terms, facts, at_ms, told_ms, source)
+    terms = tell(terms, facts, at_ms, told_ms, "stripe" if is_report else source)
     counting = effective_plan(before, catalog, at_ms - 1).counting
 
     def start_of(instant_ms: int) -> int:
@@ -115,18 +122,21 @@ def _sold_facts(state: CustomerState, catalog: Catalog, at_ms: int) -> dict[str,
 
 
 def _late_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[int, ...]:
-    """The first period of a subscription that is charged by its part, as it begins amid two anchors.
+    """The first paid period of a subscription that is charged by its part, as it begins amid two anchors.
 
     https://docs.stripe.com/billing/subscriptions/billing-cycle
     """
     subscription = state.subscription
-    if subscription is None or subscription.status_at(at_ms) in {*ENDED, "trialing"}:
+    if subscription is None or subscription.status_at(at_ms) in ENDED:
         return ()
     counting = effective_plan(state, catalog, at_ms).counting
-    start_ms, end_ms = subscription.made_ms, bounds_of(state, counting, subscription.made_ms).end_ms
+    start_ms = subscription.made_ms
+    if subscription.trial_end_ms is not None and subscription.is_trial_of(start_ms):
+        start_ms = subscription.trial_end_ms
+    end_ms = bounds_of(state, counting, start_ms).end_ms
     grid = bounds_at(end_ms - 1, anchor_ms=subscription.anchor_ms, interval=counting.per)
     is_late = grid.end_ms == end_ms and start_ms - grid.start_ms > SHORTEST_MS
-    return (start_ms, end_ms - grid.start_ms) if is_late and not subscription.is_trial_of(start_ms) else ()
+    return (start_ms, end_ms - grid.start_ms) if is_late else ()
 
 
 def _facts_by_hand(state: CustomerState, at_ms: int) -> dict[str, Any]:

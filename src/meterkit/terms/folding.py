@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.terms.rows import (
     ADDONS,
     AT_ONCE_MS,
+    BY_HAND,
     EVER_MS,
     NOTHING,
     PLAN,
@@ -54,11 +55,13 @@ def fold(terms: Terms, now_ms: int, start_of: Callable[[int], int]) -> Terms:
     if old > 1:
         kept = [*_join(kept[:old]), *kept[old:]]
     if len(kept) > _KEPT_MAX:
-        kept = _completed(kept)
+        kept = _completed(_without_superseded(kept, start_of))
         kept = [kept[0], *_sort_plans(kept, start_of), kept[-1]]
     if len(kept) > _KEPT_MAX:
-        dropped = len(kept) - _KEPT_MAX + 1
-        kept = [*_join(kept[:dropped], {PLAN: UNKNOWN_PLAN, ADDONS: ()}), *kept[dropped:]]
+        dropped = len(kept) - _KEPT_MAX + 2
+        (last,) = kept[dropped - 1 : dropped]
+        since = [row._replace(since_ms=last.since_ms) for row in _join(kept[:dropped])]
+        kept = [*_join(kept[:dropped], {PLAN: UNKNOWN_PLAN, ADDONS: ()}), *since, *kept[dropped:]]
     return tuple(kept)
 
 
@@ -66,9 +69,26 @@ def _join(rows: Sequence[Row], changed: Mapping[str, Any] | None = None) -> Iter
     """One row in place of some, with what holds after them, from ever; none where that is nothing."""
     last = rows[-1]
     known = {**in_force(rows, last.since_ms), **(changed or {}), USED: ()}
-    facts = tuple(sorted(fact for fact in known.items() if fact[1] != NOTHING[fact[0]]))
+    facts = tuple(sorted(fact for fact in known.items() if fact[1] != NOTHING.get(fact[0])))
     if facts:
         yield Row(EVER_MS, last.told_ms, last.source, facts)
+
+
+def _without_superseded(rows: Sequence[Row], start_of: Callable[[int], int]) -> list[Row]:
+    """Leave out what was set by hand and replaced within one period: it counts in none."""
+    found: list[Row] = []
+    for row in reversed(rows):
+        later = next((place for place, one in enumerate(found) if _is_by_hand(one)), None)
+        if later is None or not _is_by_hand(row) or start_of(found[later].since_ms) != start_of(row.since_ms):
+            found.insert(0, row)
+        else:
+            known = dict(row.facts) | dict(found[later].facts)
+            found[later] = found[later]._replace(facts=tuple(sorted(known.items())))
+    return found
+
+
+def _is_by_hand(row: Row) -> bool:
+    return all(layer_of(name) == BY_HAND for name, _ in row.facts)
 
 
 def _completed(rows: Sequence[Row]) -> list[Row]:

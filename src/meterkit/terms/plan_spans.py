@@ -77,6 +77,8 @@ def plan_spans(
             continue
         is_within = None is not facts[SUBSCRIPTION] == last[SUBSCRIPTION]
         is_priced = bool(found) and is_within and all(facts[name] == last[name] for name in _BY_HAND)
+        # Nothing is charged by the second where a paused trial is resumed: a paid period begins.
+        is_priced = is_priced and (last[PAUSED_PLAN] is None or facts[PAUSED_PLAN] is not None)
         if found:
             found[-1] = found[-1]._replace(used=span.used)
         is_by_hand = plan == facts[PLAN_BY_HAND]

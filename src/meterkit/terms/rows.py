@@ -69,13 +69,21 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, kept: Sequence[Any]) -> Row:
-        """Read a row as a state stores it; ignores what a newer release adds."""
+        """Read a row as a state stores it; ignores what a newer release adds. Raises ValueError: damaged."""
         since_ms, told_ms, source, facts, *_ = kept
-        return cls(since_ms, told_ms, source, tuple((name, _freeze(value)) for name, value in facts))
+        known = tuple((name, _freeze(value)) for name, value in facts if name in NOTHING)
+        if not (type(since_ms) is type(told_ms) is int and all(_is_sound(*fact) for fact in known)):
+            raise ValueError(f"no row of terms: {kept!r:.200}")
+        return cls(since_ms, told_ms, source, known)
 
 
 Terms: TypeAlias = "tuple[Row, ...]"
 """The rows of a customer in the order in which they became known."""
+
+
+def _is_sound(name: str, value: object) -> bool:
+    """Whether a value is of the kind of its fact: a tuple, or a text."""
+    return type(value) is tuple if NOTHING[name] == () else value is None or type(value) is str
 
 
 def _freeze(value: object) -> object:
