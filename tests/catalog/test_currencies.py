@@ -24,7 +24,8 @@ def catalog() -> Catalog:
 
 def test_the_first_currency_is_that_of_whoever_names_none(catalog: Catalog) -> None:
     assert (catalog.currency, catalog.currencies) == ("usd", ("usd", "eur", "jpy"))
-    assert catalog.in_currency("") is catalog.in_currency("usd") is catalog.in_currency("gbp") is catalog
+    assert catalog.in_currency("") is catalog.in_currency("usd") is catalog
+    assert (catalog.in_currency("gbp").currency, catalog.in_currency("gbp").has_amounts) == ("gbp", False)
     assert catalog.in_currency("jpy").currency == "jpy"
 
 

@@ -252,7 +252,7 @@ def test_a_foreign_subscription_is_ignored_unless_it_counted() -> None:
     )
 
 
-@pytest.mark.parametrize(("currency", "label"), [("usd", "1/3"), ("eur", "?it is in eur")])
+@pytest.mark.parametrize(("currency", "label"), [("usd", "1/3"), ("eur", "?it is in usd")])
 def test_a_price_in_several_currencies_has_its_default_one(currency: str, label: str) -> None:
     # https://docs.stripe.com/payments/checkout/localize-prices/manual-currency-prices
     recurring = {"meter": "mtr_1", "usage_type": "metered"}

@@ -48,6 +48,11 @@ plans:
     addons: [pack]
     price: {amount_cents: 200, interval: month}
     meters: {calls: {included: 10_000, overage: deny}}
+  endless:
+    rank: 3
+    addons: [pack]
+    price: {amount_cents: 300, interval: month}
+    meters: {calls: {included: unlimited}}
 """
 CATALOG: Final = loads(PLANS)
 GIVES: Final = {"free": 10, "small": 100, "team": 10_000}
@@ -208,3 +213,114 @@ def test_rows_of_more_than_400_days_become_one() -> None:
     assert by_hand[-1].since_ms == JUNE_MS  # A layer of its own.
     far = fold(by_hand, JUNE_MS + 2_000 * DAY_MS, lambda ms: ms)
     assert [row.since_ms for row in far] == [EVER_MS]
+
+
+def test_256_acts_by_hand_leave_what_is_sold() -> None:
+    """The oldest rows gave way, and with them the sold plan: a paid month included less."""
+    state = with_terms(CustomerState(), sold("team"), CATALOG, JUNE_MS, told_ms=JUNE_MS, source="app")
+    for hour in range(1, 301):
+        state = tells(state, {"plan": "small" if hour % 2 else None}, hour)
+    assert len(state.terms) <= 256
+    assert included(state, 301) == GIVES["team"]
+    # Of whole periods as well: what was in force at the end of each is known.
+    for day in range(30, 430):
+        state = tells(state, {"plan": "small"}, 24 * day)
+        state = tells(state, {"plan": None}, 24 * day + 1)
+    assert included(state, 24 * 430) == GIVES["team"]
+
+
+@pytest.mark.parametrize("heard", [0, 96])
+def test_a_report_ends_what_was_set_by_hand_before_it(heard: int) -> None:
+    """A change of the tenth that was heard of on the fourteenth took back a gift of the twelfth."""
+    state = with_terms(CustomerState(), sold("small"), CATALOG, JUNE_MS, told_ms=JUNE_MS, source="app")
+    assert state.subscription is not None
+    gift, changed = replace(state, plan="free"), replace(state.subscription, plan="team")
+    if not heard:
+        state = with_terms(
+            state,
+            with_subscription(state, changed),
+            CATALOG,
+            hour_ms(240),
+            told_ms=hour_ms(240),
+            source="app",
+        )
+        gift = replace(state, plan="free")
+    state = with_terms(state, gift, CATALOG, hour_ms(288), told_ms=hour_ms(288), source="operator")
+    if heard:
+        after = with_subscription(state, changed)
+        assert after.plan is None
+        told_ms = hour_ms(240 + heard)
+        state = with_terms(state, after, CATALOG, hour_ms(240), told_ms=told_ms, source="app")
+    assert (state.plan, included(state, 400)) == ("free", GIVES["free"])
+    back = with_terms(
+        state, replace(state, plan=None), CATALOG, hour_ms(500), told_ms=hour_ms(500), source="operator"
+    )
+    assert included(back, 501) == ceil((GIVES["small"] * 240 + GIVES["team"] * 480) / HOURS)
+
+
+def test_a_plan_set_after_an_end_that_nobody_heard_of_counts() -> None:
+    ending = sold("team")
+    assert ending.subscription is not None
+    ending = replace(ending, subscription=replace(ending.subscription, cancel_at_ms=hour_ms(100)))
+    state = with_terms(CustomerState(), ending, CATALOG, JUNE_MS, told_ms=JUNE_MS, source="app")
+    state = tells(state, {"plan": "small"}, 102)
+    assert included(state, 103) == GIVES["small"]
+    assert state.subscription is not None
+    ended = replace(state.subscription, status="canceled", ended_at_ms=hour_ms(100))
+    after = with_terms(
+        state, with_subscription(state, ended), CATALOG, hour_ms(110), told_ms=hour_ms(110), source="app"
+    )
+    assert (after.plan, included(after, 111)) == ("small", GIVES["small"])
+
+
+def test_a_trial_before_a_billing_anchor_leaves_a_late_period() -> None:
+    """The rest of the month after a trial is charged by its part."""
+    trial = {"start_ms": hour_ms(9 * 24), "end_ms": hour_ms(19 * 24), "trial_end_ms": hour_ms(19 * 24)}
+    begun = {"created_ms": hour_ms(9 * 24), "anchor_ms": END, "status": "trialing", "plan": "small"}
+    state = CustomerState(subscription=subscription(**trial, **begun))
+    state = with_terms(CustomerState(), state, CATALOG, hour_ms(216), told_ms=hour_ms(216), source="app")
+    assert included(state, 217) == GIVES["small"]
+    assert included(state, 19 * 24 + 1) == ceil(GIVES["small"] * 11 / 30)
+    assert included(state, 30 * 24 + 1) == GIVES["small"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        ["x", 2, "stripe", [["sold.plan", "pro"]]],
+        [None, 2, "stripe", [["sold.plan", "pro"]]],
+        [1, 2, "stripe", [["sold.plan", 5]]],
+        [1, 2, "stripe", [["sold.addons", 5]]],
+        [1, 2, "stripe", [["sold.plan"]]],
+    ],
+)
+def test_damaged_rows_are_refused_when_they_are_read(kept: list[Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - Also of unpacking.
+        Row.of(kept)
+
+
+def test_facts_of_a_newer_release_are_left_out() -> None:
+    row = Row.of([1, 2, "stripe", [["sold.plan", "pro"], ["sold.newer", 5]], "more"])
+    assert row == Row(1, 2, "stripe", ((PLAN, "pro"),))
+    assert fold((row, row._replace(since_ms=3)), JUNE_MS, lambda ms: ms)
+
+
+def test_add_ons_beside_an_override_have_their_share_on_any_plan() -> None:
+    """Over a plan without a limit they counted whole."""
+    for plan in ("team", "endless"):
+        own = replace(sold(plan), overrides={"calls": {"included": 500}})
+        state = with_terms(CustomerState(), own, CATALOG, JUNE_MS, told_ms=JUNE_MS, source="app")
+        assert included(state, 1) == 500
+        state = tells(state, {"sold": (plan, 2)}, HOURS // 2)
+        assert included(state, HOURS // 2) == 500 + 70, plan
+
+
+def test_a_paused_trial_that_is_resumed_takes_no_share() -> None:
+    """Nothing is charged by the second: the days of the pause were taken out of a paid period."""
+    paused = sold("team")
+    assert paused.subscription is not None
+    paused = replace(paused, subscription=replace(paused.subscription, status="paused"))
+    state = with_terms(CustomerState(), paused, CATALOG, JUNE_MS, told_ms=JUNE_MS, source="app")
+    resumed = replace(state, subscription=sold("team").subscription)
+    state = with_terms(state, resumed, CATALOG, hour_ms(120), told_ms=hour_ms(120), source="app")
+    assert included(state, 121) == GIVES["team"]

@@ -1,8 +1,7 @@
 """The catalog that a plans file describes, as frozen values.
 
 Every number is an integer in the unit that its name ends with; money is in minor units of
-:attr:`Catalog.currency`; a quantity is in its meter's unit. Defaults and ``extends`` are already
-applied: a reader of these values never asks "and if it is missing?".
+:attr:`Catalog.currency`; a quantity is in its meter's unit. Defaults and ``extends`` are applied.
 """
 
 from __future__ import annotations
@@ -553,7 +552,7 @@ class Catalog:
         source: the file's path as it was given, for messages.
         notes: what is allowed in the file and may surprise, in its order; no part of its meaning.
         other_currencies: the same file by currency beyond the first; only amounts differ.
-        has_amounts: whether the file has any in this currency; see :func:`without_amounts`.
+        has_amounts: whether the file has any in this currency.
     """
 
     source: str

@@ -154,15 +154,15 @@ def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool
     pending_ms = None if subscription is None else subscription.pending_at_ms
     is_scheduled = pending_ms is not None and start_ms < pending_ms <= now_ms
     rows = (dict(row.facts) for row in state.terms if start_ms <= row.since_ms <= now_ms)
-    # A subscription that begins or ends gives no share, unless it begins late.
-    return is_scheduled or any(SUBSCRIPTION not in facts or LATE_PERIOD in facts for facts in rows)
+    # A subscription that begins or ends gives no share.
+    has_parts = is_scheduled or any(SUBSCRIPTION not in facts for facts in rows)
+    return has_parts or _late_whole_ms(state, start_ms) is not None
 
 
-def _whole_ms(state: CustomerState, start_ms: int, end_ms: int) -> int:
-    """Length of a period as it is charged in full: a first one that begins late is charged by its part."""
+def _late_whole_ms(state: CustomerState, start_ms: int) -> int | None:
+    """Length of a period as it is charged in full, if the one that begins then is charged by its part."""
     late = (value for row in state.terms for name, value in row.facts if name == LATE_PERIOD and value)
-    wholes = (whole_ms for late_ms, whole_ms in late if abs(late_ms - start_ms) < SHORTEST_MS)
-    return next(wholes, end_ms - start_ms)
+    return next((whole_ms for late_ms, whole_ms in late if abs(late_ms - start_ms) < SHORTEST_MS), None)
 
 
 def _shares_of(
@@ -174,7 +174,7 @@ def _shares_of(
     catalog: Catalog,
 ) -> tuple[PlanShare, ...]:
     """The plans of a period of the present subscription with their shares of it; see :func:`plan_shares`."""
-    whole_ms = _whole_ms(state, start_ms, end_ms)
+    whole_ms = _late_whole_ms(state, start_ms)
     return plan_shares(spans, start_ms, end_ms, counting, catalog, whole_ms)
 
 
@@ -432,7 +432,7 @@ def overdraft_of(
     spans = _known_spans(state, catalog, last_ms, effective.counting)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
-    whole_ms = _whole_ms(state, start_ms, end_ms)
+    whole_ms = _late_whole_ms(state, start_ms)
     due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog, whole_ms), catalog))
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     targets = {*due, *before, *(target for target in used if not target.startswith(INCLUDED))}

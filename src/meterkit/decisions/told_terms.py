@@ -79,7 +79,7 @@ def with_terms(
         catalog: what is sold.
         at_ms: when it changed, as far as that is known.
         told_ms: now.
-        source: who said so, unless it is what Stripe shows of a subscription.
+        source: who said so; of a change of the subscription that is Stripe.
     """
     at_ms = _ends_ms(before, after, at_ms)
     is_report = after.subscription != before.subscription

@@ -75,15 +75,16 @@ def _join(rows: Sequence[Row], changed: Mapping[str, Any] | None = None) -> Iter
 
 
 def _without_superseded(rows: Sequence[Row], start_of: Callable[[int], int]) -> list[Row]:
-    """Leave out what was set by hand and replaced within one period: it counts in none."""
+    """Leave out facts that were set by hand and replaced within one period: they count in none."""
     found: list[Row] = []
-    for row in reversed(rows):
-        later = next((place for place, one in enumerate(found) if _is_by_hand(one)), None)
-        if later is None or not _is_by_hand(row) or start_of(found[later].since_ms) != start_of(row.since_ms):
-            found.insert(0, row)
-        else:
-            known = dict(row.facts) | dict(found[later].facts)
-            found[later] = found[later]._replace(facts=tuple(sorted(known.items())))
+    last: int | None = None
+    for row in rows:
+        if _is_by_hand(row):
+            if last is not None and start_of(found[last].since_ms) == start_of(row.since_ms):
+                known = {**dict(found.pop(last).facts), **dict(row.facts)}
+                row = row._replace(facts=tuple(sorted(known.items())))  # noqa: PLW2901
+            last = len(found)
+        found.append(row)
     return found
 
 
