@@ -517,7 +517,7 @@ def test_f_322_a_name_is_found_in_few_steps(name: str) -> None:
 
 
 def test_i3_the_tables_prices_change_at_half_hours_only() -> None:
-    """What is held is looked up by half hours; by hours it was below DeepSeek's peak price from 00:30 on."""
+    """Holds look prices up by half hours; by hours they were below DeepSeek's peak price from 00:30 on."""
     listed = [
         constraint
         for provider in get_snapshot().providers

@@ -1,4 +1,4 @@
-"""One history of terms: rows as they are told, and what they say of any instant, judged hour by hour."""
+"""One history of terms: rows in the order of their reports, and their sums, judged hour by hour."""
 
 # Internals: pure tables of terms.
 

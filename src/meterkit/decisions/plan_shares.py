@@ -51,21 +51,21 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Meter, Plan
     from meterkit.decisions.allowance import GrantLine, OnceGrant, Rolls
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
+    from meterkit.terms.rows import Terms
 
 
 def spans_of(state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle) -> list[PlanSpan]:
     """The plans of a customer up to an instant, the oldest first; restricted access changes none of them."""
+    return _spans_by(terms_of(state, catalog, now_ms), state, catalog, now_ms, counting)
 
+
+def _spans_by(
+    terms: Terms, state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle
+) -> list[PlanSpan]:
     def start_of(at_ms: int) -> int:
         return bounds_of(state, counting, at_ms).start_ms
 
-    return plan_spans(terms_of(state, catalog, now_ms), now_ms, catalog.default_plan, start_of)
-
-
-def _spans_in_force(state: CustomerState, catalog: Catalog, now_ms: int) -> Sequence[PlanSpan]:
-    """The plans that were in force, each since its own instant, also one that was set by hand."""
-    terms = terms_of(state, catalog, now_ms)
-    return replace_lost_plans(plan_spans(terms, now_ms, catalog.default_plan), catalog.plans)
+    return plan_spans(terms, now_ms, catalog.default_plan, start_of)
 
 
 def _known_spans(
@@ -105,15 +105,16 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     is_overdrawn = state.overdraft is not None or state.spent is not None
     if not (has_changed or reach.life_ms or is_overdrawn or reach.periods or reach.has_once):
         return effective
-    counting = effective.counting
-    had = spans_of(state, catalog, now_ms, counting)
+    counting, terms = effective.counting, terms_of(state, catalog, now_ms)
+    had = _spans_by(terms, state, catalog, now_ms, counting)
     spans = replace_lost_plans(had, catalog.plans)
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
         shares = _shares_of(state, spans, *_uncut_period(state, counting, now_ms), counting, catalog)
     rolls: Rolls | None = None
     if reach.periods:
-        in_force = _spans_in_force(state, catalog, now_ms)
+        # The plan in force when a period begins decides, since its own instant also if it was set by hand.
+        in_force = replace_lost_plans(plan_spans(terms, now_ms, catalog.default_plan), catalog.plans)
         rolls = find_rolls(_plan_history(state, in_force, counting, catalog), now_ms)
     earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, reach.life_ms, rolls))
     overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms) if is_open else {}
@@ -156,10 +157,10 @@ def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool
     rows = (dict(row.facts) for row in state.terms if start_ms <= row.since_ms <= now_ms)
     # A subscription that begins or ends gives no share.
     has_parts = is_scheduled or any(SUBSCRIPTION not in facts for facts in rows)
-    return has_parts or _late_whole_ms(state, start_ms) is not None
+    return has_parts or _full_length_ms(state, start_ms) is not None
 
 
-def _late_whole_ms(state: CustomerState, start_ms: int) -> int | None:
+def _full_length_ms(state: CustomerState, start_ms: int) -> int | None:
     """Length of a period as it is charged in full, if the one that begins then is charged by its part."""
     late = (value for row in state.terms for name, value in row.facts if name == LATE_PERIOD and value)
     return next((whole_ms for late_ms, whole_ms in late if abs(late_ms - start_ms) < SHORTEST_MS), None)
@@ -174,7 +175,7 @@ def _shares_of(
     catalog: Catalog,
 ) -> tuple[PlanShare, ...]:
     """The plans of a period of the present subscription with their shares of it; see :func:`plan_shares`."""
-    whole_ms = _late_whole_ms(state, start_ms)
+    whole_ms = _full_length_ms(state, start_ms)
     return plan_shares(spans, start_ms, end_ms, counting, catalog, whole_ms)
 
 
@@ -432,7 +433,7 @@ def overdraft_of(
     spans = _known_spans(state, catalog, last_ms, effective.counting)
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
     cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
-    whole_ms = _late_whole_ms(state, start_ms)
+    whole_ms = _full_length_ms(state, start_ms)
     due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog, whole_ms), catalog))
     before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
     targets = {*due, *before, *(target for target in used if not target.startswith(INCLUDED))}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.terms.rows import (
     ADDONS,
     AT_ONCE_MS,
-    BY_HAND,
     EVER_MS,
     NOTHING,
     PLAN,
@@ -24,7 +23,7 @@ from meterkit.terms.rows import (
     Row,
     in_force,
     in_order,
-    layer_of,
+    is_of_layer,
 )
 
 if TYPE_CHECKING:
@@ -59,8 +58,8 @@ def fold(terms: Terms, now_ms: int, start_of: Callable[[int], int]) -> Terms:
         kept = [kept[0], *_sort_plans(kept, start_of), kept[-1]]
     if len(kept) > _KEPT_MAX:
         dropped = len(kept) - _KEPT_MAX + 2
-        (last,) = kept[dropped - 1 : dropped]
-        since = [row._replace(since_ms=last.since_ms) for row in _join(kept[:dropped])]
+        last_ms = kept[dropped - 1].since_ms
+        since = [row._replace(since_ms=last_ms) for row in _join(kept[:dropped])]
         kept = [*_join(kept[:dropped], {PLAN: UNKNOWN_PLAN, ADDONS: ()}), *since, *kept[dropped:]]
     return tuple(kept)
 
@@ -69,7 +68,7 @@ def _join(rows: Sequence[Row], changed: Mapping[str, Any] | None = None) -> Iter
     """One row in place of some, with what holds after them, from ever; none where that is nothing."""
     last = rows[-1]
     known = {**in_force(rows, last.since_ms), **(changed or {}), USED: ()}
-    facts = tuple(sorted(fact for fact in known.items() if fact[1] != NOTHING.get(fact[0])))
+    facts = tuple(sorted(fact for fact in known.items() if fact[1] != NOTHING[fact[0]]))
     if facts:
         yield Row(EVER_MS, last.told_ms, last.source, facts)
 
@@ -79,7 +78,7 @@ def _without_superseded(rows: Sequence[Row], start_of: Callable[[int], int]) -> 
     found: list[Row] = []
     last: int | None = None
     for row in rows:
-        if _is_by_hand(row):
+        if not is_of_layer(row, SOLD):
             if last is not None and start_of(found[last].since_ms) == start_of(row.since_ms):
                 known = {**dict(found.pop(last).facts), **dict(row.facts)}
                 row = row._replace(facts=tuple(sorted(known.items())))  # noqa: PLW2901
@@ -88,17 +87,12 @@ def _without_superseded(rows: Sequence[Row], start_of: Callable[[int], int]) -> 
     return found
 
 
-def _is_by_hand(row: Row) -> bool:
-    return all(layer_of(name) == BY_HAND for name, _ in row.facts)
-
-
 def _completed(rows: Sequence[Row]) -> list[Row]:
     """Complete each row to all that is sold: another one may come to stand before it."""
     facts, found = dict(NOTHING), list[Row]()
     for row in rows:
         facts |= row.facts
-        is_sold = any(layer_of(name) == SOLD for name, _ in row.facts)
-        whole = {name: facts[name] for name in _ONE_PLAN} if is_sold else {}
+        whole = {name: facts[name] for name in _ONE_PLAN} if is_of_layer(row, SOLD) else {}
         found.append(row._replace(facts=tuple(sorted({**whole, **dict(row.facts)}.items()))))
     return found
 

@@ -133,9 +133,14 @@ SOLD: Final = layer_of(PLAN)
 BY_HAND: Final = layer_of(PLAN_BY_HAND)
 
 
+def is_of_layer(row: Row, layer: str) -> bool:
+    """Whether a row changes a fact of a layer."""
+    return any(layer_of(name) == layer for name, _ in row.facts)
+
+
 def last_row(terms: Iterable[Row], layer: str) -> Row | None:
     """The latest row of a layer; None: there is none."""
-    of_layer = (row for row in terms if any(layer_of(name) == layer for name, _ in row.facts))
+    of_layer = (row for row in terms if is_of_layer(row, layer))
     return max(of_layer, key=lambda row: (row.since_ms, row.told_ms), default=None)
 
 
