@@ -17,10 +17,11 @@ from drivers.delivery import kit_for
 from drivers.period_ends import MAY, Ending, paying
 from drivers.plans import plans_text
 from drivers.priced_shop import metered_lines, renewed, usage_lines
-from drivers.shop import END, HALF, Shop, sell_nothing, shop
+from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
+from drivers.webhooks import hooked
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
-from meterkit.testing import StripeEmulator
+from meterkit.testing import Clock, StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -507,3 +508,52 @@ async def test_f_303_what_an_upgrade_to_a_year_gave_lives_on(
         await at.kit.subscriptions.sync("acme")
         usage = await at.kit.usage("acme")
         assert (usage["balance"], usage["rolled_over"]) == ({"usd": left + 200}, {"usd": left})
+
+
+@pytest.mark.parametrize(("how", "left"), [("none", 180 + 100), ("create_prorations", 180 + 10 + 45)])
+async def test_f_30p_a_cut_period_keeps_its_shares(store_url: str, how: str, left: int) -> None:
+    """An upgrade gave 100 credits; once the cycle began anew, 74 of them lived on."""
+    text = PLANS.replace("every: period}", "every: period, rollover: {at_most: 1_000, for: 2 periods}}")
+    async with shop(store_url, catalog=loads(text)) as at:
+        begun = await at.subscribed(plan="team")
+        await change(at, "pro", HALF)
+        assert (await given(at))[2] == 100
+        at.clock.set(HALF + (END - HALF) / 2)
+        asked = {"billing_cycle_anchor": "now", "proration_behavior": how}
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", **asked)
+        await at.kit.subscriptions.sync("acme")
+        assert (await given(at))[2] == left
+
+
+async def test_changes_in_the_portal_each_count_for_their_time(store_url: str) -> None:
+    """Two changes were heard of together: the one between was lost."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        begun = await at.subscribed(plan="team")
+        items = (await at.stripe_subscription(begun.id))["items"]["data"]
+        item = next(one["id"] for one in items if one["price"]["id"] == "price_team")
+        for days, price in ((10, "price_pro"), (20, "price_endless")):
+            at.go(START + days * DAY)
+            await at.stripe_change(f"/v1/subscription_items/{item}", price=price)
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["included"] == (100 + 1_000 + 4_000) // 3
+
+
+async def test_a_change_that_is_undone_before_it_is_heard_of_counts(store_url: str) -> None:
+    """Stripe charged a day of the dearer plan, and 100 were included for 200."""
+    clock = Clock(START)
+    stripe = StripeEmulator(clock=clock, automatic_webhooks=False)
+    stripe.add_plans(CATALOG)
+    async with hooked(store_url, clock=clock, emulator=stripe, catalog=CATALOG) as found:
+        found.customer()
+        name = await found.subscribe(price="price_team")
+        await found.settle()
+        items = await found.client.v1.subscription_items.list_async({"subscription": name})
+        item = items.data[0].id
+        for days, price in ((5, "price_pro"), (10, "price_team")):
+            clock.set(START + days * DAY)
+            await found.client.v1.subscription_items.update_async(item, {"price": price})
+        looks = found.asked("/v1/events")
+        await found.settle()
+        usage = await found.kit.usage("acme")
+        assert usage["meters"]["tokens"]["included"] == (25 * 100 + 5 * 1_000) // 30
+        assert found.asked("/v1/events") == looks

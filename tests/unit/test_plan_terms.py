@@ -24,7 +24,6 @@ from meterkit.decisions.allowance import (
     Allowance,
     EarlierPeriod,
     OnceGrant,
-    Overdraft,
     PeriodGrants,
     RollRule,
     Rolls,
@@ -65,11 +64,9 @@ from meterkit.decisions.limit_policies import keep_ms_of, rate_numbers
 from meterkit.decisions.packed import MeterCounts, merge_json, unpack_field
 from meterkit.decisions.periods import Bounds, to_ms
 from meterkit.decisions.plan_shares import (
+    PlansHad,
+    cut_of,
     effective_terms,
-    overdraft_after,
-    overdraft_of,
-    plan_shares,
-    spans_of,
     spend_before_subscription,
     uncut_period,
 )
@@ -89,12 +86,15 @@ from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle, Interval
 from meterkit.decisions.told_terms import terms_of, with_terms
 from meterkit.errors import MeterkitError
+from meterkit.terms.cuts import Cut
 from meterkit.terms.plan_spans import PlanSpan
 from meterkit.terms.rows import (
     ADDONS,
+    CUT,
     EVER_MS,
     PLAN,
     PLAN_BY_HAND,
+    SPENT,
     SUBSCRIPTION,
     UNKNOWN_PLAN,
     USED,
@@ -182,6 +182,10 @@ def with_had(state: CustomerState, *plans: Had) -> CustomerState:
         terms = tell(terms, sold, since_ms, since_ms, "stripe")
         since_ms, used = one.until_ms, one.used
     return replace(state, terms=tell(terms, {**facts, USED: used}, since_ms, since_ms, "stripe"))
+
+
+def with_cut(state: CustomerState, cut: Cut, fact: str = CUT) -> CustomerState:
+    return replace(state, terms=tell(state.terms, {fact: cut}, cut.cut_ms, cut.cut_ms, "stripe"))
 
 
 def calls_of(state: CustomerState, at: datetime) -> int | None:
@@ -1074,12 +1078,6 @@ def test_a_grant_lives_on_while_each_periods_terms_let_it(
     assert Rolls((0, 100, 200, 300), rules, keeps_ms=0).lives_until_now("p ai", ended) is lives
 
 
-def test_an_overdraft_is_read_with_what_a_later_release_adds() -> None:
-    found = Overdraft.of([100, 150, 200, "month", [["i:calls", 3]], [["c:ai", 2]], "later"])
-    assert found == Overdraft(100, 150, 200, "month", (("i:calls", 3),), (("c:ai", 2),))
-    assert [found.covers(at) for at in (99, 100, 199, 200)] == [False, True, True, False]
-
-
 # What reaches beyond its period: grants with a life of their own, rolled over, given once.
 
 
@@ -1409,9 +1407,9 @@ def span(plan: str, from_ms: int = EVER, *, priced: bool = True, bought: Bought 
     ],
 )
 def test_the_plans_that_a_customer_had(state: CustomerState, expected: list[PlanSpan]) -> None:
-    assert spans_of(state, PAUSING, MIDDLE_MS, BY_MONTH) == expected
+    assert [*PlansHad.of(state, PAUSING, MIDDLE_MS, BY_MONTH).spans] == expected
     ahead = [one for one in expected if one.from_ms < MIDDLE_MS]
-    assert spans_of(state, PAUSING, MIDDLE_MS - 1, BY_MONTH) == ahead
+    assert [*PlansHad.of(state, PAUSING, MIDDLE_MS - 1, BY_MONTH).spans] == ahead
 
 
 OTHER: Final = paid("b", id="sub_2")
@@ -1473,7 +1471,7 @@ def test_what_a_change_tells(
 
 def test_a_change_that_is_told_again_tells_nothing() -> None:
     once = told(paid("a"), paid("b"))
-    assert told(once, paid("b"), at_ms(16)).terms == once.terms
+    assert told(once, replace(paid("b"), terms=once.terms), at_ms(16)).terms == once.terms
 
 
 def test_what_is_sold_and_what_is_set_by_hand_are_told_apart() -> None:
@@ -1543,14 +1541,14 @@ BY_MONTH, BY_YEAR = (CountingCycle(per=per) for per in get_args(Interval))
 def test_shares_of_plans_in_a_period(
     spans: list[PlanSpan], expected: list[tuple[str | None, int | Fraction]]
 ) -> None:
-    found = plan_shares(spans, JUNE_MS, JULY_MS, BY_MONTH, CATALOG)
+    found = PlansHad(CustomerState(), CATALOG, BY_MONTH, spans).shares(JUNE_MS, JULY_MS)
     assert [(share.plan and share.plan.key, share.share / A_DAY) for share in found] == expected
-    assert plan_shares(spans, JUNE_MS, JULY_MS, BY_MONTH, WHOLE) == ()
+    assert PlansHad(CustomerState(), WHOLE, BY_MONTH, spans).shares(JUNE_MS, JULY_MS) == ()
 
 
 def test_a_share_has_add_ons_and_is_of_the_whole_year() -> None:
     spans = [span("a")._replace(used=(("calls", 5),)), span("b", at_ms(15), bought=PACK)]
-    first, last = plan_shares(spans, JUNE_MS, JULY_MS, BY_YEAR, CATALOG)
+    first, last = PlansHad(CustomerState(), CATALOG, BY_YEAR, spans).shares(JUNE_MS, JULY_MS)
     assert [first.share, last.share] == [6, 6]
     assert (first.used, last.used) == ({"calls": 5}, {})
     included = [share.plan and share.plan.entitlements["calls"].included for share in (first, last)]
@@ -1592,7 +1590,9 @@ def test_an_allowance_is_of_counters_that_meterkit_counts_alone() -> None:
     assert dict(allowance.included) == {"calls": 10, "billed": 10}
 
 
-BEYOND: Final = Overdraft(at_ms(-31), at_ms(-9), JUNE_MS, "month", (("i:calls", 250),), (("i:calls", 30),))
+BEYOND: Final = Cut(
+    at_ms(-31), at_ms(-9), JUNE_MS, "month", units=(("i:calls", 250),), before=(("i:calls", 30),)
+)
 USED_THEN: Final = {"i:calls": 80, "c:ai": 5 * MICRO, "m:calls": 2, "i:other": 9, "c:gone": 7}
 
 
@@ -1616,7 +1616,7 @@ USED_THEN: Final = {"i:calls": 80, "c:ai": 5 * MICRO, "m:calls": 2, "i:other": 9
             id="beyond half of the last one, where it gives the whole",
         ),
         pytest.param(
-            replace(paid("a"), overdraft=BEYOND),
+            with_cut(paid("a"), BEYOND),
             CATALOG,
             {"i:calls": 280, "c:ai": MICRO, "c:gone": 7},
             id="more than before",
@@ -1627,16 +1627,14 @@ def test_use_beyond_a_period_that_was_cut_short(
     state: CustomerState, catalog: Catalog, expected: dict[str, int]
 ) -> None:
     """In the middle of June: half of it was paid."""
-    found = overdraft_of(state, catalog, MIDDLE_MS - 1, MIDDLE_MS, USED_THEN)
+    found = cut_of(state, catalog, MIDDLE_MS - 1, MIDDLE_MS, USED_THEN)
     assert found[:4] == (JUNE_MS, MIDDLE_MS, JULY_MS, "month")
     assert found.units == tuple(sorted((target, units) for target, units in expected.items() if units))
-    assert found.before == (() if state.overdraft is None else (("i:calls", 250),))
+    assert found.before == ((("i:calls", 250),) if any(CUT in dict(row.facts) for row in state.terms) else ())
 
 
-def test_one_unit_beyond_is_an_overdraft_and_none_used_is_none() -> None:
-    found = overdraft_of(
-        replace(paid("a"), overdraft=BEYOND), CATALOG, MIDDLE_MS - 1, MIDDLE_MS, {"c:gone": 1}
-    )
+def test_one_unit_beyond_is_one_and_none_used_is_none() -> None:
+    found = cut_of(with_cut(paid("a"), BEYOND), CATALOG, MIDDLE_MS - 1, MIDDLE_MS, {"c:gone": 1})
     assert found.units == (("c:gone", 1), ("i:calls", 200))
 
 
@@ -1647,70 +1645,70 @@ def month(number: int) -> datetime:
 
 
 def test_each_later_period_makes_up_for_a_part() -> None:
-    state = replace(paid("a"), overdraft=BEYOND)
+    state = with_cut(paid("a"), BEYOND)
     assert [calls_of(state, month(number)) for number in range(4)] == [0, 0, 50, 100]
     assert calls_of(replace(state, plan="a"), month(0)) == 100
     # The period that was cut began so shortly before that counts went on in June.
     for before_ms, expected in ((119_999, 70), (120_000, 0)):
         shortly = BEYOND._replace(start_ms=JUNE_MS - before_ms, cut_ms=JUNE_MS - 1)
-        assert calls_of(replace(state, overdraft=shortly), month(0)) == expected, before_ms
+        assert calls_of(with_cut(paid("a"), shortly), month(0)) == expected, before_ms
     # 24 periods look back to it.
-    much = replace(state, overdraft=BEYOND._replace(units=(("i:calls", 10**9),)))
+    much = with_cut(paid("a"), BEYOND._replace(units=(("i:calls", 10**9),)))
     assert [calls_of(much, month(number)) for number in (23, 24)] == [0, 100]
 
 
 def test_grants_are_less_by_what_is_overdrawn() -> None:
-    state = replace(paid("a"), overdraft=BEYOND._replace(units=(("c:ai", 5 * MICRO), ("m:calls", 9))))
+    state = with_cut(paid("a"), BEYOND._replace(units=(("c:ai", 5 * MICRO), ("m:calls", 9))))
     allowance = effective_terms(state, CATALOG, MIDDLE_MS).allowance
     assert allowance is not None
     assert allowance.grants is not None
     assert dict(allowance.grants.limits) == {"c:ai": 2 * MICRO, "m:calls": 0}
 
 
-def test_an_overdraft_after_the_last_period() -> None:
-    assert overdraft_after(paid("a"), CATALOG, MIDDLE_MS) is None
-    state = replace(paid("a"), overdraft=BEYOND)
+def left_after(state: CustomerState, last_ms: int) -> dict[str, int]:
+    """What is overdrawn after a period that was paid to its end."""
+    found = cut_of(state, CATALOG, last_ms, last_ms + 1, None)
+    assert found.units == found.before
+    return dict(found.units)
+
+
+def test_what_is_overdrawn_after_the_last_period() -> None:
+    assert left_after(paid("a"), MIDDLE_MS) == {}
+    state = with_cut(paid("a"), BEYOND)
     for last_ms, left in ((MIDDLE_MS, 150), (to_ms(month(1)), 50), (to_ms(month(2)), 0)):
-        units = (("i:calls", left),) if left else ()
-        assert overdraft_after(state, CATALOG, last_ms) == BEYOND._replace(units=units, before=units)
+        assert left_after(state, last_ms) == ({"i:calls": left} if left else {})
     # What no plan gives is never made up for; what is made up for is left out.
     for beyond in (100, 101):
-        odd = replace(state, overdraft=BEYOND._replace(units=(("c:gone", 7), ("i:calls", beyond))))
-        after = overdraft_after(odd, CATALOG, MIDDLE_MS)
-        assert after is not None
-        assert dict(after.units) == {"c:gone": 7} | ({"i:calls": 1} if beyond == 101 else {})
-    much = replace(state, overdraft=BEYOND._replace(units=(("i:calls", 10**9),)))
-    forgiven = overdraft_after(much, CATALOG, to_ms(month(24)))
-    assert forgiven is not None
-    assert forgiven.units == ()
+        odd = with_cut(paid("a"), BEYOND._replace(units=(("c:gone", 7), ("i:calls", beyond))))
+        assert left_after(odd, MIDDLE_MS) == {"c:gone": 7} | ({"i:calls": 1} if beyond == 101 else {})
+    much = with_cut(paid("a"), BEYOND._replace(units=(("i:calls", 10**9),)))
+    assert left_after(much, to_ms(month(24))) == {}
     # Half of June on each of two plans makes up for 550.
-    changed = with_had(state, Had("b", MIDDLE_MS, True))
-    found = overdraft_after(changed, CATALOG, JULY_MS - 1)
-    assert found is not None
-    assert found.units == ()
+    assert left_after(with_had(state, Had("b", MIDDLE_MS, True)), JULY_MS - 1) == {}
 
 
-SPENT: Final = Overdraft(JUNE_MS, at_ms(3), JULY_MS, "month", (("i:calls", 4),))
+SPENT_THEN: Final = Cut(JUNE_MS, at_ms(3), JULY_MS, "month", units=(("i:calls", 4),))
 
 
 def test_use_before_a_subscription_counts_without_one_again() -> None:
     ended = paid("a", status="canceled", created_ms=JUNE_MS, start_ms=JUNE_MS, ended_at_ms=JUNE_MS)
     for state in (CustomerState(), ended, paid("a", status="incomplete")):
-        for spent in (replace(state, spent=SPENT), replace(state, spent=SPENT, overdraft=BEYOND)):
+        alone = with_cut(state, SPENT_THEN, SPENT)
+        for spent in (alone, with_cut(with_cut(state, BEYOND), SPENT_THEN, SPENT)):
             assert [calls_of(spent, month(number)) for number in (0, 1)] == [6, 10], state
     # Within a subscription it does not.
-    assert calls_of(replace(paid("a"), spent=SPENT), month(0)) == 100
+    assert calls_of(with_cut(paid("a"), SPENT_THEN, SPENT), month(0)) == 100
 
 
 def test_use_of_the_month_in_which_a_subscription_begins() -> None:
-    fresh = Overdraft(JUNE_MS, at_ms(10), JULY_MS, "month", (("c:ai", 2), ("i:calls", 3)))
+    fresh = Cut(JUNE_MS, at_ms(10), JULY_MS, "month", units=(("c:ai", 2), ("i:calls", 3)))
     used = {"i:calls": 3, "c:ai": 2}
     for spent, expected in (
         (None, fresh),
-        (SPENT._replace(start_ms=at_ms(-31), end_ms=JUNE_MS), fresh),
-        (SPENT, fresh._replace(units=(("c:ai", 2), ("i:calls", 7)), before=(("i:calls", 4),))),
+        (SPENT_THEN._replace(start_ms=at_ms(-31), end_ms=JUNE_MS), fresh),
+        (SPENT_THEN, fresh._replace(units=(("c:ai", 2), ("i:calls", 7)), before=(("i:calls", 4),))),
     ):
-        state = CustomerState(spent=spent)
+        state = CustomerState() if spent is None else with_cut(CustomerState(), spent, SPENT)
         assert spend_before_subscription(state, CATALOG, MIDDLE_MS, used, at_ms(10)) == expected
 
 
@@ -1842,7 +1840,7 @@ def test_terms_that_another_period_ends_are_not_kept_beyond_it() -> None:
     for state, catalog, expected in (
         (paid("a"), CATALOG, NEVER_MS),
         (with_had(paid("b"), Had("a", at_ms(9), True)), CATALOG, JULY_MS),
-        (replace(paid("a"), overdraft=BEYOND), CATALOG, JULY_MS),
+        (with_cut(paid("a"), BEYOND), CATALOG, JULY_MS),
         (paid("b"), REACHING, JULY_MS),
         (paid("gift"), REACHING, JULY_MS),
         # Another plan of the file has a grant that rolls over, or lives on.
@@ -1894,10 +1892,10 @@ def test_an_earlier_period_gives_no_more_than_its_shares() -> None:
     changed = with_had(known, Had("free", at_ms(-15.5), True))
     assert limits_of(changed) == [{"c:ai": 4 * MICRO, "m:calls": 2}]
     # Seven units were overdrawn in March; what was left of March, and April, made up for three each.
-    cut = Overdraft(at_ms(-92), at_ms(-70), at_ms(-61), "month", (("m:calls", 7),))
+    cut = Cut(at_ms(-92), at_ms(-70), at_ms(-61), "month", units=(("m:calls", 7),))
     overdrawn = paid("a", created_ms=at_ms(-70))
     given = [{"c:ai": 7 * MICRO, "m:calls": 2}, {"c:ai": 7 * MICRO, "m:calls": 0}]
-    assert limits_of(replace(overdrawn, overdraft=cut))[-2:] == given
+    assert limits_of(with_cut(overdrawn, cut))[-2:] == given
 
 
 @pytest.mark.parametrize(
@@ -1919,7 +1917,7 @@ def test_a_period_that_was_cut_short_gives_its_part(
     catalog: Catalog, cut: tuple[int, int, int], at: int, expected: bool
 ) -> None:
     begun_ms, cut_ms, over_ms = map(at_ms, cut)
-    known = replace(paid("a", **OLD), overdraft=Overdraft(begun_ms, cut_ms, over_ms, "month"))
+    known = with_cut(paid("a", **OLD), Cut(begun_ms, cut_ms, over_ms, "month"))
     allowance = effective_terms(known, catalog, at).allowance
     earlier = () if allowance is None else allowance.earlier
     found = [one for one in earlier if (one.start_ms, one.end_ms) == (begun_ms, cut_ms)]
@@ -1936,8 +1934,8 @@ def test_a_period_that_was_cut_short_gives_its_part(
     ],
 )
 def test_a_cut_period_stands_for_the_one_that_it_began_in(begun_ms: int, expected: list[int]) -> None:
-    cut = Overdraft(begun_ms, at_ms(0, 1), at_ms(9), "month")
-    allowance = effective_terms(replace(paid("a", **OLD), overdraft=cut), REACHING, MIDDLE_MS).allowance
+    cut = Cut(begun_ms, at_ms(0, 1), at_ms(9), "month")
+    allowance = effective_terms(with_cut(paid("a", **OLD), cut), REACHING, MIDDLE_MS).allowance
     assert allowance is not None
     whole = {one.start_ms for one in allowance.earlier if one.end_ms != cut.cut_ms}
     assert whole == {at_ms(days) for days in expected}

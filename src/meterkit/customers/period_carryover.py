@@ -1,4 +1,4 @@
-"""Usage carried across a plan change: overdrafts of cut periods, unlimited use, use before a subscription."""
+"""Usage carried across a plan change: of cut periods, without a limit, before a subscription."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from meterkit.decisions.allowance import INCLUDED
 from meterkit.decisions.keys import HEAD_FIELD, meter_field, meter_token
 from meterkit.decisions.packed import CounterHead, MeterCounts
-from meterkit.decisions.plan_shares import overdraft_of, spend_before_subscription, uncut_period
+from meterkit.decisions.plan_shares import cut_of, spend_before_subscription, uncut_period
 from meterkit.decisions.stored_grants import StoredGrant
+from meterkit.terms.cuts import INCLUDED, spent_of
 from meterkit.terms.rows import PLAN, SOLD, SUBSCRIPTION, USED, in_force, last_row
 
 if TYPE_CHECKING:
-    from meterkit.decisions.allowance import Overdraft
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
+    from meterkit.terms.cuts import Cut
 
 
-async def read_overdraft(
-    store: Store, customer: str, state: CustomerState, last_ms: int, cut_ms: int
-) -> Overdraft:
+async def read_cut(store: Store, customer: str, state: CustomerState, last_ms: int, cut_ms: int) -> Cut:
     """Compute what a customer has used in a period beyond the part of it until an instant.
 
     Args:
@@ -37,12 +35,10 @@ async def read_overdraft(
     """
     start_ms, end_ms = uncut_period(state, store.catalog, last_ms)
     used = await _read_usage(store, customer, start_ms, end_ms)
-    return overdraft_of(state, store.catalog, last_ms, cut_ms, used)
+    return cut_of(state, store.catalog, last_ms, cut_ms, used)
 
 
-async def read_spent(
-    store: Store, customer: str, state: CustomerState, began_ms: int | None
-) -> Overdraft | None:
+async def read_spent(store: Store, customer: str, state: CustomerState, began_ms: int | None) -> Cut | None:
     """Compute what a customer has used in a month without a subscription, where one begins or ends.
 
     Counters go on where nothing was used in between: they have that use themselves.
@@ -60,7 +56,7 @@ async def read_spent(
     admin, keys, meters = await store.admin(), store.keys.customer(customer), [*store.catalog.meters]
     asked = [HEAD_FIELD, *map(meter_field, meters)]
     packed, *counts = await admin.ask(admin.client.hmget(keys.counters, asked))
-    head, spent = CounterHead.read(packed), state.spent
+    head, spent = CounterHead.read(packed), spent_of(state.terms)
     if began_ms is None:
         if spent is None or (head.begins_ms, head.ends_ms) != (spent.cut_ms, spent.end_ms):
             return None

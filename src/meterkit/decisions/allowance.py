@@ -4,49 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import NamedTuple
 
 GrantLine = tuple[str, str, int, int, int]
 """A recurring grant: name without the period, target, quantity (units, or micro-credits), priority, life (ms;
 0: until the period ends; -1: what is left then lives on)."""
-
-
-INCLUDED: Final = "i:"
-"""Before a meter's name: its included quantity, as a target of an overdraft."""
-
-
-class Overdraft(NamedTuple):
-    """Use beyond the paid part of a period that was cut short and partly refunded.
-
-    Attributes:
-        start_ms: first instant of the period.
-        cut_ms: instant of the cut: its subscription ended, or a new cycle began.
-        end_ms: its end without the cut.
-        per: interval of included quantities.
-        units: target of a grant, or ``i:METER`` of an included quantity, to the units used beyond.
-        before: part of it from earlier periods.
-    """
-
-    start_ms: int
-    cut_ms: int
-    end_ms: int
-    per: Literal["month", "year"]
-    units: tuple[tuple[str, int], ...] = ()
-    before: tuple[tuple[str, int], ...] = ()
-
-    def covers(self, at_ms: int) -> bool:
-        """Whether an instant lies in the period as it was before the cut."""
-        return self.start_ms <= at_ms < self.end_ms
-
-    @classmethod
-    def of(cls, kept: Sequence[Any]) -> Overdraft:
-        """Read an overdraft as a state stores it."""
-        start_ms, cut_ms, end_ms, per, *parts = kept
-        units, before = (tuple((target, beyond) for target, beyond in part) for part in parts[:2])
-        return cls(start_ms, cut_ms, end_ms, per, units, before)
 
 
 class RollRule(NamedTuple):
@@ -152,7 +114,7 @@ class Allowance:
         earlier: earlier periods, the latest first.
         rolls: what of their grants lives on; None: nothing.
         once: what is given once in the customer's life; None: what the plan says, in this period.
-        history: names the plans and overdrafts that limits follow from, whatever the plans file says of them.
+        history: names the plans and cuts that limits follow from, whatever the plans file says of them.
     """
 
     included: tuple[tuple[str, int], ...] = ()

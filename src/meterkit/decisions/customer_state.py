@@ -10,7 +10,6 @@ from meterkit.catalog import override
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.entitlements import included_by
 from meterkit.catalog.models import SEAT_UNITS
-from meterkit.decisions.allowance import Overdraft
 from meterkit.decisions.customer_overrides import (
     NO_OVERRIDES,
     has_price,
@@ -116,9 +115,6 @@ class CustomerState:
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
         asked_ms: when that was.
         terms: what it had since when; see :mod:`meterkit.terms.rows`.
-        overdraft: of the latest period that was cut short and whose rest was not paid; None: there is none.
-        spent: use without a subscription in a month in which one has begun, and when the counters of the last
-            of it began (``cut_ms``); None: none has begun.
         former_starts_ms: first instants of periods until another subscription was known, the oldest first;
             see :mod:`meterkit.decisions.subscription_periods`.
         currency: of the linked Stripe customer or its subscription, in lower case, also after that has ended;
@@ -137,8 +133,6 @@ class CustomerState:
     asked_plan: str | None = None
     asked_ms: int = 0
     terms: Terms = ()
-    overdraft: Overdraft | None = None
-    spent: Overdraft | None = None
     former_starts_ms: tuple[int, ...] = ()
     currency: str = ""
     subscription: SubscriptionState | None = None
@@ -173,8 +167,6 @@ class CustomerState:
             given["plan_prices"] = parse_item_prices(given["plan_prices"])
         if "terms" in given:
             given["terms"] = tuple(map(Row.of, given["terms"]))
-        for name in given.keys() & {"overdraft", "spent"}:
-            given[name] = Overdraft.of(given[name])
         kept = None if subscription is None else SubscriptionState.of(subscription)
         return cls(**given, subscription=kept)
 

@@ -17,13 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.entitlements import included_by
-from meterkit.decisions.allowance import (
-    INCLUDED,
-    Allowance,
-    EarlierPeriod,
-    Overdraft,
-    PeriodGrants,
-)
+from meterkit.decisions.allowance import Allowance, EarlierPeriod, PeriodGrants
 from meterkit.decisions.customer_state import (
     bounds_of,
     counted_per,
@@ -42,6 +36,7 @@ from meterkit.decisions.rollover import (
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle
 from meterkit.decisions.told_terms import terms_of
+from meterkit.terms.cuts import INCLUDED, Cut, cuts_of, spent_of
 from meterkit.terms.plan_spans import PlanSpan, plan_spans, replace_lost_plans
 from meterkit.terms.rows import AT_ONCE_MS, LATE_PERIOD, SUBSCRIPTION, UNKNOWN_PLAN
 
@@ -52,27 +47,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.allowance import GrantLine, OnceGrant, Rolls
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.terms.rows import Terms
-
-
-def spans_of(state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle) -> list[PlanSpan]:
-    """The plans of a customer up to an instant, the oldest first; restricted access changes none of them."""
-    return _spans_by(terms_of(state, catalog, now_ms), state, catalog, now_ms, counting)
-
-
-def _spans_by(
-    terms: Terms, state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle
-) -> list[PlanSpan]:
-    def start_of(at_ms: int) -> int:
-        return bounds_of(state, counting, at_ms).start_ms
-
-    return plan_spans(terms, now_ms, catalog.default_plan, start_of)
-
-
-def _known_spans(
-    state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle
-) -> Sequence[PlanSpan]:
-    """The plans of a customer by a plans file that may have lost some of them."""
-    return replace_lost_plans(spans_of(state, catalog, now_ms, counting), catalog.plans)
 
 
 _PERIODS_MAX: Final = 24
@@ -93,6 +67,95 @@ class PlanShare(NamedTuple):
     used: Mapping[str, int] = _NOTHING
 
 
+class PlansHad(NamedTuple):
+    """The plans of a customer up to an instant, and what else their quantities depend on.
+
+    Attributes:
+        state: of the customer.
+        catalog: what is sold.
+        counting: cycle over which included quantities are counted.
+        spans: the plans, the oldest first.
+    """
+
+    state: CustomerState
+    catalog: Catalog
+    counting: CountingCycle
+    spans: Sequence[PlanSpan]
+
+    @classmethod
+    def of(cls, state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle) -> PlansHad:
+        """Read them from a customer's terms; restricted access changes none of them."""
+        return cls(state, catalog, counting, ()).by_terms(terms_of(state, catalog, now_ms), now_ms)
+
+    def by_terms(self, terms: Terms, now_ms: int) -> PlansHad:
+        """The same by terms that are at hand."""
+        spans = plan_spans(terms, now_ms, self.catalog.default_plan, self.start_of)
+        return self._replace(spans=spans)
+
+    def known(self) -> PlansHad:
+        """The same by a plans file that may have lost some of them."""
+        return self._replace(spans=replace_lost_plans(self.spans, self.catalog.plans))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a plan gives all of its quantities, however late in a period it began."""
+        return self.catalog.billing.changes.allowance == "whole"
+
+    def start_of(self, at_ms: int) -> int:
+        """First instant of the period of an instant."""
+        return bounds_of(self.state, self.counting, at_ms).start_ms
+
+    def history(self, spans: Sequence[PlanSpan]) -> PlanHistory:
+        """The same for what lives on from period to period."""
+        plans = [(_plan_of(span, self.catalog), span.from_ms, span.is_priced) for span in spans]
+        return PlanHistory(plans, partial(bounds_of, self.state, self.counting), not self.is_whole)
+
+    def shares(self, start_ms: int, end_ms: int) -> tuple[PlanShare, ...]:
+        """The plans of a period with their shares of it; none: its plan did not change.
+
+        A change that Stripe did not charge by the second holds from the beginning of the period, and so does
+        one in its first minute. The last plan is taken to stay until the end.
+        """
+        return () if self.is_whole else self.shares_of(self.spans, start_ms, end_ms)
+
+    def shares_of_cut(self, cut: Cut) -> tuple[PlanShare, ...]:
+        """The plans of a period that was cut short; the time after that gives nothing, unless it was paid."""
+        inside = [span for span in self.spans if span.from_ms < cut.cut_ms]
+        if self.is_whole:
+            inside = [inside[-1]._replace(is_priced=False)]
+        if not cut.is_paid:
+            inside.append(PlanSpan(UNKNOWN_PLAN, cut.cut_ms, is_priced=True))
+        had = self._replace(counting=CountingCycle(per=cut.per))
+        return had.shares_of(inside, cut.start_ms, cut.end_ms) or (had.share_of(inside[-1]),)
+
+    def share_of(self, span: PlanSpan, share: Fraction = Fraction(1)) -> PlanShare:
+        """A plan's share; one that is counted over a year gives a month a twelfth, and the reverse."""
+        plan = _plan_of(span, self.catalog)
+        if plan is not None:
+            share *= Fraction(MONTHS[self.counting.per], MONTHS[counted_per(plan)])
+        return PlanShare(plan, share, dict(span.used))
+
+    def last_share(self, end_ms: int) -> PlanShare:
+        """All of a period, of its last plan."""
+        return self.share_of(next(span for span in reversed(self.spans) if span.from_ms < end_ms))
+
+    def shares_of(self, spans: Sequence[PlanSpan], start_ms: int, end_ms: int) -> tuple[PlanShare, ...]:
+        """The same of some plans, also where each gives all."""
+        inside = [span for span in spans if span.from_ms < end_ms]
+        whole = (place for place, span in enumerate(inside) if span.from_ms <= start_ms or not span.is_priced)
+        parts, length_ms = inside[max(whole) :], end_ms - start_ms
+        if not parts[-1].is_by_hand:
+            length_ms = _full_length_ms(self.state, start_ms) or length_ms
+        if len(parts) == 1 and length_ms == end_ms - start_ms:
+            return ()
+        parts = parts[sum(span.from_ms <= start_ms + AT_ONCE_MS for span in parts[1:]) :]
+        edges = [start_ms, *(span.from_ms for span in parts[1:]), end_ms]
+        return tuple(
+            self.share_of(span, Fraction(till_ms - from_ms, length_ms))
+            for span, (from_ms, till_ms) in zip(parts, pairwise(edges), strict=True)
+        )
+
+
 def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> EffectivePlan:
     """The plan, access and period of a customer at an instant, with the allowance of this period.
 
@@ -102,27 +165,27 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     effective, reach = effective_plan(state, catalog, now_ms), grant_reach(catalog)
     is_open = effective.access not in {"restricted", "suspended"}
     has_changed = is_open and _has_changed_since(state, effective.bounds.start_ms, now_ms)
-    is_overdrawn = state.overdraft is not None or state.spent is not None
-    if not (has_changed or reach.life_ms or is_overdrawn or reach.periods or reach.has_once):
+    cuts, spent = cuts_of(state.terms), spent_of(state.terms)
+    if not (has_changed or reach.life_ms or cuts or spent or reach.periods or reach.has_once):
         return effective
     counting, terms = effective.counting, terms_of(state, catalog, now_ms)
-    had = _spans_by(terms, state, catalog, now_ms, counting)
-    spans = replace_lost_plans(had, catalog.plans)
+    all_had = PlansHad(state, catalog, counting, ()).by_terms(terms, now_ms)
+    had = all_had.known()
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
-        shares = _shares_of(state, spans, *_uncut_period(state, counting, now_ms), counting, catalog)
+        shares = had.shares(*_uncut_period(state, counting, now_ms))
     rolls: Rolls | None = None
     if reach.periods:
         # The plan in force when a period begins decides, since its own instant also if it was set by hand.
         in_force = replace_lost_plans(plan_spans(terms, now_ms, catalog.default_plan), catalog.plans)
-        rolls = find_rolls(_plan_history(state, in_force, counting, catalog), now_ms)
-    earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, reach.life_ms, rolls))
-    overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms) if is_open else {}
+        rolls = find_rolls(had.history(in_force), now_ms)
+    earlier = tuple(_earlier_periods(had, cuts, now_ms, reach.life_ms, rolls))
+    overdrawn = _overdrawn_at(had, now_ms) if is_open else {}
     once: tuple[OnceGrant, ...] | None = None
     if reach.has_once:
         plans = tuple(share.plan for share in shares if share.plan is not None) or (effective.plan,)
         # A plan that left the file gave other grants once than the one that followed.
-        history = _plan_history(state, had, counting, catalog)
+        history = all_had.history(all_had.spans)
         once = find_once(history, plans, effective.bounds.start_ms, now_ms) if is_open else ()
     allowance = Allowance(earlier=earlier, rolls=rolls, once=once)
     lives_on = any(grant.expires_ms or grant.every == "once" for grant in effective.plan.grants)
@@ -133,20 +196,12 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
         given = _allowance_by(effective.plan, shares, catalog, overdrawn)
         allowance = replace(given, earlier=earlier, rolls=rolls, once=once)
     if shares or overdrawn or any(period.grants.limits for period in earlier):
-        allowance = replace(allowance, history=digest_of_terms((had, state.overdraft, state.spent)))
+        allowance = replace(allowance, history=digest_of_terms((all_had.spans, cuts, spent)))
     return replace(
         effective,
         allowance=None if allowance == Allowance() else allowance,
         valid_until_ms=min(effective.valid_until_ms, effective.bounds.end_ms),
     )
-
-
-def _plan_history(
-    state: CustomerState, spans: Sequence[PlanSpan], counting: CountingCycle, catalog: Catalog
-) -> PlanHistory:
-    plans = [(_plan_of(span, catalog), span.from_ms, span.is_priced) for span in spans]
-    is_prorated = catalog.billing.changes.allowance != "whole"
-    return PlanHistory(plans, partial(bounds_of, state, counting), is_prorated)
 
 
 def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool:
@@ -164,76 +219,6 @@ def _full_length_ms(state: CustomerState, start_ms: int) -> int | None:
     """Length of a period as it is charged in full, if the one that begins then is charged by its part."""
     late = (value for row in state.terms for name, value in row.facts if name == LATE_PERIOD and value)
     return next((whole_ms for late_ms, whole_ms in late if abs(late_ms - start_ms) < SHORTEST_MS), None)
-
-
-def _shares_of(
-    state: CustomerState,
-    spans: Sequence[PlanSpan],
-    start_ms: int,
-    end_ms: int,
-    counting: CountingCycle,
-    catalog: Catalog,
-) -> tuple[PlanShare, ...]:
-    """The plans of a period of the present subscription with their shares of it; see :func:`plan_shares`."""
-    whole_ms = _full_length_ms(state, start_ms)
-    return plan_shares(spans, start_ms, end_ms, counting, catalog, whole_ms)
-
-
-def plan_shares(
-    spans: Sequence[PlanSpan],
-    start_ms: int,
-    end_ms: int,
-    counting: CountingCycle,
-    catalog: Catalog,
-    whole_ms: int | None = None,
-) -> tuple[PlanShare, ...]:
-    """The plans of a period with their shares of it; none: its plan did not change.
-
-    A change that Stripe did not charge by the second holds from the beginning of the period, and so does one
-    in its first minute. The last plan is taken to stay until the end.
-
-    Args:
-        spans: the plans of the customer.
-        start_ms: the first instant of the period.
-        end_ms: the first instant after it.
-        counting: what included quantities are counted over.
-        catalog: what is sold.
-        whole_ms: the length of a period that is charged in full; None: that of this one.
-    """
-    if catalog.billing.changes.allowance == "whole":
-        return ()
-    return _shares_of_spans(spans, start_ms, end_ms, counting, catalog, whole_ms)
-
-
-def _shares_of_spans(
-    spans: Sequence[PlanSpan],
-    start_ms: int,
-    end_ms: int,
-    counting: CountingCycle,
-    catalog: Catalog,
-    whole_ms: int | None = None,
-) -> tuple[PlanShare, ...]:
-    inside = [span for span in spans if span.from_ms < end_ms]
-    whole = (place for place, span in enumerate(inside) if span.from_ms <= start_ms or not span.is_priced)
-    parts, length_ms = inside[max(whole) :], end_ms - start_ms
-    if whole_ms is not None and not parts[-1].is_by_hand:
-        length_ms = whole_ms
-    if len(parts) == 1 and length_ms == end_ms - start_ms:
-        return ()
-    parts = parts[sum(span.from_ms <= start_ms + AT_ONCE_MS for span in parts[1:]) :]
-    edges = [start_ms, *(span.from_ms for span in parts[1:]), end_ms]
-    return tuple(
-        _share_of(span, Fraction(till_ms - from_ms, length_ms), counting, catalog)
-        for span, (from_ms, till_ms) in zip(parts, pairwise(edges), strict=True)
-    )
-
-
-def _share_of(span: PlanSpan, share: Fraction, counting: CountingCycle, catalog: Catalog) -> PlanShare:
-    """A plan's share; one that is counted over a year gives a month a twelfth, and the reverse."""
-    plan = _plan_of(span, catalog)
-    if plan is not None:
-        share *= Fraction(MONTHS[counting.per], MONTHS[counted_per(plan)])
-    return PlanShare(plan, share, dict(span.used))
 
 
 def _plan_of(span: PlanSpan, catalog: Catalog) -> Plan | None:
@@ -301,7 +286,7 @@ def _prorated_grants(shares: Sequence[PlanShare]) -> PeriodGrants:
 def _allowance_by(
     plan: Plan, shares: Sequence[PlanShare], catalog: Catalog, overdrawn: Mapping[str, int] = _NOTHING
 ) -> Allowance:
-    """Add up shares, or the whole plan if there are none, less the overdraft."""
+    """Add up shares, or the whole plan if there are none, less what is overdrawn."""
     shares = shares or (PlanShare(plan, Fraction(1)),)
     included = tuple(
         (name, max(0, units - overdrawn.get(f"{INCLUDED}{name}", 0)))
@@ -313,12 +298,12 @@ def _allowance_by(
         added=tuple(
             (name, ceil(units)) for name, units in added.items() if _is_prorated(catalog.meters[name])
         ),
-        grants=_subtract_overdraft(_prorated_grants(shares), overdrawn),
+        grants=_subtract_overdrawn(_prorated_grants(shares), overdrawn),
     )
 
 
 def _quantities_of(allowance: Allowance) -> dict[str, int]:
-    """Quantities of an allowance, by target as in an overdraft."""
+    """Quantities of an allowance, by target as in a cut."""
     grants = () if allowance.grants is None else allowance.grants.limits
     return {**{f"{INCLUDED}{name}": units for name, units in allowance.included}, **dict(grants)}
 
@@ -329,150 +314,97 @@ def _round_up(target: str, quantity: Fraction) -> int:
 
 
 def _earlier_periods(
-    state: CustomerState,
-    spans: Sequence[PlanSpan],
-    counting: CountingCycle,
-    catalog: Catalog,
-    now_ms: int,
-    life_ms: int,
-    rolls: Rolls | None,
+    had: PlansHad, cuts: Sequence[Cut], now_ms: int, life_ms: int, rolls: Rolls | None
 ) -> Iterator[EarlierPeriod]:
-    """Earlier periods whose grants may still live, the latest first.
+    """Earlier periods whose grants may still live, the latest first, behind those that were cut short.
 
-    A period that was cut short gives no more than its part, also where another subscription has begun since.
     Before the first subscription there were calendar months; of these only what lives on may be left.
     """
-    cut, rolled_ms = state.overdraft, NEVER_MS if rolls is None else rolls.starts[0]
-    listed = Counter[str]()
-    if cut is not None and (now_ms < max(cut.end_ms, cut.start_ms + life_ms) or cut.cut_ms > rolled_ms):
-        given = mark_rolled(_prorated_grants(_cut_shares(spans, cut, catalog)), rolls, cut.cut_ms)
-        yield EarlierPeriod(cut.start_ms, cut.cut_ms, given, True)
-    subscription, first_ms = state.subscription, 0
-    certain_ms = free_ms = spans[1].from_ms if len(spans) > 1 else NEVER_MS
+    rolled_ms, listed = NEVER_MS if rolls is None else rolls.starts[0], Counter[str]()
+    for cut in reversed(cuts):
+        if now_ms < max(cut.end_ms, cut.start_ms + life_ms) or cut.cut_ms > rolled_ms:
+            given = mark_rolled(_prorated_grants(had.shares_of_cut(cut)), rolls, cut.cut_ms)
+            yield EarlierPeriod(cut.start_ms, cut.cut_ms, given, True)
+    subscription, first_ms = had.state.subscription, 0
+    certain_ms = free_ms = had.spans[1].from_ms if len(had.spans) > 1 else NEVER_MS
     if subscription is not None and subscription.has_begun_at(now_ms):
         first_ms = subscription.made_ms
         certain_ms = min(certain_ms, first_ms)
-    end_ms = bounds_of(state, counting, now_ms).start_ms
+    end_ms = had.start_of(now_ms)
     for _ in range(_PERIODS_MAX if rolls is None else max(_PERIODS_MAX, len(rolls.starts))):
-        start_ms = bounds_of(state, counting, end_ms - 1).start_ms
+        start_ms = had.start_of(end_ms - 1)
         is_before = start_ms < first_ms
         if start_ms < rolled_ms and (is_before or start_ms + life_ms <= now_ms):
             return
         if is_before and end_ms > min(first_ms, free_ms):
             return
-        is_cut = cut is not None and start_ms <= cut.start_ms < end_ms
-        overdrawn = _overdraft_at(state, spans, counting, catalog, start_ms)
-        grants = _grants_of(state, spans, start_ms, end_ms, counting, catalog, overdrawn)
-        grants = PeriodGrants(()) if is_cut else mark_rolled(grants, rolls, end_ms)
-        living = living_lines(grants, rolls, start_ms, now_ms, listed)
-        lines = tuple(line for line in living if line[4] < 0 or not is_before)
-        if lines:
-            is_certain = end_ms > certain_ms
-            yield EarlierPeriod(start_ms, end_ms, grants._replace(lines=lines), is_certain)
+        if not any(start_ms <= cut.start_ms < end_ms for cut in cuts):
+            grants = mark_rolled(_grants_of(had, start_ms, end_ms), rolls, end_ms)
+            living = living_lines(grants, rolls, start_ms, now_ms, listed)
+            lines = tuple(line for line in living if line[4] < 0 or not is_before)
+            if lines:
+                yield EarlierPeriod(start_ms, end_ms, grants._replace(lines=lines), end_ms > certain_ms)
         end_ms = start_ms
 
 
-def _grants_of(
-    state: CustomerState,
-    spans: Sequence[PlanSpan],
-    start_ms: int,
-    end_ms: int,
-    counting: CountingCycle,
-    catalog: Catalog,
-    overdrawn: Mapping[str, int],
-) -> PeriodGrants:
+def _grants_of(had: PlansHad, start_ms: int, end_ms: int) -> PeriodGrants:
     """The recurring grants of an earlier period, less what is overdrawn; of a lost plan those on file."""
-    if any(one.is_lost and one.from_ms < end_ms and start_ms < to.from_ms for one, to in pairwise(spans)):
+    if any(one.is_lost and one.from_ms < end_ms and start_ms < to.from_ms for one, to in pairwise(had.spans)):
         return PeriodGrants(())
-    shares = _shares_of(state, spans, start_ms, end_ms, counting, catalog)
-    last = _last_share(spans, end_ms, counting, catalog)
+    shares, last = had.shares(start_ms, end_ms), had.last_share(end_ms)
+    overdrawn = _overdrawn_at(had, start_ms)
     if shares or overdrawn:
-        return _subtract_overdraft(_prorated_grants(shares or (last,)), overdrawn)
+        return _subtract_overdrawn(_prorated_grants(shares or (last,)), overdrawn)
     return PeriodGrants(() if last.plan is None else grant_lines(last.plan))
 
 
-def _subtract_overdraft(grants: PeriodGrants, overdrawn: Mapping[str, int]) -> PeriodGrants:
+def _subtract_overdrawn(grants: PeriodGrants, overdrawn: Mapping[str, int]) -> PeriodGrants:
     limits = ((target, max(0, units - overdrawn.get(target, 0))) for target, units in grants.limits)
     return grants._replace(limits=tuple(limits))
 
 
-def _last_share(
-    spans: Sequence[PlanSpan], end_ms: int, counting: CountingCycle, catalog: Catalog
-) -> PlanShare:
-    """All of a period, of its last plan."""
-    last = next(span for span in reversed(spans) if span.from_ms < end_ms)
-    return _share_of(last, Fraction(1), counting, catalog)
-
-
-def _cut_shares(
-    spans: Sequence[PlanSpan], cut: Overdraft, catalog: Catalog, whole_ms: int | None = None
-) -> tuple[PlanShare, ...]:
-    """The plans of a period that was cut short; the time after that gives nothing."""
-    inside = [span for span in spans if span.from_ms < cut.cut_ms]
-    if catalog.billing.changes.allowance == "whole":
-        inside = [inside[-1]._replace(is_priced=False)]
-    inside.append(PlanSpan(UNKNOWN_PLAN, cut.cut_ms, is_priced=True))
-    counting = CountingCycle(per=cut.per)
-    shares = _shares_of_spans(inside, cut.start_ms, cut.end_ms, counting, catalog, whole_ms)
-    return shares or (PlanShare(None, Fraction(1)),)
-
-
-def overdraft_of(
-    state: CustomerState, catalog: Catalog, last_ms: int, cut_ms: int, used: Mapping[str, int]
-) -> Overdraft:
-    """Use beyond the part of a period that was paid; what was overdrawn before adds to it.
+def cut_of(
+    state: CustomerState, catalog: Catalog, last_ms: int, cut_ms: int, used: Mapping[str, int] | None
+) -> Cut:
+    """A period that was cut short, with use beyond its paid part; what was overdrawn before adds to it.
 
     Args:
         state: as it was when the period was cut short.
         catalog: what is sold.
         last_ms: an instant of the period.
         cut_ms: when it was cut short.
-        used: by target, as in :class:`~meterkit.decisions.allowance.Overdraft`, what was used in the period.
+        used: by target, as in :class:`~meterkit.terms.cuts.Cut`, what was used in the period; None: all of it
+            was paid.
     """
     effective = effective_plan(state, catalog, last_ms)
-    spans = _known_spans(state, catalog, last_ms, effective.counting)
+    had = PlansHad.of(state, catalog, last_ms, effective.counting).known()
     start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
-    cut = Overdraft(start_ms, cut_ms, end_ms, effective.counting.per)
-    whole_ms = _full_length_ms(state, start_ms)
-    due = _quantities_of(_allowance_by(effective.plan, _cut_shares(spans, cut, catalog, whole_ms), catalog))
-    before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
-    targets = {*due, *before, *(target for target in used if not target.startswith(INCLUDED))}
-    units = [
-        (target, used.get(target, 0) + before.get(target, 0) - due.get(target, 0))
-        for target in sorted(targets)
-    ]
-    return cut._replace(units=tuple(one for one in units if one[1] > 0), before=tuple(sorted(before.items())))
+    cut = Cut(start_ms, cut_ms, end_ms, effective.counting.per, is_paid=used is None)
+    before = _overdrawn_at(had, last_ms)
+    due = _quantities_of(_allowance_by(effective.plan, had.shares_of_cut(cut), catalog))
+    grants = {target: units for target, units in (used or {}).items() if not target.startswith(INCLUDED)}
+    beyond = Counter(before) + Counter(
+        {target: (used or {}).get(target, 0) for target in {*due, *before, *grants}}
+    )
+    beyond.subtract(due)
+    units = tuple(sorted((target, over) for target, over in beyond.items() if over > 0))
+    return cut._replace(units=units, before=units if used is None else tuple(sorted(before.items())))
 
 
-def overdraft_after(state: CustomerState, catalog: Catalog, last_ms: int) -> Overdraft | None:
-    """Reduce an overdraft by the last period of a subscription, whose money was kept."""
-    if state.overdraft is None:
-        return None
-    effective = effective_plan(state, catalog, last_ms)
-    spans = _known_spans(state, catalog, last_ms, effective.counting)
-    start_ms, end_ms = _uncut_period(state, effective.counting, last_ms)
-    shares = _shares_of(state, spans, start_ms, end_ms, effective.counting, catalog)
-    before = _overdraft_at(state, spans, effective.counting, catalog, last_ms)
-    left = _reduce_overdraft(before, _allowance_by(effective.plan, shares, catalog))
-    units = tuple(sorted(left.items()))
-    return state.overdraft._replace(units=units, before=units)
-
-
-def _reduce_overdraft(overdrawn: Mapping[str, int], allowance: Allowance) -> dict[str, int]:
-    """The part of an overdraft that a period does not make up for."""
+def _reduce_overdrawn(overdrawn: Mapping[str, int], allowance: Allowance) -> dict[str, int]:
+    """The part of what is overdrawn that a period does not make up for."""
     due = _quantities_of(allowance)
     left = ((target, units - due.get(target, 0)) for target, units in overdrawn.items())
     return {target: units for target, units in left if units > 0}
 
 
-def _overdraft_at(
-    state: CustomerState, spans: Sequence[PlanSpan], counting: CountingCycle, catalog: Catalog, now_ms: int
-) -> dict[str, int]:
-    """Compute the overdraft at the start of this period: each period since the cut makes up for a part."""
-    cut, spent, subscription = state.overdraft, state.spent, state.subscription
+def _overdrawn_at(had: PlansHad, now_ms: int) -> dict[str, int]:
+    """What is overdrawn at the start of this period: each period since the latest cut makes up for a part."""
+    state, subscription = had.state, had.state.subscription
+    cut, spent = next(reversed(cuts_of(state.terms)), None), spent_of(state.terms)
     if state.plan is not None:
         return {}
-    start_ms = bounds_of(state, counting, now_ms).start_ms
+    start_ms = had.start_of(now_ms)
     has_begun = subscription is not None and subscription.has_begun_at(now_ms)
     if subscription is None or not has_begun or subscription.status_at(now_ms) in ENDED:
         return dict(spent.units) if spent is not None and spent.covers(start_ms) else {}
@@ -484,11 +416,10 @@ def _overdraft_at(
     for _ in range(_PERIODS_MAX):
         if start_ms <= first_ms or not left:
             return left
-        end_ms, start_ms = start_ms, bounds_of(state, counting, start_ms - 1).start_ms
-        shares = _shares_of(state, spans, start_ms, end_ms, counting, catalog)
-        plan = _last_share(spans, end_ms, counting, catalog).plan
+        end_ms, start_ms = start_ms, had.start_of(start_ms - 1)
+        plan = had.last_share(end_ms).plan
         if plan is not None:
-            left = _reduce_overdraft(left, _allowance_by(plan, shares, catalog))
+            left = _reduce_overdrawn(left, _allowance_by(plan, had.shares(start_ms, end_ms), had.catalog))
     return {}
 
 
@@ -502,7 +433,7 @@ def _uncut_period(state: CustomerState, counting: CountingCycle, now_ms: int) ->
 
 def spend_before_subscription(
     state: CustomerState, catalog: Catalog, at_ms: int, used: Mapping[str, int], begun_ms: int
-) -> Overdraft:
+) -> Cut:
     """Use without a subscription in the calendar month in which one begins.
 
     Args:
@@ -514,9 +445,13 @@ def spend_before_subscription(
     """
     counting = effective_plan(state, catalog, at_ms).counting
     start_ms, end_ms = _uncut_period(state, counting, at_ms)
-    month, before = Overdraft(start_ms, begun_ms, end_ms, counting.per), dict[str, int]()
-    if state.spent is not None and state.spent.covers(start_ms):
-        month, before = state.spent, dict(state.spent.units)
+    month, spent, before = (
+        Cut(start_ms, begun_ms, end_ms, counting.per),
+        spent_of(state.terms),
+        dict[str, int](),
+    )
+    if spent is not None and spent.covers(start_ms):
+        month, before = spent, dict(spent.units)
     units = Counter(before) + Counter(used)
     return month._replace(
         cut_ms=begun_ms, units=tuple(sorted(units.items())), before=tuple(sorted(before.items()))

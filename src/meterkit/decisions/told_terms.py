@@ -28,6 +28,7 @@ from meterkit.terms.rows import (
     SUBSCRIPTION,
     in_force,
     last_ms,
+    last_row,
     layer_of,
     tell,
 )
@@ -48,8 +49,8 @@ def terms_of(state: CustomerState, catalog: Catalog, now_ms: int) -> Terms:
     terms has what it has from ever.
     """
     terms = state.terms
-    if not terms:
-        terms = tell((), _facts_of(state, catalog, EVER_MS), EVER_MS, EVER_MS, "stripe")
+    if last_row(terms, SOLD) is None:
+        terms = tell(terms, _facts_of(state, catalog, EVER_MS), EVER_MS, EVER_MS, "stripe")
     by_hand_ms = last_ms(terms, BY_HAND)
     for at_ms in _clock_changes(state.subscription, last_ms(terms, SOLD), now_ms):
         facts = _facts_of(state, catalog, at_ms)
@@ -81,8 +82,8 @@ def with_terms(
         told_ms: now.
         source: who said so; of a change of the subscription that is Stripe.
     """
-    at_ms = _ends_ms(before, after, at_ms)
-    is_report = after.subscription != before.subscription
+    is_report = after.subscription != before.subscription or after.terms != before.terms
+    at_ms, before = _ends_ms(before, after, at_ms), replace(before, terms=after.terms)
     if is_report and at_ms < last_ms(before.terms, BY_HAND):
         # It ends what was set by hand before, not what was set since.
         kept = {name: getattr(before, name) for name in ("plan", "status", "status_since_ms")}

@@ -24,6 +24,7 @@ from meterkit.decisions.rollover import grant_reach
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.replies import LIVE_SUBJECTS_MOST
 from meterkit.store.script_arguments import pack_tail
+from meterkit.terms.cuts import spent_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -321,7 +322,7 @@ class CompiledCatalog:
 
     def resolve_plan(self, state: CustomerState, now_ms: int) -> EffectivePlan:
         """Plan, access and period of a state at an instant; shared without a subscription and overrides."""
-        if state.subscription or state.overrides or state.overdraft or state.spent:
+        if state.subscription or state.overrides or spent_of(state.terms):
             return effective_terms(state, self.catalog, now_ms)
         terms = state.terms if self._grants_live_on else ()
         by_hand = (state.plan, state.plan_prices, state.status, state.status_since_ms)

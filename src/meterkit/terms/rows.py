@@ -31,6 +31,10 @@ STATUS_BY_HAND: Final = "hand.status"
 """Status that was set by hand; None: what was sold counts."""
 USED: Final = "sold.used"
 """Units included by then, by meter, of meters that only the next plan limits. Of this instant alone."""
+CUT: Final = "cycle.cut"
+"""The latest period that was cut short; see :class:`~meterkit.terms.cuts.Cut`."""
+SPENT: Final = "cycle.spent"
+"""The latest month in which a subscription has begun, and what was used in it without one; likewise."""
 
 EVER_MS: Final = -9_000_000_000_000_000
 """Stands for a beginning that is not known."""
@@ -48,6 +52,8 @@ NOTHING: Final[Mapping[str, Any]] = {
     PLAN_BY_HAND: None,
     STATUS_BY_HAND: None,
     USED: (),
+    CUT: (),
+    SPENT: (),
 }
 """The facts before the first row."""
 

@@ -30,6 +30,7 @@ from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.price_segments import label_of, overage_cents, parts_of, segments_of, sent_label
 from meterkit.decisions.spending import budgets_of
 from meterkit.decisions.transitions import parse_addons
+from meterkit.terms.cuts import cuts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -554,7 +555,7 @@ def _build_tenure(
         charged_plan=charged,
         is_changed=has_end_within(stored, start_ms, last_ms)
         or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
-        is_credited=state.overdraft is not None and start_ms < state.overdraft.cut_ms <= end_ms,
+        is_credited=any(not cut.is_paid and start_ms < cut.cut_ms <= end_ms for cut in cuts_of(state.terms)),
         is_granted=state.granted,
         is_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms)),
         is_usage_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms, end_ms)),

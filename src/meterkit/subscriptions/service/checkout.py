@@ -35,6 +35,7 @@ from meterkit.subscriptions.stripe_objects import (
 )
 from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
 from meterkit.subscriptions.subscription_updates import FLEXIBLE, end_unpaid, with_all_items
+from meterkit.terms.cuts import cuts_of
 from meterkit.terms.rows import PLAN, in_force
 
 if TYPE_CHECKING:
@@ -231,8 +232,9 @@ class SubscriptionStarter:
     async def _refuse_repeated_tiers(self, customer: str, plan: Plan) -> None:
         """Raise SubscriptionError if the tiers of a price began in a period that was cut short unpaid."""
         _, state = await self._states.read(customer)
-        cut, plans, now_ms = state.overdraft, self._store.catalog.plans, self._store.now_ms()
-        if cut is None or now_ms >= cut.end_ms:
+        plans, now_ms = self._store.catalog.plans, self._store.now_ms()
+        unpaid = (one for one in cuts_of(state.terms) if not one.is_paid and now_ms < one.end_ms)
+        if (cut := next(unpaid, None)) is None:
             return
         since_ms = now_ms - (cut.end_ms - cut.start_ms)
         edges_ms = (since_ms, *(row.since_ms for row in state.terms if since_ms < row.since_ms))

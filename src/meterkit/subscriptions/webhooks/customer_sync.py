@@ -43,6 +43,7 @@ from meterkit.subscriptions.subscription_reading import (
     read_subscription,
 )
 from meterkit.subscriptions.subscription_updates import list_subscriptions, with_unlisted_parts
+from meterkit.subscriptions.webhooks.stripe_events import CHANGE
 from meterkit.subscriptions.webhooks.subscription_writer import SubscriptionWriter, UnlinkedError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class CustomerSyncer:
             _, state = await self._states.read(customer)
             others -= known_subscriptions(state, await read_history(self.store, customer)) or set()
         for note in entry.notes:
-            is_ours = note.kind != LINK and note.data.get("subscription") not in others
+            is_ours = note.kind not in {LINK, CHANGE} and note.data.get("subscription") not in others
             if is_ours and await self._is_current(note, listed):
                 await publish_notice(self.store, customer, note.kind, {**note.data, "id": note.name})
 
@@ -188,7 +189,13 @@ class CustomerSyncer:
         if not await self.queue.renew(entry):
             raise LostError
         known = await self._writer.write(
-            customer, entry.stripe_customer, subscription, found, entry.cause, currency=currency
+            customer,
+            entry.stripe_customer,
+            subscription,
+            found,
+            entry.cause,
+            currency=currency,
+            events={note.data["event"]: note.data["at_ms"] for note in entry.notes if note.kind == CHANGE},
         )
         await note_renewal(self.store, customer, subscription, known=known)
         return subscription, known

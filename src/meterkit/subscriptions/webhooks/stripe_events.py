@@ -23,6 +23,9 @@ _ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
 _INTEGER_MAX: Final = 10**15
 _CHECKOUT: Final = "checkout.session.completed"
 _CUSTOMER: Final = "customer.updated"
+_UPDATED: Final = "customer.subscription.updated"
+CHANGE: Final = "change"
+"""Kind of the note of an event that reports other items of a subscription."""
 _METHOD_FIELDS: Final = frozenset({"invoice_settings", "default_source"})
 """Fields of a Stripe customer that name its default payment method."""
 _TRIAL: Final = "customer.subscription.trial_will_end"
@@ -90,7 +93,8 @@ class EventNote:
 
     Attributes:
         name: two notes of one name are the same action.
-        kind: ``link``: find the customer of a checkout session; otherwise the event to send to handlers.
+        kind: ``link``: find the customer of a checkout session; ``change``: read when items changed;
+            otherwise the event to send to handlers.
         data: its parameters, as JSON.
     """
 
@@ -181,6 +185,14 @@ def _checkout_note(shown: Mapping[str, Any], _event: Event) -> EventNote | None:
     return EventNote(name=f"link/{session}", kind="link", data={"session": session})
 
 
+def _change_note(_shown: Mapping[str, Any], event: Event) -> EventNote | None:
+    if "items" not in _as_object(_as_object(event.get("data")).get("previous_attributes")):
+        return None
+    return EventNote(
+        name=f"{CHANGE}/{event['id']}", kind=CHANGE, data={"event": event["id"], **_created_at(event)}
+    )
+
+
 def _trial_note(shown: Mapping[str, Any], event: Event) -> EventNote | None:
     subscription, trial_end_s = _id_of(shown), _integer_of(shown.get("trial_end"))
     if subscription is None or trial_end_s is None:
@@ -228,6 +240,7 @@ def _payment_note(
 _NOTE_READERS: Final[Mapping[str, Callable[[Mapping[str, Any], Event], EventNote | None]]] = {
     _CHECKOUT: _checkout_note,
     _TRIAL: _trial_note,
+    _UPDATED: _change_note,
     "invoice.payment_failed": _failed_payment_note,
     "invoice.payment_succeeded": _paid_note,
     # An endpoint may be subscribed to only one of the two.

@@ -16,11 +16,11 @@ from meterkit.customers.late_usage_on_price_change import (
     next_minute_ms,
     release_usage,
 )
-from meterkit.customers.period_carryover import read_overdraft, read_spent
+from meterkit.customers.period_carryover import read_cut, read_spent
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import effective_plan, with_subscription
 from meterkit.decisions.periods import DAY_MS, SHORTEST_MS, from_ms, to_ms
-from meterkit.decisions.plan_shares import overdraft_after, uncut_period
+from meterkit.decisions.plan_shares import cut_of, uncut_period
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
 from meterkit.errors import StripeError
@@ -44,18 +44,20 @@ from meterkit.subscriptions.subscription_reading import (
     metered_of,
     plan_of,
 )
+from meterkit.terms.cuts import cuts_of
+from meterkit.terms.rows import ADDONS, CUT, PLAN, SOLD, SPENT, last_ms, tell
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
     from typing import TypeAlias
 
     from meterkit.catalog import Bought, Catalog
-    from meterkit.decisions.allowance import Overdraft
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.periods import Bounds
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
+    from meterkit.terms.cuts import Cut
 
     EndUsage: TypeAlias = Callable[[str, Mapping[int, int]], Awaitable[None]]
     """Called with the customer, and the ends of periods at Stripe with their first instants (ms)."""
@@ -98,6 +100,7 @@ class SubscriptionWriter:
         cause: str,
         *,
         currency: str | None,
+        events: Mapping[str, int] | None = None,
     ) -> SubscriptionState | None:
         """Store a subscription; return the one known before.
 
@@ -108,6 +111,7 @@ class SubscriptionWriter:
             found: all of the Stripe customer, with ``latest_invoice`` expanded.
             cause: for the ledger.
             currency: that Stripe bills the customer in; empty: none yet; None: not known, it stays.
+            events: ids of the events that report changes of its items, and when these were made (ms).
 
         Raises:
             UnlinkedError: the customer has another Stripe customer meanwhile, or none.
@@ -122,19 +126,23 @@ class SubscriptionWriter:
             subscription = keep_shown_line_terms(subscription, known, shown, self._store.catalog)
         apply_to = partial(_subscription_change, linked, subscription, self._store.catalog, currency)
         after = apply_to()(before)
-        overdraft, spent = await self._read_overdraft(customer, before, after, found), None
+        cycle: dict[str, Cut | None] = {CUT: await self._read_cut(customer, before, after, found)}
         if before.plan is None and _is_running(subscription) != _is_running(known):
             began_ms = subscription.created_ms if _is_running(subscription) else None
-            spent = await read_spent(self._store, customer, before, began_ms)
-        apply_subscription = apply_to(overdraft, spent)
+            cycle[SPENT] = await read_spent(self._store, customer, before, began_ms)
+        changes = await read_changes(self._store, self._api(), before, subscription, cause, events or {})
+        apply_subscription = apply_to(cycle, changes[:-1], self._store.now_ms())
         if _is_running(known) and _is_running(subscription):
             await move_grants(self._store, customer, self._bounds(before), self._bounds(after))
         final, moved = await self._store_invoice_ends(
             customer, after, period_ends(found, known, subscription)
         )
-        planned_ms = await plan_changed_ms(self._store, self._api(), known, subscription, cause)
         store_state = partial(
-            self._states.change, customer, apply_subscription, cause=cause, changed_ms=planned_ms
+            self._states.change,
+            customer,
+            apply_subscription,
+            cause=cause,
+            changed_ms=changes[-1].at_ms if changes else None,
         )
         switched = meters_switched_by_others(known, subscription, self._store.now_ms())
         if subscription is None or moved or not switched:
@@ -174,17 +182,14 @@ class SubscriptionWriter:
                 text = "the prices of usage of subscription %s are not in its metadata at Stripe yet: %s"
                 _logger.warning(text, subscription.id, error)
 
-    async def _read_overdraft(
+    async def _read_cut(
         self,
         customer: str,
         before: CustomerState,
         after: CustomerState,
         found: Sequence[Mapping[str, Any]],
-    ) -> Overdraft | None:
-        """Read unpaid usage, if a period was cut short and the money for its rest not kept.
-
-        Otherwise the last period of an ended subscription reduces an earlier overdraft.
-        """
+    ) -> Cut | None:
+        """Read what was used of a period that was cut short, or the last one of a subscription; else None."""
         known = before.subscription
         shown = next((one for one in found if known is not None and one["id"] == known.id), None)
         cut_ms = 0 if known is None or shown is None else last_edge_ms(shown, known, after.subscription)
@@ -201,8 +206,9 @@ class SubscriptionWriter:
             return None
         since_ms = min(known.start_ms, start_ms)
         if cut_ms < end_ms and not await self._is_rest_paid(shown, since_ms, cut_ms):
-            return await read_overdraft(self._store, customer, before, last_ms, cut_ms)
-        return overdraft_after(before, self._store.catalog, last_ms) if has_ended else None
+            return await read_cut(self._store, customer, before, last_ms, cut_ms)
+        is_over = cut_ms < end_ms or (has_ended and cuts_of(before.terms))
+        return cut_of(before, self._store.catalog, last_ms, cut_ms, None) if is_over else None
 
     async def _is_rest_paid(self, shown: Mapping[str, Any], since_ms: int, cut_ms: int) -> bool:
         """Whether the money for the rest of a period was kept; also if the key may not read invoices."""
@@ -322,8 +328,9 @@ def _subscription_change(
     subscription: SubscriptionState | None,
     catalog: Catalog,
     currency: str | None,
-    overdraft: Overdraft | None = None,
-    spent: Overdraft | None = None,
+    cycle: Mapping[str, Cut | None] | None = None,
+    changes: Sequence[SoldChange] = (),
+    now_ms: int = 0,
 ) -> Callable[[CustomerState], CustomerState]:
     def change(state: CustomerState) -> CustomerState:
         if state.stripe_customer != linked:
@@ -331,7 +338,12 @@ def _subscription_change(
         changed = with_subscription(state, subscription, catalog.plans, catalog.addons)
         if currency is not None:
             changed = replace(changed, currency=currency)
-        return replace(changed, overdraft=overdraft or state.overdraft, spent=spent or state.spent)
+        terms = changed.terms
+        for name, cut in (cycle or {}).items():
+            terms = terms if cut is None else tell(terms, {name: cut}, cut.cut_ms, now_ms, "stripe")
+        for one in changes:
+            terms = tell(terms, dict(zip((PLAN, ADDONS), one.has, strict=True)), one.at_ms, now_ms, "stripe")
+        return replace(changed, terms=terms)
 
     return change
 
@@ -340,41 +352,70 @@ _EVENT: Final = "evt_"
 _PAGES_MAX: Final = 3
 
 
-async def plan_changed_ms(
+class SoldChange(NamedTuple):
+    """A change of what a subscription sells: the key of its plan, and its add-ons.
+
+    Attributes:
+        at_ms: when it was made.
+        had: what was sold until then.
+        has: what is sold from then on.
+    """
+
+    at_ms: int
+    had: tuple[str | None, Bought]
+    has: tuple[str | None, Bought]
+
+
+async def read_changes(
     store: Store,
     api: StripeApi,
-    known: SubscriptionState | None,
+    state: CustomerState,
     found: SubscriptionState | None,
     cause: str,
-) -> int | None:
-    """Time of a change of plan or add-ons at Stripe (ms); None: none, or Stripe has no event of it.
+    events: Mapping[str, int],
+) -> list[SoldChange]:
+    """The changes of plan or add-ons at Stripe since the last known one, the oldest first.
+
+    Empty: there was none, or Stripe has no event of the last one.
 
     Args:
         store: of the kit.
         api: the Stripe client.
-        known: the stored subscription.
-        found: the fetched one.
+        state: of the customer, as it is stored.
+        found: the fetched subscription.
         cause: the id of the event that requested the sync, or a word.
+        events: ids of events that report changes, and when these were made (ms); unless they lead to what it
+            sells, the latest are read.
 
     Raises:
         StripeError: Stripe does not answer, or refuses for another reason than the rights of the key.
     """
+    known, now_ms, catalog = state.subscription, store.now_ms(), store.catalog
     if known is None or found is None or known.id != found.id:
-        return None
-    now_ms = store.now_ms()
-    if (known.plan_at(now_ms), known.addons_at(now_ms)) == (found.plan, found.addons):
-        return None
+        return []
+    had, has = (known.plan_at(now_ms), known.addons_at(now_ms)), (found.plan, found.addons)
+    since_ms, changes = last_ms(state.terms, SOLD), list[SoldChange]()
+    unknown = [name for name, at_ms in events.items() if at_ms > since_ms]
+    if had == has and not unknown:
+        return []
     try:
-        at_ms = _event_time_ms(await _read_update(api, cause), found, store.catalog)
-        if at_ms is not None:
-            return at_ms
-        async for event in _latest_updates(api):
-            if (at_ms := _event_time_ms(event, found, store.catalog)) is not None:
-                return at_ms
+        for name in unknown or [cause]:
+            if (change := _change_in(await _read_update(api, name), found, catalog)) is not None:
+                changes.append(change)
+        changes.sort()
+        if had != has and not (changes and changes[-1].has == has):
+            changes.clear()
+            async for event in _latest_updates(api):
+                if (change := _change_in(event, found, catalog)) is not None and (
+                    changes or change.has == has
+                ):
+                    changes.insert(0, change)
+                    if change.had == had:
+                        break
     except StripeError as error:
         if error.status not in KEY_REFUSALS:
             raise
-    return None
+    return [one for one in changes if one.at_ms > since_ms] if changes and changes[-1].has == has else []
 
 
 async def _read_update(api: StripeApi, cause: str) -> dict[str, Any]:
@@ -408,17 +449,16 @@ def _at_ms(event: Mapping[str, Any]) -> int:
     return int(event["created"]) * 1000
 
 
-def _event_time_ms(event: Mapping[str, Any], found: SubscriptionState, catalog: Catalog) -> int | None:
-    """Time of the event (ms), if it changed the subscription to its plan and add-ons; else None."""
+def _change_in(event: Mapping[str, Any], found: SubscriptionState, catalog: Catalog) -> SoldChange | None:
+    """The change that an event reports; None: it reports none, or one of another subscription."""
     data = part_of(event, "data")
     shown = part_of(data, "object")
-    if text_in(shown, "id") != found.id or found.plan is None:
+    if text_in(shown, "id") != found.id:
         return None
-    now = found.plan, found.addons
-    after, before = (
+    has, had = (
         _sold_by({**shown, **previous}, catalog) for previous in ({}, part_of(data, "previous_attributes"))
     )
-    return _at_ms(event) if after == now != before else None
+    return None if has[0] is None or has == had else SoldChange(_at_ms(event), had, has)
 
 
 def _sold_by(shown: Mapping[str, Any], catalog: Catalog) -> tuple[str | None, Bought]:
