@@ -78,6 +78,10 @@ class TcpProxy:
         if self._server is None:
             await self._listen()
 
+    def drop_open(self) -> None:
+        """Let no reply of an open connection pass any more, as a network does that has forgotten it."""
+        self._mute.update(self._connections.values())
+
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]

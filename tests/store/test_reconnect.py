@@ -485,6 +485,23 @@ async def test_i9_who_delivers_or_reads_leaves_a_demoted_master() -> None:
             assert at.accepted("acme") == 11
 
 
+async def test_i9_a_dropped_connection_holds_up_no_operator(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each hung five seconds and failed, once a network had dropped the idle connections without a word."""
+    monkeypatch.setattr("meterkit.redis.admin_connections._HEARD_S", 0.0)
+    async with kit_at(proxy.url, shards=1, store_timeout=0.2) as kit:
+        for call in (
+            lambda: kit.usage("acme"),
+            lambda: kit.customers.get("acme"),
+            lambda: kit.customers.set_plan("acme", None),
+        ):
+            await call()
+            proxy.drop_open()
+            async with asyncio.timeout(4.0):
+                await call()
+
+
 async def test_i9_a_replica_is_not_taken_for_the_store() -> None:
     with spawn_server() as server:
         server.command("REPLICAOF", "127.0.0.1", free_port())

@@ -275,7 +275,7 @@ class Admin:
         self._cluster: ClusterClient | None = None
         if address.kind == "cluster":
             self._cluster = ClusterClient(self._find, lambda place: self._node(place).client)
-        self._pool = pool or Pool()
+        self._pool = pool or Pool(timeout_s)
         # Any: redis-py's types speak of texts, bytes and both protocols at once.
         self.client: Any = self._cluster or new_client(address, timeout_s, clock, self._pool)
 

@@ -15,6 +15,7 @@ from redis.exceptions import (
     ClusterDownError,
     MovedError,
     ReadOnlyError,
+    RedisError,
     ResponseError,
     TryAgainError,
 )
@@ -40,6 +41,7 @@ _CLUSTER_ERRORS: Final[dict[str, type[ResponseError]]] = {
 _CONNECTIONS_MAX: Final = 16
 # For a free connection; a call that has one fails by its own timeout where the store hangs.
 _WAIT_S: Final = 30.0
+_HEARD_S: Final = 1.0
 # For the other side to say that it has ended, too; nothing hangs on that.
 _TLS_END_S: Final = 0.5
 
@@ -52,10 +54,12 @@ class Pool:
     """Facts about the connections of a pool, for all of them.
 
     Attributes:
+        timeout_s: how long a server may take to answer whether an idle connection still leads to it.
         made: number of connections made.
         useless: those made up to this number may lead to a server that has become a replica.
     """
 
+    timeout_s: float
     made: int = 0
     useless: int = 0
 
@@ -66,13 +70,13 @@ class _PackedConnection:
     Before reuse, redis-py checks whether the connection was closed, but not whether it was reset: its next
     request failed, on Python 3.12 by asyncio's own error (https://github.com/python/cpython/issues/136234).
     Nor does it leave a server that has become a replica and keeps its connections: the address may lead to
-    another one now.
+    another one now. Networks drop idle connections without a word: after a second, the server is asked first.
     """
 
     def __init__(self, *, pool: Pool, **settings: Any) -> None:
         inherited: Any = super()
         inherited.__init__(**settings)
-        self._pool, self._number = pool, 0
+        self._pool, self._number, self._heard_s = pool, 0, 0.0
         inherited.register_connect_callback(self._count)
 
     def _count(self, _: object) -> None:
@@ -85,11 +89,26 @@ class _PackedConnection:
     async def connect(self) -> None:
         """Connect, unless it is connected to a server that may take writes."""
         inherited: Any = super()
-        if inherited.is_connected and self._number <= self._pool.useless:
+        if inherited.is_connected and (self._number <= self._pool.useless or not await self._answers()):
             await inherited.disconnect()
         if not inherited.is_connected:
             await self.find_place()
         await inherited.connect()
+
+    async def _answers(self) -> bool:
+        """Whether the server still answers, if it was not heard of for a second."""
+        if asyncio.get_running_loop().time() < self._heard_s + _HEARD_S:
+            return True
+        inherited: Any = super()
+        try:
+            async with asyncio.timeout(self._pool.timeout_s):
+                await inherited.send_command("PING", check_health=False)
+                await inherited.read_response()
+        except ResponseError:  # It may not run PING.
+            return True
+        except (RedisError, OSError):  # TimeoutError is one.
+            return False
+        return True
 
     async def can_read(self) -> bool:
         """Whether the connection must not be reused."""
@@ -102,7 +121,7 @@ class _PackedConnection:
         """Read a reply. Raises a cluster's errors by their classes in each version of redis-py."""
         inherited: Any = super()
         try:
-            return await inherited.read_response(*args, **options)
+            reply = await inherited.read_response(*args, **options)
         except ReadOnlyError:
             self._pool.useless = self._pool.made
             raise
@@ -111,6 +130,8 @@ class _PackedConnection:
             if type(error) is ResponseError and code in _CLUSTER_ERRORS:
                 raise _CLUSTER_ERRORS[code](message) from None
             raise
+        self._heard_s = asyncio.get_running_loop().time()
+        return reply
 
     def pack_command(self, *args: Any) -> list[bytes]:
         """Pack a request; the command may have two words."""
