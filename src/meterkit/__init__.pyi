@@ -105,6 +105,7 @@ from meterkit.store.recorded_calls import RecordedUsage as RecordedUsage
 from meterkit.store.reservations import Reservation as Reservation
 from meterkit.store.subject_usage import SubjectMeter as SubjectMeter
 from meterkit.store.subject_usage import SubjectUsage as SubjectUsage
+from meterkit.store.task_lease import RepeatedTask as RepeatedTask
 from meterkit.subscriptions.change_rules import OverLimit as OverLimit
 from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount
 from meterkit.subscriptions.price_sync import StripeSync as StripeSync

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.storage.service import ObjectStorage
     from meterkit.store.store import Store
+    from meterkit.store.task_lease import RepeatedTask
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.price_sync import StripeAccount
     from meterkit.subscriptions.service.stripe_customers import Contact, ContactSource
@@ -324,8 +325,35 @@ class Parts:
             from meterkit.delivery.flush_report import replay_spools
 
             return await replay_spools(self.store)
+        from meterkit.delivery.delivery_pass import deliver_once
+
         async with self.flusher() as flusher:
-            return await flusher.flush(everything=everything, timeout_s=timeout_s)
+            flush = partial(flusher.flush, everything=everything, timeout_s=timeout_s)
+            return await deliver_once(self.delivery_tasks, flush)
+
+    @LazyPart
+    def delivery_tasks(self) -> Mapping[str, RepeatedTask]:
+        """All that a process which delivers repeats, by name, in the order in which a single pass does it.
+
+        Raises:
+            SettingsError: usage cannot be sent by these settings.
+        """
+        from meterkit.customers.states import make_scheduled_transitions, sweep_scheduled_transitions
+        from meterkit.delivery.flusher_setup import delivery_tasks
+        from meterkit.insights.audit_tasks import audit_root_reader, audit_tasks
+        from meterkit.store.task_lease import RepeatedTask
+
+        root = audit_root_reader(self.store, self.settings)
+        clock = RepeatedTask(
+            partial(make_scheduled_transitions, self.store), partial(sweep_scheduled_transitions, self.store)
+        )
+        return {
+            **self.webhooks.tasks,
+            "scheduled transitions": clock,
+            **self.subscriptions.tasks,
+            **delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api, root),
+            **audit_tasks(self.store, self.settings),
+        }
 
     def _list_tasks(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
         """List the background tasks of each event loop, by name; let the store wake the event dispatcher.
@@ -344,12 +372,7 @@ class Parts:
 
             found |= insights_tasks(self.store, self.settings)
         if self.settings.delivers:
-            from meterkit.delivery.flusher_setup import delivery_tasks
-            from meterkit.insights.audit_tasks import audit_root_reader
-
-            root = audit_root_reader(self.store, self.settings)
-            found |= delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api, root)
-            found |= {**self.webhooks.tasks, **self.subscriptions.tasks}
+            return found | {name: task.run for name, task in self.delivery_tasks.items()}
         wants = self._wants_transitions
         found["scheduled transitions"] = partial(make_scheduled_transitions, self.store, is_wanted=wants)
         return found
@@ -366,7 +389,7 @@ class Parts:
         from meterkit.notify.events import OF_SUBSCRIPTIONS
 
         wanted = {*self._handlers.events, *self.notify.events}
-        return self.settings.delivers or not wanted.isdisjoint(OF_SUBSCRIPTIONS)
+        return not wanted.isdisjoint(OF_SUBSCRIPTIONS)
 
     async def _take_refusals(self, event_id: str) -> None:
         from meterkit.delivery.error_reports import park_refused

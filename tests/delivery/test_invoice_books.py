@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
@@ -401,6 +402,30 @@ async def test_a_renewal_that_is_known_has_its_close_looked_at(any_store_url: st
         await at.reach(JUNE + 3 * MINUTE)
         looked = await at.look()
         assert looked.confirmed + looked.open == 1
+
+
+async def test_f_30j_a_pass_of_cron_keeps_the_promises_of_a_worker(store_url: str) -> None:
+    """Nothing but ``kit.flush()`` runs: it held no invoice, checked no close, and read no webhook."""
+    async with ending(store_url) as at:
+        await use(at)
+        fail_events(at)
+        for quarter in range(16):
+            at.go(JUNE - MINUTE + quarter * 15 * MINUTE)
+            if quarter == 6:
+                at.stripe.clear_faults()
+            await at.found.bring()
+            await at.kit.flush()
+        assert (at.billed(), at.billed("price_pro_tokens")) == ([1000], [300])
+        assert (await at.kit.webhooks.backlog()).entries == 0
+        assert (await at.look()) == (0, 0, [])
+        await assert_books(at)
+
+
+async def test_f_30j_the_page_names_each_task_of_a_pass(store_url: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/background-jobs.md").read_text("utf-8")
+    named = re.findall(r"^\| `([a-z ]+)` \|", page[page.index("| task |") :], re.MULTILINE)
+    async with ending(store_url) as at:
+        assert named == [*at.kit.delivery_tasks, "audit"]
 
 
 async def test_without_a_hold_what_is_late_is_on_the_next_invoice(any_store_url: str) -> None:

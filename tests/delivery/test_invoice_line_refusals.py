@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from drivers.delivery import Caplog
+from drivers.delivery import Caplog, deliver
 from drivers.period_ends import checking_closes, look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
@@ -257,7 +257,7 @@ async def test_customers_have_their_lines_written_together(at: Shop) -> None:
     at.emulator.fail_next("delay", delay_s=1.0, times=None, path=ITEMS)
     at.clock.advance(timedelta(minutes=2))
     begun = monotonic()
-    assert (await at.kit.flush(everything=True, timeout_s=0)).lines == 4
+    assert (await deliver(at.kit, everything=True, timeout_s=0)).lines == 4
     assert monotonic() - begun < 3.5
     assert await usage_lines(at) == 4 * ONE_LINE
 
@@ -283,7 +283,7 @@ async def test_a_customer_stripe_fails_for_delays_no_other(store_url: str) -> No
             await at.kit.customers.set_plan(name, "pro")
             await at.kit.record(name, "words", 126)
         at.go(datetime(2031, 8, 1, 0, 5, tzinfo=UTC))
-        assert (await at.kit.flush()).lines == len(others)
+        assert (await deliver(at.kit)).lines == len(others)
 
 
 async def test_a_line_that_stripe_may_have_is_looked_for(at: Shop) -> None:

@@ -14,7 +14,7 @@ from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.command_line import InProcessShell
 from drivers.customer_states import closed_period_cents
-from drivers.delivery import kit_for
+from drivers.delivery import deliver, kit_for
 from drivers.health_findings import looked_at
 from drivers.period_ends import look_at_closes, root_reader
 from drivers.plans import plans_text
@@ -38,7 +38,7 @@ async def billed(at: Shop, words: int) -> None:
     """Record words, end the period, and have their line written."""
     await at.kit.record("acme", "words", words)
     await end_period(at)
-    assert (await at.kit.flush(everything=True)).why == ""
+    assert (await deliver(at.kit, everything=True)).why == ""
 
 
 async def test_doctor_and_reconcile_ask_stripe_for_no_meters(at: Shop) -> None:
@@ -66,7 +66,7 @@ async def test_usage_in_a_trial_is_not_late(at: Shop) -> None:
     await at.kit.record("bob", "words", 126)
     at.go(timedelta(days=7, minutes=3))
     await at.kit.subscriptions.sync("bob")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.clock.advance(timedelta(minutes=10))
     await look_at_closes(at.kit)
     at.go(timedelta(hours=2))
@@ -87,7 +87,7 @@ async def test_a_queued_line_is_listed_and_dropped(at: Shop, store_url: str, tmp
     await at.kit.record("acme", "words", 126)
     at.clock.set(END + timedelta(seconds=1))
     at.emulator.fail_next("error", status=403, path="*")
-    assert (await at.kit.flush()).why.startswith("invoice lines: ")
+    assert (await deliver(at.kit)).why.startswith("invoice lines: ")
     (tmp_path / "plans.yaml").write_text(PLANS)
     shell = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url, METERKIT_SHARDS="4")
     listed = shell.run("outbox", "list")
@@ -136,7 +136,7 @@ async def test_a_statement_prices_usage_that_waits_for_its_line(store_url: str, 
         at.kit.store.use(loads(PLANS.replace("amount_cents: 7}", "amount_cents: 9}")))
         await end_period(at)
         before = await at.kit.statement("acme", HALF)
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         after = await at.kit.statement("acme", HALF)
         for statement, on_draft in ((before, False), (after, True)):
             (line,) = [one for one in statement.lines if one.meter == "words"]
@@ -158,7 +158,7 @@ async def test_a_statement_has_the_events_of_a_renamed_meter_apart(store_url: st
             await kit.subscriptions.sync("acme")
             await kit.record("acme", "terms", 107)
             await end_period(replace(at, kit=kit))
-            await kit.flush(everything=True)
+            await deliver(kit, everything=True)
             await drain_all(kit, more["audit_url"])
             statement = await kit.statement("acme", HALF)
     found = [(one.meter, one.quantity, one.counted, one.note) for one in statement.lines if one.meter]
@@ -181,7 +181,7 @@ async def test_lines_of_a_former_link_are_compared(at: Shop) -> None:
     await at.kit.customers.set_plan("bob", "pro")
     await at.kit.record("bob", "words", 126)
     at.go(END + timedelta(minutes=3))
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     await at.kit.customers.unlink("bob")
     await at.kit.customers.link("bob", "cus_new")
     assert [one.advice for one in await at.kit.reconcile("bob", at=HALF)] == [""]

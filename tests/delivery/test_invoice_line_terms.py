@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import Caplog
+from drivers.delivery import Caplog, deliver
 from drivers.plans import plans_text
 from drivers.restorable_kit import drained, recover
 from drivers.shop import END, HALF, START, Shop, sell_nothing, shop
@@ -50,13 +50,13 @@ async def test_a_dead_letter_is_on_no_invoice(at: Shop) -> None:
     at.go(END + timedelta(minutes=3))
     at.go(timedelta(hours=3))
     await at.kit.subscriptions.sync("acme")
-    report = await at.kit.flush(everything=True)
+    report = await deliver(at.kit, everything=True)
     (late,) = report.late
     assert (late.quantity, late.is_billed, report.lines) == (26, False, 0)
-    assert (await at.kit.flush(everything=True)).late == []
+    assert (await deliver(at.kit, everything=True)).late == []
     at.go(END + timedelta(days=31, minutes=3))
     await at.kit.subscriptions.sync("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert (await usage_lines(at), await fates(at)) == ([], (0, 0, 26))
     entries = [entry for entry in await at.kit.customers.history("acme") if entry.kind == "late"]
     assert [str(entry.after)[:40] for entry in entries] == ["not billed: the invoice of its period is"]
@@ -66,21 +66,21 @@ async def test_a_dead_letter_is_on_no_invoice(at: Shop) -> None:
 async def test_a_line_that_a_dead_letter_follows_stays(at: Shop) -> None:
     at.kit.store.use(DEAD_LETTER)
     await ended(at)
-    assert (await at.kit.flush(everything=True)).lines == 1
+    assert (await deliver(at.kit, everything=True)).lines == 1
     at.go(timedelta(hours=3))
     await arrive_late(at, 5)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert (await usage_lines(at), await fates(at)) == ([("Words", "26", "4", 104)], (0, 26, 5))
 
 
 async def test_a_dead_letter_gets_no_invoice_of_its_own(at: Shop) -> None:
     at.kit.store.use(DEAD_LETTER)
     await without_subscription(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     before = [one["id"] for one in await at.invoices()]
     at.go(timedelta(hours=3))
     await arrive_late(at, 5, "bob")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert [one["id"] for one in await at.invoices()] == before
     assert await fates(at, "bob") == (0, 26, 5)
 
@@ -96,7 +96,7 @@ async def test_a_month_without_a_renewal_is_no_dead_letter(store_url: str) -> No
         at.clock.set(START + timedelta(days=320))
         await at.kit.record("acme", "words", 126)
         at.go(START + timedelta(days=335, minutes=3))
-        report = await at.kit.flush(everything=True)
+        report = await deliver(at.kit, everything=True)
         assert (await usage_lines(at), report.late) == ([("Words", "26", "4", 104)], [])
 
 
@@ -106,13 +106,13 @@ async def test_a_dead_letter_after_the_last_invoice_gets_none(at: Shop) -> None:
     at.clock.set(HALF)
     await at.kit.subscriptions.cancel("acme", immediately=True)
     await at.kit.subscriptions.sync("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.go(timedelta(minutes=15))
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.go(timedelta(hours=2))
     before = [one["id"] for one in await at.invoices()]
     await arrive_late(at, 5)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert [one["id"] for one in await at.invoices()] == before
     assert await fates(at) == (0, 26, 5)
 
@@ -122,9 +122,9 @@ async def test_late_lines_are_reported_once(at: Shop, caplog: Caplog) -> None:
     at.go(END + timedelta(minutes=3))
     at.go(timedelta(hours=3))
     await at.kit.subscriptions.sync("acme")
-    report = await at.kit.flush(everything=True)
+    report = await deliver(at.kit, everything=True)
     assert sorted((one.quantity, one.is_billed) for one in report.late) == [(26, True), (1_000, True)]
-    assert (await at.kit.flush(everything=True)).late == []
+    assert (await deliver(at.kit, everything=True)).late == []
     (error,) = [one for one in caplog.records if "'acme'" in one.getMessage()]
     assert error.levelname == "ERROR"
     for units in ("26 of words", "1000 of pages"):
@@ -137,7 +137,7 @@ async def test_an_invoice_without_a_subscription_is_taxed_as_checkout(at: Shop) 
     at.emulator.tax_percent = Decimal(20)
     await without_subscription(at)
     await at.stripe_change("/v1/customers/cus_bob", **{"address[country]": "DE"})
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert (await at.invoices())[-1]["total"] == 125
 
 
@@ -146,12 +146,12 @@ async def test_usage_of_a_former_link_is_billed_once(at: Shop, is_queued: bool) 
     await without_subscription(at)
     if is_queued:
         at.emulator.fail_next("error", status=403, path="*")
-        assert (await at.kit.flush()).left == 1
+        assert (await deliver(at.kit)).left == 1
     await at.kit.customers.unlink("bob")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.emulator.add_customer("cus_new")
     await at.kit.customers.link("bob", "cus_new")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
     assert (await at.invoices())[-1]["customer"] == ("cus_bob" if is_queued else "cus_new")
     assert await fates(at, "bob") == (0, 26, 0)
@@ -165,7 +165,7 @@ async def test_a_first_link_bills_no_months_long_past(at: Shop) -> None:
         await at.kit.record("bob", "words", 126)
     at.emulator.add_customer("cus_bob")
     await at.kit.customers.link("bob", "cus_bob")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     (line,) = [one for one in await at.stripe_list("/v1/invoiceitems") if one["customer"] == "cus_bob"]
     assert (line["amount"], line["period"]["start"]) == (104, int(END.timestamp()))
     assert await fates(at, "bob") == (0, 0, 26)
@@ -180,7 +180,7 @@ async def test_pending_usage_keeps_its_price_through_a_new_link(at: Shop) -> Non
     at.emulator.add_customer("cus_new")
     await at.kit.customers.link("acme", "cus_new")
     await end_period(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
 
@@ -199,7 +199,7 @@ async def test_i11_lost_usage_of_the_open_period_is_pending_again(store_url: str
         assert not [one for one in at.emulator.requests[before:] if "/billing/meter" in one.path]
         assert (await recover(at.kit)).rebuilt == []
         await end_period(at)
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
 
@@ -209,7 +209,7 @@ async def test_lost_books_of_a_period_with_lines_are_said(store_url: str, tmp_pa
         await at.kit.stripe.sync()
         await at.subscribed(plan="pro")
         await ended(at)
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         await drained(at.kit)
         admin, keys = await at.kit.store.admin(), at.kit.store.keys.customer("acme")
         await admin.ask(admin.client.delete(keys.totals))
@@ -227,5 +227,5 @@ async def test_an_imported_subscriber_keeps_the_price_of_that_day(at: Shop) -> N
     await at.kit.record("zed", "words", 126)
     at.go(END + timedelta(minutes=3))
     await at.kit.subscriptions.sync("zed")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from drivers.delivery import kit_for
+from drivers.delivery import deliver, kit_for
 from drivers.period_ends import look_at_closes
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
@@ -31,10 +31,10 @@ async def words(at: Shop, when: datetime | None = None) -> MeterUsage:
 
 async def test_usage_of_a_period_is_one_line_of_its_renewal(at: Shop) -> None:
     await at.kit.record("acme", "words", 126)
-    report = await at.kit.flush(everything=True)
+    report = await deliver(at.kit, everything=True)
     assert (report.left, report.lines, (await words(at))["pending"]) == (0, 0, 26)
     await end_period(at)
-    report = await at.kit.flush(everything=True)
+    report = await deliver(at.kit, everything=True)
     assert (report.lines, report.left, report.why) == (1, 0, "")
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
     assert (await words(at, END - timedelta(days=1)))["delivered"] == 26
@@ -47,12 +47,12 @@ async def test_a_line_waits_until_stripe_has_made_its_invoice(
     at.clock.set(END + timedelta(seconds=30))
     with monkeypatch.context() as slow:  # Stripe's clock is half a minute behind.
         slow.setattr(at.emulator, "clock", lambda: END.timestamp() - 1)
-        report = await at.kit.flush(everything=True, timeout_s=0)
+        report = await deliver(at.kit, everything=True, timeout_s=0)
         asked = len(at.emulator.requests)
-        await at.kit.flush(timeout_s=0)
+        await deliver(at.kit, timeout_s=0)
         assert not [one.path for one in at.emulator.requests[asked:] if "subscriptions" in one.path]
     assert (report.lines, report.left, await usage_lines(at)) == (0, 1, [])
-    assert (await at.kit.flush(everything=True, timeout_s=0)).lines == 1
+    assert (await deliver(at.kit, everything=True, timeout_s=0)).lines == 1
     assert (await usage_lines(at), (await words(at, HALF))["late"]) == ([("Words", "26", "4", 104)], 0)
 
 
@@ -62,14 +62,14 @@ async def test_each_price_of_a_period_has_a_line(at: Shop) -> None:
     await at.kit.subscriptions.change_plan("acme", "team")
     await at.kit.record("acme", "words", 10)
     await end_period(at)
-    assert (await at.kit.flush(everything=True)).why == ""
+    assert (await deliver(at.kit, everything=True)).why == ""
     assert sorted(await usage_lines(at)) == [("Words", "10", "7", 70), ("Words", "26", "4", 104)]
 
 
 async def test_a_draft_waits_for_its_lines_and_is_finalized(at: Shop) -> None:
     await at.kit.record("acme", "words", 126)
     await end_period(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.clock.advance(timedelta(minutes=10))
     assert (await look_at_closes(at.kit)).confirmed == 1
     at.go(timedelta(hours=2))
@@ -83,7 +83,7 @@ async def test_usage_after_its_invoice_is_final_is_on_the_next_one(at: Shop) -> 
     at.go(END + timedelta(minutes=3))
     at.go(timedelta(hours=3))
     await at.kit.subscriptions.sync("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == []
     assert (await words(at, HALF))["late"] == 26
     at.go(END + timedelta(days=31, minutes=3))
@@ -95,9 +95,9 @@ async def test_a_cancellation_now_bills_its_usage(at: Shop) -> None:
     at.clock.set(HALF)
     await at.kit.subscriptions.cancel("acme", immediately=True)
     await at.kit.subscriptions.sync("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.go(timedelta(minutes=15))
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.go(timedelta(hours=2))
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
     assert (await at.invoices())[-1]["status"] == "paid"
@@ -114,7 +114,7 @@ async def test_an_invoice_after_the_end_has_the_former_terms(at: Shop) -> None:
     await at.kit.subscriptions.cancel("acme", immediately=True)
     await at.kit.subscriptions.sync("acme")
     at.go(timedelta(minutes=15))
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.go(timedelta(hours=2))
     last = (await at.invoices())[-1]
     assert (last["collection_method"], last["status"], last["total"]) == ("send_invoice", "open", 130)
@@ -127,7 +127,7 @@ async def test_usage_without_a_subscription_gets_an_invoice_of_its_own(at: Shop)
     await at.kit.customers.set_plan("bob", "pro")
     await at.kit.record("bob", "words", 101)
     at.go(END + timedelta(minutes=3))
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "1", "4", 4)]
 
 
@@ -138,7 +138,7 @@ async def test_a_subscriber_keeps_the_price_that_the_file_had(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
     assert (await words(at)).get("price", {}).get("amount_cents") == 4
     await end_period(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
 
@@ -158,7 +158,7 @@ async def test_units_after_an_override_that_bills_are_not_billed(store_url: str)
         await at.kit.record("acme", "words", 20)
         at.go(END + timedelta(minutes=3))
         await at.kit.subscriptions.sync("acme")
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         assert await usage_lines(at) == [("Words", "26", "2", 52)]
 
 
@@ -172,7 +172,7 @@ async def test_an_override_leaves_the_period_its_kept_price(at: Shop, edited: in
     await at.kit.record("acme", "words", 5)
     await end_period(at)
     assert (await words(at)).get("price", {}).get("amount_cents") == 11
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "31", "4", 124)]
 
 
@@ -186,7 +186,7 @@ async def test_a_price_by_override_has_a_line_until_it_ends(at: Shop) -> None:
     await at.kit.subscriptions.retry_accepted()
     await at.kit.record("acme", "words", 5)
     await end_period(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert sorted(await usage_lines(at)) == [("Words", "10", "1", 10), ("Words", "31", "4", 124)]
 
 
@@ -197,10 +197,10 @@ async def test_a_scheduled_plan_bills_each_period_at_its_price(at: Shop) -> None
     at.go(END + timedelta(minutes=3))
     await at.kit.record("acme", "words", 103)
     await at.kit.subscriptions.sync("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.go(END + timedelta(days=31, minutes=3))
     await at.kit.subscriptions.sync("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "2", "7", 14), ("Words", "3", "4", 12)]
 
 
@@ -216,7 +216,7 @@ async def test_a_plan_changed_at_stripe_bills_each_price(at: Shop) -> None:
     await at.kit.subscriptions.sync("acme")
     await at.kit.record("acme", "words", 10)
     await end_period(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert sorted(await usage_lines(at)) == [("Words", "10", "7", 70), ("Words", "2", "4", 8)]
 
 
@@ -231,7 +231,7 @@ async def test_each_month_of_a_yearly_plan_is_billed(store_url: str) -> None:
         await at.subscribed(plan="pro")
         await at.kit.record("acme", "words", 126)
         at.go(END + timedelta(minutes=3))
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         counts = await words(at, HALF)
         assert (counts["queued"], counts["delivered"]) in {(26, 0), (0, 26)}
 
@@ -246,7 +246,7 @@ async def test_usage_before_a_subscription_has_an_invoice_of_its_own(at: Shop) -
     await at.kit.subscriptions.create("bob", "team")
     await at.kit.subscriptions.sync("bob")
     at.go(END + timedelta(minutes=3))
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
 
@@ -259,7 +259,7 @@ async def test_usage_of_a_renamed_meter_is_billed_by_a_line(at: Shop) -> None:
     )
     at.kit.store.use(loads(renamed))
     await end_period(at)
-    report = await at.kit.flush(everything=True)
+    report = await deliver(at.kit, everything=True)
     assert (report.sealed, report.left) == (1, 0)
     assert [line[1:] for line in await usage_lines(at)] == [("26", "4", 104)]
 
@@ -272,7 +272,7 @@ async def test_a_scheduled_plan_leaves_the_ended_period_its_price(at: Shop, late
     at.go(END + timedelta(seconds=5))
     if later:
         await at.kit.subscriptions.sync("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "7", 182)]
 
 
@@ -282,7 +282,7 @@ async def test_a_plan_that_has_left_the_file_keeps_its_prices(at: Shop) -> None:
     at.kit.store.use(loads(text.replace("  pro:\n", "  basic:\n")))
     await at.kit.subscriptions.sync("acme")
     await end_period(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
 
@@ -310,7 +310,7 @@ async def test_overage_that_the_file_denies_now_is_billed_as_recorded(at: Shop) 
     denied = plans_text("invoice_lines").replace("{bill: {per: 1, amount_cents: 4}}", "deny")
     at.kit.store.use(loads(denied))
     await end_period(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
 
 
@@ -318,7 +318,7 @@ async def month_by_month(at: Shop, months: int = 2) -> None:
     for _ in range(16 * months):
         at.go(timedelta(days=2))
         await at.kit.subscriptions.sync("acme")
-        await at.kit.flush(everything=True, timeout_s=0)
+        await deliver(at.kit, everything=True, timeout_s=0)
 
 
 async def subscribe_at_stripe(at: Shop, **terms: int) -> None:
@@ -380,7 +380,7 @@ async def test_usage_of_a_period_cut_short_is_billed_at_once(at: Shop) -> None:
     fee = {"customer": linked, "subscription": found.id, "currency": "usd", "unit_amount_decimal": "500"}
     await at.post("/v1/invoiceitems", {**fee, "description": "Setup"})
     await at.kit.record("acme", "words", 126)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.clock.set(HALF)
     await at.kit.subscriptions.cancel("acme", immediately=True)
     await at.kit.subscriptions.sync("acme")
@@ -388,5 +388,5 @@ async def test_usage_of_a_period_cut_short_is_billed_at_once(at: Shop) -> None:
     if last["status"] == "draft":
         await at.stripe_change(f"/v1/invoices/{last['id']}", auto_advance="true")
     at.go(timedelta(minutes=15))
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]

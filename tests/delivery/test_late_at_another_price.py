@@ -15,7 +15,7 @@ import pytest
 
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
-from drivers.delivery import Caplog, kit_for, said_late
+from drivers.delivery import Caplog, deliver, kit_for, said_late
 from drivers.health_findings import findings, looked_at
 from drivers.operator_pages import JSON, pages_of
 from drivers.priced_shop import SWITCHED as CATALOG
@@ -88,7 +88,7 @@ async def test_i13_pending_units_keep_their_price_on_another_plan(
     async with begun(store_url, before, catalog=CATALOG, selling=sell_exactly) as at:
         await at.kit.record("acme", "words", 1_000)
         await switch_and_sync(at, after)
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         assert (await words(at))["overage_cents"] in {1_000 * cents, None if after == "none" else 0}
         await renewed(at)
         assert await items_of(at) == [(1_000, 1_000 * cents)]
@@ -130,7 +130,7 @@ async def next_renewal(at: Shop) -> None:
 
 async def use_before_the_end(at: Shop) -> None:
     """Record 26 words two minutes before the end of the first period."""
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.clock.set(END - timedelta(minutes=2))
     await at.kit.record("acme", "words", 26)
 
@@ -140,7 +140,7 @@ async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(at: Shop) -> 
     await use_before_a_switch(at)
     await at.kit.record("acme", "words", 5)
     assert (await words(at))["overage_cents"] == 26 * 4 + 5 * 7
-    report = await at.kit.flush(everything=True)
+    report = await deliver(at.kit, everything=True)
     assert (report.items, report.left) == (1, 0)
     counts = await words(at)
     assert (counts["late"], counts["delivered"], counts["recorded"], counts["overage"]) == (26, 5, 41, 31)
@@ -162,23 +162,23 @@ async def test_f_227_a_flush_reports_late_usage_its_own_sync_finds(
 ) -> None:
     catalog = CATALOG if is_billed else DEAD_LETTER
     async with begun(store_url, catalog=catalog) as at:
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         await at.kit.record("acme", "words", 26)
         await switch(at, "seven")
         at.clock.advance(timedelta(minutes=10))
-        (late,) = (await at.kit.flush()).late
+        (late,) = (await deliver(at.kit)).late
         assert (late.customer, late.meter, late.quantity) == ("acme", "words", 26)
         assert (late.is_billed, late.by_item) == (is_billed, is_billed)
         start = (await at.kit.usage("acme"))["period"]["start"]
         assert late.period == start.isoformat().replace("+00:00", "Z")
         (line,) = [one for one in caplog.records if "26 units of words" in one.getMessage()]
         assert hasattr(line, "is_reported")
-        assert (await at.kit.flush(everything=True)).late == []
+        assert (await deliver(at.kit, everything=True)).late == []
 
 
 async def test_i13_an_item_has_the_product_and_the_period_of_its_usage(at: Shop) -> None:
     await use_before_a_switch(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     (item,) = await waiting(at)
     (subscription,) = await at.stripe_list("/v1/subscriptions")
     assert item["pricing"]["price_details"]["product"] == "prod_four"
@@ -194,7 +194,7 @@ async def test_i13_each_switch_in_a_period_has_its_own_items(at: Shop) -> None:
         at.clock.advance(timedelta(minutes=3))
         await switch_and_sync(at, plan)
         if nth % 2:
-            await at.kit.flush(everything=True)
+            await deliver(at.kit, everything=True)
     await at.kit.record("acme", "words", 1)
     shown = (await words(at))["overage_cents"]
     assert shown == (10 + 30) * 4 + (20 + 40) * 7 + 2
@@ -208,12 +208,12 @@ async def test_i13_an_item_whose_reply_or_note_is_lost_is_made_once(at: Shop, lo
     await use_before_a_switch(at)
     if lost == "the note":
         with failing("a late item is noted"):
-            assert (await at.kit.flush()).items == 0
+            assert (await deliver(at.kit)).items == 0
         assert len(await waiting(at)) == 1
         at.clock.advance(timedelta(hours=25))  # Stripe has forgotten the idempotency key.
     else:
         at.emulator.fail_next("drop", when=lost, skip=1, times=3, path=ITEMS)
-        await at.kit.flush()
+        await deliver(at.kit)
         at.emulator.clear_faults()
         at.clock.advance(timedelta(minutes=2))
     await renewed(at)
@@ -223,13 +223,13 @@ async def test_i13_an_item_whose_reply_or_note_is_lost_is_made_once(at: Shop, lo
 async def test_items_and_closes_wait_while_stripe_fails(at: Shop, caplog: Caplog) -> None:
     await use_before_a_switch(at)
     at.emulator.fail_next("error", status=503, times=None, path=ITEMS)
-    report = await at.kit.flush(everything=True, timeout_s=0)
+    report = await deliver(at.kit, everything=True, timeout_s=0)
     assert (report.items, report.left, report.is_complete) == (0, 1, False)
     assert "invoice items for late usage are made later" in caplog.text
     at.emulator.clear_faults()
     assert "26 late units wait for their invoice item" in (await compared(at)).advice
     at.clock.advance(timedelta(minutes=2))
-    assert (await at.kit.flush()).is_complete
+    assert (await deliver(at.kit)).is_complete
     await renewed(at)
     assert await items_of(at) == [(26, 104)]
 
@@ -256,7 +256,7 @@ async def test_i13_an_item_is_in_the_currency_of_its_customer(store_url: str) ->
         await use_before_the_end(at)
         at.go(END + timedelta(hours=2))
         await at.kit.subscriptions.sync("acme")
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         (item,) = await waiting(at)
         assert (item["currency"], item["amount"]) == ("eur", 26 * 20)
 
@@ -264,24 +264,24 @@ async def test_i13_an_item_is_in_the_currency_of_its_customer(store_url: str) ->
 async def test_i13_late_usage_that_is_not_to_be_billed_has_no_item(store_url: str) -> None:
     async with begun(store_url, catalog=DEAD_LETTER) as at:
         await use_before_a_switch(at)
-        assert (await at.kit.flush(everything=True)).items == 0
+        assert (await deliver(at.kit, everything=True)).items == 0
         await renewed(at)
         assert (await items_of(at), await metered_lines(at), (await words(at))["late"]) == ([], [], 26)
 
 
 async def test_a_deleted_item_is_named_by_reconcile_and_not_made_again(at: Shop) -> None:
     await use_before_a_switch(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     (item,) = await waiting(at)
     await at.stripe_delete(f"{ITEMS}/{item['id']}")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await waiting(at) == []
     assert "have 0 of 26 late units: one was deleted there" in (await compared(at)).advice
 
 
 async def test_an_item_on_a_voided_invoice_is_named_by_reconcile(at: Shop) -> None:
     await use_before_a_switch(at)
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     await at.fail_payments()
     await renewed(at)
     assert (await compared(at)).advice == ""
@@ -301,7 +301,7 @@ async def test_i13_a_forgotten_item_is_not_billed_again(
     names = (keys.counters, keys.state, keys.totals, keys.dirty)
     kept = {name: await admin.ask(admin.client.dump(name)) for name in names}
     await at.kit.subscriptions.sync("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     for name, dumped in kept.items():  # A backup of before the look is restored.
         await admin.ask(admin.client.delete(name))
         if dumped is not None:
@@ -321,10 +321,10 @@ async def test_i13_late_units_of_a_closed_period_keep_its_price(store_url: str) 
         await at.kit.record("acme", "words", 1)
         at.go(END + timedelta(hours=2))
         await switch(at, "seven")
-        (late,) = (await at.kit.flush(everything=True)).late  # It looks at the subscription first.
+        (late,) = (await deliver(at.kit, everything=True)).late  # It looks at the subscription first.
         assert (late.quantity, late.is_billed, late.by_item) == (26, True, True)
         await at.kit.record("acme", "words", 14)
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         assert (await at.kit.usage("acme"))["meters"]["words"]["overage"] == 5
         await next_renewal(at)
         assert (await items_of(at), await metered_lines(at)) == ([(26, 104)], [("price_seven_words", 5, 7)])
@@ -340,7 +340,7 @@ async def test_i13_late_units_at_the_same_price_are_sent_as_events(store_url: st
     async with begun(store_url, catalog=UNHELD) as at:
         await use_before_the_end(at)
         at.go(END + timedelta(hours=2))
-        report = await at.kit.flush(everything=True)
+        report = await deliver(at.kit, everything=True)
         assert [(one.quantity, one.by_item) for one in report.late] == [(26, False)]
         assert (report.items, (await at.kit.usage("acme"))["meters"]["words"]["delivered"]) == (0, 26)
 
@@ -360,7 +360,7 @@ async def test_i13_late_units_of_a_renamed_meter_are_billed(
             at.go(END + timedelta(hours=2))
             if to:
                 await switch(at, to)
-            (late,) = (await kit.flush(everything=True)).late
+            (late,) = (await deliver(kit, everything=True)).late
             assert (late.meter, late.quantity, late.is_billed) == ("words", 26, True)
             await next_renewal(at)
             assert (await items_of(at), await metered_lines(at)) == (items, lines)
@@ -377,7 +377,7 @@ async def test_i13_late_units_keep_their_price_after_a_downgrade(store_url: str,
         assert said_late(caplog) == [said]
         assert ((await at.kit.usage("acme"))["plan"], (await words(at))["late"]) == ("seven", 26)
         await at.kit.record("acme", "words", 15)
-        report = await at.kit.flush(everything=True)
+        report = await deliver(at.kit, everything=True)
         assert (report.late, report.items, len(said_late(caplog))) == ([], 1, 1)
         await next_renewal(at)
         assert (await items_of(at), await metered_lines(at)) == ([(26, 52)], [("price_seven_words", 5, 7)])
@@ -397,7 +397,7 @@ async def test_a_customer_with_an_item_that_waits_is_not_deleted(at: Shop) -> No
     await at.kit.subscriptions.sync("acme")
     with pytest.raises(CustomerError, match="not delivered yet"):
         await at.kit.customers.delete("acme")
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert (await at.kit.customers.delete("acme")).state == 1
 
 
@@ -422,11 +422,11 @@ async def test_i13_units_without_one_price_are_not_billed(store_url: str, kind: 
             price.pricing = PriceScheme(tiers=tiers, tiers_mode="graduated")
 
     async with begun(store_url, catalog=catalog, selling=sell_oddly) as at:
-        await at.kit.flush(everything=True)
+        await deliver(at.kit, everything=True)
         at.clock.advance(timedelta(minutes=5))
         await use_before_a_switch(at)
         assert "no invoice bills them" in caplog.text
-        assert (await at.kit.flush(everything=True)).items == 0
+        assert (await deliver(at.kit, everything=True)).items == 0
         await renewed(at)
         assert (await items_of(at), (await words(at))["late"]) == ([], 26)
         assert [line for line in await metered_lines(at) if line[0] == "price_seven_words"] == []
@@ -446,7 +446,7 @@ async def test_i13_usage_of_a_trial_costs_nothing_after_a_switch(store_url: str,
         if ends:
             await at.stripe_change(f"/v1/subscriptions/{begun['id']}", trial_end="now")
         await at.kit.subscriptions.sync("acme")
-        assert (await at.kit.flush(everything=True)).items == 0
+        assert (await deliver(at.kit, everything=True)).items == 0
         for span in (timedelta(days=14), timedelta(hours=2), timedelta(days=32), timedelta(hours=2)):
             at.go(span)
         assert (await items_of(at), await metered_lines(at)) == ([], [])
@@ -483,7 +483,7 @@ async def test_i13_a_statement_explains_the_item_of_late_usage(store_url: str, t
 async def sold(valkey: Server) -> AsyncGenerator[Shop]:
     """A shop with 26 words at 4 cents that an invoice item is to bill, and 5 at 7 cents."""
     async with begun(valkey.url, catalog=CATALOG) as opened:
-        await opened.kit.flush(everything=True)
+        await deliver(opened.kit, everything=True)
         await opened.kit.record("acme", "words", 26)
         await switch_and_sync(opened, "seven")
         await opened.kit.record("acme", "words", 5)
@@ -511,7 +511,7 @@ async def test_a_queued_item_is_listed_with_its_amount_and_its_invoice(sold: Sho
     assert item.period_start == (await sold.kit.usage("acme"))["period"]["start"]
     sold.clock.advance(timedelta(hours=2))
     assert ((await queued(sold)).age_s, await sold.kit.outbox.items.list(customer="another")) == (7200, [])
-    await sold.kit.flush(everything=True)
+    await deliver(sold.kit, everything=True)
     assert await sold.kit.outbox.items.list() == []
 
 
@@ -546,7 +546,7 @@ async def test_a_dropped_item_is_late_and_on_no_invoice(sold: Shop) -> None:
 async def test_an_item_made_despite_a_drop_is_named(sold: Shop) -> None:
     item = await queued(sold)
     with failing("a late item is noted"):
-        assert (await sold.kit.flush()).items == 0
+        assert (await deliver(sold.kit)).items == 0
     await sold.kit.outbox.items.drop(item.identifier, reason="a test")
     (found,) = await sold.kit.reconcile("acme", at=HALF)
     assert "invoice items at Stripe have 26 late units, and 0 were billed" in found.advice
@@ -561,7 +561,7 @@ async def test_an_unreadable_item_hinders_no_other(at: Shop, damaged: str) -> No
     items = keys.shard(keys.customer("acme").shard, "items")
     await admin.client.zadd(items, {damaged.encode("utf-8", "surrogateescape"): 0})
     assert [item.quantity for item in await at.kit.outbox.items.list()] == [26]
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     assert await at.kit.outbox.items.list() == []
     await next_renewal(at)
     assert await items_of(at) == [(26, 104)]
@@ -569,18 +569,18 @@ async def test_an_unreadable_item_hinders_no_other(at: Shop, damaged: str) -> No
 
 async def test_a_redriven_item_is_made_by_the_next_flush(sold: Shop) -> None:
     sold.emulator.fail_next("error", status=503, times=None, path="/v1/invoiceitems")
-    await sold.kit.flush(timeout_s=0)
+    await deliver(sold.kit, timeout_s=0)
     sold.emulator.clear_faults()
-    assert (await sold.kit.flush()).items == 0
+    assert (await deliver(sold.kit)).items == 0
     item = await queued(sold)
     assert (await sold.kit.outbox.items.redrive(item.identifier)).due_at < item.due_at
-    assert (await sold.kit.flush()).items == 1
+    assert (await deliver(sold.kit)).items == 1
 
 
 @pytest.mark.parametrize("when", ["queued", "final"])
 async def test_a_correction_credits_late_items_to_the_cent(sold: Shop, when: str) -> None:
     if when != "queued":
-        await sold.kit.flush(everything=True)
+        await deliver(sold.kit, everything=True)
     if when == "final":
         await renewed(sold)
     found = await correct(sold, 20, "t1", credit=True)
@@ -604,7 +604,7 @@ async def test_a_correction_credits_late_items_to_the_cent(sold: Shop, when: str
 
 
 async def test_a_correction_skips_an_item_deleted_at_stripe(sold: Shop) -> None:
-    await sold.kit.flush(everything=True)
+    await deliver(sold.kit, everything=True)
     (item,) = [one for one in await sold.stripe_list("/v1/invoiceitems") if one["metadata"]]
     await sold.stripe_delete(f"/v1/invoiceitems/{item['id']}")
     found = await correct(sold, 31, "t1")

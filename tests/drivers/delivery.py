@@ -143,6 +143,12 @@ class Desk:
         return {name.decode(): int(value) for name, value in found.items()}
 
 
+async def deliver(kit: MeterKit, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
+    """Send what is due, without the rest of a pass of delivery: closes, webhooks and the like."""
+    async with kit.flusher() as flusher:
+        return await flusher.flush(everything=everything, timeout_s=timeout_s)
+
+
 @asynccontextmanager
 async def desk(
     store_url: str,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from drivers.delivery import Desk, api_of
+from drivers.delivery import Desk, api_of, deliver
 from drivers.plans import plans_text
 from drivers.webhooks import Hooked, hooked
 from meterkit import FlushReport, MeterKit, MeterUsage
@@ -77,7 +77,7 @@ class Ending:
         await self.found.settle()
 
     async def flush(self, *, everything: bool = True) -> FlushReport:
-        return await self.kit.flush(everything=everything, timeout_s=0)
+        return await deliver(self.kit, everything=everything, timeout_s=0)
 
     async def look(self) -> CloseResults:
         return await self.closer.confirm_due()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from drivers.delivery import kit_for
+from drivers.delivery import deliver, kit_for
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from meterkit import Proration
@@ -85,7 +85,7 @@ async def usage_lines(at: Shop, stripe_customer: str | None = None) -> list[tupl
 
 async def renewed(at: Shop) -> None:
     """All usage is delivered, the period is over, and the invoice of it final."""
-    await at.kit.flush(everything=True)
+    await deliver(at.kit, everything=True)
     at.go(END)
     at.go(END + timedelta(hours=2))
 

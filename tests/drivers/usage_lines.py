@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
+from drivers.delivery import deliver
 from drivers.plans import plans_text
 from drivers.shop import END, START, Shop, sell_nothing, shop
 from meterkit import FlushReport, MeterKit
@@ -56,7 +57,7 @@ async def end_period(at: Shop) -> None:
 async def flushed(at: Shop) -> FlushReport:
     """Flush, two minutes later."""
     at.clock.advance(timedelta(minutes=2))
-    return await at.kit.flush(everything=True, timeout_s=0)
+    return await deliver(at.kit, everything=True, timeout_s=0)
 
 
 async def renewal(at: Shop) -> dict[str, Any]:

@@ -577,7 +577,7 @@ async def test_a_separate_worker_tops_up_beside_the_apps_handlers(store_url: str
 
         await spend(at, 6)
         worker = hooked_kit(store_url, at.url, at.clock, catalog=AUTO)
-        working = asyncio.create_task(worker.webhooks.tasks["webhooks"]())
+        working = asyncio.create_task(worker.webhooks.tasks["webhooks"].run())
         await asyncio.sleep(0)
         async with worker:
             await has(at, 24)

@@ -436,7 +436,7 @@ async def test_a_worker_that_is_stopped_gives_back_what_it_has(at: Hooked) -> No
     await at.bring()
     at.emulator.fail_next("hang", path=SUBSCRIPTIONS, times=1)
     before = at.asked()
-    running = asyncio.create_task(at.kit.webhooks.tasks["webhooks"]())
+    running = asyncio.create_task(at.kit.webhooks.tasks["webhooks"].run())
     await eventually(lambda: not at.emulator.faults)  # Stripe has been asked.
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -510,7 +510,7 @@ async def test_i7_tasks_end_after_a_cancellation(store_url: str, monkeypatch: py
     async with hooked(store_url) as at:
         loop, beside = asyncio.get_running_loop(), BackgroundTasks(Counter())
         for name, work in at.kit.webhooks.tasks.items():
-            beside.ensure_running(loop, name, work)
+            beside.ensure_running(loop, name, work.run)
         with anyio.fail_after(240):
             await begun.wait()
             await beside.end(loop)

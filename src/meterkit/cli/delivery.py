@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
-from meterkit.assembly import StripeAccess
 from meterkit.cancellation import start_task
 from meterkit.catalog.value_parsers import units
 from meterkit.cli.options import choice_option, import_function, seconds
 from meterkit.cli.output import echo, is_log_json, log_as_json, print_note, shown_steps
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.customers.states import make_scheduled_transitions
+from meterkit.delivery.delivery_pass import FLUSH, deliver_once
 from meterkit.delivery.late_usage_withdrawal import format_late_usage
-from meterkit.delivery.period_closer import PeriodCloser
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import open_drainer
-from meterkit.insights.audit_tasks import audit_root_reader, insights_tasks
+from meterkit.insights.audit_tasks import insights_tasks
 from meterkit.serving import BackgroundTasks
 from meterkit.store.spool_file import list_spools
 
@@ -106,7 +105,6 @@ async def worker(
         reload_signal(kit),
     ):
         loop, background = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
-        stripe = StripeAccess(kit.settings)
         stopped = start_task(stop.wait())
         running: asyncio.Task[Any] = stopped
         if flusher is None:
@@ -114,8 +112,8 @@ async def worker(
         else:
             print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
             running = start_task(_run_flusher(kit, flusher, json=session.json))
-            closer = PeriodCloser(kit.store, stripe.api, audit_root_reader(kit.store, kit.settings))
-            tasks |= {"closes": closer.run, **kit.webhooks.tasks, **kit.subscriptions.tasks}
+            repeated = {name: task.run for name, task in kit.delivery_tasks.items() if name != FLUSH}
+            tasks |= repeated
         for name, work in tasks.items():
             background.ensure_running(loop, name, work)
         # A task that ends by itself has failed: the worker must not run on without it.
@@ -124,7 +122,6 @@ async def worker(
             stopped.cancel()
             flusher.stop()
         await background.end(loop)  # They release their leases.
-        await stripe.close()
         await _report_error(running)
     print_note("stopped")
 
@@ -250,11 +247,10 @@ async def _flush_with_progress(kit: MeterKit, *, everything: bool, timeout_s: fl
         with shown_steps() as steps:
             watching = start_task(_watch(flusher, steps))
             try:
-                report = await flusher.flush(everything=everything, timeout_s=timeout_s)
+                flush = partial(flusher.flush, everything=everything, timeout_s=timeout_s)
+                return await deliver_once(kit.delivery_tasks, flush)
             finally:
                 watching.cancel()
-        await _drain_audit_log(kit)
-    return report
 
 
 async def _drain_audit_log(kit: MeterKit) -> None:

@@ -14,18 +14,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.cancellation import complete, start_task
+from meterkit.delivery.delivery_pass import FLUSH
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.journal import JournalRow
+from meterkit.store.task_lease import RepeatedTask
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.delivery.audit_root import RootOf
     from meterkit.delivery.delivery_outcome import DeliveryOutcome
+    from meterkit.delivery.flush_report import FlushReport
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.sender import Transport
     from meterkit.delivery.stripe_stream import StripeStreamTransport
@@ -121,14 +124,20 @@ async def flush_forever(
         await running.run(every_s=every_s)
 
 
+async def flush_once(flusher: Callable[[], AbstractAsyncContextManager[Flusher]]) -> FlushReport:
+    """Flush what is due."""
+    async with flusher() as running:
+        return await running.flush()
+
+
 def delivery_tasks(
     store: Store,
     settings: Settings,
     flusher: Callable[[], AbstractAsyncContextManager[Flusher]],
     api: Callable[[], StripeApi],
     root_of: RootOf | None = None,
-) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-    """Background tasks of an event loop that delivers: the flusher and the period closer.
+) -> Mapping[str, RepeatedTask]:
+    """Tasks of a process that delivers: the flusher and the period closer.
 
     ``root_of`` gives the root of a customer's audit log; None: there is none.
 
@@ -138,9 +147,10 @@ def delivery_tasks(
     transport_of(settings)  # Refuse wrong settings now, not later in a task.
     every_s = min(_PASS_EVERY_S, settings.flush_interval)
     closing: Any = import_module("meterkit.delivery.period_closer")
+    closer = closing.PeriodCloser(store, api, root_of)
     return {
-        "flush": partial(flush_forever, flusher, every_s=every_s),
-        "closes": closing.PeriodCloser(store, api, root_of).run,
+        FLUSH: RepeatedTask(partial(flush_forever, flusher, every_s=every_s), partial(flush_once, flusher)),
+        "closes": RepeatedTask(closer.run, closer.run_once),
     }
 
 

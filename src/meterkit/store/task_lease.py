@@ -14,13 +14,25 @@ from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 
     from meterkit.store.store import Store
 
 _PAUSE_S: Final = 0.1
 _KEPT_MS: Final = 7 * 86_400_000
 _QUEUE: Final = "queue:"
+
+
+class RepeatedTask(NamedTuple):
+    """A task that keeps a promise of delivery, run in an app or a worker, or one pass of it.
+
+    Attributes:
+        run: repeats it, until cancelled.
+        once: does what is due now, unless another process does.
+    """
+
+    run: Callable[[], Coroutine[object, object, None]]
+    once: Callable[[], Coroutine[object, object, object]]
 
 
 class TaskLease:

@@ -12,6 +12,7 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import MeterkitError, NoSubscriptionError, StripeError, SubscriptionError
 from meterkit.store.input_checks import check_customer
+from meterkit.store.task_lease import RepeatedTask
 from meterkit.subscriptions.billing_currency import check_currency
 from meterkit.subscriptions.change_rules import (
     check_addons,
@@ -41,7 +42,7 @@ from meterkit.subscriptions.stripe_objects import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -102,9 +103,13 @@ class Subscriptions:
         self.store_override = self._repricer.override
 
     @property
-    def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+    def tasks(self) -> Mapping[str, RepeatedTask]:
         """Tasks beside an event loop, by name: they make accepted and due changes."""
-        return {"changes": self._accepted_changes.run, "own prices": self._repricer.run}
+        changes, prices = self._accepted_changes, self._repricer
+        return {
+            "changes": RepeatedTask(changes.run, changes.run_once),
+            "own prices": RepeatedTask(prices.run, prices.settle_due),
+        }
 
     async def get(self, customer: str) -> Subscription | None:
         """The customer's subscription as last fetched, an ended one too; None if none is known."""

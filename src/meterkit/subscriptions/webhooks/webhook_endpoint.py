@@ -15,6 +15,7 @@ from meterkit.errors import StoreError
 from meterkit.http_bodies import read_body, send_json, send_problem
 from meterkit.log_throttle import MINUTE_S, Throttle
 from meterkit.store.input_checks import check_customer
+from meterkit.store.task_lease import RepeatedTask
 from meterkit.subscriptions.webhooks.customer_sync import CustomerSyncer
 from meterkit.subscriptions.webhooks.periodic_sync import EventSweeper
 from meterkit.subscriptions.webhooks.stripe_events import ForgedEvent, hint_of, verify_signature
@@ -169,16 +170,16 @@ class Webhooks:
         await self._queue.request(stripe_customer, "api")
 
     @property
-    def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+    def tasks(self) -> Mapping[str, RepeatedTask]:
         """Tasks beside an event loop, by name: the sync worker, and the sweep of undelivered events.
 
         No task waits for another: it could not pass on a second cancellation, and a client that connects may
         report the first as a failure.
         """
-        sweep = EventSweeper(self._store, self._api, self._queue).run
+        sweeper = EventSweeper(self._store, self._api, self._queue)
         return {
-            "webhooks": lambda: self._run(self._worker().run),
-            "sweep": lambda: self._run(sweep),
+            "sweep": RepeatedTask(lambda: self._run(sweeper.run), sweeper.run_once),
+            "webhooks": RepeatedTask(lambda: self._run(self._worker().run), self.work_off),
         }
 
     async def _run(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
