@@ -50,9 +50,10 @@ class Refund:
     refunded: int
     taken: int
     at_ms: int
+    owed: int = 0
 
     def __str__(self) -> str:
-        return f"{self.refunded} {self.taken} {self.at_ms}"
+        return f"{self.refunded} {self.taken} {self.at_ms} {self.owed}"
 
 
 @dataclass(slots=True)
@@ -61,6 +62,7 @@ class Books:
     grants: dict[str, Grant] = field(default_factory=dict[str, Grant])
     refunds: dict[str, Refund] = field(default_factory=dict[str, Refund])
     unreported: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    debts: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     has_balance: bool = False
 
     def top_up(self, target: str, what: str, event: str, month: str, now: int) -> list[Any]:
@@ -94,7 +96,9 @@ class Books:
         auto.state, auto.month, auto.count, auto.began_ms, auto.event = "pending", month, count, now, event
         return [1, month.encode(), event.encode()]
 
-    def reclaim(self, target: str, invoice: str, refunded: int, now: int, *, is_all: bool) -> list[int]:
+    def reclaim(
+        self, target: str, invoice: str, refunded: int, now: int, *, is_all: bool, owes: bool
+    ) -> list[int]:
         name = f"a {target} {invoice}"
         known, grant, auto = self.refunds.get(name), self.grants.get(name), self.autos.get(target)
         more = refunded - (known.refunded if known else 0)
@@ -107,7 +111,11 @@ class Books:
             grant.quantity -= part
             if grant.quantity == grant.used:
                 del self.grants[name]
-        self.refunds[name] = Refund(refunded, part + (known.taken if known else 0), now)
+        taken, owed = part + (known.taken if known else 0), known.owed if known else 0
+        if owes and part < more:
+            self.debts[target] = self.debts.get(target, (0, 0))[0] + more - part, now
+            owed, part = owed + more - part, more
+        self.refunds[name] = Refund(refunded, taken, now, owed)
         self.has_balance = False
         if is_all and auto is not None and auto.state in {"paid", "pending"}:
             auto.state = "stopped"
@@ -169,9 +177,12 @@ class TopUps(ScriptWorld):
     def _reclaim(self) -> None:
         target, invoice = self.random.choice(TARGETS), self.random.choice(INVOICES)
         refunded, is_all = self.random.choice((0, 1, 2, 5, 700)), self.random.random() < 0.5
+        owes = self.random.random() < 0.3
         name = f"a {target} {invoice}"
-        reply = self.run("reclaim_grant", (KEYS.grants, KEYS.ledger), name, refunded, int(is_all), self.wall)
-        expected = self.books.reclaim(target, invoice, refunded, self.wall, is_all=is_all)
+        reply = self.run(
+            "reclaim_grant", (KEYS.grants, KEYS.ledger), name, refunded, int(is_all), int(owes), self.wall
+        )
+        expected = self.books.reclaim(target, invoice, refunded, self.wall, is_all=is_all, owes=owes)
         self.compare(f"reclaim {name} {refunded}", expected, reply)
         if self.random.random() < 0.5:
             self.wire(pack("HDEL", KEYS.ledger, f"unreported {name}"))
@@ -180,6 +191,7 @@ class TopUps(ScriptWorld):
 
     def _check(self) -> None:
         grants = {name: str(grant) for name, grant in self.books.grants.items()}
+        grants |= {f"d {target}": f"{owed} {since}" for target, (owed, since) in self.books.debts.items()}
         ledger = {f"refund {name}": str(refund) for name, refund in self.books.refunds.items()}
         ledger |= {
             f"unreported {name}": f"{more} {part}" for name, (more, part) in self.books.unreported.items()

@@ -283,6 +283,17 @@ async def test_a_dispute_takes_the_part_that_is_disputed(at: Hooked, how: dict[s
     assert (await balance(at), await dead(at)) == (left * DOLLAR, [])
 
 
+async def test_f_30c_what_was_used_of_a_disputed_top_up_is_owed(at: Hooked) -> None:
+    """Eight of ten dollars were used, and the bank took back ten: eight were nobody's."""
+    invoice = str((await bought(at)).invoice)
+    await at.kit.record("acme", "usd_charged", 8 * DOLLAR)
+    at.emulator.dispute_payment(invoice)
+    await at.settle()
+    assert await balance(at) == -8 * DOLLAR
+    await bought(at)
+    assert await balance(at) == 2 * DOLLAR
+
+
 async def test_a_key_that_reads_no_disputes_takes_all_back(at: Hooked) -> None:
     at.emulator.dispute_payment(str((await bought(at)).invoice), amount=400)
     at.emulator.fail_next("error", status=403, path="/v1/disputes")

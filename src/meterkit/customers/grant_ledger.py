@@ -63,9 +63,9 @@ class LedgerEntry:
 
     Attributes:
         entry: ``grant`` and ``adjustment`` (a plan that gives more by now) add, ``burn``, ``expire``,
-            ``void`` and ``refund`` take away. ``debt`` is use beyond a balance in money. A ``repayment``
-            takes from a grant; its second line reduces the debt. A ``rollover`` takes what is left of a grant
-            from a period; its second line adds it to the next one.
+            ``void`` and ``refund`` take away. ``debt`` is use beyond a balance in money, or of a payment that
+            is disputed. A ``repayment`` takes from a grant; its second line reduces the debt. A ``rollover``
+            takes what is left of a grant from a period; its second line adds it to the next one.
         grant_id: empty for lines of the debt.
         quantity: what it adds, or below 0 what it takes away: units of a meter, micro-credits of a credit.
         meter: for ``burn`` and ``debt``, the meter that was used.
@@ -215,6 +215,11 @@ def _read_entries(field: str, text: str) -> Iterator[LedgerEntry]:
         *edges, name = rest.split(" ", 2)
         for at_ms, quantity in zip(edges, (-int(text), int(text)), strict=True):
             yield replace(_ledger_entry("rollover", name, quantity), period_start=from_ms(int(at_ms)))
+    elif what == "refund":
+        _, taken, _, owed = map(int, text.split(" "))
+        yield _ledger_entry("refund", rest, -taken)
+        if owed:
+            yield _debt_entry("debt", rest.split(" ")[1], -owed)
     elif (entry := _read_entry(what, rest, text)) is not None:
         yield entry
 
@@ -235,8 +240,6 @@ def _read_entry(what: str, rest: str, text: str) -> LedgerEntry | None:
         return _ledger_entry("grant", rest, int(text.partition(" ")[0]))
     if what in {"expire", "void"}:
         return _ledger_entry("expire" if what == "expire" else "void", rest, -int(text.partition(" ")[0]))
-    if what == "refund":
-        return _ledger_entry("refund", rest, -int(text.split(" ")[1]))
     return None  # What an id was used for, or a line of a newer release.
 
 

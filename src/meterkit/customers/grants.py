@@ -137,7 +137,7 @@ class ReclaimedQuantity(NamedTuple):
 
     Attributes:
         more: how much was refunded that :func:`mark_reclaim_reported` does not know of.
-        taken: how much of that the grant had left; it was taken back.
+        taken: how much of that the grant had left, or the customer owes.
     """
 
     more: int
@@ -145,9 +145,18 @@ class ReclaimedQuantity(NamedTuple):
 
 
 async def reclaim_grant(
-    store: Store, customer: str, target: str, *, grant_id: str, refunded: int, stops_automatic: bool
+    store: Store,
+    customer: str,
+    target: str,
+    *,
+    grant_id: str,
+    refunded: int,
+    stops_automatic: bool,
+    owes: bool,
 ) -> ReclaimedQuantity:
-    """Take back of a grant the refunded part, as far as it is left. Repeated: a no-op with the same reply.
+    """Take back of a grant the refunded part, as far as it is left; or have the rest owed.
+
+    Repeated, it changes nothing and replies the same.
 
     Args:
         store: where the customer is.
@@ -156,13 +165,16 @@ async def reclaim_grant(
         grant_id: the name of the grant.
         refunded: how much of it was refunded in all, in units of a meter, or in micro-credits.
         stops_automatic: whether automatic top-ups stop until the next one is paid.
+        owes: whether what the grant has not left is owed.
 
     Raises:
         StoreError: the store does not answer.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
     name, script = f"a {target} {grant_id}", store.scripts["reclaim_grant"]
-    more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded, int(stops_automatic))
+    more, taken = await admin.run(
+        script, [keys.grants, keys.ledger], name, refunded, int(stops_automatic), int(owes)
+    )
     drop_allotments(store, customer)
     return ReclaimedQuantity(more=more, taken=taken)
 

@@ -202,7 +202,7 @@ class TopUpPayments:
             await move_auto_top_up(self._store, bought.customer, bought.credit, "paid", event=bought.event)
         if returned:
             # The consent has ended with the money that went back.
-            await self._reclaim_grant(bought, granted, returned, stops_automatic=is_all or is_disputed)
+            await self._reclaim_grant(bought, granted, returned, is_all=is_all, is_disputed=is_disputed)
         return bought.customer
 
     async def _grant_top_up(self, bought: TopUpInvoice, *, is_reported: bool, is_returned: bool) -> int:
@@ -235,7 +235,7 @@ class TopUpPayments:
         return granted
 
     async def _reclaim_grant(
-        self, bought: TopUpInvoice, granted: int, returned: int, *, stops_automatic: bool
+        self, bought: TopUpInvoice, granted: int, returned: int, *, is_all: bool, is_disputed: bool
     ) -> None:
         customer, invoice = bought.customer, bought.invoice
         micros = returned_share(granted, returned, bought.paid_cents)
@@ -246,7 +246,8 @@ class TopUpPayments:
             target,
             grant_id=invoice,
             refunded=micros,
-            stops_automatic=stops_automatic,
+            stops_automatic=is_all or is_disputed,
+            owes=is_disputed,
         )
         if not found.more:
             return
@@ -254,8 +255,8 @@ class TopUpPayments:
         refunded_cents = round(Fraction(found.more * bought.paid_cents, granted))
         taken_cents = found.taken // _CENT
         _logger.warning(
-            "top-up %s of customer %r: %d cents were refunded or are disputed; %d of them were left and are"
-            " taken back",
+            "top-up %s of customer %r: %d cents were refunded or are disputed; %d of them are taken off the"
+            " balance",
             invoice,
             customer,
             refunded_cents,

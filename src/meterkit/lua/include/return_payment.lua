@@ -4,11 +4,11 @@
 --include format_grant
 local function return_payment(list, ledger, grant, part, now)
   local call, text = redis.call, string.format
-  local reclaimed = math.min(part, grant.refunded - grant.taken)
+  local reclaimed = math.min(part, grant.refunded - grant.taken - grant.owed)
   grant.used = grant.used - part
   if reclaimed > 0 then
     grant.quantity, grant.taken = grant.quantity - reclaimed, grant.taken + reclaimed
-    call('HSET', ledger, 'refund ' .. grant.name, text('%.0f %.0f %.0f', grant.refunded, grant.taken, now))
+    call('HSET', ledger, 'refund ' .. grant.name, text('%.0f %.0f %.0f %.0f', grant.refunded, grant.taken, now, grant.owed))
   end
   if grant.used < grant.quantity then
     call('HSET', list, grant.name, format_grant(grant))
