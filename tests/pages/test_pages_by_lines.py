@@ -10,6 +10,7 @@ import pytest
 
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
+from drivers.delivery import deliver
 from drivers.operator_pages import make_snapshot, pages_of
 from drivers.plans import plans_text
 from drivers.served_traffic import Call, simulated
@@ -41,7 +42,7 @@ async def test_pages_speak_of_lines(store_url: str, tmp_path: Path) -> None:
 
         await end_period(at)
         at.emulator.fail_next("error", status=403, path="*")
-        await at.kit.flush()
+        await deliver(at.kit)
         await make_snapshot(at.kit)
         async with pages_of(at.kit) as operator:
             figures = (await operator.get("/", headers=JSON)).json()
@@ -81,7 +82,7 @@ async def test_a_redriven_line_stands_in_the_ledger(store_url: str) -> None:
         await at.kit.record("acme", "words", 126)
         await end_period(at)
         at.emulator.fail_next("error", status=403, path="*")
-        await at.kit.flush()
+        await deliver(at.kit)
         (line,) = await at.kit.outbox.items.list()
         async with pages_of(at.kit) as operator:
             for state, listed in (("", [line.identifier]), ("queued", [line.identifier]), ("parked", [])):
