@@ -108,7 +108,6 @@ class SubscriptionState:
         metered: its metered prices, as ``METER=PRICE``, in order, with blanks between them.
         prices: prices of its metered items; empty: not known, or none.
         pending_prices: those after a scheduled change.
-        former_prices: ended ones, each with the instant of its end, oldest first.
         line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
             of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
         free_spans: its trials and those of earlier subscriptions: first instant, and the first one after it;
@@ -155,7 +154,6 @@ class SubscriptionState:
     metered: str = ""
     prices: ItemPrices = NO_PRICES
     pending_prices: ItemPrices = NO_PRICES
-    former_prices: tuple[tuple[int, ItemPrices], ...] = ()
     line_switches: tuple[int, ...] = ()
     free_spans: tuple[tuple[int, int], ...] = ()
     paused_spans: tuple[tuple[int, int], ...] = ()
@@ -169,8 +167,6 @@ class SubscriptionState:
     def kept(self) -> dict[str, object]:
         """Its stored fields: all except defaults."""
         found = without_defaults(self)
-        if self.former_prices:
-            found["former_prices"] = [[at_ms, dump_item_prices(of)] for at_ms, of in self.former_prices]
         found.update({name: dump_item_prices(getattr(self, name)) for name in found.keys() & _PRICES})
         return found
 
@@ -191,10 +187,6 @@ class SubscriptionState:
             found["line_switches"] = tuple(found["line_switches"])
         for name in found.keys() & _SPANS:
             found[name] = tuple((from_ms, till_ms) for from_ms, till_ms in found[name])
-        if "former_prices" in found:
-            found["former_prices"] = tuple(
-                (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
-            )
         return cls(**found)
 
     def is_by_lines_at(self, at_ms: int) -> bool:
@@ -257,14 +249,9 @@ class SubscriptionState:
         return self.addons
 
     def prices_at(self, at_ms: int) -> ItemPrices:
-        """Prices of metered items at an instant, earlier subscriptions included; none between two of them."""
-        former = next((prices for until_ms, prices in self.former_prices if at_ms < until_ms), None)
-        if at_ms < self.created_ms:
-            return former or NO_PRICES
-        if not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
+        """Prices of metered items by the clock; see :meth:`CustomerState.prices_at` for the past."""
+        if at_ms < self.created_ms or not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
             return NO_PRICES
-        if former is not None:
-            return former
         if not self._is_changed(at_ms):
             return self.prices
         is_same_plan = self.pending_plan in {None, self.plan}
