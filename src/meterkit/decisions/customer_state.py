@@ -180,9 +180,7 @@ class CustomerState:
         if self.terms:
             kept["terms"] = [row._replace(facts=tuple(place(row.facts))) for row in self.terms]
         if self.subscription is not None:
-            own = self.subscription.kept()
-            priced = {name: getattr(self.subscription, name) for name in own.keys() & _PRICES}
-            kept["subscription"] = own | dict(place(priced.items()))
+            kept["subscription"] = dict(place(self.subscription.kept().items()))
         if places:
             kept["prices"] = [*map(dump_item_prices, places)]
         return json.dumps(kept, separators=(",", ":"), sort_keys=True)

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from meterkit.decisions.item_prices import (
     NO_PRICES,
     base_interval,
-    dump_item_prices,
     interval_of,
-    parse_item_prices,
     with_known_meters,
 )
 from meterkit.decisions.periods import SHORTEST_MS
@@ -44,7 +42,6 @@ BILLED: Final[frozenset[Status | None]] = frozenset({"active", "past_due", "unpa
 """The statuses in which usage is billed: not in a trial or a pause."""
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
-_PRICES: Final = frozenset({"prices", "pending_prices"})
 _ADDONS: Final = frozenset({"addons", "pending_addons"})
 _SPANS: Final = frozenset({"free_spans", "paused_spans"})
 NEVER_MS: Final = 9_000_000_000_000_000
@@ -165,10 +162,8 @@ class SubscriptionState:
     currency: str = ""
 
     def kept(self) -> dict[str, object]:
-        """Its stored fields: all except defaults."""
-        found = without_defaults(self)
-        found.update({name: dump_item_prices(getattr(self, name)) for name in found.keys() & _PRICES})
-        return found
+        """Its stored fields: all except defaults. A state stores the prices."""
+        return without_defaults(self)
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> SubscriptionState:
@@ -177,8 +172,6 @@ class SubscriptionState:
         status = found.get("status")
         if isinstance(status, str):
             found["status"] = intern(status)  # A process keeps it for each customer that it knows.
-        for name in found.keys() & _PRICES:
-            found[name] = parse_item_prices(found[name])
         for name in found.keys() & _ADDONS:
             found[name] = parse_bought(found[name])
         if "addon_prices" in found:

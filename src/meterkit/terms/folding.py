@@ -56,12 +56,8 @@ def fold(terms: Terms, now_ms: int, start_of: Callable[[int], int]) -> Terms:
     if old > 1:
         kept = [*_join(kept[:old]), *kept[old:]]
     if len(kept) > _KEPT_MAX:
-
-        def begin_of(at_ms: int) -> int:
-            return EVER_MS if at_ms == EVER_MS else start_of(at_ms)
-
-        kept = _completed(_without_superseded_prices(_without_superseded(kept, begin_of), begin_of))
-        kept = [kept[0], *_sort_plans(kept, begin_of), kept[-1]]
+        kept = _completed(_without_superseded(_without_old_prices(kept), start_of))
+        kept = [kept[0], *_sort_plans(kept, start_of), kept[-1]]
     if len(kept) > _KEPT_MAX:
         dropped = len(kept) - _KEPT_MAX + 2
         last_ms = kept[dropped - 1].since_ms
@@ -93,19 +89,11 @@ def _without_superseded(rows: Sequence[Row], start_of: Callable[[int], int]) -> 
     return found
 
 
-def _without_superseded_prices(rows: Sequence[Row], start_of: Callable[[int], int]) -> list[Row]:
-    """Leave out prices but the latest ones and the last ones of each period: invoices are due at its end."""
-    found, number, known_ms = list[Row](), 0, EVER_MS
-    for row in reversed(rows):
-        facts = row.facts
-        if any(name == PRICES for name, _ in facts):
-            start_ms, number = start_of(row.since_ms), number + 1
-            if start_ms == known_ms and number > _PRICES_MAX:
-                facts = tuple(fact for fact in facts if fact[0] != PRICES)
-            known_ms = start_ms
-        if facts:
-            found.append(row._replace(facts=facts))
-    return found[::-1]
+def _without_old_prices(rows: Sequence[Row]) -> list[Row]:
+    """Leave out all prices but the first ones and the latest 24."""
+    priced = [row for row in rows if any(name == PRICES for name, _ in row.facts)]
+    found = {row: tuple(fact for fact in row.facts if fact[0] != PRICES) for row in priced[1:-_PRICES_MAX]}
+    return [row._replace(facts=found.get(row, row.facts)) for row in rows if found.get(row, row.facts)]
 
 
 def _completed(rows: Sequence[Row]) -> list[Row]:
