@@ -6,7 +6,6 @@ A new process takes each customer for one on the default plan, a known one for w
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +16,11 @@ from asgi.test_llm_outliving import another
 from drivers.app import hello, no_more, served
 from drivers.llm_apps import answering
 from drivers.plans import completed
-from drivers.subscribed_customer import NOW, fetched, kit_of, subscription
+from drivers.subscribed_customer import kit_of
 from faults.proxy import TcpProxy
 from faults.refusals import eventually, lane_of, settled
 from llm_payloads.recordings import JSON_TYPE, compact
 from meterkit import MeterKit, identify, record_usage
-from meterkit.decisions.item_prices import ItemPrice
 from meterkit.testing import Clock
 from store.test_sync import said_by
 
@@ -180,17 +178,3 @@ async def test_f_309_fractions_are_carried_at_the_price_that_counts(store_url: s
         for nth in range(1, 8):
             await kit.record("acme", "output_tokens", 1, subjects=BY)
             assert (await spent(kit))[1:] == (nth // 3, nth // 3)
-
-
-async def test_a_new_price_counts_where_the_clock_is_behind(store_url: str) -> None:
-    """Two seconds behind the store's clock, a process took the price before for the new one, and kept it."""
-    ahead, behind = Clock(NOW), Clock(NOW - timedelta(seconds=2))
-    async with kit_of(store_url, ahead, PLANS) as other, kit_of(store_url, behind, PLANS) as kit:
-        for price, used in (("1/400", 400), ("1/700", 1_100)):
-            items = {"prices": (ItemPrice("pages", "pages", price),), "metered": f"mtr_1=price_{price}"}
-            await fetched(other, subscription(**items))
-            await kit.check("acme", "pages")
-            for clock in (ahead, behind):
-                clock.advance(timedelta(minutes=1))
-            await kit.record("acme", "pages", 1)
-            assert (await other.usage("acme"))["meters"]["spend"]["recorded"] == used * 10_000

@@ -480,7 +480,7 @@ def test_prices_of_a_plan_set_by_hand(acts: list[dict[str, Any]], expected: dict
     assert found == {hour: [label] if label else [] for hour, label in expected.items()}
 
 
-def test_a_report_of_the_past_keeps_the_prices_of_a_plan_set_since() -> None:
+def test_a_report_of_the_past_keeps_prices_set_since() -> None:
     before, edited = loads(BY_LINES), loads(EDITED)
     state = with_terms(CustomerState(), sold("free"), before, JUNE_MS, told_ms=JUNE_MS, source="app")
     gift, at_ms = replace(state, plan="top"), hour_ms(20)

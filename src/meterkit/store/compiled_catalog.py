@@ -322,7 +322,7 @@ class CompiledCatalog:
     def resolve_plan(self, state: CustomerState, now_ms: int) -> EffectivePlan:
         """Plan, access and period of a state at an instant; shared without a subscription and overrides.
 
-        If this host's clock is a little behind the store's, the latest changes count all the same.
+        The latest changes count even if this host's clock is behind the store's.
         """
         now_ms = max([now_ms, *(row.since_ms for row in state.terms)])
         if state.subscription or state.overrides or state.overdraft or state.spent:
