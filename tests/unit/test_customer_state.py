@@ -978,6 +978,7 @@ def test_all_of_a_subscription_survives_storage() -> None:
     read = CustomerState.parse(json.dumps(stored)).subscription
     assert read == full
     # A process has one text of it for all customers.
+    assert read is not None
     assert read.status is full.status
     # An empty list gives up all add-ons; none at all leaves them as they are.
     for pending in (None, ()):

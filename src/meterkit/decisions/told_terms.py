@@ -77,7 +77,7 @@ def with_terms(
     """The state after a change, with what it adds to the terms.
 
     A subscription ends at its own instant, whenever that is heard of. One that begins counts from now on: of
-    those that are imported, nothing is known before.
+    those that are imported, nothing is known before but their prices.
 
     Args:
         before: the state until now.
