@@ -329,15 +329,18 @@ class Parts:
 
         async with self.flusher() as flusher:
             flush = partial(flusher.flush, everything=everything, timeout_s=timeout_s)
-            return await deliver_once(self.delivery_tasks, flush)
+            return await deliver_once(self._delivery_tasks, flush)
 
-    @LazyPart
     def delivery_tasks(self) -> Mapping[str, RepeatedTask]:
         """All that a process which delivers repeats, by name, in the order in which a single pass does it.
 
         Raises:
             SettingsError: usage cannot be sent by these settings.
         """
+        return self._delivery_tasks
+
+    @LazyPart
+    def _delivery_tasks(self) -> Mapping[str, RepeatedTask]:
         from meterkit.customers.states import make_scheduled_transitions, sweep_scheduled_transitions
         from meterkit.delivery.flusher_setup import delivery_tasks
         from meterkit.insights.audit_tasks import audit_root_reader, audit_tasks
@@ -372,7 +375,7 @@ class Parts:
 
             found |= insights_tasks(self.store, self.settings)
         if self.settings.delivers:
-            return found | {name: task.run for name, task in self.delivery_tasks.items()}
+            return found | {name: task.run for name, task in self._delivery_tasks.items()}
         wants = self._wants_transitions
         found["scheduled transitions"] = partial(make_scheduled_transitions, self.store, is_wanted=wants)
         return found

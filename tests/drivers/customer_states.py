@@ -19,6 +19,7 @@ from meterkit.notify.spikes import CustomerSpike, SpikesToday
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.request import Parameter
 from meterkit.subscriptions.subscription_updates import LiveSubscription
+from meterkit.terms.rows import PRICES, rename
 
 
 async def state_of(kit: MeterKit, customer: str = "acme") -> CustomerState:
@@ -42,8 +43,10 @@ async def store_overrides(
 async def forget_prices(kit: MeterKit, customer: str) -> None:
     """Store a state as a release wrote it that did not read the prices of subscription items."""
     found = await CustomerStates(kit.store).find(customer)
-    assert found.state.subscription is not None
-    older = replace(found.state, subscription=replace(found.state.subscription, prices=()))
+    known = found.state.subscription
+    assert known is not None
+    terms = rename(found.state.terms, (PRICES, known.prices), (PRICES, ()))
+    older = replace(found.state, subscription=replace(known, prices=()), terms=terms)
     admin, key = await kit.store.admin(), kit.store.keys.customer(customer).state
     await admin.client.hset(key, "data", older.dump())
     await admin.client.hset(key, "rev", f"{found.rev}-")

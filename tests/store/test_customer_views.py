@@ -13,6 +13,7 @@ import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -21,12 +22,13 @@ from hypothesis import strategies as st
 
 from drivers.counters import put_head
 from drivers.plans import completed
-from drivers.subscribed_customer import kit_of
+from drivers.subscribed_customer import NOW, fetched, kit_of, subscription
 from faults.refusals import settle, settled, used
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
 from meterkit.decisions.compiled_decision import Program
 from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.item_prices import ItemPrice
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.store.compiled_catalog import CatalogAlarms
@@ -249,3 +251,29 @@ def test_threads_may_use_it_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert len(known) <= 50
+
+
+PRICED = """
+default_plan: free
+meters: {pages: {unit: page, stripe: {event_name: pages}}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {pages: {included: 0, overage: deny}}}
+  pro:
+    price: {amount_cents: 3000, interval: month}
+    budget: {amount_cents: 100_000}
+    meters: {pages: {included: 0, overage: {bill: {per: 1, amount_cents: 900}}}}
+"""
+
+
+async def test_a_new_price_counts_where_the_clock_is_behind(store_url: str) -> None:
+    """Two seconds behind the store's clock, a process took the price before for the new one, and kept it."""
+    ahead, behind = Clock(NOW), Clock(NOW - timedelta(seconds=2))
+    async with kit_of(store_url, ahead, PRICED) as other, kit_of(store_url, behind, PRICED) as kit:
+        for price, used in (("1/400", 400), ("1/700", 1_100)):
+            items = {"prices": (ItemPrice("pages", "pages", price),), "metered": f"mtr_1=price_{price}"}
+            await fetched(other, subscription(**items))
+            await kit.check("acme", "pages")
+            for clock in (ahead, behind):
+                clock.advance(timedelta(minutes=1))
+            await kit.record("acme", "pages", 1)
+            assert (await other.usage("acme"))["meters"]["spend"]["recorded"] == used * 10_000

@@ -18,18 +18,16 @@ from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.customer_state import (
     CustomerState,
     EffectivePlan,
-    add_former_prices,
     bounds_of,
     effective_plan,
     entitlements_of,
     refusal_for_feature,
-    with_former_prices,
     with_former_starts,
     with_learned_prices,
     with_subscription,
 )
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, add_gauge_terms, presigned_bytes_at
-from meterkit.decisions.item_prices import ItemPrice
+from meterkit.decisions.item_prices import ItemPrice, ItemPrices
 from meterkit.decisions.keys import meter_field
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.subscription import (
@@ -54,6 +52,7 @@ from meterkit.decisions.transitions import (
     reminders_of,
     transition_entries,
 )
+from meterkit.terms.rows import PLAN_BY_HAND, PRICES, PRICES_BY_HAND, Row
 
 DAY_MS = 86_400_000
 FAILED_MS = 1_800_000_000_000
@@ -348,80 +347,9 @@ def test_prices_changed_by_others_are_known_as_unrequested() -> None:
     assert switched(replace(due, pending_at_ms=NOW_MS + 1), metered="") == {"mtr_1", "mtr_2"}
 
 
-@pytest.mark.parametrize("next_label", ["1/5", "1/3"])
-def test_prices_of_an_earlier_subscription_hold_for_its_time(next_label: str) -> None:
-    # The plans file may have another price by now; its periods are closed and compared after its end.
-    first_prices, next_prices = ((ItemPrice("words", "api_words", label),) for label in ("1/3", next_label))
-    first = replace(ACTIVE, created_ms=NOW_MS, metered="mtr_1=price_1", prices=first_prices)
-    ended = replace(first, status="canceled", ended_at_ms=NOW_MS + DAY_MS)
-    began_ms = NOW_MS + 3 * DAY_MS
-    second = replace(ACTIVE, id="sub_2", created_ms=began_ms)
-    after = replace(second, metered="mtr_1=price_2", prices=next_prices)
-    known = SubscriptionState.of(add_former_prices(ended, after, began_ms + DAY_MS).kept())
-    expected = {
-        NOW_MS - 1: (),
-        NOW_MS + DAY_MS - 1: first_prices,
-        NOW_MS + 2 * DAY_MS: (),
-        began_ms: next_prices,
-    }
-    assert {at_ms: known.prices_at(at_ms) for at_ms in expected} == expected
-    # A change of the second one's own price is kept beside it.
-    again = replace(after, metered="mtr_1=price_3", prices=())
-    changed = add_former_prices(known, again, began_ms + 2 * DAY_MS)
-    expected = {NOW_MS: first_prices, NOW_MS + 2 * DAY_MS: (), began_ms + DAY_MS: next_prices}
-    assert {at_ms: changed.prices_at(at_ms) for at_ms in expected} == expected
-
-
 A_PRICE, OTHER_PRICE = ((ItemPrice("words", "api_words", label),) for label in ("1/3", "1/5"))
 SOLD_MS: Final = NOW_MS - 9 * DAY_MS
-ENDED_MS: Final = NOW_MS - 400 * DAY_MS
 SELLING: Final = replace(ACTIVE, created_ms=SOLD_MS, metered="mtr_1=price_1", prices=A_PRICE)
-OTHER_ITEM: Final[dict[str, Any]] = {"metered": "mtr_1=price_2", "prices": OTHER_PRICE}
-
-
-@pytest.mark.parametrize(
-    ("known", "new", "expected"),
-    [
-        pytest.param({}, OTHER_ITEM, ((SOLD_MS, ()), (NOW_MS, A_PRICE)), id="another item ends its price"),
-        pytest.param({}, {"prices": OTHER_PRICE}, (), id="the same item is read otherwise"),
-        pytest.param({}, {"metered": "mtr_1=price_2"}, (), id="another item has the same price"),
-        pytest.param(
-            {"metered": ""},
-            {"metered": "", "prices": OTHER_PRICE},
-            ((SOLD_MS, ()), (NOW_MS, A_PRICE)),
-            id="without items the prices are those of invoice lines",
-        ),
-        pytest.param({"prices": ()}, OTHER_ITEM, (), id="no price was known"),
-        pytest.param(
-            {"pending_at_ms": NOW_MS - 5},
-            OTHER_ITEM,
-            ((SOLD_MS, ()), (NOW_MS - 5, A_PRICE)),
-            id="a scheduled change that has come ended it at its instant",
-        ),
-        pytest.param(
-            {"pending_at_ms": NOW_MS + 5},
-            OTHER_ITEM,
-            ((SOLD_MS, ()), (NOW_MS, A_PRICE)),
-            id="a scheduled change is ahead still",
-        ),
-        pytest.param(
-            {"former_prices": ((ENDED_MS, OTHER_PRICE), (ENDED_MS + 1, OTHER_PRICE))},
-            {},
-            ((ENDED_MS + 1, OTHER_PRICE),),
-            id="one that ended 400 days ago is forgotten",
-        ),
-    ],
-)
-def test_prices_that_end_with_a_change_are_kept(
-    known: dict[str, Any], new: dict[str, Any], expected: object
-) -> None:
-    before = replace(STATE, subscription=replace(SELLING, **known))
-    after = replace(STATE, subscription=replace(SELLING, **new))
-    kept = with_former_prices(before, after, NOW_MS).subscription
-    assert kept is not None
-    assert kept.former_prices == expected
-    assert kept == replace(SELLING, **new, former_prices=expected)
-    assert with_former_prices(STATE, CustomerState(), NOW_MS) == CustomerState()
 
 
 @pytest.mark.parametrize(
@@ -440,7 +368,16 @@ def test_prices_that_a_later_reading_tells_are_learnt(
     after = replace(STATE, subscription=replace(SELLING, prices=OTHER_PRICE, seats=9, **new))
     learnt = replace(before, subscription=replace(SELLING, prices=OTHER_PRICE))
     assert with_learned_prices(before, after) == (learnt if is_learnt else before)
+    rows = [(Row(SOLD_MS, SOLD_MS, "stripe", ((PRICES, of),)),) for of in (A_PRICE, OTHER_PRICE)]
+    found = with_learned_prices(replace(before, terms=rows[0]), after)
+    assert found.terms == rows[is_learnt]
     assert with_learned_prices(before, CustomerState()) == before
+
+
+def told_by_hand(prices: ItemPrices, subscription: SubscriptionState | None) -> CustomerState:
+    """A customer with a plan that is set by hand now, at some prices."""
+    row = Row(NOW_MS, NOW_MS, "operator", ((PLAN_BY_HAND, "top"), (PRICES_BY_HAND, prices)))
+    return CustomerState(plan="top", subscription=subscription, terms=(row,))
 
 
 def test_a_plan_set_by_hand_has_prices_that_items_lack() -> None:
@@ -452,10 +389,11 @@ def test_a_plan_set_by_hand_has_prices_that_items_lack() -> None:
         ((dropped,), (words,), "top", (dropped, words)),
         (A_PRICE, (), "top", A_PRICE),
     ):
-        of = replace(STATE, plan="top", plan_prices=by_hand, subscription=replace(SELLING, prices=sold))
+        of = told_by_hand(by_hand, replace(SELLING, prices=sold))
         assert of.prices_on(plan, NOW_MS) == expected
-    alone = CustomerState(plan="top", plan_prices=A_PRICE)
+    alone = told_by_hand(A_PRICE, None)
     assert [alone.prices_on(plan, NOW_MS) for plan in ("top", "pro")] == [A_PRICE, ()]
+    assert alone.prices_on("top", NOW_MS - 1) == ()
 
 
 def of_day(year: int, month: int, day: int) -> int:
@@ -526,16 +464,6 @@ def test_a_trial_without_its_payment_method_ends_its_period() -> None:
     ):
         found = bounds_of(of, MONTHLY, at_ms)
         assert (found.start_ms, found.end_ms) == (start_ms, end_ms), at_ms
-
-
-def test_the_last_24_former_prices_are_kept() -> None:
-    known = replace(ACTIVE, created_ms=NOW_MS, metered="0", prices=(ItemPrice("words", "api_words", "1/1"),))
-    for turn in range(1, 31):
-        new = replace(known, metered=f"{turn}", prices=(ItemPrice("words", "api_words", f"1/{1 + turn}"),))
-        known = add_former_prices(known, new, NOW_MS + turn)
-    kept = [prices[0].label for _, prices in known.former_prices if prices]
-    # One place says that usage of the time before the subscription had none.
-    assert (len(known.former_prices), kept) == (24, [f"1/{number}" for number in range(8, 31)])
 
 
 # What the clock and the plans file change of a customer, and what handlers and the ledger say of it.
@@ -872,20 +800,6 @@ OVER: Final[dict[str, Any]] = {"status": "canceled", "ended_at_ms": NOW_MS}
             *("prices_at", AT_END | {"prices": TOLD, "pending_plan": "top"}, (TOLD, ())),
             id="another plan's are not known",
         ),
-        pytest.param(
-            *("prices_at", {"prices": TO_COME, "former_prices": ((END_MS, TOLD),)}, (TOLD, TO_COME)),
-            id="former prices, until their end",
-        ),
-        pytest.param(
-            *("prices_at", {"former_prices": ((END_MS, ()),), "prices": TOLD}, ((), TOLD)),
-            id="there were none formerly",
-        ),
-        pytest.param(
-            "prices_at",
-            {"former_prices": ((END_MS, TOLD), (END_MS + 9, TO_COME)), "created_ms": END_MS + 9},
-            (TOLD, TO_COME),
-            id="those of two earlier subscriptions",
-        ),
         pytest.param("next_change_ms", {}, (NEVER_MS, NEVER_MS), id="no change"),
         pytest.param("next_change_ms", TRIAL, (END_MS, NEVER_MS), id="a trial's end changes it"),
         pytest.param(
@@ -1052,20 +966,20 @@ def test_all_of_a_subscription_survives_storage() -> None:
     given |= {"cancel_at_period_end": True, "never_began": True, "awaits_payment_method": True}
     given |= {"seats": 2, "covered_seats": 1, "pending_seats": 0, "failures": 1, "mrr": 5, "addons": BUNDLE}
     given |= {"pending_addons": (("more", 1), ("pack", 3)), "addon_prices": (("pack", "2 usd month"),)}
-    given |= {"prices": prices, "pending_prices": TO_COME, "former_prices": ((4, ()), (9, prices))}
+    given |= {"prices": prices, "pending_prices": TO_COME}
     given |= {"line_switches": (4, 5), "free_spans": ((1, 2), (3, 4)), "paused_spans": ((5, 6),)}
     full = SubscriptionState(**given)
-    kept = json.loads(json.dumps(full.kept()))
+    stored = json.loads(CustomerState(subscription=full).dump())
+    kept = stored["subscription"]
     assert set(kept) == {field.name for field in fields(full)}
-    long, short = ["words", "api_words", "1/3", 4], ["words", "api_words", "1/5"]
-    assert (kept["prices"], kept["pending_prices"], kept["former_prices"][1]) == (
-        [long],
-        [short],
-        [9, [long]],
-    )
+    long, short = [["words", "api_words", "1/3", 4]], [["words", "api_words", "1/5"]]
+    assert [stored["prices"][kept[name]] for name in ("prices", "pending_prices")] == [long, short]
+    kept["of_a_later_release"] = 1
+    read = CustomerState.parse(json.dumps(stored)).subscription
+    assert read == full
     # A process has one text of it for all customers.
-    assert SubscriptionState.of(kept).status is full.status
-    assert SubscriptionState.of(kept | {"of_a_later_release": 1}) == full
+    assert read is not None
+    assert read.status is full.status
     # An empty list gives up all add-ons; none at all leaves them as they are.
     for pending in (None, ()):
         one = replace(ACTIVE, pending_addons=pending)

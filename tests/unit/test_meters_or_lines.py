@@ -16,8 +16,8 @@ import pytest
 from meterkit import MeterKit
 from meterkit.catalog import Entitlement, loads
 from meterkit.catalog.models import Overage
-from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.item_prices import ItemPrice, ItemPrices
+from meterkit.decisions.customer_state import INITIAL_STATE, CustomerState
+from meterkit.decisions.item_prices import ItemPrice, ItemPrices, line_prices
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.transitions import TermsInForce
@@ -27,7 +27,6 @@ from meterkit.outbox.meters_or_lines import (
     has_metered_periods,
     is_billed_by_lines,
     keep_line_terms,
-    line_prices,
     line_switches,
     must_move,
     with_new_models,
@@ -47,6 +46,7 @@ from meterkit.outbox.sealing_terms import (
 )
 from meterkit.store.event_names import ReportedMeter, list_reported_meters
 from meterkit.store.views import CustomerCache, CustomerView
+from meterkit.terms.rows import EVER_MS, PLAN_BY_HAND, PRICES_BY_HAND, Row
 
 PLANS: Final = """
 schema: 1
@@ -570,6 +570,14 @@ def holding(*prices: ItemPrice) -> CustomerState:
     return CustomerState(subscription=sold(**BY_LINES, prices=prices))
 
 
+def by_hand(
+    plan: str, *prices: ItemPrice, of: CustomerState = INITIAL_STATE, since: int = EVER_MS
+) -> CustomerState:
+    """A customer whose plan is set by hand, at some prices."""
+    facts = (PLAN_BY_HAND, plan), (PRICES_BY_HAND, prices)
+    return replace(of, plan=plan, terms=(Row(since, since, "operator", facts),))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "labels", "expected"),
     [
@@ -612,8 +620,8 @@ def holding(*prices: ItemPrice) -> CustomerState:
             id="metered items end at Stripe",
         ),
         pytest.param(
-            CustomerState(plan="pro", plan_prices=(OWN_ROWS,)),
-            CustomerState(plan="pro", plan_prices=(OWN_ROWS,)),
+            by_hand("pro", OWN_ROWS),
+            by_hand("pro", OWN_ROWS),
             NOTHING_BILLED,
             {ROWS_TOKEN: "1/7"},
             id="of a plan set by hand, without a subscription",
@@ -770,17 +778,17 @@ DENIED: Final = {"words": "0", "pages": "0", "rows": "0"}
             lines_of(plan=None), dict.fromkeys(FILE_LABELS, "-"), id="no plan has no price that is known"
         ),
         pytest.param(
-            replace(lines_of(**RENEWED), plan="free"), DENIED, id="a plan set by hand goes before its own"
+            by_hand("free", of=lines_of(**RENEWED)), DENIED, id="a plan set by hand goes before its own"
         ),
         pytest.param(
-            replace(lines_of(status="canceled", ended_at_ms=END), plan="free"),
+            by_hand("free", of=lines_of(status="canceled", ended_at_ms=END), since=END),
             FILE_LABELS,
-            id="but not one set since its end",
+            id="but not one set since the period",
         ),
         pytest.param(CustomerState(), DENIED, id="the default plan without a subscription"),
         pytest.param(CustomerState(plan="pro"), FILE_LABELS, id="a plan set by hand without one"),
         pytest.param(
-            CustomerState(plan="pro", plan_prices=(OWN_WORDS,)),
+            by_hand("pro", OWN_WORDS),
             FILE_LABELS | {"words": "1000/10"},
             id="at the prices that it was set at",
         ),

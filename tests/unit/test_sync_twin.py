@@ -29,6 +29,7 @@ LEFT_OUT = {
     "MeterKit": {
         "begin",
         "contact",
+        "delivery_tasks",
         "estimate_input",
         "flusher",
         "on",

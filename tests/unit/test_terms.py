@@ -19,8 +19,10 @@ from drivers.subscribed_customer import subscription
 from meterkit.catalog import loads
 from meterkit.catalog.models import Bought
 from meterkit.decisions.customer_state import CustomerState, entitlements_of, with_subscription
+from meterkit.decisions.item_prices import ItemPrice, ItemPrices
 from meterkit.decisions.periods import DAY_MS, HOUR_MS, to_ms
 from meterkit.decisions.plan_shares import effective_terms
+from meterkit.decisions.subscription import SubscriptionState
 from meterkit.decisions.told_terms import with_terms
 from meterkit.terms.folding import fold
 from meterkit.terms.rows import ADDONS, EVER_MS, PLAN, PLAN_BY_HAND, SUBSCRIPTION, Row, Terms, in_force, tell
@@ -324,3 +326,166 @@ def test_a_paused_trial_that_is_resumed_takes_no_share() -> None:
     resumed = replace(state, subscription=sold("team").subscription)
     state = with_terms(state, resumed, CATALOG, hour_ms(120), told_ms=hour_ms(120), source="app")
     assert included(state, 121) == GIVES["team"]
+
+
+PRICED, DEARER = ((ItemPrice("calls", "api_calls", label),) for label in ("1/3", "1/5"))
+RENAMED: Final = (PRICED[0]._replace(meter="requests"),)
+ITEM, OTHER_ITEM = "mtr_1=price_1", "mtr_1=price_2"
+OF_A_PRICE: Final = {"prices": PRICED, "metered": ITEM}
+OF_ANOTHER: Final = {"prices": DEARER, "metered": OTHER_ITEM}
+ENDED: Final = {"status": "canceled", "ended_at_ms": hour_ms(100)}
+
+
+def priced(**changed: Any) -> SubscriptionState:
+    times = {"start_ms": START, "end_ms": END, "anchor_ms": START, "created_ms": START}
+    return subscription(**(times | {"plan": "team"} | OF_A_PRICE | changed))
+
+
+def heard_of(*reports: tuple[int, SubscriptionState | None]) -> CustomerState:
+    """The state after reports of Stripe's, each heard of at an hour."""
+    state = CustomerState()
+    for hour, found in reports:
+        after = with_subscription(state, found)
+        after = with_terms(state, after, CATALOG, hour_ms(hour), told_ms=hour_ms(hour), source="app")
+        state = CustomerState.parse(after.dump())
+        assert state == after
+    return state
+
+
+NEXT: Final = priced(id="sub_2", created_ms=hour_ms(150), **OF_ANOTHER)
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        pytest.param([(5, priced())], {-1: (), 0: PRICED, 900: PRICED}, id="since the subscription was made"),
+        pytest.param(
+            [(5, priced()), (50, priced(**OF_ANOTHER))],
+            {0: PRICED, 49: PRICED, 50: DEARER},
+            id="of another item, since it was heard of",
+        ),
+        pytest.param(
+            [(5, priced()), (50, priced(prices=RENAMED))],
+            {0: RENAMED, 50: RENAMED},
+            id="of the same item, with another name of its meter",
+        ),
+        pytest.param(
+            [(5, priced(prices=())), (50, priced())],
+            {5: PRICED, 50: PRICED},
+            id="of the same item, whose price was not known",
+        ),
+        pytest.param(
+            [(5, priced(metered="")), (50, priced(metered="", prices=DEARER))],
+            {0: PRICED, 49: PRICED, 50: DEARER},
+            id="of invoice lines",
+        ),
+        pytest.param(
+            [(5, priced(pending_plan="small", pending_at_ms=hour_ms(40))), (50, priced(**OF_ANOTHER))],
+            {39: PRICED, 40: DEARER},
+            id="of a scheduled change that is heard of late",
+        ),
+        pytest.param(
+            [(5, priced(pending_prices=DEARER, pending_at_ms=hour_ms(40)))],
+            {39: PRICED, 40: DEARER},
+            id="of a scheduled change that is not heard of",
+        ),
+        pytest.param(
+            [(5, priced()), (110, priced(**ENDED))],
+            {0: PRICED, 99: PRICED, 100: ()},
+            id="until the subscription ends",
+        ),
+        pytest.param(
+            [(5, priced()), (110, priced(**ENDED)), (160, NEXT), (170, None)],
+            {-1: (), 0: PRICED, 99: PRICED, 100: (), 149: (), 150: DEARER, 169: DEARER, 170: ()},
+            id="none between two subscriptions and after them",
+        ),
+        pytest.param(
+            [(120, priced(**ENDED)), (160, NEXT)],
+            {-1: (), 0: PRICED, 99: PRICED, 100: (), 149: (), 150: DEARER},
+            id="of one that had ended when it was heard of",
+        ),
+        pytest.param(
+            [(5, priced(status="incomplete")), (50, priced())],
+            {-1: (), 0: PRICED, 50: PRICED},
+            id="of one that is paid for later",
+        ),
+    ],
+)
+def test_prices_of_the_past(
+    reports: list[tuple[int, SubscriptionState | None]], expected: dict[int, ItemPrices]
+) -> None:
+    state = heard_of(*reports)
+    assert {hour: state.prices_at(hour_ms(hour)) for hour in expected} == expected
+
+
+def test_prices_are_stored_once() -> None:
+    many = tuple(ItemPrice(f"meter {nth}", f"event {nth}", f"1/{nth}") for nth in range(50))
+    sold = [priced(prices=prices, metered=item) for prices, item in ((many, ITEM), (DEARER, OTHER_ITEM))]
+    sizes = [len(heard_of(*((5 + nth, sold[nth % 2]) for nth in range(turns))).dump()) for turns in (2, 12)]
+    assert sizes[1] - sizes[0] <= 10 * 120
+    assert len(heard_of((5, priced())).dump()) <= 400
+
+
+def test_beyond_256_rows_the_latest_24_prices_stay() -> None:
+    old = priced(created_ms=hour_ms(-500 * 24))
+    state = heard_of((-500 * 24, old), (-450 * 24, replace(old, plan="small")))
+    for place in range(400):
+        of = priced(plan=("small", "team")[place % 2], **(OF_A_PRICE, OF_ANOTHER)[place % 2])
+        after, at_ms = with_subscription(state, of), hour_ms(place)
+        state = with_terms(state, after, CATALOG, at_ms, told_ms=at_ms, source="app")
+    assert len(state.terms) <= 256
+    latest = {hour: (PRICED, DEARER)[hour % 2] for hour in range(376, 400)}
+    assert {hour: state.prices_at(hour_ms(hour)) for hour in latest} == latest
+    assert state.prices_at(hour_ms(1)) == PRICED
+    assert included(state, 400) == ceil((200 * GIVES["small"] + 520 * GIVES["team"]) / HOURS)
+
+
+BY_LINES: Final = """
+schema: 1
+currency: [usd, eur]
+default_plan: free
+billing: {usage: lines}
+meters: {calls: {unit: call, stripe: {event_name: api_calls}}}
+plans:
+  free:
+    price: {amount_cents: {usd: 0, eur: 0}, interval: month}
+    meters: {calls: {included: 0, overage: deny}}
+  top:
+    price: {amount_cents: {usd: 100, eur: 100}, interval: month}
+    meters: {calls: {included: 1, overage: {bill: {per: 1, amount_cents: {usd: 3, eur: 4}}}}}
+"""
+EDITED: Final = BY_LINES.replace("usd: 3, eur: 4", "usd: 5, eur: 6")
+
+
+@pytest.mark.parametrize(
+    ("acts", "expected"),
+    [
+        pytest.param([], {0: "", 1: "1/3", 9: "1/3"}, id="those of the plans file when it is set"),
+        pytest.param([{"plan": None}], {1: "1/3", 2: ""}, id="until it is taken back"),
+        pytest.param([{"plan": None}, {"plan": "top"}], {1: "1/3", 2: "", 3: "1/5"}, id="set again"),
+        pytest.param([{"plan": "free"}], {1: "1/3", 2: ""}, id="until another one is set"),
+        pytest.param(
+            [{"status": "canceled"}, {"status": None}], {1: "1/3", 3: "1/3"}, id="through a status by hand"
+        ),
+        pytest.param([{"currency": "eur"}], {1: "1/3", 2: "1/6"}, id="in another currency the file's"),
+    ],
+)
+def test_prices_of_a_plan_set_by_hand(acts: list[dict[str, Any]], expected: dict[int, str]) -> None:
+    state, catalogs = CustomerState(), [loads(BY_LINES), *[loads(EDITED)] * 2]
+    for hour, (act, catalog) in enumerate(zip([{"plan": "top"}, *acts], catalogs, strict=False), 1):
+        at_ms, after = hour_ms(hour), replace(state, **act)
+        state = with_terms(state, after, catalog, at_ms, told_ms=at_ms, source="operator")
+        assert CustomerState.parse(state.dump()) == state
+    found = {hour: [one.label for one in state.prices_on("top", hour_ms(hour))] for hour in expected}
+    assert found == {hour: [label] if label else [] for hour, label in expected.items()}
+
+
+def test_a_report_of_the_past_keeps_prices_set_since() -> None:
+    before, edited = loads(BY_LINES), loads(EDITED)
+    state = with_terms(CustomerState(), sold("free"), before, JUNE_MS, told_ms=JUNE_MS, source="app")
+    gift, at_ms = replace(state, plan="top"), hour_ms(20)
+    state = with_terms(state, gift, before, at_ms, told_ms=at_ms, source="operator")
+    after = with_subscription(state, sold("top").subscription)
+    assert after.plan is None
+    state = with_terms(state, after, edited, hour_ms(10), told_ms=hour_ms(30), source="app")
+    assert (state.plan, [one.label for one in state.prices_on("top", hour_ms(31))]) == ("top", ["1/3"])

@@ -112,7 +112,7 @@ async def worker(
         else:
             print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
             running = start_task(_run_flusher(kit, flusher, json=session.json))
-            repeated = {name: task.run for name, task in kit.delivery_tasks.items() if name != FLUSH}
+            repeated = {name: task.run for name, task in kit.delivery_tasks().items() if name != FLUSH}
             tasks |= repeated
         for name, work in tasks.items():
             background.ensure_running(loop, name, work)
@@ -248,7 +248,7 @@ async def _flush_with_progress(kit: MeterKit, *, everything: bool, timeout_s: fl
             watching = start_task(_watch(flusher, steps))
             try:
                 flush = partial(flusher.flush, everything=everything, timeout_s=timeout_s)
-                return await deliver_once(kit.delivery_tasks, flush)
+                return await deliver_once(kit.delivery_tasks(), flush)
             finally:
                 watching.cancel()
 

@@ -18,14 +18,12 @@ from meterkit.customers.links import StripeLinker, check_stripe_customer
 from meterkit.customers.states import CustomerStates, list_customer_pages
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides, with_subject_override
 from meterkit.decisions.customer_state import effective_plan
-from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.limit_policies import rate_numbers
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subjects import subject_member
 from meterkit.decisions.subscription import Status
 from meterkit.decisions.transitions import find_transitions
 from meterkit.errors import MeterkitError, UnknownPlanError
-from meterkit.outbox.meters_or_lines import line_prices
 from meterkit.safe_text import plain_text
 from meterkit.store.input_checks import (
     check_customer,
@@ -230,14 +228,7 @@ class Customers:
             raise UnknownPlanError.of(plan, catalog.plans)
         plan = None if plan is None else catalog.plans[plan].key
 
-        def change(state: CustomerState) -> CustomerState:
-            if state.plan == plan:
-                return state
-            by_lines, own = catalog.billing.is_by_lines, catalog.in_currency(state.currency)
-            prices = line_prices(own.plans[plan], own) if plan and by_lines else NO_PRICES
-            return replace(state, plan=plan, plan_prices=prices)
-
-        return await self._change_state(customer, change)
+        return await self._change_state(customer, lambda state: replace(state, plan=plan))
 
     async def set_status(self, customer: str, status: Status | None) -> Customer:
         """Set a status by hand, until that of the customer's subscription changes; None takes it back.

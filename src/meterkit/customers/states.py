@@ -23,11 +23,10 @@ from meterkit.decisions.customer_state import (
     entitlements_of,
     entitlements_on,
     overrides_in_force,
-    with_former_prices,
     with_learned_prices,
 )
 from meterkit.decisions.gauges import GaugeLimit
-from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
+from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.decisions.price_segments import NOT_BILLED, billed_labels, ended_labels, is_same_price
@@ -43,7 +42,7 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.meters_or_lines import end_dropped_prices, is_billed_by_lines, line_prices, line_switches
+from meterkit.outbox.meters_or_lines import end_dropped_prices, is_billed_by_lines, line_switches
 from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
@@ -140,24 +139,23 @@ class CustomerStates:
         for _ in range(_TRIES):
             found, now_ms = await self.find(customer), await self.clock_ms(customer)
             after = in_its_currency(found.state, change(found.state), self._store.catalog)
-            changed = with_former_prices(found.state, after, now_ms)
-            if changed != found.state:
+            if after != found.state:
                 at_ms = now_ms if changed_ms is None else min(now_ms, changed_ms)
                 source: Source = "operator" if cause == "operator" else "app"
-                changed = with_terms(
-                    found.state, changed, self._store.catalog, at_ms, told_ms=now_ms, source=source
+                after = with_terms(
+                    found.state, after, self._store.catalog, at_ms, told_ms=now_ms, source=source
                 )
-                changed = await with_unlimited_use(self._store, customer, found.state, changed)
+                after = await with_unlimited_use(self._store, customer, found.state, after)
             if (
-                changed == found.state
+                after == found.state
                 and found.rev != NO_STATE
                 and not self._has_unrecorded_transitions(found, now_ms)
             ):
                 return found.state
-            if await self._store_if_unchanged(customer, found, changed, cause, now_ms):
+            if await self._store_if_unchanged(customer, found, after, cause, now_ms):
                 drop_allotments(self._store, customer)
-                _log_lost_amounts(customer, found.state, changed, self._store.catalog)
-                return changed
+                _log_lost_amounts(customer, found.state, after, self._store.catalog)
+                return after
         raise StoreError(
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
         )
@@ -270,15 +268,11 @@ def _log_expired(customer: str, expired: Sequence[str]) -> None:
 def in_its_currency(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
     """A state without amounts of the currency that the customer had before.
 
-    Amounts of overrides are gone: what they are in another currency is not known. The prices of a plan set by
-    hand are those of the plans file.
+    Amounts of overrides are gone: what they are in another currency is not known.
     """
-    own = catalog.in_currency(after.currency)
-    if catalog.in_currency(before.currency) is own:
+    if catalog.in_currency(before.currency) is catalog.in_currency(after.currency):
         return after
-    plan = own.plans.get(after.plan or "")
-    prices = NO_PRICES if plan is None or not after.plan_prices else line_prices(plan, own)
-    return replace(after, overrides=without_amounts(after.overrides), plan_prices=prices)
+    return replace(after, overrides=without_amounts(after.overrides))
 
 
 def _log_lost_amounts(customer: str, before: CustomerState, after: CustomerState, catalog: Catalog) -> None:

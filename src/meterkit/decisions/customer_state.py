@@ -20,9 +20,9 @@ from meterkit.decisions.customer_overrides import (
 )
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.item_prices import (
-    NO_PRICES,
     ItemPrices,
     base_interval,
+    dump_item_prices,
     parse_item_prices,
     with_item_prices,
 )
@@ -46,10 +46,21 @@ from meterkit.decisions.subscription_periods import (
     subscription_bounds,
     with_former_start,
 )
-from meterkit.terms.rows import BY_HAND, SUBSCRIPTION, Row, in_force, last_ms
+from meterkit.terms.rows import (
+    BY_HAND,
+    PLAN_BY_HAND,
+    PRICES,
+    PRICES_BY_HAND,
+    SOLD,
+    SUBSCRIPTION,
+    Row,
+    in_force,
+    last_ms,
+    rename,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.catalog.models import Bought
@@ -111,7 +122,6 @@ class CustomerState:
         overrides: of meters and features; see :mod:`meterkit.decisions.customer_overrides`.
         granted: whether grants were ever added.
         minutes_taken_ms: minutes used by intents of an earlier customer of the same Stripe customer.
-        plan_prices: prices of usage on the plan set by hand, where invoice lines bill it.
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
         asked_ms: when that was.
         terms: what it had since when; see :mod:`meterkit.terms.rows`.
@@ -129,7 +139,6 @@ class CustomerState:
     overrides: dict[str, dict[str, object]] = field(default_factory=dict[str, dict[str, object]])
     granted: bool = False
     minutes_taken_ms: tuple[int, ...] = ()
-    plan_prices: ItemPrices = NO_PRICES
     asked_plan: str | None = None
     asked_ms: int = 0
     terms: Terms = ()
@@ -137,19 +146,37 @@ class CustomerState:
     currency: str = ""
     subscription: SubscriptionState | None = None
 
+    def prices_at(self, at_ms: int) -> ItemPrices:
+        """Prices of the subscription's items at an instant, of earlier ones too; none between two of them."""
+        if self.subscription is None or at_ms < last_ms(self.terms, SOLD):
+            found: ItemPrices = in_force(self.terms, at_ms)[PRICES]
+            return found
+        return self.subscription.prices_at(at_ms)
+
     def prices_on(self, plan: str, at_ms: int) -> ItemPrices:
         """Prices of usage on a plan: those of the subscription, and of a plan set by hand what it lacks."""
-        found = NO_PRICES if self.subscription is None else self.subscription.prices_at(at_ms)
-        if plan != self.plan or not self.plan_prices:
+        found, facts = self.prices_at(at_ms), in_force(self.terms, at_ms)
+        if plan != facts[PLAN_BY_HAND]:
             return found
         events = {one.event_name for one in found if not one.is_dropped}
-        return (*found, *(one for one in self.plan_prices if one.event_name not in events))
+        return (*found, *(one for one in facts[PRICES_BY_HAND] if one.event_name not in events))
 
     def dump(self) -> str:
-        """The state as JSON, defaults left out."""
-        kept = {name: value for name, value in asdict(self).items() if value != getattr(INITIAL_STATE, name)}
+        """The state as JSON, defaults left out. Prices are stored once; rows and subscription name them."""
+        places: dict[ItemPrices, int] = {}
+
+        def place(facts: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+            for name, value in facts:
+                yield name, places.setdefault(value, len(places)) if name in _PRICES else value
+
+        of = replace(self, subscription=None, terms=())
+        kept = {name: value for name, value in asdict(of).items() if value != getattr(INITIAL_STATE, name)}
+        if self.terms:
+            kept["terms"] = [row._replace(facts=tuple(place(row.facts))) for row in self.terms]
         if self.subscription is not None:
-            kept["subscription"] = self.subscription.kept()
+            kept["subscription"] = dict(place(self.subscription.kept().items()))
+        if places:
+            kept["prices"] = [*map(dump_item_prices, places)]
         return json.dumps(kept, separators=(",", ":"), sort_keys=True)
 
     @classmethod
@@ -163,14 +190,18 @@ class CustomerState:
         given = {name: value for name, value in known.items() if name in _FIELDS}
         for name in given.keys() & {"minutes_taken_ms", "former_starts_ms"}:
             given[name] = tuple(given[name])
-        if "plan_prices" in given:
-            given["plan_prices"] = parse_item_prices(given["plan_prices"])
+        prices = [*map(parse_item_prices, known.get("prices", ()))]
+        for row in given.get("terms", ()):
+            row[3] = [(name, prices[value] if name in _PRICES else value) for name, value in row[3]]
         if "terms" in given:
             given["terms"] = tuple(map(Row.of, given["terms"]))
+        if subscription is not None:
+            subscription |= {name: prices[subscription[name]] for name in subscription.keys() & _PRICES}
         kept = None if subscription is None else SubscriptionState.of(subscription)
         return cls(**given, subscription=kept)
 
 
+_PRICES: Final = frozenset({PRICES, PRICES_BY_HAND, "prices", "pending_prices"})
 _FIELDS: Final = frozenset(CustomerState.__slots__)
 INITIAL_STATE: Final = CustomerState()
 """The state of a customer who has none stored: the default plan, and nothing else."""
@@ -280,8 +311,7 @@ def is_subscribed(state: CustomerState, at_ms: int) -> bool:
 
 def item_prices_at(state: CustomerState, catalog: Catalog, overrides: Stored, at_ms: int) -> ItemPrices:
     """Prices of the subscription's items at an instant, without those that overrides replace."""
-    prices = NO_PRICES if state.subscription is None else state.subscription.prices_at(at_ms)
-    return _without_overridden(prices, overrides, state, catalog, at_ms)
+    return _without_overridden(state.prices_at(at_ms), overrides, state, catalog, at_ms)
 
 
 def _without_overridden(
@@ -537,10 +567,6 @@ def with_former_starts(
     return replace(after, former_starts_ms=(*known, *starts)[-FORMER_STARTS_MAX:])
 
 
-_FORMER_MAX: Final = 24
-_KEPT_MS: Final = 400 * 86_400_000
-
-
 def with_learned_prices(before: CustomerState, after: CustomerState) -> CustomerState:
     """State with the item prices of a later reading, if the subscription has the same items.
 
@@ -555,34 +581,5 @@ def with_learned_prices(before: CustomerState, after: CustomerState) -> Customer
         or (old.id, old.metered) != (new.id, new.metered)
     ):
         return before
-    return replace(before, subscription=replace(old, prices=new.prices))
-
-
-def with_former_prices(before: CustomerState, after: CustomerState, now_ms: int) -> CustomerState:
-    """State that also keeps the item prices that end with this change."""
-    old, new = before.subscription, after.subscription
-    if old is None or new is None or old is new:
-        return after
-    return replace(after, subscription=add_former_prices(old, new, now_ms))
-
-
-def add_former_prices(known: SubscriptionState, new: SubscriptionState, now_ms: int) -> SubscriptionState:
-    """Keep the prices that end now: the close of a period that has ended still needs them.
-
-    Args:
-        known: the customer's subscription as it was known until now.
-        new: the same one, or the next one.
-        now_ms: the instant.
-    """
-    kept = tuple(one for one in known.former_prices if one[0] > now_ms - _KEPT_MS)
-    before, is_same = known.prices, known.id == new.id
-    until_ms = now_ms if known.pending_at_ms is None else min(now_ms, known.pending_at_ms)
-    # Where both are empty, lines bill the usage, and its prices are our own.
-    is_other = known.metered != new.metered or not new.metered
-    has_ended = before != new.prices and is_other if is_same else True
-    if before and has_ended:
-        # Usage of the time before the subscription has other prices.
-        begun = (known.created_ms, NO_PRICES)
-        until_ms = until_ms if is_same else min(until_ms, known.ends_ms())
-        kept = (*kept, *(() if begun in kept else (begun,)), (until_ms, before))[-_FORMER_MAX:]
-    return replace(new, former_prices=kept)
+    terms = rename(before.terms, (PRICES, old.prices), (PRICES, new.prices)) if old.prices else before.terms
+    return replace(before, subscription=replace(old, prices=new.prices), terms=terms)

@@ -10,14 +10,17 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from meterkit.catalog.meters import billed_as, billed_meters
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from decimal import Decimal
 
-    from meterkit.catalog import Catalog, Entitlement, Meter, Overage
+    from meterkit.catalog import Catalog, Entitlement, Meter, Overage, Plan
     from meterkit.catalog.model_prices import PriceRows
 
 _UNKNOWN: Final = "?"
+_LINE_PRICES_MOST: Final = 200
 
 
 class ItemPrice(NamedTuple):
@@ -121,6 +124,38 @@ def prices_by_meter(prices: ItemPrices, catalog: Catalog) -> dict[str, ItemPrice
         if known is not None:
             found[name] = known
     return found
+
+
+def line_prices(
+    plan: Plan, catalog: Catalog, own: ItemPrices = NO_PRICES, *, has_new_models: bool = False
+) -> ItemPrices:
+    """List the prices at which lines bill a plan's usage: the customer's own, else those of the plans file.
+
+    A price that the plans file does not bill any more is kept: usage recorded at it may wait for its line,
+    and the plans file may bill it again.
+
+    Args:
+        plan: the plan.
+        catalog: the plans file.
+        own: prices that the customer had on the plan until now, each of one unit price.
+        has_new_models: whether models whose price is newer than the default one of the customer have it.
+    """
+    known, found = prices_by_meter(own, catalog), list[ItemPrice]()
+    rest = dict.fromkeys(own)
+    for meter in billed_meters(catalog.meters, plan):
+        given, kept = billed_as(plan, meter), known.get(meter.name)
+        if given is None or meter.stripe is None:
+            continue
+        label = f"{given.overage.per or 1}/{given.overage.amount_cents}"
+        if kept is not None:
+            label = kept.label
+            rest.pop(kept, None)
+        elif given.overage.amount_cents is None or (
+            meter.is_row and meter.source in known and not has_new_models
+        ):
+            continue
+        found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
+    return (*found, *(one._replace(is_dropped=True) for one in rest))[:_LINE_PRICES_MOST]
 
 
 def _stripe_of(meter: Meter, catalog: Catalog) -> Any:

@@ -38,7 +38,7 @@ from meterkit.decisions.subscription_periods import CountingCycle
 from meterkit.decisions.told_terms import terms_of
 from meterkit.terms.cuts import INCLUDED, Cut, cuts_of, spent_of
 from meterkit.terms.plan_spans import PlanSpan, plan_spans, replace_lost_plans
-from meterkit.terms.rows import AT_ONCE_MS, LATE_PERIOD, SUBSCRIPTION, UNKNOWN_PLAN
+from meterkit.terms.rows import AT_ONCE_MS, LATE_PERIOD, PRICES, SUBSCRIPTION, UNKNOWN_PLAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -210,8 +210,8 @@ def _has_changed_since(state: CustomerState, start_ms: int, now_ms: int) -> bool
     pending_ms = None if subscription is None else subscription.pending_at_ms
     is_scheduled = pending_ms is not None and start_ms < pending_ms <= now_ms
     rows = (dict(row.facts) for row in state.terms if start_ms <= row.since_ms <= now_ms)
-    # A subscription that begins or ends gives no share.
-    has_parts = is_scheduled or any(SUBSCRIPTION not in facts for facts in rows)
+    # A subscription that begins or ends gives no share, and prices have none.
+    has_parts = is_scheduled or any(SUBSCRIPTION not in facts and {*facts} != {PRICES} for facts in rows)
     return has_parts or _full_length_ms(state, start_ms) is not None
 
 

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from meterkit.decisions.item_prices import (
     NO_PRICES,
     base_interval,
-    dump_item_prices,
     interval_of,
-    parse_item_prices,
     with_known_meters,
 )
 from meterkit.decisions.periods import SHORTEST_MS
@@ -44,7 +42,6 @@ BILLED: Final[frozenset[Status | None]] = frozenset({"active", "past_due", "unpa
 """The statuses in which usage is billed: not in a trial or a pause."""
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
-_PRICES: Final = frozenset({"prices", "pending_prices"})
 _ADDONS: Final = frozenset({"addons", "pending_addons"})
 _SPANS: Final = frozenset({"free_spans", "paused_spans"})
 NEVER_MS: Final = 9_000_000_000_000_000
@@ -108,7 +105,6 @@ class SubscriptionState:
         metered: its metered prices, as ``METER=PRICE``, in order, with blanks between them.
         prices: prices of its metered items; empty: not known, or none.
         pending_prices: those after a scheduled change.
-        former_prices: ended ones, each with the instant of its end, oldest first.
         line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
             of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
         free_spans: its trials and those of earlier subscriptions: first instant, and the first one after it;
@@ -155,7 +151,6 @@ class SubscriptionState:
     metered: str = ""
     prices: ItemPrices = NO_PRICES
     pending_prices: ItemPrices = NO_PRICES
-    former_prices: tuple[tuple[int, ItemPrices], ...] = ()
     line_switches: tuple[int, ...] = ()
     free_spans: tuple[tuple[int, int], ...] = ()
     paused_spans: tuple[tuple[int, int], ...] = ()
@@ -167,12 +162,8 @@ class SubscriptionState:
     currency: str = ""
 
     def kept(self) -> dict[str, object]:
-        """Its stored fields: all except defaults."""
-        found = without_defaults(self)
-        if self.former_prices:
-            found["former_prices"] = [[at_ms, dump_item_prices(of)] for at_ms, of in self.former_prices]
-        found.update({name: dump_item_prices(getattr(self, name)) for name in found.keys() & _PRICES})
-        return found
+        """Its stored fields: all except defaults. A state stores the prices."""
+        return without_defaults(self)
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> SubscriptionState:
@@ -181,8 +172,6 @@ class SubscriptionState:
         status = found.get("status")
         if isinstance(status, str):
             found["status"] = intern(status)  # A process keeps it for each customer that it knows.
-        for name in found.keys() & _PRICES:
-            found[name] = parse_item_prices(found[name])
         for name in found.keys() & _ADDONS:
             found[name] = parse_bought(found[name])
         if "addon_prices" in found:
@@ -191,10 +180,6 @@ class SubscriptionState:
             found["line_switches"] = tuple(found["line_switches"])
         for name in found.keys() & _SPANS:
             found[name] = tuple((from_ms, till_ms) for from_ms, till_ms in found[name])
-        if "former_prices" in found:
-            found["former_prices"] = tuple(
-                (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
-            )
         return cls(**found)
 
     def is_by_lines_at(self, at_ms: int) -> bool:
@@ -257,14 +242,9 @@ class SubscriptionState:
         return self.addons
 
     def prices_at(self, at_ms: int) -> ItemPrices:
-        """Prices of metered items at an instant, earlier subscriptions included; none between two of them."""
-        former = next((prices for until_ms, prices in self.former_prices if at_ms < until_ms), None)
-        if at_ms < self.created_ms:
-            return former or NO_PRICES
-        if not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
+        """Prices of metered items by the clock; see :meth:`CustomerState.prices_at` for the past."""
+        if at_ms < self.created_ms or not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
             return NO_PRICES
-        if former is not None:
-            return former
         if not self._is_changed(at_ms):
             return self.prices
         is_same_plan = self.pending_plan in {None, self.plan}

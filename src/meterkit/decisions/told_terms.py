@@ -11,7 +11,9 @@ from meterkit.decisions.customer_state import (
     has_paid_terms,
     plan_named,
     with_former_starts,
+    with_learned_prices,
 )
+from meterkit.decisions.item_prices import NO_PRICES, line_prices
 from meterkit.decisions.periods import SHORTEST_MS, bounds_at
 from meterkit.decisions.subscription import ENDED
 from meterkit.terms.folding import fold
@@ -23,6 +25,8 @@ from meterkit.terms.rows import (
     PAUSED_PLAN,
     PLAN,
     PLAN_BY_HAND,
+    PRICES,
+    PRICES_BY_HAND,
     SOLD,
     STATUS_BY_HAND,
     SUBSCRIPTION,
@@ -30,6 +34,7 @@ from meterkit.terms.rows import (
     last_ms,
     last_row,
     layer_of,
+    rename,
     tell,
 )
 
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.terms.rows import Source, Terms
 
@@ -72,7 +78,7 @@ def with_terms(
     """The state after a change, with what it adds to the terms.
 
     A subscription ends at its own instant, whenever that is heard of. One that begins counts from now on: of
-    those that are imported, nothing is known before.
+    those that are imported, nothing is known before but their prices.
 
     Args:
         before: the state until now.
@@ -88,12 +94,20 @@ def with_terms(
         # It ends what was set by hand before, not what was set since.
         kept = {name: getattr(before, name) for name in ("plan", "status", "status_since_ms")}
         after = replace(after, **kept)
-    terms = terms_of(_with_new_key(before, after, catalog), catalog, at_ms - 1)
-    facts = _facts_of(after, catalog, at_ms)
+    known = with_learned_prices(_with_new_key(before, after, catalog), after)
+    terms = terms_of(known, catalog, at_ms - 1)
+    facts, then = _facts_of(after, catalog, at_ms), in_force(terms, at_ms)
     if not is_report and after.plan != before.plan:
         facts[PLAN_BY_HAND] = after.plan  # Also where the clock has ended the subscription by then.
-    if facts[SUBSCRIPTION] != in_force(terms, at_ms)[SUBSCRIPTION]:
+    own = catalog.in_currency(after.currency)
+    if after.plan != before.plan or own is not catalog.in_currency(before.currency):
+        facts[PRICES_BY_HAND] = _prices_by_hand(after.plan, own)
+    if facts[SUBSCRIPTION] != then[SUBSCRIPTION]:
         facts[LATE_PERIOD] = _late_period(after, catalog, at_ms)
+    for since_ms in _price_starts_ms(before.subscription, after.subscription, then[SUBSCRIPTION]):
+        from_ms = max(since_ms, last_ms(terms, SOLD))
+        if after.subscription is not None and from_ms < at_ms:
+            terms = tell(terms, {PRICES: after.subscription.prices_at(from_ms)}, from_ms, told_ms, "stripe")
     terms = tell(terms, facts, at_ms, told_ms, "stripe" if is_report else source)
     counting = effective_plan(before, catalog, at_ms - 1).counting
 
@@ -111,15 +125,30 @@ def _sold_facts(state: CustomerState, catalog: Catalog, at_ms: int) -> dict[str,
     """The facts that a subscription sells at an instant."""
     sold, subscription = replace(state, plan=None, status=None), state.subscription
     if subscription is None:
-        return {SUBSCRIPTION: None, PLAN: None, ADDONS: (), PAUSED_PLAN: None}
+        return {SUBSCRIPTION: None, PLAN: None, ADDONS: (), PRICES: NO_PRICES, PAUSED_PLAN: None}
     status = subscription.status_at(at_ms)
     is_in_force = subscription.has_begun_at(at_ms) and status not in ENDED
     return {
         SUBSCRIPTION: subscription.id if is_in_force else None,
         PLAN: plan_named(sold, status, at_ms),
         ADDONS: subscription.addons_at(at_ms) if has_paid_terms(sold, status, at_ms) else (),
+        PRICES: subscription.prices_at(at_ms),
         PAUSED_PLAN: catalog.dunning.restrict_to if status == "paused" else None,
     }
+
+
+def _price_starts_ms(
+    old: SubscriptionState | None, new: SubscriptionState | None, in_force_id: str | None
+) -> tuple[int, ...]:
+    """Instants since which a subscription has prices that are heard of later.
+
+    Those of a scheduled change; all, if the subscription was not in force or its prices were not known.
+    """
+    if new is None:
+        return ()
+    if old is None or new.id != in_force_id or (old.metered and not old.prices):
+        return (new.created_ms, new.ends_ms())
+    return () if old.pending_at_ms is None else (old.pending_at_ms,)
 
 
 def _late_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[int, ...]:
@@ -149,6 +178,12 @@ def _facts_by_hand(state: CustomerState, at_ms: int) -> dict[str, Any]:
     return {PLAN_BY_HAND: state.plan if is_in_force else None, STATUS_BY_HAND: state.status}
 
 
+def _prices_by_hand(plan: str | None, catalog: Catalog) -> ItemPrices:
+    """The prices of a plan that is set by hand now, where invoice lines bill it."""
+    sold = catalog.plans.get(plan or "")
+    return NO_PRICES if sold is None or not catalog.billing.is_by_lines else line_prices(sold, catalog)
+
+
 def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
     """The state before a change, with the new key of a plan that the file has lost, at the same price."""
     old, new = before.subscription, after.subscription
@@ -156,9 +191,8 @@ def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog)
         return before
     if not old.base_price or (old.id, old.base_price) != (new.id, new.base_price):
         return before
-    named = {(PLAN, old.plan): (PLAN, new.plan)}
-    rows = (row._replace(facts=tuple(named.get(fact, fact) for fact in row.facts)) for row in before.terms)
-    return replace(before, subscription=replace(old, plan=new.plan), terms=tuple(rows))
+    terms = rename(before.terms, (PLAN, old.plan), (PLAN, new.plan))
+    return replace(before, subscription=replace(old, plan=new.plan), terms=terms)
 
 
 def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:

@@ -412,7 +412,7 @@ async def read_period_billing(
         if not made_ms:
             return None
         is_last = subscription.status in ENDED and made_ms == subscription.ends_ms()
-        prices = subscription.prices_at(min(end_ms, made_ms) - 1)
+        prices = state.prices_at(min(end_ms, made_ms) - 1)
         return PeriodBilling(subscription.id, subscription.plan, made_ms, is_last, prices, state.currency)
     entries = await read_history(store, usage["customer"])
     formers = dict.fromkeys(entry.before for entry in reversed(entries) if entry.kind == "subscription")
@@ -423,7 +423,7 @@ async def read_period_billing(
             if invoicing is None:
                 return None
             ended = plan_until(entries, from_ms(invoicing.made_ms)) or usage["plan"]
-            prices = subscription.prices_at(min(end_ms, invoicing.made_ms) - 1)
+            prices = state.prices_at(min(end_ms, invoicing.made_ms) - 1)
             return invoicing._replace(plan=ended, prices=prices, currency=state.currency)
     return None
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.catalog.meters import billed_as, billed_meters
-from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, prices_by_meter
+from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, line_prices
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.price_segments import NOT_BILLED
@@ -19,14 +18,13 @@ from meterkit.decisions.subscription_periods import stops_billing_ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.decisions.transitions import TermsInForce
 
 _SPANS_MOST: Final = 4
-_PRICES_MOST: Final = 200
 CUSTOMER_KEY: Final = "meterkit_customer"
 """Key in metadata at Stripe for the app's own id of a customer."""
 LINE_KEY: Final = "meterkit_line"
@@ -250,38 +248,6 @@ def with_new_models(state: CustomerState, catalog: Catalog) -> CustomerState:
     if prices == line_prices(plan, own, known):
         return state
     return replace(state, subscription=replace(subscription, prices=prices))
-
-
-def line_prices(
-    plan: Plan, catalog: Catalog, own: ItemPrices = NO_PRICES, *, has_new_models: bool = False
-) -> ItemPrices:
-    """List the prices at which lines bill a plan's usage: the customer's own, else those of the plans file.
-
-    A price that the plans file does not bill any more is kept: usage recorded at it may wait for its line,
-    and the plans file may bill it again.
-
-    Args:
-        plan: the plan.
-        catalog: the plans file.
-        own: prices that the customer had on the plan until now, each of one unit price.
-        has_new_models: whether models whose price is newer than the default one of the customer have it.
-    """
-    known, found = prices_by_meter(own, catalog), list[ItemPrice]()
-    rest = dict.fromkeys(own)
-    for meter in billed_meters(catalog.meters, plan):
-        given, kept = billed_as(plan, meter), known.get(meter.name)
-        if given is None or meter.stripe is None:
-            continue
-        label = f"{given.overage.per or 1}/{given.overage.amount_cents}"
-        if kept is not None:
-            label = kept.label
-            rest.pop(kept, None)
-        elif given.overage.amount_cents is None or (
-            meter.is_row and meter.source in known and not has_new_models
-        ):
-            continue
-        found.append(ItemPrice(meter.name, meter.stripe.event_name, label))
-    return (*found, *(one._replace(is_dropped=True) for one in rest))[:_PRICES_MOST]
 
 
 def end_dropped_prices(

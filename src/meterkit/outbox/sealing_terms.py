@@ -16,13 +16,14 @@ from meterkit.decisions.customer_state import (
     entitlements_on,
     overrides_in_force,
 )
-from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
+from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
-from meterkit.decisions.subscription import BILLED, ENDED
+from meterkit.decisions.subscription import BILLED
 from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
 from meterkit.outbox.meters_or_lines import has_metered_periods, line_switches
 from meterkit.store.event_names import find_ended_events
+from meterkit.terms.rows import PLAN_BY_HAND, in_force
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -128,9 +129,8 @@ def _terms_by_token(
     price for a unit; then 1 if Stripe gets included units, too. Former names of a meter have its terms.
     """
     state = view.state
-    catalog, subscription = view.cache.catalog.in_currency(state.currency), state.subscription
+    catalog, prices = view.cache.catalog.in_currency(state.currency), state.prices_at(now_ms)
     given = subscribed_entitlements(view, plan, now_ms)
-    prices = NO_PRICES if subscription is None else subscription.prices_at(now_ms)
     found: dict[str, tuple[str, str, str, str, str, int, int]] = {}
     by_event: dict[str, str] = {}
     own = prices_by_meter(prices, catalog)
@@ -283,10 +283,9 @@ def _period_terms(
 def _billed_plan(state: CustomerState, subscription: SubscriptionState, at_ms: int) -> str:
     """Key of the plan whose prices bill usage of an instant; empty: none is known.
 
-    A plan set by hand wins. It ends with the subscription: one set since then bills no usage before.
+    A plan set by hand wins.
     """
-    by_hand = None if subscription.status in ENDED else state.plan
-    return by_hand or subscription.plan_at(at_ms) or ""
+    return in_force(state.terms, at_ms)[PLAN_BY_HAND] or subscription.plan_at(at_ms) or ""
 
 
 def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:

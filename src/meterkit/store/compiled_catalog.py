@@ -321,11 +321,16 @@ class CompiledCatalog:
         return make_call_costs(self.charges, self.counters, f"plans/{self.catalog.content_hash}")
 
     def resolve_plan(self, state: CustomerState, now_ms: int) -> EffectivePlan:
-        """Plan, access and period of a state at an instant; shared without a subscription and overrides."""
+        """Plan, access and period of a state at an instant; shared without a subscription and overrides.
+
+        The latest changes count even if this host's clock is behind the store's.
+        """
+        now_ms = max([now_ms, *(row.since_ms for row in state.terms)])
         if state.subscription or state.overrides or spent_of(state.terms):
             return effective_terms(state, self.catalog, now_ms)
         terms = state.terms if self._grants_live_on else ()
-        by_hand = (state.plan, state.plan_prices, state.status, state.status_since_ms)
+        prices = state.plan and state.prices_on(state.plan, now_ms)
+        by_hand = (state.plan, prices, state.status, state.status_since_ms)
         key = (*by_hand, state.anchor_ms, terms, state.former_starts_ms, state.currency)
         known = self._effective.get(key)
         if known is None or not _is_valid_at(known, now_ms):

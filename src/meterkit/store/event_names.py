@@ -11,7 +11,9 @@ from meterkit.decisions.customer_overrides import overridden_label
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
+from meterkit.decisions.told_terms import terms_of
 from meterkit.store.unreadable_data import UNREADABLE
+from meterkit.terms.rows import PRICES, ended_values
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -119,7 +121,7 @@ def read_subscribed_meters(state: CustomerState, catalog: Catalog, now_ms: int) 
     subscription = state.subscription
     if subscription is None:
         return {}
-    prices = subscription.prices_at(now_ms) or subscription.prices
+    prices = state.prices_at(now_ms) or subscription.prices
     return {
         meter_token(name): ReportedMeter(meter=name, event_name=price.event_name)
         for name, price in prices_by_meter(prices, catalog).items()
@@ -133,7 +135,7 @@ def find_former_events(state: CustomerState, catalog: Catalog, since_ms: int) ->
     if subscription is None:
         return found
     now = prices_by_meter(subscription.prices, catalog)
-    for until_ms, prices in subscription.former_prices:
+    for until_ms, prices in ended_values(state.terms, PRICES):
         for name, price in prices_by_meter(prices, catalog).items() if until_ms > since_ms else ():
             event_name = now.get(name, price).event_name
             if event_name != price.event_name:
@@ -148,14 +150,10 @@ def find_ended_events(
 
     Usage of a period that has ended goes to Stripe under the event names of its end.
     """
-    subscription, found = state.subscription, list[tuple[int, dict[str, str]]]()
-    if subscription is None:
-        return found
-    ends_ms = {until_ms for until_ms, _ in subscription.former_prices}
-    if subscription.pending_at_ms is not None and subscription.pending_at_ms <= now_ms:
-        ends_ms.add(subscription.pending_at_ms)
-    now = read_subscribed_meters(state, catalog, now_ms) if ends_ms else {}
-    for until_ms in sorted(ends_ms):
+    found = list[tuple[int, dict[str, str]]]()
+    ended = ended_values(terms_of(state, catalog, now_ms), PRICES)
+    now = read_subscribed_meters(state, catalog, now_ms) if ended else {}
+    for until_ms, _ in ended:
         then = read_subscribed_meters(state, catalog, until_ms - 1)
         others = {token: one.event_name for token, one in then.items() if one != now.get(token, one)}
         if others:

@@ -18,6 +18,7 @@ from meterkit.terms.rows import (
     EVER_MS,
     NOTHING,
     PLAN,
+    PRICES,
     SOLD,
     UNKNOWN_PLAN,
     USED,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _KEPT_MS: Final = 400 * 86_400_000
 _KEPT_MAX: Final = 256
+_PRICES_MAX: Final = 24
 _ONE_PLAN: Final = {PLAN, ADDONS}
 
 
@@ -55,7 +57,7 @@ def fold(terms: Terms, now_ms: int, start_of: Callable[[int], int]) -> Terms:
     if old > 1:
         kept = [*_join(kept[:old]), *kept[old:]]
     if len(kept) > _KEPT_MAX:
-        kept = _completed(_without_superseded(kept, start_of))
+        kept = _completed(_without_superseded(_without_old_prices(kept), start_of))
         kept = [kept[0], *_sort_plans(kept, start_of), kept[-1]]
     if len(kept) > _KEPT_MAX:
         dropped = len(kept) - _KEPT_MAX + 2
@@ -86,6 +88,13 @@ def _without_superseded(rows: Sequence[Row], start_of: Callable[[int], int]) -> 
             last = len(found)
         found.append(row)
     return found
+
+
+def _without_old_prices(rows: Sequence[Row]) -> list[Row]:
+    """Leave out all prices but the first ones and the latest 24."""
+    priced = [row for row in rows if any(name == PRICES for name, _ in row.facts)]
+    found = {row: tuple(fact for fact in row.facts if fact[0] != PRICES) for row in priced[1:-_PRICES_MAX]}
+    return [row._replace(facts=found.get(row, row.facts)) for row in rows if found.get(row, row.facts)]
 
 
 def _completed(rows: Sequence[Row]) -> list[Row]:

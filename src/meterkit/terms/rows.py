@@ -1,13 +1,14 @@
 """A customer's terms over time: rows that are only appended, each with the facts that it changes. Pure.
 
 A row says since when something holds, when that became known, and who said so. Three layers of facts never
-overwrite each other: what was sold (:data:`SUBSCRIPTION`, :data:`PLAN`, :data:`ADDONS`), what was set by hand
-(:data:`PLAN_BY_HAND`, :data:`STATUS_BY_HAND`), and overrides, which the state has with their ends.
+overwrite each other: what was sold (:data:`SUBSCRIPTION`, :data:`PLAN`, :data:`ADDONS`, :data:`PRICES`), what
+was set by hand (:data:`PLAN_BY_HAND`, :data:`STATUS_BY_HAND`), and overrides, which the state has with their
+ends.
 """
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 if TYPE_CHECKING:
@@ -23,10 +24,14 @@ ADDONS: Final = "sold.addons"
 """The add-ons that it sells, with their quantities."""
 LATE_PERIOD: Final = "sold.late"
 """First instant of a first period that begins amid two billing anchors; the length (ms) of a whole one."""
+PRICES: Final = "sold.prices"
+"""Prices of its items, or those at which invoice lines bill its usage."""
 PAUSED_PLAN: Final = "sold.paused"
 """Key of the plan that is left while its trial is paused; None: it is not."""
 PLAN_BY_HAND: Final = "hand.plan"
 """Key of the plan that was set by hand; None: what was sold counts."""
+PRICES_BY_HAND: Final = "hand.prices"
+"""Prices of usage on that plan, where invoice lines bill it."""
 STATUS_BY_HAND: Final = "hand.status"
 """Status that was set by hand; None: what was sold counts."""
 USED: Final = "sold.used"
@@ -47,9 +52,11 @@ NOTHING: Final[Mapping[str, Any]] = {
     SUBSCRIPTION: None,
     PLAN: None,
     ADDONS: (),
+    PRICES: (),
     LATE_PERIOD: (),
     PAUSED_PLAN: None,
     PLAN_BY_HAND: None,
+    PRICES_BY_HAND: (),
     STATUS_BY_HAND: None,
     USED: (),
     CUT: (),
@@ -114,6 +121,20 @@ def in_force(terms: Iterable[Row], at_ms: int, known_ms: int | None = None) -> d
         if row.since_ms <= at_ms and (known_ms is None or row.told_ms <= known_ms):
             found |= {USED: (), **dict(row.facts)}
     return found
+
+
+def ended_values(terms: Iterable[Row], name: str) -> list[tuple[int, Any]]:
+    """Values that a fact had until now, the oldest first, each with the first instant after it (ms)."""
+    changes = {row.since_ms: value for row in in_order(terms) for of, value in row.facts if of == name}
+    known = [(EVER_MS, NOTHING[name]), *changes.items()]
+    return [(until_ms, value) for (_, value), (until_ms, _) in pairwise(known) if value]
+
+
+def rename(terms: Terms, was: tuple[str, Any], now: tuple[str, Any]) -> Terms:
+    """Replace a fact in all rows by the same under another name: nothing changes with it."""
+    return tuple(
+        row._replace(facts=tuple(now if fact == was else fact for fact in row.facts)) for row in terms
+    )
 
 
 def tell(terms: Terms, facts: Mapping[str, Any], since_ms: int, told_ms: int, source: Source) -> Terms:

@@ -31,6 +31,7 @@ from meterkit.decisions.price_segments import label_of, overage_cents, parts_of,
 from meterkit.decisions.spending import budgets_of
 from meterkit.decisions.transitions import parse_addons
 from meterkit.terms.cuts import cuts_of
+from meterkit.terms.rows import PRICES, ended_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -547,7 +548,7 @@ def _build_tenure(
     sold = catalog.plans.get(charged, catalog.plans[catalog.default_plan])
     was_trial = bool(was.get("subscription")) and _was_trial(ledger, start_ms)
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
-    changes_ms += [] if subscription is None else [until_ms for until_ms, _ in subscription.former_prices]
+    changes_ms += [until_ms for until_ms, _ in ended_values(state.terms, PRICES)]
     return PlanTenure(
         start_ms=start_ms,
         end_ms=end_ms,
