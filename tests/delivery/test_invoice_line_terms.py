@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -229,3 +229,33 @@ async def test_an_imported_subscriber_keeps_the_price_of_that_day(at: Shop) -> N
     await at.kit.subscriptions.sync("zed")
     await deliver(at.kit, everything=True)
     assert await usage_lines(at) == [("Words", "26", "4", 104)]
+
+
+@pytest.mark.parametrize(("replaced", "total"), [(HALF, 65), (END, 65 + 2900 // 2 * 5 // 4 + 1)])
+async def test_f_30b_usage_of_a_replaced_subscription_has_its_terms(
+    at: Shop, replaced: datetime, total: int
+) -> None:
+    """Replaced before the next flush, its usage had neither coupon nor tax nor card: 104 for 65."""
+    rate = await at.post("/v1/tax_rates", {"display_name": "VAT", "percentage": 25, "inclusive": False})
+    await at.stripe_change("/v1/coupons", id="half", duration="forever", percent_off="50")
+    former = await at.kit.subscriptions.get("acme")
+    assert former is not None
+    terms = {"default_tax_rates": [rate["id"]], "discounts": [{"coupon": "half"}]}
+    await at.post(f"/v1/subscriptions/{former.id}", terms)
+    await at.kit.record("acme", "words", 126)
+    at.go(replaced)
+    shown = await at.stripe_subscription(former.id)
+    await at.stripe_delete(f"/v1/subscriptions/{former.id}")
+    (price,) = await at.items(former.id)
+    payer = {name: shown[name] for name in ("customer", "default_payment_method")}
+    await at.post("/v1/subscriptions", {**payer, "items": [{"price": price}]})
+    await at.kit.subscriptions.sync("acme")
+    now = await at.kit.subscriptions.get("acme")
+    assert now is not None
+    assert now.id != former.id
+    at.go(timedelta(minutes=15))
+    await deliver(at.kit, everything=True)
+    at.go(timedelta(hours=2))
+    bills = [one for one in await at.invoices() if "meterkit_line" in str(one["lines"])]
+    found = [(bill["total"], bill["status"]) for bill in bills]
+    assert (await usage_lines(at), found) == ([("Words", "26", "4", 104)], [(total, "paid")])

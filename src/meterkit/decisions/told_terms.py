@@ -22,6 +22,7 @@ from meterkit.terms.rows import (
     BY_HAND,
     EVER_MS,
     LATE_PERIOD,
+    LINK,
     PAUSED_PLAN,
     PLAN,
     PLAN_BY_HAND,
@@ -102,6 +103,8 @@ def with_terms(
     own = catalog.in_currency(after.currency)
     if after.plan != before.plan or own is not catalog.in_currency(before.currency):
         facts[PRICES_BY_HAND] = _prices_by_hand(after.plan, own)
+    if then[LINK] is not None or before.stripe_customer not in {None, after.stripe_customer}:
+        facts[LINK] = after.stripe_customer or ""
     if facts[SUBSCRIPTION] != then[SUBSCRIPTION]:
         facts[LATE_PERIOD] = _late_period(after, catalog, at_ms)
     for since_ms in _price_starts_ms(before.subscription, after.subscription, then[SUBSCRIPTION]):

@@ -19,11 +19,11 @@ from meterkit.decisions.customer_state import (
 from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
-from meterkit.decisions.subscription import BILLED
+from meterkit.decisions.subscription import BILLED, NEVER_MS
 from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
 from meterkit.outbox.meters_or_lines import has_metered_periods, line_switches
 from meterkit.store.event_names import find_ended_events
-from meterkit.terms.rows import PLAN_BY_HAND, in_force
+from meterkit.terms.rows import LINK, PLAN, PLAN_BY_HAND, SUBSCRIPTION, in_force
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -260,15 +260,19 @@ def _period_terms(
     ends_ms = open_ms if is_cut else period.ends_ms
     at_ms = max(period.begins_ms, ends_ms - 1)
     subscription, overrides = state.subscription, overrides_in_force(state, at_ms)
-    if subscription is not None and _is_of(subscription, period.begins_ms):
-        named = _billed_plan(state, subscription, at_ms)
+    facts = in_force(state.terms, at_ms)
+    own = subscription if subscription is not None and _is_of(subscription, period.begins_ms) else None
+    named = facts[PLAN] if own is None else own.plan_at(at_ms)
+    sold = _former_subscription(state, period.begins_ms) if own is None else own.id
+    if sold:
+        named = facts[PLAN_BY_HAND] or named or ""
         plan = catalog.plans.get(named)
         given: Mapping[str, Entitlement] = {}
         if plan is not None:
             given = entitlements_on(plan, state, catalog, at_ms)
         return {
-            "subscription": subscription.id,
-            "free": subscription.is_usage_free_of(period.begins_ms, ends_ms),
+            "subscription": sold,
+            "free": subscription is not None and subscription.is_usage_free_of(period.begins_ms, ends_ms),
             "meters": _price_labels(given, state.prices_on(named, at_ms), reported, catalog, overrides),
         }
     effective = effective_plan(state, catalog, at_ms)
@@ -280,12 +284,10 @@ def _period_terms(
     return {"subscription": "", "free": is_free, "meters": labels}
 
 
-def _billed_plan(state: CustomerState, subscription: SubscriptionState, at_ms: int) -> str:
-    """Key of the plan whose prices bill usage of an instant; empty: none is known.
-
-    A plan set by hand wins.
-    """
-    return in_force(state.terms, at_ms)[PLAN_BY_HAND] or subscription.plan_at(at_ms) or ""
+def _former_subscription(state: CustomerState, at_ms: int) -> str:
+    """Id of the subscription of an instant; empty: there was none, or it is another Stripe customer's."""
+    then, now = in_force(state.terms, at_ms), in_force(state.terms, NEVER_MS)
+    return (then[SUBSCRIPTION] or "") if then[LINK] == now[LINK] else ""
 
 
 def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:

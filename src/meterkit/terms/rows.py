@@ -22,6 +22,8 @@ PLAN: Final = "sold.plan"
 """Key of the plan that it sells; without one, the default plan's."""
 ADDONS: Final = "sold.addons"
 """The add-ons that it sells, with their quantities."""
+LINK: Final = "sold.link"
+"""The Stripe customer since another link; empty: none; None: there was no other one."""
 LATE_PERIOD: Final = "sold.late"
 """First instant of a first period that begins amid two billing anchors; the length (ms) of a whole one."""
 PRICES: Final = "sold.prices"
@@ -53,6 +55,7 @@ NOTHING: Final[Mapping[str, Any]] = {
     PLAN: None,
     ADDONS: (),
     PRICES: (),
+    LINK: None,
     LATE_PERIOD: (),
     PAUSED_PLAN: None,
     PLAN_BY_HAND: None,
