@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from meterkit.cancellation import complete, start_task
+from meterkit.catalog.former_plans import list_definitions, with_former_plans
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.otel import observe_store
@@ -22,6 +23,7 @@ from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
 from meterkit.store.excess_units import ExcessUnits
+from meterkit.store.plan_definitions import remember_plans
 from meterkit.store.spool_file import reason_unusable
 from meterkit.store.store import Store
 
@@ -96,6 +98,7 @@ class LoopServer:
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
         self._has_started = self._has_begun = False
         store.loops.before_stop = self._end
+        store.on_unknown_plan = self._read_plans
 
     async def start(self) -> None:
         """Serve the running event loop; see :meth:`KitLifecycle.start`."""
@@ -107,9 +110,9 @@ class LoopServer:
             if lane is not None:
                 await self._store.start()
                 if lane.connected:
-                    await self.remember_meters()
+                    await self.remember_file()
                 else:
-                    lane.spawn(self.remember_meters())  # The start has waited its time.
+                    lane.spawn(self.remember_file())  # The start has waited its time.
         except BaseException:  # A cancellation, too: a block that is not entered is not left either.
             await complete(self._undo_start(loop))
             raise
@@ -132,7 +135,7 @@ class LoopServer:
         observe_store(self._store)
         lane = await self._serve(loop)
         if lane is not None:
-            lane.spawn(self.remember_meters())  # The request does not wait for it.
+            lane.spawn(self.remember_file())  # The request does not wait for it.
 
     async def stop(self) -> None:
         """Undo one start; see :meth:`KitLifecycle.stop`."""
@@ -153,11 +156,22 @@ class LoopServer:
             finally:
                 await self._store.stop()
 
-    async def remember_meters(self) -> None:
-        """Store the meters of the plans file by their names."""
+    async def remember_file(self) -> None:
+        """Store the meters, plans and add-ons of the plans file; read those that other files had."""
         store = self._store
         with suppress(StoreError):  # A store that is down gets them from the next process, or from a flusher.
-            await remember_meters(await store.admin(), store.keys, store.catalog)
+            admin = await store.admin()
+            await remember_meters(admin, store.keys, store.catalog)
+            known = await remember_plans(admin, store.keys, store.catalog)
+            catalog = with_former_plans(store.catalog, [*list_definitions(store.catalog), *known])
+            if catalog != store.catalog:
+                store.use(catalog)
+
+    def _read_plans(self) -> None:
+        """Read plans that other processes' files have, in the background."""
+        with suppress(MeterkitError):  # A view may be made where no event loop runs.
+            if (lane := self._store.lanes.get(running_loop())) is not None:
+                lane.spawn(self.remember_file())
 
     async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
         if not self._has_started:

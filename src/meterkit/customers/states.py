@@ -276,7 +276,7 @@ def in_its_currency(before: CustomerState, after: CustomerState, catalog: Catalo
     own = catalog.in_currency(after.currency)
     if catalog.in_currency(before.currency) is own:
         return after
-    plan = own.plans.get(after.plan or "")
+    plan = own.find_plan(after.plan)
     prices = NO_PRICES if plan is None or not after.plan_prices else line_prices(plan, own)
     return replace(after, overrides=without_amounts(after.overrides), plan_prices=prices)
 
@@ -330,8 +330,8 @@ def _ended_prices(
     currency none ends: the open period has the new prices.
     """
     old, new = states
-    plan, labels, at_ms = catalog.plans.get(before.plan), dict[str, str](), after.at_ms
-    then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
+    plan, labels, at_ms = catalog.find_plan(before.plan), dict[str, str](), after.at_ms
+    then = entitlements_on(catalog.plan_or_default(after.plan), new, catalog, after.at_ms)
     is_free = _loses_free_usage(old, new, catalog, at_ms)
     has_same_currency = catalog.in_currency(old.currency) is catalog.in_currency(new.currency)
     scheduled_ms = None if old.subscription is None else old.subscription.pending_at_ms
@@ -348,7 +348,7 @@ def _ended_prices(
         labels |= _labels_of_gone_meters(had, has, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
-    if before.missing_plan == after.plan and is_billed_by_lines(old, catalog, at_ms):
+    if before.missing_plan == after.plan != before.plan and is_billed_by_lines(old, catalog, at_ms):
         # Another process lacks the plan. Units for invoices are of processes that have it, at its prices.
         labels = {token: label for token, label in labels.items() if label != NOT_BILLED}
     prices = billed_labels(then, catalog) if is_billed_by_lines(old, catalog, at_ms) else {}

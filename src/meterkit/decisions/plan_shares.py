@@ -72,7 +72,11 @@ def _known_spans(
     state: CustomerState, catalog: Catalog, now_ms: int, counting: CountingCycle
 ) -> Sequence[PlanSpan]:
     """The plans of a customer by a plans file that may have lost some of them."""
-    return replace_lost_plans(spans_of(state, catalog, now_ms, counting), catalog.plans)
+    return _replace_unknown(spans_of(state, catalog, now_ms, counting), catalog)
+
+
+def _replace_unknown(spans: Sequence[PlanSpan], catalog: Catalog) -> Sequence[PlanSpan]:
+    return replace_lost_plans(spans, {plan.key for plan in catalog.all_plans})
 
 
 _PERIODS_MAX: Final = 24
@@ -107,14 +111,14 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
         return effective
     counting, terms = effective.counting, terms_of(state, catalog, now_ms)
     had = _spans_by(terms, state, catalog, now_ms, counting)
-    spans = replace_lost_plans(had, catalog.plans)
+    spans = _replace_unknown(had, catalog)
     shares: tuple[PlanShare, ...] = ()
     if has_changed:
         shares = _shares_of(state, spans, *_uncut_period(state, counting, now_ms), counting, catalog)
     rolls: Rolls | None = None
     if reach.periods:
         # The plan in force when a period begins decides, since its own instant also if it was set by hand.
-        in_force = replace_lost_plans(plan_spans(terms, now_ms, catalog.default_plan), catalog.plans)
+        in_force = _replace_unknown(plan_spans(terms, now_ms, catalog.default_plan), catalog)
         rolls = find_rolls(_plan_history(state, in_force, counting, catalog), now_ms)
     earlier = tuple(_earlier_periods(state, spans, counting, catalog, now_ms, reach.life_ms, rolls))
     overdrawn = _overdraft_at(state, spans, counting, catalog, now_ms) if is_open else {}
@@ -240,7 +244,7 @@ def _plan_of(span: PlanSpan, catalog: Catalog) -> Plan | None:
     """The plan with its add-ons; None: it is not known."""
     if span.plan == UNKNOWN_PLAN:
         return None
-    plan = catalog.plans.get(span.plan, catalog.plans[catalog.default_plan])
+    plan = catalog.plan_or_default(span.plan)
     return with_addons(plan, span.bought, catalog) if span.bought else plan
 
 

@@ -87,7 +87,7 @@ def with_terms(
         # It ends what was set by hand before, not what was set since.
         kept = {name: getattr(before, name) for name in ("plan", "status", "status_since_ms")}
         after = replace(after, **kept)
-    terms = terms_of(_with_new_key(before, after, catalog), catalog, at_ms - 1)
+    terms = terms_of(before, catalog, at_ms - 1)
     facts = _facts_of(after, catalog, at_ms)
     if not is_report and after.plan != before.plan:
         facts[PLAN_BY_HAND] = after.plan  # Also where the clock has ended the subscription by then.
@@ -146,18 +146,6 @@ def _facts_by_hand(state: CustomerState, at_ms: int) -> dict[str, Any]:
         status = state.subscription.status_at(at_ms)
     is_in_force = state.plan == plan_named(state, status, at_ms)
     return {PLAN_BY_HAND: state.plan if is_in_force else None, STATUS_BY_HAND: state.status}
-
-
-def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
-    """The state before a change, with the new key of a plan that the file has lost, at the same price."""
-    old, new = before.subscription, after.subscription
-    if old is None or new is None or old.plan is None or new.plan is None or old.plan in catalog.plans:
-        return before
-    if not old.base_price or (old.id, old.base_price) != (new.id, new.base_price):
-        return before
-    named = {(PLAN, old.plan): (PLAN, new.plan)}
-    rows = (row._replace(facts=tuple(named.get(fact, fact) for fact in row.facts)) for row in before.terms)
-    return replace(before, subscription=replace(old, plan=new.plan), terms=tuple(rows))
 
 
 def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:

@@ -167,7 +167,7 @@ def subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -
     """Entitlements of the subscription's own plan, which Stripe bills even if another plan is active."""
     state = view.state
     catalog = view.cache.catalog.in_currency(state.currency)
-    subscribed = catalog.plans.get(plan or "")
+    subscribed = catalog.find_plan(plan)
     if subscribed is None:
         return {}
     return entitlements_on(subscribed, state, catalog, now_ms)
@@ -262,7 +262,7 @@ def _period_terms(
     subscription, overrides = state.subscription, overrides_in_force(state, at_ms)
     if subscription is not None and _is_of(subscription, period.begins_ms):
         named = _billed_plan(state, subscription, at_ms)
-        plan = catalog.plans.get(named)
+        plan = catalog.find_plan(named)
         given: Mapping[str, Entitlement] = {}
         if plan is not None:
             given = entitlements_on(plan, state, catalog, at_ms)
