@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from meterkit.cancellation import complete, start_task
-from meterkit.catalog.former_plans import list_definitions, with_former_plans
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.otel import observe_store
@@ -23,7 +22,7 @@ from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
 from meterkit.store.excess_units import ExcessUnits
-from meterkit.store.plan_definitions import remember_plans
+from meterkit.store.plan_definitions import exchange_plans
 from meterkit.store.spool_file import reason_unusable
 from meterkit.store.store import Store
 
@@ -157,15 +156,12 @@ class LoopServer:
                 await self._store.stop()
 
     async def remember_file(self) -> None:
-        """Store the meters, plans and add-ons of the plans file; read those that other files had."""
+        """Store the meters, plans and add-ons of the plans file; read those of other files."""
         store = self._store
         with suppress(StoreError):  # A store that is down gets them from the next process, or from a flusher.
             admin = await store.admin()
             await remember_meters(admin, store.keys, store.catalog)
-            known = await remember_plans(admin, store.keys, store.catalog)
-            catalog = with_former_plans(store.catalog, [*list_definitions(store.catalog), *known])
-            if catalog != store.catalog:
-                store.use(catalog)
+            await exchange_plans(admin, store)
 
     def _read_plans(self) -> None:
         """Read plans that other processes' files have, in the background."""

@@ -14,6 +14,7 @@ from meterkit.decisions.limit_policies import gauge_terms
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.store.allotment import find_allotment_key, find_single_keys
+from meterkit.store.plan_definitions import exchange_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,6 +87,7 @@ async def check_plans_of_customers(parts: Parts) -> tuple[str, list[Finding]]:
         StoreError: the store does not answer.
         MeterkitError: the store's user may not list customers.
     """
+    await exchange_plans(await parts.store.admin(), parts.store, writes=False)
     catalog = parts.store.catalog
     on_plan, by_problem = dict[str, list[str]](), dict[str, list[str]]()
     in_currency = dict[str, list[str]]()

@@ -10,40 +10,56 @@ from meterkit.catalog.former_plans import Definition, list_definitions, with_for
 from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from meterkit.catalog import Catalog
-    from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
+    from meterkit.store.store import Store
 
 _REPLACED_MAX: Final = 64
 """Replaced definitions of a plan whose digests are kept."""
 
 
-async def remember_plans(admin: Admin, keys: Keys, catalog: Catalog) -> list[Definition]:
-    """Store the plans and add-ons of this plans file; return those that it lacks.
+async def exchange_plans(admin: Admin, store: Store, *, writes: bool = True) -> None:
+    """Store the plans and add-ons of the plans file in use; use those of other files that it lacks.
 
     A definition that another file has replaced is not stored again: this process's file is older.
+
+    Args:
+        admin: asks the store.
+        store: has the catalog.
+        writes: whether to store any.
 
     Raises:
         StoreError: the store does not answer.
     """
-    kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(keys.plans))
+    kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(store.keys.plans))
+    catalog = store.catalog
     stored = {name.decode(): _read_entry(data) for name, data in kept.items()}
-    own = {f"{one.kind} {one.key}": one for one in list_definitions(catalog)}
+    known = {f"{one.kind} {one.key}": one for one in list_definitions(catalog)}
+    of_file = {f"plan {key}" for key in catalog.plans} | {f"addon {key}" for key in catalog.addons}
+    gone = {name: entry for name, entry in stored.items() if name not in of_file}
+    more = with_former_plans(catalog, [*known.values(), *_list_readable(gone, admin, catalog)])
+    if more != catalog:
+        store.use(more)
+    # What is stored of a plan that left is whole: here it may lack what this file lacks.
+    own = {name: one for name, one in known.items() if name in of_file or name not in stored}
     changed = {name: entry for name, one in own.items() if (entry := _replace(stored.get(name), one))}
-    if changed:
-        await admin.ask(admin.client.hset(keys.plans, mapping=changed))
-    found = list[Definition]()
-    for name in stored.keys() - own.keys():
+    if changed and writes:
+        await admin.ask(admin.client.hset(store.keys.plans, mapping=changed))
+
+
+def _list_readable(
+    stored: Mapping[str, Mapping[str, Any] | None], admin: Admin, catalog: Catalog
+) -> Iterator[Definition]:
+    for name, entry in stored.items():
         try:
-            found.append(_check_readable(name, stored[name], catalog))
+            yield _check_readable(name, entry, catalog)
         except UNREADABLE:
             admin.warn_once(
                 f"what is stored of the {name!r:.80} cannot be read: customers who still have it get the"
                 " default plan, or nothing of an add-on; put it back into the plans file"
             )
-    return found
 
 
 def _check_readable(name: str, entry: Mapping[str, Any] | None, catalog: Catalog) -> Definition:
