@@ -328,7 +328,7 @@ class MeterKit(KitLifecycle, Parts):
             return False
         _logger.info("%s has changed and is active", self.catalog.source)
         log_notes(self.catalog, self.settings.enforcement)
-        await self._serving.remember_file()
+        await self._serving.exchange_terms()
         return True
 
     def _use(self, catalog: Catalog) -> bool:

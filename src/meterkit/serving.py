@@ -97,7 +97,7 @@ class LoopServer:
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
         self._has_started = self._has_begun = False
         store.loops.before_stop = self._end
-        store.on_unknown_plan = self._read_plans
+        store.on_unknown_plan = self._exchange_later
 
     async def start(self) -> None:
         """Serve the running event loop; see :meth:`KitLifecycle.start`."""
@@ -108,10 +108,7 @@ class LoopServer:
             lane = await self._serve(loop)
             if lane is not None:
                 await self._store.start()
-                if lane.connected:
-                    await self.remember_file()
-                else:
-                    lane.spawn(self.remember_file())  # The start has waited its time.
+                await self.exchange_terms()
         except BaseException:  # A cancellation, too: a block that is not entered is not left either.
             await complete(self._undo_start(loop))
             raise
@@ -134,7 +131,7 @@ class LoopServer:
         observe_store(self._store)
         lane = await self._serve(loop)
         if lane is not None:
-            lane.spawn(self.remember_file())  # The request does not wait for it.
+            self._exchange_later()  # The request does not wait for it.
 
     async def stop(self) -> None:
         """Undo one start; see :meth:`KitLifecycle.stop`."""
@@ -155,19 +152,26 @@ class LoopServer:
             finally:
                 await self._store.stop()
 
-    async def remember_file(self) -> None:
-        """Store the meters, plans and add-ons of the plans file; read those of other files."""
+    async def exchange_terms(self) -> None:
+        """Store the terms of the plans file, and read those of other files; later if the store is down."""
+        lane = self._store.lanes.get(running_loop())
+        if lane is not None and lane.connected:
+            await self._exchange_terms(lane)
+        else:
+            self._exchange_later()
+
+    def _exchange_later(self) -> None:
+        with suppress(MeterkitError):  # A view may be made where no event loop runs.
+            if (lane := self._store.lanes.get(running_loop())) is not None:
+                lane.spawn(self._exchange_terms(lane))
+
+    async def _exchange_terms(self, lane: Lane) -> None:
         store = self._store
-        with suppress(StoreError):  # A store that is down gets them from the next process, or from a flusher.
+        with suppress(StoreError):  # It has gone down again; the next process or a flusher stores them.
+            await lane.await_replies()
             admin = await store.admin()
             await remember_meters(admin, store.keys, store.catalog)
             await exchange_plans(admin, store)
-
-    def _read_plans(self) -> None:
-        """Read plans that other processes' files have, in the background."""
-        with suppress(MeterkitError):  # A view may be made where no event loop runs.
-            if (lane := self._store.lanes.get(running_loop())) is not None:
-                lane.spawn(self.remember_file())
 
     async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
         if not self._has_started:

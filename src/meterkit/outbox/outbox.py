@@ -29,7 +29,6 @@ from meterkit.outbox.intents import (
 from meterkit.outbox.sealer import PriceCut, SealResult, UsageSealer
 from meterkit.redis.durability import SURELY_ON_DISK_MS, DurabilityCheck
 from meterkit.store.event_names import read_meters, remember_meters
-from meterkit.store.plan_definitions import exchange_plans
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
@@ -78,7 +77,6 @@ class Outbox:
         """Read all meters that are or were delivered, by token; remember those of this plans file."""
         if not self._meters:
             await remember_meters(self._admin, self._keys, self._store.catalog)
-            await exchange_plans(self._admin, self._store)
             self._meters = await read_meters(self._admin, self._keys, self._store.catalog)
         return self._meters
 

@@ -33,9 +33,9 @@ async def exchange_plans(admin: Admin, store: Store, *, writes: bool = True) -> 
     Raises:
         StoreError: the store does not answer.
     """
-    kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(store.keys.plans))
+    kept: dict[Any, bytes] = await admin.ask(admin.client.hgetall(store.keys.plans))
     catalog = store.catalog
-    stored = {name.decode(): _read_entry(data) for name, data in kept.items()}
+    stored = {name.decode(): _read_entry(data) for name, data in kept.items() if isinstance(name, bytes)}
     known = {f"{one.kind} {one.key}": one for one in list_definitions(catalog)}
     of_file = {f"plan {key}" for key in catalog.plans} | {f"addon {key}" for key in catalog.addons}
     gone = {name: entry for name, entry in stored.items() if name not in of_file}
