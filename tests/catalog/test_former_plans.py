@@ -1,5 +1,6 @@
 """Definitions of plans: as plain JSON they come back as they were in their file."""
 
+# Internals: each field of each plan, of which no app sees all.
 from __future__ import annotations
 
 import json

@@ -46,6 +46,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.meters_or_lines import end_dropped_prices, is_billed_by_lines, line_prices, line_switches
 from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
+from meterkit.store.plan_definitions import read_unknown_plans
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class CustomerStates:
         """Read the stored states of several customers in one round trip."""
         admin, keys = await self._store.admin(), map(self._store.keys.customer, customers)
         replies = await admin.ask_all(("hmget", one.state, ["rev", "data", "force"]) for one in keys)
-        return [
+        found = [
             StoredState(
                 rev=(rev or NO_STATE.encode()).decode(),
                 state=CustomerState.parse(data or b""),
@@ -113,6 +114,8 @@ class CustomerStates:
             )
             for rev, data, force in replies
         ]
+        await read_unknown_plans(admin, self._store, (key for one in found for key in one.state.plan_keys))
+        return found
 
     async def change(
         self,

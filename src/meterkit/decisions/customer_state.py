@@ -143,6 +143,13 @@ class CustomerState:
     currency: str = ""
     subscription: SubscriptionState | None = None
 
+    @property
+    def plan_keys(self) -> tuple[str, ...]:
+        """The plans that it names: set by hand, sold and scheduled."""
+        sold = self.subscription
+        named = (self.plan, None if sold is None else sold.plan, None if sold is None else sold.pending_plan)
+        return tuple(key for key in named if key is not None)
+
     def prices_on(self, plan: str, at_ms: int) -> ItemPrices:
         """Prices of usage on a plan: those of the subscription, and of a plan set by hand what it lacks."""
         found = NO_PRICES if self.subscription is None else self.subscription.prices_at(at_ms)

@@ -82,6 +82,10 @@ class CatalogAlarms:
         )
         return True
 
+    def is_new_plan(self, plan: str) -> bool:
+        """Whether this plan is asked for here for the first time."""
+        return self._is_new("asked", plan)
+
     def log_ignored_overrides(self, customer: str, effective: EffectivePlan) -> None:
         """Log overrides that this plans file refuses, another than the one they were written for."""
         catalog = self._catalog.in_currency(effective.currency)

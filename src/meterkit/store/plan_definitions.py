@@ -10,7 +10,7 @@ from meterkit.catalog.former_plans import Definition, list_definitions, with_for
 from meterkit.store.unreadable_data import UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.redis.admin import Admin
@@ -47,6 +47,17 @@ async def exchange_plans(admin: Admin, store: Store, *, writes: bool = True) -> 
     changed = {name: entry for name, one in own.items() if (entry := _replace(stored.get(name), one))}
     if changed and writes:
         await admin.ask(admin.client.hset(store.keys.plans, mapping=changed))
+
+
+async def read_unknown_plans(admin: Admin, store: Store, plans: Iterable[str]) -> None:
+    """Use the terms of plans that the plans file in use lacks; ask once for each key and file.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    catalog, alarms = store.catalog, store.cache.alarms
+    if [key for key in plans if catalog.find_plan(key) is None and alarms.is_new_plan(key)]:
+        await exchange_plans(admin, store, writes=False)
 
 
 def _list_readable(
