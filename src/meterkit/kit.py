@@ -13,6 +13,7 @@ from meterkit.asgi.context import is_anonymous
 from meterkit.asgi.input_estimator import guard_estimator
 from meterkit.assembly import Parts
 from meterkit.catalog import Catalog, enforced
+from meterkit.catalog.former_plans import list_definitions, with_former_plans
 from meterkit.catalog.meters import (
     check_counter,
     check_quantities,
@@ -327,14 +328,15 @@ class MeterKit(KitLifecycle, Parts):
             return False
         _logger.info("%s has changed and is active", self.catalog.source)
         log_notes(self.catalog, self.settings.enforcement)
-        await self._serving.remember_meters()
+        await self._serving.exchange_terms()
         return True
 
     def _use(self, catalog: Catalog) -> bool:
         if catalog.content_hash == self.catalog.content_hash:
             return False
         self.notify.check(catalog)
-        self.store.use(enforced(catalog, self.settings.enforcement))
+        catalog = enforced(catalog, self.settings.enforcement)
+        self.store.use(with_former_plans(catalog, list_definitions(self.catalog)))
         return True
 
     def _find_view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:

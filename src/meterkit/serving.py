@@ -22,6 +22,7 @@ from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
 from meterkit.store.excess_units import ExcessUnits
+from meterkit.store.plan_definitions import exchange_plans
 from meterkit.store.spool_file import reason_unusable
 from meterkit.store.store import Store
 
@@ -96,6 +97,7 @@ class LoopServer:
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
         self._has_started = self._has_begun = False
         store.loops.before_stop = self._end
+        store.on_unknown_plan = self._exchange_later
 
     async def start(self) -> None:
         """Serve the running event loop; see :meth:`KitLifecycle.start`."""
@@ -106,10 +108,7 @@ class LoopServer:
             lane = await self._serve(loop)
             if lane is not None:
                 await self._store.start()
-                if lane.connected:
-                    await self.remember_meters()
-                else:
-                    lane.spawn(self.remember_meters())  # The start has waited its time.
+                await self.exchange_terms()
         except BaseException:  # A cancellation, too: a block that is not entered is not left either.
             await complete(self._undo_start(loop))
             raise
@@ -132,7 +131,7 @@ class LoopServer:
         observe_store(self._store)
         lane = await self._serve(loop)
         if lane is not None:
-            lane.spawn(self.remember_meters())  # The request does not wait for it.
+            self._exchange_later()  # The request does not wait for it.
 
     async def stop(self) -> None:
         """Undo one start; see :meth:`KitLifecycle.stop`."""
@@ -153,11 +152,26 @@ class LoopServer:
             finally:
                 await self._store.stop()
 
-    async def remember_meters(self) -> None:
-        """Store the meters of the plans file by their names."""
+    async def exchange_terms(self) -> None:
+        """Store the terms of the plans file, and read those of other files; later if the store is down."""
+        lane = self._store.lanes.get(running_loop())
+        if lane is not None and lane.connected:
+            await self._exchange_terms(lane)
+        else:
+            self._exchange_later()
+
+    def _exchange_later(self) -> None:
+        with suppress(MeterkitError):  # A view may be made where no event loop runs.
+            if (lane := self._store.lanes.get(running_loop())) is not None:
+                lane.spawn(self._exchange_terms(lane))
+
+    async def _exchange_terms(self, lane: Lane) -> None:
         store = self._store
-        with suppress(StoreError):  # A store that is down gets them from the next process, or from a flusher.
-            await remember_meters(await store.admin(), store.keys, store.catalog)
+        with suppress(StoreError):  # It has gone down again; the next process or a flusher stores them.
+            await lane.await_replies()
+            admin = await store.admin()
+            await remember_meters(admin, store.keys, store.catalog)
+            await exchange_plans(admin, store)
 
     async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
         if not self._has_started:

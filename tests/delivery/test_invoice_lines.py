@@ -290,7 +290,7 @@ async def test_a_plan_that_has_left_the_file_keeps_its_prices(at: Shop) -> None:
 async def test_i13_a_process_without_the_plan_loses_no_usage_of_others(
     at: Shop, store_url: str, is_last: bool
 ) -> None:
-    """As in a rolling deploy: no invoice billed what others recorded between its look and theirs."""
+    """As in a rolling deploy: each process bills what it records at the price of the plan."""
     older = loads(plans_text("invoice_lines").replace("  pro:\n", "  basic:\n"))
     await at.kit.record("acme", "words", 110)
     async with kit_for(store_url, at.url, clock=at.clock, catalog=older) as other:
@@ -298,10 +298,10 @@ async def test_i13_a_process_without_the_plan_loses_no_usage_of_others(
             at.clock.advance(timedelta(hours=1))
             await kit.subscriptions.sync("acme")
             await at.kit.record("acme", "words", 5)
-            await other.record("acme", "words", 1)  # On the default plan, which bills none.
+            await other.record("acme", "words", 1)
         await end_period(replace(at, kit=other))
         await other.flush(everything=True)
-    units = 10 + 4 * 5 + 5 * is_last
+    units = 10 + 4 * 6 + 6 * is_last
     assert await usage_lines(at) == [("Words", str(units), "4", 4 * units)]
 
 

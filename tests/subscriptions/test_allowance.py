@@ -108,14 +108,14 @@ async def test_another_key_of_a_plan_gives_no_less(store_url: str, caplog: pytes
 
 
 async def test_a_plan_that_leaves_the_file_takes_nothing_back(store_url: str) -> None:
-    """Its time of the month counted as the default plan's: 505 requests, and 90 credits."""
+    """Its time of the month counted as the plan's after it: 1,000 requests, and 180 credits."""
     async with shop(store_url, catalog=CATALOG) as at:
         await at.subscribed(plan="team")
         await change(at, "pro", HALF)
         assert await given(at) == (550, 550, 100)
         without = loads(PLANS.partition("  team:")[0] + "  pro:" + PLANS.partition("  pro:")[2])
         async with kit_for(store_url, at.url, clock=at.clock, catalog=without) as kit:
-            assert await given(replace(at, kit=kit)) == (1_000, 1_000, 180)
+            assert await given(replace(at, kit=kit)) == (550, 550, 100)
 
 
 @pytest.mark.parametrize(("edited", "left"), [("quantity: 20", 10), ("", 7)], ids=["less", "gone"])
@@ -213,12 +213,12 @@ async def test_usage_without_a_limit_counts_as_included(store_url: str) -> None:
         assert (await at.kit.usage("acme"))["meters"]["requests"]["remaining"] == 500 + 90
         await change(at, "endless", HALF + HOUR)
         assert (await given(at))[0] == "unlimited"
-        # Its plan is removed from the plans file: what it included by then stays, the rest is as of the next.
+        # Its plan is removed from the plans file: what it gave stays.
         without = loads(PLANS.partition("  endless:")[0])
         async with kit_for(store_url, at.url, clock=at.clock, catalog=without) as kit:
             await at.switch(await at.stripe_subscription(begun.id), "pro", "_ai_tokens")
             await kit.subscriptions.sync("acme")
-            assert await given(replace(at, kit=kit)) == (7_000 + 500, 1_000, 180)
+            assert await given(replace(at, kit=kit)) == (7_500, 2_500, 90)
 
 
 async def test_a_portal_switch_counts_from_stripes_second(store_url: str) -> None:

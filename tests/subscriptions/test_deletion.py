@@ -236,7 +236,7 @@ REFUSED: Final = {
 }
 """Keys of usage on its way to Stripe: with any of it a deletion is refused."""
 WITHOUT_ID: Final = re.compile(
-    r"mk:(meta|events)|mk:\{[s0]\}:(e:|y:|w:|r:|batches:|storage$|tried|life|hints:|hooks:(entries|dead|due|cursor|"
+    r"mk:(meta|events|plans)|mk:\{[s0]\}:(e:|y:|w:|r:|batches:|storage$|tried|life|hints:|hooks:(entries|dead|due|cursor|"
     r"swept|night|sweep)|messages:CHANNEL:(due|dead|event|text)|period|overview|degraded|excess|doctor|lease|closing|"
     r"recover|audit:lease|unpriced|revenue|usage.spike|storage|a:IP|av:|ai:)"
 )

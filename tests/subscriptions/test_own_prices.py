@@ -458,13 +458,13 @@ async def test_units_of_a_plan_that_was_lost_keep_its_price(store_url: str) -> N
         async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(OLDER_FILE)) as without:
             await without.subscriptions.sync(PRESENT)
             await without.record(PRESENT, "words", 4)
-            assert await cents(replace(at, kit=without)) == 60
+            assert await cents(replace(at, kit=without)) == 72
         await at.kit.subscriptions.sync(PRESENT)
-        assert await cents(at) == 60
+        assert await cents(at) == 72
         await at.kit.record(PRESENT, "words", 1)
-        assert await cents(at) == 63
+        assert await cents(at) == 75
         await renewed(at)
-        assert await invoiced(at) == 63
+        assert await invoiced(at) == 75
 
 
 async def test_a_statement_knows_units_by_a_former_event_name(tmp_path: Path) -> None:

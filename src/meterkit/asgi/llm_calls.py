@@ -328,7 +328,7 @@ def _price_of_tables(name: str, compiled: CompiledCatalog) -> Fraction:
     found = Fraction(
         sum(table.of(name) for one in catalog.credits.values() for table in one.by_model.values())
     )
-    for plan in catalog.plans.values():
+    for plan in catalog.all_plans:
         for given in plan.entitlements.values():
             if given.overage.rows is not None:
                 found += plan.entitlements[given.overage.rows.of(name)].overage.unit_price

@@ -10,7 +10,6 @@ from meterkit.catalog.load import enforced, json_schema, load, loads
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
     BILLED_ON_SUCCESS,
-    OTHER_TYPE,
     OUTCOMES,
     QUANTITY_MAX,
     Addon,
@@ -25,7 +24,6 @@ from meterkit.catalog.models import (
     Entitlement,
     Headers,
     Meter,
-    ObjectPattern,
     Outcome,
     Overage,
     Plan,
@@ -37,11 +35,11 @@ from meterkit.catalog.models import (
     Rollover,
     Route,
     SeatPrice,
-    Storage,
     StoreFailure,
     StripeEvent,
 )
 from meterkit.catalog.notify_values import EmailChannel, Notify, WebhookChannel
+from meterkit.catalog.storage_values import OTHER_TYPE, ObjectPattern, Storage
 
 __all__ = [
     "BILLED_ON_ATTEMPT",

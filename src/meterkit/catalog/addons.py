@@ -95,14 +95,14 @@ def with_addons(plan: Plan, bought: Bought, catalog: Catalog) -> Plan:
         bought: by the customer; ``max`` is no limit here.
         catalog: that has the add-ons.
     """
-    bought = tuple((key, n) for key, n in bought if n > 0 and key in plan.addons and key in catalog.addons)
+    bought = tuple((key, n) for key, n in bought if n > 0 and key in plan.addons and catalog.find_addon(key))
     if not bought:
         return plan
     features, grants = plan.features, list(plan.grants)
     for key, n in bought:
-        addon = catalog.addons[key]
-        features |= addon.features
-        grants += (_multiply_grant(grant, n) for grant in addon.grants)
+        if (addon := catalog.find_addon(key)) is not None:
+            features |= addon.features
+            grants += (_multiply_grant(grant, n) for grant in addon.grants)
     entitlements = add_included(plan.entitlements, included_by(bought, catalog))
     return replace(plan, entitlements=entitlements, features=features, grants=tuple(grants), bought=bought)
 

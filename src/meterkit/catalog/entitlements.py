@@ -304,7 +304,8 @@ def included_by(bought: Bought, catalog: Catalog) -> Mapping[str, int]:
     """Quantities by meter that add-ons include."""
     found = Counter[str]()
     for key, n in bought:
-        found.update({meter: included * n for meter, included in catalog.addons[key].included.items()})
+        if (addon := catalog.find_addon(key)) is not None:
+            found.update({meter: included * n for meter, included in addon.included.items()})
     return found
 
 

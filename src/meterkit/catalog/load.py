@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 # Where the file lies, how a route's match is spaced, what there is to note, and what follows from the rest
 # change nothing.
 _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
-    Catalog: ("source", "content_hash", "notes", "has_amounts"),
+    Catalog: ("source", "content_hash", "notes", "has_amounts", "former_plans", "former_addons"),
     Route: (
         "match",
         "is_plain",
@@ -113,11 +113,11 @@ _NEWER: Final[Mapping[type, Mapping[str, object]]] = {
 
 def digest(catalog: Catalog) -> Catalog:
     """The catalog with its ``content_hash``."""
-    meaning = json.dumps(catalog, default=_json_value, sort_keys=True, separators=(",", ":"))
+    meaning = json.dumps(catalog, default=to_plain_value, sort_keys=True, separators=(",", ":"))
     return replace(catalog, content_hash=hashlib.blake2b(meaning.encode(), digest_size=8).hexdigest())
 
 
-def _json_value(value: Any) -> object:
+def to_plain_value(value: Any) -> object:
     """Convert sets, fractions and dataclasses of :mod:`meterkit.catalog.models` to JSON values."""
     if isinstance(value, frozenset):
         return sorted(cast("frozenset[str]", value))

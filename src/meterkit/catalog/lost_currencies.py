@@ -22,14 +22,21 @@ def without_amounts(catalog: _Catalog, currency: str) -> _Catalog:
         if len(_known) >= _KEPT_MAX:
             _known.clear()
         given: Any = catalog
-        plans = {name: _without_prices(plan) for name, plan in given.plans.items()}
-        own = replace(given, currency=currency, plans=plans, other_currencies={}, has_amounts=False)
+        own = replace(
+            given,
+            currency=currency,
+            plans={name: without_prices(plan) for name, plan in given.plans.items()},
+            former_plans={name: without_prices(plan) for name, plan in given.former_plans.items()},
+            other_currencies={},
+            has_amounts=False,
+        )
         _known[key] = catalog, own
     found: _Catalog = _known[key][1]
     return found
 
 
-def _without_prices(plan: Any) -> Any:
+def without_prices(plan: Any) -> Any:
+    """The plan without prices of usage: none is known in this currency."""
     changed = {
         name: replace(given, overage=replace(given.overage, per=None, amount_cents=None))
         for name, given in plan.entitlements.items()

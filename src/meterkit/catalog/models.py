@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.credit_values import Credit
     from meterkit.catalog.errors import Note
     from meterkit.catalog.model_prices import PriceRows, ProviderPrices
+    from meterkit.catalog.storage_values import Storage
 
 Outcome = Literal["success", "client_gone", "client_error", "server_error", "interim"]
 """Interim: the answer asks for more before the call can complete. `charge_on` cannot list it."""
@@ -85,33 +86,6 @@ class Dunning:
     suspend_after_ms: int
     remind_ms: tuple[int, ...] = (1 * _DAY_MS, 6 * _DAY_MS, 13 * _DAY_MS)
     debt: Debt = "deny"
-
-
-OTHER_TYPE: Final = "other"
-"""The type of stored objects whose key names none of the plans file's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectPattern:
-    """A bucket, and how its objects' keys name customer and type, such as ``{customer}/{path:path}``."""
-
-    bucket: str
-    key: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
-    """Stored objects that count for a gauge.
-
-    Attributes:
-        gauge: the meter that holds the bytes of all objects of a customer.
-        objects: the first that matches an object's bucket and key says whose it is.
-        types: that usage shows apart; any other is ``other``.
-    """
-
-    gauge: str
-    objects: tuple[ObjectPattern, ...]
-    types: tuple[str, ...] = ()
 
 
 NAMED_METHODS: Final = ("tools/call", "prompts/get")
@@ -553,6 +527,8 @@ class Catalog:
         notes: what is allowed in the file and may surprise, in its order; no part of its meaning.
         other_currencies: the same file by currency beyond the first; only amounts differ.
         has_amounts: whether the file has any in this currency.
+        former_plans, former_addons: those that have left the file, for the customers who still have them: not
+            for sale.
     """
 
     source: str
@@ -577,6 +553,30 @@ class Catalog:
     addons: Mapping[str, Addon] = field(default_factory=dict[str, Addon])
     other_currencies: Mapping[str, Catalog] = field(default_factory=dict[str, "Catalog"])
     has_amounts: bool = True
+    former_plans: Mapping[str, Plan] = field(default_factory=dict[str, "Plan"])
+    former_addons: Mapping[str, Addon] = field(default_factory=dict[str, "Addon"])
+
+    def find_plan(self, key: str | None) -> Plan | None:
+        """Plan that a customer has by this key, also one that has left the file; None: it is not known."""
+        return self.plans.get(key or "") or self.former_plans.get(key or "")
+
+    def plan_or_default(self, key: str | None) -> Plan:
+        """Plan of a key as :meth:`find_plan` finds it, otherwise the default plan."""
+        return self.find_plan(key) or self.plans[self.default_plan]
+
+    def find_addon(self, key: str) -> Addon | None:
+        """Add-on that a customer has by this key, also one that has left the file; None: it is not known."""
+        return self.addons.get(key) or self.former_addons.get(key)
+
+    @property
+    def all_plans(self) -> tuple[Plan, ...]:
+        """The plans that customers may have: those of the file, and those that have left it."""
+        return (*self.plans.values(), *self.former_plans.values())
+
+    @property
+    def all_addons(self) -> tuple[Addon, ...]:
+        """The add-ons that customers may have, as of :attr:`all_plans`."""
+        return (*self.addons.values(), *self.former_addons.values())
 
     @property
     def currencies(self) -> tuple[str, ...]:
@@ -596,4 +596,4 @@ class Catalog:
     @property
     def has_subjects(self) -> bool:
         """Whether a plan has limits for users, teams or the like."""
-        return any(plan.subjects for plan in self.plans.values())
+        return any(plan.subjects for plan in self.all_plans)

@@ -115,7 +115,7 @@ def tables_without_default(catalog: Catalog) -> dict[str, list[ModelPrices | Pri
         for meter, table in credit.by_model.items():
             if not table.default:
                 found.setdefault(meter, []).append(table)
-    for plan in catalog.plans.values():
+    for plan in catalog.all_plans:
         for meter, given in plan.entitlements.items():
             rows = given.overage.rows
             if rows is not None and not rows.has_default:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.models import OTHER_TYPE, ObjectPattern, Storage
+from meterkit.catalog.storage_values import OTHER_TYPE, ObjectPattern, Storage
 from meterkit.catalog.value_parsers import NAME, scalar, text
 from meterkit.catalog.value_shapes import AnyForm, Key, ListOf, MappedShape, Table
 

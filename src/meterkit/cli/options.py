@@ -285,9 +285,10 @@ async def note_unknown(
 def note_missing_plan(kit: MeterKit, customer: Customer) -> None:
     """Print a note if a customer's plan is missing from the plans file."""
     if customer.missing_plan is not None:
+        is_kept = customer.plan == customer.missing_plan
         print_note(
             f"customer {customer.customer}: plan `{customer.missing_plan}` is not in {kit.catalog.source}:"
-            f" served on `{customer.plan}`"
+            f" served on {'its former terms' if is_kept else f'`{customer.plan}`'}"
         )
 
 

@@ -235,7 +235,7 @@ async def _read_recorded_at(
     """Read segments and labels of each meter."""
     catalog, period = store.catalog.in_currency(state.currency), usage["period"]
     ended = plan_until(await read_history(store, usage["customer"]), period["end"]) or usage["plan"]
-    plan, last_ms = catalog.plans.get(ended), to_ms(period["end"]) - 1
+    plan, last_ms = catalog.find_plan(ended), to_ms(period["end"]) - 1
     names = [name for name in meters if name in catalog.meters]
     given: Mapping[str, Entitlement] = {}
     if plan is not None:

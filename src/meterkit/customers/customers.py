@@ -65,8 +65,8 @@ class Customer:
 
     Attributes:
         plan: the key of the active plan.
-        missing_plan: the plan that should be active and that the plans file does not have, so that the
-            default plan stands in for it; None where there is no such thing.
+        missing_plan: the customer's plan if the plans file lacks it. It keeps its terms, unless these are not
+            known: then the default plan replaces it. None: the file has the plan.
         status: of the subscription, by the clock, or as it was set by hand; None: there is none.
         access: what the customer may do.
         access_since: when that became so (UTC); None: not known, or since ever.
@@ -452,7 +452,7 @@ class Customers:
 def _check_budget(catalog: Catalog, effective: EffectivePlan, limits: Mapping[str, object]) -> None:
     """Raise MeterkitError if a limit is above the budget of the customer's plan."""
     catalog, key = catalog.in_currency(effective.currency), effective.plan.key
-    plan = catalog.plans[key]
+    plan = catalog.plan_or_default(key)
     without = replace(plan, entitlements={**plan.entitlements, SPEND: NO_LIMIT})
     own = lay_over(catalog, without, {SPEND: limits})[SPEND]
     for span, micros in find_lower_budgets(plan.entitlements[SPEND], own).items():
@@ -524,7 +524,7 @@ class CustomerSubject(Generic[_Record]):
         now_ms = await self._clock_ms(self._customer)
         until_ms = None if until is None else check_end_ms(until, now_ms)
         catalog, member = self._catalog(), subject_member(self._kind, self._id)
-        for plan in catalog.plans.values():
+        for plan in catalog.all_plans:
             if self._kind in plan.subjects:
                 found = override_subject(catalog, plan.subjects[self._kind], given, strict=True)
                 for entitlement in found.limits.values():
@@ -540,7 +540,7 @@ class CustomerSubject(Generic[_Record]):
 
 def check_kind(kind: str, catalog: Catalog) -> str:
     """Return a kind of subject that a plan declares, as a plain text. Raises MeterkitError."""
-    known = sorted({name for plan in catalog.plans.values() for name in plan.subjects})
+    known = sorted({name for plan in catalog.all_plans for name in plan.subjects})
     if kind not in known:
         declared = f"declared are {', '.join(known)}" if known else "no plan declares any"
         raise MeterkitError(

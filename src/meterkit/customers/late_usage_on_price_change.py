@@ -353,7 +353,7 @@ async def _park_intent(
 
 def _subscribed_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
     subscription = state.subscription
-    return None if subscription is None else catalog.plans.get(subscription.plan_at(now_ms) or "")
+    return None if subscription is None else catalog.find_plan(subscription.plan_at(now_ms))
 
 
 def _class_at_new_price(meter: Meter, given: Mapping[str, Entitlement] | None, catalog: Catalog) -> str:

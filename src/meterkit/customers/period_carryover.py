@@ -112,12 +112,12 @@ async def with_unlimited_use(
     change = last_row(after.terms, SOLD)
     if change is None or change[:2] in {row[:2] for row in before.terms}:
         return after
-    plans = store.catalog.plans
     had, has = (in_force(after.terms, at_ms) for at_ms in (change.since_ms - 1, change.since_ms))
     is_priced = has[SUBSCRIPTION] is not None and had[SUBSCRIPTION] == has[SUBSCRIPTION]
-    if not is_priced or had[PLAN] not in plans or has[PLAN] not in plans:
+    before_plan, plan = (store.catalog.find_plan(facts[PLAN]) for facts in (had, has))
+    if not is_priced or before_plan is None or plan is None:
         return after
-    old, new = plans[had[PLAN]].entitlements, plans[has[PLAN]].entitlements
+    old, new = before_plan.entitlements, plan.entitlements
     meters = [name for name in old if old[name].included is None and new[name].included is not None]
     if not meters:
         return after

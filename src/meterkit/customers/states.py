@@ -45,6 +45,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.meters_or_lines import end_dropped_prices, is_billed_by_lines, line_switches
 from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
+from meterkit.store.plan_definitions import read_unknown_plans
 from meterkit.store.unreadable_data import UNREADABLE, is_of_the_store
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class CustomerStates:
         """Read the stored states of several customers in one round trip."""
         admin, keys = await self._store.admin(), map(self._store.keys.customer, customers)
         replies = await admin.ask_all(("hmget", one.state, ["rev", "data", "force"]) for one in keys)
-        return [
+        found = [
             StoredState(
                 rev=(rev or NO_STATE.encode()).decode(),
                 state=CustomerState.parse(data or b""),
@@ -112,6 +113,8 @@ class CustomerStates:
             )
             for rev, data, force in replies
         ]
+        await read_unknown_plans(admin, self._store, (key for one in found for key in one.state.plan_keys))
+        return found
 
     async def change(
         self,
@@ -324,8 +327,8 @@ def _ended_prices(
     currency none ends: the open period has the new prices.
     """
     old, new = states
-    plan, labels, at_ms = catalog.plans.get(before.plan), dict[str, str](), after.at_ms
-    then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
+    plan, labels, at_ms = catalog.find_plan(before.plan), dict[str, str](), after.at_ms
+    then = entitlements_on(catalog.plan_or_default(after.plan), new, catalog, after.at_ms)
     is_free = _loses_free_usage(old, new, catalog, at_ms)
     has_same_currency = catalog.in_currency(old.currency) is catalog.in_currency(new.currency)
     scheduled_ms = None if old.subscription is None else old.subscription.pending_at_ms
@@ -342,7 +345,7 @@ def _ended_prices(
         labels |= _labels_of_gone_meters(had, has, catalog)
     if is_free or has_same_currency:
         labels = end_dropped_prices(labels, (old, before), (new, after), catalog)
-    if before.missing_plan == after.plan and is_billed_by_lines(old, catalog, at_ms):
+    if before.missing_plan == after.plan != before.plan and is_billed_by_lines(old, catalog, at_ms):
         # Another process lacks the plan. Units for invoices are of processes that have it, at its prices.
         labels = {token: label for token, label in labels.items() if label != NOT_BILLED}
     prices = billed_labels(then, catalog) if is_billed_by_lines(old, catalog, at_ms) else {}

@@ -146,6 +146,13 @@ class CustomerState:
     currency: str = ""
     subscription: SubscriptionState | None = None
 
+    @property
+    def plan_keys(self) -> tuple[str, ...]:
+        """The plans that it names: set by hand, sold and scheduled."""
+        sold = self.subscription
+        named = (self.plan, None if sold is None else sold.plan, None if sold is None else sold.pending_plan)
+        return tuple(key for key in named if key is not None)
+
     def prices_at(self, at_ms: int) -> ItemPrices:
         """Prices of the subscription's items at an instant, of earlier ones too; none between two of them."""
         if self.subscription is None or at_ms < last_ms(self.terms, SOLD):
@@ -216,8 +223,8 @@ class EffectivePlan:
         status: of the subscription, by the clock; None: there is none.
         access: what the customer may do.
         seats: that the subscription pays for, those that the plan and add-ons cover included.
-        missing_plan: the plan that the plans file lacks, so that the default plan replaces it; None
-            otherwise.
+        missing_plan: the key of the plan if the plans file lacks it. The default plan replaces it if its
+            terms are not known. None: the file has the plan.
         keeps_limits: whether gauges above their limits after a change of plan keep the former limits, by
             the plans file. A restricted customer does not: that is no change of plan.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
@@ -284,7 +291,7 @@ def entitlements_on(
     """
     overrides, own = overrides_in_force(state, at_ms).meters, catalog.in_currency(state.currency)
     if own is not catalog:
-        bought, plan, catalog = plan.bought, own.plans.get(plan.key, plan), own
+        bought, plan, catalog = plan.bought, own.find_plan(plan.key) or plan, own
         plan = with_addons(plan, bought, own) if bought else plan
     given = override(catalog, plan, overrides) if overrides else plan.entitlements
     if not own_prices:
@@ -346,7 +353,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     The plan is the one set by hand, otherwise the subscription's, otherwise the default plan; likewise the
     status. What the subscription sells beside its plan, seats and add-ons, counts beside either.
     :func:`~meterkit.decisions.subscription.access_term_of` derives the access. A subscription that has ended
-    leaves the default plan, and so does a plan that the catalog does not have. A subscription that was never
+    leaves the default plan, and so does a plan whose terms are not known. A subscription that was never
     paid for, nor on trial, changes neither plan nor access; only its status is shown. ``incomplete`` set by
     hand means the same.
     """
@@ -362,9 +369,8 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     )
     if state.status is None and subscription is not None and subscription.is_unpaid_at(now_ms):
         standing = restrict_unpaid(standing)
-    default = catalog.plans[catalog.default_plan]
     named = plan_named(state, status, now_ms)
-    plan = default if named is None else catalog.plans.get(named, default)
+    plan = catalog.plan_or_default(named)
     own = overrides_in_force(state, now_ms)
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
@@ -372,7 +378,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     seats, bought = 0, _NO_ADDONS
     if subscription is not None and standing.access != "restricted" and has_paid_terms(state, status, now_ms):
         bought = subscription.addons_at(now_ms)
-        sold = catalog.plans.get(subscription.plan_at(now_ms) or "")
+        sold = catalog.find_plan(subscription.plan_at(now_ms))
         covered = None if sold is None else covered_seats(with_addons(sold, bought, catalog), catalog.meters)
         seats = subscription.seats_at(now_ms, covered)
     if bought:
@@ -436,11 +442,8 @@ def _counting_cycle(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: 
         or not subscription.has_begun_at(now_ms)
     ):
         return _COUNTING[counted_per(plan)]
-    own = catalog.plans.get(subscription.plan_at(now_ms) or "", plan)
-    before, after = (
-        catalog.plans.get(subscription.plan or ""),
-        catalog.plans.get(subscription.pending_plan or ""),
-    )
+    own = catalog.find_plan(subscription.plan_at(now_ms)) or plan
+    before, after = catalog.find_plan(subscription.plan), catalog.find_plan(subscription.pending_plan)
     is_other = (
         before is not None
         and after is not None

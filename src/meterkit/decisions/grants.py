@@ -33,9 +33,9 @@ def target_of(kind: Literal["meter", "credit"], name: str) -> str:
 
 def sold_grants(catalog: Catalog) -> Iterator[PlanGrant]:
     """The grants of all plans, then those of all add-ons."""
-    for plan in catalog.plans.values():
+    for plan in catalog.all_plans:
         yield from plan.grants
-    for addon in catalog.addons.values():
+    for addon in catalog.all_addons:
         yield from addon.grants
 
 

@@ -34,6 +34,7 @@ HEAD_FIELD: Final = "h"
 WITHOUT_TTL: Final = (
     r"^[\w.-]+:meta$",  # format and number of shards
     r"^[\w.-]+:events$",  # event names of meters, also of those that are gone from the plans file
+    r"^[\w.-]+:plans$",  # terms of plans, also of those that are gone from the plans file
     r"^[\w.-]+:\{\d+\}:s:",  # state: customers that have a record
     r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state or a debt, or given once
     r"^[\w.-]+:\{\d+\}:h:",  # ledger of changes: customers with a state
@@ -249,6 +250,11 @@ class Keys:
     def events(self) -> str:
         """Hash: a meter's token to its name and its event name at Stripe."""
         return f"{self.prefix}:events"
+
+    @property
+    def plans(self) -> str:
+        """Hash: ``plan KEY`` or ``addon KEY`` to its terms in the newest plans file that had it."""
+        return f"{self.prefix}:plans"
 
     def shard(self, shard: int, name: str) -> str:
         """A key of one shard, for example its ``outbox``."""

@@ -94,7 +94,9 @@ class PlansHad(NamedTuple):
 
     def known(self) -> PlansHad:
         """The same by a plans file that may have lost some of them."""
-        return self._replace(spans=replace_lost_plans(self.spans, self.catalog.plans))
+        return self._replace(
+            spans=replace_lost_plans(self.spans, {plan.key for plan in self.catalog.all_plans})
+        )
 
     @property
     def is_whole(self) -> bool:
@@ -177,7 +179,7 @@ def effective_terms(state: CustomerState, catalog: Catalog, now_ms: int) -> Effe
     rolls: Rolls | None = None
     if reach.periods:
         # The plan in force when a period begins decides, since its own instant also if it was set by hand.
-        in_force = replace_lost_plans(plan_spans(terms, now_ms, catalog.default_plan), catalog.plans)
+        in_force = had._replace(spans=plan_spans(terms, now_ms, catalog.default_plan)).known().spans
         rolls = find_rolls(had.history(in_force), now_ms)
     earlier = tuple(_earlier_periods(had, cuts, now_ms, reach.life_ms, rolls))
     overdrawn = _overdrawn_at(had, now_ms) if is_open else {}
@@ -225,7 +227,7 @@ def _plan_of(span: PlanSpan, catalog: Catalog) -> Plan | None:
     """The plan with its add-ons; None: it is not known."""
     if span.plan == UNKNOWN_PLAN:
         return None
-    plan = catalog.plans.get(span.plan, catalog.plans[catalog.default_plan])
+    plan = catalog.plan_or_default(span.plan)
     return with_addons(plan, span.bought, catalog) if span.bought else plan
 
 

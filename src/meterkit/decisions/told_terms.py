@@ -35,7 +35,6 @@ from meterkit.terms.rows import (
     last_ms,
     last_row,
     layer_of,
-    rename,
     tell,
 )
 
@@ -95,7 +94,7 @@ def with_terms(
         # It ends what was set by hand before, not what was set since.
         kept = {name: getattr(before, name) for name in ("plan", "status", "status_since_ms")}
         after = replace(after, **kept)
-    known = with_learned_prices(_with_new_key(before, after, catalog), after)
+    known = with_learned_prices(before, after)
     terms = terms_of(known, catalog, at_ms - 1)
     facts, then = _facts_of(after, catalog, at_ms), in_force(terms, at_ms)
     if not is_report and after.plan != before.plan:
@@ -183,19 +182,8 @@ def _facts_by_hand(state: CustomerState, at_ms: int) -> dict[str, Any]:
 
 def _prices_by_hand(plan: str | None, catalog: Catalog) -> ItemPrices:
     """The prices of a plan that is set by hand now, where invoice lines bill it."""
-    sold = catalog.plans.get(plan or "")
+    sold = catalog.find_plan(plan)
     return NO_PRICES if sold is None or not catalog.billing.is_by_lines else line_prices(sold, catalog)
-
-
-def _with_new_key(before: CustomerState, after: CustomerState, catalog: Catalog) -> CustomerState:
-    """The state before a change, with the new key of a plan that the file has lost, at the same price."""
-    old, new = before.subscription, after.subscription
-    if old is None or new is None or old.plan is None or new.plan is None or old.plan in catalog.plans:
-        return before
-    if not old.base_price or (old.id, old.base_price) != (new.id, new.base_price):
-        return before
-    terms = rename(before.terms, (PLAN, old.plan), (PLAN, new.plan))
-    return replace(before, subscription=replace(old, plan=new.plan), terms=terms)
 
 
 def _ends_ms(before: CustomerState, after: CustomerState, at_ms: int) -> int:

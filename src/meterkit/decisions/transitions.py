@@ -50,7 +50,7 @@ class TermsInForce:
         cancel_at_ms: when it ends, while that is ahead.
         pending_plan, pending_seats, pending_addons, pending_at_ms: what is to change in it, while that is
             ahead; or the plan that was requested, and when, while Stripe has not confirmed it.
-        missing_plan: the plan that the plans file should have, and does not; None: there is no such thing.
+        missing_plan: the key of the plan if the plans file lacks it; None: the file has it.
         mrr: what the subscription brings in a month (millionths of the currency's smallest unit).
         currency: of ``mrr``; empty: it brings nothing.
         paid_plan: the plan that ``mrr`` is for, while another one is active: access is restricted, or it was

@@ -382,7 +382,7 @@ class PeriodBilling(NamedTuple):
     def price_of(self, meter: str, catalog: Catalog) -> str:
         """Format the price of a unit as a suffix for a quantity; empty: not known."""
         catalog = catalog.in_currency(self.currency)
-        plan = catalog.plans.get(self.plan or "")
+        plan = catalog.find_plan(self.plan)
         if plan is None:
             return ""
         given = with_item_prices(plan.entitlements, self.prices, catalog)

@@ -14,6 +14,7 @@ from meterkit.decisions.limit_policies import gauge_terms
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.health_report import Finding, join_names, one_finding
 from meterkit.store.allotment import find_allotment_key, find_single_keys
+from meterkit.store.plan_definitions import exchange_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -80,17 +81,21 @@ def _list_exclusions(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> I
 async def check_plans_of_customers(parts: Parts) -> tuple[str, list[Finding]]:
     """Find the customers whose plan is not in the plans file, and those with overrides that it refuses.
 
+    A scheduled change to a plan of the file needs no finding.
+
     Raises:
         StoreError: the store does not answer.
         MeterkitError: the store's user may not list customers.
     """
+    await exchange_plans(await parts.store.admin(), parts.store, writes=False)
     catalog = parts.store.catalog
     on_plan, by_problem = dict[str, list[str]](), dict[str, list[str]]()
     in_currency = dict[str, list[str]]()
     seen = 0
     async for customer in parts.customers.list():
         seen += 1
-        if customer.missing_plan is not None:
+        is_leaving = customer.plan == customer.missing_plan and customer.pending_plan in catalog.plans
+        if customer.missing_plan is not None and not is_leaving:
             on_plan.setdefault(customer.missing_plan, []).append(customer.customer)
         if not catalog.in_currency(customer.currency).has_amounts:
             in_currency.setdefault(customer.currency, []).append(customer.customer)
@@ -105,17 +110,17 @@ async def check_plans_of_customers(parts: Parts) -> tuple[str, list[Finding]]:
 
 def report_missing_plans(on_plan: Mapping[str, Sequence[str]], catalog: Catalog) -> list[Finding]:
     """Report plans that the plans file lacks, with the customers on each."""
-    return [
-        Finding(
-            check="plans",
-            problem=f"plan {plan!r} is not in {catalog.source}, so its customers have the default plan"
-            f" {catalog.default_plan!r}: {join_names(customers)}",
-            cure="put the plan back, beside the one that replaces it, and run"
-            " `meterkit plans migrate FROM TO` before you remove it; if it was set by hand, or TO has its"
-            " `stripe_price`, run that at once",
-        )
-        for plan, customers in on_plan.items()
-    ]
+    cure = (
+        "put the plan back, beside the one that replaces it, and run `meterkit plans migrate FROM TO` before"
+        " you remove it; if it was set by hand, or TO has its `stripe_price`, run that at once"
+    )
+    found = list[Finding]()
+    for plan, customers in on_plan.items():
+        is_known = catalog.find_plan(plan) is not None
+        have = "keep its terms" if is_known else f"have the default plan {catalog.default_plan!r}"
+        problem = f"plan {plan!r} is not in {catalog.source}; its customers {have}: {join_names(customers)}"
+        found.append(Finding(check="plans", problem=problem, cure=cure))
+    return found
 
 
 def report_lost_currencies(billed_in: Mapping[str, Sequence[str]], catalog: Catalog) -> list[Finding]:
@@ -135,15 +140,13 @@ def report_lost_currencies(billed_in: Mapping[str, Sequence[str]], catalog: Cata
 def ignored_overrides(customer: Customer, catalog: Catalog) -> list[str]:
     """Reasons why overrides of a customer have no effect: a later plans file than theirs refuses them."""
     catalog = catalog.in_currency(customer.currency)
-    plan = catalog.plans[customer.plan]
+    plan = catalog.plan_or_default(customer.plan)
     found = [*find_mistakes(lambda: override(catalog, plan, customer.overrides, strict=True))]
     features = customer.feature_overrides.keys() - catalog.features
     found += [f"{name}: there is no such feature" for name in sorted(features)]
     for member, limits in customer.subject_overrides.items():
         kind = member.partition(":")[0]
-        given = next(
-            (one.subjects[kind] for one in (plan, *catalog.plans.values()) if kind in one.subjects), None
-        )
+        given = next((one.subjects[kind] for one in (plan, *catalog.all_plans) if kind in one.subjects), None)
         if given is None:
             found.append(f"{kind}: no plan has limits of such subjects")
         else:

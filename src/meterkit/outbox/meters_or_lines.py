@@ -218,7 +218,7 @@ def _keep_line_prices(
     A store that does not know the subscription takes the prices that Stripe shows.
     """
     catalog = catalog.in_currency(subscription.currency)
-    plan = catalog.plans.get(subscription.plan or "")
+    plan = catalog.find_plan(subscription.plan)
     former = known if known is not None and known.id == subscription.id else None
     if plan is None:  # It may have left the file, or this process has an older one.
         return subscription if former is None else replace(subscription, prices=former.prices)
@@ -240,7 +240,7 @@ def with_new_models(state: CustomerState, catalog: Catalog) -> CustomerState:
     if subscription is None or subscription.status in ENDED:
         return state
     own = catalog.in_currency(subscription.currency)
-    plan = own.plans.get(subscription.plan or "")
+    plan = own.find_plan(subscription.plan)
     if plan is None or not subscription.is_by_lines_at(subscription.start_ms):
         return state
     known = tuple(one for one in subscription.prices if one.is_exact)

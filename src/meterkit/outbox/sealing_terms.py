@@ -167,7 +167,7 @@ def subscribed_entitlements(view: CustomerView, plan: str | None, now_ms: int) -
     """Entitlements of the subscription's own plan, which Stripe bills even if another plan is active."""
     state = view.state
     catalog = view.cache.catalog.in_currency(state.currency)
-    subscribed = catalog.plans.get(plan or "")
+    subscribed = catalog.find_plan(plan)
     if subscribed is None:
         return {}
     return entitlements_on(subscribed, state, catalog, now_ms)
@@ -266,7 +266,7 @@ def _period_terms(
     sold = _former_subscription(state, period.begins_ms) if own is None else own.id
     if sold:
         named = facts[PLAN_BY_HAND] or named or ""
-        plan = catalog.plans.get(named)
+        plan = catalog.find_plan(named)
         given: Mapping[str, Entitlement] = {}
         if plan is not None:
             given = entitlements_on(plan, state, catalog, at_ms)

@@ -97,7 +97,7 @@ def find_next_plan(
         plan_key: the customer's plan.
         other_plans: lowest rank first.
     """
-    plan = catalog.plans.get(plan_key)
+    plan = catalog.find_plan(plan_key)
     for other in other_plans:
         offered = catalog.plans[other["plan"]]
         if plan is not None and offered.rank > plan.rank:

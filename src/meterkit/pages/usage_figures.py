@@ -258,7 +258,7 @@ async def usage_figures(
         kit.customers.history(customer),
         read_tenures(kit.store, start_ms, {customer: start_ms}, customer=customer),
     )
-    plan = catalog.plans.get(usage["plan"])
+    plan = catalog.find_plan(usage["plan"])
     found: UsageFigures = {
         "usage": usage,
         "customer_name": name,
@@ -316,7 +316,7 @@ async def read_entitlements(kit: PagesKit, customer: str) -> Mapping[str, Entitl
 
 def _cost_of_charged(catalog: Catalog, plan: Plan | None, tenure: PlanTenure) -> PlanCost | None:
     """Cost of the plan that the subscription charges, with seats and add-ons; None: it is not known."""
-    charged = catalog.plans.get(tenure.charged_plan, plan)
+    charged = catalog.find_plan(tenure.charged_plan) or plan
     own = (tenure.seats, tenure.fixed, tenure.addons)
     return None if charged is None else plan_cost(catalog, charged, *own)
 

@@ -150,8 +150,8 @@ def _page_values(kit: PagesKit, figures: UsageFigures, given: Mapping[str, Entit
         "unit_of": {name: meter.unit for name, meter in catalog.meters.items()},
         "money_credits": {name: MICRO_USD for name, credit in catalog.credits.items() if credit.is_money},
         "balance_currency": BALANCE_CURRENCY,
-        "plan_names": {key: plan.name for key, plan in catalog.plans.items()},
-        "addon_names": {key: addon.name for key, addon in catalog.addons.items()},
+        "plan_names": {plan.key: plan.name for plan in catalog.all_plans},
+        "addon_names": {addon.key: addon.name for addon in catalog.all_addons},
         "gauges": gauges,
         "beyond": {
             name: beyond_included(counts) if name in gauges else counts["overage"]
@@ -165,7 +165,7 @@ def _page_values(kit: PagesKit, figures: UsageFigures, given: Mapping[str, Entit
         "stored": [] if storage is None else stored_types(usage["meters"][storage["meter"]].get("types", {})),
         "subject_bars": subject_bars(figures["subjects"]),
         "cards": meter_cards(catalog, figures, given) if is_now else [],
-        "total_cents": total_so_far(cost, catalog.plans.get(usage["plan"])),
+        "total_cents": total_so_far(cost, catalog.find_plan(usage["plan"])),
         "next_plan": find_next_plan(catalog, figures["usage"]["plan"], figures["other_plans"]),
         "days_left": ceil((to_ms(period["end"]) - now_ms) / DAY_MS),
         "period_days": (period["end"] - period["start"]) / timedelta(days=1),

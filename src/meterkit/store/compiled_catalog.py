@@ -58,18 +58,34 @@ class CatalogAlarms:
         self._catalog = catalog
         self._logged: set[tuple[str, ...]] = set()
 
-    def log_unknown_plan(self, customer: str, plan: str) -> None:
-        """Log a customer on a plan that this process's plans file lacks."""
-        if self._is_new("plan", plan):
-            _logger.error(
-                "plan %r, which customer %r is on, is not in %s of this process: they get the default plan "
-                "%r, and what they use now is counted so for good; give every process the new plans file "
-                "before customers are put on its plans; logged once for this plan",
+    def log_missing_plan(self, customer: str, plan: str) -> bool:
+        """Log a customer on a plan that this process's plans file lacks; whether its terms are not known."""
+        if not self._is_new("plan", plan):
+            return False
+        if self._catalog.find_plan(plan) is not None:
+            _logger.warning(
+                "plan %r, which customer %r is on, is not in %s of this process: they keep its terms, as the"
+                " store has them; give every process the same plans file, or move them by `meterkit plans"
+                " migrate`; logged once for this plan",
                 plan,
                 customer,
                 self._catalog.source,
-                self._catalog.default_plan,
             )
+            return False
+        _logger.error(
+            "plan %r, which customer %r is on, is neither in %s nor known from the store: they get the"
+            " default plan %r until it is, and what they use now is counted so for good; put it back into"
+            " the plans file; logged once for this plan",
+            plan,
+            customer,
+            self._catalog.source,
+            self._catalog.default_plan,
+        )
+        return True
+
+    def is_new_plan(self, plan: str) -> bool:
+        """Whether this plan is asked for here for the first time."""
+        return self._is_new("asked", plan)
 
     def log_ignored_overrides(self, customer: str, effective: EffectivePlan) -> None:
         """Log overrides that this plans file refuses, another than the one they were written for."""
@@ -189,6 +205,7 @@ class CompiledCatalog:
         now_ms: this process's clock.
         on_unclaimed: called with an allowed decision whose waiter was cancelled, and its time (ms).
         on_notice: called with a shard that has a new notice for the app's handlers.
+        on_unknown_plan: called once for each plan of a customer that no known file has.
         customers_kept: number of cached customers, and of anonymous ones.
         allot: the allotment script; None: each request is decided by itself.
         former_routes: routes of the plans file before; None: there was none.
@@ -221,6 +238,7 @@ class CompiledCatalog:
         now_ms: Callable[[], int],
         on_unclaimed: Callable[[Any, int], None],
         on_notice: Callable[[int], None] = lambda _shard: None,
+        on_unknown_plan: Callable[[], None] = lambda: None,
         settle_audited: Script | None = None,
         customers_kept: int = CUSTOMERS_KEPT,
         allot: Script | None = None,
@@ -236,6 +254,7 @@ class CompiledCatalog:
         self.now_ms = now_ms
         self.on_unclaimed = on_unclaimed
         self.on_notice = on_notice
+        self._on_unknown_plan = on_unknown_plan
         self.customers_kept = customers_kept
         self._tails: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
         self._shapes: dict[tuple[object, ...], Any] = {}
@@ -261,7 +280,7 @@ class CompiledCatalog:
             for found in (
                 catalog.allotment,
                 *(route.allotment for route in catalog.routes),
-                *(plan.allotment for plan in catalog.plans.values()),
+                *(plan.allotment for plan in catalog.all_plans),
             )
         )
         self.charges = {
@@ -280,6 +299,11 @@ class CompiledCatalog:
                 prepaid = self.prepaid.of(plan, catalog.currency)
                 has_any = plan.grants or prepaid.money
                 self.compile_route(plan.entitlements, route, prepaid if has_any else None)
+
+    def note_missing_plan(self, customer: str, plan: str) -> None:
+        """Log a customer on a plan that the plans file lacks; have an unknown one read from the store."""
+        if self.alarms.log_missing_plan(customer, plan):
+            self._on_unknown_plan()
 
     @cached_property
     def _grants_live_on(self) -> bool:

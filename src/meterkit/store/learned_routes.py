@@ -84,7 +84,7 @@ class LearnedRoutes:
         for listener in self._listeners:
             if (call := listener()) is not None:
                 call()
-        limited = [name for name in new if is_limited(name, self._catalog.plans.values())]
+        limited = [name for name in new if is_limited(name, self._catalog.all_plans)]
         if limited:
             _logger.warning(
                 "%s: requests of the route %a record %s, which plans limit and the route does not name: this"

@@ -155,6 +155,7 @@ class Store:
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
+        self.on_unknown_plan: Callable[[], None] = lambda: None
         self.fallback = Fallback(self.now_ms)
         self.degraded = DegradedMinutes(self.keys, self.admin, self.now_ms)
         self.unpriced = UnpricedCalls(self.keys, self.admin, self.now_ms)
@@ -194,6 +195,7 @@ class Store:
             now_ms=self.now_ms,
             on_unclaimed=self._undo_unclaimed,
             on_notice=lambda shard: self.on_notice(shard),  # noqa: PLW0108 - it may be replaced later
+            on_unknown_plan=lambda: self.on_unknown_plan(),  # noqa: PLW0108 - the same
             settle_audited=self.scripts.get("settle audited"),
             customers_kept=self._customers_kept,
             allot=self.scripts["allot_requests"],

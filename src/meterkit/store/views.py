@@ -246,7 +246,7 @@ class CustomerView:
         self.linked = state.stripe_customer is not None
         self.effective = effective = cache.resolve_plan(state, now_ms)
         if effective.missing_plan is not None:
-            cache.alarms.log_unknown_plan(customer, effective.missing_plan)
+            cache.note_missing_plan(customer, effective.missing_plan)
         if effective.overrides:
             cache.alarms.log_ignored_overrides(customer, effective)
         subscription = state.subscription

@@ -314,7 +314,7 @@ def scheduled_addons(known: SubscriptionState, present: Bought, catalog: Catalog
         present: its add-ons now.
         catalog: the plans file.
     """
-    plan = catalog.plans.get(known.pending_plan or "")
+    plan = catalog.find_plan(known.pending_plan)
     if known.pending_addons is None or plan is None:
         return present
     return kept_addons(present, known.pending_addons, plan)

@@ -82,7 +82,9 @@ async def check_bill(
     lines, now_ms = list[BillLine](), kit.store.now_ms()
     for customer_id, quantities in served.items():
         customer, usage = await kit.customers.get(customer_id), await kit.usage(customer_id)
-        plan = with_addons(kit.catalog.plans[customer.plan], tuple(usage["addons"].items()), kit.catalog)
+        plan = with_addons(
+            kit.catalog.plan_or_default(customer.plan), tuple(usage["addons"].items()), kit.catalog
+        )
         _, state = await CustomerStates(kit.store).read(customer_id)
         # Without a subscription nothing bills an override's price.
         overrides = effective_plan(state, kit.catalog, now_ms).overrides

@@ -54,6 +54,7 @@ def _with_one_plan(catalog: Catalog, plan: str) -> Catalog:
     return replace(
         catalog,
         plans=dict.fromkeys(catalog.plans, catalog.plans[plan]),
+        former_plans=dict.fromkeys(catalog.former_plans, catalog.plans[plan]),
         default_plan=plan,
         other_currencies={code: _with_one_plan(one, plan) for code, one in catalog.other_currencies.items()},
     )

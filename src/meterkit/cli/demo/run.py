@@ -355,7 +355,7 @@ _UNITS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 
 def evidence(refusal: Refusal, tally: Tally, catalog: Catalog) -> str:
     """Why a refusal is right, by the plans file and by what this customer had been served."""
-    plan = catalog.plans[tally.customer.plan]
+    plan = catalog.plan_or_default(tally.customer.plan)
     if refusal.feature:
         having = " and ".join(
             key for key, other in catalog.plans.items() if refusal.feature in other.features

@@ -131,7 +131,7 @@ def build_row(usage: CustomerUsage, catalog: Catalog) -> CustomerRow:
         usage: of this period.
         catalog: what was used of meters that it lacks has no limit any more.
     """
-    found, plan = usage["meters"], catalog.plans.get(usage["plan"])
+    found, plan = usage["meters"], catalog.find_plan(usage["plan"])
     # Billed overage has a price, of an override too, unless only Stripe has it.
     billed = {name for name, counts in found.items() if "price" in counts}
     if plan is not None:

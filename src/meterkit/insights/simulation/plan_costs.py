@@ -138,14 +138,14 @@ def plan_cost(
 def _seats_beyond(catalog: Catalog, plan: Plan, seats: int, bought: Bought) -> int:
     """The seats that a plan with add-ons does not include."""
     meter = seat_meter(catalog.meters)
-    composed = with_addons(catalog.plans[plan.key], bought, catalog)
+    composed = with_addons(catalog.find_plan(plan.key) or plan, bought, catalog)
     return 0 if meter is None else max(0, seats - (composed.entitlements[meter].included or 0))
 
 
 def _addon_costs(catalog: Catalog, plan: Plan, own: FixedPrices, bought: Bought) -> Iterator[AddonCost]:
     known = dict(own.addons)
     for key, quantity in bought:
-        addon, price = catalog.addons.get(key), FixedPrice.parse(known.get(key, ""))
+        addon, price = catalog.find_addon(key), FixedPrice.parse(known.get(key, ""))
         if price is None and addon is not None and key in plan.addons:
             price = FixedPrice(Fraction(addon.price.amount_cents), catalog.currency, addon.price.interval)
         if price is not None:
@@ -428,8 +428,8 @@ class PlanOffers:
         sold = tenure.seats, tenure.paid_seats, tenure.addons
         key = (catalog.currency, *plans, *sold, text, prices, fixed)
         if key not in self._known:
-            plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
-            charged = catalog.plans.get(tenure.charged_plan, plan)
+            plan = catalog.plan_or_default(tenure.plan)
+            charged = catalog.find_plan(tenure.charged_plan) or plan
             plan = with_addons(plan, tenure.addons, catalog) if tenure.addons else plan
             given = with_item_prices(override(catalog, plan, overrides), prices, catalog)
             seats = tenure.seats if self._own_prices else self._carry_seats(tenure, charged)
@@ -545,7 +545,7 @@ def _build_tenure(
     charged = (was.keys().isdisjoint(_SOLD_KINDS) and _charged_plan_at(subscription, last_ms)) or plan
     seats = int(was["seats"] or 0) if "seats" in was else _paid_seats_at(subscription, last_ms)
     addons = parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms)
-    sold = catalog.plans.get(charged, catalog.plans[catalog.default_plan])
+    sold = catalog.plan_or_default(charged)
     was_trial = bool(was.get("subscription")) and _was_trial(ledger, start_ms)
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
     changes_ms += [until_ms for until_ms, _ in ended_values(state.terms, PRICES)]

@@ -515,7 +515,7 @@ class _StatementBuilder:
         customer, catalog = self._usage["customer"], self._store.catalog.in_currency(self._usage["currency"])
         had = await read_tenures(self._store, self._start_ms, {customer: self._start_ms}, customer=customer)
         tenure = had[customer]
-        plan = catalog.plans.get(tenure.charged_plan, catalog.plans[catalog.default_plan])
+        plan = catalog.plan_or_default(tenure.charged_plan)
         cost = plan_cost(catalog, plan, tenure.seats, tenure.fixed, tenure.addons)
         if not self._is_due(cost.base.interval) or await self._ends_subscription():
             return []

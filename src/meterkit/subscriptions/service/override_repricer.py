@@ -326,7 +326,7 @@ class OverrideRepricer:
         self, state: CustomerState, given: Given, meters: Collection[str], now_ms: int
     ) -> None:
         known = state.subscription
-        plan = None if known is None else self._catalog.plans.get(known.plan_at(now_ms) or "")
+        plan = None if known is None else self._catalog.find_plan(known.plan_at(now_ms))
         if plan is None or not is_subscribed(state, now_ms):
             return
         if (why := why_unlike_tiers(self._catalog, plan, given, meters)) is not None:

@@ -195,7 +195,7 @@ def subscription_of(
     if known is None:
         return None
     status = known.status_at(now_ms)
-    start_ms, end_ms = shown_period(known, catalog.plans.get(known.plan_at(now_ms) or ""), now_ms)
+    start_ms, end_ms = shown_period(known, catalog.find_plan(known.plan_at(now_ms)), now_ms)
     cancel_at_ms = None if status in ENDED else known.cancel_at_ms
     return Subscription(
         id=known.id,
@@ -218,7 +218,7 @@ def _pending_change(
     state: CustomerState, known: SubscriptionState, catalog: Catalog, now_ms: int
 ) -> PendingChange | None:
     if state.asked_plan not in {None, known.plan} and known.status_at(now_ms) not in ENDED:
-        plan = catalog.plans.get(state.asked_plan or "")
+        plan = catalog.find_plan(state.asked_plan)
         return PendingChange(
             plan=state.asked_plan,
             seats=known.seats_at(now_ms),

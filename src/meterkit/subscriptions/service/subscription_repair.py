@@ -475,7 +475,7 @@ def _state_faults(found: StoredState, force: TermsInForce, catalog: Catalog) -> 
     """
     state, now = found.state, TermsInForce.of(found.state, catalog, force.at_ms, force)
     named = {state.plan, None if state.subscription is None else state.subscription.plan}
-    is_by_file = now.plan not in named or force.plan not in catalog.plans or now.access != force.access
+    is_by_file = now.plan not in named or catalog.find_plan(force.plan) is None or now.access != force.access
     return [
         f"its state has {kind} {TERM_TEXTS[kind](now)!r}, and its ledger {TERM_TEXTS[kind](force)!r}"
         for kind in _WATCHED
