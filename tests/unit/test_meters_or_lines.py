@@ -19,7 +19,7 @@ from meterkit.catalog.models import Overage
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.item_prices import ItemPrice, ItemPrices
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
+from meterkit.decisions.subscription import SubscriptionState
 from meterkit.decisions.transitions import TermsInForce
 from meterkit.outbox.meters_or_lines import (
     ShownLineTerms,
@@ -47,6 +47,7 @@ from meterkit.outbox.sealing_terms import (
 )
 from meterkit.store.event_names import ReportedMeter, list_reported_meters
 from meterkit.store.views import CustomerCache, CustomerView
+from meterkit.terms.rows import FREE, Row
 
 PLANS: Final = """
 schema: 1
@@ -153,10 +154,9 @@ def test_until_it_is_moved_a_customer_has_a_file_of_its_own() -> None:
 
 def shown(
     planned_ms: int | None = None,
-    trial_ms: tuple[int, int] | None = None,
     prices: Mapping[str, str] = MappingProxyType({}),
 ) -> ShownLineTerms:
-    return ShownLineTerms(planned_ms, trial_ms, prices)
+    return ShownLineTerms(planned_ms, prices)
 
 
 ITEMS: Final = {"metered": METERED}
@@ -241,160 +241,6 @@ def test_when_a_subscription_changes_its_way(
 def test_only_items_of_the_files_meters_count(fetched: dict[str, Any], has_items: bool) -> None:
     found = keep_line_terms(sold(**fetched), None, LINES, shown())
     assert found.line_switches == (() if has_items else (0,))
-
-
-@pytest.mark.parametrize(
-    ("known", "fetched", "trial_ms", "expected"),
-    [
-        pytest.param(None, {}, None, (), id="none"),
-        pytest.param(None, {}, (START, LATER), ((START, LATER),), id="one"),
-        pytest.param(None, {"cancel_at_ms": LATER - 5}, (START, LATER), ((START, LATER - 5),), id="cut"),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((START, LATER),)),
-            {},
-            None,
-            ((START, LATER),),
-            id="a known one",
-        ),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((START, LATER),)),
-            {},
-            (START, LATER + 7),
-            ((START, LATER + 7),),
-            id="its end has moved",
-        ),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((BEFORE, LATER),)),
-            {},
-            (START, LATER),
-            ((START, LATER),),
-            id="its beginning is known better",
-        ),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((5, 6), (BEFORE, LATER))),
-            {},
-            (START, END),
-            ((5, 6), (BEFORE, LATER), (START, END)),
-            id="another one",
-        ),
-        pytest.param(
-            sold(**BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
-            {"created_ms": START},
-            None,
-            ((BEFORE, START),),
-            id="one of an earlier subscription is over when the next one begins",
-        ),
-        pytest.param(
-            canceled(START - 9, **BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
-            {"created_ms": START},
-            None,
-            ((BEFORE, START - 9),),
-            id="or when its own ended",
-        ),
-        pytest.param(
-            sold(**BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
-            {},
-            None,
-            ((BEFORE, START),),
-            id="the next one begins with its period where no more is known",
-        ),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((1, 2), (3, 4), (5, 6), (7, 8))),
-            {},
-            (START, LATER),
-            ((3, 4), (5, 6), (7, 8), (START, LATER)),
-            id="the last four",
-        ),
-    ],
-)
-def test_trials_are_known_for_late_usage(
-    known: SubscriptionState | None,
-    fetched: dict[str, Any],
-    trial_ms: tuple[int, int] | None,
-    expected: tuple[tuple[int, int], ...],
-) -> None:
-    found = keep_line_terms(sold(**fetched), known, LINES, shown(trial_ms=trial_ms))
-    assert found.free_spans == expected
-
-
-@pytest.mark.parametrize(
-    ("created_ms", "begins_ms", "is_kept"),
-    [
-        pytest.param(START, START, False, id="from its creation"),
-        pytest.param(START, START + MINUTES_2 - 1, False, id="from a little later"),
-        pytest.param(START, START + MINUTES_2, True, id="from two minutes later"),
-        pytest.param(0, START, False, id="of one whose creation is not known"),
-        pytest.param(1, 1 + MINUTES_2, True, id="of one that was made early"),
-    ],
-)
-def test_with_meters_a_trial_is_kept_that_began_later(created_ms: int, begins_ms: int, is_kept: bool) -> None:
-    trial_ms = (begins_ms, LATER)
-    found = keep_line_terms(sold(**ITEMS, created_ms=created_ms), None, METERS, shown(trial_ms=trial_ms))
-    assert found.free_spans == ((trial_ms,) if is_kept else ())
-    assert keep_line_terms(sold(**ITEMS, created_ms=created_ms), None, METERS, shown()).free_spans == ()
-
-
-OPEN: Final = (BEFORE, NEVER_MS)
-
-
-@pytest.mark.parametrize(
-    ("known", "fetched", "expected"),
-    [
-        pytest.param(None, {}, (), id="none"),
-        pytest.param(None, {"status": "paused"}, ((END, NEVER_MS),), id="it begins with the period's end"),
-        pytest.param(
-            sold(paused_spans=((END, NEVER_MS),)),
-            {"status": "paused"},
-            ((END, NEVER_MS),),
-            id="it goes on",
-        ),
-        pytest.param(sold(paused_spans=(OPEN,)), {}, ((BEFORE, START),), id="it ended as a period began"),
-        pytest.param(
-            sold(paused_spans=(OPEN,)),
-            {"usage_start_ms": LATER, "usage_end_ms": END},
-            ((BEFORE, LATER),),
-            id="a period of metered prices",
-        ),
-        pytest.param(
-            sold(paused_spans=((START - MINUTES_2, NEVER_MS),)),
-            {},
-            ((START - MINUTES_2, START),),
-            id="of two minutes",
-        ),
-        pytest.param(
-            sold(paused_spans=((START - MINUTES_2 + 1, NEVER_MS),)), {}, (), id="of less than two minutes"
-        ),
-        pytest.param(
-            sold(paused_spans=(OPEN,)),
-            {"status": "canceled", "ended_at_ms": LATER},
-            ((BEFORE, LATER),),
-            id="until its subscription ended",
-        ),
-        pytest.param(
-            sold(id="sub_0", paused_spans=(OPEN,)),
-            {"created_ms": LATER},
-            ((BEFORE, LATER),),
-            id="until the next subscription began",
-        ),
-        pytest.param(
-            sold(paused_spans=((1, 200_000), OPEN)),
-            {},
-            ((1, 200_000), (BEFORE, START)),
-            id="one that was over stays as it is",
-        ),
-        pytest.param(
-            sold(paused_spans=((1, 200_001), (300_000, 500_000), (600_000, 800_000), OPEN)),
-            {"status": "paused"},
-            ((300_000, 500_000), (600_000, 800_000), OPEN, (END, NEVER_MS)),
-            id="the last four",
-        ),
-    ],
-)
-def test_pauses_are_known_for_late_usage(
-    known: SubscriptionState | None, fetched: dict[str, Any], expected: tuple[tuple[int, int], ...]
-) -> None:
-    for catalog in (LINES, METERS):
-        assert keep_line_terms(sold(**fetched), known, catalog, shown()).paused_spans == expected
 
 
 WORDS: Final = ItemPrice("words", "api_words", "1000/12")
@@ -664,8 +510,15 @@ def lines_of(**changed: Any) -> CustomerState:
 
 WHOLE: Final = (START, END)
 RENEWED: Final = {"start_ms": END, "end_ms": 2 * END, "anchor_ms": END}
-TRIAL: Final = {"free_spans": ((START, LATER),)}
-PAUSE: Final = {"paused_spans": ((START, LATER),)}
+
+
+def free(state: CustomerState, why: str, from_ms: int = START, till_ms: int = LATER) -> CustomerState:
+    """A state in whose terms a time was one of a trial, or of a pause."""
+    edges = ((from_ms, why), (till_ms, None))
+    return replace(state, terms=tuple(Row(at_ms, at_ms, "stripe", ((FREE, of),)) for at_ms, of in edges))
+
+
+IN_TRIAL: Final = free(lines_of(**RENEWED), "trial")
 
 
 @pytest.mark.parametrize(
@@ -692,32 +545,35 @@ PAUSE: Final = {"paused_spans": ((START, LATER),)}
             lines_of(status="canceled", ended_at_ms=LATER), (LATER, END), ("", False), id="begun at its end"
         ),
         pytest.param(lines_of(status="incomplete"), WHOLE, ("", False), id="of one that was never paid for"),
-        pytest.param(lines_of(**RENEWED, **TRIAL), WHOLE, ("sub_1", True), id="of a trial"),
+        pytest.param(IN_TRIAL, WHOLE, ("sub_1", True), id="of a trial"),
         pytest.param(
-            lines_of(**RENEWED, **TRIAL), (LATER - 1, LATER), ("sub_1", True), id="begun as a trial ended"
+            IN_TRIAL,
+            (LATER - 1, LATER),
+            ("sub_1", True),
+            id="begun as a trial ended",
         ),
-        pytest.param(lines_of(**RENEWED, **TRIAL), (LATER, END), ("sub_1", False), id="begun after a trial"),
+        pytest.param(IN_TRIAL, (LATER, END), ("sub_1", False), id="begun after a trial"),
         pytest.param(
-            lines_of(**RENEWED, free_spans=((START + MINUTES_2 - 1, END),)),
+            free(lines_of(**RENEWED), "trial", START + MINUTES_2 - 1, END),
             WHOLE,
             ("sub_1", True),
             id="of a trial that begins less than two minutes later",
         ),
         pytest.param(
-            lines_of(**RENEWED, free_spans=((START + MINUTES_2, END),)),
+            free(lines_of(**RENEWED), "trial", START + MINUTES_2, END),
             (START, START + MINUTES_2),
             ("sub_1", False),
             id="used up before a trial that begins two minutes later",
         ),
         pytest.param(
-            lines_of(**RENEWED, created_ms=LATER, **TRIAL),
+            free(lines_of(**RENEWED, created_ms=LATER), "trial"),
             WHOLE,
             ("", True),
             id="of a trial of an earlier subscription",
         ),
-        pytest.param(lines_of(**RENEWED, **PAUSE), WHOLE, ("sub_1", True), id="of a pause"),
+        pytest.param(free(lines_of(**RENEWED), "pause"), WHOLE, ("sub_1", True), id="of a pause"),
         pytest.param(
-            lines_of(**RENEWED, created_ms=LATER, **PAUSE),
+            free(lines_of(**RENEWED, created_ms=LATER), "pause"),
             WHOLE,
             ("", True),
             id="of a pause of an earlier subscription",

@@ -511,8 +511,9 @@ def bounds_of(state: CustomerState, counting: CountingCycle, at_ms: int) -> Boun
     # An unpaid subscription begins no period: else requesting one would renew the included quantities.
     subscription = state.subscription
     if subscription is not None and subscription.has_begun_at(at_ms):
-        bounds, made_ms = subscription_bounds(subscription, counting, at_ms), subscription.made_ms
-        return former_bounds(bounds, state.former_starts_ms, at_ms) if at_ms < made_ms else bounds
+        bounds = subscription_bounds(subscription, counting, at_ms, state.terms)
+        is_earlier = at_ms < subscription.made_ms
+        return former_bounds(bounds, state.former_starts_ms, at_ms) if is_earlier else bounds
     bounds = bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)
     bounds = former_bounds(bounds, state.former_starts_ms, at_ms)
     trial_end_ms = subscription.trial_end_ms if subscription is not None else None

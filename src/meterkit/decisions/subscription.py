@@ -14,7 +14,6 @@ from meterkit.decisions.item_prices import (
     parse_item_prices,
     with_known_meters,
 )
-from meterkit.decisions.periods import SHORTEST_MS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -46,7 +45,6 @@ _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _PRICES: Final = frozenset({"prices", "pending_prices"})
 _ADDONS: Final = frozenset({"addons", "pending_addons"})
-_SPANS: Final = frozenset({"free_spans", "paused_spans"})
 NEVER_MS: Final = 9_000_000_000_000_000
 _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "continue": "active",
@@ -90,6 +88,7 @@ class SubscriptionState:
         anchor_ms: its ``billing_cycle_anchor``.
         cancel_at_ms: when it ends: ``cancel_at``, or the period's end where that is when it is canceled.
         cancel_at_period_end: whether it ends with its period.
+        trial_start_ms: first instant of its trial, if that was given after its creation; 0: it began then.
         trial_end_ms: first instant after its trial.
         trial_end_action: effect of the trial's end: without a payment method, ``end_behavior``.
         pending_plan, pending_seats: plan and seats after a scheduled change.
@@ -111,11 +110,6 @@ class SubscriptionState:
         former_prices: ended ones, each with the instant of its end, oldest first.
         line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
             of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
-        free_spans: its trials and those of earlier subscriptions: first instant, and the first one after it;
-            only where invoice lines bill usage, an earlier one had a trial, or its own was given after its
-            creation; empty: its trial began then.
-        paused_spans: its pauses and those of earlier subscriptions, likewise; one that lasts ends with
-            :data:`NEVER_MS`.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
             known, or there is none.
         addon_prices: of one of each add-on, likewise, by its key.
@@ -135,6 +129,7 @@ class SubscriptionState:
     anchor_ms: int
     cancel_at_ms: int | None = None
     cancel_at_period_end: bool = False
+    trial_start_ms: int = 0
     trial_end_ms: int | None = None
     trial_end_action: TrialEndAction = "continue"
     pending_plan: str | None = None
@@ -157,8 +152,6 @@ class SubscriptionState:
     pending_prices: ItemPrices = NO_PRICES
     former_prices: tuple[tuple[int, ItemPrices], ...] = ()
     line_switches: tuple[int, ...] = ()
-    free_spans: tuple[tuple[int, int], ...] = ()
-    paused_spans: tuple[tuple[int, int], ...] = ()
     base_price: str = ""
     seat_price: str = ""
     addon_prices: tuple[tuple[str, str], ...] = ()
@@ -189,8 +182,6 @@ class SubscriptionState:
             found["addon_prices"] = tuple((key, price) for key, price in found["addon_prices"])
         if "line_switches" in found:
             found["line_switches"] = tuple(found["line_switches"])
-        for name in found.keys() & _SPANS:
-            found[name] = tuple((from_ms, till_ms) for from_ms, till_ms in found[name])
         if "former_prices" in found:
             found["former_prices"] = tuple(
                 (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
@@ -349,32 +340,6 @@ class SubscriptionState:
         if has_ended or self.void_from_ms is None or now_ms < self.void_from_ms:
             return False
         return self.void_until_ms is None or now_ms < self.void_until_ms
-
-    def is_usage_free_of(self, start_ms: int, invoiced_ms: int | None = None) -> bool:
-        """Whether no invoice bills the usage of the period that begins then: a trial, or a pause.
-
-        https://docs.stripe.com/billing/subscriptions/trials/free-trials
-
-        Args:
-            start_ms: the period's first instant.
-            invoiced_ms: when its invoice is made: collection that is paused then voids it; None: not yet.
-        """
-        at_ms = start_ms if invoiced_ms is None else invoiced_ms
-        return self.is_trial_of(start_ms) or self.is_paused_from(start_ms) or self.is_unpaid_at(at_ms)
-
-    def is_trial_of(self, start_ms: int) -> bool:
-        """Whether the period that begins then is one of a trial, which may begin a little later than that."""
-        return any(from_ms - SHORTEST_MS < start_ms < till_ms for from_ms, till_ms in self.trials())
-
-    def is_paused_from(self, start_ms: int) -> bool:
-        """Whether the period that begins then is one of a pause, which may begin a little later than that."""
-        return any(from_ms - SHORTEST_MS < start_ms < till_ms for from_ms, till_ms in self.paused_spans)
-
-    def trials(self) -> tuple[tuple[int, int], ...]:
-        """Its trials, and known ones of earlier subscriptions: first instant, and the first one after it."""
-        if self.free_spans or self.trial_end_ms is None:
-            return self.free_spans
-        return ((self.created_ms, self.trial_end_ms),)
 
     def failed_since_ms(self) -> int:
         """Instant of the first failed collection; if not known, the start of the period."""

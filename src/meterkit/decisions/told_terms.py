@@ -12,6 +12,7 @@ from meterkit.decisions.customer_state import (
     plan_named,
     with_former_starts,
 )
+from meterkit.decisions.free_usage import is_trial_of, tell_free_spans
 from meterkit.decisions.periods import SHORTEST_MS, bounds_at
 from meterkit.decisions.subscription import ENDED
 from meterkit.terms.folding import fold
@@ -94,6 +95,8 @@ def with_terms(
     if facts[SUBSCRIPTION] != in_force(terms, at_ms)[SUBSCRIPTION]:
         facts[LATE_PERIOD] = _late_period(after, catalog, at_ms)
     terms = tell(terms, facts, at_ms, told_ms, "stripe" if is_report else source)
+    if before.subscription is not None and after.subscription is not None:
+        terms = tell_free_spans(terms, before.subscription, after.subscription, told_ms)
     counting = effective_plan(before, catalog, at_ms - 1).counting
 
     def start_of(instant_ms: int) -> int:
@@ -131,7 +134,7 @@ def _late_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[in
         return ()
     counting = effective_plan(state, catalog, at_ms).counting
     start_ms = subscription.made_ms
-    if subscription.trial_end_ms is not None and subscription.is_trial_of(start_ms):
+    if subscription.trial_end_ms is not None and is_trial_of(state, start_ms):
         start_ms = subscription.trial_end_ms
     end_ms = bounds_of(state, counting, start_ms).end_ms
     grid = bounds_at(end_ms - 1, anchor_ms=subscription.anchor_ms, interval=counting.per)

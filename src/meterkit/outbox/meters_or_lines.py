@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from meterkit.catalog.meters import billed_as, billed_meters
 from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, prices_by_meter
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.price_segments import NOT_BILLED
 from meterkit.decisions.subscription import ENDED, NEVER_MS, find_line_switches, has_lines_at
-from meterkit.decisions.subscription_periods import stops_billing_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.decisions.transitions import TermsInForce
 
-_SPANS_MOST: Final = 4
 _PRICES_MOST: Final = 200
 CUSTOMER_KEY: Final = "meterkit_customer"
 """Key in metadata at Stripe for the app's own id of a customer."""
@@ -76,12 +73,10 @@ class ShownLineTerms(NamedTuple):
 
     Attributes:
         planned_ms: when its schedule adds or removes all metered items; None: never.
-        trial_ms: its trial: first instant, and the first one after it; None: it has none.
         prices: those at which its plan was sold: event name to label; empty: it does not show them.
     """
 
     planned_ms: int | None
-    trial_ms: tuple[int, int] | None
     prices: Mapping[str, str]
 
 
@@ -91,7 +86,7 @@ def keep_line_terms(
     catalog: Catalog,
     shown: ShownLineTerms,
 ) -> SubscriptionState:
-    """Give a fetched subscription its known pauses, and the terms of usage without metered prices.
+    """Give a fetched subscription the terms of usage without metered prices.
 
     Args:
         subscription: as fetched.
@@ -100,73 +95,9 @@ def keep_line_terms(
         shown: what Stripe shows of these terms.
     """
     switches = _next_switches(subscription, known, catalog, shown.planned_ms)
-    keeps_trials = (
-        bool(switches) or _begins_later(subscription, shown.trial_ms) or _follows_trial(subscription, known)
-    )
-    free_spans = _next_free_spans(subscription, known, shown.trial_ms) if keeps_trials else ()
-    paused_spans = _next_paused_spans(subscription, known)
-    changed = replace(subscription, line_switches=switches, free_spans=free_spans, paused_spans=paused_spans)
+    changed = replace(subscription, line_switches=switches)
     is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
     return _keep_line_prices(changed, known, catalog, shown.prices) if is_now_by_lines else changed
-
-
-def _begins_later(subscription: SubscriptionState, trial_ms: tuple[int, int] | None) -> bool:
-    """Whether a trial was given to a subscription that had begun: what was used before it is billed."""
-    created_ms = subscription.created_ms
-    return trial_ms is not None and created_ms > 0 and trial_ms[0] >= created_ms + SHORTEST_MS
-
-
-def _follows_trial(subscription: SubscriptionState, known: SubscriptionState | None) -> bool:
-    """Whether an earlier subscription had a trial: its usage stays free."""
-    if known is None:
-        return False
-    return bool(known.free_spans if known.id == subscription.id else known.trials())
-
-
-def _next_free_spans(
-    subscription: SubscriptionState, known: SubscriptionState | None, trial_ms: tuple[int, int] | None
-) -> tuple[tuple[int, int], ...]:
-    """Keep known trials: usage of one may be billed after another subscription has begun.
-
-    A trial is over when its subscription is.
-    """
-    spans = dict(() if known is None else known.trials())
-    if known is not None and known.id != subscription.id:
-        until_ms = _followed_ms(known, subscription)
-        spans = {from_ms: min(till_ms, until_ms) for from_ms, till_ms in spans.items()}
-    if trial_ms is not None:
-        # A state may have the same trial from another instant on: an earlier release took its creation.
-        spans = {from_ms: till_ms for from_ms, till_ms in spans.items() if till_ms != trial_ms[1]}
-        # Its end may have moved.
-        spans[trial_ms[0]] = min(trial_ms[1], subscription.ends_ms())
-    return tuple(sorted(spans.items())[-_SPANS_MOST:])
-
-
-def _next_paused_spans(
-    subscription: SubscriptionState, known: SubscriptionState | None
-) -> tuple[tuple[int, int], ...]:
-    """Keep known pauses: usage of one may be billed after it.
-
-    A pause ends the period, and its end begins another one unless that follows too soon: then it frees no
-    usage. It is over when its subscription is.
-    """
-    if known is not None and known.id != subscription.id:
-        over_ms = _followed_ms(known, subscription)
-    elif subscription.status == "paused":
-        over_ms = NEVER_MS
-    else:
-        over_ms = subscription.ends_ms() if subscription.status in ENDED else subscription.usage_period[0]
-    kept = () if known is None else known.paused_spans
-    ended = ((from_ms, over_ms if till_ms == NEVER_MS else till_ms) for from_ms, till_ms in kept)
-    spans = {from_ms: till_ms for from_ms, till_ms in ended if till_ms - from_ms >= SHORTEST_MS}
-    if subscription.status == "paused":
-        spans[stops_billing_ms(subscription)] = NEVER_MS
-    return tuple(sorted(spans.items())[-_SPANS_MOST:])
-
-
-def _followed_ms(known: SubscriptionState, subscription: SubscriptionState) -> int:
-    """Instant at which a subscription is over: when it ends, and no later than when another one begins."""
-    return min(known.ends_ms(), subscription.created_ms or subscription.start_ms)
 
 
 def _next_switches(

@@ -16,6 +16,7 @@ from meterkit.decisions.customer_state import (
     entitlements_on,
     overrides_in_force,
 )
+from meterkit.decisions.free_usage import is_paused_from, is_trial_of, is_usage_free_of
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
@@ -63,7 +64,7 @@ def invoice_terms(view: CustomerView, reported: Mapping[str, ReportedMeter], now
     if subscription is None:
         return ""
     # In a trial, usage is late only if an invoice is known to be final.
-    renewals = renewals_of(subscription, now_ms) or Renewals(0, 0, 0)
+    renewals = renewals_of(subscription, now_ms, state.terms) or Renewals(0, 0, 0)
     plan = subscription.plan_at(now_ms)
     is_billed = is_billed_at(subscription, now_ms) and view.cache.catalog.billing.late_usage == "next_period"
     is_changed = subscription.pending_at_ms is not None and subscription.pending_at_ms <= now_ms
@@ -268,13 +269,11 @@ def _period_terms(
             given = entitlements_on(plan, state, catalog, at_ms)
         return {
             "subscription": subscription.id,
-            "free": subscription.is_usage_free_of(period.begins_ms, ends_ms),
+            "free": is_usage_free_of(state, period.begins_ms, ends_ms),
             "meters": _price_labels(given, state.prices_on(named, at_ms), reported, catalog, overrides),
         }
     effective = effective_plan(state, catalog, at_ms)
-    is_free = subscription is not None and (
-        subscription.is_trial_of(period.begins_ms) or subscription.is_paused_from(period.begins_ms)
-    )
+    is_free = is_trial_of(state, period.begins_ms) or is_paused_from(state, period.begins_ms)
     given = entitlements_of(effective, catalog)
     labels = _price_labels(given, effective.prices, reported, catalog, overrides)
     return {"subscription": "", "free": is_free, "meters": labels}

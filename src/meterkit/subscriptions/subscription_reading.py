@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import covered_seats, seat_meter
+from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN, Status, SubscriptionState, TrialEndAction
 from meterkit.errors import StripeError
 from meterkit.outbox.close_queue import RENEWAL
@@ -159,6 +160,7 @@ def read_subscription(
         ends = _trial_end_action(found) if asks_for_payment_method(found) else ends
         awaits = awaits or is_free_after_trial(found, catalog)
     failures, failed_at_ms = _payment_failures(found)
+    begins_ms, created_ms = (_ms(found.get(name)) or 0 for name in ("trial_start", "created"))
     return SubscriptionState(
         id=text_in(found, "id"),
         status=status,
@@ -170,13 +172,14 @@ def read_subscription(
         anchor_ms=_ms(found.get("billing_cycle_anchor")) or start_ms,
         cancel_at_ms=_ends_ms(found, end_ms),
         cancel_at_period_end=found.get("cancel_at_period_end") is True,
+        trial_start_ms=0 if begins_ms - created_ms < SHORTEST_MS else begins_ms,
         trial_end_ms=_ms(found.get("trial_end")),
         trial_end_action=ends,
         **({} if has_ended else _read_pending(found, catalog, facts, now=(plan, items))),
         failures=failures,
         failed_at_ms=failed_at_ms,
         ended_at_ms=_ms(found.get("ended_at")),
-        created_ms=_ms(found.get("created")) or 0,
+        created_ms=created_ms,
         never_began=status == "canceled" and (_was_held_back(found) or not has_begun(found)),
         awaits_payment_method=awaits,
         usage_start_ms=0 if usage is None else usage[0],
@@ -208,14 +211,8 @@ def keep_shown_line_terms(
         catalog: the plans file.
     """
     prices = read_line_prices(shown, subscription.plan)
-    terms = ShownLineTerms(_read_planned_switch_ms(shown), _read_trial_ms(shown), prices)
+    terms = ShownLineTerms(_read_planned_switch_ms(shown), prices)
     return keep_line_terms(subscription, known, catalog, terms)
-
-
-def _read_trial_ms(found: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Read the trial of a subscription: its first instant, and the first one after it; None: it has none."""
-    start_ms, end_ms = _ms(found.get("trial_start")), _ms(found.get("trial_end"))
-    return None if start_ms is None or end_ms is None else (start_ms, end_ms)
 
 
 def _usage_period(

@@ -7,7 +7,7 @@ overwrite each other: what was sold (:data:`SUBSCRIPTION`, :data:`PLAN`, :data:`
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ ADDONS: Final = "sold.addons"
 """The add-ons that it sells, with their quantities."""
 LATE_PERIOD: Final = "sold.late"
 """First instant of a first period that begins amid two billing anchors; the length (ms) of a whole one."""
+FREE: Final = "sold.free"
+"""``trial`` or ``pause``: no invoice bills the usage; None: one may. The subscription shows its own ones."""
 PAUSED_PLAN: Final = "sold.paused"
 """Key of the plan that is left while its trial is paused; None: it is not."""
 PLAN_BY_HAND: Final = "hand.plan"
@@ -44,6 +46,7 @@ NOTHING: Final[Mapping[str, Any]] = {
     PLAN: None,
     ADDONS: (),
     LATE_PERIOD: (),
+    FREE: None,
     PAUSED_PLAN: None,
     PLAN_BY_HAND: None,
     STATUS_BY_HAND: None,
@@ -108,6 +111,21 @@ def in_force(terms: Iterable[Row], at_ms: int, known_ms: int | None = None) -> d
         if row.since_ms <= at_ms and (known_ms is None or row.told_ms <= known_ms):
             found |= {USED: (), **dict(row.facts)}
     return found
+
+
+class FactSpan(NamedTuple):
+    """A time in which a fact has one value: first instant, the first one after it, and the value."""
+
+    from_ms: int
+    till_ms: int
+    value: Any
+
+
+def fact_spans(terms: Iterable[Row], name: str) -> list[FactSpan]:
+    """The times in which a fact has one value, the oldest first."""
+    facts = ((row.since_ms, *fact) for row in in_order(terms) for fact in row.facts)
+    values = {EVER_MS: NOTHING[name], **{since_ms: value for since_ms, of, value in facts if of == name}}
+    return [FactSpan(from_ms, till_ms, values[from_ms]) for from_ms, till_ms in pairwise((*values, -EVER_MS))]
 
 
 def tell(terms: Terms, facts: Mapping[str, Any], since_ms: int, told_ms: int, source: Source) -> Terms:

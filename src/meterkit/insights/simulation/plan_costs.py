@@ -16,6 +16,7 @@ from meterkit.customers.states import list_customers
 from meterkit.decisions.compiled_decision import demands_of
 from meterkit.decisions.customer_overrides import has_end_within, overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, item_prices_at, seat_meter
+from meterkit.decisions.free_usage import is_usage_free_of
 from meterkit.decisions.grants import ONCE_GIVEN, once_field, sold_grants
 from meterkit.decisions.item_prices import (
     NO_FIXED_PRICES,
@@ -556,8 +557,8 @@ def _build_tenure(
         or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_credited=state.overdraft is not None and start_ms < state.overdraft.cut_ms <= end_ms,
         is_granted=state.granted,
-        is_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms)),
-        is_usage_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms, end_ms)),
+        is_unpaid=was_trial or is_usage_free_of(state, start_ms),
+        is_usage_unpaid=was_trial or is_usage_free_of(state, start_ms, end_ms),
         seats=seats,
         paid_seats=_seats_beyond(catalog, sold, seats, addons),
         overrides=overrides,

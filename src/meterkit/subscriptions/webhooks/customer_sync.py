@@ -18,7 +18,6 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
-from meterkit.outbox.close_queue import note_renewal
 from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
 from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
@@ -190,7 +189,6 @@ class CustomerSyncer:
         known = await self._writer.write(
             customer, entry.stripe_customer, subscription, found, entry.cause, currency=currency
         )
-        await note_renewal(self.store, customer, subscription, known=known)
         return subscription, known
 
     async def _read_currency(

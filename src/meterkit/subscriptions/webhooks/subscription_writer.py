@@ -23,6 +23,7 @@ from meterkit.decisions.periods import DAY_MS, SHORTEST_MS, from_ms, to_ms
 from meterkit.decisions.plan_shares import overdraft_after, uncut_period
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
+from meterkit.decisions.told_terms import with_terms
 from meterkit.errors import StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.close_queue import (
@@ -31,6 +32,7 @@ from meterkit.outbox.close_queue import (
     InvoiceEnd,
     finalized_ms,
     note_ends,
+    note_renewal,
     store_invoice_end,
 )
 from meterkit.stripe.request import KEY_REFUSALS
@@ -121,7 +123,10 @@ class SubscriptionWriter:
             shown = next((one for one in found if one["id"] == subscription.id), nothing)
             subscription = keep_shown_line_terms(subscription, known, shown, self._store.catalog)
         apply_to = partial(_subscription_change, linked, subscription, self._store.catalog, currency)
-        after = apply_to()(before)
+        now_ms = self._store.now_ms()
+        after = with_terms(
+            before, apply_to()(before), self._store.catalog, now_ms, told_ms=now_ms, source="stripe"
+        )
         overdraft, spent = await self._read_overdraft(customer, before, after, found), None
         if before.plan is None and _is_running(subscription) != _is_running(known):
             began_ms = subscription.created_ms if _is_running(subscription) else None
@@ -154,6 +159,7 @@ class SubscriptionWriter:
             await note_ends(self._store, customer, final | moved)
         if subscription is not None:
             await self._write_line_prices(subscription, found)
+        await note_renewal(self._store, customer, after, known=known)
         return known
 
     async def _write_line_prices(
