@@ -24,7 +24,6 @@ from meterkit.decisions.customer_state import (
     entitlements_of,
     refusal_for_feature,
     with_former_prices,
-    with_former_starts,
     with_learned_prices,
     with_subscription,
 )
@@ -40,6 +39,7 @@ from meterkit.decisions.subscription import (
     meters_switched_by_others,
 )
 from meterkit.decisions.subscription_periods import CountingCycle
+from meterkit.decisions.told_terms import with_former_starts
 from meterkit.decisions.transitions import (
     BY_CLOCK,
     BY_PLANS_FILE,
@@ -915,14 +915,6 @@ def test_a_subscription_by_the_clock(
     assert tuple(getattr(found, asked)(at_ms) for at_ms in (END_MS - 1, END_MS)) == expected
 
 
-def test_lines_and_metered_prices_take_turns() -> None:
-    for switches, expected in (((), [False] * 4), ((5,), [False, True, True, True])):
-        known = replace(ACTIVE, line_switches=switches)
-        assert [known.is_by_lines_at(at_ms) for at_ms in (4, 5, 7, 9)] == expected
-    known = replace(ACTIVE, line_switches=(5, 7, 9))
-    assert [known.is_by_lines_at(at_ms) for at_ms in (4, 5, 6, 7, 8, 9)] == [0, 1, 1, 0, 0, 1]
-
-
 def test_since_when_a_subscription_is_and_owes() -> None:
     start_ms = ACTIVE.start_ms
     made = [replace(ACTIVE, created_ms=at_ms).made_ms for at_ms in (0, start_ms - 1, start_ms + 1)]
@@ -1013,7 +1005,7 @@ def test_all_of_a_subscription_survives_storage() -> None:
     given |= {"seats": 2, "covered_seats": 1, "pending_seats": 0, "failures": 1, "mrr": 5, "addons": BUNDLE}
     given |= {"pending_addons": (("more", 1), ("pack", 3)), "addon_prices": (("pack", "2 usd month"),)}
     given |= {"prices": prices, "pending_prices": TO_COME, "former_prices": ((4, ()), (9, prices))}
-    given |= {"line_switches": (4, 5)}
+    given |= {"by_lines": True}
     full = SubscriptionState(**given)
     kept = json.loads(json.dumps(full.kept()))
     assert set(kept) == {field.name for field in fields(full)}
@@ -1051,13 +1043,13 @@ def test_all_of_a_subscription_survives_storage() -> None:
             id="none by schedule",
         ),
         pytest.param(
-            {"line_switches": (END_MS,)},
+            {"pending_lines_ms": END_MS},
             {"metered": "", "start_ms": END_MS},
             set[str](),
             id="none by lines now",
         ),
         pytest.param(
-            *({"line_switches": (ACTIVE.start_ms,)}, {"metered": "", "start_ms": END_MS}, {"a", "b"}),
+            *({"by_lines": True}, {"metered": "", "start_ms": END_MS}, {"a", "b"}),
             id="both where lines billed before",
         ),
     ],

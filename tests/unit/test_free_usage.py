@@ -11,7 +11,7 @@ import pytest
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState, with_subscription
-from meterkit.decisions.free_usage import is_paused_from, is_trial_of, is_usage_free_of
+from meterkit.decisions.free_usage import free_reasons, is_usage_free_of
 from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
 from meterkit.decisions.told_terms import with_terms
@@ -142,7 +142,7 @@ def test_usage_of_trials_and_pauses_stays_free(
 @pytest.mark.parametrize(
     "reports",
     [
-        pytest.param(({},), id="neither"),
+        pytest.param(({"seats": 1},), id="neither"),
         pytest.param((PAUSED, {"start_ms": START + SHORTEST_MS - 1}), id="a pause of less than two minutes"),
         pytest.param((TRIAL, {"id": "sub_2", "created_ms": START}), id="a trial that did not begin"),
         pytest.param((PAUSED, {"start_ms": BEFORE}), id="a pause that did not begin"),
@@ -153,9 +153,11 @@ def test_other_usage_is_billed(reports: tuple[dict[str, Any], ...]) -> None:
 
 
 def test_a_trial_is_no_pause() -> None:
-    trial, pause = reported(TRIAL), reported(PAUSED)
-    assert (is_trial_of(trial, START), is_paused_from(trial, START)) == (True, False)
-    assert (is_trial_of(pause, START), is_paused_from(pause, START)) == (False, True)
+    assert [{*free_reasons(reported(of), START)} for of in (TRIAL, PAUSED, {"seats": 1})] == [
+        {"trial"},
+        {"pause"},
+        set(),
+    ]
     assert not is_usage_free_of(CustomerState(), START)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from drivers.plans import free_plan
 from drivers.sampled import few_examples
 from meterkit.catalog import loads
-from meterkit.decisions.customer_state import CustomerState, effective_plan, with_former_starts
+from meterkit.decisions.customer_state import CustomerState, effective_plan
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.limit_policies import (
     CONCURRENCY,
@@ -51,6 +51,7 @@ from meterkit.decisions.subscription_periods import (
     subscription_bounds,
     with_former_start,
 )
+from meterkit.decisions.told_terms import with_former_starts
 from meterkit.errors import MeterkitError
 from meterkit.terms.rows import FREE, Row
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import stops_billing_ms
-from meterkit.terms.rows import FREE, FactSpan, Row, fact_spans, in_force
+from meterkit.terms.rows import FREE, FactSpan, fact_spans, in_force, tell_usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.terms.rows import Terms
 
-_TRIAL: Final = "trial"
-_PAUSE: Final = "pause"
+TRIAL: Final = "trial"
+PAUSE: Final = "pause"
 
 
 def is_usage_free_of(state: CustomerState, start_ms: int, invoiced_ms: int | None = None) -> bool:
@@ -35,36 +35,25 @@ def is_usage_free_of(state: CustomerState, start_ms: int, invoiced_ms: int | Non
         invoiced_ms: when its invoice is made: collection that is paused then voids it; None: not yet.
     """
     subscription, at_ms = state.subscription, start_ms if invoiced_ms is None else invoiced_ms
-    if is_trial_of(state, start_ms) or is_paused_from(state, start_ms):
+    if free_reasons(state, start_ms):
         return True
     return subscription is not None and subscription.is_unpaid_at(at_ms)
 
 
-def is_trial_of(state: CustomerState, start_ms: int) -> bool:
-    """Whether the period that begins then is one of a trial, which may begin a little later than that."""
-    return _is_within(state, _TRIAL, start_ms)
-
-
-def is_paused_from(state: CustomerState, start_ms: int) -> bool:
-    """Whether the period that begins then is one of a pause, which may begin a little later than that."""
-    return _is_within(state, _PAUSE, start_ms)
-
-
-def _is_within(state: CustomerState, reason: str, start_ms: int) -> bool:
+def free_reasons(state: CustomerState, start_ms: int) -> frozenset[str]:
+    """The trial or pause of the period that begins then, which may begin a little later; empty: neither."""
     shown = () if state.subscription is None else _shown_spans(state.subscription)
-    return any(
-        span.value == reason and span.from_ms - SHORTEST_MS < start_ms < span.till_ms
-        for span in (*shown, *fact_spans(state.terms, FREE))
-    )
+    spans = (span for span in (*shown, *fact_spans(state.terms, FREE)) if span.value is not None)
+    return frozenset(one.value for one in spans if one.from_ms - SHORTEST_MS < start_ms < one.till_ms)
 
 
 def _shown_spans(subscription: SubscriptionState) -> Iterator[FactSpan]:
     """Yield the trial and the pause that a subscription shows; either is over when the subscription is."""
     if subscription.trial_end_ms is not None:
         from_ms = subscription.trial_start_ms or subscription.created_ms
-        yield FactSpan(from_ms, min(subscription.trial_end_ms, subscription.ends_ms()), _TRIAL)
+        yield FactSpan(from_ms, min(subscription.trial_end_ms, subscription.ends_ms()), TRIAL)
     if subscription.status == "paused":
-        yield FactSpan(stops_billing_ms(subscription), NEVER_MS, _PAUSE)
+        yield FactSpan(stops_billing_ms(subscription), NEVER_MS, PAUSE)
 
 
 def tell_free_spans(terms: Terms, known: SubscriptionState, new: SubscriptionState, told_ms: int) -> Terms:
@@ -85,8 +74,9 @@ def tell_free_spans(terms: Terms, known: SubscriptionState, new: SubscriptionSta
         over_ms = new.ends_ms() if new.status in ENDED else new.usage_period[0]
     for from_ms, till_ms, reason in _shown_spans(known):
         ended_ms = min(till_ms, over_ms)
-        shortest_ms = SHORTEST_MS if reason == _PAUSE else 1
+        shortest_ms = SHORTEST_MS if reason == PAUSE else 1
         if from_ms not in begun and ended_ms - from_ms >= shortest_ms:
-            edges = (from_ms, reason), (ended_ms, in_force(terms, ended_ms)[FREE])
-            terms = (*terms, *(Row(at_ms, told_ms, "stripe", ((FREE, why),)) for at_ms, why in edges))
+            following = in_force(terms, ended_ms)[FREE]
+            terms = tell_usage(terms, FREE, reason, from_ms, told_ms)
+            terms = tell_usage(terms, FREE, following, ended_ms, told_ms)
     return terms

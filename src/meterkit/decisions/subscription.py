@@ -14,6 +14,7 @@ from meterkit.decisions.item_prices import (
     parse_item_prices,
     with_known_meters,
 )
+from meterkit.terms.rows import LINES, fact_spans, tell_usage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Dunning
     from meterkit.catalog.models import Bought
     from meterkit.decisions.item_prices import ItemPrices
+    from meterkit.terms.rows import Terms
 
 Status = Literal[
     "active",
@@ -108,8 +110,8 @@ class SubscriptionState:
         prices: prices of its metered items; empty: not known, or none.
         pending_prices: those after a scheduled change.
         former_prices: ended ones, each with the instant of its end, oldest first.
-        line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
-            of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
+        by_lines: whether invoice lines, not metered prices, bill the usage of its current period.
+        pending_lines_ms: scheduled instant from which on the other ones do; None: none is known.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
             known, or there is none.
         addon_prices: of one of each add-on, likewise, by its key.
@@ -151,7 +153,8 @@ class SubscriptionState:
     prices: ItemPrices = NO_PRICES
     pending_prices: ItemPrices = NO_PRICES
     former_prices: tuple[tuple[int, ItemPrices], ...] = ()
-    line_switches: tuple[int, ...] = ()
+    by_lines: bool = False
+    pending_lines_ms: int | None = None
     base_price: str = ""
     seat_price: str = ""
     addon_prices: tuple[tuple[str, str], ...] = ()
@@ -180,17 +183,11 @@ class SubscriptionState:
             found[name] = parse_bought(found[name])
         if "addon_prices" in found:
             found["addon_prices"] = tuple((key, price) for key, price in found["addon_prices"])
-        if "line_switches" in found:
-            found["line_switches"] = tuple(found["line_switches"])
         if "former_prices" in found:
             found["former_prices"] = tuple(
                 (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
             )
         return cls(**found)
-
-    def is_by_lines_at(self, at_ms: int) -> bool:
-        """Whether invoice lines, not metered prices, bill usage of an instant."""
-        return sum(switch_ms <= at_ms for switch_ms in self.line_switches) % 2 == 1
 
     @property
     def usage_period(self) -> tuple[int, int]:
@@ -353,23 +350,36 @@ class SubscriptionState:
         return self.pending_at_ms is not None and now_ms >= self.pending_at_ms
 
 
-def find_line_switches(known: SubscriptionState | None, *, by_file: bool) -> tuple[int, ...]:
-    """Instants from which invoice lines, and metered prices again, in turn bill a customer's usage (ms).
+def known_line_switches(known: SubscriptionState, terms: Terms) -> tuple[int, ...]:
+    """Instants from which invoice lines, and metered prices again, in turn bill usage.
 
     Args:
-        known: the customer's subscription. Without one, and after its end, the plans file decides.
-        by_file: whether lines bill usage by the plans file.
+        known: the customer's subscription; what it has scheduled counts.
+        terms: of the customer.
     """
-    if known is None or not (known.line_switches or known.metered):
-        return (0,) * by_file
-    ends_ms = known.ends_ms()
-    kept = tuple(at_ms for at_ms in known.line_switches if at_ms < ends_ms)
-    return kept if ends_ms == NEVER_MS or len(kept) % 2 == by_file else (*kept, ends_ms)
+    spans = fact_spans(terms, LINES)
+    pairs = zip((False, *(span.value for span in spans)), spans, strict=False)
+    told = tuple(max(0, span.from_ms) for before, span in pairs if span.value != before)
+    return told if known.pending_lines_ms is None else (*told, known.pending_lines_ms)
 
 
-def has_lines_at(known: SubscriptionState | None, at_ms: int, *, by_file: bool) -> bool:
-    """Whether invoice lines, not metered prices, bill usage of an instant; see :func:`find_line_switches`."""
-    return sum(switch_ms <= at_ms for switch_ms in find_line_switches(known, by_file=by_file)) % 2 == 1
+def tell_lines(terms: Terms, known: SubscriptionState | None, new: SubscriptionState, told_ms: int) -> Terms:
+    """Append what bills usage from the current period on, and what was scheduled until it began.
+
+    Args:
+        terms: of the customer.
+        known: its subscription as it was known until now; None: there was none, so it holds from ever.
+        new: the same one, or the next one.
+        told_ms: now.
+    """
+    since_ms = new.start_ms if known else 0
+    if known is not None and known.pending_lines_ms is not None and known.pending_lines_ms < since_ms:
+        terms = tell_usage(terms, LINES, not known.by_lines, known.pending_lines_ms, told_ms)
+    # One that another subscription follows may have begun later.
+    later = (span.from_ms for span in fact_spans(terms, LINES) if span.from_ms > since_ms)
+    for at_ms in (since_ms, *later):
+        terms = tell_usage(terms, LINES, new.by_lines, at_ms, told_ms)
+    return terms
 
 
 def meters_switched_by_others(
@@ -388,7 +398,7 @@ def meters_switched_by_others(
     if known is None or found is None or not known.metered or known.id != found.id:
         return frozenset()
     is_expected = known.mark != found.mark or known.plan_at(now_ms) != known.plan or found.status in ENDED
-    is_moved = known.is_by_lines_at(known.start_ms) != known.is_by_lines_at(found.start_ms)
+    is_moved = known.pending_lines_ms is not None and known.pending_lines_ms <= found.start_ms
     if is_expected or is_moved or known.metered == found.metered:
         return frozenset()
     changed = set(known.metered.split()) ^ set(found.metered.split())

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.customers.history import plan_until, read_history
-from meterkit.decisions.free_usage import is_paused_from
+from meterkit.decisions.free_usage import PAUSE, free_reasons
 from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
@@ -401,7 +401,7 @@ async def read_period_billing(
     """
     start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
     subscription, now_ms = state.subscription, store.now_ms()
-    if subscription is None or is_paused_from(state, start_ms):
+    if subscription is None or PAUSE in free_reasons(state, start_ms):
         return None
     if start_ms >= (subscription.created_ms or subscription.start_ms):
         renewals = renewals_of(subscription, now_ms, state.terms)

@@ -9,10 +9,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.catalog.meters import billed_as, billed_meters
+from meterkit.decisions.customer_state import is_billed_by_lines, line_switches
 from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED
-from meterkit.decisions.subscription import ENDED, NEVER_MS, find_line_switches, has_lines_at
+from meterkit.decisions.subscription import (
+    ENDED,
+    NEVER_MS,
+    known_line_switches,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,22 +37,6 @@ USAGE_KEY: Final = "meterkit_usage"
 """Key in the metadata of a line, and of an invoice of our own, for the hash of customer, meter and period."""
 METER_KEY: Final = "meterkit_meter"
 """Key in the metadata of a line for the name of its meter."""
-
-
-def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
-    """Instants at which a customer's usage moves to invoice lines, and back: :func:`find_line_switches`."""
-    return find_line_switches(state.subscription, by_file=catalog.billing.is_by_lines)
-
-
-def is_billed_by_lines(state: CustomerState, catalog: Catalog, period_ms: int) -> bool:
-    """Whether invoice lines, not metered prices, bill a customer's usage of a period.
-
-    Args:
-        state: the customer's.
-        catalog: the plans file.
-        period_ms: the period's first instant, or a later one of it.
-    """
-    return has_lines_at(state.subscription, period_ms, by_file=catalog.billing.is_by_lines)
 
 
 def must_move(state: CustomerState, catalog: Catalog) -> bool:
@@ -82,7 +71,7 @@ class ShownLineTerms(NamedTuple):
 
 def keep_line_terms(
     subscription: SubscriptionState,
-    known: SubscriptionState | None,
+    before: CustomerState,
     catalog: Catalog,
     shown: ShownLineTerms,
 ) -> SubscriptionState:
@@ -90,47 +79,42 @@ def keep_line_terms(
 
     Args:
         subscription: as fetched.
-        known: the stored one.
+        before: the stored state of its customer.
         catalog: the plans file.
         shown: what Stripe shows of these terms.
     """
-    switches = _next_switches(subscription, known, catalog, shown.planned_ms)
-    changed = replace(subscription, line_switches=switches)
-    is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
-    return _keep_line_prices(changed, known, catalog, shown.prices) if is_now_by_lines else changed
+    by_lines, pending_ms = _read_carrier(subscription, before, catalog, shown.planned_ms)
+    changed = replace(subscription, by_lines=by_lines, pending_lines_ms=pending_ms)
+    return _keep_line_prices(changed, before.subscription, catalog, shown.prices) if by_lines else changed
 
 
-def _next_switches(
-    subscription: SubscriptionState,
-    known: SubscriptionState | None,
-    catalog: Catalog,
-    planned_ms: int | None,
-) -> tuple[int, ...]:
+def _read_carrier(
+    subscription: SubscriptionState, before: CustomerState, catalog: Catalog, planned_ms: int | None
+) -> tuple[bool, int | None]:
     """Compare the known switches with the items that Stripe shows.
 
     A period has one way. Once all metered items are gone, lines bill the open period. New metered items bill
     from the next period on.
+
+    Returns:
+        Whether lines bill the current period, and when that changes; None: never.
     """
     start_ms, has_items = subscription.start_ms, _has_metered_items(subscription)
-    by_file = catalog.billing.is_by_lines
-    if known is None:
-        found = (0,) * (by_file and not has_items)
-    else:
-        found = tuple(at_ms for at_ms in known.line_switches if at_ms <= start_ms)
+    known, by_file = before.subscription, catalog.billing.is_by_lines
+    by_lines, was_planned = by_file and not has_items, False
+    if known is not None:
+        found = [at_ms for at_ms in known_line_switches(known, before.terms) if at_ms <= start_ms]
+        by_lines, was_planned = len(found) % 2 == 1, planned_ms == known.pending_lines_ms
         is_same = known.id == subscription.id
-        by_lines = len(found) % 2 == 1
-        was_canceled = is_same and bool(known.metered) == has_items and found[-1:] == (start_ms,)
-        if by_lines == has_items and was_canceled:
-            found = found[:-1]
-        elif by_lines and has_items and is_same:
-            return found if planned_ms is not None else (*found, subscription.end_ms)
-        elif by_lines == has_items and (has_items or by_file):
-            found = (*found, start_ms)
-    if planned_ms is None or planned_ms <= start_ms or (len(found) % 2 == 1) == has_items:
-        return found
+        was_canceled = is_same and bool(known.metered) == has_items and found[-1:] == [start_ms]
+        if by_lines and has_items and is_same and not was_canceled:
+            return True, subscription.end_ms if planned_ms is None else None
+        if by_lines == has_items and (was_canceled or has_items or by_file):
+            by_lines = not by_lines
+    if planned_ms is None or planned_ms <= start_ms or by_lines == has_items:
+        return by_lines, None
     # Where the file says `meters`, a plan without metered prices bills no usage.
-    was_planned = known is not None and planned_ms in known.line_switches
-    return (*found, planned_ms) if by_file or not has_items or was_planned else found
+    return by_lines, planned_ms if by_file or not has_items or was_planned else None
 
 
 def _has_metered_items(subscription: SubscriptionState) -> bool:
@@ -174,7 +158,7 @@ def with_new_models(state: CustomerState, catalog: Catalog) -> CustomerState:
         return state
     own = catalog.in_currency(subscription.currency)
     plan = own.plans.get(subscription.plan or "")
-    if plan is None or not subscription.is_by_lines_at(subscription.start_ms):
+    if plan is None or not subscription.by_lines:
         return state
     known = tuple(one for one in subscription.prices if one.is_exact)
     prices = line_prices(plan, own, known, has_new_models=True)

@@ -14,15 +14,16 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     entitlements_of,
     entitlements_on,
+    line_switches,
     overrides_in_force,
 )
-from meterkit.decisions.free_usage import is_paused_from, is_trial_of, is_usage_free_of
+from meterkit.decisions.free_usage import free_reasons, is_usage_free_of
 from meterkit.decisions.item_prices import NO_PRICES, prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
 from meterkit.decisions.subscription import BILLED, ENDED
 from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
-from meterkit.outbox.meters_or_lines import has_metered_periods, line_switches
+from meterkit.outbox.meters_or_lines import has_metered_periods
 from meterkit.store.event_names import find_ended_events
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ def _period_terms(
             "meters": _price_labels(given, state.prices_on(named, at_ms), reported, catalog, overrides),
         }
     effective = effective_plan(state, catalog, at_ms)
-    is_free = is_trial_of(state, period.begins_ms) or is_paused_from(state, period.begins_ms)
+    is_free = bool(free_reasons(state, period.begins_ms))
     given = entitlements_of(effective, catalog)
     labels = _price_labels(given, effective.prices, reported, catalog, overrides)
     return {"subscription": "", "free": is_free, "meters": labels}

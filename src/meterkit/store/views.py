@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Sel
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, bounds_of, refusal_of
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.free_usage import is_trial_of, is_usage_free_of
+from meterkit.decisions.free_usage import TRIAL, free_reasons, is_usage_free_of
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.limit_policies import ceiling_of
@@ -250,7 +250,7 @@ class CustomerView:
             cache.alarms.log_unknown_plan(customer, effective.missing_plan)
         if effective.overrides:
             cache.alarms.log_ignored_overrides(customer, effective)
-        self.is_trial = is_trial_of(state, effective.bounds.start_ms)
+        self.is_trial = TRIAL in free_reasons(state, effective.bounds.start_ms)
         self.entitlements = cache.resolve_entitlements(self.effective)
         self.prepaid = prepaid_of(rev, state, self.effective, cache.prepaid, anonymous=anonymous)
         self.decisions: dict[int, PreparedDecision] = _EMPTY

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.catalog.models import Bought
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.subscriptions.metered_prices import PriceFacts
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -198,7 +199,7 @@ def read_subscription(
 
 def keep_shown_line_terms(
     subscription: SubscriptionState,
-    known: SubscriptionState | None,
+    before: CustomerState,
     shown: Mapping[str, Any],
     catalog: Catalog,
 ) -> SubscriptionState:
@@ -206,13 +207,13 @@ def keep_shown_line_terms(
 
     Args:
         subscription: as read.
-        known: the stored one.
+        before: the stored state of its customer.
         shown: as Stripe shows it, with its schedule expanded.
         catalog: the plans file.
     """
     prices = read_line_prices(shown, subscription.plan)
     terms = ShownLineTerms(_read_planned_switch_ms(shown), prices)
-    return keep_line_terms(subscription, known, catalog, terms)
+    return keep_line_terms(subscription, before, catalog, terms)
 
 
 def _usage_period(

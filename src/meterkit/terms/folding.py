@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.terms.rows import (
     ADDONS,
     AT_ONCE_MS,
+    BY_HAND,
     EVER_MS,
     NOTHING,
     PLAN,
@@ -78,7 +79,7 @@ def _without_superseded(rows: Sequence[Row], start_of: Callable[[int], int]) -> 
     found: list[Row] = []
     last: int | None = None
     for row in rows:
-        if not is_of_layer(row, SOLD):
+        if is_of_layer(row, BY_HAND):
             if last is not None and start_of(found[last].since_ms) == start_of(row.since_ms):
                 known = {**dict(found.pop(last).facts), **dict(row.facts)}
                 row = row._replace(facts=tuple(sorted(known.items())))  # noqa: PLW2901

@@ -1,8 +1,9 @@
 """A customer's terms over time: rows that are only appended, each with the facts that it changes. Pure.
 
-A row says since when something holds, when that became known, and who said so. Three layers of facts never
-overwrite each other: what was sold (:data:`SUBSCRIPTION`, :data:`PLAN`, :data:`ADDONS`), what was set by hand
-(:data:`PLAN_BY_HAND`, :data:`STATUS_BY_HAND`), and overrides, which the state has with their ends.
+A row says since when something holds, when that became known, and who said so. Four layers of facts never
+overwrite each other: what was sold (:data:`SUBSCRIPTION`, :data:`PLAN`, :data:`ADDONS`), how its usage is
+billed (:data:`FREE`, :data:`LINES`), what was set by hand (:data:`PLAN_BY_HAND`, :data:`STATUS_BY_HAND`), and
+overrides, which the state has with their ends.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ ADDONS: Final = "sold.addons"
 """The add-ons that it sells, with their quantities."""
 LATE_PERIOD: Final = "sold.late"
 """First instant of a first period that begins amid two billing anchors; the length (ms) of a whole one."""
-FREE: Final = "sold.free"
-"""``trial`` or ``pause``: no invoice bills the usage; None: one may. The subscription shows its own ones."""
 PAUSED_PLAN: Final = "sold.paused"
 """Key of the plan that is left while its trial is paused; None: it is not."""
 PLAN_BY_HAND: Final = "hand.plan"
 """Key of the plan that was set by hand; None: what was sold counts."""
 STATUS_BY_HAND: Final = "hand.status"
 """Status that was set by hand; None: what was sold counts."""
+FREE: Final = "usage.free"
+"""``trial`` or ``pause``: no invoice bills the usage; None: one may. The subscription shows its own ones."""
+LINES: Final = "usage.lines"
+"""Whether invoice lines, not metered prices, bill the usage."""
 USED: Final = "sold.used"
 """Units included by then, by meter, of meters that only the next plan limits. Of this instant alone."""
 
@@ -46,10 +49,11 @@ NOTHING: Final[Mapping[str, Any]] = {
     PLAN: None,
     ADDONS: (),
     LATE_PERIOD: (),
-    FREE: None,
     PAUSED_PLAN: None,
     PLAN_BY_HAND: None,
     STATUS_BY_HAND: None,
+    FREE: None,
+    LINES: False,
     USED: (),
 }
 """The facts before the first row."""
@@ -85,8 +89,9 @@ Terms: TypeAlias = "tuple[Row, ...]"
 
 
 def _is_sound(name: str, value: object) -> bool:
-    """Whether a value is of the kind of its fact: a tuple, or a text."""
-    return type(value) is tuple if NOTHING[name] == () else value is None or type(value) is str
+    """Whether a value is of the kind of its fact: a tuple, a text, or whether something holds."""
+    nothing = NOTHING[name]
+    return type(value) is type(nothing) or (nothing is None and type(value) is str)
 
 
 def _freeze(value: object) -> object:
@@ -140,6 +145,13 @@ def tell(terms: Terms, facts: Mapping[str, Any], since_ms: int, told_ms: int, so
         if changed:
             terms = (*terms, Row(from_ms, told_ms, source, changed))
     return terms
+
+
+def tell_usage(terms: Terms, name: str, value: object, since_ms: int, told_ms: int) -> Terms:
+    """Append a row of how usage is billed, also amid earlier rows, unless it is billed so then."""
+    if in_force(terms, since_ms)[name] == value:
+        return terms
+    return (*terms, Row(since_ms, told_ms, "stripe", ((name, value),)))
 
 
 def layer_of(name: str) -> str:

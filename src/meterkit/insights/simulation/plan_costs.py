@@ -339,10 +339,6 @@ def _plan_cost_of(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bo
 
 
 _PAGE: Final = 500
-_RECORDED_AFTER_MS: Final = 60_000
-"""Span after the end of a trial by which the ledger has the new status."""
-_NOT_BEGUN: Final = frozenset({None, "incomplete"})
-"""Statuses in the ledger before a subscription is known, or has begun."""
 _PRICED_KINDS: Final = frozenset({"plan", "seats", "addons", "overrides"})
 """Kinds of ledger entries that change the price of a period."""
 _SOLD_KINDS: Final = frozenset({"plan", "subscription"})
@@ -545,7 +541,6 @@ def _build_tenure(
     seats = int(was["seats"] or 0) if "seats" in was else _paid_seats_at(subscription, last_ms)
     addons = parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms)
     sold = catalog.plans.get(charged, catalog.plans[catalog.default_plan])
-    was_trial = bool(was.get("subscription")) and _was_trial(ledger, start_ms)
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
     changes_ms += [] if subscription is None else [until_ms for until_ms, _ in subscription.former_prices]
     return PlanTenure(
@@ -557,8 +552,8 @@ def _build_tenure(
         or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_credited=state.overdraft is not None and start_ms < state.overdraft.cut_ms <= end_ms,
         is_granted=state.granted,
-        is_unpaid=was_trial or is_usage_free_of(state, start_ms),
-        is_usage_unpaid=was_trial or is_usage_free_of(state, start_ms, end_ms),
+        is_unpaid=is_usage_free_of(state, start_ms),
+        is_usage_unpaid=is_usage_free_of(state, start_ms, end_ms),
         seats=seats,
         paid_seats=_seats_beyond(catalog, sold, seats, addons),
         overrides=overrides,
@@ -575,17 +570,6 @@ def _charged_plan_at(subscription: SubscriptionState | None, at_ms: int) -> str 
     if subscription is None or not subscription.has_begun_at(at_ms):
         return None
     return subscription.plan_at(at_ms) if subscription.status_at(at_ms) in _CHARGED else None
-
-
-def _was_trial(ledger: Sequence[HistoryEntry], start_ms: int) -> bool:
-    """Whether a period of an earlier subscription was its trial: only the ledger knows.
-
-    The ledger has the beginning of a subscription once a customer is linked, or has confirmed it.
-    """
-    from_ms = start_ms + _RECORDED_AFTER_MS
-    later = [entry for entry in ledger if entry.kind == "status" and to_ms(entry.at) > from_ms]
-    held = (*(entry.before for entry in later), *(entry.after for entry in later[-1:]))
-    return next((status for status in held if status not in _NOT_BEGUN), None) == "trialing"
 
 
 def _replaced_since(ledger: Sequence[HistoryEntry], at_ms: int) -> Mapping[str, str]:

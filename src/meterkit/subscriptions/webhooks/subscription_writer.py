@@ -121,7 +121,7 @@ class SubscriptionWriter:
         if subscription is not None:
             nothing: Mapping[str, Any] = {}
             shown = next((one for one in found if one["id"] == subscription.id), nothing)
-            subscription = keep_shown_line_terms(subscription, known, shown, self._store.catalog)
+            subscription = keep_shown_line_terms(subscription, before, shown, self._store.catalog)
         apply_to = partial(_subscription_change, linked, subscription, self._store.catalog, currency)
         now_ms = self._store.now_ms()
         after = with_terms(
