@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
@@ -23,7 +21,6 @@ from meterkit.decisions.subscription import SubscriptionState, known_line_switch
 from meterkit.decisions.told_terms import with_terms
 from meterkit.decisions.transitions import TermsInForce
 from meterkit.outbox.meters_or_lines import (
-    ShownLineTerms,
     end_dropped_prices,
     has_metered_periods,
     keep_line_terms,
@@ -169,13 +166,6 @@ def state_of(known: SubscriptionState | CustomerState | None) -> CustomerState:
     return known if isinstance(known, CustomerState) else CustomerState(subscription=known)
 
 
-def shown(
-    planned_ms: int | None = None,
-    prices: Mapping[str, str] = MappingProxyType({}),
-) -> ShownLineTerms:
-    return ShownLineTerms(planned_ms, prices)
-
-
 ITEMS: Final = {"metered": METERED}
 
 
@@ -240,7 +230,7 @@ def test_when_a_subscription_changes_its_way(
 ) -> None:
     for catalog, expected in ((LINES, with_lines), (METERS, with_meters)):
         before = state_of(known)
-        found = keep_line_terms(sold(**fetched), before, catalog, shown(planned_ms))
+        found = keep_line_terms(sold(**fetched), before, catalog, planned_ms=planned_ms, prices={})
         after = replace(before, subscription=found)
         after = with_terms(before, after, catalog, END, told_ms=END, source="stripe")
         assert known_line_switches(found, after.terms) == expected
@@ -260,7 +250,7 @@ def test_when_a_subscription_changes_its_way(
     ],
 )
 def test_only_items_of_the_files_meters_count(fetched: dict[str, Any], has_items: bool) -> None:
-    found = keep_line_terms(sold(**fetched), CustomerState(), LINES, shown())
+    found = keep_line_terms(sold(**fetched), CustomerState(), LINES, planned_ms=None, prices={})
     assert found.by_lines is not has_items
 
 
@@ -378,7 +368,7 @@ def test_a_subscription_keeps_the_prices_it_was_sold_at(
     prices: dict[str, str],
     expected: ItemPrices,
 ) -> None:
-    found = keep_line_terms(sold(**fetched), state_of(known), LINES, shown(prices=prices))
+    found = keep_line_terms(sold(**fetched), state_of(known), LINES, planned_ms=None, prices=prices)
     assert found.prices == expected
 
 

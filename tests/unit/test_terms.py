@@ -23,7 +23,21 @@ from meterkit.decisions.periods import DAY_MS, HOUR_MS, to_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.told_terms import with_terms
 from meterkit.terms.folding import fold
-from meterkit.terms.rows import ADDONS, EVER_MS, PLAN, PLAN_BY_HAND, SUBSCRIPTION, Row, Terms, in_force, tell
+from meterkit.terms.rows import (
+    ADDONS,
+    EVER_MS,
+    FREE,
+    LINES,
+    PLAN,
+    PLAN_BY_HAND,
+    SUBSCRIPTION,
+    Row,
+    Terms,
+    append_usage_fact,
+    fact_spans,
+    in_force,
+    tell,
+)
 
 START: Final = datetime(2031, 6, 1, tzinfo=UTC)
 END: Final = datetime(2031, 7, 1, tzinfo=UTC)
@@ -324,3 +338,23 @@ def test_a_paused_trial_that_is_resumed_takes_no_share() -> None:
     resumed = replace(state, subscription=sold("team").subscription)
     state = with_terms(state, resumed, CATALOG, hour_ms(120), told_ms=hour_ms(120), source="app")
     assert included(state, 121) == GIVES["team"]
+
+
+def test_folding_keeps_how_usage_is_billed() -> None:
+    terms = tell((), {SUBSCRIPTION: "sub_1", PLAN: "small"}, hour_ms(0), hour_ms(0), "stripe")
+    for nth in range(1, 300):
+        terms = tell(terms, {PLAN_BY_HAND: ("team", None)[nth % 2]}, hour_ms(nth), hour_ms(nth), "app")
+    for name, value, hour in ((LINES, True, 9), (FREE, "pause", 40), (FREE, None, 90), (LINES, False, 200)):
+        terms = append_usage_fact(terms, name, value, hour_ms(hour), hour_ms(299))
+    folded = fold(terms, hour_ms(300), lambda _: JUNE_MS)
+    assert len(folded) < 10
+    assert [fact_spans(folded, name) for name in (LINES, FREE)] == [
+        fact_spans(terms, name) for name in (LINES, FREE)
+    ]
+    assert CustomerState.parse(CustomerState(terms=folded).dump()).terms == folded
+    # What is long over is in force from ever.
+    late = fold(terms, hour_ms(50) + 400 * DAY_MS, lambda _: JUNE_MS)
+    assert [(span.from_ms, span.value) for span in fact_spans(late, FREE)] == [
+        (EVER_MS, "pause"),
+        (hour_ms(90), None),
+    ]

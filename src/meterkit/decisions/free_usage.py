@@ -1,7 +1,7 @@
-"""Trials and pauses of a customer: no invoice bills their usage. Pure.
+"""Trials and pauses of a customer, whose usage no invoice bills; rows of how usage is billed. Pure.
 
 A subscription shows its last trial, and a pause that lasts. The terms have the ones before, also of earlier
-subscriptions: their usage may be billed later.
+subscriptions: usage of their time may come later.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.decisions.subscription_periods import stops_billing_ms
-from meterkit.terms.rows import FREE, FactSpan, fact_spans, in_force, tell_usage
+from meterkit.terms.rows import FREE, LINES, FactSpan, append_usage_fact, fact_spans, in_force
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,17 +56,34 @@ def _shown_spans(subscription: SubscriptionState) -> Iterator[FactSpan]:
         yield FactSpan(stops_billing_ms(subscription), NEVER_MS, PAUSE)
 
 
-def tell_free_spans(terms: Terms, known: SubscriptionState, new: SubscriptionState, told_ms: int) -> Terms:
+def append_billing(
+    terms: Terms, known: SubscriptionState | None, new: SubscriptionState, told_ms: int
+) -> Terms:
+    """Append how usage is billed by a report: former trials and pauses, and what carries usage to invoices.
+
+    Args:
+        terms: of the customer.
+        known: its subscription as it was known until now; None: none was, so lines or prices bill from ever.
+        new: the same one, or the next one.
+        told_ms: now.
+    """
+    since_ms = new.start_ms if known else 0
+    if known is not None:
+        terms = _append_free_spans(terms, known, new, told_ms)
+        if known.pending_lines_ms is not None and known.pending_lines_ms < since_ms:
+            terms = append_usage_fact(terms, LINES, not known.by_lines, known.pending_lines_ms, told_ms)
+    # An older subscription may follow a newer one.
+    later = (span.from_ms for span in fact_spans(terms, LINES) if span.from_ms > since_ms)
+    for at_ms in (since_ms, *later):
+        terms = append_usage_fact(terms, LINES, new.by_lines, at_ms, told_ms)
+    return terms
+
+
+def _append_free_spans(terms: Terms, known: SubscriptionState, new: SubscriptionState, told_ms: int) -> Terms:
     """Append the trial and the pause that a subscription has shown until now.
 
     A pause ends the period, and its end begins another one unless that follows too soon: then it frees no
     usage.
-
-    Args:
-        terms: of the customer.
-        known: its subscription as it was known until now.
-        new: the same one, or the next one.
-        told_ms: now.
     """
     begun, over_ms = set[int](), min(known.ends_ms(), new.created_ms or new.start_ms)
     if new.id == known.id:
@@ -77,6 +94,6 @@ def tell_free_spans(terms: Terms, known: SubscriptionState, new: SubscriptionSta
         shortest_ms = SHORTEST_MS if reason == PAUSE else 1
         if from_ms not in begun and ended_ms - from_ms >= shortest_ms:
             following = in_force(terms, ended_ms)[FREE]
-            terms = tell_usage(terms, FREE, reason, from_ms, told_ms)
-            terms = tell_usage(terms, FREE, following, ended_ms, told_ms)
+            terms = append_usage_fact(terms, FREE, reason, from_ms, told_ms)
+            terms = append_usage_fact(terms, FREE, following, ended_ms, told_ms)
     return terms

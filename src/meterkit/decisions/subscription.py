@@ -14,7 +14,7 @@ from meterkit.decisions.item_prices import (
     parse_item_prices,
     with_known_meters,
 )
-from meterkit.terms.rows import LINES, fact_spans, tell_usage
+from meterkit.terms.rows import LINES, fact_spans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -361,25 +361,6 @@ def known_line_switches(known: SubscriptionState, terms: Terms) -> tuple[int, ..
     pairs = zip((False, *(span.value for span in spans)), spans, strict=False)
     told = tuple(max(0, span.from_ms) for before, span in pairs if span.value != before)
     return told if known.pending_lines_ms is None else (*told, known.pending_lines_ms)
-
-
-def tell_lines(terms: Terms, known: SubscriptionState | None, new: SubscriptionState, told_ms: int) -> Terms:
-    """Append what bills usage from the current period on, and what was scheduled until it began.
-
-    Args:
-        terms: of the customer.
-        known: its subscription as it was known until now; None: there was none, so it holds from ever.
-        new: the same one, or the next one.
-        told_ms: now.
-    """
-    since_ms = new.start_ms if known else 0
-    if known is not None and known.pending_lines_ms is not None and known.pending_lines_ms < since_ms:
-        terms = tell_usage(terms, LINES, not known.by_lines, known.pending_lines_ms, told_ms)
-    # One that another subscription follows may have begun later.
-    later = (span.from_ms for span in fact_spans(terms, LINES) if span.from_ms > since_ms)
-    for at_ms in (since_ms, *later):
-        terms = tell_usage(terms, LINES, new.by_lines, at_ms, told_ms)
-    return terms
 
 
 def meters_switched_by_others(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Plan
     from meterkit.decisions.subscription import SubscriptionState
-    from meterkit.terms.rows import Row
+    from meterkit.terms.rows import Terms
 
 Interval = Literal["month", "year"]
 _LONGEST_MS: Final[dict[Interval, int]] = {"month": 31 * DAY_MS, "year": 366 * DAY_MS}
@@ -50,7 +50,7 @@ class _CycleSpan(NamedTuple):
 
 
 def subscription_bounds(
-    subscription: SubscriptionState, counting: CountingCycle, at_ms: int, terms: Iterable[Row]
+    subscription: SubscriptionState, counting: CountingCycle, at_ms: int, terms: Terms
 ) -> Bounds:
     """The period that an instant lies in, and the next one.
 
@@ -99,7 +99,7 @@ def _period_at(stretches: Iterable[_CycleSpan], counting: CountingCycle, at_ms: 
 
 
 def _cycle_spans(
-    subscription: SubscriptionState, counting: CountingCycle, terms: Iterable[Row]
+    subscription: SubscriptionState, counting: CountingCycle, terms: Terms
 ) -> Iterator[_CycleSpan]:
     start_ms, end_ms, ends_ms = subscription.start_ms, _current_end_ms(subscription), subscription.ends_ms()
     made_ms = min(subscription.created_ms or start_ms, start_ms, ends_ms)
@@ -194,7 +194,7 @@ class Renewals(NamedTuple):
         return self.latest_ms if at_ms >= self.before_ms else ends_ms
 
 
-def renewals_of(subscription: SubscriptionState | None, now_ms: int, terms: Iterable[Row]) -> Renewals | None:
+def renewals_of(subscription: SubscriptionState | None, now_ms: int, terms: Terms) -> Renewals | None:
     """The latest renewals of a subscription by the clock; None: it has no invoice with usage yet.
 
     Args:

@@ -11,9 +11,9 @@ from meterkit.decisions.customer_state import (
     has_paid_terms,
     plan_named,
 )
-from meterkit.decisions.free_usage import TRIAL, free_reasons, tell_free_spans
+from meterkit.decisions.free_usage import TRIAL, append_billing, free_reasons
 from meterkit.decisions.periods import SHORTEST_MS, bounds_at
-from meterkit.decisions.subscription import ENDED, tell_lines
+from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import FORMER_STARTS_MAX
 from meterkit.terms.folding import fold
 from meterkit.terms.rows import (
@@ -97,9 +97,7 @@ def with_terms(
         facts[LATE_PERIOD] = _late_period(after, catalog, at_ms)
     terms = tell(terms, facts, at_ms, told_ms, "stripe" if is_report else source)
     if is_report and after.subscription is not None:
-        if before.subscription is not None:
-            terms = tell_free_spans(terms, before.subscription, after.subscription, told_ms)
-        terms = tell_lines(terms, before.subscription, after.subscription, told_ms)
+        terms = append_billing(terms, before.subscription, after.subscription, told_ms)
     counting = effective_plan(before, catalog, at_ms - 1).counting
 
     def start_of(instant_ms: int) -> int:

@@ -6,7 +6,7 @@ The plans file decides for new subscriptions. Present ones keep their way until 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.meters import billed_as, billed_meters
 from meterkit.decisions.customer_state import is_billed_by_lines, line_switches
@@ -57,23 +57,13 @@ def with_usage_billed(catalog: Catalog, *, by_lines: bool) -> Catalog:
     return replace(catalog, billing=billing, other_currencies=others)
 
 
-class ShownLineTerms(NamedTuple):
-    """Terms of invoice lines that a subscription at Stripe shows.
-
-    Attributes:
-        planned_ms: when its schedule adds or removes all metered items; None: never.
-        prices: those at which its plan was sold: event name to label; empty: it does not show them.
-    """
-
-    planned_ms: int | None
-    prices: Mapping[str, str]
-
-
 def keep_line_terms(
     subscription: SubscriptionState,
     before: CustomerState,
     catalog: Catalog,
-    shown: ShownLineTerms,
+    *,
+    planned_ms: int | None,
+    prices: Mapping[str, str],
 ) -> SubscriptionState:
     """Give a fetched subscription the terms of usage without metered prices.
 
@@ -81,11 +71,12 @@ def keep_line_terms(
         subscription: as fetched.
         before: the stored state of its customer.
         catalog: the plans file.
-        shown: what Stripe shows of these terms.
+        planned_ms: when its schedule adds or removes all metered items; None: never.
+        prices: those at which its plan was sold: event name to label; empty: it does not show them.
     """
-    by_lines, pending_ms = _read_carrier(subscription, before, catalog, shown.planned_ms)
+    by_lines, pending_ms = _read_carrier(subscription, before, catalog, planned_ms)
     changed = replace(subscription, by_lines=by_lines, pending_lines_ms=pending_ms)
-    return _keep_line_prices(changed, before.subscription, catalog, shown.prices) if by_lines else changed
+    return _keep_line_prices(changed, before.subscription, catalog, prices) if by_lines else changed
 
 
 def _read_carrier(

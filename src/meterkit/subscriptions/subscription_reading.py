@@ -12,7 +12,7 @@ from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN, Status, SubscriptionState, TrialEndAction
 from meterkit.errors import StripeError
 from meterkit.outbox.close_queue import RENEWAL
-from meterkit.outbox.meters_or_lines import ShownLineTerms, keep_line_terms
+from meterkit.outbox.meters_or_lines import keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.metered_prices import NO_FACTS, as_charged, item_prices, read_line_prices
 from meterkit.subscriptions.monthly_amount import is_free, monthly_amount_of
@@ -211,9 +211,8 @@ def keep_shown_line_terms(
         shown: as Stripe shows it, with its schedule expanded.
         catalog: the plans file.
     """
-    prices = read_line_prices(shown, subscription.plan)
-    terms = ShownLineTerms(_read_planned_switch_ms(shown), prices)
-    return keep_line_terms(subscription, before, catalog, terms)
+    planned_ms, prices = _read_planned_switch_ms(shown), read_line_prices(shown, subscription.plan)
+    return keep_line_terms(subscription, before, catalog, planned_ms=planned_ms, prices=prices)
 
 
 def _usage_period(

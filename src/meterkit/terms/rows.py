@@ -147,7 +147,7 @@ def tell(terms: Terms, facts: Mapping[str, Any], since_ms: int, told_ms: int, so
     return terms
 
 
-def tell_usage(terms: Terms, name: str, value: object, since_ms: int, told_ms: int) -> Terms:
+def append_usage_fact(terms: Terms, name: str, value: object, since_ms: int, told_ms: int) -> Terms:
     """Append a row of how usage is billed, also amid earlier rows, unless it is billed so then."""
     if in_force(terms, since_ms)[name] == value:
         return terms
