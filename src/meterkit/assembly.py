@@ -410,9 +410,9 @@ class Parts:
         Usage recorded meanwhile is delivered too, once; then the undelivered rest is logged.
         """
         from meterkit.customers.states import CustomerStates
+        from meterkit.decisions.customer_state import is_billed_by_lines
         from meterkit.delivery.summaries import wait_until_counted
         from meterkit.delivery.usage_cutter import count_undelivered_units, deliver_customer
-        from meterkit.outbox.meters_or_lines import is_billed_by_lines
 
         left = 0
         _, state = await CustomerStates(self.store).read(customer)

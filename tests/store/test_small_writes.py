@@ -214,7 +214,7 @@ async def test_for_two_hours_the_period_before_closes(store: Store, since_ms: in
 async def test_a_subscription_that_is_replaced_closes_its_period(store: Store) -> None:
     known = renewed(NOW_MS - 40 * DAY_MS)
     successor = replace(renewed(NOW_MS - 10 * DAY_MS), id="sub_2", created_ms=NOW_MS - 5)
-    await note_renewal(store, "ada", successor, known=known)
+    await note_renewal(store, "ada", CustomerState(subscription=successor), known=known)
     assert await noted(store) == [f"{NOW_MS - 5}:ada".encode()]
 
 
@@ -233,7 +233,7 @@ async def test_an_intent_that_cannot_be_read_leaves_the_others(
 async def test_a_renewal_checks_its_close_for_26_hours(store: Store, hours: int, *, is_noted: bool) -> None:
     renewed_ms = NOW_MS - hours * HOUR_MS
     subscribed = renewed(renewed_ms)
-    await note_renewal(store, "ada", subscribed, known=subscribed)
+    await note_renewal(store, "ada", CustomerState(subscription=subscribed), known=subscribed)
     assert await noted(store) == ([f"{renewed_ms}:ada".encode()] if is_noted else [])
 
 

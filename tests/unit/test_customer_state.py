@@ -22,7 +22,6 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     entitlements_of,
     refusal_for_feature,
-    with_former_starts,
     with_learned_prices,
     with_subscription,
 )
@@ -38,6 +37,7 @@ from meterkit.decisions.subscription import (
     meters_switched_by_others,
 )
 from meterkit.decisions.subscription_periods import CountingCycle
+from meterkit.decisions.told_terms import with_former_starts
 from meterkit.decisions.transitions import (
     BY_CLOCK,
     BY_PLANS_FILE,
@@ -829,54 +829,6 @@ def test_a_subscription_by_the_clock(
     assert tuple(getattr(found, asked)(at_ms) for at_ms in (END_MS - 1, END_MS)) == expected
 
 
-SHORTLY_MS: Final = 120_000
-
-
-@pytest.mark.parametrize(
-    ("asked", "changed", "free"),
-    [
-        # The period begins two minutes before 1,000,000, then, a millisecond before 2,000,000, and then.
-        pytest.param("is_trial_of", {}, (0, 0, 0, 0, 0), id="no trial"),
-        pytest.param(
-            *("is_trial_of", {"created_ms": 1_000_000, "trial_end_ms": 2_000_000}, (0, 1, 1, 1, 0)),
-            id="its trial, whatever its status is now",
-        ),
-        pytest.param(
-            *("is_trial_of", {"free_spans": ((0, 9), (1_000_000, 2_000_000))}, (0, 1, 1, 1, 0)),
-            id="the second of two trials",
-        ),
-        pytest.param(
-            *("is_trial_of", {"free_spans": ((0, 9),), "trial_end_ms": 2_000_000}, (0, 0, 0, 0, 0)),
-            id="the kept trials alone, where there are any",
-        ),
-        pytest.param("is_paused_from", {}, (0, 0, 0, 0, 0), id="no pause"),
-        pytest.param(
-            *("is_paused_from", {"paused_spans": ((1_000_000, 2_000_000), (0, 9))}, (0, 1, 1, 1, 0)),
-            id="the first of two pauses, which may begin two minutes later",
-        ),
-    ],
-)
-def test_periods_of_trials_and_pauses(asked: str, changed: dict[str, Any], free: tuple[int, ...]) -> None:
-    known = replace(ACTIVE, **changed)
-    instants = (1_000_000 - SHORTLY_MS, 1_000_001 - SHORTLY_MS, 1_000_000, 1_999_999, 2_000_000)
-    assert tuple(getattr(known, asked)(at_ms) for at_ms in instants) == free
-    assert tuple(known.is_usage_free_of(at_ms) for at_ms in instants) == free
-
-
-def test_paused_collection_voids_the_invoice_that_is_made_then() -> None:
-    voiding = replace(ACTIVE, void_from_ms=NOW_MS, void_until_ms=END_MS)
-    asked = ((NOW_MS,), (NOW_MS - 1,), (NOW_MS - 1, NOW_MS), (NOW_MS, END_MS))
-    assert [voiding.is_usage_free_of(*of) for of in asked] == [True, False, True, False]
-
-
-def test_lines_and_metered_prices_take_turns() -> None:
-    for switches, expected in (((), [False] * 4), ((5,), [False, True, True, True])):
-        known = replace(ACTIVE, line_switches=switches)
-        assert [known.is_by_lines_at(at_ms) for at_ms in (4, 5, 7, 9)] == expected
-    known = replace(ACTIVE, line_switches=(5, 7, 9))
-    assert [known.is_by_lines_at(at_ms) for at_ms in (4, 5, 6, 7, 8, 9)] == [0, 1, 1, 0, 0, 1]
-
-
 def test_since_when_a_subscription_is_and_owes() -> None:
     start_ms = ACTIVE.start_ms
     made = [replace(ACTIVE, created_ms=at_ms).made_ms for at_ms in (0, start_ms - 1, start_ms + 1)]
@@ -967,7 +919,7 @@ def test_all_of_a_subscription_survives_storage() -> None:
     given |= {"seats": 2, "covered_seats": 1, "pending_seats": 0, "failures": 1, "mrr": 5, "addons": BUNDLE}
     given |= {"pending_addons": (("more", 1), ("pack", 3)), "addon_prices": (("pack", "2 usd month"),)}
     given |= {"prices": prices, "pending_prices": TO_COME}
-    given |= {"line_switches": (4, 5), "free_spans": ((1, 2), (3, 4)), "paused_spans": ((5, 6),)}
+    given |= {"by_lines": True}
     full = SubscriptionState(**given)
     stored = json.loads(CustomerState(subscription=full).dump())
     kept = stored["subscription"]
@@ -1005,13 +957,13 @@ def test_all_of_a_subscription_survives_storage() -> None:
             id="none by schedule",
         ),
         pytest.param(
-            {"line_switches": (END_MS,)},
+            {"pending_lines_ms": END_MS},
             {"metered": "", "start_ms": END_MS},
             set[str](),
             id="none by lines now",
         ),
         pytest.param(
-            *({"line_switches": (ACTIVE.start_ms,)}, {"metered": "", "start_ms": END_MS}, {"a", "b"}),
+            *({"by_lines": True}, {"metered": "", "start_ms": END_MS}, {"a", "b"}),
             id="both where lines billed before",
         ),
     ],

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
@@ -16,18 +14,16 @@ import pytest
 from meterkit import MeterKit
 from meterkit.catalog import Entitlement, loads
 from meterkit.catalog.models import Overage
-from meterkit.decisions.customer_state import INITIAL_STATE, CustomerState
+from meterkit.decisions.customer_state import INITIAL_STATE, CustomerState, is_billed_by_lines, line_switches
 from meterkit.decisions.item_prices import ItemPrice, ItemPrices, line_prices
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
+from meterkit.decisions.subscription import SubscriptionState, known_line_switches
+from meterkit.decisions.told_terms import with_terms
 from meterkit.decisions.transitions import TermsInForce
 from meterkit.outbox.meters_or_lines import (
-    ShownLineTerms,
     end_dropped_prices,
     has_metered_periods,
-    is_billed_by_lines,
     keep_line_terms,
-    line_switches,
     must_move,
     with_new_models,
     with_usage_billed,
@@ -46,7 +42,8 @@ from meterkit.outbox.sealing_terms import (
 )
 from meterkit.store.event_names import ReportedMeter, list_reported_meters
 from meterkit.store.views import CustomerCache, CustomerView
-from meterkit.terms.rows import EVER_MS, PLAN_BY_HAND, PRICES_BY_HAND, Row
+from meterkit.terms.rows import EVER_MS, FREE, PLAN_BY_HAND, PRICES_BY_HAND, Row
+from meterkit.terms.rows import LINES as USAGE_LINES
 
 PLANS: Final = """
 schema: 1
@@ -83,6 +80,16 @@ def sold(**changed: Any) -> SubscriptionState:
     return SubscriptionState(**known)
 
 
+def by_lines(*switches: int, **changed: Any) -> CustomerState:
+    """A state whose usage lines, and metered prices again, in turn bill from these instants on."""
+    found = sold(**changed)
+    told = [at_ms for at_ms in switches if at_ms <= found.start_ms]
+    pending_ms = next((at_ms for at_ms in switches if at_ms > found.start_ms), None)
+    found = replace(found, by_lines=len(told) % 2 == 1, pending_lines_ms=pending_ms)
+    rows = (Row(at_ms, at_ms, "stripe", ((USAGE_LINES, nth % 2 == 0),)) for nth, at_ms in enumerate(told))
+    return CustomerState(subscription=found, terms=tuple(rows))
+
+
 def canceled(at_ms: int, **changed: Any) -> SubscriptionState:
     return sold(status="canceled", ended_at_ms=at_ms, **changed)
 
@@ -94,35 +101,36 @@ def canceled(at_ms: int, **changed: Any) -> SubscriptionState:
         pytest.param(sold(), (0,), (), id="it decides where nothing of either is known"),
         pytest.param(sold(metered=METERED), (), (), id="metered items bill on"),
         pytest.param(canceled(LATER, metered=METERED), (LATER,), (), id="from its end on the file decides"),
-        pytest.param(sold(line_switches=(0,)), (0,), (0,), id="lines bill on"),
-        pytest.param(canceled(LATER, line_switches=(0,)), (0,), (0, LATER), id="until its end"),
+        pytest.param(by_lines(0), (0,), (0,), id="lines bill on"),
+        pytest.param(by_lines(0, status="canceled", ended_at_ms=LATER), (0,), (0, LATER), id="until its end"),
         pytest.param(
-            canceled(LATER, line_switches=(0, LATER - 1)),
+            by_lines(0, LATER - 1, status="canceled", ended_at_ms=LATER),
             (0, LATER - 1, LATER),
             (0, LATER - 1),
             id="a switch just before the end was made",
         ),
         pytest.param(
-            canceled(LATER, line_switches=(0, LATER)), (0,), (0, LATER), id="one at the end was not"
+            by_lines(0, LATER, status="canceled", ended_at_ms=LATER),
+            (0,),
+            (0, LATER),
+            id="one at the end was not",
         ),
-        pytest.param(
-            sold(line_switches=(0, END), cancel_at_ms=LATER), (0,), (0, LATER), id="nor will one behind it be"
-        ),
-        pytest.param(
-            sold(line_switches=(LATER,), metered=METERED), (LATER,), (LATER,), id="a scheduled one counts"
-        ),
+        pytest.param(by_lines(0, END, cancel_at_ms=LATER), (0,), (0, LATER), id="nor will one behind it be"),
+        pytest.param(by_lines(LATER, metered=METERED), (LATER,), (LATER,), id="a scheduled one counts"),
     ],
 )
 def test_which_way_usage_is_billed_from_when_on(
-    subscription: SubscriptionState | None, with_lines: tuple[int, ...], with_meters: tuple[int, ...]
+    subscription: SubscriptionState | CustomerState | None,
+    with_lines: tuple[int, ...],
+    with_meters: tuple[int, ...],
 ) -> None:
-    state = CustomerState(subscription=subscription)
+    state = state_of(subscription)
     for catalog, expected in ((LINES, with_lines), (METERS, with_meters)):
         assert line_switches(state, catalog) == expected
         assert has_metered_periods(state, catalog) is (expected != (0,))
         for at_ms in (1, BEFORE, LATER - 2, LATER - 1, LATER, LATER + 1, END):
-            by_lines = len([one for one in expected if one <= at_ms]) in {1, 3}
-            assert is_billed_by_lines(state, catalog, at_ms) is by_lines
+            is_odd = len([one for one in expected if one <= at_ms]) in {1, 3}
+            assert is_billed_by_lines(state, catalog, at_ms) is is_odd
 
 
 @pytest.mark.parametrize(
@@ -131,36 +139,33 @@ def test_which_way_usage_is_billed_from_when_on(
         pytest.param(None, False, False, id="no subscription"),
         pytest.param(canceled(LATER, metered=METERED), False, False, id="one that has ended"),
         pytest.param(sold(metered=METERED), True, False, id="with metered items"),
-        pytest.param(sold(line_switches=(0,)), False, True, id="with lines"),
-        pytest.param(sold(metered=METERED, line_switches=(END,)), False, True, id="on its way to lines"),
-        pytest.param(sold(line_switches=(0, END)), True, False, id="on its way to meters"),
+        pytest.param(by_lines(0), False, True, id="with lines"),
+        pytest.param(by_lines(END, metered=METERED), False, True, id="on its way to lines"),
+        pytest.param(by_lines(0, END), True, False, id="on its way to meters"),
     ],
 )
-def test_who_must_move(subscription: SubscriptionState | None, to_lines: bool, to_meters: bool) -> None:
-    state = CustomerState(subscription=subscription)
+def test_who_must_move(
+    subscription: SubscriptionState | CustomerState | None, to_lines: bool, to_meters: bool
+) -> None:
+    state = state_of(subscription)
     assert [must_move(state, catalog) for catalog in (LINES, METERS)] == [to_lines, to_meters]
 
 
 def test_until_it_is_moved_a_customer_has_a_file_of_its_own() -> None:
     for catalog, other in ((LINES, METERS), (METERS, LINES)):
-        by_lines = catalog.billing.is_by_lines
-        assert with_usage_billed(catalog, by_lines=by_lines) is catalog
-        changed = with_usage_billed(catalog, by_lines=not by_lines)
+        is_by_lines = catalog.billing.is_by_lines
+        assert with_usage_billed(catalog, by_lines=is_by_lines) is catalog
+        changed = with_usage_billed(catalog, by_lines=not is_by_lines)
         assert changed.billing == other.billing
         assert changed.in_currency("eur").billing == other.billing
         assert changed.plans == catalog.plans
 
 
-def shown(
-    planned_ms: int | None = None,
-    trial_ms: tuple[int, int] | None = None,
-    prices: Mapping[str, str] = MappingProxyType({}),
-) -> ShownLineTerms:
-    return ShownLineTerms(planned_ms, trial_ms, prices)
+def state_of(known: SubscriptionState | CustomerState | None) -> CustomerState:
+    return known if isinstance(known, CustomerState) else CustomerState(subscription=known)
 
 
 ITEMS: Final = {"metered": METERED}
-BY_LINES: Final = {"line_switches": (0,)}
 
 
 @pytest.mark.parametrize(
@@ -170,59 +175,64 @@ BY_LINES: Final = {"line_switches": (0,)}
         pytest.param(None, ITEMS, None, (), (), id="a new one with metered items has these"),
         pytest.param(None, ITEMS, END, (END,), (), id="they are to be removed"),
         pytest.param(None, {}, END, (0, END), (), id="they are to be added to what lines bill"),
-        pytest.param(sold(**BY_LINES), {}, None, (0,), (0,), id="lines stay"),
+        pytest.param(by_lines(0), {}, None, (0,), (0,), id="lines stay"),
         pytest.param(sold(**ITEMS), ITEMS, None, (), (), id="metered items stay"),
         pytest.param(sold(**ITEMS), {}, None, (START,), (), id="items are gone: lines bill the open period"),
-        pytest.param(sold(**BY_LINES), ITEMS, None, (0, END), (0, END), id="new items bill the next period"),
-        pytest.param(sold(**BY_LINES), ITEMS, LATER, (0,), (0,), id="items, and a plan for them"),
+        pytest.param(by_lines(0), ITEMS, None, (0, END), (0, END), id="new items bill the next period"),
+        pytest.param(by_lines(0), ITEMS, LATER, (0,), (0,), id="items, and a plan for them"),
         pytest.param(sold(**ITEMS), ITEMS, LATER, (LATER,), (), id="lines are planned, if the file has them"),
-        pytest.param(
-            sold(**ITEMS, line_switches=(LATER,)), ITEMS, LATER, (LATER,), (LATER,), id="they stay planned"
-        ),
-        pytest.param(sold(**ITEMS, line_switches=(LATER,)), ITEMS, None, (), (), id="a plan is called off"),
+        pytest.param(by_lines(LATER, **ITEMS), ITEMS, LATER, (LATER,), (LATER,), id="they stay planned"),
+        pytest.param(by_lines(LATER, **ITEMS), ITEMS, None, (), (), id="a plan is called off"),
         pytest.param(sold(**ITEMS), ITEMS, START, (), (), id="what was planned until now is no plan"),
         pytest.param(sold(**ITEMS), ITEMS, START + 1, (START + 1,), (), id="what comes after it is one"),
-        pytest.param(sold(**BY_LINES), {}, LATER, (0, LATER), (0, LATER), id="items are planned"),
+        pytest.param(by_lines(0), {}, LATER, (0, LATER), (0, LATER), id="items are planned"),
+        pytest.param(by_lines(START, **ITEMS), ITEMS, None, (), (), id="what was planned did not happen"),
+        pytest.param(by_lines(0, START), {}, None, (0,), (0,), id="nor did the way back happen"),
         pytest.param(
-            sold(**ITEMS, line_switches=(START,)), ITEMS, None, (), (), id="what was planned did not happen"
-        ),
-        pytest.param(sold(line_switches=(0, START)), {}, None, (0,), (0,), id="nor did the way back happen"),
-        pytest.param(
-            sold(**ITEMS, line_switches=(START,)),
+            by_lines(START, **ITEMS),
             {},
             None,
             (START,),
             (START,),
             id="it happened",
         ),
-        pytest.param(sold(**BY_LINES, id="sub_0"), {}, None, (0,), (0,), id="the next one has lines, too"),
+        pytest.param(by_lines(0, id="sub_0"), {}, None, (0,), (0,), id="the next one has lines, too"),
         pytest.param(
-            sold(**BY_LINES, id="sub_0"), ITEMS, None, (0, START), (0, START), id="the next one has items"
+            by_lines(0, id="sub_0"), ITEMS, None, (0, START), (0, START), id="the next one has items"
         ),
         pytest.param(sold(**ITEMS, id="sub_0"), {}, None, (START,), (), id="the next one has none"),
         pytest.param(
-            sold(line_switches=(0, 1, BEFORE)),
+            by_lines(0, 1, BEFORE),
             {},
             LATER,
             (0, 1, BEFORE, LATER),
             (0, 1, BEFORE, LATER),
             id="lines for the second time",
         ),
+        pytest.param(by_lines(0, START + 1), {}, None, (0,), (0,), id="a switch ahead is planned anew"),
         pytest.param(
-            sold(line_switches=(0, START + 1)), {}, None, (0,), (0,), id="a switch ahead is planned anew"
+            by_lines(0, LATER, id="sub_2", start_ms=LATER, metered=METERED),
+            {},
+            None,
+            (0,),
+            (0,),
+            id="an older one follows",
         ),
     ],
 )
 def test_when_a_subscription_changes_its_way(
-    known: SubscriptionState | None,
+    known: SubscriptionState | CustomerState | None,
     fetched: dict[str, Any],
     planned_ms: int | None,
     with_lines: tuple[int, ...],
     with_meters: tuple[int, ...],
 ) -> None:
     for catalog, expected in ((LINES, with_lines), (METERS, with_meters)):
-        found = keep_line_terms(sold(**fetched), known, catalog, shown(planned_ms))
-        assert found.line_switches == expected
+        before = state_of(known)
+        found = keep_line_terms(sold(**fetched), before, catalog, planned_ms=planned_ms, prices={})
+        after = replace(before, subscription=found)
+        after = with_terms(before, after, catalog, END, told_ms=END, source="stripe")
+        assert known_line_switches(found, after.terms) == expected
 
 
 @pytest.mark.parametrize(
@@ -239,162 +249,8 @@ def test_when_a_subscription_changes_its_way(
     ],
 )
 def test_only_items_of_the_files_meters_count(fetched: dict[str, Any], has_items: bool) -> None:
-    found = keep_line_terms(sold(**fetched), None, LINES, shown())
-    assert found.line_switches == (() if has_items else (0,))
-
-
-@pytest.mark.parametrize(
-    ("known", "fetched", "trial_ms", "expected"),
-    [
-        pytest.param(None, {}, None, (), id="none"),
-        pytest.param(None, {}, (START, LATER), ((START, LATER),), id="one"),
-        pytest.param(None, {"cancel_at_ms": LATER - 5}, (START, LATER), ((START, LATER - 5),), id="cut"),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((START, LATER),)),
-            {},
-            None,
-            ((START, LATER),),
-            id="a known one",
-        ),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((START, LATER),)),
-            {},
-            (START, LATER + 7),
-            ((START, LATER + 7),),
-            id="its end has moved",
-        ),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((BEFORE, LATER),)),
-            {},
-            (START, LATER),
-            ((START, LATER),),
-            id="its beginning is known better",
-        ),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((5, 6), (BEFORE, LATER))),
-            {},
-            (START, END),
-            ((5, 6), (BEFORE, LATER), (START, END)),
-            id="another one",
-        ),
-        pytest.param(
-            sold(**BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
-            {"created_ms": START},
-            None,
-            ((BEFORE, START),),
-            id="one of an earlier subscription is over when the next one begins",
-        ),
-        pytest.param(
-            canceled(START - 9, **BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
-            {"created_ms": START},
-            None,
-            ((BEFORE, START - 9),),
-            id="or when its own ended",
-        ),
-        pytest.param(
-            sold(**BY_LINES, id="sub_0", free_spans=((BEFORE, LATER),)),
-            {},
-            None,
-            ((BEFORE, START),),
-            id="the next one begins with its period where no more is known",
-        ),
-        pytest.param(
-            sold(**BY_LINES, free_spans=((1, 2), (3, 4), (5, 6), (7, 8))),
-            {},
-            (START, LATER),
-            ((3, 4), (5, 6), (7, 8), (START, LATER)),
-            id="the last four",
-        ),
-    ],
-)
-def test_trials_are_known_for_late_usage(
-    known: SubscriptionState | None,
-    fetched: dict[str, Any],
-    trial_ms: tuple[int, int] | None,
-    expected: tuple[tuple[int, int], ...],
-) -> None:
-    found = keep_line_terms(sold(**fetched), known, LINES, shown(trial_ms=trial_ms))
-    assert found.free_spans == expected
-
-
-@pytest.mark.parametrize(
-    ("created_ms", "begins_ms", "is_kept"),
-    [
-        pytest.param(START, START, False, id="from its creation"),
-        pytest.param(START, START + MINUTES_2 - 1, False, id="from a little later"),
-        pytest.param(START, START + MINUTES_2, True, id="from two minutes later"),
-        pytest.param(0, START, False, id="of one whose creation is not known"),
-        pytest.param(1, 1 + MINUTES_2, True, id="of one that was made early"),
-    ],
-)
-def test_with_meters_a_trial_is_kept_that_began_later(created_ms: int, begins_ms: int, is_kept: bool) -> None:
-    trial_ms = (begins_ms, LATER)
-    found = keep_line_terms(sold(**ITEMS, created_ms=created_ms), None, METERS, shown(trial_ms=trial_ms))
-    assert found.free_spans == ((trial_ms,) if is_kept else ())
-    assert keep_line_terms(sold(**ITEMS, created_ms=created_ms), None, METERS, shown()).free_spans == ()
-
-
-OPEN: Final = (BEFORE, NEVER_MS)
-
-
-@pytest.mark.parametrize(
-    ("known", "fetched", "expected"),
-    [
-        pytest.param(None, {}, (), id="none"),
-        pytest.param(None, {"status": "paused"}, ((END, NEVER_MS),), id="it begins with the period's end"),
-        pytest.param(
-            sold(paused_spans=((END, NEVER_MS),)),
-            {"status": "paused"},
-            ((END, NEVER_MS),),
-            id="it goes on",
-        ),
-        pytest.param(sold(paused_spans=(OPEN,)), {}, ((BEFORE, START),), id="it ended as a period began"),
-        pytest.param(
-            sold(paused_spans=(OPEN,)),
-            {"usage_start_ms": LATER, "usage_end_ms": END},
-            ((BEFORE, LATER),),
-            id="a period of metered prices",
-        ),
-        pytest.param(
-            sold(paused_spans=((START - MINUTES_2, NEVER_MS),)),
-            {},
-            ((START - MINUTES_2, START),),
-            id="of two minutes",
-        ),
-        pytest.param(
-            sold(paused_spans=((START - MINUTES_2 + 1, NEVER_MS),)), {}, (), id="of less than two minutes"
-        ),
-        pytest.param(
-            sold(paused_spans=(OPEN,)),
-            {"status": "canceled", "ended_at_ms": LATER},
-            ((BEFORE, LATER),),
-            id="until its subscription ended",
-        ),
-        pytest.param(
-            sold(id="sub_0", paused_spans=(OPEN,)),
-            {"created_ms": LATER},
-            ((BEFORE, LATER),),
-            id="until the next subscription began",
-        ),
-        pytest.param(
-            sold(paused_spans=((1, 200_000), OPEN)),
-            {},
-            ((1, 200_000), (BEFORE, START)),
-            id="one that was over stays as it is",
-        ),
-        pytest.param(
-            sold(paused_spans=((1, 200_001), (300_000, 500_000), (600_000, 800_000), OPEN)),
-            {"status": "paused"},
-            ((300_000, 500_000), (600_000, 800_000), OPEN, (END, NEVER_MS)),
-            id="the last four",
-        ),
-    ],
-)
-def test_pauses_are_known_for_late_usage(
-    known: SubscriptionState | None, fetched: dict[str, Any], expected: tuple[tuple[int, int], ...]
-) -> None:
-    for catalog in (LINES, METERS):
-        assert keep_line_terms(sold(**fetched), known, catalog, shown()).paused_spans == expected
+    found = keep_line_terms(sold(**fetched), CustomerState(), LINES, planned_ms=None, prices={})
+    assert found.by_lines is not has_items
 
 
 WORDS: Final = ItemPrice("words", "api_words", "1000/12")
@@ -460,28 +316,28 @@ def test_at_most_200_prices_are_kept() -> None:
         pytest.param(None, {}, {}, (WORDS, PAGES), id="a new one has those of the file"),
         pytest.param(None, {}, {"api_words": "1000/10"}, (OWN_WORDS, PAGES), id="or those it was sold at"),
         pytest.param(
-            sold(**BY_LINES, prices=(OWN_WORDS, TIERS)),
+            by_lines(0, prices=(OWN_WORDS, TIERS)),
             {},
             {"api_words": "1000/9"},
             (OWN_WORDS, PAGES),
             id="a known one keeps its unit prices",
         ),
         pytest.param(
-            sold(**BY_LINES, prices=(OWN_WORDS,), plan="free"),
+            by_lines(0, prices=(OWN_WORDS,), plan="free"),
             {},
             {},
             (WORDS, PAGES),
             id="on another plan it has those of the file",
         ),
         pytest.param(
-            sold(**BY_LINES, prices=(OWN_WORDS,), id="sub_0"),
+            by_lines(0, prices=(OWN_WORDS,), id="sub_0"),
             {},
             {},
             (WORDS, PAGES),
             id="so has the next one",
         ),
         pytest.param(
-            sold(**BY_LINES, prices=(OWN_WORDS,), plan="gone"),
+            by_lines(0, prices=(OWN_WORDS,), plan="gone"),
             {"plan": "gone"},
             {},
             (OWN_WORDS,),
@@ -497,7 +353,7 @@ def test_at_most_200_prices_are_kept() -> None:
             id="in the customer's currency",
         ),
         pytest.param(
-            sold(**ITEMS, line_switches=(LATER,)),
+            by_lines(LATER, **ITEMS),
             {**ITEMS, "prices": (TIERS,)},
             {},
             (TIERS,),
@@ -506,9 +362,12 @@ def test_at_most_200_prices_are_kept() -> None:
     ],
 )
 def test_a_subscription_keeps_the_prices_it_was_sold_at(
-    known: SubscriptionState | None, fetched: dict[str, Any], prices: dict[str, str], expected: ItemPrices
+    known: SubscriptionState | CustomerState | None,
+    fetched: dict[str, Any],
+    prices: dict[str, str],
+    expected: ItemPrices,
 ) -> None:
-    found = keep_line_terms(sold(**fetched), known, LINES, shown(prices=prices))
+    found = keep_line_terms(sold(**fetched), state_of(known), LINES, planned_ms=None, prices=prices)
     assert found.prices == expected
 
 
@@ -535,20 +394,20 @@ BIG: Final = ItemPrice("tokens:big", "api_tokens:big", "1000/9")
         pytest.param({"prices": (OWN_DEFAULT,)}, (OWN_DEFAULT, BIG), id="a model is newer"),
         pytest.param({"prices": (OWN_DEFAULT, BIG)}, None, id="none is"),
         pytest.param({"prices": (OWN_DEFAULT,), "status": "canceled"}, None, id="it has ended"),
-        pytest.param({"prices": (OWN_DEFAULT,), "line_switches": ()}, None, id="metered items bill it"),
         pytest.param({"prices": (OWN_DEFAULT,), "plan": "gone"}, None, id="its plan is gone"),
         pytest.param({"prices": (OWN_DEFAULT,), "plan": None}, None, id="it has no plan"),
         pytest.param({"prices": (OWN_DEFAULT._replace(label="?tiers"),)}, None, id="it has no unit price"),
     ],
 )
 def test_a_repair_adds_the_prices_of_new_models(changed: dict[str, Any], expected: ItemPrices | None) -> None:
-    subscription = sold(**(BY_LINES | changed))
-    state = CustomerState(subscription=subscription)
+    state = by_lines(0, **changed)
     found = with_new_models(state, BY_MODEL)
+    metered = replace(state, subscription=sold(**changed))
+    assert with_new_models(metered, BY_MODEL) is metered
     if expected is None:
         assert found is state
     else:
-        assert found == replace(state, subscription=replace(subscription, prices=expected))
+        assert found == replace(state, subscription=replace(sold(**changed), by_lines=True, prices=expected))
 
 
 def test_newer_models_cost_the_customers_default() -> None:
@@ -561,13 +420,13 @@ def test_newer_models_cost_the_customers_default() -> None:
 
 
 ROWS_TOKEN, WORDS_TOKEN = meter_token("rows"), meter_token("words")
-WITH_ROWS: Final = CustomerState(subscription=sold(**BY_LINES, prices=(WORDS, OWN_ROWS)))
-WITHOUT: Final = CustomerState(subscription=sold(**BY_LINES, prices=(WORDS,)))
+WITH_ROWS: Final = by_lines(0, prices=(WORDS, OWN_ROWS))
+WITHOUT: Final = by_lines(0, prices=(WORDS,))
 NOTHING_BILLED: Final = {ROWS_TOKEN: "0"}
 
 
 def holding(*prices: ItemPrice) -> CustomerState:
-    return CustomerState(subscription=sold(**BY_LINES, prices=prices))
+    return by_lines(0, prices=prices)
 
 
 def by_hand(
@@ -667,13 +526,20 @@ def terms_of(
 
 
 def lines_of(**changed: Any) -> CustomerState:
-    return CustomerState(subscription=sold(**(BY_LINES | {"created_ms": START} | changed)))
+    return by_lines(0, **({"created_ms": START} | changed))
 
 
 WHOLE: Final = (START, END)
 RENEWED: Final = {"start_ms": END, "end_ms": 2 * END, "anchor_ms": END}
-TRIAL: Final = {"free_spans": ((START, LATER),)}
-PAUSE: Final = {"paused_spans": ((START, LATER),)}
+
+
+def free(state: CustomerState, why: str, from_ms: int = START, till_ms: int = LATER) -> CustomerState:
+    """A state in whose terms a time was one of a trial, or of a pause."""
+    edges = ((from_ms, why), (till_ms, None))
+    return replace(state, terms=tuple(Row(at_ms, at_ms, "stripe", ((FREE, of),)) for at_ms, of in edges))
+
+
+IN_TRIAL: Final = free(lines_of(**RENEWED), "trial")
 
 
 @pytest.mark.parametrize(
@@ -700,32 +566,35 @@ PAUSE: Final = {"paused_spans": ((START, LATER),)}
             lines_of(status="canceled", ended_at_ms=LATER), (LATER, END), ("", False), id="begun at its end"
         ),
         pytest.param(lines_of(status="incomplete"), WHOLE, ("", False), id="of one that was never paid for"),
-        pytest.param(lines_of(**RENEWED, **TRIAL), WHOLE, ("sub_1", True), id="of a trial"),
+        pytest.param(IN_TRIAL, WHOLE, ("sub_1", True), id="of a trial"),
         pytest.param(
-            lines_of(**RENEWED, **TRIAL), (LATER - 1, LATER), ("sub_1", True), id="begun as a trial ended"
+            IN_TRIAL,
+            (LATER - 1, LATER),
+            ("sub_1", True),
+            id="begun as a trial ended",
         ),
-        pytest.param(lines_of(**RENEWED, **TRIAL), (LATER, END), ("sub_1", False), id="begun after a trial"),
+        pytest.param(IN_TRIAL, (LATER, END), ("sub_1", False), id="begun after a trial"),
         pytest.param(
-            lines_of(**RENEWED, free_spans=((START + MINUTES_2 - 1, END),)),
+            free(lines_of(**RENEWED), "trial", START + MINUTES_2 - 1, END),
             WHOLE,
             ("sub_1", True),
             id="of a trial that begins less than two minutes later",
         ),
         pytest.param(
-            lines_of(**RENEWED, free_spans=((START + MINUTES_2, END),)),
+            free(lines_of(**RENEWED), "trial", START + MINUTES_2, END),
             (START, START + MINUTES_2),
             ("sub_1", False),
             id="used up before a trial that begins two minutes later",
         ),
         pytest.param(
-            lines_of(**RENEWED, created_ms=LATER, **TRIAL),
+            free(lines_of(**RENEWED, created_ms=LATER), "trial"),
             WHOLE,
             ("", True),
             id="of a trial of an earlier subscription",
         ),
-        pytest.param(lines_of(**RENEWED, **PAUSE), WHOLE, ("sub_1", True), id="of a pause"),
+        pytest.param(free(lines_of(**RENEWED), "pause"), WHOLE, ("sub_1", True), id="of a pause"),
         pytest.param(
-            lines_of(**RENEWED, created_ms=LATER, **PAUSE),
+            free(lines_of(**RENEWED, created_ms=LATER), "pause"),
             WHOLE,
             ("", True),
             id="of a pause of an earlier subscription",
@@ -858,7 +727,7 @@ def test_what_all_lines_of_a_customer_share() -> None:
     assert "late" not in terms
     assert terms_of(lines_of(**RENEWED))["item"] == {"stripe": "", "currency": "usd", "metered": ""}
     assert terms_of(lines_of(**RENEWED))["periods"] == {}
-    moved = replace(lines_of(**RENEWED, line_switches=(END,)), stripe_customer="cus_1")
+    moved = replace(by_lines(END, created_ms=START, **RENEWED), stripe_customer="cus_1")
     assert terms_of(moved)["late"]["item"]["subscription"] == "sub_1"
     assert "late" not in terms_of(CustomerState(), file="meters")
 

@@ -25,7 +25,21 @@ from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.decisions.told_terms import with_terms
 from meterkit.terms.folding import fold
-from meterkit.terms.rows import ADDONS, EVER_MS, PLAN, PLAN_BY_HAND, SUBSCRIPTION, Row, Terms, in_force, tell
+from meterkit.terms.rows import (
+    ADDONS,
+    EVER_MS,
+    FREE,
+    LINES,
+    PLAN,
+    PLAN_BY_HAND,
+    SUBSCRIPTION,
+    Row,
+    Terms,
+    append_usage_fact,
+    fact_spans,
+    in_force,
+    tell,
+)
 
 START: Final = datetime(2031, 6, 1, tzinfo=UTC)
 END: Final = datetime(2031, 7, 1, tzinfo=UTC)
@@ -489,3 +503,23 @@ def test_a_report_of_the_past_keeps_prices_set_since() -> None:
     assert after.plan is None
     state = with_terms(state, after, edited, hour_ms(10), told_ms=hour_ms(30), source="app")
     assert (state.plan, [one.label for one in state.prices_on("top", hour_ms(31))]) == ("top", ["1/3"])
+
+
+def test_folding_keeps_how_usage_is_billed() -> None:
+    terms = tell((), {SUBSCRIPTION: "sub_1", PLAN: "small"}, hour_ms(0), hour_ms(0), "stripe")
+    for nth in range(1, 300):
+        terms = tell(terms, {PLAN_BY_HAND: ("team", None)[nth % 2]}, hour_ms(nth), hour_ms(nth), "app")
+    for name, value, hour in ((LINES, True, 9), (FREE, "pause", 40), (FREE, None, 90), (LINES, False, 200)):
+        terms = append_usage_fact(terms, name, value, hour_ms(hour), hour_ms(299))
+    folded = fold(terms, hour_ms(300), lambda _: JUNE_MS)
+    assert len(folded) < 10
+    assert [fact_spans(folded, name) for name in (LINES, FREE)] == [
+        fact_spans(terms, name) for name in (LINES, FREE)
+    ]
+    assert CustomerState.parse(CustomerState(terms=folded).dump()).terms == folded
+    # What is long over is in force from ever.
+    late = fold(terms, hour_ms(50) + 400 * DAY_MS, lambda _: JUNE_MS)
+    assert [(span.from_ms, span.value) for span in fact_spans(late, FREE)] == [
+        (EVER_MS, "pause"),
+        (hour_ms(90), None),
+    ]

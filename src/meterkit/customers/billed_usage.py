@@ -13,6 +13,7 @@ from meterkit.customers.history import HISTORY_BOUND, plan_until, read_history
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
+from meterkit.decisions.free_usage import is_usage_free_of
 from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
@@ -179,9 +180,9 @@ def _count_overage(
 async def _price_ended(store: Store, usage: CustomerUsage, state: CustomerState) -> Mapping[str, int | None]:
     """Price the overage of each meter in an ended period; None: no price is known."""
     used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
-    subscription, period = state.subscription, usage["period"]
+    period = usage["period"]
     span_ms = to_ms(period["start"]), to_ms(period["end"])
-    if subscription is not None and subscription.is_usage_free_of(*span_ms):
+    if is_usage_free_of(state, *span_ms):
         return dict.fromkeys(used, 0)
     recorded = await _read_recorded_at(store, usage, state, used) if used else {}
     found: dict[str, int | None] = {}

@@ -18,12 +18,12 @@ from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.compiled_decision import sends_included
+from meterkit.decisions.customer_state import is_billed_by_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import label_of, paid_price, price_line
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.safe_text import plain_text
 from meterkit.store import replies

@@ -22,6 +22,8 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     entitlements_of,
     entitlements_on,
+    is_billed_by_lines,
+    line_switches,
     overrides_in_force,
     with_learned_prices,
 )
@@ -42,7 +44,7 @@ from meterkit.decisions.transitions import (
     transition_entries,
 )
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.outbox.meters_or_lines import end_dropped_prices, is_billed_by_lines, line_switches
+from meterkit.outbox.meters_or_lines import end_dropped_prices
 from meterkit.store.event_names import ReportedMeter, read_meters, with_former_names
 from meterkit.store.input_checks import check_customer
 from meterkit.store.plan_definitions import read_unknown_plans

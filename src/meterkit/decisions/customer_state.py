@@ -35,11 +35,10 @@ from meterkit.decisions.subscription import (
     Status,
     SubscriptionState,
     access_term_of,
-    has_lines_at,
+    known_line_switches,
     restrict_unpaid,
 )
 from meterkit.decisions.subscription_periods import (
-    FORMER_STARTS_MAX,
     CountingCycle,
     Interval,
     former_bounds,
@@ -325,9 +324,28 @@ def _without_overridden(
     prices: ItemPrices, overrides: Stored, state: CustomerState, catalog: Catalog, at_ms: int
 ) -> ItemPrices:
     """Prices without those that overrides replace; where Stripe has them, its items say so themselves."""
-    if not overrides or not has_lines_at(state.subscription, at_ms, by_file=catalog.billing.is_by_lines):
+    if not overrides or not is_billed_by_lines(state, catalog, at_ms):
         return prices
     return tuple(one for one in prices if not has_price(overrides.get(one.meter, {})))
+
+
+def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
+    """Instants from which invoice lines, and metered prices again, in turn bill a customer's usage (ms).
+
+    Without a subscription, and after its end, the plans file decides.
+    """
+    known, by_file = state.subscription, catalog.billing.is_by_lines
+    switches = () if known is None else known_line_switches(known, state.terms)
+    if known is None or not (switches or known.metered):
+        return (0,) * by_file
+    ends_ms = known.ends_ms()
+    kept = tuple(at_ms for at_ms in switches if at_ms < ends_ms)
+    return kept if ends_ms == NEVER_MS or len(kept) % 2 == by_file else (*kept, ends_ms)
+
+
+def is_billed_by_lines(state: CustomerState, catalog: Catalog, at_ms: int) -> bool:
+    """Whether invoice lines, not metered prices, bill a customer's usage of an instant."""
+    return sum(switch_ms <= at_ms for switch_ms in line_switches(state, catalog)) % 2 == 1
 
 
 def keep_holds_only(
@@ -397,7 +415,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         bounds=bounds_of(state, counting, now_ms),
         valid_until_ms=min(standing.until_ms, turn_ms, next_end_ms(state.overrides, now_ms)),
         currency=catalog.currency,
-        follows_prices=has_lines_at(subscription, now_ms, by_file=catalog.billing.is_by_lines)
+        follows_prices=is_billed_by_lines(state, catalog, now_ms)
         and (not is_subscribed(state, now_ms) or has_timed_price(state.overrides)),
     )
 
@@ -536,8 +554,9 @@ def bounds_of(state: CustomerState, counting: CountingCycle, at_ms: int) -> Boun
     # An unpaid subscription begins no period: else requesting one would renew the included quantities.
     subscription = state.subscription
     if subscription is not None and subscription.has_begun_at(at_ms):
-        bounds, made_ms = subscription_bounds(subscription, counting, at_ms), subscription.made_ms
-        return former_bounds(bounds, state.former_starts_ms, at_ms) if at_ms < made_ms else bounds
+        bounds = subscription_bounds(subscription, counting, at_ms, state.terms)
+        is_earlier = at_ms < subscription.made_ms
+        return former_bounds(bounds, state.former_starts_ms, at_ms) if is_earlier else bounds
     bounds = bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)
     bounds = former_bounds(bounds, state.former_starts_ms, at_ms)
     trial_end_ms = subscription.trial_end_ms if subscription is not None else None
@@ -545,29 +564,6 @@ def bounds_of(state: CustomerState, counting: CountingCycle, at_ms: int) -> Boun
         return bounds
     # A trial is over, and what it requires has not come.
     return replace(bounds, start_ms=max(bounds.start_ms, trial_end_ms))
-
-
-def with_former_starts(
-    before: CustomerState, after: CustomerState, counting: CountingCycle, at_ms: int
-) -> CustomerState:
-    """State that keeps where its periods began, as far as its former subscription said so.
-
-    Otherwise, calendar months would replace them, and what ended with the former subscription would not.
-
-    Args:
-        before: the state until now.
-        after: the state from now on, perhaps with another subscription or none.
-        counting: cycle of included quantities until now.
-        at_ms: now.
-    """
-    old, new = before.subscription, after.subscription
-    if old is None or (new is not None and new.id == old.id) or not (old.has_begun or old.trial_end_ms):
-        return after
-    starts = [bounds_of(before, counting, at_ms).start_ms]
-    while starts[0] > old.made_ms and len(starts) < FORMER_STARTS_MAX:
-        starts.insert(0, bounds_of(before, counting, starts[0] - 1).start_ms)
-    known = (start_ms for start_ms in before.former_starts_ms if start_ms < starts[0])
-    return replace(after, former_starts_ms=(*known, *starts)[-FORMER_STARTS_MAX:])
 
 
 def with_learned_prices(before: CustomerState, after: CustomerState) -> CustomerState:

@@ -88,12 +88,12 @@ class PlansHad(NamedTuple):
         return cls(state, catalog, counting, ()).by_terms(terms_of(state, catalog, now_ms), now_ms)
 
     def by_terms(self, terms: Terms, now_ms: int) -> PlansHad:
-        """The same by terms that are at hand."""
+        """Plans by terms that are at hand."""
         spans = plan_spans(terms, now_ms, self.catalog.default_plan, self.start_of)
         return self._replace(spans=spans)
 
     def known(self) -> PlansHad:
-        """The same by a plans file that may have lost some of them."""
+        """Plans by a plans file that may have lost some of them."""
         return self._replace(
             spans=replace_lost_plans(self.spans, {plan.key for plan in self.catalog.all_plans})
         )
@@ -108,7 +108,7 @@ class PlansHad(NamedTuple):
         return bounds_of(self.state, self.counting, at_ms).start_ms
 
     def history(self, spans: Sequence[PlanSpan]) -> PlanHistory:
-        """The same for what lives on from period to period."""
+        """Plans for grants that live on from period to period."""
         plans = [(_plan_of(span, self.catalog), span.from_ms, span.is_priced) for span in spans]
         return PlanHistory(plans, partial(bounds_of, self.state, self.counting), not self.is_whole)
 
@@ -142,7 +142,7 @@ class PlansHad(NamedTuple):
         return self.share_of(next(span for span in reversed(self.spans) if span.from_ms < end_ms))
 
     def shares_of(self, spans: Sequence[PlanSpan], start_ms: int, end_ms: int) -> tuple[PlanShare, ...]:
-        """The same of some plans, also where each gives all."""
+        """Shares of some plans, also where each gives all."""
         inside = [span for span in spans if span.from_ms < end_ms]
         whole = (place for place, span in enumerate(inside) if span.from_ms <= start_ms or not span.is_priced)
         parts, length_ms = inside[max(whole) :], end_ms - start_ms
@@ -401,7 +401,7 @@ def _reduce_overdrawn(overdrawn: Mapping[str, int], allowance: Allowance) -> dic
 
 
 def _overdrawn_at(had: PlansHad, now_ms: int) -> dict[str, int]:
-    """What is overdrawn at the start of this period: each period since the latest cut makes up for a part."""
+    """Overdrawn units at the start of this period: each period since the latest cut makes up for a part."""
     state, subscription = had.state, had.state.subscription
     cut, spent = next(reversed(cuts_of(state.terms)), None), spent_of(state.terms)
     if state.plan is not None:

@@ -12,7 +12,7 @@ from meterkit.decisions.item_prices import (
     interval_of,
     with_known_meters,
 )
-from meterkit.decisions.periods import SHORTEST_MS
+from meterkit.terms.rows import LINES, fact_spans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Dunning
     from meterkit.catalog.models import Bought
     from meterkit.decisions.item_prices import ItemPrices
+    from meterkit.terms.rows import Terms
 
 Status = Literal[
     "active",
@@ -43,7 +44,6 @@ BILLED: Final[frozenset[Status | None]] = frozenset({"active", "past_due", "unpa
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _ADDONS: Final = frozenset({"addons", "pending_addons"})
-_SPANS: Final = frozenset({"free_spans", "paused_spans"})
 NEVER_MS: Final = 9_000_000_000_000_000
 _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "continue": "active",
@@ -87,6 +87,7 @@ class SubscriptionState:
         anchor_ms: its ``billing_cycle_anchor``.
         cancel_at_ms: when it ends: ``cancel_at``, or the period's end where that is when it is canceled.
         cancel_at_period_end: whether it ends with its period.
+        trial_start_ms: first instant of its trial, if that was given after its creation; 0: it began then.
         trial_end_ms: first instant after its trial.
         trial_end_action: effect of the trial's end: without a payment method, ``end_behavior``.
         pending_plan, pending_seats: plan and seats after a scheduled change.
@@ -105,13 +106,8 @@ class SubscriptionState:
         metered: its metered prices, as ``METER=PRICE``, in order, with blanks between them.
         prices: prices of its metered items; empty: not known, or none.
         pending_prices: those after a scheduled change.
-        line_switches: instants from which invoice lines, and then metered prices again, in turn bill usage,
-            of earlier subscriptions too; empty: metered prices always did. A scheduled one counts.
-        free_spans: its trials and those of earlier subscriptions: first instant, and the first one after it;
-            only where invoice lines bill usage, an earlier one had a trial, or its own was given after its
-            creation; empty: its trial began then.
-        paused_spans: its pauses and those of earlier subscriptions, likewise; one that lasts ends with
-            :data:`NEVER_MS`.
+        by_lines: whether invoice lines, not metered prices, bill the usage of its current period.
+        pending_lines_ms: scheduled instant from which on the other ones do; None: none is known.
         base_price, seat_price: of its plan and of one seat, each as ``AMOUNT CURRENCY INTERVAL``; empty: not
             known, or there is none.
         addon_prices: of one of each add-on, likewise, by its key.
@@ -131,6 +127,7 @@ class SubscriptionState:
     anchor_ms: int
     cancel_at_ms: int | None = None
     cancel_at_period_end: bool = False
+    trial_start_ms: int = 0
     trial_end_ms: int | None = None
     trial_end_action: TrialEndAction = "continue"
     pending_plan: str | None = None
@@ -151,9 +148,8 @@ class SubscriptionState:
     metered: str = ""
     prices: ItemPrices = NO_PRICES
     pending_prices: ItemPrices = NO_PRICES
-    line_switches: tuple[int, ...] = ()
-    free_spans: tuple[tuple[int, int], ...] = ()
-    paused_spans: tuple[tuple[int, int], ...] = ()
+    by_lines: bool = False
+    pending_lines_ms: int | None = None
     base_price: str = ""
     seat_price: str = ""
     addon_prices: tuple[tuple[str, str], ...] = ()
@@ -176,15 +172,7 @@ class SubscriptionState:
             found[name] = parse_bought(found[name])
         if "addon_prices" in found:
             found["addon_prices"] = tuple((key, price) for key, price in found["addon_prices"])
-        if "line_switches" in found:
-            found["line_switches"] = tuple(found["line_switches"])
-        for name in found.keys() & _SPANS:
-            found[name] = tuple((from_ms, till_ms) for from_ms, till_ms in found[name])
         return cls(**found)
-
-    def is_by_lines_at(self, at_ms: int) -> bool:
-        """Whether invoice lines, not metered prices, bill usage of an instant."""
-        return sum(switch_ms <= at_ms for switch_ms in self.line_switches) % 2 == 1
 
     @property
     def usage_period(self) -> tuple[int, int]:
@@ -330,32 +318,6 @@ class SubscriptionState:
             return False
         return self.void_until_ms is None or now_ms < self.void_until_ms
 
-    def is_usage_free_of(self, start_ms: int, invoiced_ms: int | None = None) -> bool:
-        """Whether no invoice bills the usage of the period that begins then: a trial, or a pause.
-
-        https://docs.stripe.com/billing/subscriptions/trials/free-trials
-
-        Args:
-            start_ms: the period's first instant.
-            invoiced_ms: when its invoice is made: collection that is paused then voids it; None: not yet.
-        """
-        at_ms = start_ms if invoiced_ms is None else invoiced_ms
-        return self.is_trial_of(start_ms) or self.is_paused_from(start_ms) or self.is_unpaid_at(at_ms)
-
-    def is_trial_of(self, start_ms: int) -> bool:
-        """Whether the period that begins then is one of a trial, which may begin a little later than that."""
-        return any(from_ms - SHORTEST_MS < start_ms < till_ms for from_ms, till_ms in self.trials())
-
-    def is_paused_from(self, start_ms: int) -> bool:
-        """Whether the period that begins then is one of a pause, which may begin a little later than that."""
-        return any(from_ms - SHORTEST_MS < start_ms < till_ms for from_ms, till_ms in self.paused_spans)
-
-    def trials(self) -> tuple[tuple[int, int], ...]:
-        """Its trials, and known ones of earlier subscriptions: first instant, and the first one after it."""
-        if self.free_spans or self.trial_end_ms is None:
-            return self.free_spans
-        return ((self.created_ms, self.trial_end_ms),)
-
     def failed_since_ms(self) -> int:
         """Instant of the first failed collection; if not known, the start of the period."""
         return self.failed_at_ms or self.start_ms
@@ -368,23 +330,17 @@ class SubscriptionState:
         return self.pending_at_ms is not None and now_ms >= self.pending_at_ms
 
 
-def find_line_switches(known: SubscriptionState | None, *, by_file: bool) -> tuple[int, ...]:
-    """Instants from which invoice lines, and metered prices again, in turn bill a customer's usage (ms).
+def known_line_switches(known: SubscriptionState, terms: Terms) -> tuple[int, ...]:
+    """Instants from which invoice lines, and metered prices again, in turn bill usage.
 
     Args:
-        known: the customer's subscription. Without one, and after its end, the plans file decides.
-        by_file: whether lines bill usage by the plans file.
+        known: the customer's subscription; what it has scheduled counts.
+        terms: of the customer.
     """
-    if known is None or not (known.line_switches or known.metered):
-        return (0,) * by_file
-    ends_ms = known.ends_ms()
-    kept = tuple(at_ms for at_ms in known.line_switches if at_ms < ends_ms)
-    return kept if ends_ms == NEVER_MS or len(kept) % 2 == by_file else (*kept, ends_ms)
-
-
-def has_lines_at(known: SubscriptionState | None, at_ms: int, *, by_file: bool) -> bool:
-    """Whether invoice lines, not metered prices, bill usage of an instant; see :func:`find_line_switches`."""
-    return sum(switch_ms <= at_ms for switch_ms in find_line_switches(known, by_file=by_file)) % 2 == 1
+    spans = fact_spans(terms, LINES)
+    pairs = zip((False, *(span.value for span in spans)), spans, strict=False)
+    told = tuple(max(0, span.from_ms) for before, span in pairs if span.value != before)
+    return told if known.pending_lines_ms is None else (*told, known.pending_lines_ms)
 
 
 def meters_switched_by_others(
@@ -403,7 +359,7 @@ def meters_switched_by_others(
     if known is None or found is None or not known.metered or known.id != found.id:
         return frozenset()
     is_expected = known.mark != found.mark or known.plan_at(now_ms) != known.plan or found.status in ENDED
-    is_moved = known.is_by_lines_at(known.start_ms) != known.is_by_lines_at(found.start_ms)
+    is_moved = known.pending_lines_ms is not None and known.pending_lines_ms <= found.start_ms
     if is_expected or is_moved or known.metered == found.metered:
         return frozenset()
     changed = set(known.metered.split()) ^ set(found.metered.split())

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from meterkit.decisions.item_prices import interval_of
 from meterkit.decisions.periods import DAY_MS, SHORTEST_MS, Bounds, bounds_at
 from meterkit.decisions.subscription import BILLED, ENDED, NEVER_MS
+from meterkit.terms.rows import FREE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from meterkit.catalog import Plan
     from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.terms.rows import Terms
 
 Interval = Literal["month", "year"]
 _LONGEST_MS: Final[dict[Interval, int]] = {"month": 31 * DAY_MS, "year": 366 * DAY_MS}
@@ -47,14 +49,16 @@ class _CycleSpan(NamedTuple):
     is_whole: bool = False
 
 
-def subscription_bounds(subscription: SubscriptionState, counting: CountingCycle, at_ms: int) -> Bounds:
+def subscription_bounds(
+    subscription: SubscriptionState, counting: CountingCycle, at_ms: int, terms: Terms
+) -> Bounds:
     """The period that an instant lies in, and the next one.
 
     The subscription's own period, where included quantities are counted over no less; else months (or years)
     from its anchor: so also beyond the period that is known, and before it. Before it was made and after it
     has ended: calendar months.
     """
-    stretches = tuple(_cycle_spans(subscription, counting))
+    stretches = tuple(_cycle_spans(subscription, counting, terms))
     start_ms, end_ms = _period_at(stretches, counting, at_ms)
     _, next_end_ms = _period_at(stretches, counting, end_ms)
     return Bounds(start_ms=start_ms, end_ms=end_ms, next_end_ms=next_end_ms)
@@ -94,14 +98,16 @@ def _period_at(stretches: Iterable[_CycleSpan], counting: CountingCycle, at_ms: 
     return max(grid.start_ms, stretch.from_ms), min(grid.end_ms, stretch.till_ms)
 
 
-def _cycle_spans(subscription: SubscriptionState, counting: CountingCycle) -> Iterator[_CycleSpan]:
+def _cycle_spans(
+    subscription: SubscriptionState, counting: CountingCycle, terms: Terms
+) -> Iterator[_CycleSpan]:
     start_ms, end_ms, ends_ms = subscription.start_ms, _current_end_ms(subscription), subscription.ends_ms()
     made_ms = min(subscription.created_ms or start_ms, start_ms, ends_ms)
     is_trial = subscription.status == "trialing"
     is_whole = is_trial or end_ms - start_ms <= _LONGEST_MS[counting.per]
     anchor_ms, anew_ms = subscription.anchor_ms, counting.anew_ms
     grid = bounds_at(start_ms, anchor_ms=anchor_ms, interval=counting.per)
-    is_resumed = any(start_ms == till_ms for _, till_ms in subscription.paused_spans)
+    is_resumed = any(row.since_ms == start_ms and (FREE, None) in row.facts for row in terms)
     if not (is_trial or is_resumed) and (not is_whole or grid.end_ms == end_ms):
         # Stripe has a price of another interval begin in mid-period; what was used in it stays used.
         start_ms = max(grid.start_ms, made_ms)
@@ -188,8 +194,14 @@ class Renewals(NamedTuple):
         return self.latest_ms if at_ms >= self.before_ms else ends_ms
 
 
-def renewals_of(subscription: SubscriptionState | None, now_ms: int) -> Renewals | None:
-    """The latest renewals of a subscription by the clock; None: it has no invoice with usage yet."""
+def renewals_of(subscription: SubscriptionState | None, now_ms: int, terms: Terms) -> Renewals | None:
+    """The latest renewals of a subscription by the clock; None: it has no invoice with usage yet.
+
+    Args:
+        subscription: a customer's.
+        now_ms: now.
+        terms: of the customer.
+    """
     if subscription is None or not subscription.has_begun_at(now_ms):
         return None
     if subscription.status_at(now_ms) == "paused":
@@ -200,10 +212,10 @@ def renewals_of(subscription: SubscriptionState | None, now_ms: int) -> Renewals
     if now_ms >= ends_ms or subscription.status_at(now_ms) in ENDED:
         latest_ms = ends_ms
     else:
-        latest_ms = subscription_bounds(subscription, counting, now_ms).start_ms
+        latest_ms = subscription_bounds(subscription, counting, now_ms, terms).start_ms
     if latest_ms <= since_ms:
         return None
-    before_ms = subscription_bounds(subscription, counting, latest_ms - 1).start_ms
+    before_ms = subscription_bounds(subscription, counting, latest_ms - 1, terms).start_ms
     return Renewals(since_ms, max(since_ms, before_ms), latest_ms)
 
 
@@ -227,7 +239,7 @@ def is_cut_short(known: SubscriptionState, at_ms: int) -> bool:
     cycle, counting = _usage_cycle(known)
     if not cycle.start_ms < at_ms or known.status_at(at_ms - 1) not in BILLED:
         return False
-    return at_ms != known.ends_ms() and subscription_bounds(cycle, counting, at_ms).start_ms != at_ms
+    return at_ms != known.ends_ms() and subscription_bounds(cycle, counting, at_ms, ()).start_ms != at_ms
 
 
 def stops_billing_ms(subscription: SubscriptionState) -> int:

@@ -10,12 +10,13 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     has_paid_terms,
     plan_named,
-    with_former_starts,
     with_learned_prices,
 )
+from meterkit.decisions.free_usage import TRIAL, append_billing, free_reasons
 from meterkit.decisions.item_prices import NO_PRICES, line_prices
 from meterkit.decisions.periods import SHORTEST_MS, bounds_at
 from meterkit.decisions.subscription import ENDED
+from meterkit.decisions.subscription_periods import FORMER_STARTS_MAX
 from meterkit.terms.folding import fold
 from meterkit.terms.rows import (
     ADDONS,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.decisions.subscription_periods import CountingCycle
     from meterkit.terms.rows import Source, Terms
 
 
@@ -111,12 +113,37 @@ def with_terms(
         if after.subscription is not None and from_ms < at_ms:
             terms = tell(terms, {PRICES: after.subscription.prices_at(from_ms)}, from_ms, told_ms, "stripe")
     terms = tell(terms, facts, at_ms, told_ms, "stripe" if is_report else source)
+    if is_report and after.subscription is not None:
+        terms = append_billing(terms, before.subscription, after.subscription, told_ms)
     counting = effective_plan(before, catalog, at_ms - 1).counting
 
     def start_of(instant_ms: int) -> int:
         return bounds_of(before, counting, instant_ms).start_ms
 
     return with_former_starts(before, replace(after, terms=fold(terms, told_ms, start_of)), counting, at_ms)
+
+
+def with_former_starts(
+    before: CustomerState, after: CustomerState, counting: CountingCycle, at_ms: int
+) -> CustomerState:
+    """State that keeps where its periods began, as far as its former subscription said so.
+
+    Otherwise, calendar months would replace them, and what ended with the former subscription would not.
+
+    Args:
+        before: the state until now.
+        after: the state from now on, perhaps with another subscription or none.
+        counting: cycle of included quantities until now.
+        at_ms: now.
+    """
+    old, new = before.subscription, after.subscription
+    if old is None or (new is not None and new.id == old.id) or not (old.has_begun or old.trial_end_ms):
+        return after
+    starts = [bounds_of(before, counting, at_ms).start_ms]
+    while starts[0] > old.made_ms and len(starts) < FORMER_STARTS_MAX:
+        starts.insert(0, bounds_of(before, counting, starts[0] - 1).start_ms)
+    known = (start_ms for start_ms in before.former_starts_ms if start_ms < starts[0])
+    return replace(after, former_starts_ms=(*known, *starts)[-FORMER_STARTS_MAX:])
 
 
 def _facts_of(state: CustomerState, catalog: Catalog, at_ms: int) -> dict[str, Any]:
@@ -163,7 +190,7 @@ def _late_period(state: CustomerState, catalog: Catalog, at_ms: int) -> tuple[in
         return ()
     counting = effective_plan(state, catalog, at_ms).counting
     start_ms = subscription.made_ms
-    if subscription.trial_end_ms is not None and subscription.is_trial_of(start_ms):
+    if subscription.trial_end_ms is not None and TRIAL in free_reasons(state, start_ms):
         start_ms = subscription.trial_end_ms
     end_ms = bounds_of(state, counting, start_ms).end_ms
     grid = bounds_at(end_ms - 1, anchor_ms=subscription.anchor_ms, interval=counting.per)

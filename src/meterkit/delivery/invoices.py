@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.customers.history import plan_until, read_history
+from meterkit.decisions.free_usage import PAUSE, free_reasons
 from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
@@ -400,10 +401,10 @@ async def read_period_billing(
     """
     start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
     subscription, now_ms = state.subscription, store.now_ms()
-    if subscription is None or subscription.is_paused_from(start_ms):
+    if subscription is None or PAUSE in free_reasons(state, start_ms):
         return None
     if start_ms >= (subscription.created_ms or subscription.start_ms):
-        renewals = renewals_of(subscription, now_ms)
+        renewals = renewals_of(subscription, now_ms, state.terms)
         # By its start: the last period of an ended subscription may end some minutes later.
         made_ms = None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
         if made_ms is None:

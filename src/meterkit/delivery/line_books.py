@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.catalog.value_parsers import money
 from meterkit.customers.history import read_former_links, read_history
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.customer_state import line_switches
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import unit_cents
@@ -22,7 +23,7 @@ from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.stripe_books import none_if_gone
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import amount_each, usage_key_of
-from meterkit.outbox.meters_or_lines import USAGE_KEY, is_usage_line, item_of, line_switches, metadata_of
+from meterkit.outbox.meters_or_lines import USAGE_KEY, is_usage_line, item_of, metadata_of
 from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:

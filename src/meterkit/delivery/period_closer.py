@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.billed_usage import UninvoicedUnits, read_uninvoiced, record_uninvoiced
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.customer_state import line_switches
 from meterkit.decisions.periods import from_ms, iso, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.delivery.audit_root import RootWriter
@@ -31,7 +32,7 @@ from meterkit.outbox.close_queue import (
     read_invoice_end,
     store_invoice_end,
 )
-from meterkit.outbox.meters_or_lines import is_usage_invoice, line_switches
+from meterkit.outbox.meters_or_lines import is_usage_invoice
 from meterkit.store.task_lease import TaskLease
 from meterkit.store.unreadable_data import damage_of, is_of_the_store
 from meterkit.stripe.request import ENDED_HERE, KEY_REFUSALS

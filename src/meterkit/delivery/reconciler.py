@@ -12,6 +12,7 @@ from meterkit.customers.billed_usage import UnitsByPrice, price_usage, read_nega
 from meterkit.customers.history import is_relinked
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.customer_state import is_billed_by_lines
 from meterkit.decisions.periods import aware_ms, to_ms
 from meterkit.delivery.flush_report import FlushReport
 from meterkit.delivery.intent_comparer import CAUSE, IntentComparer
@@ -21,7 +22,6 @@ from meterkit.delivery.reconcile_findings import EventBooks, advice_on_event, ad
 from meterkit.delivery.stripe_books import StripeBooks, item_books
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.outbox.intents import can_resend, is_refused
-from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.operator_commands import Intents
 from meterkit.store.event_names import read_meters
 from meterkit.store.input_checks import check_customer

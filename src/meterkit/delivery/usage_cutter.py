@@ -22,11 +22,11 @@ from meterkit.customers.late_usage_on_price_change import (
     release_usage,
 )
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.customer_state import is_billed_by_lines
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.summaries import wait_until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
-from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.operator_commands import Intents
 from meterkit.outbox.outbox import Outbox
 from meterkit.outbox.sealer import PriceCut

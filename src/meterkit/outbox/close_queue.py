@@ -109,7 +109,7 @@ def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
 async def note_renewal(
     store: Store,
     customer: str,
-    subscription: SubscriptionState | None,
+    state: CustomerState,
     *,
     known: SubscriptionState | None,
 ) -> None:
@@ -121,17 +121,18 @@ async def note_renewal(
     Args:
         store: has the queue.
         customer: the customer's id.
-        subscription: as Stripe shows it.
+        state: with the subscription as Stripe shows it.
         known: the customer's subscription as it was known before.
 
     Raises:
         StoreError: the store does not answer.
     """
+    subscription = state.subscription
     sells_usage = any(meter.stripe is not None for meter in store.catalog.meters.values())
     if subscription is None or not subscription.has_begun or not sells_usage:
         return
     now_ms, ends = store.now_ms(), list[int]()
-    renewals = renewals_of(subscription, now_ms)
+    renewals = renewals_of(state.subscription, now_ms, state.terms)
     was_open = known is not None and known.status not in ENDED
     has_ended = was_open and subscription.status in ENDED
     if renewals is not None and (has_ended or now_ms < renewals.latest_ms + _RENEWED_WITHIN_MS):
@@ -331,7 +332,7 @@ def _is_too_late(one: SealedIntent, data: bytes, end: InvoiceEnd, now_ms: int, *
     minute_ms = one.timestamp * 1000
     try:
         state = CustomerState.parse(data)
-        renewals = renewals_of(state.subscription, now_ms)
+        renewals = renewals_of(state.subscription, now_ms, state.terms)
     except (ValueError, TypeError, AttributeError, MeterkitError):
         return False
     # A customer linked to another Stripe customer before has unknown invoices there.

@@ -6,14 +6,17 @@ The plans file decides for new subscriptions. Present ones keep their way until 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.decisions.customer_state import is_billed_by_lines, line_switches
 from meterkit.decisions.item_prices import NO_PRICES, ItemPrice, line_prices
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.price_segments import NOT_BILLED
-from meterkit.decisions.subscription import ENDED, NEVER_MS, find_line_switches, has_lines_at
-from meterkit.decisions.subscription_periods import stops_billing_ms
+from meterkit.decisions.subscription import (
+    ENDED,
+    NEVER_MS,
+    known_line_switches,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.decisions.transitions import TermsInForce
 
-_SPANS_MOST: Final = 4
 CUSTOMER_KEY: Final = "meterkit_customer"
 """Key in metadata at Stripe for the app's own id of a customer."""
 LINE_KEY: Final = "meterkit_line"
@@ -33,22 +35,6 @@ USAGE_KEY: Final = "meterkit_usage"
 """Key in the metadata of a line, and of an invoice of our own, for the hash of customer, meter and period."""
 METER_KEY: Final = "meterkit_meter"
 """Key in the metadata of a line for the name of its meter."""
-
-
-def line_switches(state: CustomerState, catalog: Catalog) -> tuple[int, ...]:
-    """Instants at which a customer's usage moves to invoice lines, and back: :func:`find_line_switches`."""
-    return find_line_switches(state.subscription, by_file=catalog.billing.is_by_lines)
-
-
-def is_billed_by_lines(state: CustomerState, catalog: Catalog, period_ms: int) -> bool:
-    """Whether invoice lines, not metered prices, bill a customer's usage of a period.
-
-    Args:
-        state: the customer's.
-        catalog: the plans file.
-        period_ms: the period's first instant, or a later one of it.
-    """
-    return has_lines_at(state.subscription, period_ms, by_file=catalog.billing.is_by_lines)
 
 
 def must_move(state: CustomerState, catalog: Catalog) -> bool:
@@ -69,135 +55,55 @@ def with_usage_billed(catalog: Catalog, *, by_lines: bool) -> Catalog:
     return replace(catalog, billing=billing, other_currencies=others)
 
 
-class ShownLineTerms(NamedTuple):
-    """Terms of invoice lines that a subscription at Stripe shows.
-
-    Attributes:
-        planned_ms: when its schedule adds or removes all metered items; None: never.
-        trial_ms: its trial: first instant, and the first one after it; None: it has none.
-        prices: those at which its plan was sold: event name to label; empty: it does not show them.
-    """
-
-    planned_ms: int | None
-    trial_ms: tuple[int, int] | None
-    prices: Mapping[str, str]
-
-
 def keep_line_terms(
     subscription: SubscriptionState,
-    known: SubscriptionState | None,
+    before: CustomerState,
     catalog: Catalog,
-    shown: ShownLineTerms,
+    *,
+    planned_ms: int | None,
+    prices: Mapping[str, str],
 ) -> SubscriptionState:
-    """Give a fetched subscription its known pauses, and the terms of usage without metered prices.
+    """Give a fetched subscription the terms of usage without metered prices.
 
     Args:
         subscription: as fetched.
-        known: the stored one.
+        before: the stored state of its customer.
         catalog: the plans file.
-        shown: what Stripe shows of these terms.
+        planned_ms: when its schedule adds or removes all metered items; None: never.
+        prices: those at which its plan was sold: event name to label; empty: it does not show them.
     """
-    switches = _next_switches(subscription, known, catalog, shown.planned_ms)
-    keeps_trials = (
-        bool(switches) or _begins_later(subscription, shown.trial_ms) or _follows_trial(subscription, known)
-    )
-    free_spans = _next_free_spans(subscription, known, shown.trial_ms) if keeps_trials else ()
-    paused_spans = _next_paused_spans(subscription, known)
-    changed = replace(subscription, line_switches=switches, free_spans=free_spans, paused_spans=paused_spans)
-    is_now_by_lines = changed.is_by_lines_at(subscription.start_ms)
-    return _keep_line_prices(changed, known, catalog, shown.prices) if is_now_by_lines else changed
+    by_lines, pending_ms = _read_carrier(subscription, before, catalog, planned_ms)
+    changed = replace(subscription, by_lines=by_lines, pending_lines_ms=pending_ms)
+    return _keep_line_prices(changed, before.subscription, catalog, prices) if by_lines else changed
 
 
-def _begins_later(subscription: SubscriptionState, trial_ms: tuple[int, int] | None) -> bool:
-    """Whether a trial was given to a subscription that had begun: what was used before it is billed."""
-    created_ms = subscription.created_ms
-    return trial_ms is not None and created_ms > 0 and trial_ms[0] >= created_ms + SHORTEST_MS
-
-
-def _follows_trial(subscription: SubscriptionState, known: SubscriptionState | None) -> bool:
-    """Whether an earlier subscription had a trial: its usage stays free."""
-    if known is None:
-        return False
-    return bool(known.free_spans if known.id == subscription.id else known.trials())
-
-
-def _next_free_spans(
-    subscription: SubscriptionState, known: SubscriptionState | None, trial_ms: tuple[int, int] | None
-) -> tuple[tuple[int, int], ...]:
-    """Keep known trials: usage of one may be billed after another subscription has begun.
-
-    A trial is over when its subscription is.
-    """
-    spans = dict(() if known is None else known.trials())
-    if known is not None and known.id != subscription.id:
-        until_ms = _followed_ms(known, subscription)
-        spans = {from_ms: min(till_ms, until_ms) for from_ms, till_ms in spans.items()}
-    if trial_ms is not None:
-        # A state may have the same trial from another instant on: an earlier release took its creation.
-        spans = {from_ms: till_ms for from_ms, till_ms in spans.items() if till_ms != trial_ms[1]}
-        # Its end may have moved.
-        spans[trial_ms[0]] = min(trial_ms[1], subscription.ends_ms())
-    return tuple(sorted(spans.items())[-_SPANS_MOST:])
-
-
-def _next_paused_spans(
-    subscription: SubscriptionState, known: SubscriptionState | None
-) -> tuple[tuple[int, int], ...]:
-    """Keep known pauses: usage of one may be billed after it.
-
-    A pause ends the period, and its end begins another one unless that follows too soon: then it frees no
-    usage. It is over when its subscription is.
-    """
-    if known is not None and known.id != subscription.id:
-        over_ms = _followed_ms(known, subscription)
-    elif subscription.status == "paused":
-        over_ms = NEVER_MS
-    else:
-        over_ms = subscription.ends_ms() if subscription.status in ENDED else subscription.usage_period[0]
-    kept = () if known is None else known.paused_spans
-    ended = ((from_ms, over_ms if till_ms == NEVER_MS else till_ms) for from_ms, till_ms in kept)
-    spans = {from_ms: till_ms for from_ms, till_ms in ended if till_ms - from_ms >= SHORTEST_MS}
-    if subscription.status == "paused":
-        spans[stops_billing_ms(subscription)] = NEVER_MS
-    return tuple(sorted(spans.items())[-_SPANS_MOST:])
-
-
-def _followed_ms(known: SubscriptionState, subscription: SubscriptionState) -> int:
-    """Instant at which a subscription is over: when it ends, and no later than when another one begins."""
-    return min(known.ends_ms(), subscription.created_ms or subscription.start_ms)
-
-
-def _next_switches(
-    subscription: SubscriptionState,
-    known: SubscriptionState | None,
-    catalog: Catalog,
-    planned_ms: int | None,
-) -> tuple[int, ...]:
+def _read_carrier(
+    subscription: SubscriptionState, before: CustomerState, catalog: Catalog, planned_ms: int | None
+) -> tuple[bool, int | None]:
     """Compare the known switches with the items that Stripe shows.
 
     A period has one way. Once all metered items are gone, lines bill the open period. New metered items bill
     from the next period on.
+
+    Returns:
+        Whether lines bill the current period, and when that changes; None: never.
     """
     start_ms, has_items = subscription.start_ms, _has_metered_items(subscription)
-    by_file = catalog.billing.is_by_lines
-    if known is None:
-        found = (0,) * (by_file and not has_items)
-    else:
-        found = tuple(at_ms for at_ms in known.line_switches if at_ms <= start_ms)
+    known, by_file = before.subscription, catalog.billing.is_by_lines
+    by_lines, was_planned = by_file and not has_items, False
+    if known is not None:
+        found = [at_ms for at_ms in known_line_switches(known, before.terms) if at_ms <= start_ms]
+        by_lines, was_planned = len(found) % 2 == 1, planned_ms == known.pending_lines_ms
         is_same = known.id == subscription.id
-        by_lines = len(found) % 2 == 1
-        was_canceled = is_same and bool(known.metered) == has_items and found[-1:] == (start_ms,)
-        if by_lines == has_items and was_canceled:
-            found = found[:-1]
-        elif by_lines and has_items and is_same:
-            return found if planned_ms is not None else (*found, subscription.end_ms)
-        elif by_lines == has_items and (has_items or by_file):
-            found = (*found, start_ms)
-    if planned_ms is None or planned_ms <= start_ms or (len(found) % 2 == 1) == has_items:
-        return found
+        was_canceled = is_same and bool(known.metered) == has_items and found[-1:] == [start_ms]
+        if by_lines and has_items and is_same and not was_canceled:
+            return True, subscription.end_ms if planned_ms is None else None
+        if by_lines == has_items and (was_canceled or has_items or by_file):
+            by_lines = not by_lines
+    if planned_ms is None or planned_ms <= start_ms or by_lines == has_items:
+        return by_lines, None
     # Where the file says `meters`, a plan without metered prices bills no usage.
-    was_planned = known is not None and planned_ms in known.line_switches
-    return (*found, planned_ms) if by_file or not has_items or was_planned else found
+    return by_lines, planned_ms if by_file or not has_items or was_planned else None
 
 
 def _has_metered_items(subscription: SubscriptionState) -> bool:
@@ -241,7 +147,7 @@ def with_new_models(state: CustomerState, catalog: Catalog) -> CustomerState:
         return state
     own = catalog.in_currency(subscription.currency)
     plan = own.find_plan(subscription.plan)
-    if plan is None or not subscription.is_by_lines_at(subscription.start_ms):
+    if plan is None or not subscription.by_lines:
         return state
     known = tuple(one for one in subscription.prices if one.is_exact)
     prices = line_prices(plan, own, known, has_new_models=True)

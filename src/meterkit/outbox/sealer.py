@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.customer_state import line_switches
 from meterkit.decisions.keys import HEAD_FIELD
 from meterkit.decisions.limit_policies import keep_ms_of
 from meterkit.decisions.packed import CounterHead
 from meterkit.errors import StoreError
 from meterkit.outbox.close_queue import CloseQueue
 from meterkit.outbox.intents import NONCE_DIGITS, SEALED_DIGITS
-from meterkit.outbox.meters_or_lines import line_switches
 from meterkit.outbox.sealing_terms import EndedPeriod, invoice_terms, line_terms
 from meterkit.redis.server import is_key_error, is_refusal
 from meterkit.store import replies

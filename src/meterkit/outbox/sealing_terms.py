@@ -14,14 +14,16 @@ from meterkit.decisions.customer_state import (
     effective_plan,
     entitlements_of,
     entitlements_on,
+    line_switches,
     overrides_in_force,
 )
+from meterkit.decisions.free_usage import free_reasons, is_usage_free_of
 from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import NOT_BILLED, sent_price, unit_cents
 from meterkit.decisions.subscription import BILLED, NEVER_MS
 from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, Renewals, renewals_of
-from meterkit.outbox.meters_or_lines import has_metered_periods, line_switches
+from meterkit.outbox.meters_or_lines import has_metered_periods
 from meterkit.store.event_names import find_ended_events
 from meterkit.terms.rows import LINK, PLAN, PLAN_BY_HAND, SUBSCRIPTION, in_force
 
@@ -64,7 +66,7 @@ def invoice_terms(view: CustomerView, reported: Mapping[str, ReportedMeter], now
     if subscription is None:
         return ""
     # In a trial, usage is late only if an invoice is known to be final.
-    renewals = renewals_of(subscription, now_ms) or Renewals(0, 0, 0)
+    renewals = renewals_of(subscription, now_ms, state.terms) or Renewals(0, 0, 0)
     plan = subscription.plan_at(now_ms)
     is_billed = is_billed_at(subscription, now_ms) and view.cache.catalog.billing.late_usage == "next_period"
     is_changed = subscription.pending_at_ms is not None and subscription.pending_at_ms <= now_ms
@@ -272,13 +274,11 @@ def _period_terms(
             given = entitlements_on(plan, state, catalog, at_ms)
         return {
             "subscription": sold,
-            "free": subscription is not None and subscription.is_usage_free_of(period.begins_ms, ends_ms),
+            "free": is_usage_free_of(state, period.begins_ms, ends_ms),
             "meters": _price_labels(given, state.prices_on(named, at_ms), reported, catalog, overrides),
         }
     effective = effective_plan(state, catalog, at_ms)
-    is_free = subscription is not None and (
-        subscription.is_trial_of(period.begins_ms) or subscription.is_paused_from(period.begins_ms)
-    )
+    is_free = bool(free_reasons(state, period.begins_ms))
     given = entitlements_of(effective, catalog)
     labels = _price_labels(given, effective.prices, reported, catalog, overrides)
     return {"subscription": "", "free": is_free, "meters": labels}

@@ -84,7 +84,7 @@ class CatalogAlarms:
         return True
 
     def is_new_plan(self, plan: str) -> bool:
-        """Whether this plan is asked for here for the first time."""
+        """Whether this process looks for this plan for the first time."""
         return self._is_new("asked", plan)
 
     def log_ignored_overrides(self, customer: str, effective: EffectivePlan) -> None:
@@ -275,14 +275,11 @@ class CompiledCatalog:
         self.holds_rows = self.has_rows and (catalog.counts_spend or catalog.has_subjects)
         self.has_model_prices = self.has_rows or any(credit.by_model for credit in catalog.credits.values())
         self.by_model = self.derives or self.has_model_prices or settle_audited is not None
-        self.allots = allot is not None and any(
-            found == "250ms"
-            for found in (
-                catalog.allotment,
-                *(route.allotment for route in catalog.routes),
-                *(plan.allotment for plan in catalog.all_plans),
-            )
+        plans, routes = (
+            (one.allotment for one in catalog.all_plans),
+            (one.allotment for one in catalog.routes),
         )
+        self.allots = allot is not None and "250ms" in {catalog.allotment, *routes, *plans}
         self.charges = {
             name: ModelCharges(meter.charges)
             for name, meter in catalog.meters.items()

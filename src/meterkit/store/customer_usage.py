@@ -12,6 +12,7 @@ from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.decisions.customer_overrides import overridden_label
 from meterkit.decisions.customer_state import CustomerState, bounds_of, entitlements_of, overrides_in_force
+from meterkit.decisions.free_usage import is_usage_free_of
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel, presigned_bytes_at
 from meterkit.decisions.grants import MICRO, PrepaidPlans, prepaid_of, target_of
 from meterkit.decisions.item_prices import FixedPrice, prices_by_meter
@@ -239,7 +240,7 @@ def read_usage_reply(
     subscription, rolled = state.subscription, rolled_over(funds.held, effective.allowance, now_ms)
     interval = _paid_interval(subscription, now_ms) or effective.plan.price.interval
     own = prices_by_meter(effective.prices, catalog)
-    is_usage_free = subscription is not None and subscription.is_usage_free_of(view.start_ms, view.end_ms)
+    is_usage_free = is_usage_free_of(state, view.start_ms, view.end_ms)
 
     def of_meter(name: str) -> MeterUsage:
         if is_past:

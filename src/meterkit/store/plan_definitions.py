@@ -42,7 +42,7 @@ async def exchange_plans(admin: Admin, store: Store, *, writes: bool = True) -> 
     more = with_former_plans(catalog, [*known.values(), *_list_readable(gone, admin, catalog)])
     if more != catalog:
         store.use(more)
-    # What is stored of a plan that left is whole: here it may lack what this file lacks.
+    # A plan that left is stored whole: here, parts of it may be left out.
     own = {name: one for name, one in known.items() if name in of_file or name not in stored}
     changed = {name: entry for name, one in own.items() if (entry := _replace(stored.get(name), one))}
     if changed and writes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Sel
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, bounds_of, refusal_of
 from meterkit.decisions.decision import Decision
+from meterkit.decisions.free_usage import TRIAL, free_reasons, is_usage_free_of
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.limit_policies import ceiling_of
@@ -249,8 +250,7 @@ class CustomerView:
             cache.note_missing_plan(customer, effective.missing_plan)
         if effective.overrides:
             cache.alarms.log_ignored_overrides(customer, effective)
-        subscription = state.subscription
-        self.is_trial = subscription is not None and subscription.is_trial_of(effective.bounds.start_ms)
+        self.is_trial = TRIAL in free_reasons(state, effective.bounds.start_ms)
         self.entitlements = cache.resolve_entitlements(self.effective)
         self.prepaid = prepaid_of(rev, state, self.effective, cache.prepaid, anonymous=anonymous)
         self.decisions: dict[int, PreparedDecision] = _EMPTY
@@ -394,8 +394,8 @@ class CustomerView:
     def period_of(self, at_ms: int) -> tuple[Bounds, bool]:
         """Period of an instant, and whether its usage costs nothing, as in a trial or a pause."""
         state = self.state
-        own, subscription = bounds_of(state, self.effective.counting, at_ms), state.subscription
-        return own, subscription is not None and subscription.is_usage_free_of(own.start_ms, own.end_ms)
+        own = bounds_of(state, self.effective.counting, at_ms)
+        return own, is_usage_free_of(state, own.start_ms, own.end_ms)
 
     def undecided(self) -> Decision:
         """Decision that allows, for enforcement ``off``."""

@@ -11,14 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.customers.drift_records import Drift, DriftRecords
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import has_price, overrides_at
-from meterkit.decisions.customer_state import seat_meter
+from meterkit.decisions.customer_state import is_billed_by_lines, seat_meter
 from meterkit.errors import StripeError
-from meterkit.outbox.meters_or_lines import (
-    is_billed_by_lines,
-    must_move,
-    with_new_models,
-    with_usage_billed,
-)
+from meterkit.outbox.meters_or_lines import must_move, with_new_models, with_usage_billed
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import (
     addons_in,

@@ -250,9 +250,9 @@ def line_price_changes(found: Mapping[str, Any], subscription: SubscriptionState
         found: the subscription as Stripe shows it.
         subscription: the same as it is stored.
     """
-    plan, is_by_lines = subscription.plan, subscription.is_by_lines_at(subscription.start_ms)
+    plan = subscription.plan
     prices = {one.event_name: one.label for one in subscription.prices if one.is_exact}
-    if plan is None or not prices or not is_by_lines or subscription.status in ENDED:
+    if plan is None or not prices or not subscription.by_lines or subscription.status in ENDED:
         return {}
     known = part_of(found, "metadata")
     stale = {name: "" for name in known if name.startswith(PRICES_KEY)}

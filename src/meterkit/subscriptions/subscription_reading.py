@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog.addons import with_addons
 from meterkit.decisions.customer_state import covered_seats, seat_meter
+from meterkit.decisions.periods import SHORTEST_MS
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN, Status, SubscriptionState, TrialEndAction
 from meterkit.errors import StripeError
 from meterkit.outbox.close_queue import RENEWAL
-from meterkit.outbox.meters_or_lines import ShownLineTerms, keep_line_terms
+from meterkit.outbox.meters_or_lines import keep_line_terms
 from meterkit.subscriptions.change_rules import included_seats
 from meterkit.subscriptions.metered_prices import NO_FACTS, as_charged, item_prices, read_line_prices
 from meterkit.subscriptions.monthly_amount import is_free, monthly_amount_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.catalog.models import Bought
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.subscriptions.metered_prices import PriceFacts
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -159,6 +161,7 @@ def read_subscription(
         ends = _trial_end_action(found) if asks_for_payment_method(found) else ends
         awaits = awaits or is_free_after_trial(found, catalog)
     failures, failed_at_ms = _payment_failures(found)
+    begins_ms, created_ms = (_ms(found.get(name)) or 0 for name in ("trial_start", "created"))
     return SubscriptionState(
         id=text_in(found, "id"),
         status=status,
@@ -170,13 +173,14 @@ def read_subscription(
         anchor_ms=_ms(found.get("billing_cycle_anchor")) or start_ms,
         cancel_at_ms=_ends_ms(found, end_ms),
         cancel_at_period_end=found.get("cancel_at_period_end") is True,
+        trial_start_ms=0 if begins_ms - created_ms < SHORTEST_MS else begins_ms,
         trial_end_ms=_ms(found.get("trial_end")),
         trial_end_action=ends,
         **({} if has_ended else _read_pending(found, catalog, facts, now=(plan, items))),
         failures=failures,
         failed_at_ms=failed_at_ms,
         ended_at_ms=_ms(found.get("ended_at")),
-        created_ms=_ms(found.get("created")) or 0,
+        created_ms=created_ms,
         never_began=status == "canceled" and (_was_held_back(found) or not has_begun(found)),
         awaits_payment_method=awaits,
         usage_start_ms=0 if usage is None else usage[0],
@@ -195,7 +199,7 @@ def read_subscription(
 
 def keep_shown_line_terms(
     subscription: SubscriptionState,
-    known: SubscriptionState | None,
+    before: CustomerState,
     shown: Mapping[str, Any],
     catalog: Catalog,
 ) -> SubscriptionState:
@@ -203,19 +207,12 @@ def keep_shown_line_terms(
 
     Args:
         subscription: as read.
-        known: the stored one.
+        before: the stored state of its customer.
         shown: as Stripe shows it, with its schedule expanded.
         catalog: the plans file.
     """
-    prices = read_line_prices(shown, subscription.plan)
-    terms = ShownLineTerms(_read_planned_switch_ms(shown), _read_trial_ms(shown), prices)
-    return keep_line_terms(subscription, known, catalog, terms)
-
-
-def _read_trial_ms(found: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Read the trial of a subscription: its first instant, and the first one after it; None: it has none."""
-    start_ms, end_ms = _ms(found.get("trial_start")), _ms(found.get("trial_end"))
-    return None if start_ms is None or end_ms is None else (start_ms, end_ms)
+    planned_ms, prices = _read_planned_switch_ms(shown), read_line_prices(shown, subscription.plan)
+    return keep_line_terms(subscription, before, catalog, planned_ms=planned_ms, prices=prices)
 
 
 def _usage_period(

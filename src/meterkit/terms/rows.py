@@ -1,9 +1,9 @@
 """A customer's terms over time: rows that are only appended, each with the facts that it changes. Pure.
 
-A row says since when something holds, when that became known, and who said so. Three layers of facts never
-overwrite each other: what was sold (:data:`SUBSCRIPTION`, :data:`PLAN`, :data:`ADDONS`, :data:`PRICES`), what
-was set by hand (:data:`PLAN_BY_HAND`, :data:`STATUS_BY_HAND`), and overrides, which the state has with their
-ends.
+A row says since when something holds, when that became known, and who said so. The layers of facts never
+overwrite each other: what was sold (:data:`SUBSCRIPTION`, :data:`PLAN`, :data:`ADDONS`, :data:`PRICES`), how
+its usage is billed (:data:`FREE`, :data:`LINES`), which periods were cut short (:data:`CUT`), what was set by
+hand (:data:`PLAN_BY_HAND`, :data:`STATUS_BY_HAND`). The state has overrides, with their ends.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ PRICES_BY_HAND: Final = "hand.prices"
 """Prices of usage on that plan, where invoice lines bill it."""
 STATUS_BY_HAND: Final = "hand.status"
 """Status that was set by hand; None: what was sold counts."""
+FREE: Final = "usage.free"
+"""``trial`` or ``pause``: no invoice bills the usage; None: one may. The subscription shows its own ones."""
+LINES: Final = "usage.lines"
+"""Whether invoice lines, not metered prices, bill the usage."""
 USED: Final = "sold.used"
 """Units included by then, by meter, of meters that only the next plan limits. Of this instant alone."""
 CUT: Final = "cycle.cut"
@@ -61,6 +65,8 @@ NOTHING: Final[Mapping[str, Any]] = {
     PLAN_BY_HAND: None,
     PRICES_BY_HAND: (),
     STATUS_BY_HAND: None,
+    FREE: None,
+    LINES: False,
     USED: (),
     CUT: (),
     SPENT: (),
@@ -98,8 +104,9 @@ Terms: TypeAlias = "tuple[Row, ...]"
 
 
 def _is_sound(name: str, value: object) -> bool:
-    """Whether a value is of the kind of its fact: a tuple, or a text."""
-    return type(value) is tuple if NOTHING[name] == () else value is None or type(value) is str
+    """Whether a value is of the kind of its fact: a tuple, a text, or whether something holds."""
+    nothing = NOTHING[name]
+    return type(value) is type(nothing) or (nothing is None and type(value) is str)
 
 
 def _freeze(value: object) -> object:
@@ -126,11 +133,24 @@ def in_force(terms: Iterable[Row], at_ms: int, known_ms: int | None = None) -> d
     return found
 
 
+class FactSpan(NamedTuple):
+    """A time in which a fact has one value: first instant, the first one after it, and the value."""
+
+    from_ms: int
+    till_ms: int
+    value: Any
+
+
+def fact_spans(terms: Iterable[Row], name: str) -> list[FactSpan]:
+    """The times in which a fact has one value, the oldest first."""
+    facts = ((row.since_ms, *fact) for row in in_order(terms) for fact in row.facts)
+    values = {EVER_MS: NOTHING[name], **{since_ms: value for since_ms, of, value in facts if of == name}}
+    return [FactSpan(from_ms, till_ms, values[from_ms]) for from_ms, till_ms in pairwise((*values, -EVER_MS))]
+
+
 def ended_values(terms: Iterable[Row], name: str) -> list[tuple[int, Any]]:
     """Values that a fact had until now, the oldest first, each with the first instant after it (ms)."""
-    changes = {row.since_ms: value for row in in_order(terms) for of, value in row.facts if of == name}
-    known = [(EVER_MS, NOTHING[name]), *changes.items()]
-    return [(until_ms, value) for (_, value), (until_ms, _) in pairwise(known) if value]
+    return [(span.till_ms, span.value) for span in fact_spans(terms, name)[:-1] if span.value]
 
 
 def rename(terms: Terms, was: tuple[str, Any], now: tuple[str, Any]) -> Terms:
@@ -152,6 +172,13 @@ def tell(terms: Terms, facts: Mapping[str, Any], since_ms: int, told_ms: int, so
         if changed:
             terms = (*terms, Row(from_ms, told_ms, source, changed))
     return terms
+
+
+def append_usage_fact(terms: Terms, name: str, value: object, since_ms: int, told_ms: int) -> Terms:
+    """Append a row of how usage is billed, also amid earlier rows, unless it is billed so then."""
+    if in_force(terms, since_ms)[name] == value:
+        return terms
+    return (*terms, Row(since_ms, told_ms, "stripe", ((name, value),)))
 
 
 def layer_of(name: str) -> str:

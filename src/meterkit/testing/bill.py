@@ -82,18 +82,16 @@ async def check_bill(
     lines, now_ms = list[BillLine](), kit.store.now_ms()
     for customer_id, quantities in served.items():
         customer, usage = await kit.customers.get(customer_id), await kit.usage(customer_id)
-        plan = with_addons(
-            kit.catalog.plan_or_default(customer.plan), tuple(usage["addons"].items()), kit.catalog
-        )
+        addons = tuple(usage["addons"].items())
+        plan = with_addons(kit.catalog.plan_or_default(customer.plan), addons, kit.catalog)
         _, state = await CustomerStates(kit.store).read(customer_id)
         # Without a subscription nothing bills an override's price.
         overrides = effective_plan(state, kit.catalog, now_ms).overrides
         entitlements = override(kit.catalog, plan, overrides)
         begin, end = usage["period"]["start"], usage["period"]["end"]
-        has_changed = has_end_within(state.overrides, to_ms(begin), now_ms) or any(
-            entry.kind in _CHANGES and begin <= entry.at < end
-            for entry in await kit.customers.history(customer_id)
-        )
+        history = await kit.customers.history(customer_id)
+        has_changed = any(entry.kind in _CHANGES and begin <= entry.at < end for entry in history)
+        has_changed = has_changed or has_end_within(state.overrides, to_ms(begin), now_ms)
         prepaid = Counter[str]()
         for entry in await kit.grants.ledger(customer_id):
             if entry.entry == "burn" and entry.meter is not None and entry.period_start == begin:

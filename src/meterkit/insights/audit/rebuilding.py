@@ -16,7 +16,7 @@ from meterkit.catalog.value_parsers import micros_per_minor_unit
 from meterkit.customers.corrections import CustomerDataError, run_on_newest_view
 from meterkit.customers.late_usage_on_price_change import missed_terms
 from meterkit.decisions.compiled_decision import has_flat_price
-from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.customer_state import CustomerState, is_billed_by_lines
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import CounterHead, byte_fields, text_fields
 from meterkit.decisions.periods import DAY_MS, aware_ms, stamped_span_s, to_ms
@@ -40,7 +40,6 @@ from meterkit.insights.audit.rebuild_results import (
     find_missing_units,
 )
 from meterkit.outbox.invoice_item_queue import usage_key_of
-from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_key_error

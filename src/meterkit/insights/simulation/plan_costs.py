@@ -16,6 +16,7 @@ from meterkit.customers.states import list_customers
 from meterkit.decisions.compiled_decision import demands_of
 from meterkit.decisions.customer_overrides import has_end_within, overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, item_prices_at, seat_meter
+from meterkit.decisions.free_usage import is_usage_free_of
 from meterkit.decisions.grants import ONCE_GIVEN, once_field, sold_grants
 from meterkit.decisions.item_prices import (
     NO_FIXED_PRICES,
@@ -340,10 +341,6 @@ def _plan_cost_of(catalog: Catalog, plan: Plan, seats: int, own: FixedPrices, bo
 
 
 _PAGE: Final = 500
-_RECORDED_AFTER_MS: Final = 60_000
-"""Span after the end of a trial by which the ledger has the new status."""
-_NOT_BEGUN: Final = frozenset({None, "incomplete"})
-"""Statuses in the ledger before a subscription is known, or has begun."""
 _PRICED_KINDS: Final = frozenset({"plan", "seats", "addons", "overrides"})
 """Kinds of ledger entries that change the price of a period."""
 _SOLD_KINDS: Final = frozenset({"plan", "subscription"})
@@ -546,7 +543,6 @@ def _build_tenure(
     seats = int(was["seats"] or 0) if "seats" in was else _paid_seats_at(subscription, last_ms)
     addons = parse_addons(was["addons"]) if "addons" in was else paid_addons_at(subscription, last_ms)
     sold = catalog.plan_or_default(charged)
-    was_trial = bool(was.get("subscription")) and _was_trial(ledger, start_ms)
     changes_ms = [to_ms(entry.at) for entry in ledger if entry.kind in _PRICED_KINDS]
     changes_ms += [until_ms for until_ms, _ in ended_values(state.terms, PRICES)]
     return PlanTenure(
@@ -558,8 +554,8 @@ def _build_tenure(
         or any(start_ms < change_ms <= last_ms for change_ms in changes_ms),
         is_credited=any(not cut.is_paid and start_ms < cut.cut_ms <= end_ms for cut in cuts_of(state.terms)),
         is_granted=state.granted,
-        is_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms)),
-        is_usage_unpaid=was_trial or bool(subscription and subscription.is_usage_free_of(start_ms, end_ms)),
+        is_unpaid=is_usage_free_of(state, start_ms),
+        is_usage_unpaid=is_usage_free_of(state, start_ms, end_ms),
         seats=seats,
         paid_seats=_seats_beyond(catalog, sold, seats, addons),
         overrides=overrides,
@@ -576,17 +572,6 @@ def _charged_plan_at(subscription: SubscriptionState | None, at_ms: int) -> str 
     if subscription is None or not subscription.has_begun_at(at_ms):
         return None
     return subscription.plan_at(at_ms) if subscription.status_at(at_ms) in _CHARGED else None
-
-
-def _was_trial(ledger: Sequence[HistoryEntry], start_ms: int) -> bool:
-    """Whether a period of an earlier subscription was its trial: only the ledger knows.
-
-    The ledger has the beginning of a subscription once a customer is linked, or has confirmed it.
-    """
-    from_ms = start_ms + _RECORDED_AFTER_MS
-    later = [entry for entry in ledger if entry.kind == "status" and to_ms(entry.at) > from_ms]
-    held = (*(entry.before for entry in later), *(entry.after for entry in later[-1:]))
-    return next((status for status in held if status not in _NOT_BEGUN), None) == "trialing"
 
 
 def _replaced_since(ledger: Sequence[HistoryEntry], at_ms: int) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from meterkit.customers.billed_usage import price_overage, read_uninvoiced
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import known_subscriptions, read_history
 from meterkit.customers.states import CustomerStates
+from meterkit.decisions.customer_state import is_billed_by_lines
 from meterkit.decisions.item_prices import base_interval
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms, period_ms, to_ms
@@ -39,7 +40,7 @@ from meterkit.insights.statement.lines import (
     without_amount,
 )
 from meterkit.outbox.close_queue import STAMPED_AHEAD_MS
-from meterkit.outbox.meters_or_lines import METER_KEY, is_billed_by_lines, is_usage_line, subscription_of
+from meterkit.outbox.meters_or_lines import METER_KEY, is_usage_line, subscription_of
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import find_former_events, read_meters
 from meterkit.store.input_checks import check_customer

@@ -1,4 +1,4 @@
--- is_by_lines: whether invoice lines bill the usage of a period, as decisions/subscription.py has it for line_switches.
+-- is_by_lines: whether invoice lines bill the usage of a period, as decisions/customer_state.py has it for line_switches.
 --   switches: instants (ms) from which invoice lines, and then metered prices again, in turn bill usage
 --   period: its first instant, as text
 local function is_by_lines(switches, period)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.customers.drift_records import DriftKind
+from meterkit.decisions.customer_state import INITIAL_STATE
 from meterkit.errors import CustomerError, MeterkitError, StripeError
 from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
 from meterkit.store.input_checks import check_customer
@@ -199,7 +200,7 @@ class ListedCustomer:
         except StripeError as error:
             self.subscriptions.append(_ListedSubscription(slim=slim, named=named, fault=str(error)))
             return
-        kept = keep_shown_line_terms(state, None, found, catalog)
+        kept = keep_shown_line_terms(state, INITIAL_STATE, found, catalog)
         self.subscriptions.append(_ListedSubscription(slim=slim, named=named, state=kept, drift=drift))
 
     @property

@@ -22,7 +22,7 @@ from meterkit.decisions.customer_overrides import (
     with_overage_until,
     without_ended,
 )
-from meterkit.decisions.customer_state import entitlements_on, is_subscribed
+from meterkit.decisions.customer_state import entitlements_on, is_billed_by_lines, is_subscribed
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels, unit_amount_decimal
@@ -37,7 +37,6 @@ from meterkit.errors import (
     SubscriptionError,
 )
 from meterkit.log_throttle import HOUR_S, Throttle
-from meterkit.outbox.meters_or_lines import is_billed_by_lines
 from meterkit.subscriptions.item_changes import changes_metered
 from meterkit.subscriptions.override_prices import (
     override_prices,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.meters import billed_meters
 from meterkit.decisions.customer_overrides import overrides_at
-from meterkit.decisions.customer_state import seat_meter
+from meterkit.decisions.customer_state import is_billed_by_lines, seat_meter
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import StripeError, SubscriptionError
-from meterkit.outbox.meters_or_lines import is_billed_by_lines, with_usage_billed
+from meterkit.outbox.meters_or_lines import with_usage_billed
 from meterkit.subscriptions.change_rules import paid_seats, total_seats
 from meterkit.subscriptions.drift_comparison import paid_seats_in, plan_in
 from meterkit.subscriptions.item_changes import (

@@ -18,7 +18,6 @@ from meterkit.customers.states import CustomerStates
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
-from meterkit.outbox.close_queue import note_renewal
 from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
 from meterkit.store.customer_notices import publish_notice
 from meterkit.subscriptions.billing_currency import has_live_subscription, read_billed_currency
@@ -197,7 +196,6 @@ class CustomerSyncer:
             currency=currency,
             events={note.data["event"]: note.data["at_ms"] for note in entry.notes if note.kind == CHANGE},
         )
-        await note_renewal(self.store, customer, subscription, known=known)
         return subscription, known
 
     async def _read_currency(

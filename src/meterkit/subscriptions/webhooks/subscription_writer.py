@@ -23,6 +23,7 @@ from meterkit.decisions.periods import DAY_MS, SHORTEST_MS, from_ms, to_ms
 from meterkit.decisions.plan_shares import cut_of, uncut_period
 from meterkit.decisions.subscription import ENDED, meters_switched_by_others
 from meterkit.decisions.subscription_periods import is_cut_short
+from meterkit.decisions.told_terms import with_terms
 from meterkit.errors import StripeError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.close_queue import (
@@ -31,6 +32,7 @@ from meterkit.outbox.close_queue import (
     InvoiceEnd,
     finalized_ms,
     note_ends,
+    note_renewal,
     store_invoice_end,
 )
 from meterkit.stripe.request import KEY_REFUSALS
@@ -123,13 +125,13 @@ class SubscriptionWriter:
         if subscription is not None:
             nothing: Mapping[str, Any] = {}
             shown = next((one for one in found if one["id"] == subscription.id), nothing)
-            subscription = keep_shown_line_terms(subscription, known, shown, self._store.catalog)
+            subscription = keep_shown_line_terms(subscription, before, shown, self._store.catalog)
         apply_to = partial(_subscription_change, linked, subscription, self._store.catalog, currency)
-        after = apply_to()(before)
-        cycle: dict[str, Cut | None] = {CUT: await self._read_cut(customer, before, after, found)}
-        if before.plan is None and _is_running(subscription) != _is_running(known):
-            began_ms = subscription.created_ms if _is_running(subscription) else None
-            cycle[SPENT] = await read_spent(self._store, customer, before, began_ms)
+        now_ms = self._store.now_ms()
+        after = with_terms(
+            before, apply_to()(before), self._store.catalog, now_ms, told_ms=now_ms, source="stripe"
+        )
+        cycle = await self._read_cycle(customer, before, after, found)
         changes = await read_changes(self._store, self._api(), before, subscription, cause, events or {})
         apply_subscription = apply_to(cycle, changes[:-1], self._store.now_ms())
         if _is_running(known) and _is_running(subscription):
@@ -137,12 +139,9 @@ class SubscriptionWriter:
         final, moved = await self._store_invoice_ends(
             customer, after, period_ends(found, known, subscription)
         )
+        changed_ms = changes[-1].at_ms if changes else None
         store_state = partial(
-            self._states.change,
-            customer,
-            apply_subscription,
-            cause=cause,
-            changed_ms=changes[-1].at_ms if changes else None,
+            self._states.change, customer, apply_subscription, cause=cause, changed_ms=changed_ms
         )
         switched = meters_switched_by_others(known, subscription, self._store.now_ms())
         if subscription is None or moved or not switched:
@@ -162,6 +161,7 @@ class SubscriptionWriter:
             await note_ends(self._store, customer, final | moved)
         if subscription is not None:
             await self._write_line_prices(subscription, found)
+        await note_renewal(self._store, customer, after, known=known)
         return known
 
     async def _write_line_prices(
@@ -181,6 +181,21 @@ class SubscriptionWriter:
             if self._failures.is_due(type(error)):
                 text = "the prices of usage of subscription %s are not in its metadata at Stripe yet: %s"
                 _logger.warning(text, subscription.id, error)
+
+    async def _read_cycle(
+        self,
+        customer: str,
+        before: CustomerState,
+        after: CustomerState,
+        found: Sequence[Mapping[str, Any]],
+    ) -> Mapping[str, Cut | None]:
+        """Read what was used in a period that a subscription has begun or ended, or another cycle."""
+        cycle: dict[str, Cut | None] = {CUT: await self._read_cut(customer, before, after, found)}
+        subscription = after.subscription
+        if before.plan is None and _is_running(subscription) != _is_running(before.subscription):
+            began_ms = subscription.created_ms if _is_running(subscription) else None
+            cycle[SPENT] = await read_spent(self._store, customer, before, began_ms)
+        return cycle
 
     async def _read_cut(
         self,
