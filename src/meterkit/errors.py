@@ -238,7 +238,6 @@ class StripeError(MeterkitError):
         code: Stripe's code, such as ``resource_missing``; None where it named none.
         param: the parameter that it is about; None where it named none.
         request_id: Stripe's name of the request, for its support; None where it gave none.
-        is_replayed: whether Stripe repeated its refusal of an earlier request with the same idempotency key.
     """
 
     def __init__(
@@ -250,21 +249,19 @@ class StripeError(MeterkitError):
         code: str | None = None,
         param: str | None = None,
         request_id: str | None = None,
-        is_replayed: bool = False,
     ) -> None:
         self.status = status
         self.type = type
         self.code = code
         self.param = param
         self.request_id = request_id
-        self.is_replayed = is_replayed
         super().__init__(message)
 
 
 class StripeUnavailableError(StripeError):
     """Stripe did not respond, or responded that it cannot serve now, even after retries.
 
-    Stripe may have carried out the request: repeat it, under the same idempotency key.
+    Stripe may have carried out the request. A repeat of the call does nothing twice.
     """
 
 

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.stripe.idempotency_keys import key_of, key_prefix
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
@@ -20,8 +21,6 @@ from meterkit.subscriptions.stripe_objects import (
     has_subscription_method,
     id_in,
     is_charged,
-    key_of,
-    key_prefix,
     mark_of,
     part_of,
     text_in,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import CustomerStates, in_its_currency
@@ -12,6 +12,7 @@ from meterkit.decisions.periods import DAY_MS, from_ms
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN
 from meterkit.errors import CurrencyError, InvoiceOpenError, SubscriptionError, SubscriptionExistsError
 from meterkit.outbox.meters_or_lines import CUSTOMER_KEY, is_usage_invoice
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.subscriptions.billing_currency import choose_currency, name_requested, read_billed_currency
 from meterkit.subscriptions.change_rules import repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
@@ -26,10 +27,8 @@ from meterkit.subscriptions.stripe_objects import (
     SECRETS,
     has_subscription_method,
     id_in,
-    key_of,
     mark_of,
     part_of,
-    persistently,
     secret_of,
     text_in,
 )
@@ -74,33 +73,12 @@ class SubscriptionStarter:
         self, customer: str, plan: Plan, paid_seats: int, currency: str | None = None
     ) -> str | None:
         """Create a subscription; return the client secret that pays for it or saves its card, or None."""
-        api = self._api()
-        linked, offer, items, listed_first = await self._prepare_sign_up(customer, plan, paid_seats, currency)
+        linked, offer, items, found = await self._prepare_sign_up(customer, plan, paid_seats, currency)
         had_trial = await has_used_trial(self._store, customer)
-
-        async def attempt(again: int) -> dict[str, Any]:
-            found = await self._list_subscriptions(customer, linked) if again else listed_first
-            params = _subscription_params(linked, plan, items, listed_first, had_trial=had_trial)
-            params |= self._currency_params(offer)
-            mark = SIGN_UP if plan.payment_method == "required" else "create"
-            key = key_of(mark, params, sorted(one["id"] for one in listed_first))
-            mine = next((one for one in found if mark_of(one) == key and one["status"] not in ENDED), None)
-            if mine is not None:
-                return mine
-            await self._refuse_in_force(customer, found)
-            await self._refuse_debtor(customer, linked, found)
-            await self._refuse_repeated_tiers(customer, plan)
-            for waiting in self._find_unpaid(found):
-                if are_of(items_of(waiting), items):
-                    return waiting
-                await end_unpaid(api, waiting, again)
-            await close_pages(api, linked)  # Otherwise another one could be started there.
-            metadata = {CUSTOMER_KEY: customer, CHANGE_MARK: key}
-            asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
-            return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
-
+        params = _subscription_params(linked, plan, items, found, had_trial=had_trial)
+        params |= self._currency_params(offer)
         try:
-            made = await persistently(attempt)
+            made = await self._find_or_create(customer, linked, plan, params, found)
         except CurrencyError as error:
             raise name_requested(error, customer, offer.currency) from error
         if made["status"] == "active":
@@ -108,6 +86,44 @@ class SubscriptionStarter:
         if made.get(AWAITS_METHOD):
             return await self._gate.find_setup_secret(linked, made)
         return None if has_subscription_method(made) else secret_of(made)
+
+    async def _find_or_create(
+        self,
+        customer: str,
+        linked: str,
+        plan: Plan,
+        params: Mapping[str, Parameter],
+        found: Sequence[dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Find the subscription that was created before for the same request, or create it.
+
+        Args:
+            customer: the customer's id.
+            linked: the Stripe customer.
+            plan: its plan.
+            params: of the subscription.
+            found: the subscriptions of the Stripe customer.
+        """
+        api, items = self._api(), cast("Sequence[Mapping[str, Parameter]]", params["items"])
+        mark = SIGN_UP if plan.payment_method == "required" else "create"
+        key = key_of(mark, params, sorted(one["id"] for one in found))
+
+        async def find_mine() -> dict[str, Any] | None:
+            listed = await self._list_subscriptions(customer, linked)
+            mine = (one for one in listed if mark_of(one) == key and one["status"] not in ENDED)
+            return next(mine, None)
+
+        await self._refuse_in_force(customer, found)
+        await self._refuse_debtor(customer, linked, found)
+        await self._refuse_repeated_tiers(customer, plan)
+        for waiting in self._find_unpaid(found):
+            if are_of(items_of(waiting), items):
+                return waiting
+            await end_unpaid(api, waiting)
+        await close_pages(api, linked)  # Otherwise another one could be started there.
+        metadata = {CUSTOMER_KEY: customer, CHANGE_MARK: key}
+        asked: dict[str, Parameter] = {**params, "metadata": metadata, "expand": list(SECRETS)}
+        return await api.post(_PATH, asked, idempotency_key=key, find=find_mine)
 
     async def checkout(
         self,

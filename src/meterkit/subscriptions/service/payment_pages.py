@@ -19,6 +19,7 @@ from meterkit.errors import (
     StripeUnavailableError,
     SubscriptionError,
 )
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.subscriptions.stripe_objects import (
     CHANGE_MARK,
     PURCHASE,
@@ -27,10 +28,8 @@ from meterkit.subscriptions.stripe_objects import (
     id_in,
     is_missing_customer,
     is_unknown_at_stripe,
-    key_of,
     mark_of,
     part_of,
-    persistently,
     subscription_method,
     text_in,
     unknown_customer_error,
@@ -113,17 +112,13 @@ async def open_page(
     """
     mark = key_of("checkout", asked, sorted(before))
     linked = str(asked["customer"])
-
-    async def attempt(again: int) -> Mapping[str, Any]:
-        opened = await _list_open_pages(api, linked)
-        same = (one for one in opened if mark_of(one) == mark and one["expires_at"] - now_s >= _OPEN_S_MIN)
-        page: Mapping[str, Any] | None = next(same, None)
-        if page is None:
-            page = await _create_page(api, {**asked, "metadata": {CHANGE_MARK: mark}}, opened, again)
-        await close_pages(api, linked, but=page["id"])
-        return page
-
-    return await persistently(attempt)
+    opened = await _list_open_pages(api, linked)
+    same = (one for one in opened if mark_of(one) == mark and one["expires_at"] - now_s >= _OPEN_S_MIN)
+    page: Mapping[str, Any] | None = next(same, None)
+    if page is None:
+        page = await _create_page(api, {**asked, "metadata": {CHANGE_MARK: mark}}, opened)
+    await close_pages(api, linked, but=page["id"])
+    return page
 
 
 async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms: int) -> Mapping[str, Any]:
@@ -132,12 +127,7 @@ async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms:
     Raises:
         StripeError: Stripe refuses, or does not answer.
     """
-
-    async def attempt(again: int) -> dict[str, Any]:
-        key = key_of("portal", asked, now_ms // MINUTE_MS, again)
-        return await api.post(_PORTAL, asked, idempotency_key=key)
-
-    return await persistently(attempt)
+    return await api.post(_PORTAL, asked, idempotency_key=key_of("portal", asked, now_ms // MINUTE_MS))
 
 
 @asynccontextmanager
@@ -206,11 +196,11 @@ async def _end_unless_done(request: Awaitable[object]) -> None:
 
 
 async def _create_page(
-    api: StripeApi, asked: Mapping[str, Parameter], opened: Collection[Mapping[str, Any]], again: int
+    api: StripeApi, asked: Mapping[str, Parameter], opened: Collection[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     known, page = sorted(one["id"] for one in opened), dict[str, Any]()
     for _ in range(_TRIES):
-        key = key_of("checkout", asked, known, again)
+        key = key_of("checkout", asked, known)
         page = await api.post(_PATH, asked, idempotency_key=key)
         found = await api.get(f"{_PATH}/{page['id']}")
         if found.get("status") == "open" and page["id"] not in known:
