@@ -188,20 +188,23 @@ class UnknownAddonError(MeterkitError, ValueError):
 
 
 class AddonLimitError(MeterkitError, ValueError):
-    """A quantity of an add-on is below 0, or above its ``max``.
+    """A quantity of an add-on is below 0, or above its ``max``; in a trial it must have one to be sold.
 
     Attributes:
         addon: its key.
         quantity: the requested one.
         limit: the highest allowed one.
+        is_of_trial: whether a trial sells no more of it.
     """
 
-    def __init__(self, addon: str, *, quantity: int, limit: int) -> None:
+    def __init__(self, addon: str, *, quantity: int, limit: int, is_of_trial: bool = False) -> None:
         self.addon = addon
         self.quantity = quantity
         self.limit = limit
+        self.is_of_trial = is_of_trial
+        why = ": in a trial only add-ons with a `max` are sold" if is_of_trial else ""
         super().__init__(
-            f"addons: found {quantity!r:.40} of {addon!r:.80}; allowed is an integer from 0 to {limit}"
+            f"addons: found {quantity!r:.40} of {addon!r:.80}; allowed is an integer from 0 to {limit}{why}"
         )
 
 

@@ -183,6 +183,10 @@ class PaymentMethodGate:
             await self._set_default_method(dict(found), await self._find_saved_method(linked))
         )
 
+    async def has_saved_method(self, shown: Mapping[str, Any]) -> bool:
+        """Whether a Stripe customer has a payment method, the default or another."""
+        return has_payment_method(shown) or await self._find_saved_method(str(shown["id"])) is not None
+
     async def find_setup_secret(self, linked: str, found: Mapping[str, Any]) -> str:
         """Find the client secret of a SetupIntent to confirm: the subscription's, or a new one.
 

@@ -290,7 +290,7 @@ async def find_remedy(
     if _NO_METHOD in str(refused):
         message = f"the change needs a payment, and Stripe customer {linked} has no payment method"
         raise PaymentMethodMissingError(
-            message, url=await _find_payment_page(store, live, linked)
+            message, url=await _find_payment_page(store, live.api, linked)
         ) from refused
     if refused.code not in _NEEDS_CUSTOMER:
         raise refused
@@ -302,22 +302,21 @@ async def find_remedy(
             " for this change: the customer needs another payment method"
         )
         raise PaymentAuthenticationError(
-            message, url=await _find_payment_page(store, live, linked)
+            message, url=await _find_payment_page(store, live.api, linked)
         ) from refused
     return secret
 
 
-async def refuse_without_method(store: Store, live: LiveSubscription, why: str) -> NoReturn:
+async def refuse_without_method(store: Store, api: StripeApi, linked: str, why: str) -> NoReturn:
     """Refuse a change that needs a saved payment method.
 
     Raises:
         PaymentMethodMissingError: always, with the page where the customer adds one.
     """
-    linked = id_in(live.found, "customer")
     message = (
         f"{why}: Stripe customer {linked} has no payment method that can be charged; nothing has changed"
     )
-    raise PaymentMethodMissingError(message, url=await _find_payment_page(store, live, linked))
+    raise PaymentMethodMissingError(message, url=await _find_payment_page(store, api, linked))
 
 
 async def _find_payment_method(live: LiveSubscription, linked: str) -> str:
@@ -356,13 +355,13 @@ async def _create_setup_secret(
     return None
 
 
-async def _find_payment_page(store: Store, live: LiveSubscription, linked: str) -> str | None:
+async def _find_payment_page(store: Store, api: StripeApi, linked: str) -> str | None:
     """Find the page where the customer adds a payment method; None if there is none."""
     if store.catalog.billing.portal_url is not None:
         return store.catalog.billing.portal_url
     asked: dict[str, Parameter] = {"customer": linked, "flow_data": {"type": "payment_method_update"}}
     try:
-        made = await open_portal(live.api, asked, now_ms=store.now_ms())
+        made = await open_portal(api, asked, now_ms=store.now_ms())
     except StripeError:
         return None  # The error names what is missing.
     return str(made["url"])

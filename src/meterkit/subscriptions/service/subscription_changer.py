@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.meters import is_sold
@@ -34,7 +34,7 @@ from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChan
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending
-from meterkit.subscriptions.stripe_objects import AWAITS_METHOD
+from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, id_in
 from meterkit.subscriptions.subscription_reading import is_paused_after_trial, plan_of
 from meterkit.subscriptions.subscription_updates import LiveSubscription
 
@@ -115,7 +115,7 @@ class SubscriptionChanger:
             async with self._cut_if_metered(customer, live, target, current):
                 await writer.apply_now(live, target)
             return priced, None
-        await self._refuse_without_method(live, known, current, wanted, course)
+        await self._require_method(live, known, current, wanted, course)
         if course == "period_end":
             await writer.schedule(live, known, target)
         elif course == "now":
@@ -160,7 +160,11 @@ class SubscriptionChanger:
         live, known, current = await self.fetch_payable(customer)
         writer = await self._terms_writer_for(customer)
         held = known.addons_at(self.store.now_ms())
-        checked = check_addons(given, current, self._catalog, held)
+        is_trial = live.found["status"] == "trialing"
+        checked = check_addons(given, current, self._catalog, held, is_trial=is_trial)
+        is_more = any(n > dict(current.bought).get(addon, 0) for addon, n in checked.items())
+        if is_trial and is_more and current.payment_method == "required":
+            await self._require_method_on(live, current)
         planner = self._planner_for(known, current, in_use)
         planned = planner.change_addons(planner.keep(), checked)
         change, has_waiting = planner.to_change(planned), planned.is_waiting
@@ -232,7 +236,7 @@ class SubscriptionChanger:
         live, _ = await self._fetch_live(customer)
         if is_paused_after_trial(live.found):
             if not await self._gate.can_charge(live.found):
-                await refuse_without_method(self.store, live, f"the subscription {live.id} is paused")
+                await self._refuse_without_method(live, f"the subscription {live.id} is paused")
             await live.end_pause()
         if live.is_ending or live.released_schedule:
             await live.resume(self.store.now_ms() // 1000)
@@ -251,7 +255,9 @@ class SubscriptionChanger:
         in_use = self._seats_in_use(levels)
         wanted = current if plan is None else check_sold(plan, self._catalog)
         held = known.addons_at(self.store.now_ms())
-        given = check_addons(addons, wanted, self._catalog, held)
+        ends_now = plan is not None and ends_trial(known, current, wanted, self.store.now_ms())
+        is_trial = live.found["status"] == "trialing" and not ends_now
+        given = check_addons(addons, wanted, self._catalog, held, is_trial=is_trial)
         planner = self._planner_for(known, current, in_use)
         planned = planner.keep()
         if plan is not None:
@@ -288,7 +294,7 @@ class SubscriptionChanger:
             await self._take_new_key(customer, known, plan)
             live, known = await self._fetch_live(customer)
         if live.found.get(AWAITS_METHOD):
-            await refuse_without_method(self.store, live, f"the subscription {live.id} is not active")
+            await self._refuse_without_method(live, f"the subscription {live.id} is not active")
         await check_paid(customer, live, _UNPAID)
         return live, known, self._require_plan(customer, known)
 
@@ -446,7 +452,7 @@ class SubscriptionChanger:
             )
         return with_addons(plan, known.addons_at(now_ms), catalog)
 
-    async def _refuse_without_method(
+    async def _require_method(
         self, live: LiveSubscription, known: SubscriptionState, current: Plan, wanted: Plan, course: Course
     ) -> None:
         """Refuse a plan that requires a payment method if none is saved and something can be charged.
@@ -458,5 +464,12 @@ class SubscriptionChanger:
         is_trial = live.found["status"] == "trialing" and not is_ended
         if wanted.payment_method != "required" or is_downgrade or is_trial:
             return
+        await self._require_method_on(live, wanted)
+
+    async def _require_method_on(self, live: LiveSubscription, plan: Plan) -> None:
+        """Raise PaymentMethodMissingError if no payment method is saved, which a plan requires."""
         if not await self._gate.can_charge(live.found):
-            await refuse_without_method(self.store, live, f"plan {wanted.key!r} requires a payment method")
+            await self._refuse_without_method(live, f"plan {plan.key!r} requires a payment method")
+
+    async def _refuse_without_method(self, live: LiveSubscription, why: str) -> NoReturn:
+        await refuse_without_method(self.store, self.api(), id_in(live.found, "customer"), why)
