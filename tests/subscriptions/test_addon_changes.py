@@ -606,3 +606,29 @@ async def test_f_308_an_addon_adds_to_what_an_override_includes(at: Shop) -> Non
     assert await included(at, "requests") == 600
     await at.kit.customers.override("acme", {"requests": {}})
     assert await included(at, "requests") == 200
+
+
+@pytest.mark.parametrize("plans", CHANGES)
+async def test_f_30h_while_ending_addons_change_as_plans_do(store_url: str, plans: str) -> None:
+    """What begins at once is bought or given up; what would begin with the next period is refused."""
+    async with opened(store_url, CHANGES[plans]) as at:
+        await begun(at, "pro", {"storage_pack": 2})
+        await at.kit.subscriptions.cancel("acme")
+        outcomes: list[bool] = []
+        for change in (
+            at.kit.subscriptions.set_addons("acme", {"storage_pack": 1}),
+            at.kit.subscriptions.change_plan("acme", "team"),
+            at.kit.subscriptions.set_addons("acme", {"storage_pack": 4}),
+            at.kit.subscriptions.change_plan("acme", "pro"),
+        ):
+            try:
+                found = (await change).subscription
+                outcomes.append(True)
+            except SubscriptionError as error:
+                assert "is ending: resume it before it is changed" in str(error)
+                outcomes.append(False)
+                continue
+            assert (found.pending_change, found.cancel_at_period_end) == (None, True)
+        fewer, down, more, up = outcomes
+        assert (fewer, down) == ((plans == "at once"),) * 2
+        assert (more, up) == (plans != "later", True)
