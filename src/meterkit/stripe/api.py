@@ -8,13 +8,12 @@ from functools import cache
 from http import HTTPStatus
 from importlib import import_module
 from importlib.util import find_spec
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from meterkit.errors import SettingsError, StripeError
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.stripe.idempotency_keys import IdempotencyKey, KeyAttempts
+from meterkit.stripe.idempotency_keys import KeyAttempts, unique_key
 from meterkit.stripe.request import API_BASE, redact_address
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from meterkit.settings import Settings
     from meterkit.stripe.http import HttpClient
+    from meterkit.stripe.idempotency_keys import IdempotencyKey
     from meterkit.stripe.request import Parameter
     from meterkit.stripe.sdk import SdkClient
 
@@ -111,7 +111,7 @@ class StripeApi:
                 the next one; None: Stripe does not have it. Needed where nothing but the key prevents that
                 the same is made twice.
         """
-        key = idempotency_key or IdempotencyKey(token_hex(16))
+        key = idempotency_key or unique_key()
         for left in reversed(range(_ATTEMPTS_MOST)):
             sent = self._attempts.sent_key(key)
             answer = await self._send_request("POST", path, params or {}, sent)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from hashlib import blake2b
+from secrets import token_hex
 from typing import Final, NewType
 
 IdempotencyKey = NewType("IdempotencyKey", str)
@@ -29,6 +30,11 @@ def key_of(operation: str, *asked: object) -> IdempotencyKey:
     identity = json.dumps([operation, *asked], separators=(",", ":"), sort_keys=True)
     digest = blake2b(identity.encode(), digest_size=16).hexdigest()
     return IdempotencyKey(f"{key_prefix(operation)}{digest}")
+
+
+def unique_key() -> IdempotencyKey:
+    """Make a key for one call alone, which its caller may repeat as another request."""
+    return IdempotencyKey(token_hex(16))
 
 
 def key_prefix(operation: str) -> str:
