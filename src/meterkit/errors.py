@@ -188,20 +188,23 @@ class UnknownAddonError(MeterkitError, ValueError):
 
 
 class AddonLimitError(MeterkitError, ValueError):
-    """A quantity of an add-on is below 0, or above its ``max``.
+    """A quantity of an add-on is below 0, or above its ``max``; in a trial it must have one to be sold.
 
     Attributes:
         addon: its key.
         quantity: the requested one.
         limit: the highest allowed one.
+        is_of_trial: whether a trial sells no more of it.
     """
 
-    def __init__(self, addon: str, *, quantity: int, limit: int) -> None:
+    def __init__(self, addon: str, *, quantity: int, limit: int, is_of_trial: bool = False) -> None:
         self.addon = addon
         self.quantity = quantity
         self.limit = limit
+        self.is_of_trial = is_of_trial
+        why = ": in a trial only add-ons with a `max` are sold" if is_of_trial else ""
         super().__init__(
-            f"addons: found {quantity!r:.40} of {addon!r:.80}; allowed is an integer from 0 to {limit}"
+            f"addons: found {quantity!r:.40} of {addon!r:.80}; allowed is an integer from 0 to {limit}{why}"
         )
 
 
@@ -238,7 +241,6 @@ class StripeError(MeterkitError):
         code: Stripe's code, such as ``resource_missing``; None where it named none.
         param: the parameter that it is about; None where it named none.
         request_id: Stripe's name of the request, for its support; None where it gave none.
-        is_replayed: whether Stripe repeated its refusal of an earlier request with the same idempotency key.
     """
 
     def __init__(
@@ -250,21 +252,19 @@ class StripeError(MeterkitError):
         code: str | None = None,
         param: str | None = None,
         request_id: str | None = None,
-        is_replayed: bool = False,
     ) -> None:
         self.status = status
         self.type = type
         self.code = code
         self.param = param
         self.request_id = request_id
-        self.is_replayed = is_replayed
         super().__init__(message)
 
 
 class StripeUnavailableError(StripeError):
     """Stripe did not respond, or responded that it cannot serve now, even after retries.
 
-    Stripe may have carried out the request: repeat it, under the same idempotency key.
+    Stripe may have carried out the request. A repeat of the call does nothing twice.
     """
 
 

@@ -130,6 +130,7 @@ PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
         _urn_type(422, "plan-unknown", "Plan Unknown", plan=_TEXT),
         _urn_type(422, "addon-unknown", "Add-on Unknown", addon=_TEXT, allowed=_TEXTS),
         _urn_type(422, "addon-limit", "Add-on Limit", addon=_TEXT, limit=_COUNT),
+        ("addon-in-trial", _urn_type(409, "addon-limit", "Add-on Limit", addon=_TEXT, limit=_COUNT)[1]),
         _urn_type(422, "request-invalid", "Request Invalid", errors=_FIELD_ERRORS),
         _urn_type(409, "currency-fixed", "Currency Fixed", currency=_TEXT, requested_currency=_TEXT),
         _urn_type(413, "request-too-large", "Request Too Large", limit=_COUNT),

@@ -233,7 +233,9 @@ class ApiServer:
         else:
             livemode = _authenticate(request, accepted=self._account.behaviour.api_keys)
         is_json = request.method == "POST" and request.url.path.startswith("/v2/")
-        sent = await request.body() if request.method == "POST" else request.url.query.encode()
+        sent = await request.body() if request.method != "GET" else b""
+        if request.method != "POST":  # A DELETE has its parameters in the query, in a form, or in both.
+            sent = b"&".join(filter(None, (request.url.query.encode(), sent)))
         return Call(
             method=request.method,
             path=request.url.path,

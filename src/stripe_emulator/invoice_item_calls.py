@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CALLS: Final = CallTable()
 QUANTITY_PARAMS: Final = ("quantity", "quantity_decimal")
-AMOUNT_PARAMS: Final = "price_data pricing unit_amount_decimal"
+AMOUNT_PARAMS: Final = "amount price_data pricing unit_amount_decimal"
 # Accepted and without effect.
 ITEM_IGNORED: Final = "discountable tax_code"
 
@@ -140,6 +140,8 @@ def _read_placement(account: Account, params: Params, customer: str) -> _Placeme
 
 
 def _read_quantity(params: Params) -> Decimal:
+    for name in QUANTITY_PARAMS:
+        params.refuse_both("amount", name, param=name)
     params.refuse_both(*QUANTITY_PARAMS, param="quantity")
     whole, exact = params.at_least("quantity", 0), params.decimal("quantity_decimal")
     if exact is not None and exact < 0:
@@ -154,6 +156,8 @@ def _read_price(account: Account, params: Params, currency: str | None) -> Price
     the amount of an inline price; https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior.
     """
     behavior = params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
+    for name in ("pricing", "price_data", "unit_amount_decimal"):
+        params.refuse_both("amount", name, param=name)
     named = params.hash("pricing") or params
     if "price" in named or "price_data" in named:
         params.refuse_both("unit_amount_decimal", "price_data", param="unit_amount_decimal")
@@ -161,7 +165,7 @@ def _read_price(account: Account, params: Params, currency: str | None) -> Price
         price = resolve_price(account, named, currency=asked, recurs=False)
         price.tax_behavior = behavior if price.inline and behavior else price.tax_behavior
         return price
-    unit_amount = params.decimal("unit_amount_decimal")
+    unit_amount = _read_unit_amount(params)
     if unit_amount is None:
         raise missing_parameter("pricing[price]")
     own = params.required("currency").lower()
@@ -172,6 +176,12 @@ def _read_price(account: Account, params: Params, currency: str | None) -> Price
     )
     price.tax_behavior = behavior or price.tax_behavior
     return price
+
+
+def _read_unit_amount(params: Params) -> Decimal | None:
+    """Return the unit amount of a call, or the amount of one unit; None: it names neither."""
+    amount = params.integer("amount")
+    return params.decimal("unit_amount_decimal") if amount is None else Decimal(amount)
 
 
 def _add_inline_price(account: Account, currency: str, name: str, unit_amount: Decimal) -> Price:
@@ -241,7 +251,7 @@ def _retrieve_item(account: Account, call: Call) -> JsonObject:
 
 @CALLS(
     "POST /v1/invoiceitems/{id}",
-    "description metadata period unit_amount_decimal",
+    "amount description metadata period unit_amount_decimal",
     *QUANTITY_PARAMS,
     ITEM_IGNORED,
 )
@@ -254,11 +264,13 @@ def _update_item(account: Account, call: Call) -> JsonObject:
     item, params = _find_item(account, call), call.params
     _refuse_final(item)
     line = item.line
-    if line.customer is None and any(name in params for name in (*QUANTITY_PARAMS, "unit_amount_decimal")):
+    amounts = (*QUANTITY_PARAMS, "amount", "unit_amount_decimal")
+    if line.customer is None and any(name in params for name in amounts):
         raise ApiError("You cannot change the amount of an invoice item of a subscription change.")
-    if any(name in params for name in QUANTITY_PARAMS):
+    params.refuse_both("amount", "unit_amount_decimal", param="unit_amount_decimal")
+    if any(name in params for name in (*QUANTITY_PARAMS, "amount")):
         line.quantity = _read_quantity(params)
-    unit_amount = params.decimal("unit_amount_decimal")
+    unit_amount = _read_unit_amount(params)
     if unit_amount is not None:
         behavior = line.price.tax_behavior
         line.price = _add_inline_price(account, line.price.currency, line.description, unit_amount)

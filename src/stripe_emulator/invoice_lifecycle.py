@@ -126,6 +126,7 @@ def mark_uncollectible(account: Account, invoice: Invoice) -> None:
     """Mark an invoice as uncollectible."""
     invoice.status, invoice.uncollectible_at = "uncollectible", account.now
     account.emit("invoice.marked_uncollectible", invoice.to_json())
+    _settle_subscription(account, invoice)
 
 
 def void_invoice(account: Account, invoice: Invoice) -> None:
@@ -165,7 +166,11 @@ def _record_failed_payment(
 
 
 def _settle_subscription(account: Account, invoice: Invoice) -> None:
-    """Update a subscription after its invoice was paid or voided; its latest invoice decides."""
+    """Update a subscription after its invoice was paid, marked as uncollectible, or voided.
+
+    The latest finalized invoice that is not void decides
+    (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
+    """
     subscription = subscription_of_invoice(account, invoice)
     if subscription is None:
         return
@@ -180,8 +185,11 @@ def _settle_subscription(account: Account, invoice: Invoice) -> None:
         if invoice.status == "paid":
             leave_pause(account, subscription, "active")
         return
-    finalized = [each for each in account.invoices.of(subscription.id) if each.finalized_at is not None]
-    if finalized[-1:] == [invoice] and subscription.status in {"incomplete", "past_due", "unpaid"}:
+    own = account.invoices.of(subscription.id)
+    latest = [each.status for each in own if each.status not in {"draft", "void"}][-1:]
+    is_begun = subscription.status in {"past_due", "unpaid"}
+    is_beginning = subscription.status == "incomplete" and invoice.status == "paid"
+    if latest != ["open"] and (is_begun or is_beginning):
         set_status(account, subscription, "active")
 
 

@@ -18,6 +18,7 @@ from meterkit.outbox.intents import StoredIntent, unpack_batch
 from meterkit.outbox.journal import JournalRow
 from meterkit.settings import Settings
 from meterkit.stripe.api import Objects, StripeApi
+from meterkit.stripe.idempotency_keys import IdempotencyKey
 from meterkit.stripe.request import Parameter
 from meterkit.testing import Clock
 
@@ -111,7 +112,12 @@ class ObjectsAtStripe(StripeApi):
         return [dict(one) for one in found]
 
     async def post(
-        self, path: str, params: Mapping[str, Parameter] | None = None, *, idempotency_key: str | None = None
+        self,
+        path: str,
+        params: Mapping[str, Parameter] | None = None,
+        *,
+        idempotency_key: IdempotencyKey | None = None,
+        find: object = None,  # noqa: ARG002 - nothing fails here
     ) -> dict[str, Any]:
         self.written.append(Written(path, params or {}, idempotency_key))
         return {**self.shown.get(path, {}), **(params or {})}

@@ -7,11 +7,11 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import util
 from importlib.machinery import ModuleSpec
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import pytest
@@ -21,6 +21,7 @@ from drivers.emulated_account import StripeSession, unpaced
 from meterkit import MeterkitError, Settings, SettingsError, StripeError, StripeUnavailableError
 from meterkit.catalog import loads
 from meterkit.stripe.api import StripeApi
+from meterkit.stripe.idempotency_keys import IdempotencyKey, key_of
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.request import API_VERSION
 from meterkit.stripe.sdk import endpoint_of
@@ -115,7 +116,7 @@ async def test_the_wire_form_is_that_of_the_official_sdk() -> None:
     }
     async with answering(answer(200, {"object": "subscription", "id": "sub_1"})) as stand_in:
         async with asking(stand_in.url) as api:
-            await api.post("/v1/subscriptions", params, idempotency_key="once")
+            await api.post("/v1/subscriptions", params, idempotency_key=IdempotencyKey("once"))
         session = StripeSession(KEY, api_base=stand_in.url, timeout_s=5)
         await session.client.v1.subscriptions.create_async(params, {"idempotency_key": "once"})  # type: ignore[arg-type]
         await session.close()
@@ -178,14 +179,46 @@ async def test_an_uncertain_answer_is_retried_under_the_same_key(first: bytes) -
     assert keys[0] == keys[1] == keys[2] != keys[3]
 
 
-async def test_a_refusal_of_earlier_under_the_same_key_is_told_apart() -> None:
-    replayed = answer(402, {"error": {"type": "card_error"}}, idempotent_replayed="true")
-    lost = answer(500, {"error": {"type": "api_error"}})
-    for replies, expected in (((error(402),), False), ((replayed,), True), ((lost, replayed), False)):
-        async with answering(in_turn(*replies)) as stand_in, asking(stand_in.url) as api:
-            with pytest.raises(StripeError) as refused:
-                await api.post("/v1/subscriptions")
-        assert (refused.value.status, refused.value.is_replayed) == (402, expected)
+REPLAYED: Final = answer(402, {"error": {"type": "card_error"}}, idempotent_replayed="true")
+LOST: Final = answer(500, {"error": {"type": "api_error"}})
+MADE: Final = answer(200, {"id": "sub_1"})
+# Replies in turn, and the number of the key that each request has.
+ATTEMPTS: Final = {
+    "refused": ((error(402), MADE), (0, 0)),
+    "refused a while ago": ((REPLAYED, REPLAYED, MADE, MADE), (0, 1, 2, 2)),
+    "refused meanwhile": ((LOST, REPLAYED, REPLAYED, MADE), (0, 0, 0, 1)),
+    "lost": ((LOST, LOST, LOST, MADE), (0, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", ATTEMPTS)
+async def test_only_a_repeated_error_leads_to_another_key(case: str) -> None:
+    replies, numbers = ATTEMPTS[case]
+    key = key_of("test")
+    async with answering(in_turn(*replies)) as stand_in, asking(stand_in.url) as api:
+        with suppress(StripeError):
+            await api.post("/v1/subscriptions", idempotency_key=key)
+        await api.post("/v1/subscriptions", idempotency_key=key)
+    sent = [asked.headers["idempotency-key"] for asked in stand_in.asked]
+    assert sent == [f"{key}-{number}" if number else key for number in numbers]
+
+
+async def test_what_a_failed_attempt_has_made_is_not_made_again() -> None:
+    async def find() -> dict[str, Any] | None:
+        found.append(len(stand_in.asked))
+        return {"id": "sub_0"} if len(found) > 1 else None
+
+    found: list[int] = []
+    async with answering(in_turn(REPLAYED, REPLAYED)) as stand_in, asking(stand_in.url) as api:
+        made = await api.post("/v1/subscriptions", idempotency_key=key_of("test"), find=find)
+    assert (made, found) == ({"id": "sub_0"}, [1, 2])
+
+
+async def test_attempts_end_where_stripe_repeats_errors_without_end() -> None:
+    async with answering(REPLAYED) as stand_in, asking(stand_in.url) as api:
+        with pytest.raises(StripeError, match="HTTP 402"):
+            await api.post("/v1/subscriptions")
+    assert len(stand_in.asked) == 32
 
 
 @pytest.mark.parametrize(

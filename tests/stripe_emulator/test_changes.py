@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
+import httpx
 import pytest
 
 from drivers.emulated_shop import (
@@ -283,3 +284,18 @@ async def test_tax_can_be_turned_on_and_off(client: Any, clock: Clock) -> None:
     assert (renewal.total, tax.enabled, tax.status) == (1083, True, "complete")
     await client.subscriptions.update(made.id, automatic_tax={"enabled": False})
     assert (await client.invoices.create_preview(subscription=made.id)).total == 1000
+
+
+async def test_f_30i_a_deletion_reads_query_and_form(
+    client: Any, emulator: StripeEmulator, clock: Clock
+) -> None:
+    """https://docs.stripe.com/api/subscriptions/cancel: its example has a form, as curl sends it."""
+    made = await subscribe(client)
+    clock.advance(timedelta(days=15))
+    async with emulator.serve() as url, httpx.AsyncClient(base_url=url, auth=("sk_test_1", "")) as own:
+        path, form = f"/v1/subscriptions/{made.id}?invoice_now=true", {"prorate": "true"}
+        ended = await own.request("DELETE", path, data=form)
+        wrong = await own.request("DELETE", path, data={"refund": "true"})
+    assert (ended.status_code, ended.json()["status"]) == (200, "canceled")
+    assert wrong.json()["error"]["param"] == "refund"
+    assert amounts(await newest_invoice(client)) == [-500]

@@ -83,6 +83,36 @@ async def test_invoices_are_voided_or_given_up(client: Any, emulator: StripeEmul
     assert (await client.subscriptions.retrieve(other.id)).status == "active"
 
 
+@pytest.mark.parametrize("opened", [{"after_retries": "past_due"}], indirect=True)
+async def test_f_30i_the_latest_invoice_that_is_not_void_decides(
+    client: Any, emulator: StripeEmulator, clock: Clock
+) -> None:
+    """https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses."""
+
+    async def fail_renewal() -> str:
+        clock.advance(timedelta(days=31, hours=2))
+        emulator.advance()
+        found = await newest_invoice(client)
+        assert (found.status, await status()) == ("open", "past_due")
+        return str(found.id)
+
+    async def status() -> str:
+        return str((await client.subscriptions.retrieve(made.id)).status)
+
+    made = await subscribe(client)
+    emulator.fail_payments("cus_1")
+    await client.invoices.mark_uncollectible(await fail_renewal())
+    assert await status() == "active"
+    first, second = await fail_renewal(), await fail_renewal()
+    await client.invoices.mark_uncollectible(first)
+    assert await status() == "past_due"
+    third = await fail_renewal()
+    await client.invoices.void_invoice(third)
+    assert await status() == "past_due"  # The one before it is still open.
+    await client.invoices.mark_uncollectible(second)
+    assert await status() == "active"
+
+
 async def test_cards_are_attached_and_chosen() -> None:
     """https://docs.stripe.com/api/payment_methods/attach; customers/update: `invoice_settings`."""
     emulator = StripeEmulator()
@@ -155,6 +185,23 @@ async def test_an_item_is_on_the_next_invoice(client: Any, emulator: StripeEmula
     assert line.pricing.unit_amount_decimal == Decimal("0.375")
     assert line.metadata.to_dict() == {"a": "b"}
     assert (await client.invoice_items.retrieve(item.id)).invoice == renewal.id
+
+
+async def test_f_30i_an_item_may_have_an_amount(client: Any, emulator: StripeEmulator, clock: Clock) -> None:
+    """https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-amount: below 0, it reduces."""
+    await subscribe(client)
+    fee = await client.invoice_items.create(customer="cus_1", amount=700, currency="usd", description="Fee")
+    assert (fee.amount, fee.quantity, fee.pricing.unit_amount_decimal) == (700, 1, Decimal(700))
+    less = await client.invoice_items.create(customer="cus_1", amount=-100, currency="usd")
+    assert (await client.invoice_items.update(less.id, amount=-250)).amount == -250
+    for wrong in ({"quantity": 2}, {"unit_amount_decimal": Decimal(5)}, {"pricing": {"price": "price_10"}}):
+        asked: Any = {"customer": "cus_1", "amount": 700, "currency": "usd", **wrong}
+        await refused(client.invoice_items.create(**asked))
+    await refused(client.invoice_items.create(customer="cus_1", amount=700), "currency")
+    clock.advance(timedelta(days=31))
+    emulator.advance()
+    renewal = await newest_invoice(client)
+    assert (sorted(line.amount for line in renewal.lines.data), renewal.total) == ([-250, 700, 1000], 1450)
 
 
 async def test_items_are_listed_until_deleted(client: Any, emulator: StripeEmulator, clock: Clock) -> None:

@@ -56,9 +56,9 @@ async def at(store_url: str) -> AsyncGenerator[Shop]:
 async def begun(at: Shop, plan: str = "team", addons: Mapping[str, int] | None = None, seats: int = 1) -> str:
     """Subscribe on the first day; the subscription's id. It is mid-period then."""
     made = await at.kit.subscriptions.create("acme", plan, seats, addons=addons)
-    assert made.client_secret is not None
-    is_trial = made.subscription.status == "trialing"
-    (at.emulator.confirm_setup if is_trial else at.emulator.confirm_payment)(made.client_secret)
+    if made.client_secret is not None:
+        is_trial = made.subscription.status == "trialing"
+        (at.emulator.confirm_setup if is_trial else at.emulator.confirm_payment)(made.client_secret)
     await synced(at)
     at.clock.set(HALF)
     return made.subscription.id
@@ -244,6 +244,9 @@ async def test_a_change_of_plan_keeps_what_the_new_plan_lists(at: Shop) -> None:
 
 
 async def test_fewer_stay_scheduled_through_changes_of_plan(at: Shop) -> None:
+    linked = at.emulator.add_customer("cus_acme")
+    at.emulator.add_payment_method(linked)
+    await at.kit.customers.link("acme", linked)
     subscription = await begun(at, "tried", {"storage_pack": 3})
     at.go(START + 20 * DAY)  # The trial is over.
     end = (await synced(at)).current_period_end
@@ -603,3 +606,22 @@ async def test_f_308_an_addon_adds_to_what_an_override_includes(at: Shop) -> Non
     assert await included(at, "requests") == 600
     await at.kit.customers.override("acme", {"requests": {}})
     assert await included(at, "requests") == 200
+
+
+@pytest.mark.parametrize("plans", CHANGES)
+async def test_f_30h_while_ending_addons_change_as_plans_do(store_url: str, plans: str) -> None:
+    """What begins at once is bought or given up; what would begin with the next period is refused."""
+    async with opened(store_url, CHANGES[plans]) as at:
+        await begun(at, "pro", {"storage_pack": 2})
+        await at.kit.subscriptions.cancel("acme")
+        for change, is_made in (
+            (at.kit.subscriptions.set_addons("acme", {"storage_pack": 1}), plans == "at once"),
+            (at.kit.subscriptions.change_plan("acme", "team"), plans == "at once"),
+            (at.kit.subscriptions.set_addons("acme", {"storage_pack": 4}), plans != "later"),
+            (at.kit.subscriptions.change_plan("acme", "pro"), True),
+        ):
+            refused = pytest.raises(SubscriptionError, match="is ending: resume it before it is changed")
+            with contextlib.nullcontext() if is_made else refused:
+                await change
+            found = await known(at)
+            assert (found.pending_change, found.cancel_at_period_end) == (None, True)

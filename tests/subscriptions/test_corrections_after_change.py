@@ -264,6 +264,17 @@ async def test_a_credit_note_is_issued_once_despite_a_crash(at: Shop) -> None:
     assert (await notes(at), await balance(at)) == ([300], 300)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_f_30f_a_credit_note_is_issued_once_despite_a_500(at: Shop, when: Any) -> None:
+    await begin(at)
+    await switch(at, "cheaper")
+    at.emulator.fail_next("error", when=when, skip=1, path="/v1/credit_notes")
+    with pytest.raises(StripeUnavailableError):
+        await correct(at, 60, credit=True)
+    assert by_hand(await correct(at, 60, credit=True)) == [(60, 300)]
+    assert (await notes(at), await balance(at)) == ([300], 300)
+
+
 async def test_nothing_is_corrected_while_invoices_are_unreadable(at: Shop) -> None:
     await begin(at)
     await switch(at, "cheaper")

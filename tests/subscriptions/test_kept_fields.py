@@ -20,6 +20,7 @@ from drivers.near_stripe import served
 from drivers.sampled import some
 from drivers.sdk_parameters import sample
 from drivers.shop import END, HALF, PLANS, START, Shop, sell, shop
+from meterkit import StripeUnavailableError
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
 from subscriptions.looks import linked_of
@@ -389,14 +390,31 @@ async def resumed(at: Rich) -> None:
         await at.kit.subscriptions.resume("acme")
 
 
+async def resumed_after_errors(at: Rich) -> None:
+    """Resume with one HTTP 500, in turn at each call that may change something."""
+    await at.kit.subscriptions.cancel("acme")
+    since = len(at.emulator.requests)
+    await at.kit.subscriptions.resume("acme")
+    calls = [one.method for one in at.emulator.requests[since:]]
+    for place, method in enumerate(calls):
+        if method == "POST":
+            at.clock.advance(2 * DAY)  # Stripe has forgotten the keys, so the calls are the same.
+            await at.kit.subscriptions.cancel("acme")
+            at.emulator.fail_next("error", path="*", skip=place)
+            with pytest.raises(StripeUnavailableError):
+                await at.kit.subscriptions.resume("acme")
+            await at.kit.subscriptions.resume("acme")
+
+
 PHASES_AHEAD: Final[dict[str, tuple[str, Callable[[Rich], Awaitable[object]]]]] = {
     "upgrade": ("team", lambda at: at.kit.subscriptions.change_plan("acme", "pro")),
     "take back": ("pro", taken_back),
     "cancel and resume, twice": ("pro", resumed),
+    "F-30f: resume after errors": ("pro", resumed_after_errors),
 }
 
 
-@pytest.mark.parametrize("name", some(PHASES_AHEAD, {"take back"}))
+@pytest.mark.parametrize("name", some(PHASES_AHEAD, {"take back", "F-30f: resume after errors"}))
 async def test_an_operators_phases_ahead_stay_through(store_url: str, name: str) -> None:
     """A customer got rid of them, and of the end of a discount, by a cancellation that was taken back."""
     plan, act = PHASES_AHEAD[name]

@@ -43,6 +43,7 @@ from meterkit.catalog.errors import FilePlace, Problems, nearest, unknown
 from meterkit.catalog.meters import MeterTable, build_meters, check_features, refuse_reported_usage
 from meterkit.catalog.models import Billing, Catalog, Enforcement, Plan, PlanGrant, Route
 from meterkit.catalog.notes import (
+    note_addons_in_trials,
     note_anonymous_plan,
     note_billing_lines,
     note_default_plan,
@@ -297,6 +298,7 @@ def _build_catalog(values: PlansFile, problems: Problems) -> Catalog:
     note_equal_ranks(plans, meters, money.changes, values.places("plans"), problems)
     note_unlisted_addons(plans.values(), values.places("addons"), problems)
     note_idle_addons(plans.values(), addons, values.places("plans"), problems)
+    note_addons_in_trials(plans.values(), addons, values.places("plans"), problems)
     return Catalog(
         source=problems.source,
         content_hash="",

@@ -342,6 +342,29 @@ def note_idle_addons(
                 problems.note(places[plan.key], "informs", message)
 
 
+def note_addons_in_trials(
+    plans: Iterable[Plan],
+    addons: Mapping[str, Addon],
+    places: Mapping[str, FilePlace],
+    problems: Problems,
+) -> None:
+    """Name the add-ons without ``max`` of plans with a trial, where none of them is sold: nothing is paid.
+
+    Args:
+        plans: of the file.
+        addons: of the file.
+        places: where each plan stands.
+        problems: the list to add to.
+    """
+    for plan in plans:
+        keys = [key for key in plan.addons if key in addons and addons[key].max_quantity is None]
+        if plan.trial_ms is not None and keys:
+            message = (
+                f"its trial does not sell {listed(keys, SHOWN_MAX)}, as nothing is paid there: write a `max`"
+            )
+            problems.note(places[plan.key], "informs", message)
+
+
 def note_billing_lines(
     routes: Iterable[Route], plans: Iterable[Plan | None], place: FilePlace, problems: Problems
 ) -> None:

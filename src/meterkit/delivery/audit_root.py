@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from meterkit.errors import MeterkitError
 from meterkit.outbox.close_queue import RENEWAL
 from meterkit.outbox.meters_or_lines import USAGE_KEY
+from meterkit.stripe.idempotency_keys import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -88,7 +89,7 @@ class RootWriter:
         await api.post(
             f"/v1/invoices/{invoice}",
             {"metadata": {ROOT: hashed, ROWS: str(rows)}},
-            idempotency_key=f"meterkit-root-{invoice}-{rows}-{hashed[-32:]}",
+            idempotency_key=key_of("root", invoice, rows, hashed),
         )
 
     def _log_once(self, why: str) -> None:

@@ -39,8 +39,9 @@ from meterkit.delivery.line_books import (
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
-from meterkit.outbox.meters_or_lines import has_metered_periods
+from meterkit.outbox.meters_or_lines import has_metered_periods, metadata_of
 from meterkit.store.event_names import find_former_events, list_reported_meters, read_meters
+from meterkit.stripe.idempotency_keys import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -484,7 +485,7 @@ class CreditIssuer:
                     continue
             try:
                 identifier = await self._find_or_issue(
-                    api, _idempotency_key(asked, meter, line), line, billed
+                    api, _correction_mark(asked, meter, line), line, billed
                 )
             except StripeUnavailableError:
                 raise
@@ -520,18 +521,21 @@ class CreditIssuer:
             return billed.item
         invoice: Mapping[str, Any] = billed.invoice or {}
         entries = f"/v1/customers/{invoice['customer']}/balance_transactions"
-        known = [*await api.list(_NOTES, {"invoice": str(invoice["id"])}), *await api.list(entries)]
-        for issued in known:
-            metadata: Mapping[str, Any] = issued.get("metadata") or {}
-            if metadata.get(_CORRECTION) == key:
-                return str(issued["id"])
+
+        async def find_issued() -> dict[str, Any] | None:
+            known = [*await api.list(_NOTES, {"invoice": str(invoice["id"])}), *await api.list(entries)]
+            return next((one for one in known if metadata_of(one).get(_CORRECTION) == key), None)
+
+        if (issued := await find_issued()) is not None:
+            return str(issued["id"])
         cents, left = _credit_total(line.cents, billed.line), int(invoice["amount_remaining"])
         paid = int(invoice["amount_paid"]) - int(invoice.get("post_payment_credit_notes_amount") or 0)
         params: dict[str, Parameter] = {"metadata": {_CORRECTION: key}}
         if cents > left + paid:
             # A credit or the balance has paid part of the invoice: Stripe refuses a credit note for that.
             params |= {"amount": -cents, "currency": str(invoice["currency"])}
-            made = await api.post(entries, params, idempotency_key=f"meterkit-correction-{key}-balance")
+            balance_key = key_of("correction-balance", key)
+            made = await api.post(entries, params, idempotency_key=balance_key, find=find_issued)
             return str(made["id"])
         credited: dict[str, Parameter] = {
             "type": "invoice_line_item",
@@ -541,7 +545,7 @@ class CreditIssuer:
         params |= {"invoice": str(invoice["id"]), "lines": [credited]}
         if cents > left:
             params["credit_amount"] = cents - left
-        made = await api.post(_NOTES, params, idempotency_key=f"meterkit-correction-{key}")
+        made = await api.post(_NOTES, params, idempotency_key=key_of("correction", key), find=find_issued)
         return str(made["id"])
 
     async def _read_credits(self, asked: CorrectionRequest, meter: str) -> dict[str, IssuedCredit]:
@@ -568,8 +572,8 @@ class CreditIssuer:
         return is_new and bool(is_kept)
 
 
-def _idempotency_key(asked: CorrectionRequest, meter: str, line: AssignedLine) -> str:
-    """Compute the idempotency key of a credit note from the correction and the line."""
+def _correction_mark(asked: CorrectionRequest, meter: str, line: AssignedLine) -> str:
+    """Compute the mark of a credit note from the correction and the line."""
     text = f"{asked.customer}\0{asked.correction_id}\0{meter}\0{line.name}"
     return blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -34,6 +34,7 @@ from meterkit.outbox.meters_or_lines import (
 )
 from meterkit.outbox.sealer import LateUsage, add_late_usage
 from meterkit.outbox.sealing_terms import LINES_MOST, line_product
+from meterkit.stripe.idempotency_keys import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +66,6 @@ _ITEMS: Final = "/v1/invoiceitems"
 _INVOICES: Final = "/v1/invoices"
 _MISSING: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
 _ATTEMPTS: Final = 3
-_REFUSALS_MOST: Final = 10_000
 _IDEMPOTENCY: Final = "idempotency_error"
 _STALE_S: Final = 3_600.0
 """Largest age of the list of Stripe's items when a line is written."""
@@ -110,16 +110,14 @@ class LineWriter:
     Args:
         store: has the queue.
         api: the way to Stripe.
-        refusals: how often Stripe has refused a line, by its identifier; updated here.
 
     Attributes:
         late: lines of this pass that missed the invoice of their period; the caller logs them.
     """
 
-    def __init__(self, store: Store, api: StripeApi, refusals: dict[str, int]) -> None:
+    def __init__(self, store: Store, api: StripeApi) -> None:
         self._store = store
         self._api = api
-        self._refusals = refusals
         self._places: dict[tuple[str, str, int, int], _Place | None] = {}
         self._summed = set[tuple[str, int]]()
         self.late = LateLineReport()
@@ -127,39 +125,21 @@ class LineWriter:
     async def write(self, items: InvoiceItemQueue, item: InvoiceItemEntry) -> bool:
         """Write a line unless Stripe has it; False: it must wait, no invoice bills it, or it is settled.
 
-        If Stripe refuses the invoice, or repeats a stored failure, the draft is read again: a person may have
-        finalized or deleted it.
+        If Stripe refuses the invoice, the draft is read again: a person may have finalized or deleted it.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        first = self._refusals.get(item.id, 0)
-        for attempt in range(first, first + _ATTEMPTS - 1):
+        for attempt in range(_ATTEMPTS):
             try:
-                return await self._try_write(items, item, attempt)
+                return await self._write_once(items, item, attempt)
             except StripeError as error:
-                if not (error.is_replayed or (is_refusal(error) and _refuses_place(error, item))):
+                self._places.pop(_place_name(item), None)
+                is_last = attempt == _ATTEMPTS - 1
+                if is_last or not (is_refusal(error) and _refuses_place(error, item)):
                     raise
-        return await self._try_write(items, item, first + _ATTEMPTS - 1)
-
-    async def _try_write(self, items: InvoiceItemQueue, item: InvoiceItemEntry, attempt: int) -> bool:
-        """Write a line once; after a failure, its place is looked for again.
-
-        A refusal changes the idempotency key of the next try, as Stripe may have stored it. Another failure
-        does not: Stripe may have written the line.
-        """
-        try:
-            is_settled = await self._write_once(items, item, attempt)
-        except StripeError as error:
-            self._places.pop(_place_name(item), None)
-            if error.is_replayed or is_refusal(error):
-                if len(self._refusals) >= _REFUSALS_MOST:
-                    self._refusals.clear()
-                self._refusals[item.id] = attempt + 1
-            raise
-        self._refusals.pop(item.id, None)
-        return is_settled
+        raise AssertionError
 
     @property
     def _drops_late(self) -> bool:
@@ -184,10 +164,10 @@ class LineWriter:
                 return await self._refuse_line(items, item, _DROPPED)
             same = next((one for one in lines if one.get("invoice") == place.invoice), None)
             if same is None:
-                line = await self._post_line(item, place, units, attempt)
+                line = await self._post_line(item, place, units)
                 place.items.append(line)
             else:
-                line = await self._raise_line(item, same, units, attempt)
+                line = await self._raise_line(item, same, units)
                 place.items[place.items.index(same)] = line
         return await self._settle_line(items, item, _late_reason(line))
 
@@ -226,7 +206,7 @@ class LineWriter:
         if attempt and not await self._api.has_customer(item.stripe_customer):
             return _Place(None, [], age_s, refusal="Stripe has no such customer")
         if not item.subscription:
-            return await self._find_separate_invoice(item, age_s, attempt)
+            return await self._find_separate_invoice(item, age_s)
         asked: dict[str, Parameter] = {"expand": ["latest_invoice"]}
         subscription = await self._api.get(f"/v1/subscriptions/{item.subscription}", asked)
         end_s = min(item.till_ms // 1000, int(subscription.get("ended_at") or item.till_ms // 1000))
@@ -245,7 +225,7 @@ class LineWriter:
         # Usage that is not late is billed, even if the next renewal may have no late usage.
         if found if self._drops_late else is_soon:
             return _Place(None, lines, age_s, late=_FINAL if found else _NO_RENEWAL)
-        own = await self._find_separate_invoice(item, age_s, attempt, subscription)
+        own = await self._find_separate_invoice(item, age_s, subscription)
         return own._replace(items=lines, late=own.late or _FINAL * bool(found))
 
     def _may_come(self, subscription: Mapping[str, Any], end_s: int) -> bool:
@@ -282,27 +262,22 @@ class LineWriter:
         lines = await self._api.list(f"{_INVOICES}/{invoice}/lines")
         return [as_item(line, invoice) for line in lines if USAGE_KEY in metadata_of(line)]
 
-    async def _items_of(self, item: InvoiceItemEntry) -> list[Mapping[str, Any]]:
+    async def _items_of(self, item: InvoiceItemEntry) -> list[dict[str, Any]]:
         """Invoice items of the customer that may be lines of the period."""
         asked: dict[str, Parameter] = {
             "customer": item.stripe_customer,
             "created": {"gte": item.period_ms // 1000},
         }
-        return [*await self._api.list(_ITEMS, asked)]
+        return await self._api.list(_ITEMS, asked)
 
     async def _find_separate_invoice(
-        self,
-        item: InvoiceItemEntry,
-        age_s: Elapsed,
-        attempt: int,
-        subscription: Mapping[str, Any] | None = None,
+        self, item: InvoiceItemEntry, age_s: Elapsed, subscription: Mapping[str, Any] | None = None
     ) -> _Place:
         """Find or make the invoice of a period that no subscription bills.
 
         Args:
             item: its first line.
             age_s: measures the age of the place.
-            attempt: number of refusals before; Stripe may have stored them under their idempotency keys.
             subscription: whose usage it bills; None: there is none.
         """
         if refusal := "" if subscription is None else explain_no_invoice(subscription):
@@ -313,32 +288,19 @@ class LineWriter:
             usage,
             subscription,
             self._store.catalog.billing.checkout,
-            suffix=_suffix(attempt),
             is_once=self._drops_late,
         )
         shown = frozenset[str]() if found.is_new and not found.formers else None
         return _Place(found.draft, [], age_s, late=_FINAL * bool(found.formers), shown=shown)
 
     async def _raise_line(
-        self, item: InvoiceItemEntry, line: Mapping[str, Any], units: int, attempt: int
+        self, item: InvoiceItemEntry, line: Mapping[str, Any], units: int
     ) -> Mapping[str, Any]:
-        """Add units to a line that is written.
+        """Add units to a line that is written."""
+        metadata = {_ADDED_KEY: " ".join([*queued_ids_of(line)[1:], item.id][-_ADDED_MOST:])}
+        return await change_line(self._api, line, int(units_of(line)) + units, metadata)
 
-        The idempotency key names the line as it was read. If two processes add different units to the same
-        state, Stripe refuses the second one, which reads the line again later.
-        """
-        ids = queued_ids_of(line)
-        metadata = {_ADDED_KEY: " ".join([*ids[1:], item.id][-_ADDED_MOST:])}
-        params: dict[str, Parameter] = {
-            "quantity_decimal": f"{int(units_of(line)) + units}",
-            "metadata": metadata,
-        }
-        key = f"{name_line_state(line)}{_suffix(attempt)}"
-        return await self._api.post(f"{_ITEMS}/{line['id']}", params, idempotency_key=key)
-
-    async def _post_line(
-        self, item: InvoiceItemEntry, place: _Place, units: int, attempt: int
-    ) -> Mapping[str, Any]:
+    async def _post_line(self, item: InvoiceItemEntry, place: _Place, units: int) -> Mapping[str, Any]:
         """Post a line; make the product of its meter first if Stripe does not have it."""
         meter = self._store.catalog.meters.get(item.meter)
         product = line_product(item.meter, item.meter if meter is None else meter.title)
@@ -346,8 +308,6 @@ class LineWriter:
         target: dict[str, Parameter] = {"subscription": item.subscription}
         if place.invoice is not None:
             target = {"invoice": place.invoice}
-        # Stripe may have stored the refusal of another invoice under the key that does not name it.
-        key = f"{item.id}-{units}-{place.invoice or item.subscription}{_suffix(attempt)}"
         params: dict[str, Parameter] = {
             "customer": item.stripe_customer,
             **target,
@@ -370,13 +330,19 @@ class LineWriter:
         if item.prices > 1:
             params["description"] = f"{product['name']} ({item.prices} prices)"
             self._log_sums(item)
+
+        async def find_line() -> dict[str, Any] | None:
+            written = (one for one in await self._items_of(item) if item.id in queued_ids_of(one))
+            return next(written, None)
+
+        key = key_of("line", item.id, units, target)
         try:
-            return await self._api.post(_ITEMS, params, idempotency_key=key)
+            return await self._api.post(_ITEMS, params, idempotency_key=key, find=find_line)
         except StripeError as error:
             is_named = product_id in str(error) or (error.param or "").startswith("price_data")
             if not (is_named and error.status in _MISSING and await self._mend_product(product, error)):
                 raise
-        return await self._api.post(_ITEMS, params, idempotency_key=f"{key}-again")
+        return await self._api.post(_ITEMS, params, idempotency_key=key, find=find_line)
 
     async def _mend_product(self, product: Mapping[str, str], refused: StripeError) -> bool:
         """Make the product of a line, or activate it; False: nothing was wrong with it.
@@ -437,13 +403,41 @@ def _current_period_s(subscription: Mapping[str, Any]) -> tuple[int, int]:
     return start_s, end_s
 
 
-def name_line_state(line: Mapping[str, Any]) -> str:
-    """Name a line with its units: the idempotency key of a change, so that two changes do not overlap."""
-    return f"{line['id']}-{units_of(line):f}-{queued_ids_of(line)[-1]}"
+async def change_line(
+    api: StripeApi, line: Mapping[str, Any], units: int, metadata: Mapping[str, str]
+) -> Mapping[str, Any]:
+    """Change the units of a written line.
+
+    The idempotency key names the line as it was read. If two processes change the same state, Stripe refuses
+    the second one, which reads the line again later.
+
+    Args:
+        api: the way to Stripe.
+        line: as it was read.
+        units: in all.
+        metadata: what the line then has, and no line before: it tells that the change was made.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer; or another process has changed the line.
+    """
+    path = f"{_ITEMS}/{line['id']}"
+
+    async def find_changed() -> dict[str, Any] | None:
+        shown = await api.get(path)
+        if metadata.items() <= metadata_of(shown).items():
+            return shown
+        if _line_state(shown) != _line_state(line):
+            raise StripeError(f"the line {line['id']} was changed meanwhile: it is read again")
+        return None
+
+    params: dict[str, Parameter] = {"quantity_decimal": f"{units}", "metadata": {**metadata}}
+    key = key_of("change-line", *_line_state(line))
+    return await api.post(path, params, idempotency_key=key, find=find_changed)
 
 
-def _suffix(attempt: int) -> str:
-    return f"-{attempt}" if attempt else ""
+def _line_state(line: Mapping[str, Any]) -> list[str]:
+    """Id of a line, its units, and the queued line that was added last."""
+    return [str(line["id"]), f"{units_of(line):f}", queued_ids_of(line)[-1]]
 
 
 def _explain_unbilled(

@@ -22,6 +22,7 @@ from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue, price_each, usage_key_of
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.stripe.prices import PRICES
 from meterkit.stripe.request import KEY_REFUSALS, run_together
 
@@ -62,7 +63,7 @@ _OTHER_MODE: Final = "a similar object exists in"
 
 async def late_units_at_stripe(
     api: StripeApi, stripe_customer: str, since_ms: int
-) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+) -> Mapping[str, Sequence[dict[str, Any]]]:
     """List a Stripe customer's invoice items for late usage, by usage key.
 
     Args:
@@ -74,7 +75,7 @@ async def late_units_at_stripe(
         StripeError: Stripe refuses, or does not answer.
     """
     asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": since_ms // 1000}}
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for item in await api.list(_PATH, asked):
         metadata: Mapping[str, str] = item.get("metadata") or {}
         if USAGE_KEY in metadata:
@@ -130,7 +131,6 @@ class InvoiceItemMaker:
         self._store = store
         self._api = api
         self._products: dict[str, str | None] = {}
-        self._refusals: dict[str, int] = {}
         self._failures = Throttle(HOUR_S)
 
     async def make_due(
@@ -180,7 +180,7 @@ class InvoiceItemMaker:
         self, run: _MakingRun, lease: ShardLease, due: Sequence[InvoiceItemEntry]
     ) -> None:
         """Make due items of a customer, one by one."""
-        lines = LineWriter(self._store, self._api, self._refusals)
+        lines = LineWriter(self._store, self._api)
         await run.items.mark_tried(lease.shard, [item for item in due if item.by_line])
         try:
             await self._make_in_order(run, lease, lines, due)
@@ -268,17 +268,29 @@ class InvoiceItemMaker:
         self, item: InvoiceItemEntry, units: int, params: Mapping[str, Parameter]
     ) -> dict[str, Any]:
         """Post an item for the meter's product; without a product if Stripe refuses that."""
-        key, product = f"{item.id}-{units}", await self._find_product(item)
+
+        async def post(price: Mapping[str, Parameter]) -> dict[str, Any]:
+            key = key_of("late-usage", item.id, units, *price)
+            return await self._api.post(
+                _PATH, {**params, **price}, idempotency_key=key, find=partial(self._find_item, item)
+            )
+
+        product = await self._find_product(item)
         amount = f"{unit_amount_decimal(item.label):f}"
         if product is not None:
             data: Parameter = {"currency": item.currency, "product": product, "unit_amount_decimal": amount}
             try:
-                return await self._api.post(_PATH, {**params, "price_data": data}, idempotency_key=key)
+                return await post({"price_data": data})
             except StripeError as error:
                 if not (error.param or "").startswith("price_data"):
                     raise
-        plain = {**params, "currency": item.currency, "unit_amount_decimal": amount}
-        return await self._api.post(_PATH, plain, idempotency_key=f"{key}-plain")
+        return await post({"currency": item.currency, "unit_amount_decimal": amount})
+
+    async def _find_item(self, item: InvoiceItemEntry) -> dict[str, Any] | None:
+        """Find the invoice item that was made for an entry of the queue; None: there is none."""
+        known = await late_units_at_stripe(self._api, item.stripe_customer, item.period_ms)
+        own = (one for one in known.get(item.usage_key, ()) if one["metadata"].get(ITEM_KEY) == item.id)
+        return next(own, None)
 
     async def _item_parameters(self, item: InvoiceItemEntry, units: int) -> dict[str, Parameter]:
         meter = self._store.catalog.meters.get(item.meter)

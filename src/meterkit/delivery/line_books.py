@@ -17,7 +17,7 @@ from meterkit.decisions.customer_state import line_switches
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import unit_cents
-from meterkit.delivery.invoice_lines import LABEL_KEY, PRICE_KEY, name_line_state, queued_ids_of
+from meterkit.delivery.invoice_lines import LABEL_KEY, PRICE_KEY, change_line, queued_ids_of
 from meterkit.delivery.invoices import LOWERED_KEY, units_of, written_units
 from meterkit.delivery.late_usage_withdrawal import report_late
 from meterkit.delivery.stripe_books import none_if_gone
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.stripe.request import Parameter
 
 _LETTERS: Final = "qdwfp"
 _VOID: Final = "void"
@@ -277,6 +276,5 @@ async def lower_line(api: StripeApi, item: str, units: int, *, correction: str, 
         return entry in metadata
     if left < 0:
         raise StripeError(f"the line has {units_of(shown):f} units: a person has changed it")
-    params: dict[str, Parameter] = {"quantity_decimal": f"{left}", "metadata": {entry: f"{units}"}}
-    await api.post(f"{_ITEMS}/{item}", params, idempotency_key=name_line_state(shown))
+    await change_line(api, shown, left, {entry: f"{units}"})
     return True

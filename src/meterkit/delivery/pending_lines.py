@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.subscription import ENDED
@@ -16,6 +15,7 @@ from meterkit.delivery.usage_invoices import (
     find_usage_invoice,
 )
 from meterkit.outbox.meters_or_lines import is_usage_line, subscription_of
+from meterkit.stripe.idempotency_keys import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,11 +83,10 @@ async def _bill_lines(
         return refusal
     invoice = await find_usage_invoice(api, usage, subscription, store.catalog.billing.checkout)
     ids = sorted(str(line["id"]) for line in lines)[:_LINES_MOST]
-    digest = blake2b(" ".join(ids).encode(), digest_size=16).hexdigest()
     await api.post(
         f"/v1/invoices/{invoice.draft}/add_lines",
         {"lines": [{"invoice_item": one} for one in ids]},
-        idempotency_key=f"meterkit-lines-{invoice.draft}-{digest}",
+        idempotency_key=key_of("lines", invoice.draft, ids),
     )
     _logger.warning(
         "late usage of customer %r: its subscription has ended, so invoice %s of its own bills the %d lines"

@@ -35,6 +35,7 @@ from meterkit.outbox.close_queue import (
 from meterkit.outbox.meters_or_lines import is_usage_invoice
 from meterkit.store.task_lease import TaskLease
 from meterkit.store.unreadable_data import damage_of, is_of_the_store
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.stripe.request import ENDED_HERE, KEY_REFUSALS
 
 if TYPE_CHECKING:
@@ -559,14 +560,14 @@ class DraftHold:
         done = await self._api.post(
             f"/v1/invoices/{draft['id']}/finalize",
             {"auto_advance": True},
-            idempotency_key=f"meterkit-finalize-{draft['id']}",
+            idempotency_key=key_of("finalize", draft["id"]),
         )
         return InvoiceEnd(final_ms=finalized_ms(done))
 
     async def _schedule_finalization(self, draft: Mapping[str, Any], at_s: int, held: str) -> InvoiceEnd:
         """Set the time at which Stripe finalizes a draft; its response gives the end."""
         # Stripe remembers a key for a day: meanwhile, a draft may be held, released and held again.
-        key = f"meterkit-hold-{draft['id']}-{draft[_AT]}-{at_s}-{self._now_s // _SOON_S}"
+        key = key_of("hold", draft["id"], draft[_AT], at_s, self._now_s // _SOON_S)
         done = await self._api.post(
             f"/v1/invoices/{draft['id']}", {_AT: at_s, "metadata": {HELD: held}}, idempotency_key=key
         )

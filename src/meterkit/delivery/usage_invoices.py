@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from meterkit.errors import StripeError
 from meterkit.outbox.meters_or_lines import USAGE_KEY, metadata_of
+from meterkit.stripe.idempotency_keys import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +20,7 @@ _INVOICES: Final = "/v1/invoices"
 _COUPONS: Final = "/v1/coupons"
 _COPIED: Final = ("name", "percent_off", "amount_off", "currency")
 _DAYS_UNTIL_DUE: Final = 30
+_REPLAYS_MAX: Final = 16
 _KEPT: Final = "keep_as_draft"
 
 
@@ -60,7 +60,6 @@ async def find_usage_invoice(
     subscription: Mapping[str, Any] | None,
     checkout: Mapping[str, Any],
     *,
-    suffix: str = "",
     is_once: bool = False,
 ) -> UsageInvoice:
     """Find or make the invoice of ended usage; Stripe finalizes it in an hour.
@@ -70,7 +69,6 @@ async def find_usage_invoice(
         usage: what it bills.
         subscription: whose usage that is; None: there is none.
         checkout: options of all Checkout pages: without a subscription, their ``automatic_tax`` is taken.
-        suffix: of the idempotency key: Stripe may have stored a refusal under the former one.
         is_once: whether no second invoice is made once the first one is final.
 
     Raises:
@@ -81,7 +79,25 @@ async def find_usage_invoice(
         "customer": usage.stripe_customer,
         "created": {"gte": usage.till_ms // 1000},
     }
-    formers = [one for one in await api.list(_INVOICES, asked) if metadata_of(one).get(USAGE_KEY) == mark]
+
+    async def list_formers() -> list[dict[str, Any]]:
+        return [one for one in await api.list(_INVOICES, asked) if metadata_of(one).get(USAGE_KEY) == mark]
+
+    async def find_draft() -> dict[str, Any] | None:
+        return next((one for one in await list_formers() if one.get("status") == "draft"), None)
+
+    async def make(params: Mapping[str, Parameter]) -> dict[str, Any]:
+        # Stripe refuses a key with other parameters, and the terms may change between two tries.
+        gone = list[str]()
+        for _ in range(_REPLAYS_MAX):
+            key = key_of("usage-invoice", params, len(formers), gone)
+            made = await api.post(_INVOICES, params, idempotency_key=key, find=find_draft)
+            if await api.find(f"{_INVOICES}/{made['id']}") is not None:
+                return made
+            gone.append(str(made["id"]))  # A replayed response: a person has deleted it.
+        raise StripeError(f"Stripe has lost {_REPLAYS_MAX} invoices for this usage; it is tried again")
+
+    formers = await list_formers()
     draft = next((one for one in formers if one.get("status") == "draft"), None)
     if draft is not None:
         return UsageInvoice(str(draft["id"]), len(formers) - 1)
@@ -94,24 +110,13 @@ async def find_usage_invoice(
         "metadata": {USAGE_KEY: mark},
         **await _read_terms(api, usage.stripe_customer, subscription, checkout),
     }
-    tried = f"{len(formers)}{suffix}"
     try:
-        made = await _post_invoice(api, params, tried)
+        made = await make(params)
     except StripeError as error:
         if subscription is None or not _refuses_coupon(error, params):
             raise
-        copies = await _copy_coupons(api, subscription, suffix, error)
-        made = await _post_invoice(api, {**params, "discounts": copies}, tried)
+        made = await make({**params, "discounts": await _copy_coupons(api, subscription, error)})
     return UsageInvoice(str(made["id"]), len(formers), is_new=True)
-
-
-async def _post_invoice(api: StripeApi, params: Mapping[str, Parameter], tried: str) -> dict[str, Any]:
-    # Stripe refuses a key with other parameters, and the terms may change between two tries.
-    return await api.post(_INVOICES, params, idempotency_key=f"meterkit-invoice-{_digest(params)}-{tried}")
-
-
-def _digest(params: Mapping[str, Parameter]) -> str:
-    return blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _refuses_coupon(error: StripeError, params: Mapping[str, Parameter]) -> bool:
@@ -121,7 +126,7 @@ def _refuses_coupon(error: StripeError, params: Mapping[str, Parameter]) -> bool
 
 
 async def _copy_coupons(
-    api: StripeApi, subscription: Mapping[str, Any], suffix: str, refused: StripeError
+    api: StripeApi, subscription: Mapping[str, Any], refused: StripeError
 ) -> list[Parameter]:
     """Copy the coupons of a subscription, each for one invoice; the ``discounts`` of an invoice.
 
@@ -139,9 +144,9 @@ async def _copy_coupons(
         terms: dict[str, Parameter] = {**kept, "duration": "once"}
         if applies_to := cast("Mapping[str, Any] | None", coupon.get("applies_to")):
             terms["applies_to"] = {"products": applies_to["products"]}
-        name = f"meterkit-{_digest(terms)}"
+        name = key_of("coupon", terms)
         if await api.find(f"{_COUPONS}/{name}") is None:
-            await api.post(_COUPONS, {"id": name, **terms}, idempotency_key=f"{name}-coupon{suffix}")
+            await api.post(_COUPONS, {"id": name, **terms}, idempotency_key=name)
         found.append({"coupon": name})
     return found
 

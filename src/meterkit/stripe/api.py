@@ -8,24 +8,26 @@ from functools import cache
 from http import HTTPStatus
 from importlib import import_module
 from importlib.util import find_spec
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from meterkit.errors import SettingsError, StripeError
 from meterkit.redis.daemon_thread import in_thread
+from meterkit.stripe.idempotency_keys import KeyAttempts, unique_key
 from meterkit.stripe.request import API_BASE, redact_address
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from meterkit.settings import Settings
     from meterkit.stripe.http import HttpClient
+    from meterkit.stripe.idempotency_keys import IdempotencyKey
     from meterkit.stripe.request import Parameter
     from meterkit.stripe.sdk import SdkClient
 
 _TIMEOUT_S: Final = 10.0
 _PAGE: Final = 100
+_ATTEMPTS_MOST: Final = 32
 
 _Method = Literal["GET", "POST", "DELETE"]
 
@@ -37,7 +39,8 @@ class StripeApi:
     """Asks Stripe, below its limits. Serves any number of event loops, each by connections of its own.
 
     A request that got no answer, 429, 409 or a 5xx is sent again, three times in all, under the same
-    idempotency key, so that what it changes is changed once. Each method raises
+    idempotency key, so that what it changes is changed once. If Stripe repeats an error of an earlier request
+    instead, it is sent under the key of the next attempt. Each method raises
     :class:`~meterkit.errors.StripeError` where Stripe refuses, and
     :class:`~meterkit.errors.StripeUnavailableError` where it does not answer.
 
@@ -65,6 +68,7 @@ class StripeApi:
         self._timeout_s = timeout_s
         self.server_time_s: int | None = None
         self._is_sandbox = not settings.live and settings.stripe_api_base is None
+        self._attempts = KeyAttempts()
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, SdkClient] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -72,7 +76,7 @@ class StripeApi:
 
     async def get(self, path: str, params: Mapping[str, Parameter] | None = None) -> dict[str, Any]:
         """An object: ``await api.get("/v1/customers/cus_1")``."""
-        return await self._send_request("GET", path, params or {}, None)
+        return await self._ask("GET", path, params or {})
 
     async def find(self, path: str, params: Mapping[str, Parameter] | None = None) -> dict[str, Any] | None:
         """Read an object; None: Stripe does not have it."""
@@ -89,27 +93,50 @@ class StripeApi:
         return found is not None and not found.get("deleted")
 
     async def post(
-        self, path: str, params: Mapping[str, Parameter] | None = None, *, idempotency_key: str | None = None
+        self,
+        path: str,
+        params: Mapping[str, Parameter] | None = None,
+        *,
+        idempotency_key: IdempotencyKey | None = None,
+        find: Callable[[], Awaitable[dict[str, Any] | None]] | None = None,
     ) -> dict[str, Any]:
         """Make or change an object; the answer.
 
         Args:
             path: of what is changed.
             params: what it is to be.
-            idempotency_key: the same one does the same once, within 24 hours
-                (https://docs.stripe.com/api/idempotent_requests); default: one for this call alone.
+            idempotency_key: the same one does the same once, within 24 hours; default: one for this call
+                alone.
+            find: looks for what an earlier attempt has made although Stripe answered it with an error, before
+                the next one; None: Stripe does not have it. Needed where nothing but the key prevents that
+                the same is made twice.
         """
-        return await self._send_request("POST", path, params or {}, idempotency_key or token_hex(16))
+        key = idempotency_key or unique_key()
+        for left in reversed(range(_ATTEMPTS_MOST)):
+            sent = self._attempts.sent_key(key)
+            answer = await self._send_request("POST", path, params or {}, sent)
+            if not isinstance(answer, StripeError):
+                return answer
+            self._attempts.end(key)
+            if find is not None and (found := await find()) is not None:
+                return found
+            if not left:
+                raise answer
+        raise AssertionError
 
     async def delete(
-        self, path: str, params: Mapping[str, Parameter] | None = None, *, idempotency_key: str | None = None
+        self,
+        path: str,
+        params: Mapping[str, Parameter] | None = None,
+        *,
+        idempotency_key: IdempotencyKey | None = None,
     ) -> dict[str, Any]:
         """Delete or end an object, such as a subscription; the answer.
 
         Stripe ignores the idempotency key here, which is sent for readers of its log: if the first
         answer was lost, the second one may be that there is no such object any more.
         """
-        return await self._send_request("DELETE", path, params or {}, idempotency_key)
+        return await self._ask("DELETE", path, params or {}, idempotency_key)
 
     async def pages(
         self, path: str, params: Mapping[str, Parameter] | None = None
@@ -139,9 +166,18 @@ class StripeApi:
         if client is not None:
             await client.close()
 
+    async def _ask(
+        self, method: _Method, path: str, params: Mapping[str, Parameter], key: str | None = None
+    ) -> dict[str, Any]:
+        """Send a request that Stripe does not answer by its idempotency key."""
+        answer = await self._send_request(method, path, params, key)
+        if isinstance(answer, StripeError):
+            raise answer
+        return answer
+
     async def _send_request(
         self, method: _Method, path: str, params: Mapping[str, Parameter], key: str | None
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | StripeError:
         client = await self._client()
         try:
             return await client.request(method, path, params, key)

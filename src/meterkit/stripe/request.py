@@ -149,13 +149,8 @@ def is_retryable(result: RequestResult) -> bool:
     return result.should_retry
 
 
-def build_error(result: RequestResult, *, is_replayed: bool) -> StripeError:
-    """The error to raise for a request that did not succeed.
-
-    Args:
-        result: of the last try.
-        is_replayed: whether Stripe repeated the answer to an earlier call under the same idempotency key.
-    """
+def build_error(result: RequestResult) -> StripeError:
+    """The error of a request that did not succeed, by the result of its last try."""
     is_unavailable = _is_unavailable(result)
     said = "Stripe cannot be asked" if is_unavailable else "Stripe refuses"
     message = f"{said}: {describe_result(result)}"
@@ -167,7 +162,6 @@ def build_error(result: RequestResult, *, is_replayed: bool) -> StripeError:
         "code": result.code,
         "param": result.param,
         "request_id": result.request_id,
-        "is_replayed": is_replayed,
     }
     if is_unavailable:
         return StripeUnavailableError(message, **details)

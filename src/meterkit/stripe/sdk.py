@@ -26,6 +26,7 @@ from meterkit.stripe.request import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.errors import StripeError
     from meterkit.stripe.request import HttpResponse
 
 _RETRIES: Final = 2
@@ -66,8 +67,11 @@ class SdkClient:
 
     async def request(
         self, method: str, path: str, params: Mapping[str, Any], idempotency_key: str | None
-    ) -> dict[str, Any]:
-        """Send one request, three times in all if need be; the object of the answer.
+    ) -> dict[str, Any] | StripeError:
+        """Send one request, three times in all if need be.
+
+        Returns:
+            The object of the answer; an error if Stripe repeats that of an earlier request with the key.
 
         Raises:
             StripeError: Stripe refuses.
@@ -78,7 +82,10 @@ class SdkClient:
         try:
             answer = await self._sdk.raw_request_async(method.lower(), path, **params, **options)
         except _RefusedError as refused:
-            raise build_error(refused.result, is_replayed=refused.is_replayed) from None
+            error = build_error(refused.result)
+            if refused.is_replayed:
+                return error
+            raise error from None
         found: dict[str, Any] = answer.data
         return found
 

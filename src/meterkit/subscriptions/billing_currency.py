@@ -138,5 +138,4 @@ def name_requested(error: CurrencyError, customer: str, requested: str) -> Curre
         f" {error}",
         currency=error.currency,
         requested=requested,
-        is_replayed=error.is_replayed,
     )

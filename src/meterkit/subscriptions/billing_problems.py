@@ -73,8 +73,13 @@ def _of_argument(
         members = {"addon": error.addon[:128], "allowed": list(error.allowed)}
         return ProblemDocument.of("addon-unknown", detail, members)
     if isinstance(error, AddonLimitError):
-        detail = f"Up to {error.limit} of this add-on can be bought, and not fewer than 0."
-        return ProblemDocument.of("addon-limit", detail, {"addon": error.addon, "limit": error.limit})
+        kind, detail = (
+            "addon-limit",
+            f"Up to {error.limit} of this add-on can be bought, and not fewer than 0.",
+        )
+        if error.is_of_trial:
+            kind, detail = "addon-in-trial", "More of this add-on can be bought once the trial has ended."
+        return ProblemDocument.of(kind, detail, {"addon": error.addon, "limit": error.limit})
     return invalid([{"field": "seats", "message": str(error)}])
 
 
@@ -100,7 +105,7 @@ def _of_subscription(error: SubscriptionError) -> ProblemDocument:
 
 def _of_payment(error: SubscriptionError) -> ProblemDocument:
     if isinstance(error, PaymentMethodMissingError):
-        detail = "This has to be paid at once, and there is no payment method. Add one, then try again."
+        detail = "This needs a payment method, and none is saved. Add one, then try again."
         return ProblemDocument.of("payment-method-missing", detail, _url(error.url))
     if isinstance(error, InvoiceOpenError):
         detail = "An invoice of a subscription is open. Pay it first, then try again."

@@ -202,7 +202,7 @@ class BillingEndpoint:
 
 _CHANGE_PROBLEMS: Final = ("subscription-conflict", "currency-fixed")
 _PLAN_PROBLEMS: Final = (*_CHANGE_PROBLEMS, "plan-unknown")
-_ADDON_PROBLEMS: Final = ("addon-unknown", "addon-limit")
+_ADDON_PROBLEMS: Final = ("addon-unknown", "addon-limit", "addon-in-trial")
 _PAYMENT_PROBLEMS: Final = ("billing-payment-required", "payment-method-missing", "invoice-open")
 ENDPOINTS: Final[list[BillingEndpoint]] = []
 """The billing routes, in the order in which they are documented."""

@@ -232,7 +232,9 @@ class RequestedAddons(NamedTuple):
         return any(present.get(addon, 0) != quantity for addon, quantity in self.given.items())
 
 
-def check_addons(given: object, plan: Plan, catalog: Catalog, held: Bought = ()) -> dict[str, int]:
+def check_addons(
+    given: object, plan: Plan, catalog: Catalog, held: Bought = (), *, is_trial: bool = False
+) -> dict[str, int]:
     """Check requested quantities of add-ons beside a plan; return them by key.
 
     Args:
@@ -240,10 +242,12 @@ def check_addons(given: object, plan: Plan, catalog: Catalog, held: Bought = ())
         plan: of the catalog, with its present add-ons or without.
         catalog: the plans file.
         held: add-ons of the subscription; it may give up one that the plan does not list any more.
+        is_trial: whether the subscription is in its trial, where add-ons cost nothing.
 
     Raises:
         UnknownAddonError: the plan does not list one of them.
-        AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on and not the present one.
+        AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on and not the present one; or
+            in a trial above the present one of an add-on without ``max``.
         QuantityError: a quantity is no integer.
         MeterkitError: ``given`` is no mapping.
     """
@@ -264,6 +268,9 @@ def check_addons(given: object, plan: Plan, catalog: Catalog, held: Bought = ())
         limit = catalog.addons[addon].max_quantity or MAX_QUANTITY
         is_present = type(quantity) is int and quantity == present.get(addon)
         checked[addon] = present[addon] if is_present else _check_quantity(addon, quantity, limit)
+        most = catalog.addons[addon].max_quantity or present.get(addon, 0)
+        if is_trial and checked[addon] > most and not is_present:
+            raise AddonLimitError(addon, quantity=checked[addon], limit=most, is_of_trial=True)
     return checked
 
 

@@ -11,14 +11,13 @@ from meterkit.catalog import override
 from meterkit.catalog.meters import billed_as, billed_meters, meters_billed_by_tiers
 from meterkit.decisions.customer_overrides import has_price
 from meterkit.errors import SubscriptionError
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.stripe.prices import PRICES, fetch_price, shown_in
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
 from meterkit.subscriptions.stripe_objects import (
     LOOKUP_MARK,
     OVERRIDE_PRICE,
     id_in,
-    key_of,
-    persistently,
     text_in,
 )
 from meterkit.subscriptions.wanted_prices import (
@@ -175,14 +174,10 @@ async def _create_price(api: StripeApi, prices: PlanPrices, wanted: WantedPrice,
     named = replace(wanted, key=key, name=f"{wanted.name}, by override")
     params = params_of(named, product=product, meter=meter, like=shown)
 
-    async def attempt(again: int) -> str:
-        found = (await prices_by_key(api, [key])).get(key)
-        if found is None or _find_matching([found], wanted, meter) is None:
-            asked = key_of("override-price", params, again)
-            found = await api.post(PRICES, params, idempotency_key=asked)
-        return str(found["id"])
-
-    return await persistently(attempt)
+    found = (await prices_by_key(api, [key])).get(key)
+    if found is None or _find_matching([found], wanted, meter) is None:
+        found = await api.post(PRICES, params, idempotency_key=key_of("override-price", params))
+    return str(found["id"])
 
 
 async def _find_or_create_product(api: StripeApi, wanted: WantedPrice) -> str:

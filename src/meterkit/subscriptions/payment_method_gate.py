@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.stripe.idempotency_keys import key_of, key_prefix
 from meterkit.stripe.request import KEY_REFUSALS
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
@@ -20,8 +21,6 @@ from meterkit.subscriptions.stripe_objects import (
     has_subscription_method,
     id_in,
     is_charged,
-    key_of,
-    key_prefix,
     mark_of,
     part_of,
     text_in,
@@ -183,6 +182,10 @@ class PaymentMethodGate:
         return has_subscription_method(
             await self._set_default_method(dict(found), await self._find_saved_method(linked))
         )
+
+    async def has_saved_method(self, shown: Mapping[str, Any]) -> bool:
+        """Whether a Stripe customer has a payment method, the default or another."""
+        return has_payment_method(shown) or await self._find_saved_method(str(shown["id"])) is not None
 
     async def find_setup_secret(self, linked: str, found: Mapping[str, Any]) -> str:
         """Find the client secret of a SetupIntent to confirm: the subscription's, or a new one.

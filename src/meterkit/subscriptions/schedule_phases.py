@@ -165,6 +165,11 @@ def restored_schedule(made: Mapping[str, Any], kept: Mapping[str, Any], now_s: i
     return {**made, "phases": [{**current, "end_date": end_s}, *ahead]}
 
 
+def is_bare(schedule: Mapping[str, Any]) -> bool:
+    """Whether a schedule changes nothing, as one that was created and has not got its phases yet."""
+    return len(_present(schedule)) == 1 and schedule.get("end_behavior") == "release"
+
+
 def has_custom_terms(schedule: Mapping[str, Any]) -> bool:
     """Whether a schedule has more than one change of plan, which its release would lose.
 

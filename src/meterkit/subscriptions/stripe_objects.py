@@ -1,23 +1,14 @@
-"""Stripe's objects: their parts, keys of lookup and of idempotent changes; customers that are unknown there.
-
-Stripe does a request once per idempotency key in 24 hours, and repeats its first answer, a refusal too
-(https://docs.stripe.com/api/idempotent_requests). So a key is made of the requested values and the values
-before. These hold a mark that each change leaves on the subscription: up, down and up again are three
-changes. If an old refusal is answered again, the object is fetched again, and if it still differs from the
-request, that is sent under another key.
-"""
+"""Stripe's objects: their parts, lookup keys and marks; customers that are unknown there."""
 
 from __future__ import annotations
 
-import json
-from hashlib import blake2b
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from meterkit.errors import StripeError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
@@ -257,47 +248,11 @@ MADE_MARK: Final = "meterkit_made"
 """Metadata key of a schedule that meterkit has made for a change of plan."""
 RELEASED_MARK: Final = "meterkit_released_schedule"
 """Metadata key of an ending subscription: its released schedule, which a resume restores."""
-_AGAIN_MAX: Final = 8
-_T = TypeVar("_T")
-
-
-def key_of(action: str, *asked: object) -> str:
-    """The idempotency key of a change.
-
-    Args:
-        action: names the change.
-        asked: the requested values and the values before; JSON.
-    """
-    identity = json.dumps([action, *asked], separators=(",", ":"), sort_keys=True)
-    return f"{key_prefix(action)}{blake2b(identity.encode(), digest_size=16).hexdigest()}"
-
-
-def key_prefix(action: str) -> str:
-    """The beginning of the idempotency keys of a change."""
-    return f"meterkit-{action}-"
 
 
 def mark_of(found: Mapping[str, Any]) -> str:
     """The mark of the last change on a subscription as Stripe shows it; empty: there was none."""
     return text_in(part_of(found, "metadata"), CHANGE_MARK)
-
-
-async def persistently(attempt: Callable[[int], Awaitable[_T]]) -> _T:
-    """Make a change at Stripe, even if Stripe has refused the same within the last 24 hours.
-
-    Args:
-        attempt: fetches the present state and does the rest, under keys with the number that it is given.
-
-    Raises:
-        StripeError: raised by ``attempt``, unless it is a replayed response.
-    """
-    for again in range(_AGAIN_MAX):
-        try:
-            return await attempt(again)
-        except StripeError as error:
-            if not error.is_replayed:
-                raise
-    return await attempt(_AGAIN_MAX)
 
 
 def is_missing_customer(error: StripeError) -> bool:

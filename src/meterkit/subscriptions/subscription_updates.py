@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.stripe.prices import PRICES
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.invoice_payments import explain_unpaid_period, with_unpaid_invoices
@@ -15,6 +16,7 @@ from meterkit.subscriptions.item_changes import CREATE_PRORATIONS, items_of, pri
 from meterkit.subscriptions.monthly_amount import COUPONS
 from meterkit.subscriptions.schedule_phases import (
     has_custom_terms,
+    is_bare,
     present_phases,
     restored_schedule,
 )
@@ -26,7 +28,6 @@ from meterkit.subscriptions.stripe_objects import (
     RELEASED_MARK,
     id_in,
     items_in,
-    key_of,
     mark_of,
     part_of,
     text_in,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.idempotency_keys import IdempotencyKey
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import LiveItem
 
@@ -61,20 +63,18 @@ class LiveSubscription:
     Attributes:
         api: the Stripe client.
         found: the subscription as Stripe shows it.
-        again: number of the attempt after refusals that Stripe replays.
     """
 
     api: StripeApi
     found: Mapping[str, Any]
-    again: int = 0
 
     @classmethod
-    async def fetch(cls, api: StripeApi, subscription: str, again: int = 0) -> LiveSubscription | None:
+    async def fetch(cls, api: StripeApi, subscription: str) -> LiveSubscription | None:
         """Fetch a subscription; None if Stripe does not have it."""
         found = await api.find(f"{_PATH}/{subscription}", {"expand": _EXPAND})
         if found is None:
             return None
-        return cls(api=api, found=await with_all_items(api, found), again=again)
+        return cls(api=api, found=await with_all_items(api, found))
 
     @property
     def id(self) -> str:
@@ -126,7 +126,7 @@ class LiveSubscription:
         """Change it now. The change leaves a mark, so that the same change later has another key."""
         if "items" in params:
             await self.make_flexible()
-        key = key_of("update", self.id, mark_of(self.found), _item_signatures(self.items), params, self.again)
+        key = key_of("update", self.id, mark_of(self.found), _item_signatures(self.items), params)
         metadata = {**part_of(params, "metadata"), CHANGE_MARK: key}
         await self._post_change(
             f"{_PATH}/{self.id}",
@@ -139,7 +139,7 @@ class LiveSubscription:
         """Release its schedule; it stays as it is now."""
         if self.schedule is not None:
             path = f"{_SCHEDULES}/{self.schedule['id']}"
-            key = key_of("release", path, self.again)
+            key = key_of("release", path)
             await self._post_change(f"{path}/release", {}, key, (_schedule_id, self.schedule["id"]))
 
     async def open_schedule(self, change_s: int) -> Mapping[str, Any]:
@@ -162,13 +162,13 @@ class LiveSubscription:
         params: dict[str, Parameter] = {"phases": list(phases), "proration_behavior": CREATE_PRORATIONS}
         if end_behavior is not None:
             params["end_behavior"] = end_behavior
-        key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
-        made = {MADE_MARK: "yes"} if self.schedule is None and end_behavior is None else {}
+        key = key_of("arrange", schedule["id"], mark_of(schedule), params)
+        made = {MADE_MARK: "yes"} if is_bare(schedule) and end_behavior is None else {}
         path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {**made, CHANGE_MARK: key}}
         try:
             await self._post_change(path, sent, key, (_schedule_id, schedule["id"]))
         except StripeError as error:
-            if error.type == "invalid_request_error" and not error.is_replayed:
+            if error.type == "invalid_request_error":
                 await self._refuse_archived_prices(phases, error)
             raise
 
@@ -193,7 +193,7 @@ class LiveSubscription:
         """Create a schedule from its present state; skip an ended one that a replayed response names."""
         ended = ""
         for _ in range(_REPLAYS_MAX):
-            key = key_of("schedule", self.id, change_s, ended, self.again)
+            key = key_of("schedule", self.id, change_s, ended)
             # The schedule inherits the billing mode; sent with `from_subscription` it is refused.
             made = await self._post_change(
                 _SCHEDULES, {"from_subscription": self.id}, key, (_schedule_id, None)
@@ -218,7 +218,7 @@ class LiveSubscription:
         live: LiveSubscription | None = self
         if self.schedule is not None and has_custom_terms(self.schedule):
             await self.update({"metadata": {RELEASED_MARK: str(self.schedule["id"])}})
-            live = await LiveSubscription.fetch(self.api, self.id, self.again)
+            live = await LiveSubscription.fetch(self.api, self.id)
         if live is not None:
             await live.release()
             ends_s = [int(item.get("current_period_end") or end_s) for item in items_in(self.found)]
@@ -230,23 +230,24 @@ class LiveSubscription:
         if self.is_ending:
             at_end = bool(self.found.get("cancel_at_period_end"))
             await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
-        live = await LiveSubscription.fetch(self.api, self.id, self.again)
+        live = await LiveSubscription.fetch(self.api, self.id)
         if live is None or not live.released_schedule:
             return
         kept = await _fetch_schedule(self.api, live.released_schedule)
-        if live.schedule is None and any(phase["end_date"] > now_s for phase in kept["phases"]):
+        is_free = live.schedule is None or is_bare(live.schedule)
+        if is_free and any(phase["end_date"] > now_s for phase in kept["phases"]):
             made = await live.open_schedule(max(phase["end_date"] for phase in kept["phases"]))
             drafts = present_phases(restored_schedule(made, kept, now_s), live.found)
             phases = [draft.to_params(draft.lines()) for draft in drafts]
             await live.send_phases(made, phases, end_behavior=str(kept["end_behavior"]))
-        live = await LiveSubscription.fetch(self.api, self.id, self.again)
+        live = await LiveSubscription.fetch(self.api, self.id)
         if live is not None:
             await live.update({"metadata": {RELEASED_MARK: ""}})
 
     async def end_pause(self) -> None:
         """Resume it after a pause: a new period begins now, and is paid at once."""
         path = f"{_PATH}/{self.id}/resume"
-        await self.api.post(path, idempotency_key=key_of("unpause", self.id, self.again))
+        await self.api.post(path, idempotency_key=key_of("unpause", self.id))
 
     async def end(self, *, give_back: bool = False) -> None:
         """End it now and bill its usage; with ``give_back`` credit the paid rest of the period.
@@ -259,7 +260,7 @@ class LiveSubscription:
         """
         status = self.found["status"]
         if status == "incomplete":
-            await end_unpaid(self.api, self.found, self.again)
+            await end_unpaid(self.api, self.found)
             return
         is_credited = give_back and status == "active"
         if is_credited and (reason := await explain_unpaid_period(self.api, self.found)):
@@ -292,14 +293,12 @@ class LiveSubscription:
         if not self.is_classic:
             return
         path = f"{_PATH}/{self.id}/migrate"
-        key = key_of("migrate", path, self.again)
+        key = key_of("migrate", path)
         try:
             await self.api.post(path, FLEXIBLE, idempotency_key=key)
         except StripeUnavailableError:
             raise
         except StripeError as error:
-            if error.is_replayed:
-                raise
             now = await LiveSubscription.fetch(self.api, self.id)
             if now is None or not now.is_classic:
                 return  # Another request has migrated it, or it is gone, which the change will report.
@@ -314,7 +313,7 @@ class LiveSubscription:
         self,
         path: str,
         params: Mapping[str, Parameter],
-        key: str,
+        key: IdempotencyKey,
         seen: tuple[Callable[[LiveSubscription], object], object],
     ) -> dict[str, Any]:
         """Post a change; report whether another change came first.
@@ -331,7 +330,7 @@ class LiveSubscription:
         try:
             return await self.api.post(path, params, idempotency_key=key)
         except StripeError as error:
-            is_wrong = error.type == "invalid_request_error" and not error.is_replayed
+            is_wrong = error.type == "invalid_request_error"
             now = await LiveSubscription.fetch(self.api, self.id) if is_wrong else None
             read_property, before = seen
             if now is not None and read_property(now) != before:
@@ -397,7 +396,7 @@ async def _fetch_schedule(api: StripeApi, schedule: str) -> dict[str, Any]:
     return await api.get(f"{_SCHEDULES}/{schedule}", {"expand": ["phases.items.price"]})
 
 
-async def end_unpaid(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> dict[str, Any]:
+async def end_unpaid(api: StripeApi, found: Mapping[str, Any]) -> dict[str, Any]:
     """End an unpaid subscription by voiding its invoice; return it as it is then.
 
     That ends it (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses), and it can no
@@ -410,7 +409,7 @@ async def end_unpaid(api: StripeApi, found: Mapping[str, Any], again: int = 0) -
     if found.get(AWAITS_METHOD) is True:
         return await _cancel_unpaid(api, found)
     path = f"/v1/invoices/{id_in(found, 'latest_invoice')}/void"
-    await api.post(path, idempotency_key=key_of("void", path, again))
+    await api.post(path, idempotency_key=key_of("void", path))
     return {**found, "status": "incomplete_expired"}
 
 

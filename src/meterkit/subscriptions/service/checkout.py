@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.catalog.meters import is_sold
 from meterkit.customers.states import CustomerStates, in_its_currency
@@ -12,12 +12,13 @@ from meterkit.decisions.periods import DAY_MS, from_ms
 from meterkit.decisions.subscription import ENDED, NOT_BEGUN
 from meterkit.errors import CurrencyError, InvoiceOpenError, SubscriptionError, SubscriptionExistsError
 from meterkit.outbox.meters_or_lines import CUSTOMER_KEY, is_usage_invoice
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.subscriptions.billing_currency import choose_currency, name_requested, read_billed_currency
-from meterkit.subscriptions.change_rules import repeats_tiers
+from meterkit.subscriptions.change_rules import check_addons, repeats_tiers
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items, trial_settings
 from meterkit.subscriptions.override_prices import customer_prices
 from meterkit.subscriptions.payment_method_gate import SIGN_UP, PaymentMethodGate
-from meterkit.subscriptions.service.payment_pages import close_pages, open_page
+from meterkit.subscriptions.service.payment_pages import close_pages, open_page, refuse_without_method
 from meterkit.subscriptions.service.results import Checkout
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers, has_used_trial
 from meterkit.subscriptions.stripe_objects import (
@@ -26,10 +27,8 @@ from meterkit.subscriptions.stripe_objects import (
     SECRETS,
     has_subscription_method,
     id_in,
-    key_of,
     mark_of,
     part_of,
-    persistently,
     secret_of,
     text_in,
 )
@@ -75,33 +74,17 @@ class SubscriptionStarter:
         self, customer: str, plan: Plan, paid_seats: int, currency: str | None = None
     ) -> str | None:
         """Create a subscription; return the client secret that pays for it or saves its card, or None."""
-        api = self._api()
-        linked, offer, items, listed_first = await self._prepare_sign_up(customer, plan, paid_seats, currency)
-        had_trial = await has_used_trial(self._store, customer)
-
-        async def attempt(again: int) -> dict[str, Any]:
-            found = await self._list_subscriptions(customer, linked) if again else listed_first
-            params = _subscription_params(linked, plan, items, listed_first, had_trial=had_trial)
-            params |= self._currency_params(offer)
-            mark = SIGN_UP if plan.payment_method == "required" else "create"
-            key = key_of(mark, params, sorted(one["id"] for one in listed_first))
-            mine = next((one for one in found if mark_of(one) == key and one["status"] not in ENDED), None)
-            if mine is not None:
-                return mine
-            await self._refuse_in_force(customer, found)
-            await self._refuse_debtor(customer, linked, found)
-            await self._refuse_repeated_tiers(customer, plan)
-            for waiting in self._find_unpaid(found):
-                if are_of(items_of(waiting), items):
-                    return waiting
-                await end_unpaid(api, waiting, again)
-            await close_pages(api, linked)  # Otherwise another one could be started there.
-            metadata = {CUSTOMER_KEY: customer, CHANGE_MARK: key}
-            asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
-            return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
-
+        shown, offer, items, found = await self._prepare_sign_up(customer, plan, paid_seats, currency)
+        linked, had_trial = str(shown["id"]), await has_used_trial(self._store, customer)
+        params = _subscription_params(linked, plan, items, found, had_trial=had_trial)
+        params |= self._currency_params(offer)
+        if "trial_period_days" in params and plan.bought:
+            check_addons(dict(plan.bought), offer.plans[plan.key], offer, is_trial=True)
+            if plan.payment_method == "required" and not await self._gate.has_saved_method(shown):
+                why = f"plan {plan.key!r} requires a payment method for add-ons in its trial"
+                await refuse_without_method(self._store, self._api(), linked, why)
         try:
-            made = await persistently(attempt)
+            made = await self._find_or_create(customer, linked, plan, params, found)
         except CurrencyError as error:
             raise name_requested(error, customer, offer.currency) from error
         if made["status"] == "active":
@@ -109,6 +92,44 @@ class SubscriptionStarter:
         if made.get(AWAITS_METHOD):
             return await self._gate.find_setup_secret(linked, made)
         return None if has_subscription_method(made) else secret_of(made)
+
+    async def _find_or_create(
+        self,
+        customer: str,
+        linked: str,
+        plan: Plan,
+        params: Mapping[str, Parameter],
+        found: Sequence[dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Find the subscription that was created before for the same request, or create it.
+
+        Args:
+            customer: the customer's id.
+            linked: the Stripe customer.
+            plan: its plan.
+            params: of the subscription.
+            found: the subscriptions of the Stripe customer.
+        """
+        api, items = self._api(), cast("Sequence[Mapping[str, Parameter]]", params["items"])
+        mark = SIGN_UP if plan.payment_method == "required" else "create"
+        key = key_of(mark, params, sorted(one["id"] for one in found))
+
+        async def find_mine() -> dict[str, Any] | None:
+            listed = await self._list_subscriptions(customer, linked)
+            mine = (one for one in listed if mark_of(one) == key and one["status"] not in ENDED)
+            return next(mine, None)
+
+        await self._refuse_in_force(customer, found)
+        await self._refuse_debtor(customer, linked, found)
+        await self._refuse_repeated_tiers(customer, plan)
+        for waiting in self._find_unpaid(found):
+            if are_of(items_of(waiting), items):
+                return waiting
+            await end_unpaid(api, waiting)
+        await close_pages(api, linked)  # Otherwise another one could be started there.
+        metadata = {CUSTOMER_KEY: customer, CHANGE_MARK: key}
+        asked: dict[str, Parameter] = {**params, "metadata": metadata, "expand": list(SECRETS)}
+        return await api.post(_PATH, asked, idempotency_key=key, find=find_mine)
 
     async def checkout(
         self,
@@ -120,7 +141,8 @@ class SubscriptionStarter:
     ) -> Checkout:
         """Open a page where the customer subscribes, or find the open one for the same request."""
         api = self._api()
-        linked, offer, items, found = await self._prepare_sign_up(customer, plan, paid_seats, currency)
+        shown, offer, items, found = await self._prepare_sign_up(customer, plan, paid_seats, currency)
+        linked = str(shown["id"])
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
         await self._refuse_repeated_tiers(customer, plan)
@@ -132,6 +154,8 @@ class SubscriptionStarter:
             **FLEXIBLE,
             **_trial_params(plan, found, had_trial=await has_used_trial(self._store, customer)),
         }
+        is_trial = "trial_period_days" in data
+        check_addons(dict(plan.bought), offer.plans[plan.key], offer, is_trial=is_trial)
         asked: dict[str, Parameter] = {
             **options,
             "mode": "subscription",
@@ -141,7 +165,7 @@ class SubscriptionStarter:
             "subscription_data": data,
             **self._currency_params(offer),
         }
-        if plan.payment_method == "required" and "trial_period_days" not in data:
+        if plan.payment_method == "required" and (plan.bought or not is_trial):
             # By default Stripe asks for no card if nothing is due.
             asked["payment_method_collection"] = "always"
         before = [one["id"] for one in found]
@@ -153,7 +177,7 @@ class SubscriptionStarter:
 
     async def _prepare_sign_up(
         self, customer: str, plan: Plan, paid_seats: int, requested: str | None
-    ) -> tuple[str, Catalog, list[dict[str, Any]], list[dict[str, Any]]]:
+    ) -> tuple[Mapping[str, Any], Catalog, list[dict[str, Any]], list[dict[str, Any]]]:
         """Prepare a new subscription; make the Stripe customer if there is none.
 
         Args:
@@ -163,21 +187,20 @@ class SubscriptionStarter:
             requested: the currency that was requested; None: none was.
 
         Returns:
-            The Stripe customer, the plans file in the currency, the items to sell, and the subscriptions of
-            the Stripe customer.
+            The Stripe customer as Stripe shows it, the plans file in the currency, the items to sell, and the
+            subscriptions of the Stripe customer.
 
         Raises:
             CurrencyError: the customer is billed in another one.
         """
         shown, catalog = await self._stripe_customers.fetch_or_create(customer), self._store.catalog
-        linked = str(shown["id"])
-        found = await self._list_subscriptions(customer, linked)
+        found = await self._list_subscriptions(customer, str(shown["id"]))
         offer = catalog
         if len(catalog.currencies) > 1 or requested is not None:
             billed = await read_billed_currency(self._api(), catalog, found, shown)
             offer = catalog.in_currency(choose_currency(customer, billed, requested, catalog))
         items = new_items(await self._read_prices(customer, offer, plan), paid_seats, plan.bought)
-        return linked, offer, items, found
+        return shown, offer, items, found
 
     def _currency_params(self, offer: Catalog) -> dict[str, Parameter]:
         """Parameter that chooses among the currencies of a price."""

@@ -47,7 +47,6 @@ from meterkit.subscriptions.plan_prices import METERS, meters_of_file
 from meterkit.subscriptions.proration_estimate import PlanTerms
 from meterkit.subscriptions.service.change_lease import due_prices, hold_change_lease
 from meterkit.subscriptions.service.terms_writer import TermsWriter
-from meterkit.subscriptions.stripe_objects import persistently
 from meterkit.subscriptions.subscription_updates import LiveSubscription
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
 
@@ -116,7 +115,7 @@ class OverrideRepricer:
         if priced or (withdrawn and has_subscription):
             self._refuse_without_stripe(customer, (*priced, *withdrawn)[0], is_subscribed=has_subscription)
             async with hold_change_lease(self.store, customer):
-                await persistently(lambda again: self._switch_items(customer, meters, change, again))
+                await self._switch_items(customer, meters, change)
         else:
             await self._states.change(customer, change)
 
@@ -144,7 +143,7 @@ class OverrideRepricer:
         why = ""
         try:
             async with asyncio.timeout(_TIMEOUT_S), hold_change_lease(self.store, customer):
-                await persistently(lambda again: self._switch_items(customer, (), _unchanged, again))
+                await self._switch_items(customer, (), _unchanged)
         except (StripeUnavailableError, SubscriptionBusyError, TimeoutError):
             await self._due.put_in(customer, _SOON_MS)
         except NoSubscriptionError:
@@ -164,14 +163,10 @@ class OverrideRepricer:
             )
 
     async def _switch_items(
-        self,
-        customer: str,
-        meters: Collection[str],
-        change: Callable[[CustomerState], CustomerState],
-        again: int,
+        self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
     ) -> None:
         """Change a state and give the items at Stripe its prices, after a cut of the usage until now."""
-        live, known, current = await self.changer.fetch_payable(customer, again)
+        live, known, current = await self.changer.fetch_payable(customer)
         (_, state), now_ms = await self._states.read(customer), await self._states.clock_ms(customer)
         self._refuse_unbilled(current, overrides_at(change(state).overrides, now_ms).meters, meters)
         by_lines = is_billed_by_lines(state, self._catalog, now_ms)
@@ -209,7 +204,7 @@ class OverrideRepricer:
         else:
             await self._states.change(customer, settle)
         if live.schedule is not None:
-            await self._reschedule_phases(known.id, writer, again)
+            await self._reschedule_phases(known.id, writer)
         next_ms = next_end_ms(settled.overrides, now_ms)
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
@@ -219,9 +214,9 @@ class OverrideRepricer:
         kept = {events.get(item.meter or "", "") for item in live.items if item.id not in changed} - {""}
         return {meter_token(name) for name in self._catalog.meters if _event(self._catalog, name) in kept}
 
-    async def _reschedule_phases(self, subscription: str, writer: TermsWriter, again: int) -> None:
+    async def _reschedule_phases(self, subscription: str, writer: TermsWriter) -> None:
         """Give scheduled phases the prices that the customer has at their beginning."""
-        live = await LiveSubscription.fetch(self.changer.api(), subscription, again)
+        live = await LiveSubscription.fetch(self.changer.api(), subscription)
         if live is not None and live.schedule is not None:
             await writer.update_phases(live, live.schedule)
 

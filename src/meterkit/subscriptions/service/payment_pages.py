@@ -19,6 +19,7 @@ from meterkit.errors import (
     StripeUnavailableError,
     SubscriptionError,
 )
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.subscriptions.stripe_objects import (
     CHANGE_MARK,
     PURCHASE,
@@ -27,10 +28,8 @@ from meterkit.subscriptions.stripe_objects import (
     id_in,
     is_missing_customer,
     is_unknown_at_stripe,
-    key_of,
     mark_of,
     part_of,
-    persistently,
     subscription_method,
     text_in,
     unknown_customer_error,
@@ -113,17 +112,13 @@ async def open_page(
     """
     mark = key_of("checkout", asked, sorted(before))
     linked = str(asked["customer"])
-
-    async def attempt(again: int) -> Mapping[str, Any]:
-        opened = await _list_open_pages(api, linked)
-        same = (one for one in opened if mark_of(one) == mark and one["expires_at"] - now_s >= _OPEN_S_MIN)
-        page: Mapping[str, Any] | None = next(same, None)
-        if page is None:
-            page = await _create_page(api, {**asked, "metadata": {CHANGE_MARK: mark}}, opened, again)
-        await close_pages(api, linked, but=page["id"])
-        return page
-
-    return await persistently(attempt)
+    opened = await _list_open_pages(api, linked)
+    same = (one for one in opened if mark_of(one) == mark and one["expires_at"] - now_s >= _OPEN_S_MIN)
+    page: Mapping[str, Any] | None = next(same, None)
+    if page is None:
+        page = await _create_page(api, {**asked, "metadata": {CHANGE_MARK: mark}}, opened)
+    await close_pages(api, linked, but=page["id"])
+    return page
 
 
 async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms: int) -> Mapping[str, Any]:
@@ -132,12 +127,7 @@ async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms:
     Raises:
         StripeError: Stripe refuses, or does not answer.
     """
-
-    async def attempt(again: int) -> dict[str, Any]:
-        key = key_of("portal", asked, now_ms // MINUTE_MS, again)
-        return await api.post(_PORTAL, asked, idempotency_key=key)
-
-    return await persistently(attempt)
+    return await api.post(_PORTAL, asked, idempotency_key=key_of("portal", asked, now_ms // MINUTE_MS))
 
 
 @asynccontextmanager
@@ -206,11 +196,11 @@ async def _end_unless_done(request: Awaitable[object]) -> None:
 
 
 async def _create_page(
-    api: StripeApi, asked: Mapping[str, Parameter], opened: Collection[Mapping[str, Any]], again: int
+    api: StripeApi, asked: Mapping[str, Parameter], opened: Collection[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     known, page = sorted(one["id"] for one in opened), dict[str, Any]()
     for _ in range(_TRIES):
-        key = key_of("checkout", asked, known, again)
+        key = key_of("checkout", asked, known)
         page = await api.post(_PATH, asked, idempotency_key=key)
         found = await api.get(f"{_PATH}/{page['id']}")
         if found.get("status") == "open" and page["id"] not in known:
@@ -300,7 +290,7 @@ async def find_remedy(
     if _NO_METHOD in str(refused):
         message = f"the change needs a payment, and Stripe customer {linked} has no payment method"
         raise PaymentMethodMissingError(
-            message, url=await _find_payment_page(store, live, linked)
+            message, url=await _find_payment_page(store, live.api, linked)
         ) from refused
     if refused.code not in _NEEDS_CUSTOMER:
         raise refused
@@ -312,22 +302,21 @@ async def find_remedy(
             " for this change: the customer needs another payment method"
         )
         raise PaymentAuthenticationError(
-            message, url=await _find_payment_page(store, live, linked)
+            message, url=await _find_payment_page(store, live.api, linked)
         ) from refused
     return secret
 
 
-async def refuse_without_method(store: Store, live: LiveSubscription, why: str) -> NoReturn:
+async def refuse_without_method(store: Store, api: StripeApi, linked: str, why: str) -> NoReturn:
     """Refuse a change that needs a saved payment method.
 
     Raises:
         PaymentMethodMissingError: always, with the page where the customer adds one.
     """
-    linked = id_in(live.found, "customer")
     message = (
         f"{why}: Stripe customer {linked} has no payment method that can be charged; nothing has changed"
     )
-    raise PaymentMethodMissingError(message, url=await _find_payment_page(store, live, linked))
+    raise PaymentMethodMissingError(message, url=await _find_payment_page(store, api, linked))
 
 
 async def _find_payment_method(live: LiveSubscription, linked: str) -> str:
@@ -366,13 +355,13 @@ async def _create_setup_secret(
     return None
 
 
-async def _find_payment_page(store: Store, live: LiveSubscription, linked: str) -> str | None:
+async def _find_payment_page(store: Store, api: StripeApi, linked: str) -> str | None:
     """Find the page where the customer adds a payment method; None if there is none."""
     if store.catalog.billing.portal_url is not None:
         return store.catalog.billing.portal_url
     asked: dict[str, Parameter] = {"customer": linked, "flow_data": {"type": "payment_method_update"}}
     try:
-        made = await open_portal(live.api, asked, now_ms=store.now_ms())
+        made = await open_portal(api, asked, now_ms=store.now_ms())
     except StripeError:
         return None  # The error names what is missing.
     return str(made["url"])

@@ -21,12 +21,11 @@ from meterkit.decisions.periods import DAY_MS
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, MeterkitError, NoSubscriptionError, StripeError
 from meterkit.outbox.meters_or_lines import CUSTOMER_KEY
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.subscriptions.service.payment_pages import close_payments
 from meterkit.subscriptions.stripe_objects import (
     is_missing_customer,
     is_unknown_at_stripe,
-    key_of,
-    persistently,
     same_error,
     unknown_customer_error,
 )
@@ -152,12 +151,8 @@ class StripeCustomers:
         contact = await contact_params(self._contact, customer)
         params: dict[str, Parameter] = {**contact, "metadata": {CUSTOMER_KEY: customer}}
         for _ in range(_REPLAYS_MAX):
-
-            async def attempt(again: int, ended: str = ended) -> dict[str, Any]:
-                key = key_of("customer", params, ended, again)
-                return await self._api().post(_PATH, params, idempotency_key=key)
-
-            made = str((await persistently(attempt))["id"])
+            key = key_of("customer", params, ended)
+            made = str((await self._api().post(_PATH, params, idempotency_key=key))["id"])
             if not await self._links.is_retired(made):
                 shown = await self._fetch(made)
                 if shown.get("deleted") is not True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from meterkit.catalog.addons import with_addons
 from meterkit.catalog.meters import is_sold
@@ -34,7 +34,7 @@ from meterkit.subscriptions.service.change_costs import ChangePricer, PricedChan
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.service.terms_writer import TermsWriter, refuse_ending
-from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
+from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, id_in
 from meterkit.subscriptions.subscription_reading import is_paused_after_trial, plan_of
 from meterkit.subscriptions.subscription_updates import LiveSubscription
 
@@ -94,56 +94,49 @@ class SubscriptionChanger:
         And a client secret, if the customer must confirm the payment first. Sets ``started`` before it does
         anything that another call can finish.
         """
-        priced: list[PricedChange] = []
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
-
-        async def attempt(again: int) -> str | None:
-            live, known, current = await self.fetch_payable(customer, again)
-            writer = await self._terms_writer_for(customer)
-            had = await self._plans_of_period(customer, known, current)
-            planner = self._planner_for(known, current, in_use)
-            when = self._time_of_change(known, current, wanted, had)
-            change = planner.to_change(planner.change_plan(wanted, when))
-            target, later = change.target, change.later
-            cost = await self._pricer.price(live, writer, known, change)
-            priced.append(PricedChange(cost, self._ended_by(known, wanted)))
-            await refuse_unpaid_credit(self.api(), live.found, cost.net_cents)
-            pending = known.pending_plan if live.schedule is not None else None
-            course = self._course_of_change(known, current, wanted, pending, had)
-            if wanted.key == current.key:
-                if course == "unschedule":
-                    await writer.restore_plan(live, target, planner.with_present_plan)
-                # Items that others changed at Stripe become those of the plan again.
-                started.set()
-                async with self._cut_if_metered(customer, live, target, current):
-                    await writer.apply_now(live, target)
-                return None
-            await self._refuse_without_method(live, known, current, wanted, course)
-            if course == "period_end":
-                await writer.schedule(live, known, target)
-            elif course == "now":
-                await check_paid(customer, live, _OWING)
-                is_paid_now = ends_trial(known, current, wanted, self.store.now_ms())
-                started.set()
-                async with self._cut_if_metered(customer, live, target, current):
-                    secret = await writer.apply_if_paid(live, target, ends_trial=is_paid_now)
-                if secret is not None:
-                    return secret
-                if live.schedule is not None:
-                    await self._replace_schedule(customer, again, (live, target), later)
-            return None
-
-        secret = await persistently(attempt)
-        return priced[0], secret  # Later attempts may have found it done.
+        live, known, current = await self.fetch_payable(customer)
+        writer = await self._terms_writer_for(customer)
+        had = await self._plans_of_period(customer, known, current)
+        planner = self._planner_for(known, current, in_use)
+        when = self._time_of_change(known, current, wanted, had)
+        change = planner.to_change(planner.change_plan(wanted, when))
+        target, later = change.target, change.later
+        cost = await self._pricer.price(live, writer, known, change)
+        priced = PricedChange(cost, self._ended_by(known, wanted))
+        await refuse_unpaid_credit(self.api(), live.found, cost.net_cents)
+        pending = known.pending_plan if live.schedule is not None else None
+        course = self._course_of_change(known, current, wanted, pending, had)
+        if wanted.key == current.key:
+            if course == "unschedule":
+                await writer.restore_plan(live, target, planner.with_present_plan)
+            # Items that others changed at Stripe become those of the plan again.
+            started.set()
+            async with self._cut_if_metered(customer, live, target, current):
+                await writer.apply_now(live, target)
+            return priced, None
+        await self._require_method(live, known, current, wanted, course)
+        if course == "period_end":
+            await writer.schedule(live, known, target)
+        elif course == "now":
+            await check_paid(customer, live, _OWING)
+            is_paid_now = ends_trial(known, current, wanted, self.store.now_ms())
+            started.set()
+            async with self._cut_if_metered(customer, live, target, current):
+                secret = await writer.apply_if_paid(live, target, ends_trial=is_paid_now)
+            if secret is not None:
+                return priced, secret
+            if live.schedule is not None:
+                await self._replace_schedule(customer, (live, target), later)
+        return priced, None
 
     async def _replace_schedule(
-        self, customer: str, again: int, done: tuple[LiveSubscription, PlanTerms], later: PlanTerms | None
+        self, customer: str, done: tuple[LiveSubscription, PlanTerms], later: PlanTerms | None
     ) -> None:
         """Cancel what was scheduled before a change of plan; fewer add-ons stay scheduled.
 
         Args:
             customer: the customer's id.
-            again: number of the attempt.
             done: the subscription before the change, and its terms since.
             later: those from the next period on, with fewer add-ons; None: the same.
         """
@@ -154,7 +147,7 @@ class SubscriptionChanger:
             if changed is not None:
                 await writer.cancel_scheduled(changed, target)
             return
-        live, known = await self._fetch_live(customer, again)
+        live, known = await self._fetch_live(customer)
         await writer.schedule(live, known, later)
 
     async def set_addons(self, customer: str, given: Mapping[str, int]) -> tuple[Proration, str | None]:
@@ -163,44 +156,40 @@ class SubscriptionChanger:
         Return the cost, and a client secret if the customer must confirm the payment first: nothing has
         changed then.
         """
-        costs: list[Proration] = []
-        had: dict[str, int] = {}
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
+        live, known, current = await self.fetch_payable(customer)
+        writer = await self._terms_writer_for(customer)
+        held = known.addons_at(self.store.now_ms())
+        is_trial = live.found["status"] == "trialing"
+        checked = check_addons(given, current, self._catalog, held, is_trial=is_trial)
+        is_more = any(n > dict(current.bought).get(addon, 0) for addon, n in checked.items())
+        if is_trial and is_more and current.payment_method == "required":
+            await self._require_method_on(live, current)
+        planner = self._planner_for(known, current, in_use)
+        planned = planner.change_addons(planner.keep(), checked)
+        change, has_waiting = planner.to_change(planned), planned.is_waiting
+        cost = await self._pricer.price(live, writer, known, change)
+        await refuse_unpaid_credit(self.api(), live.found, cost.net_cents)
+        if has_waiting:
+            refuse_ending(live)
+        target = change.target
+        is_changed = target.addons != current.bought or gives_up_unlisted(given, current, held)
+        if change.when == "now" and is_changed:
+            await check_paid(customer, live, _OWING)
+            async with self._cut_if_metered(customer, live, target, current):
+                secret = await writer.apply_if_paid(live, target)
+            if secret is not None:
+                return cost, secret
+            live, known = await self._fetch_live(customer)
 
-        async def attempt(again: int) -> str | None:
-            live, known, current = await self.fetch_payable(customer, again)
-            writer = await self._terms_writer_for(customer)
-            held = known.addons_at(self.store.now_ms())
-            had.update(held)  # An attempt that was not answered may have taken one off.
-            checked = check_addons(given, current, self._catalog, tuple(had.items()))
-            planner = self._planner_for(known, current, in_use)
-            planned = planner.change_addons(planner.keep(), checked)
-            change, has_waiting = planner.to_change(planned), planned.is_waiting
-            costs.append(await self._pricer.price(live, writer, known, change))
-            await refuse_unpaid_credit(self.api(), live.found, costs[-1].net_cents)
-            if has_waiting:
-                refuse_ending(live)
-            target = change.target
-            is_changed = target.addons != current.bought or gives_up_unlisted(given, current, held)
-            if change.when == "now" and is_changed:
-                await check_paid(customer, live, _OWING)
-                async with self._cut_if_metered(customer, live, target, current):
-                    secret = await writer.apply_if_paid(live, target)
-                if secret is not None:
-                    return secret
-                live, known = await self._fetch_live(customer, again)
+        def with_given(terms: PlanTerms) -> PlanTerms:
+            return planner.with_addons(terms, merge_addons(terms.addons, checked))
 
-            def with_given(terms: PlanTerms) -> PlanTerms:
-                return planner.with_addons(terms, merge_addons(terms.addons, checked))
-
-            if has_waiting:
-                await writer.schedule_addons(live, known, with_given)
-            elif live.schedule is not None:
-                await writer.reschedule(live, live.schedule, with_given)
-            return None
-
-        secret = await persistently(attempt)
-        return costs[0], secret  # Later attempts may have found it done.
+        if has_waiting:
+            await writer.schedule_addons(live, known, with_given)
+        elif live.schedule is not None:
+            await writer.reschedule(live, live.schedule, with_given)
+        return cost, None
 
     @asynccontextmanager
     async def set_seats(self, customer: str, seats: int) -> AsyncGenerator[Proration]:
@@ -211,59 +200,46 @@ class SubscriptionChanger:
         in_use = self._seats_in_use(await self._read_gauge_levels(customer))
         if seats < in_use:
             raise SeatsInUseError(customer, seats=seats, used=in_use)
-        costs: list[Proration] = []
-
-        async def attempt(again: int) -> None:
-            live, known, current = await self.fetch_payable(customer, again)
+        async with self._hold_given_up(customer, seats):
+            live, known, current = await self.fetch_payable(customer)
             writer = await self._terms_writer_for(customer)
             await check_paid(customer, live, _OWING)
             planner = self._planner_for(known, current, in_use)
             change = planner.to_change(planner.change_seats(planner.keep(), current, seats))
             target = change.target
-            costs.append(await self._pricer.price(live, writer, known, change))
-            await refuse_unpaid_credit(self.api(), live.found, costs[-1].net_cents)
+            cost = await self._pricer.price(live, writer, known, change)
+            await refuse_unpaid_credit(self.api(), live.found, cost.net_cents)
             if live.schedule is None:
                 async with self._cut_if_metered(customer, live, target, current):
                     await writer.apply_now(live, target)
-                return
-            await writer.update_phases(
-                live,
-                live.schedule,
-                lambda terms: planner.carry_seats(terms.plan, target),
-                current=target,
-            )
-
-        async with self._hold_given_up(customer, seats):
-            await persistently(attempt)
-            yield costs[0]
+            else:
+                await writer.update_phases(
+                    live,
+                    live.schedule,
+                    lambda terms: planner.carry_seats(terms.plan, target),
+                    current=target,
+                )
+            yield cost
 
     async def cancel(self, customer: str, *, immediately: bool, give_back: bool) -> None:
         """End the subscription, now or with its period."""
-
-        async def attempt(again: int) -> None:
-            live, known = await self._fetch_live(customer, again)
-            end_s = known.end_ms // 1000
-            if immediately or live.found["status"] == "incomplete":
-                await self.deliver(customer)
-                await live.end(give_back=give_back)
-            elif not live.is_ending_at(end_s):
-                await live.cancel_at_end(end_s)
-
-        await persistently(attempt)
+        live, known = await self._fetch_live(customer)
+        end_s = known.end_ms // 1000
+        if immediately or live.found["status"] == "incomplete":
+            await self.deliver(customer)
+            await live.end(give_back=give_back)
+        elif not live.is_ending_at(end_s):
+            await live.cancel_at_end(end_s)
 
     async def resume(self, customer: str) -> None:
         """Resume an ending subscription, and one whose trial has ended in a pause."""
-
-        async def attempt(again: int) -> None:
-            live, _ = await self._fetch_live(customer, again)
-            if is_paused_after_trial(live.found):
-                if not await self._gate.can_charge(live.found):
-                    await refuse_without_method(self.store, live, f"the subscription {live.id} is paused")
-                await live.end_pause()
-            if live.is_ending or live.released_schedule:
-                await live.resume(self.store.now_ms() // 1000)
-
-        await persistently(attempt)
+        live, _ = await self._fetch_live(customer)
+        if is_paused_after_trial(live.found):
+            if not await self._gate.can_charge(live.found):
+                await self._refuse_without_method(live, f"the subscription {live.id} is paused")
+            await live.end_pause()
+        if live.is_ending or live.released_schedule:
+            await live.resume(self.store.now_ms() // 1000)
 
     async def preview(
         self, customer: str, plan: str | None, seats: int | None, addons: Mapping[str, int] | None
@@ -271,7 +247,7 @@ class SubscriptionChanger:
         """Price a change, and find the gauges above its limits, by the subscription at Stripe."""
         _, state = await self._states.read(customer)
         self._require_subscription(customer, state)
-        live, known = await self._fetch_live(customer, 0)
+        live, known = await self._fetch_live(customer)
         if (key := self._new_key(live, known)) is not None:
             known = replace(known, plan=key)
         current = self._require_plan(customer, known)
@@ -279,7 +255,9 @@ class SubscriptionChanger:
         in_use = self._seats_in_use(levels)
         wanted = current if plan is None else check_sold(plan, self._catalog)
         held = known.addons_at(self.store.now_ms())
-        given = check_addons(addons, wanted, self._catalog, held)
+        ends_now = plan is not None and ends_trial(known, current, wanted, self.store.now_ms())
+        is_trial = live.found["status"] == "trialing" and not ends_now
+        given = check_addons(addons, wanted, self._catalog, held, is_trial=is_trial)
         planner = self._planner_for(known, current, in_use)
         planned = planner.keep()
         if plan is not None:
@@ -309,25 +287,23 @@ class SubscriptionChanger:
         cost = self._pricer.estimate(known, planner.to_change(planner.change_plan(wanted, when)))
         return PricedChange(cost, self._ended_by(known, wanted))
 
-    async def fetch_payable(
-        self, customer: str, again: int
-    ) -> tuple[LiveSubscription, SubscriptionState, Plan]:
+    async def fetch_payable(self, customer: str) -> tuple[LiveSubscription, SubscriptionState, Plan]:
         """Fetch a subscription that can be changed, its stored state, and its plan."""
-        live, known = await self._fetch_live(customer, again)
+        live, known = await self._fetch_live(customer)
         if (plan := self._new_key(live, known)) is not None:
             await self._take_new_key(customer, known, plan)
-            live, known = await self._fetch_live(customer, again)
+            live, known = await self._fetch_live(customer)
         if live.found.get(AWAITS_METHOD):
-            await refuse_without_method(self.store, live, f"the subscription {live.id} is not active")
+            await self._refuse_without_method(live, f"the subscription {live.id} is not active")
         await check_paid(customer, live, _UNPAID)
         return live, known, self._require_plan(customer, known)
 
-    async def _fetch_live(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState]:
+    async def _fetch_live(self, customer: str) -> tuple[LiveSubscription, SubscriptionState]:
         """Fetch the active subscription, then read its state."""
         await self.fetch(customer)
         _, state = await self._states.read(customer)
         known = self._require_subscription(customer, state)
-        live = await LiveSubscription.fetch(self.api(), known.id, again)
+        live = await LiveSubscription.fetch(self.api(), known.id)
         if live is None or live.found["status"] in ENDED:
             raise NoSubscriptionError(customer)
         if known.status == "incomplete" and known.awaits_payment_method:
@@ -476,7 +452,7 @@ class SubscriptionChanger:
             )
         return with_addons(plan, known.addons_at(now_ms), catalog)
 
-    async def _refuse_without_method(
+    async def _require_method(
         self, live: LiveSubscription, known: SubscriptionState, current: Plan, wanted: Plan, course: Course
     ) -> None:
         """Refuse a plan that requires a payment method if none is saved and something can be charged.
@@ -488,5 +464,12 @@ class SubscriptionChanger:
         is_trial = live.found["status"] == "trialing" and not is_ended
         if wanted.payment_method != "required" or is_downgrade or is_trial:
             return
+        await self._require_method_on(live, wanted)
+
+    async def _require_method_on(self, live: LiveSubscription, plan: Plan) -> None:
+        """Raise PaymentMethodMissingError if no payment method is saved, which a plan requires."""
         if not await self._gate.can_charge(live.found):
-            await refuse_without_method(self.store, live, f"plan {wanted.key!r} requires a payment method")
+            await self._refuse_without_method(live, f"plan {plan.key!r} requires a payment method")
+
+    async def _refuse_without_method(self, live: LiveSubscription, why: str) -> NoReturn:
+        await refuse_without_method(self.store, self.api(), id_in(live.found, "customer"), why)

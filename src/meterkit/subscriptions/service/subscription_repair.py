@@ -45,7 +45,7 @@ from meterkit.subscriptions.plan_prices import PriceBook, prices_of
 from meterkit.subscriptions.service.change_costs import InvoicePreviewer
 from meterkit.subscriptions.service.change_lease import hold_change_lease
 from meterkit.subscriptions.service.terms_writer import TermsWriter
-from meterkit.subscriptions.stripe_objects import id_in, is_missing_customer, persistently
+from meterkit.subscriptions.stripe_objects import id_in, is_missing_customer
 from meterkit.subscriptions.subscription_reading import choose_subscription, read_subscription
 from meterkit.subscriptions.subscription_updates import LiveSubscription, list_subscriptions, with_all_items
 
@@ -309,7 +309,7 @@ class SubscriptionRepairer:
             before = await self._compare_customer(customer)
             _refuse_undecided(customer, before)
             if any(drift.can_repair and drift.kind not in _OF_USAGE for drift in before.drifts):
-                await persistently(lambda again: self._change_items(customer, before, again))
+                await self._change_items(customer, before)
                 await self.fetch(customer)
             if any(drift.kind == _NEW_MODELS for drift in before.drifts):
                 add_models = partial(with_new_models, catalog=self.store.catalog)
@@ -321,8 +321,8 @@ class SubscriptionRepairer:
         await DriftRecords(self.store).put(customer, after.drifts)
         return _repair_result(customer, before, after.drifts, dry_run=False)
 
-    async def _change_items(self, customer: str, before: _Comparison, again: int) -> None:
-        live = await LiveSubscription.fetch(self.api(), before.subscription, again)
+    async def _change_items(self, customer: str, before: _Comparison) -> None:
+        live = await LiveSubscription.fetch(self.api(), before.subscription)
         if live is None or before.prices is None:
             raise NoSubscriptionError(customer)
         _, state = await CustomerStates(self.store).read(customer)
@@ -514,12 +514,12 @@ class UsageMover:
 
     async def move_leased(self, customer: str) -> datetime | None:
         """Move a customer's usage while the caller holds the lease of its changes."""
-        moved_at = await persistently(lambda again: self._schedule_move(customer, again))
+        moved_at = await self._schedule_move(customer)
         await self.changer.fetch(customer)
         return moved_at
 
-    async def _schedule_move(self, customer: str, again: int) -> datetime | None:
-        live, known, _ = await self.changer.fetch_payable(customer, again)
+    async def _schedule_move(self, customer: str) -> datetime | None:
+        live, known, _ = await self.changer.fetch_payable(customer)
         _, state = await CustomerStates(self.store).read(customer)
         if not must_move(state, self.store.catalog):
             return None

@@ -154,7 +154,9 @@ class Subscriptions:
             SubscriptionBusyError: another call for this customer has not ended in time.
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             UnknownAddonError: the plan does not list an add-on, or Stripe lacks its price.
-            AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on.
+            AddonLimitError: a quantity is below 0, or above ``max``, which an add-on must have in a trial.
+            PaymentMethodMissingError: a plan that requires a payment method would begin with a trial and
+                add-ons, and none is saved.
             SubscriptionError: the plan sells no seats beyond those that it includes.
             MeterkitError: ``currency`` is not one of the plans file.
         """
@@ -317,7 +319,7 @@ class Subscriptions:
         Raises:
             NoSubscriptionError: no subscription is active.
             UnknownAddonError: the plan does not list an add-on, or Stripe lacks its price.
-            AddonLimitError: a quantity is below 0, or above the ``max`` of its add-on.
+            AddonLimitError: a quantity is below 0, or above ``max``, which an add-on must have in a trial.
             QuantityError: a quantity is no integer.
             InvoiceOpenError: an invoice must be paid first.
             PaymentMethodMissingError, PaymentAuthenticationError: the customer needs a payment method, or

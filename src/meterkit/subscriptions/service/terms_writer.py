@@ -106,8 +106,6 @@ class TermsWriter:
             if params["items"]:
                 await live.update(params)
         except StripeError as error:
-            if error.is_replayed:
-                raise
             return await find_remedy(self._store, live, params, error)
         return None
 

@@ -25,13 +25,13 @@ from meterkit.errors import (
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.store.customer_notices import publish_notice
 from meterkit.store.input_checks import check_customer
+from meterkit.stripe.idempotency_keys import key_of
 from meterkit.subscriptions.plan_prices import prices_by_key
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
 from meterkit.subscriptions.stripe_objects import (
     PURCHASE,
     default_method,
     id_in,
-    key_of,
     pack_key,
     part_of,
     subscription_method,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.credit_values import AutoTopUp
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.idempotency_keys import IdempotencyKey
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.service.stripe_customers import ContactSource
     from meterkit.subscriptions.top_up_payments import AutoTopUpStep, TopUpPayments
@@ -103,7 +104,7 @@ class _Purchase(NamedTuple):
 
     path: str
     amount_cents: int
-    shown: Mapping[str, Any]
+    shown: dict[str, Any]
 
 
 class _VoidedError(MeterkitError):
@@ -180,7 +181,8 @@ class Credits:
         price = await self._find_price(credit, amount_cents)
         mark: dict[str, Parameter] = {**top_up_metadata(customer, credit, amount_cents)}
         urls = {"success_url": success_url, "cancel_url": cancel_url}
-        page = await self._open_page(linked, price, amount_cents, mark, urls, key_of("top-up", customer, key))
+        purchase = key_of("top-up", customer, key)
+        page = await self._open_page(linked, price, amount_cents, mark, urls, purchase)
         if invoice := id_in(page, "invoice"):
             return _top_up_of(await self._payments.settle(invoice), amount_cents)
         return TopUp(amount_cents=amount_cents, status="open", url=text_in(page, "url") or None)
@@ -202,14 +204,14 @@ class Credits:
         """
         credit = self._credit_sold_at(amount_cents)
         linked = await self._stripe_customers.find_or_create(customer)
-        key = key_of("top-up", customer, key)
-        earlier = await self._find_purchase(linked, key, since_s) if event else None
+        purchase = key_of("top-up", customer, key)
+        earlier = await self._find_purchase(linked, purchase, since_s) if event else None
         if earlier is not None:
             amount_cents = earlier.amount_cents
         price = await self._find_price(credit, amount_cents)
         card = await self._find_card(customer, linked)
         if card is None and earlier is None:
-            earlier = await self._find_purchase(linked, key)
+            earlier = await self._find_purchase(linked, purchase)
         if card is None and (earlier is None or earlier.shown["status"] != "paid"):
             message = f"customer {customer!r} has no saved card; open a page with success_url and cancel_url"
             raise PaymentMethodMissingError(message, url=None)
@@ -223,10 +225,10 @@ class Credits:
             **self._tax_params(),
         }
         if earlier is None:
-            made = await self._create_once(INVOICES, asked, amount_cents, key)
+            made = await self._create_once(INVOICES, asked, amount_cents, purchase)
         else:
             made = _same_purchase(earlier, INVOICES, amount_cents)
-        return await self._charge_invoice(customer, made, price, card, amount_cents, key)
+        return await self._charge_invoice(customer, made, price, card, amount_cents, purchase)
 
     async def set_auto(self, customer: str, enabled: bool) -> None:
         """Turn automatic top-ups of a customer on or off; on, also after a declined card.
@@ -254,7 +256,7 @@ class Credits:
         amount_cents: int,
         metadata: dict[str, Parameter],
         urls: Mapping[str, str | None],
-        key: str,
+        purchase: IdempotencyKey,
     ) -> dict[str, Any]:
         """Open a page, or fetch the one that the key has opened, as it is now."""
         common = self._store.catalog.billing.checkout
@@ -273,7 +275,7 @@ class Credits:
                 "metadata": {},
             },
             amount_cents,
-            key,
+            purchase,
         )
         # A repeated key is answered as the first time: the page may be paid since.
         page = await self._api().get(f"{_SESSIONS}/{made['id']}")
@@ -288,7 +290,7 @@ class Credits:
         price: str,
         card: str | None,
         amount_cents: int,
-        key: str,
+        purchase: IdempotencyKey,
     ) -> TopUp:
         """Do what is left of an invoice's way to its payment, and grant it once it is paid.
 
@@ -304,15 +306,21 @@ class Credits:
                 f"customer {customer!r} was deleted or linked anew meanwhile: nothing is charged"
             )
         if found["status"] == "draft":
+
+            async def find_line() -> dict[str, Any] | None:
+                return next(iter(part_of(await api.get(path), "lines")["data"]), None)
+
             if not part_of(found, "lines")["data"]:
                 item = {"customer": linked, "invoice": made["id"], "pricing": {"price": price}}
-                await api.post("/v1/invoiceitems", item, idempotency_key=f"{key}-item")
+                item_key = key_of("top-up-item", purchase)
+                await api.post("/v1/invoiceitems", item, idempotency_key=item_key, find=find_line)
             finalize = {"auto_advance": False}
-            found = await api.post(f"{path}/finalize", finalize, idempotency_key=f"{key}-finalize")
+            finalize_key = key_of("top-up-finalize", purchase)
+            found = await api.post(f"{path}/finalize", finalize, idempotency_key=finalize_key)
         if found["status"] != "paid":
             pay: dict[str, Parameter] = {"off_session": True, "payment_method": card}
             try:
-                await api.post(f"{path}/pay", pay, idempotency_key=f"{key}-pay-{card}")
+                await api.post(f"{path}/pay", pay, idempotency_key=key_of("top-up-pay", purchase, card))
             except StripeError as error:
                 refusal = error
         found = await self._payments.settle(str(made["id"]))
@@ -323,25 +331,28 @@ class Credits:
         return _top_up_of(found, amount_cents, declined=refusal.code or "card_declined")
 
     async def _create_once(
-        self, path: str, asked: Mapping[str, Parameter], amount_cents: int, key: str
+        self, path: str, asked: Mapping[str, Parameter], amount_cents: int, purchase: IdempotencyKey
     ) -> Mapping[str, Any]:
         """Create an invoice or a page, or find that of the key; refuse one of another amount or kind.
 
         What else is asked may differ from the first time, such as taxes or the URLs.
         """
-        name = _name_of(key)
-        metadata = {**part_of(asked, "metadata"), PURCHASE: f"{name} {amount_cents}"}
-        try:
-            return await self._api().post(path, {**asked, "metadata": metadata}, idempotency_key=name)
-        except StripeError as error:
-            if error.type != "idempotency_error":
-                raise
-            earlier = await self._find_purchase(str(asked["customer"]), key)
-            if earlier is None:
-                raise
-        return _same_purchase(earlier, path, amount_cents)
 
-    async def _find_purchase(self, linked: str, key: str, since_s: int | None = None) -> _Purchase | None:
+        async def find_same() -> dict[str, Any] | None:
+            earlier = await self._find_purchase(str(asked["customer"]), purchase)
+            return None if earlier is None else _same_purchase(earlier, path, amount_cents)
+
+        named = {**asked, "metadata": {**part_of(asked, "metadata"), PURCHASE: f"{purchase} {amount_cents}"}}
+        try:
+            return await self._api().post(path, named, idempotency_key=purchase, find=find_same)
+        except StripeError as error:
+            if error.type == "idempotency_error" and (same := await find_same()) is not None:
+                return same
+            raise
+
+    async def _find_purchase(
+        self, linked: str, purchase: IdempotencyKey, since_s: int | None = None
+    ) -> _Purchase | None:
         """The purchase that used a key; None if it is not found."""
         if since_s is None:
             since_s = self._store.now_ms() // 1000 - _KEYS_KEPT_S
@@ -349,7 +360,7 @@ class Credits:
         for path in (INVOICES, _SESSIONS):
             for one in await self._api().list(path, asked):
                 name, _, cents = text_in(part_of(one, "metadata"), PURCHASE).partition(" ")
-                if name == _name_of(key):
+                if name == purchase:
                     return _Purchase(path, int(cents), one)
         return None
 
@@ -402,12 +413,7 @@ class Credits:
         return {} if taxes is None else {"automatic_tax": taxes}
 
 
-def _name_of(key: str) -> str:
-    """The idempotency key and the mark of a purchase: one for invoices and pages."""
-    return f"{key}-invoice"
-
-
-def _same_purchase(earlier: _Purchase, path: str, amount_cents: int) -> Mapping[str, Any]:
+def _same_purchase(earlier: _Purchase, path: str, amount_cents: int) -> dict[str, Any]:
     """The invoice or page of an earlier purchase; raises if it is of another amount or kind."""
     if (earlier.path, earlier.amount_cents) == (path, amount_cents):
         return earlier.shown
