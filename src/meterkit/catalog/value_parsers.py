@@ -438,9 +438,18 @@ MICRO_UNIT: Final = "micro-"
 """Begins the unit of a meter that counts millionths of a currency: ``micro-USD``."""
 
 
-def is_money(unit: str) -> bool:
+def is_money(unit: str | None) -> bool:
     """Whether a meter with this unit counts millionths of a currency."""
-    return unit.startswith(MICRO_UNIT)
+    return unit is not None and unit.startswith(MICRO_UNIT)
+
+
+def micros_per_shown_unit(unit: str | None) -> int:
+    """Counted units in one that clients are shown: in a cent where a meter counts money, otherwise 1."""
+    return micros_per_minor_unit(_currency_of(unit)) if unit is not None and is_money(unit) else 1
+
+
+def _currency_of(unit: str) -> str:
+    return unit.removeprefix(MICRO_UNIT).lower()
 
 
 def rounded_money(micros: int, currency: str) -> str:
@@ -450,7 +459,7 @@ def rounded_money(micros: int, currency: str) -> str:
 
 def micro_money(amount: int, unit: str) -> str:
     """A quantity of such a meter as people write it: ``USD 0.0195``."""
-    currency = unit.removeprefix(MICRO_UNIT).lower()
+    currency = _currency_of(unit)
     return exact_money(Decimal(amount).scaleb(decimals_of(currency) - 6), currency)
 
 
