@@ -53,6 +53,7 @@ async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, clien
     page = (await client.get("/")).text
     assert figures["customers"] == {
         "customers": 6,
+        "refused": 1,
         "near": 2,
         "past_due": 1,
         "unlinked": 1,
@@ -307,7 +308,7 @@ def statements() -> Generator[list[str]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
-OF_A_SNAPSHOT = {"all", "near", "past_due", "unlinked", "access", "plan"}
+OF_A_SNAPSHOT = {"all", "refused", "near", "past_due", "unlinked", "access", "plan"}
 VISITED = ("/", "/all", "/near", "/unlinked", "/plan?of=free", "/delivered?of=unlinked tokens")
 
 
