@@ -116,7 +116,7 @@ def test_all_python_of_a_page_runs_in_its_order(
     plans.write_text("".join(first) or REST)
     (tmp_path / "app.py").write_text(blocks(ROOT / name, "python")[0])  # As the quickstart has it saved.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setitem(sys.modules, "app", ModuleType("app"))  # Removed at the end, as is what replaces it.
     del sys.modules["app"]
     monkeypatch.setenv("METERKIT_REDIS_URL", store_url)

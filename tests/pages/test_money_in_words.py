@@ -18,8 +18,9 @@ from drivers.plans import completed
 from drivers.usage_figures import page_of
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
+from meterkit.catalog.notify_values import MESSAGE_EVENTS
 from meterkit.notify.courier import make_message
-from meterkit.notify.messages import MESSAGE_EVENTS, make_sample
+from meterkit.notify.messages import make_sample
 from meterkit.notify.rendering import Renderer
 
 pytestmark = pytest.mark.anyio

@@ -66,7 +66,7 @@ _OVERAGE_SHAPE: Final[ValueShape[str | OverageTable]] = AnyForm(
 
 
 _LIMITS: Final = "a limit per billing period is `included`, one per minute or day is `rate`"
-_MEANT: Final = dict.fromkeys(("limit", "limits", "quota", "max", "maximum"), _LIMITS)
+_MEANT: Final[Mapping[str, str]] = dict.fromkeys(("limit", "limits", "quota", "max", "maximum"), _LIMITS)
 
 
 class EntitlementTable(Table, what="an entitlement", inheritable=True, meant=_MEANT):

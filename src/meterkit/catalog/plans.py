@@ -188,7 +188,7 @@ _TRIAL: Final[ValueShape[int | TrialTable]] = AnyForm(
 
 
 _SUBJECTS: Final = "limits of each user or team are `subjects: {user: {METER: …}}`"
-_MEANT: Final = {
+_MEANT: Final[Mapping[str, str]] = {
     **dict.fromkeys(("user", "users", "team", "teams", "per_user"), _SUBJECTS),
     **dict.fromkeys(("limit", "limits", "quota", "quotas", "rate"), "limits stand under `meters`"),
     "seats": "seats are a gauge: `meters: {seats: {included: 5}}`",
