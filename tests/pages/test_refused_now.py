@@ -25,6 +25,7 @@ from pages.test_cards import cards_in, words_in
 pytestmark = pytest.mark.anyio
 
 NOW: Final = START + timedelta(hours=16, minutes=15)
+BALANCE: Final = "credits: {usd: {unit: money, costs: {tokens: provider_prices}, top_up: {packs: [1000]}}}"
 SOLD: Final = "overage: {bill: {per: 1, amount_cents: 4}}"
 PLANS: Final = """
 default_plan: pro
@@ -125,8 +126,7 @@ async def test_f_330_a_spend_limit_refuses_until_it_starts_again() -> None:
 
 
 async def test_f_330_an_empty_balance_is_named_with_its_cure() -> None:
-    more = "credits: {usd: {unit: money, costs: {tokens: provider_prices}, top_up: {packs: [1000]}}}"
-    async with page(f"{{included: 100, {SOLD}}}", more=more) as (kit, client):
+    async with page(f"{{included: 100, {SOLD}}}", more=BALANCE) as (kit, client):
         assert await notice_of(client) == "Your balance is empty Top up to continue. Top up the balance"
         await kit.grants.add("acme", {"usd": 1}, grant_id="paid")
         assert await notice_of(client) == ""
@@ -134,7 +134,8 @@ async def test_f_330_an_empty_balance_is_named_with_its_cure() -> None:
 
 async def test_f_330_operators_see_who_is_refused_and_until_when(tmp_path: Path, store_url: str) -> None:
     given = f"{{rate: {{limit: 100/day, algorithm: fixed-window}}, included: 100, {SOLD}}}"
-    catalog, clock = loads(completed(PLANS.replace("{GIVEN}", given))), Clock(NOW)
+    plans, clock = f"{BALANCE}\n{PLANS}".replace("{GIVEN}", given), Clock(NOW)
+    catalog = loads(completed(plans))
     settings: Any = {"redis_url": store_url, "audit_url": sqlite_in(tmp_path), "flush": False}
     async with MeterKit(catalog, clock=clock, **settings) as kit, pages_of(kit) as client:
         for customer, used in (("ada", 120), ("bob", 99), ("kim", 100)):
