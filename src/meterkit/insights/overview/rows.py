@@ -154,7 +154,7 @@ def build_row(usage: CustomerUsage, catalog: Catalog, refusing: Sequence[Refusin
         if name in found and _has_limit(found[name])
     ]
     per_mille, used, ceiling, meter = max(shares, default=(0, 0, 0, ""))
-    # An empty balance of which nothing was used is no news: it was never filled.
+    # An empty balance without usage is no news: it was never filled.
     refused = next((limit for limit in refusing if limit.used), None)
     until = None if refused is None else refused.until
     return CustomerRow(
