@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import httpx
 import pytest
-import yaml
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import PlainTextResponse
 from starlette.applications import Starlette
@@ -27,23 +26,15 @@ from drivers.plans import completed as completed_plans
 from meterkit.catalog import loads
 from meterkit.fastapi import requires
 from servers.model_providers import OPENAI_KEY, USAGE, FakeProviders
-from test_readme import NAMES, ROOT, blocks
+from test_readme import NAMES, RECIPES, ROOT, blocks, completed
 
-RECIPES: Final = ROOT / "docs/recipes.md"
 ADA: Final = {"x-customer-id": "ada"}
-
-
-def merged(base: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """A plans file with the keys of a recipe: maps are merged, other values replaced."""
-    both = {key for key in base.keys() & part if isinstance(base[key], dict) and isinstance(part[key], dict)}
-    return base | part | {key: merged(base[key], part[key]) for key in both}
 
 
 def recipe(having: str) -> str:
     """The plans file of the recipes page, with the one recipe that contains a text."""
-    base, *parts = blocks(RECIPES, "yaml")
-    (part,) = (text for text in parts if having in text)
-    return str(yaml.safe_dump(merged(yaml.safe_load(base), yaml.safe_load(part)), sort_keys=False))
+    (part,) = (text for text in blocks(RECIPES, "yaml")[1:] if having in text)
+    return completed(part, RECIPES)
 
 
 def answer_of(model: str, tokens: int = 10_000) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import codeop
 import re
 import runpy
-from collections.abc import Mapping
+import sys
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ PAGES = sorted(
         *(ROOT / "src").rglob("*.md"),
     ]
 )
+RECIPES = ROOT / "docs/recipes.md"
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)")
@@ -40,6 +42,8 @@ WORDS_MAX = 900
 GUIDES_WORDS_MAX = 40_000
 # Generated, or lists.
 NO_GUIDES = ("api/", "design/decisions/", "design/contract-coverage", "benchmarks", "changelog")
+# Routes that an app mounts, and when plans with Stripe's own tiers change: these notes cost nobody anything.
+NO_SURPRISE = {"routes", "plans"}
 # What a fragment of a plans file is completed with.
 REST = """\
 schema: 1
@@ -57,18 +61,41 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
 
 
-def completed(text: str) -> str:
-    """A whole plans file: fragments get what they leave out."""
-    given: Mapping[str, Any] = yaml.safe_load(text)
+def merged(base: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """A plans file with the keys of a recipe: maps are merged, other values replaced."""
+    both = {key for key in base.keys() & part if isinstance(base[key], dict) and isinstance(part[key], dict)}
+    return base | part | {key: merged(base[key], part[key]) for key in both}
+
+
+def completed(text: str, page: Path) -> str:
+    """A whole plans file: recipes change the file of their page, other fragments get what they leave out."""
+    if text.startswith("schema: 1"):
+        return text
+    given: dict[str, Any] = yaml.safe_load(text)
+    if page == RECIPES:
+        base = yaml.safe_load(blocks(page, "yaml")[0])
+        return str(yaml.safe_dump(merged(base, given), sort_keys=False))
     rest: dict[str, Any] = yaml.safe_load(REST)
-    missing = {key: value for key, value in rest.items() if key not in given}
-    return (yaml.safe_dump(missing) if missing else "") + text
+    return yaml.safe_dump({key: value for key, value in rest.items() if key not in given}) + text
 
 
 def test_every_plans_file_that_is_shown_loads() -> None:
     for name in NAMES:
         for text in blocks(ROOT / name, "yaml"):
-            loads(completed(text), source=name)
+            loads(completed(text, ROOT / name), source=name)
+
+
+def test_f_333_no_plans_file_that_is_shown_costs_by_surprise() -> None:
+    """F-333: a recipe had `default_plan: pro`, so that everybody was on the paid plan."""
+    found = [
+        f"{name}: {note.path}: {note.message}"
+        for name in NAMES
+        for text in blocks(ROOT / name, "yaml")
+        if text.startswith("schema: 1") or ROOT / name == RECIPES
+        for note in loads(completed(text, ROOT / name), source=name).notes
+        if note.kind in {"informs", "billed_from_first_unit"} and note.path not in NO_SURPRISE
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("name", ["README", "docs/quickstart", "docs/tutorial", "docs/tutorial-money"])
@@ -87,7 +114,11 @@ def test_all_python_of_a_page_runs_in_its_order(
     plans = tmp_path / "plans.yaml"
     first = [text for text in blocks(ROOT / name, "yaml") if text.startswith("schema: 1")][:1]
     plans.write_text("".join(first) or REST)
+    (tmp_path / "app.py").write_text(blocks(ROOT / name, "python")[0])  # As the quickstart has it saved.
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setitem(sys.modules, "app", ModuleType("app"))  # Removed at the end, as is what replaces it.
+    del sys.modules["app"]
     monkeypatch.setenv("METERKIT_REDIS_URL", store_url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     run(ROOT / name, plans)
@@ -110,6 +141,35 @@ def run(page: Path, plans: Path) -> None:
             waited: Any = eval(code, names)  # noqa: S307 - It is our own documentation.
             if waited is not None:
                 runner.run(waited)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(ROOT / name, "python")])
+def test_f_332_python_that_awaits_can_be_pasted_line_by_line(name: str) -> None:
+    """F-332: up to Python 3.12 a blank line ends a block, and a block must end with one."""
+    for text in blocks(ROOT / name, "python"):
+        if re.search(r"^(?:with|async with|(?:\S.*)?\bawait) ", text, re.MULTILINE):
+            assert find_unpasteable(text) == "", text
+
+
+def find_unpasteable(text: str) -> str:
+    """The line at which `python -m asyncio` would refuse a text that is pasted; empty: none."""
+    compiled = codeop.CommandCompiler()
+    compiled.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    begun = ""
+    for line in [*text.splitlines(), ""]:
+        begun += f"{line}\n"
+        try:
+            if compiled(begun.removesuffix("\n"), "pasted", "single") is not None:
+                begun = ""
+        except SyntaxError:
+            return line
+    return begun
+
+
+def test_a_text_that_cannot_be_pasted_is_noticed() -> None:
+    assert find_unpasteable("if x:\n    y()\n\n    z()\n") == "    z()"
+    assert find_unpasteable("if x:\n    y()\nz()\n") == "z()"
+    assert find_unpasteable("f(\n") == "f(\n\n"
 
 
 def test_every_command_that_is_shown_exists() -> None:

@@ -48,7 +48,7 @@ def refusal(scope: Scope, decision: Decision) -> Response:
     if problem is not None:  # The request itself is not allowed, whatever the balance is.
         param = problem.members.get("field", "model")
         return error_response(scope, 400, problem.detail, problem.code, param)
-    if "usd_charged-period" in decision.violated:
+    if decision.reason == "credits":
         return error_response(
             scope, 402, "The balance is used up; POST /billing/top-up opens a page to pay on.", "credits"
         )

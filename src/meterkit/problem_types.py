@@ -73,7 +73,18 @@ _OFFER: Final = {
 _NO_MEMBERS: Final[Mapping[str, object]] = {}
 _FIELD_ERRORS: Final = {"type": "array", "items": {"type": "object", "additionalProperties": _TEXT}}
 _OPTIONAL: Final = frozenset(
-    {"code", "left", "model", "needed", "offer", "portal_url", "requested_currency", "reset_after_s", "url"}
+    {
+        "code",
+        "left",
+        "model",
+        "needed",
+        "offer",
+        "portal_url",
+        "requested_currency",
+        "reset_after_s",
+        "top_up_url",
+        "url",
+    }
 )
 """Members that a document has only where they apply."""
 
@@ -106,10 +117,12 @@ PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(
             429,
             "quota-exceeded",
             "Quota Exceeded",
-            **{"violated-policies": _TEXTS, "offer": _OFFER, **_AMOUNTS},
+            **{"violated-policies": _TEXTS},
         ),
         _iana_type(503, "temporary-reduced-capacity", "Temporary Reduced Capacity"),
-        _urn_type(*_PAYMENT_REQUIRED, reason=_TEXT, portal_url=_URI, offer=_OFFER, **_AMOUNTS),
+        _urn_type(
+            *_PAYMENT_REQUIRED, reason=_TEXT, portal_url=_URI, top_up_url=_URI, offer=_OFFER, **_AMOUNTS
+        ),
         _urn_type(402, "spend-limit-reached", "Spend Limit Reached", **_SPEND_MEMBERS),
         _urn_type(403, "feature-not-in-plan", "Feature Not In Plan", **_FEATURE_MEMBERS),
         _urn_type(403, "seats-limit-exceeded", "Seats Limit Exceeded", limit=_COUNT, used=_COUNT),

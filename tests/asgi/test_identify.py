@@ -23,7 +23,7 @@ from starlette.types import Scope
 
 from drivers.app import hello, served
 from drivers.sampled import few_examples
-from meterkit import MeterkitError, identify
+from meterkit import Caller, MeterkitError, identify
 from meterkit.errors import CustomerError
 
 pytestmark = pytest.mark.anyio
@@ -437,3 +437,25 @@ def test_a_ttl_that_is_none_is_refused() -> None:
     for ttl in wrong:
         with pytest.raises(MeterkitError, match=r"^ttl: found .*; allowed is a timedelta from 0"):
             identify.api_key(Table().look_up, ttl=ttl)
+
+
+@pytest.mark.parametrize("named", ["customer", "user"])
+async def test_f_334_the_text_of_an_object_is_no_id(named: str) -> None:
+    """F-334: ``str()`` of a user of an ORM was a customer of its own in each process."""
+
+    class User:
+        id = 7
+
+    text = str(User())
+
+    def who(scope: Scope) -> Caller:
+        del scope
+        return Caller(text) if named == "customer" else Caller("acme", {"user": text})
+
+    async with served(hello, who=who) as at:
+        refused = await at.client.get("/v1/x")
+        assert refused.status_code == 400
+        assert "the text of an object; give its id, such as str(user.id)" in refused.json()["detail"]
+        with pytest.raises(CustomerError, match="the text of an object; give its id"):
+            await at.kit.record(text, "requests", 1)
+        await at.kit.record("<User 7>", "requests", 1)

@@ -58,7 +58,7 @@ def test_a_grant_of_the_plan_with_the_same_id_is_another_one(granting: Shell) ->
     [
         (("add", "acme", "ai=1"), 2, "repeating the command does not grant twice"),
         (("add", "acme", "ai", "--id", "g"), 2, "found 'ai'; allowed is NAME=QUANTITY"),
-        (("add", "acme", "ai=1", "ai=2", "--id", "g"), 2, "found 'ai' twice"),
+        (("add", "acme", "ai=1", "ai=2", "--grant-id", "g"), 2, "found 'ai' twice"),
         (("add", "acme", "ai=0", "--id", "g"), 1, "meterkit: quantity of ai: found 0"),
         (("add", "acme", "page=1", "--id", "g"), 1, "did you mean 'pages'?"),
         (("add", "acme", "ai=1", "--id", "g", "--expires", "soon"), 2, "--expires: found 'soon'"),

@@ -48,7 +48,7 @@ async def test_what_is_dead_is_listed_shown_and_redriven(stored: Shell, intent: 
     assert stored.run("flush", "--all").code == 0
     empty = stored.run("outbox", "list")
     assert (empty.code, empty.out) == (0, "")
-    assert "all sealed usage is delivered" in empty.err
+    assert "The outbox is empty." in empty.err
     history = stored.run("customers", "history", "acme", "--json").json
     assert (history[-1]["kind"], history[-1]["after"]) == ("intent", "queued: it is there now")
     assert history[-1]["cause"].startswith("operator")
@@ -107,14 +107,14 @@ async def test_dropping_wants_a_reason_and_a_yes(stored: Shell, intent: Intent) 
 async def test_what_is_given_up_is_listed_and_tried_again(stored: Shell) -> None:
     nobody = stored.run("webhooks", "list")
     assert (nobody.code, nobody.out) == (0, "")
-    assert "no sync is dead" in nobody.err
+    assert nobody.err == "No sync is dead; none is waiting.\n"
     async with stored.kit() as kit:
         for name in ("cus_a", "cus_b"):
             await kill_webhook(kit, name, f"{name} is linked to another customer")
     listed = stored.run("webhooks", "list")
     assert listed.code == 1
     assert "cus_a is linked to another customer" in listed.out
-    assert "waiting syncs: 0" in listed.err
+    assert "none is waiting" in listed.err
     as_json = stored.run("webhooks", "list", "--json")
     assert [entry["stripe_customer"] for entry in as_json.json["dead"]] == ["cus_a", "cus_b"]
     assert (as_json.json["waiting"], as_json.json["alarms"]) == (0, {})

@@ -83,7 +83,7 @@ async def test_i9_a_worker_delivers_once_its_killed_store_is_back(
         await record(shell, 25)
         with shell.running("worker") as worker:
             # Its pass is over, and its leases are given back: else they would have to run out.
-            assert "delivered 1," in first_line(worker)
+            assert "delivered 1" in first_line(worker)
             server.signal(signal.SIGKILL)
             server.process.wait()
             hear(worker, "this flush failed; the next one continues")

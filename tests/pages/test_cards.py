@@ -55,11 +55,11 @@ async def test_cards_say_what_is_left_and_those_at_a_limit_come_first(store_url:
         await kit.record("acme", "pages", 30)
         html = (await client.get("/")).text
     cards = cards_in(html)
-    assert [*cards] == ["tokens", "storage", "words", "calls", "images", "pages", "notes", "films"]
+    assert [*cards] == ["storage", "tokens", "words", "calls", "images", "pages", "notes", "films"]
     assert cards == {
         "tokens": "reached: Tokens 500 beyond included 1,500 of 1,000 150 %: used up, more is billed"
         " Beyond that: USD 0.20 per 100 tokens, USD 1.00 so far",
-        "storage": "reached: Storage 1 MB beyond included 6 MB of 5 MB 120 %: used up",
+        "storage": "reached: Storage refused now 1 MB beyond included 6 MB of 5 MB 120 %: used up",
         "words": "near: Words 20 left 80 of 100 80 %: nearly used up",
         "calls": "enough: Calls 21 left 79 of 100 79 % used",
         "images": "-: Images 3 used All usage is billed. USD 0.04 per image, USD 0.12 so far",
@@ -84,10 +84,11 @@ async def test_what_credits_have_paid_for_stays_available(store_url: str, plan: 
         await kit.record("acme", "pages", 30)
         pages = cards_in((await client.get("/")).text)["pages"]
         ends = f"%: used up{', more is billed' if billed else ''} 20 of it from credits"
-        assert pages.startswith(f"reached: Pages 0 left 30 of 30 100 {ends}")
+        pages_are = "Pages" if billed else "Pages refused now"
+        assert pages.startswith(f"reached: {pages_are} 0 left 30 of 30 100 {ends}")
         await kit.record("acme", "pages", 3)
         pages = cards_in((await client.get("/")).text)["pages"]
-        assert pages.startswith(f"reached: Pages 3 beyond included 33 of 30 110 {ends}")
+        assert pages.startswith(f"reached: {pages_are} 3 beyond included 33 of 30 110 {ends}")
 
 
 async def test_json_computes_no_cards(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,5 +238,5 @@ async def test_a_card_goes_by_the_customers_override(store_url: str) -> None:
         await kit.record("acme", "tokens", 1_000)
         await kit.record("acme", "pages", 10)
         cards = cards_in((await client.get("/")).text)
-    assert cards["tokens"] == "reached: Tokens 0 left 1,000 of 1,000 100 %: used up"
+    assert cards["tokens"] == "reached: Tokens refused now 0 left 1,000 of 1,000 100 %: used up"
     assert cards["pages"] == "reached: Pages 0 left 10 of 10 100 %: used up, more is billed"

@@ -267,7 +267,7 @@ async def redrive_by_keyboard(browser: Browser, url: str) -> None:
         assert await found(page, "document.activeElement.className") == "skip"
         await tab_to(page, "Messages to customers")
         await page.keyboard.press("Enter")
-        await tab_to(page, "Dead messages: open the list")
+        await tab_to(page, "Dead messages: 1, open the list")
         async with page.expect_navigation():
             await page.keyboard.press("Enter")
         await tab_to(page, "Select msg_1")

@@ -39,6 +39,18 @@ from servers.stores import Server
 pytestmark = pytest.mark.anyio
 
 
+async def test_f_337_the_name_of_a_link_has_the_figure_it_shows(kit: MeterKit, client: AsyncClient) -> None:
+    """F-337: a screen reader read "Past due: open the list" for "1"."""
+    await kit.record("billed", "tokens", 5_000)
+    await make_snapshot(kit)
+    page = (await client.get("/")).text
+    links = re.findall(r'<a [^>]*aria-label="([^"]*)"[^>]*>(.*?)</a>', page, re.DOTALL)
+    assert len(links) > 10
+    shown = [(name, " ".join(re.sub(r"<[^>]+>", "", text).split())) for name, text in links]
+    assert [(name, text) for name, text in shown if not text or f": {text}, " not in name] == []
+    assert ("tokens: recorded: 5,000, open the list", "5,000") in shown
+
+
 async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, client: AsyncClient) -> None:
     await kit.record("near", "requests", 8)
     await kit.record("far", "requests", 7)
@@ -53,6 +65,7 @@ async def test_each_figure_counts_the_customers_of_its_list(kit: MeterKit, clien
     page = (await client.get("/")).text
     assert figures["customers"] == {
         "customers": 6,
+        "refused": 1,
         "near": 2,
         "past_due": 1,
         "unlinked": 1,
@@ -307,7 +320,7 @@ def statements() -> Generator[list[str]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
-OF_A_SNAPSHOT = {"all", "near", "past_due", "unlinked", "access", "plan"}
+OF_A_SNAPSHOT = {"all", "refused", "near", "past_due", "unlinked", "access", "plan"}
 VISITED = ("/", "/all", "/near", "/unlinked", "/plan?of=free", "/delivered?of=unlinked tokens")
 
 

@@ -138,7 +138,7 @@ def test_drawings_match_their_script_and_have_descriptions(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("flush", "delivered 1, retried 0"),
+        ("flush", "sealed 1, delivered 1"),
         whole("check", "did you mean 'deny'?"),
         whole("usage", "meterkit customers link CUSTOMER STRIPE_CUSTOMER"),
     ],

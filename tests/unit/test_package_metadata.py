@@ -48,9 +48,14 @@ def filled_in(build: dict[str, Any], repository: str) -> dict[str, Any]:
     return metadata
 
 
-def test_without_an_address_the_readme_is_that_of_the_repository(build: dict[str, Any]) -> None:
-    readme = {"content-type": "text/markdown", "text": (ROOT / "README.md").read_text("utf-8")}
-    assert filled_in(build, "") == {"version": "0.1.0", "readme": readme, "urls": {}}
+def test_f_337_without_an_address_the_readme_has_no_dead_link(build: dict[str, Any]) -> None:
+    """F-337: on a package index, links of the wheel's README led nowhere."""
+    metadata = filled_in(build, "")
+    text = metadata["readme"]["text"]
+    assert (RELATIVE.findall(text), metadata["urls"]) == ([], {})
+    assert "- Quickstart: from plans to a first delivery\n" in text
+    assert "<picture" not in text
+    assert text.count("```") == (ROOT / "README.md").read_text("utf-8").count("```")
 
 
 @pytest.mark.parametrize("address", [ADDRESS, f"{ADDRESS}/"])
@@ -106,7 +111,7 @@ def test_the_metadata_of_a_wheel_has_the_links(address: str, tmp_path: Path) -> 
     )
     head, _, readme = (tmp_path / done.stdout.strip() / "METADATA").read_text("utf-8").partition("\n\n")
     assert "Description-Content-Type: text/markdown" in head
-    assert (f"Project-URL: Source, {ADDRESS}" in head, not RELATIVE.findall(readme)) == (bool(address),) * 2
+    assert (f"Project-URL: Source, {ADDRESS}" in head, RELATIVE.findall(readme)) == (bool(address), [])
 
 
 def test_a_release_tries_every_extra_and_names_what_is_left() -> None:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
+from meterkit.catalog.value_parsers import is_money, micros_per_shown_unit
 from meterkit.decisions.limit_policies import EXACT_WINDOW_MS_MAX, SLIDING_WINDOW
 from meterkit.decisions.refusal_reasons import reset_ms
 
@@ -136,7 +137,7 @@ def format_fields(
         mode: which family of fields the route sends.
         policies: the value of ``RateLimit-Policy``, made once per plan by `policy_field`.
         limit: the policy nearest to exhaustion, or None where none applies.
-        remaining: units left under ``limit``.
+        remaining: units left under ``limit``; of money, the fields have whole cents.
         reset_s: seconds until ``limit`` is whole again, or None where that is not known.
         reset_at_s: that instant, in seconds since the epoch, rounded up.
     """
@@ -148,17 +149,20 @@ def format_fields(
         found.append((b"ratelimit-policy", policies))
     if limit is None or limit.kind == "gauge" or remaining is None:
         return found
+    counted = micros_per_shown_unit(limit.quota_unit)
+    remaining //= counted
     if ietf:
         found.append((b"ratelimit", limit_field(limit.name, remaining, reset_s)))
     if mode != "ietf":
-        found += x_ratelimit_fields(limit.quota, remaining, reset_at_s)
+        found += x_ratelimit_fields(limit.quota // counted, remaining, reset_at_s)
     return found
 
 
 def _policy(policy: Policy) -> bytes:
-    text = b"%b;q=%d" % (quote(policy.name), _integer(policy.quota))
-    if policy.quota_unit is not None:
-        text += b";qu=%b" % quote(policy.quota_unit)
+    unit = policy.quota_unit
+    text = b"%b;q=%d" % (quote(policy.name), _integer(policy.quota // micros_per_shown_unit(unit)))
+    if unit is not None:
+        text += b";qu=%b" % quote("cents" if is_money(unit) else unit)
     if policy.window_s is not None:
         text += b";w=%d" % _integer(policy.window_s)
     return text
@@ -280,7 +284,11 @@ class LimitFields:
 
 def _quick_measure(measure: PolicyMeasure) -> tuple[bytes, int, int, int]:
     """Precompute the field of a sliding window: its start, demand, limit, window. Others have no limit."""
-    is_quick = measure.kind == SLIDING_WINDOW and measure.window <= EXACT_WINDOW_MS_MAX
+    is_quick = (
+        measure.kind == SLIDING_WINDOW
+        and measure.window <= EXACT_WINDOW_MS_MAX
+        and not is_money(measure.policy.quota_unit)
+    )
     return (
         quote(measure.policy.name) + b";r=",
         measure.needed,

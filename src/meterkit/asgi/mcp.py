@@ -229,7 +229,7 @@ _JSON: Final = (b"content-type", b"application/json")
 def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
     """Convert a refusal to an MCP response; a message that wants none gets the problem document.
 
-    A tool call that is refused with 402, or with an offer, gets a *result* with ``isError``, which reaches
+    A tool call that is refused with 402 gets a *result* with ``isError``, which reaches
     the model. The result has the problem document as ``problem``, and the members of x402 only if there is
     an offer: their ``accepts`` must not be empty. All other messages get a JSON-RPC error with the status of
     the refusal, and the problem document as its ``data``.
@@ -240,7 +240,7 @@ def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
     head = tuple(pair for pair in denial.headers if pair[0] not in _REPLACED)
     reply: dict[str, Any] = {"jsonrpc": "2.0", "id": message.id}
     offer: dict[str, Any] | None = problem.get("offer")
-    is_payable = denial.status == HTTPStatus.PAYMENT_REQUIRED or offer is not None
+    is_payable = denial.status == HTTPStatus.PAYMENT_REQUIRED
     if is_payable and message.method == "tools/call":
         structured: dict[str, Any] = {"problem": problem}
         if offer is not None:

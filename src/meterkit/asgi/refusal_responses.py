@@ -9,13 +9,12 @@ import json
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import timedelta
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.asgi.limit_fields import format_fields, join_names, merge_headers, policy_field, reset_instant_s
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import CHARGED
-from meterkit.catalog.value_parsers import MICRO_UNIT, exact_money, money
+from meterkit.catalog.value_parsers import exact_money, is_money, micro_money, money
 from meterkit.decisions.refusal_reasons import UNKNOWN_WAIT_MS
 from meterkit.problem_types import CHALLENGE, PROBLEM_JSON, PROBLEM_TYPES, ProblemType
 from meterkit.store.input_checks import ALLOWED_ID
@@ -91,7 +90,7 @@ class RefusalFacts:
     @property
     def offer(self) -> Offer | None:
         """Top-ups that would help, or None."""
-        return self.context.offer if self.reason in {"credits", "included", "cap"} else None
+        return self.context.offer if self.reason == "credits" else None
 
 
 _Wording = tuple[str, dict[str, Member]]
@@ -113,31 +112,17 @@ def _shortfall_members(refusal: RefusalFacts) -> dict[str, Member]:
     return {"left": left} if needed is None else {"needed": needed, "left": left}
 
 
-def _word_balance(refusal: RefusalFacts) -> str | None:
-    """Word that a balance in money does not cover a request; None: none is involved."""
-    amounts, policy = refusal.decision.shortfall, refusal.policy
-    if amounts is None or not amounts.is_balance:
-        is_money = policy is not None and (policy.quota_unit or "").startswith(MICRO_UNIT)
-        return "The prepaid balance does not cover this request." if is_money else None
+def _word_balance(amounts: MoneyShortfall) -> str:
+    """Word that a balance in money does not cover a request."""
     needed, left = word_shortfall(amounts, BALANCE_CURRENCY)
-    if needed is None:
-        return "The prepaid balance is empty."
-    return f"This request may cost up to {needed}, and {left} of the prepaid balance is left."
+    if needed is None or not amounts.left:
+        return "Your balance is empty. Top up to continue."
+    return f"This request may cost up to {needed}, and {left} of your balance is left. Top up to continue."
 
 
 def _word_quota(refusal: RefusalFacts) -> _Wording:
-    policy, offer = refusal.policy, refusal.offer
+    policy = refusal.policy
     members: dict[str, Member] = {"violated-policies": list(refusal.decision.violated)}
-    balance = _word_balance(refusal)
-    if balance is not None:
-        where = "" if offer is None else f" at {offer.url}"
-        more: dict[str, Member] = {} if offer is None else {"offer": offer.member}
-        members |= _shortfall_members(refusal) | more
-        return f"{balance} Top up{where} to continue.", members
-    if offer is not None:
-        return f"This request has no balance to pay with. Buy one at {offer.url} to continue.", members | {
-            "offer": offer.member
-        }
     if policy is None:
         return f"A limit on this request is used up. {_word_wait(refusal.wait_s)}", members
     if policy.kind == "concurrency":
@@ -148,16 +133,16 @@ def _word_quota(refusal: RefusalFacts) -> _Wording:
             if policy.window_s is None
             else f"per {_word_window(policy.window_s).removeprefix('1 ')}"
         )
-        allows = f"{_word_quantity(policy.quota, policy.quota_unit or 'request')} {span}"
+        unit = policy.quota_unit or "request"
+        quota = micro_money(policy.quota, unit) if is_money(unit) else _word_quantity(policy.quota, unit)
+        allows = f"{quota} {span}"
     return f'Policy "{policy.name}" allows {allows}. {_word_wait(refusal.wait_s)}', members
 
 
 def _word_payment(refusal: RefusalFacts) -> _Wording:
-    members: dict[str, Member] = {"reason": refusal.reason}
+    members: dict[str, Member] = {"reason": refusal.reason, **_shortfall_members(refusal)}
     if refusal.reason == "credits":
-        why = _word_balance(refusal) or "The remaining prepaid credits and grants do not cover this request."
-        cure = "Buy more"
-        members |= _shortfall_members(refusal)
+        why, cure = "The remaining prepaid credits and grants do not cover this request.", "Buy more"
     elif refusal.reason == "suspended":
         why, cure = "This account is suspended until its payments are settled.", "Pay"
     else:
@@ -168,6 +153,11 @@ def _word_payment(refusal: RefusalFacts) -> _Wording:
     if offer is not None:
         members["offer"] = offer.member
     where = portal if offer is None else offer.url
+    amounts = refusal.decision.shortfall
+    if amounts is not None and amounts.is_balance:
+        if where is not None:
+            members["top_up_url"] = where
+        return _word_balance(amounts), members
     return f"{why} {cure} to continue." if where is None else f"{why} {cure} at {where} to continue.", members
 
 
@@ -356,7 +346,7 @@ def problem(
         ours.append((b"x-should-retry", b"false"))
     if reason == "anonymous":
         ours.append((b"www-authenticate", context.challenge.encode("latin-1")))
-    if refusal.offer is not None and problem_type.status == HTTPStatus.PAYMENT_REQUIRED:
+    if refusal.offer is not None:
         ours.append(payment_field(detail, context.resource, refusal.offer))
     headers = merge_headers(headers, ours, expose=context.origin is not None)
     headers += _cors_fields(context)

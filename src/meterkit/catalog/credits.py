@@ -19,6 +19,7 @@ from meterkit.catalog.usage_meters import TOKEN_METERS
 from meterkit.catalog.value_parsers import (
     AMOUNT_CENTS_MAX,
     COST,
+    MICRO,
     NAME,
     PRICE,
     PRICES,
@@ -260,6 +261,7 @@ _TOKENS: Final = "tokens"
 _MARKUP: Final = "markup"
 _MARKUP_LEAST: Final = -100
 _MARKUP_MAX: Final = 1_000
+_MARKUP_ALLOWED: Final = "allowed: a whole percentage, such as 30%"
 _MARKUP_PERCENT: Final = re.compile(r"(?P<sign>-?)(?P<number>[0-9_]+) ?%")
 
 
@@ -278,11 +280,21 @@ def _parse_cost(written: str) -> int | str | ProviderPrices | _Markup:
         if not _MARKUP_LEAST <= found_percent <= _MARKUP_MAX:
             raise RefusedError(f"allowed: a markup from {_MARKUP_LEAST}% to {_MARKUP_MAX:_}%")
         return _Markup(found_percent)
+    if written.endswith("%"):
+        raise RefusedError(_MARKUP_ALLOWED)
     try:
         return COST.parse(written)
     except RefusedError as error:
         reason = f"{error.reason}, or `prices.NAME`"
         raise RefusedError(reason, meant=error.meant) from None
+
+
+def _meant_percentage(cost: object) -> str:
+    """Suggest the percentage that a markup written as a number was meant to be: 25% for 0.25 and for 25."""
+    if not isinstance(cost, int):
+        return ""
+    percent, rest = divmod(cost, MICRO if cost >= MICRO else MICRO // 100)
+    return "" if rest or percent > _MARKUP_MAX else f"; did you mean {percent}%?"
 
 
 _Cost = int | str | ProviderPrices | _Markup
@@ -419,7 +431,7 @@ def _build_charges(values: CreditTable) -> ProviderPrices:
         elif key == _MARKUP and isinstance(cost, _Markup):
             markup = cost.percent
         elif key == _MARKUP and cost is not None:
-            values.problems.refuse(place, "allowed: a percentage, such as 30%")
+            values.problems.refuse(place, f"{_MARKUP_ALLOWED}{_meant_percentage(cost)}")
         elif key not in {_TOKENS, _MARKUP}:
             message = f"money pays for `{_TOKENS}: {_PROVIDER_PRICES}`, with a `{_MARKUP}`; remove {key}"
             values.problems.refuse(place, message)

@@ -65,7 +65,11 @@ _OVERAGE_SHAPE: Final[ValueShape[str | OverageTable]] = AnyForm(
 )
 
 
-class EntitlementTable(Table, what="an entitlement", inheritable=True):
+_LIMITS: Final = "a limit per billing period is `included`, one per minute or day is `rate`"
+_MEANT: Final[Mapping[str, str]] = dict.fromkeys(("limit", "limits", "quota", "max", "maximum"), _LIMITS)
+
+
+class EntitlementTable(Table, what="an entitlement", inheritable=True, meant=_MEANT):
     """One of ``meters:`` of a plan."""
 
     rates = Key(RatesShape(), "Quantity per window: one rate, several, or unlimited (default).", name="rate")

@@ -31,6 +31,7 @@ from meterkit.catalog.overage_prices import (
 from meterkit.catalog.subjects import SubjectShape, build_subjects
 from meterkit.catalog.value_parsers import (
     NAME,
+    PRICE_ID,
     UNLIMITED,
     duration,
     integer,
@@ -76,10 +77,6 @@ _RESERVED: Final = {
     "addon": "stands in the lookup keys of add-ons' prices at Stripe",
 }
 
-_PRICE_ID: Final = text(
-    255, pattern=r"\S+", allowed="the id of a price at Stripe, such as price_1Q2w3E4r5T6y7U8i"
-)
-
 _NO_PRICE: Final[dict[str, Any]] = {"amount_cents": 0, "interval": "month"}  # Where it was refused.
 _NO_SEAT_PRICE: Final[dict[str, Any]] = {"amount_cents": 0}
 
@@ -97,7 +94,7 @@ class PriceTable(Table, what="a price", inheritable=True):
         WordChoice(("month", "interval")), "Span of included quantities: month (default) or interval."
     )
     stripe_price = Key(
-        Nullable(PerCurrency(_PRICE_ID, common=".+")),
+        Nullable(PerCurrency(PRICE_ID, common=".+")),
         "The id of the price at Stripe, which may have several currencies; default: the price that `meterkit"
         " stripe sync` made.",
     )
@@ -190,7 +187,15 @@ _TRIAL: Final[ValueShape[int | TrialTable]] = AnyForm(
 )
 
 
-class PlanTable(Table, what="a plan", inheritable=True):
+_SUBJECTS: Final = "limits of each user or team are `subjects: {user: {METER: …}}`"
+_MEANT: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("user", "users", "team", "teams", "per_user"), _SUBJECTS),
+    **dict.fromkeys(("limit", "limits", "quota", "quotas", "rate"), "limits stand under `meters`"),
+    "seats": "seats are a gauge: `meters: {seats: {included: 5}}`",
+}
+
+
+class PlanTable(Table, what="a plan", inheritable=True, meant=_MEANT):
     """One of ``plans:``."""
 
     name = Key(

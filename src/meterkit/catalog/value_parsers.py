@@ -85,6 +85,8 @@ def parse_integer(
 
 
 def _meant_integer(text: str) -> str | None:
+    if text.startswith("-") and text != "-1" and _DIGITS.fullmatch(text[1:]):
+        return text[1:]
     if _GROUPED.fullmatch(text):
         return re.sub(r"[^0-9]", "_", text)
     if scaled := _SCALED.fullmatch(text):
@@ -253,9 +255,9 @@ def or_unlimited(inner: Scalar[int]) -> Scalar[int | Unlimited]:
         try:
             return inner.parse(text)
         except RefusedError as error:
-            is_endless = text.startswith("-") or text.lower() in {"none", "inf", ".inf", "infinite"}
-            meant = UNLIMITED if is_endless else nearest(text, (UNLIMITED,))
-            raise RefusedError(f"{error.reason}, or {UNLIMITED}", meant=error.meant or meant) from None
+            is_endless = text.lower() in {"-1", "none", "inf", "-inf", ".inf", "-.inf", "infinite"}
+            meant = UNLIMITED if is_endless else error.meant or nearest(text, (UNLIMITED,))
+            raise RefusedError(f"{error.reason}, or {UNLIMITED}", meant=meant) from None
 
     return Scalar(parse, f"{inner.allowed}, or unlimited", {"anyOf": [inner.schema(), {"const": UNLIMITED}]})
 
@@ -434,13 +436,40 @@ def price_text(amount: Fraction, per: int, currency: str) -> str:
     return f"{exact_money(exact, currency)} {'each' if shown == 1 else f'per {shown:,}'}"
 
 
+_PRICE_ID_ALLOWED: Final = "the id of a price at Stripe, such as price_1Q2w3E4r5T6y7U8i"
+_OF_A_PRICE: Final = text(255, pattern=r"\S+", allowed=_PRICE_ID_ALLOWED)
+_OTHER_IDS: Final = {"prod_": "a product", "sub_": "a subscription", "si_": "an item", "cus_": "a customer"}
+"""Prefixes of ids of other objects; ids of old prices have any form."""
+
+
+def _parse_price_id(written: str) -> str:
+    found = _OF_A_PRICE.parse(written)
+    other = next((what for prefix, what in _OTHER_IDS.items() if found.startswith(prefix)), None)
+    if other is not None:
+        raise RefusedError(f"that is {other}; allowed: {_PRICE_ID_ALLOWED}")
+    return found
+
+
+PRICE_ID: Final = Scalar(_parse_price_id, _PRICE_ID_ALLOWED, _OF_A_PRICE.schema())
+"""The id of a price at Stripe."""
+
+
 MICRO_UNIT: Final = "micro-"
 """Begins the unit of a meter that counts millionths of a currency: ``micro-USD``."""
 
 
-def is_money(unit: str) -> bool:
+def is_money(unit: str | None) -> bool:
     """Whether a meter with this unit counts millionths of a currency."""
-    return unit.startswith(MICRO_UNIT)
+    return unit is not None and unit.startswith(MICRO_UNIT)
+
+
+def micros_per_shown_unit(unit: str | None) -> int:
+    """Counted units in one that clients are shown: in a cent where a meter counts money, otherwise 1."""
+    return micros_per_minor_unit(_currency_of(unit)) if unit is not None and is_money(unit) else 1
+
+
+def _currency_of(unit: str) -> str:
+    return unit.removeprefix(MICRO_UNIT).lower()
 
 
 def rounded_money(micros: int, currency: str) -> str:
@@ -450,7 +479,7 @@ def rounded_money(micros: int, currency: str) -> str:
 
 def micro_money(amount: int, unit: str) -> str:
     """A quantity of such a meter as people write it: ``USD 0.0195``."""
-    currency = unit.removeprefix(MICRO_UNIT).lower()
+    currency = _currency_of(unit)
     return exact_money(Decimal(amount).scaleb(decimals_of(currency) - 6), currency)
 
 

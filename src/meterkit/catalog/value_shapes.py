@@ -192,6 +192,9 @@ class Key(Generic[T]):
         return self if table is None else cast("T | None", table.values.get(self.name))
 
 
+_NO_HINTS: Final[Mapping[str, str]] = {}
+
+
 class Table:
     """A map with known keys: a subclass declares them, and an instance is one that was read.
 
@@ -203,11 +206,20 @@ class Table:
 
     _what: ClassVar[str]
     _inheritable: ClassVar[bool]
+    _meant: ClassVar[Mapping[str, str]]
     _keys: ClassVar[dict[str, Key[Any]]]
 
-    def __init_subclass__(cls, *, what: str, inheritable: bool = False) -> None:
-        """Note the keys; one that is required in an ``inheritable`` table may come from an extended plan."""
-        cls._what, cls._inheritable = what, inheritable
+    def __init_subclass__(
+        cls, *, what: str, inheritable: bool = False, meant: Mapping[str, str] = _NO_HINTS
+    ) -> None:
+        """Note the keys; one that is required in an ``inheritable`` table may come from an extended plan.
+
+        Args:
+            what: the table, in words.
+            inheritable: see above.
+            meant: for keys of other products, what they are here, in words.
+        """
+        cls._what, cls._inheritable, cls._meant = what, inheritable, meant
         cls._keys = {name: key for name, key in vars(cls).items() if isinstance(key, Key)}
 
     def __init__(self, node: Fields, values: Mapping[str, object], problems: Problems) -> None:
@@ -244,7 +256,8 @@ class Table:
         allowed = f"allowed in {cls._what}: {listed(known)}"
         if name.isdecimal():
             return f"unknown key {quoted(name)}; within {{ }} a comma ends a number: write 10_000, not 10,000"
-        return f"unknown key {quoted(name)}; {allowed}{suggestion(name, known)}"
+        hint = f"; {cls._meant[name]}" if name in cls._meant else suggestion(name, known)
+        return f"unknown key {quoted(name)}; {allowed}{hint}"
 
     @classmethod
     def schema(cls) -> Json:

@@ -234,6 +234,8 @@ async def flush(
         for refused in report.spools_left:
             echo(f"spool left as it is: {refused}")
         _print_report(report)
+        if kit.catalog.billing.is_by_lines and not report.lines:
+            echo("Usage of an open billing period goes onto the invoice at its end.")
 
     session.show(report.as_json(), print_result)
     if report.blocked:
@@ -325,9 +327,15 @@ def _intents(count: int) -> str:
 
 
 def summarize(report: FlushReport) -> str:
-    """Summarize a pass in one line."""
-    lines = f" invoice lines {report.lines}," * bool(report.lines)
-    return (
-        f"sealed {report.sealed}, delivered {report.delivered},{lines} retried {report.retried},"
-        f" parked {report.parked}, dead {report.dead}, left {report.left}, unlinked {len(report.unlinked)}"
-    )
+    """Summarize a pass in one line, without what is 0."""
+    counts = {
+        "sealed": report.sealed,
+        "delivered": report.delivered,
+        "invoice lines": report.lines,
+        "retried": report.retried,
+        "parked": report.parked,
+        "dead": report.dead,
+        "left": report.left,
+        "unlinked": len(report.unlinked),
+    }
+    return ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "Nothing to deliver."

@@ -62,6 +62,7 @@ async def add(
         str | None,
         typer.Option(
             "--id",
+            "--grant-id",
             metavar="ID",
             help="Required: your own id of this grant, such as an invoice id. A repeated id grants once.",
         ),

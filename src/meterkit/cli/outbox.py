@@ -73,9 +73,10 @@ async def list_all(
         items: Sequence[QueuedItem] = ()
         if state in {None, "queued"}:
             items = await kit.outbox.items.list(customer=customer, limit=limit)
+    empty = "The outbox is empty." if state is customer is None else "The outbox has no such usage."
     rare = ("minute", "first attempt", "attempts", "compared", "why")
     found: list[Intent | QueuedItem] = [*intents, *items]
-    session.show_rows(found, _row, rare=rare, empty="all sealed usage is delivered")
+    session.show_rows(found, _row, rare=rare, empty=empty)
     if limit in {len(intents), len(items)}:
         print_note(f"there may be more: --limit {limit}")
     if any(intent.state in {"parked", "dead"} for intent in intents):

@@ -12,6 +12,7 @@ import typer
 
 from llm_usage.units import UNIT_OF
 from meterkit.catalog.currencies import BALANCE_CURRENCY
+from meterkit.catalog.meters import MICRO_USD
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.value_parsers import UNLIMITED, date_and_time, is_money, micro_money, money
 from meterkit.cli.options import PeriodOption, WrongUsageError, note_unknown
@@ -381,7 +382,7 @@ def _print_statement(found: Statement) -> None:
             "balance": one.credit,
             "entry": one.entry,
             "grant": one.grant_id,
-            "micros": one.amount_micros,
+            "amount": micro_money(one.amount_micros, MICRO_USD),
             "at": "" if one.at is None else date_and_time(one.at),
         }
         for one in found.balance

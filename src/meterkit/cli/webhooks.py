@@ -38,14 +38,19 @@ async def list_all(session: Session) -> None:
             "waiting": backlog.entries,
             "alarms": dict(backlog.alarms),
         },
-        lambda: print_records(rows, empty="no sync is dead"),
+        lambda: print_records(rows, empty=f"No sync is dead; {_describe_backlog(backlog.entries)}."),
     )
     if not session.json:
-        print_note(f"waiting syncs: {backlog.entries}")
+        if dead:
+            print_note(_describe_backlog(backlog.entries))
         for kind, count in sorted(backlog.alarms.items()):
             print_note(f"usage that Stripe did not bill in 400 days: {count} of {kind}")
     if dead:
         raise typer.Exit(1)
+
+
+def _describe_backlog(waiting: int) -> str:
+    return f"{waiting:,} {'is' if waiting == 1 else 'are'} waiting" if waiting else "none is waiting"
 
 
 @command(commands)

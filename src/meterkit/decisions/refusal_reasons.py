@@ -7,7 +7,8 @@ from datetime import timedelta
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.value_parsers import MICRO_UNIT
+from meterkit.catalog.currencies import BALANCE_CURRENCY
+from meterkit.catalog.value_parsers import is_money, micros_per_minor_unit
 from meterkit.decisions.decision import Decision, MoneyShortfall, Reason, SpendLevel
 from meterkit.decisions.gauges import gauge_refusal
 from meterkit.decisions.limit_policies import (
@@ -42,8 +43,7 @@ _PRECEDENCE: Final[tuple[Reason, ...]] = (
     "spend",
 )
 _OF_A_REPEAT: Final = 8
-MICROS_PER_CENT: Final = 10_000
-"""Millionths of a dollar, in which a balance in money is counted, in a cent."""
+_MICROS_PER_CENT: Final = micros_per_minor_unit(BALANCE_CURRENCY)
 UNKNOWN_WAIT_MS: Final = 1000
 """The wait that a refusal names if the end of another request decides."""
 IN_FLIGHT: Final = Decision(
@@ -118,7 +118,7 @@ def refused_decision(
     """Decision of the reply ``{1, now, ends, x, y, z, ...}``: all violated policies, and the longest wait.
 
     Ceilings and gauges are not checked for a repeat (``{8, …}``). A ceiling that grants or credits backed in
-    this period gives the reason *credits*.
+    this period gives the reason *credits*, and so does a balance in money, whether or not it ever had any.
 
     Args:
         program: compiled demands of the request.
@@ -151,10 +151,12 @@ def refused_decision(
             if measure.kind == GAUGE:
                 full.append(gauge_refusal(measure.policy, x, y + z, measure.needed))
             else:
-                reasons.append("credits" if is_backed else _reason(measure))
-                if (measure.policy.quota_unit or "").startswith(MICRO_UNIT):
-                    amounts = MoneyShortfall.of(needed, left, MICROS_PER_CENT, is_balance=True)
-                    shortfalls[reasons[-1]] = amounts
+                # What a plan gives each user in money is a limit, and no balance.
+                is_balance = measure.kind == CEILING and n < own_count and is_money(measure.policy.quota_unit)
+                reasons.append("credits" if is_backed or is_balance else _reason(measure))
+                if is_balance:
+                    amounts = MoneyShortfall.of(needed, left, _MICROS_PER_CENT, is_balance=True)
+                    shortfalls["credits"] = amounts
     names = tuple(found[0].policy.name for found in violated)
     if full:
         reason, gauge = min(full, key=lambda found: _PRECEDENCE.index(found[0]))

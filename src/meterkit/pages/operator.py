@@ -36,6 +36,7 @@ from meterkit.pages.operator_lists import (
     DAY_MINUTES,
     MINUTE_MS,
     PageRequest,
+    Rows,
     as_of,
     book_lists,
     customer_lists,
@@ -101,6 +102,7 @@ def _invalid(field: str, message: str) -> ProblemDocumentError:
 
 
 _ROWS: Final = 100
+_REFUSED_MAX: Final = 5
 _AGAIN_S: Final = 10
 _FORBIDDEN: Final = ProblemType(403, "about:blank", "Forbidden")
 _MEDIA: Final = {"csv": "text/csv", "json": "application/json"}
@@ -192,6 +194,9 @@ class _OperatorPages:
         currencies, currency = self._choose_currency(request, read.sections)
         sections = [one for one in read.sections if one.currency in {"", currency or one.currency}]
         dated = None if wants_json(request) else await self._health.read()
+        refused = Rows([])
+        if dated is not None and read.made is not None and read.made.figures["customers"]["refused"]:
+            refused = await self._lists["refused"].read(PageRequest("", "", _REFUSED_MAX))
 
         def show() -> Mapping[str, object]:
             report = None if dated is None else dated.report
@@ -200,6 +205,7 @@ class _OperatorPages:
                 "sections": sections,
                 "currencies": currencies,
                 "currency": currency,
+                "refused": refused,
                 "attention": attention_items(sections, report),
                 "checked": dated,
                 "tiles": self._make_tiles(read, currency),

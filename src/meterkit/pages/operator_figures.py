@@ -109,6 +109,7 @@ def customer_sections(totals: CustomerTotals, catalog: Catalog) -> Sequence[Sect
     statuses, accesses = totals["statuses"], totals["accesses"]
     customers = [
         Figure("customers", "Customers", totals["customers"], opens="all"),
+        Figure("refused", "Refused now", totals["refused"], opens="refused"),
         Figure("near", "Near a limit (80 % or more)", totals["near"], opens="near"),
         Figure("past_due", "Past due", statuses.get("past_due", 0), opens="past_due"),
         Figure("unlinked", "Usage of unlinked customers", totals["unlinked"], opens="unlinked"),

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.insights.overview.rows import DELIVERY
+from meterkit.insights.overview.rows import DELIVERY, NO_END_MS
 from meterkit.insights.revenue.revenue_formulas import MOVES
 from meterkit.notify.spikes import SpikesToday
 from meterkit.outbox.close_queue import CloseQueue
+from meterkit.pages.refusal_words import until_words
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.daily_counts import DEGRADED_DAYS
 from meterkit.store.excess_units import ExcessUnits, describe_units
@@ -266,6 +267,13 @@ _CUSTOMERS: Final = (
     Column("per_mille", "Share used", "per_mille"),
     Column("unlinked", "Unlinked usage", "number"),
 )
+_REFUSED: Final = (
+    *_CUSTOMERS[:4],
+    Column("refused", "Refused by"),
+    Column("accepted", "Accepted again"),
+    Column("refused_until", "Until (UTC)", "time"),
+)
+_NO_END: Final = "not by waiting"
 _PAYING: Final = (
     _CUSTOMER,
     Column("plan", "Plan"),
@@ -293,6 +301,7 @@ _CHARGED: Final = (
 )
 _LISTS: Final[Mapping[str, tuple[str, str]]] = {
     "all": ("Customers", "There are no customers."),
+    "refused": ("Customers who are refused now", "No limit refuses a customer."),
     "near": ("Customers near a limit", "No customer has used 80 % of a limit."),
     "past_due": ("Customers past due", "No customer is past due."),
     "unlinked": ("Customers with usage and no Stripe customer", "All usage belongs to linked customers."),
@@ -308,7 +317,7 @@ def customer_lists(kit: PagesKit, overview: CustomerOverview) -> Sequence[Operat
         OperatorList(
             name,
             title,
-            _CUSTOMERS,
+            _REFUSED if name == "refused" else _CUSTOMERS,
             partial(_read_customers, kit, overview, name),
             empty,
             needs_of=name in {"plan", "status", "access"},
@@ -324,8 +333,11 @@ async def _read_customers(kit: PagesKit, overview: CustomerOverview, name: str, 
         return Rows([], "", as_of(made))
     after = () if position is None else position.groups()
     customers = overview.tables().customers
-    found = await in_thread(customers, made.at_ms, name, asked.of, after=after, most=asked.most)
-    page, catalog = _make_page(found, asked.most, "per_mille", "customer", note=as_of(made)), kit.catalog
+    now_ms, is_refused = kit.store.now_ms(), name == "refused"
+    value = str(now_ms) if is_refused else asked.of
+    found = await in_thread(customers, made.at_ms, name, value, after=after, most=asked.most)
+    number = "refused_until_ms" if is_refused else "per_mille"
+    page, catalog = _make_page(found, asked.most, number, "customer", note=as_of(made)), kit.catalog
     currencies: dict[str, str] = {}
     if len(catalog.currencies) > 1:
         names = [row.customer for row in found if row.meter in catalog.meters]
@@ -335,7 +347,17 @@ async def _read_customers(kit: PagesKit, overview: CustomerOverview, name: str, 
     units = [
         meters[row.meter].unit if row.meter in meters else "" for row, meters in zip(found, own, strict=True)
     ]
-    return page._replace(rows=[{**row, "unit": unit} for row, unit in zip(page.rows, units, strict=True)])
+    waits = [_describe_wait(row.refused_until_ms, now_ms) for row in found]
+    shown = zip(page.rows, units, waits, strict=True)
+    return page._replace(rows=[{**row, "unit": unit, **wait} for row, unit, wait in shown])
+
+
+def _describe_wait(until_ms: int, now_ms: int) -> Row:
+    """Describe until when a customer is refused: the instant and the words, as far as they are known."""
+    if not now_ms < until_ms < NO_END_MS:
+        return {"refused_until": None, "accepted": _NO_END if until_ms == NO_END_MS else ""}
+    until = from_ms(until_ms)
+    return {"refused_until": until, "accepted": until_words(until, from_ms(now_ms))}
 
 
 def revenue_lists(overview: CustomerOverview) -> Sequence[OperatorList]:

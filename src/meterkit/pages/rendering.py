@@ -34,6 +34,7 @@ from meterkit.decisions.periods import iso
 from meterkit.decisions.subscription import is_for_debt
 from meterkit.decisions.transitions import NO_ADDONS, addons_text, parse_addons
 from meterkit.errors import MeterkitError
+from meterkit.pages.refusal_words import duration_text, window_words
 from meterkit.problem_types import ProblemDocument, ProblemType
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class PageRenderer:
             "state": _history_value,
             "change_value": show_value,
             "title_in": _title_in,
+            "window": window_words,
+            "wait": _wait,
         }
 
     def answer(
@@ -184,6 +187,10 @@ def _day(at: datetime) -> str:
 def _last_day(end: datetime) -> str:
     """Format the last day of a period that ends at an instant."""
     return _day(end - timedelta(milliseconds=1))
+
+
+def _wait(seconds: int) -> str:
+    return duration_text(timedelta(seconds=seconds))
 
 
 def _micro_per_unit(currency: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -50,6 +50,7 @@ class MeterCard:
         expected: the forecast; None: there is none.
         expected_used: the forecast less usage that the available quantity does not pay.
         price: the price of usage beyond the available quantity, as customers read it; None: unknown.
+        is_refused: a limit refuses the meter now.
     """
 
     meter: str
@@ -64,6 +65,7 @@ class MeterCard:
     expected: int | None
     expected_used: int | None = None
     price: str | None = None
+    is_refused: bool = False
 
     @property
     def is_forecast_beyond(self) -> bool:
@@ -75,7 +77,7 @@ class MeterCard:
 def meter_cards(
     catalog: Catalog, figures: UsageFigures, given: Mapping[str, Entitlement]
 ) -> Sequence[MeterCard]:
-    """Make the cards of meters: those at a limit first, then those near one, then the others.
+    """Make the cards of meters: those refused first, then those at a limit, near one, and the others.
 
     Meters of money are left out, as budget and balance have cards of their own; so are prices by model, and
     meters that the plans file no longer has.
@@ -108,8 +110,13 @@ def meter_cards(
         if (meter := catalog.meters.get(name)) is not None
         and not (meter.is_row or meter.is_spend or meter.charges is not None)
     ]
+    refused = {one.meter for one in figures["refused_now"]}
     return sorted(
-        found, key=lambda card: _MOST_URGENT_FIRST.index("enough" if card.bar is None else card.bar.level)
+        [replace(card, is_refused=card.meter in refused) for card in found],
+        key=lambda card: (
+            not card.is_refused,
+            _MOST_URGENT_FIRST.index("enough" if card.bar is None else card.bar.level),
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from meterkit.decisions.periods import DAY_MS, from_ms, iso, to_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.async_database import database_at
+from meterkit.insights.refusing_limits import find_refusing_limits
 from meterkit.insights.simulation.plan_costs import PlanOffers, plan_cost, read_tenures
 from meterkit.log_throttle import MINUTE_S, Throttle
 from meterkit.pages.forecast import credit_balances, forecast_usage
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.reconciler import Reconciler
     from meterkit.insights.audit.database import DaySums
     from meterkit.insights.health_report import Health
+    from meterkit.insights.refusing_limits import RefusingLimit
     from meterkit.insights.simulation.plan_costs import PlanCost, PlanTenure, TrialTerms
     from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
@@ -219,6 +221,7 @@ class UsageFigures(TypedDict):
     subjects: list[SubjectFigures]
     history: list[dict[str, object]]
     previous_period: str
+    refused_now: Sequence[RefusingLimit]
     budgets: list[BudgetFigures]
     top_up: TopUpPage | None
     rates: list[dict[str, object]]
@@ -250,7 +253,7 @@ async def usage_figures(
     usage = await kit.usage(customer, period=None if at_ms is None else from_ms(at_ms))
     catalog = kit.catalog.in_currency(usage["currency"])
     start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
-    now_ms = kit.store.now_ms()
+    now_ms, plan = kit.store.now_ms(), catalog.find_plan(usage["plan"])
     name, days, invoices, history, had = await asyncio.gather(
         read_name(kit, customer),
         _days(kit, usage),
@@ -258,7 +261,6 @@ async def usage_figures(
         kit.customers.history(customer),
         read_tenures(kit.store, start_ms, {customer: start_ms}, customer=customer),
     )
-    plan = catalog.find_plan(usage["plan"])
     found: UsageFigures = {
         "usage": usage,
         "customer_name": name,
@@ -271,6 +273,7 @@ async def usage_figures(
         "subjects": [],
         "history": _newest_changes(history),
         "previous_period": last_second_before(usage["period"]["start"]),
+        "refused_now": [],
         "budgets": [],
         "top_up": None,
         "rates": [],
@@ -280,14 +283,13 @@ async def usage_figures(
     }
     if not start_ms <= now_ms < end_ms:
         return found
+    shown = plan if subjects else None
     rates, grants, of_subjects = await asyncio.gather(
-        kit.rates(customer),
-        kit.grants.list(customer),
-        read_subjects(kit.store, catalog, customer, plan if subjects else None),
+        kit.rates(customer), kit.grants.list(customer), read_subjects(kit.store, catalog, customer, shown)
     )
-    tenure = had[customer]
+    tenure, now = had[customer], from_ms(now_ms)
     terms, priced = _terms_in_tenure(catalog, tenure), _cost_of_charged(catalog, plan, tenure)
-    budgets = budgets_in(catalog, usage, rates, now_ms)
+    budgets = budgets_in(catalog, usage, rates, now)
     seats, cost = seats_of(catalog, usage, priced), cost_of(catalog, usage, priced, is_free=tenure.is_unpaid)
     return {
         **found,
@@ -297,6 +299,7 @@ async def usage_figures(
         "seats": seats,
         "storage": stored_of(catalog, usage),
         "subjects": of_subjects,
+        "refused_now": find_refusing_limits(catalog, usage, rates, now),
         "budgets": budgets,
         "top_up": top_up_page(catalog),
         "rates": [_rate_figures(rate) for rate in rates if rate["meter"] != SPEND],
@@ -545,7 +548,7 @@ class TopUpPage(TypedDict):
 
 
 def budgets_in(
-    catalog: Catalog, usage: CustomerUsage, rates: Iterable[RateUsage], now_ms: int
+    catalog: Catalog, usage: CustomerUsage, rates: Iterable[RateUsage], now: datetime
 ) -> list[BudgetFigures]:
     """Read the budgets of a customer; that of the billing period comes first."""
     if not catalog.counts_spend:
@@ -566,7 +569,7 @@ def budgets_in(
             "policy": rate["policy"],
             "spent_micros": rate["used"],
             "limit_micros": rate["limit"],
-            "resets_at": from_ms(now_ms) + rate["reset_after"] if rate["reset_after"] > timedelta() else None,
+            "resets_at": now + rate["reset_after"] if rate["reset_after"] > timedelta() else None,
         }
         for rate in rates
         if rate["meter"] == SPEND

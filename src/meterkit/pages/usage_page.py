@@ -14,9 +14,10 @@ from starlette.routing import Route
 from meterkit.allowed_origins import SendingPage, check_sender, origins_of
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import MICRO_USD
-from meterkit.decisions.periods import DAY_MS, to_ms
+from meterkit.decisions.periods import DAY_MS, from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.other_plans import find_next_plan
+from meterkit.pages.refusal_words import refusal_notice
 from meterkit.pages.rendering import NO_PAGE, PageRenderer, problem_answer, static_routes, wants_json
 from meterkit.pages.statement import answer_csv, answer_statement
 from meterkit.pages.subject_figures import subject_bars
@@ -127,7 +128,8 @@ async def _answer_usage(
 ) -> Response:
     figures = await usage_figures(kit, customer, period_in(request.query_params), subjects=subjects)
     usage = figures["usage"] if delivery_states else hide_delivery_states(figures["usage"])
-    plain = {**figures, "usage": usage}
+    refused = [limit._asdict() for limit in figures["refused_now"]]
+    plain = {**figures, "usage": usage, "refused_now": refused}
     given: Mapping[str, Entitlement] = {} if wants_json(request) else await read_entitlements(kit, customer)
     return pages.answer(
         request, "usage.html", lambda: {**_page_values(kit, figures, given), **figures}, plain
@@ -153,6 +155,7 @@ def _page_values(kit: PagesKit, figures: UsageFigures, given: Mapping[str, Entit
         "plan_names": {plan.key: plan.name for plan in catalog.all_plans},
         "addon_names": {addon.key: addon.name for addon in catalog.all_addons},
         "gauges": gauges,
+        "notices": [refusal_notice(catalog, one, from_ms(now_ms)) for one in figures["refused_now"]],
         "beyond": {
             name: beyond_included(counts) if name in gauges else counts["overage"]
             for name, counts in usage["meters"].items()

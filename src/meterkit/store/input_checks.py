@@ -25,6 +25,8 @@ _ALLOWED_SUBJECTS: Final = (
 _MAPPINGS: Final = (dict, Mapping)  # A dict is found fastest.
 SEVERAL: Final = "\x1e"
 """Record separator (ASCII) between several values where one id is allowed."""
+_OBJECT: Final = re.compile(r"<.* at 0x[0-9a-fA-F]+>", re.DOTALL)
+"""``str()`` of an object of a class without its own: it differs from process to process."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LONE_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
@@ -33,7 +35,7 @@ def is_customer(value: object) -> TypeGuard[str]:
     """Whether this is a customer id: text of 1 to 256 bytes of UTF-8 without control characters."""
     if not isinstance(value, str) or not value:
         return False
-    if value.isascii():
+    if value.isascii() and value[-1] != ">":
         return len(value) <= CUSTOMER_BYTES_MAX and value.isprintable()
     return find_fault(value) is None
 
@@ -108,6 +110,8 @@ def find_fault(value: object) -> str | None:
         return _size_fault(value)
     if SEVERAL in value:
         return "several values"
+    if _OBJECT.fullmatch(value):
+        return "the text of an object; give its id, such as str(user.id)"
     control = _CONTROL.search(value)
     return _size_fault(value) or (
         f"the control character U+{ord(control[0]):04X} at position {control.start()}" if control else None

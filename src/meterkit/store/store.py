@@ -379,7 +379,26 @@ class Store:
             StoreError: the store does not answer.
             UnreadableDataError: what is stored of a customer cannot be read.
         """
+        replies = await self._read_usage(customers)
+        return await self._usage_in_replies(customers, replies, at_ms=at_ms, former=former)
+
+    async def usage_and_rates_of_many(
+        self, customers: Sequence[str]
+    ) -> Sequence[tuple[CustomerUsage, Sequence[RateUsage]]]:
+        """Usage of customers in this period, and of their rates; raises as :meth:`usage_of_many` does."""
         replies, catalog = await self._read_usage(customers), self.catalog
+        usage = await self._usage_in_replies(customers, replies)
+        return [(one, read_rates(catalog, reply)) for one, reply in zip(usage, replies, strict=True)]
+
+    async def _usage_in_replies(
+        self,
+        customers: Sequence[str],
+        replies: Sequence[UsageReply],
+        *,
+        at_ms: int | None = None,
+        former: bool = False,
+    ) -> Sequence[CustomerUsage]:
+        catalog = self.catalog
         tokens = list[set[str]]()
         for customer, reply in zip(customers, replies, strict=True):
             with refuse_unreadable("usage", customer):

@@ -16,6 +16,7 @@ from meterkit.errors import (
     PaymentMethodMissingError,
     QuantityError,
     SeatsInUseError,
+    SettingsError,
     StoreError,
     StripeError,
     StripeUnavailableError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.subscriptions")
 _WORD: Final = re.compile(r"[a-z_]{1,64}")
 _NOT_SERVED: Final = "a billing request could not be served: %s"
+_NO_KEY: Final = "Billing is not set up: this service has no Stripe key."
 _STRIPE_S: Final = 10
 _STORE_S: Final = 1
 
@@ -50,6 +52,9 @@ def problem_of(error: MeterkitError) -> ProblemDocument:
         return ProblemDocument.of(
             "subscription-conflict", "This customer cannot be linked to a payment account."
         )
+    if isinstance(error, SettingsError) and error.name == "stripe_api_key":
+        # Trying again does not help.
+        return ProblemDocument.of("temporary-reduced-capacity", _NO_KEY)
     wait_s = _STORE_S if isinstance(error, StoreError) else _STRIPE_S
     return ProblemDocument.of(
         "temporary-reduced-capacity", "This cannot be served at the moment.", wait_s=wait_s

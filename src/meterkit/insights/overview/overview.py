@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.decisions.periods import from_ms
 from meterkit.insights.audit.async_database import open_database
 from meterkit.insights.overview.rows import CustomerRow, OverviewTotals, UsageRow, build_row
+from meterkit.insights.refusing_limits import find_refusing_limits
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.task_lease import TaskLease
@@ -135,8 +137,9 @@ class CustomerOverview:
         skip = partial(store.log_unreadable, "figures on operator pages")
         async with self._list_all() as customers:
             async for names in customers.names(_PAGE):
-                for usage in await read_each(names, store.usage_of_many, skip):
-                    row = build_row(usage, store.catalog)
+                for usage, rates in await read_each(names, store.usage_and_rates_of_many, skip):
+                    refusing = find_refusing_limits(store.catalog, usage, rates, from_ms(store.now_ms()))
+                    row = build_row(usage, store.catalog, refusing)
                     of_meters += totals.add(row, usage)
                     rows.append(row)
                 if len(rows) >= _WRITTEN_AT_ONCE:

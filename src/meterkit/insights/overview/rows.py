@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
+from meterkit.decisions.periods import to_ms
+
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.insights.refusing_limits import RefusingLimit
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
 
+NO_END_MS: Final = 253_402_300_799_000
+"""The last instant of a four-digit year: no time is known from which a refused customer is served."""
 NEAR_PER_MILLE: Final = 800
 """From this share of a limit on, a customer is near it."""
 
@@ -38,6 +43,8 @@ class CustomerRow(NamedTuple):
         ceiling: what can be used of it in all: included, grants, credits and overage up to the cap.
         per_mille: ``used`` as a share of ``ceiling``, rounded down; 1000 if that is 0.
         unlinked: units of all meters that wait for a link to Stripe.
+        refused: policy of the limit that refuses with the longest wait; empty: none refuses.
+        refused_until_ms: until then; :data:`NO_END_MS`: time alone does not help; 0: none refuses.
     """
 
     customer: str
@@ -45,10 +52,12 @@ class CustomerRow(NamedTuple):
     status: str
     access: str
     meter: str
+    refused: str
     used: int
     ceiling: int
     per_mille: int
     unlinked: int
+    refused_until_ms: int
 
 
 class UsageRow(NamedTuple):
@@ -70,15 +79,16 @@ class UsageRow(NamedTuple):
 class CustomerTotals(TypedDict):
     """The figures over all customers.
 
-    ``plans``, ``statuses`` and ``accesses`` count customers; ``near`` those near a limit, ``unlinked`` those
-    with usage that waits for a link. ``meters`` has, by meter and state of delivery, the units of this
-    period.
+    ``plans``, ``statuses`` and ``accesses`` count customers; ``refused`` those whom a limit refuses, ``near``
+    those near a limit, ``unlinked`` those with usage that waits for a link. ``meters`` has, by meter and
+    state of delivery, the units of this period.
     """
 
     customers: int
     plans: dict[str, int]
     statuses: dict[str, int]
     accesses: dict[str, int]
+    refused: int
     near: int
     unlinked: int
     meters: dict[str, dict[str, int]]
@@ -124,11 +134,12 @@ class OverviewFigures(TypedDict):
     activity: DailyActivity
 
 
-def build_row(usage: CustomerUsage, catalog: Catalog) -> CustomerRow:
+def build_row(usage: CustomerUsage, catalog: Catalog, refusing: Sequence[RefusingLimit] = ()) -> CustomerRow:
     """The row of a customer.
 
     Args:
         usage: of this period.
+        refusing: limits that refuse the customer now, the longest wait first.
         catalog: what was used of meters that it lacks has no limit any more.
     """
     found, plan = usage["meters"], catalog.find_plan(usage["plan"])
@@ -143,16 +154,21 @@ def build_row(usage: CustomerUsage, catalog: Catalog) -> CustomerRow:
         if name in found and _has_limit(found[name])
     ]
     per_mille, used, ceiling, meter = max(shares, default=(0, 0, 0, ""))
+    # An empty balance without usage is no news: it was never filled.
+    refused = next((limit for limit in refusing if limit.used), None)
+    until = None if refused is None else refused.until
     return CustomerRow(
         customer=usage["customer"],
         plan=usage["plan"],
         status=usage["status"] or "",
         access=usage["access"],
         meter=meter,
+        refused="" if refused is None else refused.policy,
         used=used,
         ceiling=ceiling,
         per_mille=per_mille,
         unlinked=sum(counts["unlinked"] for counts in found.values()),
+        refused_until_ms=0 if refused is None else NO_END_MS if until is None else to_ms(until),
     )
 
 
@@ -167,11 +183,12 @@ class OverviewTotals:
         self._delivered = delivered
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("plan", "status", "access")}
         self._meters: dict[str, Counter[str]] = {}
-        self._customers = self._near = self._unlinked = 0
+        self._customers = self._refused = self._near = self._unlinked = 0
 
     def add(self, row: CustomerRow, usage: CustomerUsage) -> list[UsageRow]:
         """Add a customer; the rows of its meters with units for Stripe."""
         self._customers += 1
+        self._refused += bool(row.refused)
         self._near += row.per_mille >= NEAR_PER_MILLE
         self._unlinked += row.unlinked > 0
         self._counts["plan"][row.plan] += 1
@@ -193,6 +210,7 @@ class OverviewTotals:
             "plans": plans,
             "statuses": statuses,
             "accesses": accesses,
+            "refused": self._refused,
             "near": self._near,
             "unlinked": self._unlinked,
             "meters": {

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from meterkit.insights.overview.rows import OverviewFigures
 
 _LAST: Final = "last"
-_NUMBERS: Final = frozenset({"used", "ceiling", "per_mille", "unlinked"})
+_NUMBERS: Final = frozenset({"used", "ceiling", "per_mille", "unlinked", "refused_until_ms"})
+_ORDERS: Final = {"near": "per_mille", "refused": "refused_until_ms"}
+"""Lists that are ordered by a number, the highest first; all others by id."""
 _METADATA: Final = MetaData()
 _CUSTOMERS: Final = Table(
     "meterkit_overview_customers",
@@ -35,7 +37,7 @@ _CUSTOMERS: Final = Table(
     ),
     *(
         Index(f"meterkit_overview_{name}", "made_at_ms", name, "customer")
-        for name in ("plan", "status", "access", "per_mille", "unlinked")
+        for name in ("plan", "status", "access", "per_mille", "unlinked", "refused_until_ms")
     ),
 )
 """A row for each customer and snapshot; those of earlier snapshots are removed after the next one."""
@@ -128,13 +130,13 @@ class OverviewTables:
     def customers(
         self, at_ms: int, name: str, value: str, *, after: Sequence[str], most: int
     ) -> list[CustomerRow]:
-        """Customers of a snapshot, page by page: those nearest to their limit first, or by id.
+        """Customers of a snapshot, page by page: in the order of :data:`_ORDERS`, or by id.
 
         Args:
             at_ms: of the snapshot.
-            name: of the list: ``all``, ``near``, ``past_due``, ``unlinked``; of one ``plan``, ``status`` or
-                ``access``.
-            value: the plan, status or access to list; else empty.
+            name: of the list: ``all``, ``refused``, ``near``, ``past_due``, ``unlinked``; of one ``plan``,
+                ``status`` or ``access``.
+            value: the plan, status or access to list; of those refused the present (ms); else empty.
             after: the place of the last row of the page before; empty: the first page.
             most: at most so many.
         """
@@ -142,26 +144,24 @@ class OverviewTables:
         asked = select(*(table[field] for field in CustomerRow._fields)).where(
             table.made_at_ms == at_ms, *_filter_clauses(name, value)
         )
-        if name == "near":
+        if name in _ORDERS:
+            number = table[_ORDERS[name]]
             if after:
-                share, customer = int(after[0]), after[1]
-                asked = asked.where(
-                    or_(
-                        table.per_mille < share,
-                        and_(table.per_mille == share, table.customer > customer),
-                    )
-                )
-            asked = asked.order_by(table.per_mille.desc(), table.customer)
+                last, customer = int(after[0]), after[1]
+                asked = asked.where(or_(number < last, and_(number == last, table.customer > customer)))
+            asked = asked.order_by(number.desc(), table.customer)
         else:
             if after:
                 asked = asked.where(table.customer > after[-1])
             asked = asked.order_by(table.customer)
         rows = self._database.read(asked.limit(most), _SNAPSHOTS)
-        return [CustomerRow(*row[:5], *map(int, row[5:])) for row in rows]
+        return [CustomerRow(*row[:6], *map(int, row[6:])) for row in rows]
 
 
 def _filter_clauses(name: str, value: str) -> Sequence[ColumnElement[bool]]:
     table = _CUSTOMERS.c
+    if name == "refused":
+        return [table.refused_until_ms > int(value)]
     if name == "near":
         return [table.per_mille >= NEAR_PER_MILLE]
     if name == "unlinked":
