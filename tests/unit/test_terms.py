@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from math import ceil
@@ -523,3 +523,64 @@ def test_folding_keeps_how_usage_is_billed() -> None:
         (EVER_MS, "pause"),
         (hour_ms(90), None),
     ]
+
+
+OF_NOW: Final = {
+    *(
+        "plan",
+        "status",
+        "status_since_ms",
+        "stripe_customer",
+        "anchor_ms",
+        "overrides",
+        "granted",
+        "currency",
+    ),
+    *("asked_plan", "asked_ms", "subscription", "minutes_taken_ms"),
+}
+"""Fields of a state that say what holds, or is asked for, now."""
+OF_THE_PAST: Final = {"terms", "former_starts_ms"}
+SHOWN_NOW: Final = {
+    *(
+        "id",
+        "status",
+        "plan",
+        "seats",
+        "covered_seats",
+        "addons",
+        "start_ms",
+        "end_ms",
+        "anchor_ms",
+        "failures",
+    ),
+    *(
+        "usage_start_ms",
+        "usage_end_ms",
+        "failed_at_ms",
+        "created_ms",
+        "ended_at_ms",
+        "never_began",
+        "mark",
+        "mrr",
+    ),
+    *("awaits_payment_method", "metered", "prices", "by_lines", "base_price", "seat_price", "addon_prices"),
+    *("currency", "trial_start_ms"),
+}
+"""Fields of a subscription as Stripe shows it."""
+SCHEDULED: Final = {
+    *(
+        "cancel_at_ms",
+        "cancel_at_period_end",
+        "trial_end_ms",
+        "trial_end_action",
+        "void_from_ms",
+        "void_until_ms",
+    ),
+    *(f"pending_{what}" for what in ("plan", "seats", "addons", "at_ms", "prices", "lines_ms")),
+}
+
+
+def test_the_past_of_a_customer_is_in_its_terms() -> None:
+    """Where the periods before began is all that is left beside the rows."""
+    assert {one.name for one in fields(CustomerState)} == OF_NOW | OF_THE_PAST
+    assert {one.name for one in fields(SubscriptionState)} == SHOWN_NOW | SCHEDULED | {"former_start_ms"}
