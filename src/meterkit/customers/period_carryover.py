@@ -66,10 +66,10 @@ async def read_spent(store: Store, customer: str, state: CustomerState, began_ms
         f"{INCLUDED}{name}": MeterCounts.read(count).included
         for name, count in zip(meters, counts, strict=True)
     }
-    is_of_month = head.ends_ms == end_ms
-    return spend_before_subscription(
-        state, store.catalog, began_ms, used if is_of_month else {}, head.begins_ms
-    )
+    if head.ends_ms != end_ms or not any(used.values()):
+        used = {}
+    month = spend_before_subscription(state, store.catalog, began_ms, used, head.begins_ms)
+    return month if month.units else None
 
 
 async def _read_usage(store: Store, customer: str, start_ms: int, end_ms: int) -> Counter[str]:
