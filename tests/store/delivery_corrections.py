@@ -350,10 +350,10 @@ class _Work:
     def give_up(self, name: str, part: int, ledger: dict[str, str]) -> int:
         """Of what a grant gets back, take what its refund has not taken yet; how much."""
         line = f"refund {name}"
-        refunded, taken, *_ = map(int, ledger.get(line, "0 0").split())
-        part = min(part, refunded - taken)
+        refunded, taken, _, owed = map(int, ledger.get(line, "0 0 0 0").split())
+        part = min(part, refunded - taken - owed)
         if part:
-            ledger[line] = f"{refunded} {taken + part} {self.now}"
+            ledger[line] = f"{refunded} {taken + part} {self.now} {owed}"
         return part
 
     @staticmethod

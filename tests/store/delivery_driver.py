@@ -537,7 +537,7 @@ class Delivery(Checks):
         refunds = [
             text for line, text in self.shard.ledgers.get(name, {}).items() if line.startswith("refund ")
         ]
-        self.seen["given up to a refund"] += any(text.endswith(f" {expected[1]}") for text in refunds)
+        self.seen["given up to a refund"] += any(text.split()[2] == str(expected[1]) for text in refunds)
         self.seen["units left to credit notes"] += any(kept.get("by_hand", {}).values() if kept else ())
         self.seen["taken back at Stripe under two events"] += f"{restored.nonce}-2" in self.shard.intents
 

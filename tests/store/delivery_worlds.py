@@ -382,7 +382,9 @@ class Restoring(Anew):
             ledger[f"void {name}"] = "1"
         elif name.startswith("a ") and random.random() < 0.4:
             refunded = random.choice((1, used, quantity, quantity))
-            ledger[f"refund {name}"] = f"{refunded} {random.choice((0, 0, 1, refunded))} {self.wall - 1}"
+            taken = random.choice((0, 0, 1, refunded))
+            owed = (refunded - taken) * (self.wall % 3 == 0)  # Of a disputed payment.
+            ledger[f"refund {name}"] = f"{refunded} {taken} {self.wall - 1} {owed}"
         if random.random() < 0.5:
             grants["balance"] = "as it was"
         by = random.choice((meter, meter, meter, "others"))

@@ -155,7 +155,7 @@ async def august(months: Months) -> None:
     await months.calls(
         (on(8, 2), "bob", ("small-1", 0, 40_000), 1, 200, 0),
         (on(8, 20), "ada", LARGE, 10, 200, 16_458_234),
-        (on(8, 21), "eve", LARGE, 1, 429, 0),
+        (on(8, 21), "eve", LARGE, 1, 402, 0),
     )
     await months.go(on(9, 2))
 
