@@ -703,10 +703,10 @@ class Delivery(Checks):
     def usage(self, name: str) -> None:
         customer = self.shard.customers[name]
         reply, found = self.ask("read_usage", own_keys(name, "cstgv"), self.wall)
-        *head, counters, totals, grants, levels = reply
-        assert levels == []
-        shown = [*head, flat_of(fields_of(counters)), pairs(totals), pairs(grants)]
-        told = [texts_of(customer.fields()), texts_of(customer.closed), self.shard.grants.get(name, {})]
+        *head, counters, totals, levels, funds, ledger = reply
+        assert [levels, funds, ledger] == [[], [], []]
+        shown = [*head, flat_of(fields_of(counters)), pairs(totals)]
+        told = [texts_of(customer.fields()), texts_of(customer.closed)]
         expected = [self.wall, customer.rev.encode(), customer.data.encode(), *told]
         self.check(f"read_usage {name}", expected, shown, found)
 

@@ -20,9 +20,10 @@ from meterkit.decisions.limit_policies import Demand
 from meterkit.decisions.packed import UNCOMPARED, EventMark, read_mark
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.plan_shares import effective_terms
+from meterkit.decisions.stored_grants import read_funds
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.settlement_queue import CONFLICT, PARTLY
-from meterkit.store.customer_usage import read_usage_reply
+from meterkit.store.customer_usage import UsageReply, funds_terms, read_usage_reply
 from meterkit.store.prepared_decisions import prepare_asking
 from meterkit.store.reservations import prepare_renewing
 from meterkit.store.settlement import Settlement
@@ -88,9 +89,17 @@ class Checks(ScriptWorld):
         replies = self.wire(*(pack(*words) for words in asked))
         self._known = dict(zip(asked, replies, strict=True))
 
-    def _usage_of(self, keys: CustomerKeys) -> tuple[str | int | bytes, ...]:
+    def _usage_of(self, keys: CustomerKeys, *terms: str | int) -> tuple[str | int | bytes, ...]:
         names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels)
-        return ("EVALSHA", self.scripts["read_usage"].sha, len(names), *names, self.wall)
+        return ("EVALSHA", self.scripts["read_usage"].sha, len(names), *names, *terms, self.wall)
+
+    def _read_usage(self, keys: CustomerKeys) -> UsageReply:
+        """All of a customer, with what its grants come to."""
+        found = UsageReply(*self.ask(*self._usage_of(keys)))
+        terms = funds_terms(self.catalog, found)
+        if terms is None:
+            return found
+        return UsageReply(*self.wire(pack(*self._usage_of(keys, *terms))))
 
     def _check_totals(self, customer: Customer, keys: CustomerKeys) -> None:
         stored = self._texts(keys.totals)
@@ -166,7 +175,8 @@ class Checks(ScriptWorld):
 
     def _check_usage(self, name: str) -> None:
         customer, keys = self.model.customers[name], self.keys.customer(name, anonymous=name == ANONYMOUS)
-        shown = read_usage_reply(name, self.catalog, self.ask(*self._usage_of(keys)))
+        found = self._read_usage(keys)
+        shown = read_usage_reply(name, self.catalog, found)
         state = CustomerState.parse(customer.data)
         standing = effective_terms(state, self.catalog, self.wall)
         entitlements = entitlements_of(standing, self.catalog)
@@ -177,6 +187,9 @@ class Checks(ScriptWorld):
         is_entitled = may_have(customer.rev, state, standing.plan, self.catalog)
         purse, span = customer.purse if is_entitled else Purse(), (bounds.start_ms, bounds.end_ms)
         means = Means(purse, standing.plan, span, self.wall, allowance=standing.allowance)
+        lines = {f"repay {grant}": part for grant, part in means.repaid.items()}
+        lines |= {f"expire {grant}": part for grant, part in means.cut.items()} | means.lived_on
+        self.compare(f"lines of {name} to come", lines, dict(read_funds(found.funds).unwritten))
         balance = {credit: means.of(f"c:{credit}") // MICRO for credit in self.catalog.credits}
         self.compare(f"balance of {name}", balance, shown["balance"])
         lived = {credit: means.lived(f"c:{credit}") // MICRO for credit in self.catalog.credits}

@@ -102,6 +102,7 @@ DECIDING: Final = Mutated(
             PAID,
         ),
         **included("plan_repayment trim_grants pay_with_grants", PAID + SHARES_OF_PLANS),
+        **included("read_funds", PAID + SHARES_OF_PLANS + ROLLING),
         **included(
             "add_recurring_grants read_grants grant_balance write_grants", PAID + SHARES_OF_PLANS + ROLLING
         ),

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 import pytest
 
 from drivers.plans import free_plan, plans_text
+from drivers.read_funds import funds_by_script
 from drivers.subscribed_customer import subscription
 from meterkit.catalog import Catalog, Plan, loads
 from meterkit.catalog.addons import with_addons
@@ -81,7 +82,7 @@ from meterkit.decisions.rollover import (
     roll_rules,
 )
 from meterkit.decisions.spending import UnitPrice, price_of
-from meterkit.decisions.stored_grants import GrantBalance, GrantFunds, StoredGrant, read_funds, rolled_over
+from meterkit.decisions.stored_grants import GrantBalance, GrantFunds, StoredGrant, rolled_over
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import CountingCycle, Interval
 from meterkit.decisions.told_terms import terms_of, with_terms
@@ -620,7 +621,7 @@ def given(*on_file: StoredGrant, prepaid: Prepaid = PREPAID) -> list[StoredGrant
         f" {one.expires_ms} {one.created_ms} {one.until_ms}"
         for one in on_file
     }
-    return [*read_funds(fields, prepaid, BOUNDS, BALANCE_NOW_MS).held]
+    return [*funds_by_script(fields, prepaid, BOUNDS, BALANCE_NOW_MS).held]
 
 
 def test_two_grants_of_one_target_are_given_whole_or_the_rest() -> None:
@@ -2003,7 +2004,7 @@ def funds_of(
 ) -> GrantFunds:
     """Grants where the plan gives nothing but what these terms say."""
     prepaid = replace(PREPAID, **{"recurring": (), "once": (), **terms}, allowance=allowance)
-    return read_funds(fields, prepaid, BOUNDS, now_ms)
+    return funds_by_script(fields, prepaid, BOUNDS, now_ms)
 
 
 def from_to(before: int, after: int, name: str) -> str:

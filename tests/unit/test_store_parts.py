@@ -56,7 +56,7 @@ from meterkit.redis.url import Address, HostPort, Tls
 from meterkit.store.allotment import next_size
 from meterkit.store.call_amounts import amounts_of
 from meterkit.store.compiled_catalog import CatalogAlarms
-from meterkit.store.customer_usage import read_usage_reply
+from meterkit.store.customer_usage import UsageReply, read_usage_reply
 from meterkit.store.fallback_decider import Fallback
 from meterkit.store.input_checks import check_customer, check_event_id, check_subjects
 from meterkit.store.prepared_decisions import prepare_reserving
@@ -172,7 +172,8 @@ def test_the_first_instant_of_a_closed_period_is_in_it() -> None:
     start_ms, end_ms = (to_ms(datetime(2031, month, 15, tzinfo=UTC)) for month in (3, 4))
     totals = [f"{start_ms}|e".encode(), str(end_ms).encode()]
     nothing = list[bytes]()
-    reply = (NOW_MS, b"", CustomerState().dump().encode(), nothing, totals, nothing, nothing)
+    state = CustomerState().dump().encode()
+    reply = UsageReply(NOW_MS, b"", state, nothing, totals, nothing, [], nothing)
     for at_ms in (start_ms, end_ms - 1):
         period = read_usage_reply("ada", CATALOG, reply, at_ms=at_ms)["period"]
         assert (to_ms(period["start"]), to_ms(period["end"])) == (start_ms, end_ms)

@@ -19,6 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drivers.plans import free_plan
+from drivers.read_funds import funds_by_script
 from drivers.sampled import few_examples, some
 from meterkit import MeterKit
 from meterkit.asgi.limit_fields import EXPOSE, LimitFields, limit_field, merge_headers
@@ -63,7 +64,7 @@ from meterkit.decisions.limit_policies import (
 )
 from meterkit.decisions.periods import Bounds
 from meterkit.decisions.refusal_reasons import reset_ms
-from meterkit.decisions.stored_grants import MovedGrant, find_moved_grants, read_funds
+from meterkit.decisions.stored_grants import MovedGrant, find_moved_grants
 from meterkit.decisions.subjects import SubjectHold, compile_subject, cost_of, renew_hold
 from meterkit.errors import PlansError
 from meterkit.redis.connection import pack, pack_each, unpack
@@ -1338,7 +1339,7 @@ def test_grants_repay_a_debt(
         f"a c:ai {name}": f"c:ai {quantity} {used} 50 {effective} {expires} {effective} {expires}"
         for name, (quantity, used, effective, expires) in grants.items()
     }
-    funds = read_funds({**fields, "d c:ai": f"10 {OLDER + 5}"}, None, KNOWN_PERIOD, BEGAN)
+    funds = funds_by_script({**fields, "d c:ai": f"10 {OLDER + 5}"}, None, KNOWN_PERIOD, BEGAN)
     assert funds.unwritten == {f"repay a c:ai {name}": part for name, part in repaid.items()}
     assert funds.owed == ({"c:ai": owed} if owed else {})
     left = {one.name.rpartition(" ")[2]: one.left for one in funds.held}

@@ -21,8 +21,8 @@ from meterkit.customers.grant_ledger import (
 )
 from meterkit.customers.states import CustomerStates, drop_allotments
 from meterkit.decisions.grants import MICRO, target_of
+from meterkit.decisions.packed import text_fields
 from meterkit.decisions.periods import aware_ms
-from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.stored_grants import find_moved_grants, read_funds
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
@@ -289,21 +289,12 @@ class Grants:
 
     async def _read(self, customer: str) -> tuple[Sequence[StoredGrant], Mapping[str, str], int]:
         """Read a customer's grants, the ledger, and the time of reading."""
-        store, keys = self._store, self._store.keys.customer(customer)
-        admin = await store.admin()
-        pipeline = admin.client.pipeline(transaction=True)
-        pipeline.hgetall(keys.grants)
-        pipeline.hgetall(keys.ledger)
-        fields, ledger = await admin.ask(pipeline.execute())
-        _, state = await self._states.read(customer)
-        now_ms = store.now_ms()
-        effective = effective_terms(state, store.catalog, now_ms)
-        prepaid = store.cache.prepaid.of(effective.plan, effective.currency)
-        prepaid = prepaid.with_allowance(effective.allowance)
-        funds, lines = read_funds(_texts(fields), prepaid, effective.bounds, now_ms), _texts(ledger)
-        for line, part in funds.unwritten.items():
-            lines[line] = str(int(lines.get(line, "0").partition(" ")[0]) + part)
-        return funds.held, lines, now_ms
+        reply = await self._store.read_grants(customer)
+        with refuse_unreadable("grants", customer):
+            funds, lines = read_funds(reply.funds), text_fields(reply.ledger)
+            for line, part in funds.unwritten.items():
+                lines[line] = str(int(lines.get(line, "0").partition(" ")[0]) + part)
+        return funds.held, lines, reply.now_ms
 
     async def _was_given(self, customer: str, grant_id: str) -> bool:
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)

@@ -311,6 +311,10 @@ class Prepaid:
         terms = {**self._plan_terms, "paying": paying, "low": low, "money": self.money if owes else ""}
         return compact_json(terms if is_named or not self.once else {**terms, "fleeting": 1})
 
+    def packed_grants(self) -> str:
+        """Terms of the plan's grants, as JSON for the usage script."""
+        return compact_json(self._plan_terms)
+
     @property
     def _plan_terms(self) -> dict[str, object]:
         found: dict[str, object] = {"mark": self.mark, "recurring": self.recurring}

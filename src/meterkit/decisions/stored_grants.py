@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.decisions.allowance import PeriodGrants
-from meterkit.decisions.grants import grant_name, once_field, sold_grants, target_of
+from meterkit.decisions.grants import grant_name, sold_grants, target_of
+from meterkit.decisions.packed import text_fields
 from meterkit.decisions.periods import SHORTEST_MS
-from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, PlanGrant
-    from meterkit.decisions.allowance import Allowance, EarlierPeriod, OnceGrant, Rolls
+    from meterkit.decisions.allowance import Allowance
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.periods import Bounds
 
@@ -101,14 +98,15 @@ class GrantFunds(NamedTuple):
     unwritten: Mapping[str, int]
 
 
-def read_funds(fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int) -> GrantFunds:
-    """Read the hash of grants, with the grants of the plan that are due."""
-    file = _GrantFile(fields, now_ms)
-    if prepaid is not None:
-        file.add_grants(prepaid, bounds)
-    file.repay(now_ms)
-    owed = {target: debt.owed for target, debt in file.debts.items() if debt.owed}
-    return GrantFunds(sorted(file.every(), key=_burn_order), owed, +file.unwritten)
+def read_funds(reply: Sequence[Sequence[bytes]]) -> GrantFunds:
+    """Read what ``read_funds.lua`` says of a customer's grants; empty: it has none."""
+    grants, debts, lines = reply or ((), (), ())
+    # One that has ended and another that its period gives again may have the same name.
+    words = (word.decode() for word in grants)
+    held = [StoredGrant.parse(name, text) for name, text in zip(words, words, strict=True)]
+    owed = {target: int(text) for target, text in text_fields(debts).items() if text != "0"}
+    unwritten = {line: int(text) for line, text in text_fields(lines).items()}
+    return GrantFunds(sorted(held, key=_burn_order), owed, unwritten)
 
 
 def rolled_over(held: Iterable[StoredGrant], allowance: Allowance | None, now_ms: int) -> Counter[str]:
@@ -123,208 +121,8 @@ def rolled_over(held: Iterable[StoredGrant], allowance: Allowance | None, now_ms
     return found
 
 
-class _GrantFile:
-    """The hash of grants, with what must be written into it."""
-
-    def __init__(self, fields: Mapping[str, str], now_ms: int) -> None:
-        self._fields, self._now_ms = fields, now_ms
-        found = [StoredGrant.parse(name, text) for name, text in fields.items() if name[:2] in _KINDS]
-        self._found = found
-        self._known = {one.name: one for one in found if one.until_ms > now_ms}
-        self._ended = {one.name: one for one in found if one.until_ms <= now_ms}
-        self.debts = {
-            field.removeprefix(_DEBT): Debt(*map(int, text.split(" ")))
-            for field, text in fields.items()
-            if field.startswith(_DEBT)
-        }
-        effective = (one.effective_ms for one in found if one.name.startswith(_RECURRING))
-        written_ms, _, self._history = fields.get(_WRITTEN, "0").partition(" ")
-        self._newest_ms = max((int(written_ms), *effective))
-        self._is_trimmed = False
-        self.unwritten = Counter[str]()
-
-    def every(self) -> Iterator[StoredGrant]:
-        """All grants, in no order."""
-        yield from self._ended.values()
-        yield from self._known.values()
-
-    def add_grants(self, prepaid: Prepaid, bounds: Bounds) -> None:
-        """Add what the plan gives by now, and let live on what is left of earlier periods' grants."""
-        now_ms, allowance = self._now_ms, prepaid.allowance
-        start_ms, end_ms = bounds.start_ms, bounds.end_ms
-        if now_ms >= end_ms:
-            start_ms, end_ms = bounds.end_ms, bounds.next_end_ms
-        rolls = None if allowance is None else allowance.rolls
-        if rolls is not None:
-            self._keep_ended(rolls)
-        past = [int(text.split(" ")[2]) for name, text in self._fields.items() if name.startswith("past ")]
-        first_ms = min((*past, *(one.created_ms for one in self._found)), default=NEVER_MS)
-        history = "" if allowance is None else allowance.history
-        self._is_trimmed = not history or history != self._history
-        current = {line[0] for line in prepaid.recurring}
-        for period in () if allowance is None else allowance.earlier:
-            if (period.is_certain or first_ms < period.end_ms) and self._newest_ms < period.end_ms:
-                over = self._ended_of(period, current)
-                self._add_due(period.grants, period.start_ms, period.end_ms, over)
-        limits = () if allowance is None or allowance.grants is None else allowance.grants.limits
-        self._add_due(PeriodGrants(prepaid.recurring, limits), start_ms, end_ms, None)
-        for grant in prepaid.once:
-            self._add_once(grant, start_ms, end_ms)
-        if rolls is not None:
-            self._roll_over(rolls)
-
-    def repay(self, at_ms: int) -> None:
-        """Pay debts with the grants that were effective at an instant; see ``include/plan_repayment.lua``."""
-        for target, debt in self.debts.items():
-            owed = debt.owed
-            every = [(one, place) for place in (self._ended, self._known) for one in place.values()]
-            for one, place in sorted(
-                every, key=lambda found: (found[0].effective_ms, *_burn_order(found[0]))
-            ):
-                if one.target == target and one.effective_ms <= at_ms and one.expires_ms > debt.since_ms:
-                    part = min(one.left, owed)
-                    place[one.name] = replace(one, used=one.used + part)
-                    self.unwritten[f"repay {one.name}"] += part
-                    owed -= part
-            self.debts[target] = replace(debt, owed=owed)
-
-    def _keep_ended(self, rolls: Rolls) -> None:
-        """Keep grants that have ended, but may live on; see ``include/keep_ended.lua``."""
-        rules = dict(rolls.rules)
-        for name, one in list(self._ended.items()):
-            if one.prefix in rules and one.effective_ms > rolls.starts[0] - SHORTEST_MS:
-                del self._ended[name]
-                self._known[name] = replace(one, until_ms=rolls.starts[-1])
-
-    def _roll_over(self, rolls: Rolls) -> None:
-        """Let what is left live on, less what is beyond the cap; see ``include/roll_over.lua``."""
-        rules = dict(rolls.rules)
-        for place, (start_ms, end_ms) in enumerate(pairwise(rolls.starts)):
-            self.repay(start_ms - 1)
-            before_ms = rolls.starts[max(0, place - 1)]
-            rooms = {name: of_periods[place].room for name, of_periods in rules.items()}
-            for one in sorted(self._known.values(), key=lambda found: -found.effective_ms):
-                name = one.prefix
-                age = place + 1 - bisect_left(rolls.starts, one.effective_ms + SHORTEST_MS)
-                if name not in rules or age <= 0:
-                    continue
-                kept = min(one.left, rooms[name])
-                if one.expires_ms >= end_ms:
-                    rooms[name] -= kept
-                elif age <= rules[name][place].periods and one.expires_ms >= start_ms and one.left:
-                    rooms[name] -= kept
-                    self.unwritten[f"expire {one.name}"] += one.left - kept
-                    changed = replace(one, used=one.used + one.left - kept)
-                    if kept:
-                        self.unwritten[f"rollover {before_ms} {start_ms} {one.name}"] += kept
-                        changed = replace(changed, expires_ms=end_ms, until_ms=max(one.until_ms, end_ms))
-                    self._known[one.name] = changed
-
-    def _add_once(self, grant: OnceGrant, start_ms: int, end_ms: int) -> None:
-        """Add a grant that was never given; see ``include/add_once.lua``."""
-        name, target, quantity, priority, life_ms = grant.line
-        if grant.start_ms is not None and grant.end_ms is not None:
-            start_ms, end_ms = grant.start_ms, grant.end_ms
-        expires_ms = start_ms + life_ms if life_ms else end_ms
-        if once_field(name) not in self._fields and expires_ms > self._now_ms:
-            named, until_ms = f"{name} {start_ms}", max(expires_ms, end_ms)
-            times = (start_ms, expires_ms, start_ms, until_ms)
-            self._known[named] = StoredGrant(named, target, quantity, 0, priority, *times)
-
-    def _ended_of(self, period: EarlierPeriod, current: Container[str]) -> list[StoredGrant]:
-        """The grants of a period that have ended, and that its plan would give again by now.
-
-        Args:
-            period: an earlier one.
-            current: the names of what the plan gives now.
-        """
-        given = {line[0] for line in period.grants.lines}
-        return [
-            one
-            for one in self._ended.values()
-            if one.name.startswith(_RECURRING)
-            and period.start_ms <= one.effective_ms < period.end_ms
-            and (one.prefix in given or one.prefix not in current)
-        ]
-
-    def _add_due(
-        self, grants: PeriodGrants, start_ms: int, end_ms: int, over: Sequence[StoredGrant] | None
-    ) -> None:
-        """Add a period's recurring grants that are not on file; see ``include/add_recurring_grants.lua``.
-
-        Args:
-            grants: of the period.
-            start_ms: its first instant.
-            end_ms: the first instant after it.
-            over: of an earlier period, what counts as given though it has ended; None: it is this period.
-        """
-        known, now_ms, is_over = self._known, self._now_ms, over is not None
-        of_period = [
-            holding
-            for holding in known.values()
-            if holding.name.startswith(_RECURRING)
-            and (
-                (is_over and start_ms <= holding.effective_ms < end_ms)
-                or holding.name.endswith(f" {start_ms}")
-            )
-        ]
-        own = {one.prefix: one for one in sorted(of_period, key=lambda found: found.effective_ms)}
-        whole: Counter[str] = Counter()
-        given: Counter[str] = Counter()
-        for holding in of_period:
-            given[holding.target] += holding.quantity
-        for _, target, quantity, _, _ in grants.lines:
-            whole[target] += quantity
-        for target, limit in grants.limits:
-            whole[target] = limit
-            excess = given[target] - limit if self._is_trimmed else 0
-            for holding in _cut_grants(own.values(), target, excess):
-                given[target] -= own[holding.prefix].quantity - holding.quantity
-                known[holding.name] = own[holding.prefix] = holding
-        ended: Counter[str] = Counter()
-        for holding in over or ():
-            given[holding.target] += holding.quantity
-            ended[holding.prefix] += holding.quantity
-        for prefix, target, quantity, priority, life_ms in grants.lines:
-            expires_ms = start_ms + life_ms if life_ms > 0 else end_ms
-            before = own.get(prefix)
-            had = ended[prefix] + (before.quantity if before else 0)
-            more = min(quantity - had, whole[target] - given[target])
-            lives_ms = expires_ms if before is None else before.expires_ms
-            is_gone = is_over and life_ms >= 0 and lives_ms <= now_ms
-            if more <= 0 or is_gone:
-                continue
-            given[target] += more
-            if before is None:
-                found = StoredGrant(
-                    name=f"{prefix} {start_ms}",
-                    target=target,
-                    quantity=more,
-                    used=0,
-                    priority=priority,
-                    effective_ms=start_ms,
-                    expires_ms=expires_ms,
-                    created_ms=start_ms,
-                    until_ms=max(expires_ms, end_ms),
-                )
-            else:
-                lives_ms = max(lives_ms, expires_ms) if lives_ms > now_ms else lives_ms
-                found = replace(before, quantity=before.quantity + more, expires_ms=lives_ms)
-            known[found.name] = found
-
-
 def _burn_order(holding: StoredGrant) -> tuple[int, int, int, str]:
     return holding.priority, holding.expires_ms, holding.created_ms, holding.name
-
-
-def _cut_grants(holdings: Iterable[StoredGrant], target: str, excess: int) -> Iterator[StoredGrant]:
-    """The grants of a target that lose unused units in excess, those that pay last first."""
-    able = sorted((found for found in holdings if found.target == target), key=_burn_order)
-    for found in reversed(able):
-        cut = min(found.left, excess)
-        if cut > 0:
-            excess -= cut
-            yield replace(found, quantity=found.quantity - cut)
 
 
 class GrantBalance:

@@ -380,18 +380,21 @@ class Admin:
 
         return await self.ask(once())
 
-    async def run_many(self, script: Script, keys: Sequence[list[str]]) -> list[Any]:
-        """Run a script that takes no arguments on keys, once for each list of them, in one round trip.
+    async def run_many(
+        self, script: Script, keys: Sequence[list[str]], arguments: Sequence[Sequence[str | int]] = ()
+    ) -> list[Any]:
+        """Run a script on keys, once for each list of them with its arguments, in one round trip.
 
         Raises:
             StoreError: the store did not answer, or answered with an error.
         """
+        arguments = arguments or [()] * len(keys)
         if len(keys) == 1:
-            return [await self.run(script, keys[0])]
+            return [await self.run(script, keys[0], *arguments[0])]
         await self.load(script)
         pipeline = self.client.pipeline(transaction=False)
-        for names in keys:
-            pipeline.evalsha(script.sha, len(names), *names, str(self.now_ms()))
+        for names, given in zip(keys, arguments, strict=True):
+            pipeline.evalsha(script.sha, len(names), *names, *map(str, given), str(self.now_ms()))
         found: list[Any] = await self.ask(pipeline.execute())
         return found
 

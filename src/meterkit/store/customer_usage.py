@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
 from meterkit.catalog.value_parsers import rounded_cents
@@ -51,7 +51,28 @@ _OF_METER: Final = re.compile(r"^....m$")
 _NONE: Final = MappingProxyType(dict[str, ReportedMeter]())
 
 Unlimited = Literal["unlimited"]
-UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes], list[bytes]]
+
+
+class UsageReply(NamedTuple):
+    """The reply of the usage script.
+
+    Attributes:
+        now_ms: the store's clock.
+        rev: of the state.
+        state: as it is stored.
+        counters, totals, levels: hashes, each as a flat list of fields and values.
+        funds: what grants come to, see ``read_funds.lua``; empty: not asked for.
+        ledger: of the grants, as a flat list; empty: not asked for.
+    """
+
+    now_ms: int
+    rev: bytes
+    state: bytes
+    counters: list[bytes]
+    totals: list[bytes]
+    levels: list[bytes]
+    funds: list[list[bytes]]
+    ledger: list[bytes]
 
 
 class OveragePrice(TypedDict):
@@ -203,12 +224,23 @@ def hide_delivery_states(usage: CustomerUsage) -> CustomerUsage:
 
 def find_gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
     """Find the tokens of meters with usage to deliver that are not in this plans file."""
-    totals, counters = text_fields(reply[4]), byte_fields(reply[3])
+    totals, counters = text_fields(reply.totals), byte_fields(reply.counters)
     tokens = {name[-5:-1] for name, value in totals.items() if _TO_DELIVER.search(name) and value != "0"}
     for name, packed in counters.items():
         if _OF_METER.search(name) and MeterCounts.read(packed).pending:
             tokens.add(name[:-1])
     return tokens - {meter_token(name) for name in catalog.meters}
+
+
+def funds_terms(catalog: Catalog, reply: UsageReply) -> tuple[str | int, ...] | None:
+    """Arguments with which the script tells what a customer's grants come to; None: it can have none."""
+    state = CustomerState.parse(reply.state)
+    effective = effective_terms(state, catalog, reply.now_ms)
+    rev, bounds = reply.rev.decode(), effective.bounds
+    prepaid = prepaid_of(rev, state, effective, PrepaidPlans(catalog))
+    if prepaid is None:
+        return None
+    return rev, prepaid.packed_grants(), bounds.start_ms, bounds.end_ms, bounds.next_end_ms
 
 
 def read_usage_reply(
@@ -219,18 +251,17 @@ def read_usage_reply(
     *,
     at_ms: int | None = None,
 ) -> CustomerUsage:
-    """Read the reply of the usage script, ``[now, rev, state, counters, totals, grants, levels]``.
+    """Read the reply of the usage script.
 
     Ended holds and periods that no script has closed yet count as closed. ``gone``: former meters by token.
     ``at_ms``: an instant of the period; what a past period included is unknown, and 0 of it remains.
     """
-    now_ms, rev, data, counters, totals, grants, levels = reply
+    now_ms, rev, data, counters, totals, levels, *_ = reply
     state = CustomerState.parse(data)
     effective = effective_terms(state, catalog, now_ms)
     prepaid = prepaid_of(rev.decode(), state, effective, PrepaidPlans(catalog))
     catalog, linked = catalog.in_currency(effective.currency), state.stripe_customer is not None
-    known, bounds = {} if prepaid is None else text_fields(grants), effective.bounds
-    funds = read_funds(known, prepaid, bounds, now_ms)
+    funds, bounds = read_funds(reply.funds), effective.bounds
     balance = GrantBalance(funds.held, prepaid, now_ms, funds.owed)
     counted, kept = byte_fields(counters), text_fields(totals)
     view = CountsView(counted, kept, now_ms, bounds.start_ms, bounds.end_ms, balance)

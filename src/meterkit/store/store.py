@@ -24,7 +24,7 @@ from meterkit.redis.server import refuse_past_clock
 from meterkit.store import replies
 from meterkit.store.allotment import Allotments
 from meterkit.store.compiled_catalog import CUSTOMERS_KEPT
-from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
+from meterkit.store.customer_usage import UsageReply, find_gone_tokens, funds_terms, read_usage_reply
 from meterkit.store.daily_counts import DegradedMinutes, UnpricedCalls
 from meterkit.store.event_names import read_former_meters
 from meterkit.store.fallback_decider import Fallback
@@ -34,7 +34,7 @@ from meterkit.store.request_idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement, undo_decision
 from meterkit.store.settlement_parts import HeldQuantities, UsedQuantities, mark_used_in_slot
 from meterkit.store.settlement_spool import NO_SPOOLS, EventLoopSpool, OrphanedSpools
-from meterkit.store.unreadable_data import damage_of, refuse_unreadable
+from meterkit.store.unreadable_data import UnreadableDataError, damage_of, is_of_the_store, refuse_unreadable
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
     from meterkit.settings import Settings
-    from meterkit.store.customer_usage import CustomerUsage, UsageReply
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.views import CustomerView, PreparedDecision
 
@@ -62,6 +62,8 @@ _SPOOL_WAIT_S: Final = 1.0
 _NOTHING: Final[Mapping[str, int]] = {}
 _USAGE_KEYS: Final = 5
 """Keys of ``read_usage``."""
+_TRIES: Final = 8
+_NAMED_MAX: Final = 5
 # Of the error CROSSSLOT: redis-py leaves out the code.
 _OTHER_SLOT: Final = "same slot"
 
@@ -235,8 +237,8 @@ class Store:
             StoreError: the store does not answer.
         """
         nothing = [self.keys.shard(shard, "clock")] * _USAGE_KEYS  # There is no such key.
-        reply: UsageReply = await (await self.admin()).run(self.scripts["read_usage"], nothing)
-        return reply[0]
+        found: list[Any] = await (await self.admin()).run(self.scripts["read_usage"], nothing)
+        return UsageReply(*found).now_ms
 
     async def ask(self, command: str, *arguments: Any, **options: Any) -> Any:
         """Run a command: the name of a method of redis-py, and its arguments.
@@ -416,15 +418,36 @@ class Store:
         with refuse_unreadable("usage", customer):
             return read_rates(self.catalog, reply)
 
+    async def read_grants(self, customer: str) -> UsageReply:
+        """Read the grants of a customer with a valid id, and their ledger; raises as :meth:`usage` does."""
+        return (await self._read_usage([customer]))[0]
+
     async def _read_usage(self, customers: Sequence[str]) -> Sequence[UsageReply]:
-        admin = await self.admin()
-        return await admin.run_many(
-            self.scripts["read_usage"],
-            [
-                [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
-                for keys in map(self.keys.customer, customers)
-            ],
-        )
+        """Read all of customers; then again, with what their grants come to by the terms read before."""
+        admin, script, catalog = await self.admin(), self.scripts["read_usage"], self.catalog
+        keys = [
+            [one.counters, one.state, one.totals, one.grants, one.levels, one.ledger]
+            for one in map(self.keys.customer, customers)
+        ]
+        replies = [UsageReply(*one) for one in await admin.run_many(script, keys)]
+        for _ in range(_TRIES):
+            asked: dict[int, Sequence[str | int]] = {}
+            for nth, (customer, reply) in enumerate(zip(customers, replies, strict=True)):
+                with refuse_unreadable("usage", customer):
+                    if not reply.funds and (terms := funds_terms(catalog, reply)) is not None:
+                        asked[nth] = terms
+            if not asked:
+                return replies
+            try:
+                found = await admin.run_many(script, [keys[nth] for nth in asked], [*asked.values()])
+            except StoreError as error:
+                if is_of_the_store(error):
+                    raise
+                named = ", ".join(repr(customers[nth]) for nth in [*asked][:_NAMED_MAX])
+                raise UnreadableDataError(f"grants of customer {named} cannot be read: {error}") from error
+            for nth, reply in zip(asked, found, strict=True):
+                replies[nth] = UsageReply(*reply)
+        raise StoreError(f"a customer changed {_TRIES} times while its usage was read; try again")
 
     async def log_unreadable(self, what: str, customer: str, error: Exception) -> None:
         """Log once that a customer is skipped, and what it lacks for that."""
