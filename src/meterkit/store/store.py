@@ -420,9 +420,9 @@ class Store:
 
     async def read_grants(self, customer: str) -> UsageReply:
         """Read the grants of a customer with a valid id, and their ledger; raises as :meth:`usage` does."""
-        return (await self._read_usage([customer]))[0]
+        return (await self._read_usage([customer], "grants"))[0]
 
-    async def _read_usage(self, customers: Sequence[str]) -> Sequence[UsageReply]:
+    async def _read_usage(self, customers: Sequence[str], what: str = "usage") -> Sequence[UsageReply]:
         """Read all of customers; then again, with what their grants come to by the terms read before."""
         admin, script, catalog = await self.admin(), self.scripts["read_usage"], self.catalog
         keys = [
@@ -433,7 +433,7 @@ class Store:
         for _ in range(_TRIES):
             asked: dict[int, Sequence[str | int]] = {}
             for nth, (customer, reply) in enumerate(zip(customers, replies, strict=True)):
-                with refuse_unreadable("usage", customer):
+                with refuse_unreadable(what, customer):
                     if not reply.funds and (terms := funds_terms(catalog, reply)) is not None:
                         asked[nth] = terms
             if not asked:
@@ -444,7 +444,9 @@ class Store:
                 if is_of_the_store(error):
                     raise
                 named = ", ".join(repr(customers[nth]) for nth in [*asked][:_NAMED_MAX])
-                raise UnreadableDataError(f"grants of customer {named} cannot be read: {error}") from error
+                raise UnreadableDataError(
+                    f"the {what} of customer {named} cannot be read: {error}"
+                ) from error
             for nth, reply in zip(asked, found, strict=True):
                 replies[nth] = UsageReply(*reply)
         raise StoreError(f"a customer changed {_TRIES} times while its usage was read; try again")

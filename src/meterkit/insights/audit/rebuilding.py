@@ -43,7 +43,7 @@ from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.outbox.sealer import counter_ttl_ms
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_key_error
-from meterkit.store.customer_usage import find_gone_tokens, read_usage_reply
+from meterkit.store.customer_usage import UsageReply, find_gone_tokens, read_usage_reply
 from meterkit.store.event_names import ReportedMeter, read_former_meters, read_meters
 from meterkit.store.input_checks import check_customer
 from meterkit.store.unreadable_data import UNREADABLE
@@ -308,11 +308,11 @@ class CounterRebuilder:
     async def _read_books(self, customer: str, sums: PeriodSums, since_ms: int) -> _CustomerBooks:
         store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
-        reply = await admin.run(store.scripts["read_usage"], names)
+        reply = UsageReply(*await admin.run(store.scripts["read_usage"], names))
         tokens = find_gone_tokens(store.catalog, reply)
         (gone,) = await read_former_meters([tokens], admin, store.keys, store.catalog, former=True)
-        state, totals = CustomerState.parse(reply[2]), text_fields(reply[4])
-        head = CounterHead.read(byte_fields(reply[3]).get(HEAD_FIELD))
+        state, totals = CustomerState.parse(reply.state), text_fields(reply.totals)
+        head = CounterHead.read(byte_fields(reply.counters).get(HEAD_FIELD))
         return _CustomerBooks(
             customer=customer,
             usage_at=partial(read_usage_reply, customer, store.catalog, reply, gone),
