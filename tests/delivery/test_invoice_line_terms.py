@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -259,3 +260,28 @@ async def test_f_30b_usage_of_a_replaced_subscription_has_its_terms(
     bills = [one for one in await at.invoices() if "meterkit_line" in str(one["lines"])]
     found = [(bill["total"], bill["status"]) for bill in bills]
     assert (await usage_lines(at), found) == ([("Words", "26", "4", 104)], [(total, "paid")])
+
+
+async def test_f_30b_also_if_its_beginning_was_heard_of_later(at: Shop) -> None:
+    """Each webhook comes later: all usage of a first period lost the terms, 104 for 52."""
+    at.emulator.add_customer("cus_bob")
+    at.emulator.add_payment_method("cus_bob")
+    await at.kit.customers.link("bob", "cus_bob")
+    await at.stripe_change("/v1/coupons", id="half", duration="forever", percent_off="50")
+    former = await at.kit.subscriptions.get("acme")
+    assert former is not None
+    (price,) = await at.items(former.id)
+    asked: dict[str, Any] = {"customer": "cus_bob", "items": [{"price": price}]}
+    shown = await at.post("/v1/subscriptions", {**asked, "discounts": [{"coupon": "half"}]})
+    at.clock.advance(timedelta(seconds=2))
+    await at.kit.subscriptions.sync("bob")
+    await at.kit.record("bob", "words", 126)
+    at.go(HALF)
+    await at.stripe_delete(f"/v1/subscriptions/{shown['id']}")
+    await at.post("/v1/subscriptions", asked)
+    await at.kit.subscriptions.sync("bob")
+    at.go(timedelta(minutes=15))
+    await deliver(at.kit, everything=True)
+    at.go(timedelta(hours=2))
+    bills = [one for one in await at.invoices() if "meterkit_line" in str(one["lines"])]
+    assert [(one["total"], one["status"]) for one in bills] == [(52, "paid")]

@@ -557,3 +557,40 @@ async def test_a_change_that_is_undone_before_it_is_heard_of_counts(store_url: s
         usage = await found.kit.usage("acme")
         assert usage["meters"]["tokens"]["included"] == (25 * 100 + 5 * 1_000) // 30
         assert found.asked("/v1/events") == looks
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+async def test_a_change_heard_of_with_a_cut_has_its_part(store_url: str, *, is_heard: bool) -> None:
+    """Of ten paid days five were of the dearer plan: they give 184 tokens, of which 90 were used."""
+    async with shop(store_url, catalog=CATALOG) as at:
+        begun = await at.subscribed(plan="team")
+        await at.kit.record("acme", "tokens", 90)
+        at.go(START + 5 * DAY)
+        items = (await at.stripe_subscription(begun.id))["items"]["data"]
+        item = next(one["id"] for one in items if one["price"]["id"] == "price_team")
+        await at.stripe_change(f"/v1/subscription_items/{item}", price="price_pro")
+        if is_heard:
+            await at.kit.subscriptions.sync("acme")
+        at.go(START + 10 * DAY)
+        asked = {"billing_cycle_anchor": "now", "proration_behavior": "create_prorations"}
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", **asked)
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["included"] == 1_000
+
+
+async def test_changes_within_a_second_from_an_unknown_price(store_url: str) -> None:
+    """They had no order, and no sync of the customer succeeded any more."""
+    clock = Clock(START)
+    stripe = StripeEmulator(clock=clock, automatic_webhooks=False)
+    stripe.add_plans(CATALOG)
+    stripe.add_price(500, price_id="price_other", product=stripe.add_product("Other"))
+    async with hooked(store_url, clock=clock, emulator=stripe, catalog=CATALOG) as found:
+        found.customer()
+        name = await found.subscribe(price="price_team")
+        await found.settle()
+        items = await found.client.v1.subscription_items.list_async({"subscription": name})
+        clock.set(START + 15 * DAY)
+        for price in ("price_other", "price_pro", "price_endless"):
+            await found.client.v1.subscription_items.update_async(items.data[0].id, {"price": price})
+        await found.settle()
+        assert (await found.kit.usage("acme"))["meters"]["tokens"]["included"] == (100 + 4_000) // 2

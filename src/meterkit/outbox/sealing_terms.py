@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.value_parsers import price_text
 from meterkit.decisions.compiled_decision import has_flat_price, reported_parts, sends_included
@@ -265,7 +265,7 @@ def _period_terms(
     facts = in_force(state.terms, at_ms)
     own = subscription if subscription is not None and _is_of(subscription, period.begins_ms) else None
     named = facts[PLAN] if own is None else own.plan_at(at_ms)
-    sold = _former_subscription(state, period.begins_ms) if own is None else own.id
+    sold = _former_subscription(state, facts) if own is None else own.id
     if sold:
         named = facts[PLAN_BY_HAND] or named or ""
         plan = catalog.find_plan(named)
@@ -284,10 +284,13 @@ def _period_terms(
     return {"subscription": "", "free": is_free, "meters": labels}
 
 
-def _former_subscription(state: CustomerState, at_ms: int) -> str:
-    """Id of the subscription of an instant; empty: there was none, or it is another Stripe customer's."""
-    then, now = in_force(state.terms, at_ms), in_force(state.terms, NEVER_MS)
-    return (then[SUBSCRIPTION] or "") if then[LINK] == now[LINK] else ""
+def _former_subscription(state: CustomerState, facts: Mapping[str, Any]) -> str:
+    """Id of the subscription by facts; empty: there was none, or it is another Stripe customer's.
+
+    That of the period's last instant: each beginning is heard of later than it was.
+    """
+    now = in_force(state.terms, NEVER_MS)
+    return (facts[SUBSCRIPTION] or "") if facts[LINK] == now[LINK] else ""
 
 
 def _is_of(subscription: SubscriptionState, begins_ms: int) -> bool:

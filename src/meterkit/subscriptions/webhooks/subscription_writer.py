@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
 from meterkit.catalog.value_parsers import date_and_time
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.terms.cuts import Cut
+    from meterkit.terms.rows import Terms
 
     EndUsage: TypeAlias = Callable[[str, Mapping[int, int]], Awaitable[None]]
     """Called with the customer, and the ends of periods at Stripe with their first instants (ms)."""
@@ -131,8 +133,10 @@ class SubscriptionWriter:
         after = with_terms(
             before, apply_to()(before), self._store.catalog, now_ms, told_ms=now_ms, source="stripe"
         )
-        cycle = await self._read_cycle(customer, before, after, found)
         changes = await read_changes(self._store, self._api(), before, subscription, cause, events or {})
+        # Of a period that was cut short, they had a part.
+        had = replace(before, terms=_with_changes(before.terms, changes, now_ms))
+        cycle = await self._read_cycle(customer, had, after, found)
         apply_subscription = apply_to(cycle, changes[:-1], self._store.now_ms())
         if _is_running(known) and _is_running(subscription):
             await move_grants(self._store, customer, self._bounds(before), self._bounds(after))
@@ -356,11 +360,15 @@ def _subscription_change(
         terms = changed.terms
         for name, cut in (cycle or {}).items():
             terms = terms if cut is None else tell(terms, {name: cut}, cut.cut_ms, now_ms, "stripe")
-        for one in changes:
-            terms = tell(terms, dict(zip((PLAN, ADDONS), one.has, strict=True)), one.at_ms, now_ms, "stripe")
-        return replace(changed, terms=terms)
+        return replace(changed, terms=_with_changes(terms, changes, now_ms))
 
     return change
+
+
+def _with_changes(terms: Terms, changes: Sequence[SoldChange], told_ms: int) -> Terms:
+    for one in changes:
+        terms = tell(terms, dict(zip((PLAN, ADDONS), one.has, strict=True)), one.at_ms, told_ms, "stripe")
+    return terms
 
 
 _EVENT: Final = "evt_"
@@ -417,7 +425,7 @@ async def read_changes(
         for name in unknown or [cause]:
             if (change := _change_in(await _read_update(api, name), found, catalog)) is not None:
                 changes.append(change)
-        changes.sort()
+        changes.sort(key=attrgetter("at_ms"))
         if had != has and not (changes and changes[-1].has == has):
             changes.clear()
             async for event in _latest_updates(api):
