@@ -129,23 +129,21 @@ class SubscriptionWriter:
             shown = next((one for one in found if one["id"] == subscription.id), nothing)
             subscription = keep_shown_line_terms(subscription, before, shown, self._store.catalog)
         apply_to = partial(_subscription_change, linked, subscription, self._store.catalog, currency)
-        now_ms = self._store.now_ms()
-        after = with_terms(
-            before, apply_to()(before), self._store.catalog, now_ms, told_ms=now_ms, source="stripe"
-        )
+        catalog, now_ms = self._store.catalog, self._store.now_ms()
+        after = with_terms(before, apply_to()(before), catalog, now_ms, told_ms=now_ms, source="stripe")
         changes = await read_changes(self._store, self._api(), before, subscription, cause, events or {})
         # Of a period that was cut short, they had a part.
         had = replace(before, terms=_with_changes(before.terms, changes, now_ms))
         cycle = await self._read_cycle(customer, had, after, found)
-        apply_subscription = apply_to(cycle, changes[:-1], self._store.now_ms())
+        apply_subscription = apply_to(cycle, changes[:-1], now_ms)
         if _is_running(known) and _is_running(subscription):
             await move_grants(self._store, customer, self._bounds(before), self._bounds(after))
         final, moved = await self._store_invoice_ends(
             customer, after, period_ends(found, known, subscription)
         )
-        changed_ms = changes[-1].at_ms if changes else None
+        at_ms = changes[-1].at_ms if changes else None
         store_state = partial(
-            self._states.change, customer, apply_subscription, cause=cause, changed_ms=changed_ms
+            self._states.change, customer, apply_subscription, cause=cause, changed_ms=at_ms
         )
         switched = meters_switched_by_others(known, subscription, self._store.now_ms())
         if subscription is None or moved or not switched:
