@@ -428,7 +428,8 @@ class Requests(Checks):
         name, writer = known.customer, self.random.choice(self.writers)
         number = self.numbers[writer] + 1
         if self.random.random() < 0.08:
-            number = max(1, number + self.random.choice((-2, -1, -1, 1, 2)))
+            step = self.random.choice((-2, -1, -1, 1, 2))
+            number = max(1, number + step) * (-1 if step == -2 else 1)
         times, request = self._clocks("settle", self.packed(settlement, writer, number))
         view = view_of(known)
         if settlement.occurred_ms is not None:
