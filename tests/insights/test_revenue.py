@@ -219,7 +219,7 @@ async def test_f_340_a_snapshot_holds_a_page_at_once(at: Books, monkeypatch: pyt
     monkeypatch.setattr(RevenueTables, "write", writing)
     at.at.clock.set(on(1, 2))
     await at.revenue.snapshot()
-    assert (sum(held), max(held) <= 50) == (121, True)
+    assert (sum(held), max(held) <= 25) == (121, True)
     assert (await at.moved(date(2031, 1, 1)))["customers"] == 121
 
 

@@ -276,6 +276,7 @@ def _read_level(reply: bytes | Exception | None) -> StoredLevel:
 
 SUMMARY_EVENT: Final = "period.summary"
 _SUMMARIES_AT_ONCE: Final = 100
+_USAGES_AT_ONCE: Final = 25
 _POSITION_TTL_MS: Final = 7 * 86_400_000
 _PAUSE_S: Final = 0.1
 """Between two events of a shard: it holds a thousand, and is read every half a minute."""
@@ -417,8 +418,12 @@ class SummaryWatch:
     ) -> list[tuple[int, str]]:
         """Read when the period before the present one, or before that of another instant, ended."""
         read = partial(self._store.usage_of_many, at_ms=at_ms)
-        usages = await read_each(customers, read, partial(self._store.log_unreadable, SUMMARY_EVENT))
-        return [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
+        found: list[tuple[int, str]] = []
+        for first in range(0, len(customers), _USAGES_AT_ONCE):
+            page = customers[first : first + _USAGES_AT_ONCE]
+            usages = await read_each(page, read, partial(self._store.log_unreadable, SUMMARY_EVENT))
+            found += [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
+        return found
 
     async def _make_summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:
         # The ledger must have the changes of the clock: it says which plan was active.

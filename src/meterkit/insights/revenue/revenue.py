@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 
-_PAGE: Final = 50
+_PAGE: Final = 25
 _CALLS_AT_ONCE: Final = 8
 
 
