@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from meterkit import MeterKit
@@ -33,15 +34,31 @@ async def copy_customer(kit: MeterKit, customer: str, number: int) -> Sequence[s
     return names
 
 
+@dataclass
+class ScriptCounts:
+    """Runs of a script, and how many of them went on at once at most."""
+
+    runs: int = 0
+    running: int = 0
+    most: int = 0
+
+
 @asynccontextmanager
-async def counted_scripts(kit: MeterKit) -> AsyncGenerator[dict[str, int]]:
-    """How often each script of the store is run over a kit's connections for administration."""
-    admin, found = await kit.store.admin(), dict[str, int]()
-    names, run = {id(script): name for name, script in kit.store.scripts.items()}, admin.run
+async def counted_scripts(kit: MeterKit, name: str) -> AsyncGenerator[ScriptCounts]:
+    """How often a script of the store is run over a kit's connections for administration."""
+    admin, found, counted = await kit.store.admin(), ScriptCounts(), kit.store.scripts[name]
+    run = admin.run
 
     async def counting(script: Script, keys: list[str], *arguments: str | int) -> Any:
-        found[names[id(script)]] = found.get(names[id(script)], 0) + 1
-        return await run(script, keys, *arguments)
+        if script is not counted:
+            return await run(script, keys, *arguments)
+        found.runs += 1
+        found.running += 1
+        found.most = max(found.most, found.running)
+        try:
+            return await run(script, keys, *arguments)
+        finally:
+            found.running -= 1
 
     admin.run = counting  # type: ignore[method-assign] # no other means counts them
     try:

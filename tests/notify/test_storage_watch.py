@@ -13,7 +13,6 @@ from drivers.many_customers import copy_customer, counted_scripts
 from drivers.messages import NOW, Mailbox, Receiver, kit_of, pass_over, receiver, storage_watch
 from drivers.subscribed_customer import sweep
 from meterkit import MeterKit, StoreError
-from meterkit.store.gauge_levels import change_level
 from meterkit.testing import Clock
 from servers.stores import Server
 
@@ -249,31 +248,19 @@ async def test_a_smaller_plan_is_noticed_beside_a_damaged_customer(
     assert "no storage.over for customer 'bolt': the stored data cannot be read" in caplog.text
 
 
-async def test_f_344_a_start_restates_no_level_again(
-    hook: Receiver, store_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_f_344_a_start_restates_no_level_again(hook: Receiver, store_url: str, clock: Clock) -> None:
     """Each process that had begun restated all levels above the smallest plan's, one after the other."""
-    running = most = 0
-
-    async def change(*arguments: Any, **options: Any) -> int:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        try:
-            return await change_level(*arguments, **options)
-        finally:
-            running -= 1
-
-    monkeypatch.setattr("meterkit.notify.storage_and_period_watches.change_level", change)
+    most = 0
     for first, begins in enumerate((NOW, NOW + timedelta(minutes=10), NOW + timedelta(days=1))):
         clock.set(begins)
         async with kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
             if first == 0:
                 await kit.gauges.set("acme", "storage", 1_500)
                 await copy_customer(kit, "acme", 20)
-            async with counted_scripts(kit) as counts:
+            async with counted_scripts(kit, "set_level") as counts:
                 await storage_watch(kit).check()
-        assert counts.get("set_level", 0) == (0 if begins.minute else 21)
+        assert counts.runs == (0 if begins.minute else 21)
+        most = max(most, counts.most)
     assert 1 < most <= 8
 
 

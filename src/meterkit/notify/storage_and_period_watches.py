@@ -299,7 +299,6 @@ class SummaryWatch:
         self._watch = LeasedWatch(store, SUMMARY_EVENT, is_wanted)
         self._key = store.keys.shard(HOOKS_SHARD, f"{SUMMARY_EVENT}:last")
         self._pause_s = pause_s
-        self._next_check_ms = 0
 
     async def run(self) -> None:
         """Check every hour until cancelled.
@@ -310,9 +309,9 @@ class SummaryWatch:
         await self._watch.run(self._check_hourly)
 
     async def _check_hourly(self) -> None:
-        if self._store.now_ms() >= self._next_check_ms:
+        last = await self._read_position()
+        if last is None or self._store.now_ms() - HOUR_MS >= last[0] + HOUR_MS:
             await self.check()
-            self._next_check_ms = self._store.now_ms() + HOUR_MS
 
     async def check(self) -> None:
         """Check all customers once.
@@ -339,7 +338,8 @@ class SummaryWatch:
                 await self._save_position(*page[-1])
                 if not await self._watch.lease.acquire():
                     return
-                await asyncio.sleep(self._pause_s * max(sum(counts, Counter()).values(), default=0))
+                published = sum(counts, Counter[int]())
+                await asyncio.sleep(self._pause_s * max(published.values(), default=0))
         await self._save_position(until_ms, "")
 
     async def _find_due(self, due: SortedCustomers, last: tuple[int, str], now_ms: int) -> bool:
