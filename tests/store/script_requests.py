@@ -427,6 +427,8 @@ class Requests(Checks):
         known = settlement.view.cache.newest(settlement.view)
         name, writer = known.customer, self.random.choice(self.writers)
         number = self.numbers[writer] + 1
+        if number == 1 and writer[-1] in "13579":
+            number = -int(writer[-1])  # As where the store has lost what it knew of the writer.
         if self.random.random() < 0.08:
             step = self.random.choice((-2, -1, -1, 1, 2))
             number = max(1, number + step) * (-1 if step == -2 else 1)
