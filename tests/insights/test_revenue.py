@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator, Mapping
-from datetime import UTC, date, datetime
+import tracemalloc
+from collections.abc import AsyncGenerator, Mapping, Sequence, Sized
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -15,8 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from books.revenue_shop import CATALOG, MICRO, YEARLY, Books, books, on
 from drivers.health_findings import findings, looked_at
+from drivers.many_customers import copy_customer
 from drivers.webhooks import hooked
 from meterkit import MeterKit, Revenue, metrics_app
+from meterkit.customers.history import read_states_and_histories
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue.revenue_formulas import (
@@ -26,7 +29,6 @@ from meterkit.insights.revenue.revenue_formulas import (
     MonthlyChurn,
     OverageAmount,
     churn_of,
-    days_of,
     forecast_revenue,
     lifetime_value,
     retention_of,
@@ -198,6 +200,46 @@ async def test_a_damaged_record_is_named_and_its_days_follow(at: Books) -> None:
     assert (await at.moved(date(2031, 1, 1)))["customers"] == 2
 
 
+async def test_f_340_a_snapshot_holds_a_page_at_once(at: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All payers were held at once, and sorted on the event loop of the app."""
+    await at.subscribe("ada", "max")
+    await copy_customer(at.kit, "ada", 120)
+    held: list[int] = []
+    write = RevenueTables.write
+
+    async def reading(store: Any, customers: Sequence[str]) -> Any:
+        held.append(len(customers))
+        return await read_states_and_histories(store, customers)
+
+    def writing(tables: RevenueTables, day: date, *rows: Any) -> None:
+        held.extend(len(one) for one in rows if isinstance(one, Sized))
+        write(tables, day, *rows)
+
+    monkeypatch.setattr("meterkit.insights.revenue.revenue.read_states_and_histories", reading)
+    monkeypatch.setattr(RevenueTables, "write", writing)
+    at.at.clock.set(on(1, 2))
+    await at.revenue.snapshot()
+    assert (sum(held), max(held) <= 25) == (121, True)
+    assert (await at.moved(date(2031, 1, 1)))["customers"] == 121
+
+
+@pytest.mark.whole
+@pytest.mark.dear("a snapshot of 20,000 customers")
+async def test_f_340_memory_of_a_snapshot_stays(at: Books) -> None:
+    await at.subscribe("ada", "max")
+    await at.go(on(1, 2))
+    await copy_customer(at.kit, "ada", 20_000)
+    at.at.clock.set(on(1, 3))
+    tracemalloc.start()
+    try:
+        await at.revenue.snapshot()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (await at.moved(date(2031, 1, 2)))["customers"] == 20_001
+    assert most < 4_000_000
+
+
 async def test_a_currency_whose_customers_all_left_keeps_its_shares(at: Books) -> None:
     tables, usd, eur = RevenueTables(Database(f"sqlite:///{at.path}")), paying(ada=8), paying("eur", bob=5)
     for day, found in (((1, 1), usd + eur), ((1, 2), usd + eur), ((1, 3), usd), ((2, 1), usd)):
@@ -339,25 +381,45 @@ def paying(currency: str = "usd", /, **mrr: int) -> list[CustomerPayment]:
     ],
 )
 def test_each_movement_has_its_name(
-    before: Mapping[str, int], after: Mapping[str, int], former: set[str], expected: DayFigures
+    tmp_path: Path,
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    former: set[str],
+    expected: DayFigures,
 ) -> None:
-    known = {(customer, "usd") for customer in former}
-    assert days_of(paying(**before), paying(**after), known) == {"usd": expected}
+    _, last = written(f"sqlite:///{tmp_path}/audit.db", paying(**dict.fromkeys(former, 7)), before, after)
+    assert last == {"usd": expected}
 
 
-def test_currencies_are_never_added() -> None:
-    found = days_of(paying(a=10), [*paying("eur", a=9), *paying(b=5)], {("a", "usd")})
-    assert found == {
+def test_currencies_are_never_added(audit_url: str) -> None:
+    _, last = written(audit_url, [], paying(a=10), [*paying("eur", a=9), *paying(b=5)])
+    assert last == {
         "eur": DayFigures(mrr=9, new=9, customers=1, new_customers=1),
         "usd": DayFigures(mrr=5, new=5, churn=10, customers=1, new_customers=1, churned_customers=1),
     }
 
 
-def test_retention_is_of_those_who_were_there_at_the_beginning() -> None:
-    start, end = paying(a=100, b=100, c=100), paying(a=150, b=40, d=500)
-    found = retention_of(start, end)["usd"]
-    assert (found.net, found.gross, retention_of(start, start)["usd"]) == (190 / 300, 140 / 300, (1.0, 1.0))
-    assert retention_of([], end) == {}
+def test_retention_is_of_those_who_were_there_at_the_beginning(audit_url: str) -> None:
+    tables, _ = written(audit_url, paying(a=100, b=100, c=100), [], paying(a=150, b=40, d=500))
+    found = tables.retained(START, START + timedelta(days=2))
+    assert found == {"usd": (300, 190, 140)}
+    assert retention_of(found["usd"]) == (190 / 300, 140 / 300)
+    assert tables.retained(START, START) == {"usd": (300, 300, 300)}
+    assert tables.retained(START + timedelta(days=1), START) == {}
+
+
+START: Final = date(2031, 1, 1)
+
+
+def written(
+    url: str, *days: Mapping[str, int] | Sequence[CustomerPayment]
+) -> tuple[RevenueTables, Mapping[str, DayFigures]]:
+    """Tables with some days, one after the other, and the figures of the last one."""
+    tables, last = RevenueTables(Database(url)), START + timedelta(days=len(days) - 1)
+    for nth, found in enumerate(days):
+        paid = found if isinstance(found, Sequence) else paying(**found)
+        tables.write(START + timedelta(days=nth), paid, [])
+    return tables, tables.days(last, last)[last]
 
 
 @pytest.mark.parametrize(
@@ -416,10 +478,11 @@ def test_a_day_that_is_written_again_stays_as_it_was(audit_url: str) -> None:
     for written in (first, second):
         tables.write(written, [CustomerPayment("ada", "pro", "usd", 7)], [OverageAmount("ada", "usd", 3)])
     for _ in range(2):
-        tables.write(second, tables.paying(second), tables.used(second))
+        tables.write(second, [CustomerPayment("ada", "pro", "usd", 7)], [OverageAmount("ada", "usd", 3)])
+    tables.compute(second)
     assert tables.days(second, second) == {second: {"usd": DayFigures(mrr=7, customers=1)}}
-    assert tables.paying(second) == [CustomerPayment("ada", "pro", "usd", 7)]
-    assert tables.used(second) == [OverageAmount("ada", "usd", 3)]
+    assert tables.by_plan(second) == {("pro", "usd"): 7}
+    assert tables.usage(first, second) == {"usd": 6}
 
 
 def invoice(total: int, **more: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pytest
 
+from drivers.many_customers import copy_customer, counted_scripts
 from drivers.messages import NOW, Mailbox, Receiver, kit_of, pass_over, receiver, storage_watch
 from drivers.subscribed_customer import sweep
 from meterkit import MeterKit, StoreError
@@ -245,6 +246,32 @@ async def test_a_smaller_plan_is_noticed_beside_a_damaged_customer(
             await look()
         assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
     assert "no storage.over for customer 'bolt': the stored data cannot be read" in caplog.text
+
+
+async def test_f_344_a_start_restates_no_level_again(hook: Receiver, store_url: str, clock: Clock) -> None:
+    """Each process that had begun restated all levels above the smallest plan's, one after the other."""
+    most = 0
+    for first, begins in enumerate((NOW, NOW + timedelta(minutes=10), NOW + timedelta(days=1))):
+        clock.set(begins)
+        async with kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
+            if first == 0:
+                await kit.gauges.set("acme", "storage", 1_500)
+                await copy_customer(kit, "acme", 20)
+            async with counted_scripts(kit, "set_level") as counts:
+                await storage_watch(kit).check()
+        assert counts.runs == (0 if begins.minute else 21)
+        most = max(most, counts.most)
+    assert 1 < most <= 8
+
+
+async def test_f_344_a_long_list_is_read_in_pages(
+    hook: Receiver, kit: MeterKit, look: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.notify.storage_and_period_watches._LEVELS_AT_ONCE", 3)
+    for nth in range(8):
+        await kit.gauges.set(f"customer-{nth}", "storage", 1_500)
+    await look()
+    assert sorted(data["customer"] for data in told(hook)) == [f"customer-{nth}" for nth in range(8)]
 
 
 async def test_levels_are_restated_once_a_day(

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from time import time
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
 
 from drivers import subscribed_customer as subscribed
 from drivers.audit_database import AuditRow, drain_all, insert_rows, to_ms
+from drivers.many_customers import copy_customer
 from drivers.messages import NOW, PLANS, SECRET, Mailbox, Receiver, any_event, kit_of, pass_over, receiver
 from drivers.synthetic_usage import history
 from meterkit import MeterKit, PeriodSummary
@@ -239,7 +242,88 @@ async def test_periods_that_end_within_an_hour_are_each_summed_up(
     assert found == [("05-01T00:00", 8), ("05-30T12:30", 9)]
 
 
+async def test_f_345_only_ended_periods_are_read(
+    kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each hour the usage of all customers was read, and all keys were walked over."""
+    watch, asked = watch_of(kit), list[str]()
+    await watch.check()
+    await kit.record("acme", "requests", 8)
+    await kit.customers.set_plan("bolt", "free")
+    ends = datetime(2031, 6, 3, 12, tzinfo=UTC)
+    month = {"start_ms": ends.replace(month=5), "end_ms": ends, "anchor_ms": ends.replace(month=5)}
+    for customer in ("core", "dusk"):
+        begun = subscribed.subscription(**month, created_ms=ends.replace(month=5), plan="free")
+        await subscribed.fetched(kit, begun, customer=customer)
+    for customer in ("bolt", "core", "dusk"):
+        await kit.record(customer, "requests", 8)
+    clock.set(ends - timedelta(hours=2))
+    await watch.check()
+    read = kit.store.usage_of_many
+
+    async def reading(customers: Sequence[str], **options: Any) -> Any:
+        asked.extend(customers)
+        return await read(customers, **options)
+
+    monkeypatch.setattr(kit.store, "usage_of_many", reading)
+    monkeypatch.setattr("meterkit.redis.admin.Admin.scan", None)
+    clock.set(ends - timedelta(minutes=1))
+    await watch.check()
+    assert asked == []
+    clock.set(ends + timedelta(minutes=30))
+    await watch.check()
+    assert {*asked} == {"core", "dusk"}
+    assert (await published(kit, EVENT)) == ["acme", "bolt"]
+    clock.set(ends + timedelta(hours=2))
+    await watch.check()
+    assert (await published(kit, EVENT)) == ["core", "dusk"]
+
+
+async def test_f_345_several_are_summed_up_at_a_time(
+    store_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten a second of all shards: 100,000 customers took three hours."""
+    running = most = 0
+    pauses: list[float] = []
+
+    async def publish(store: Any, customer: str, kind: str, data: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await publish_notice(store, customer, kind, data)
+        running -= 1
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    watches = "meterkit.notify.storage_and_period_watches"
+    monkeypatch.setattr(f"{watches}.publish_notice", publish)
+    monkeypatch.setattr(f"{watches}.asyncio", SimpleNamespace(sleep=pause))
+    async with kit_of(store_url, clock, plans=SUMMARIES, shards=16) as kit:
+        watch = SummaryWatch(kit.store, any_event)
+        await watch.check()
+        await kit.record("acme", "requests", 8)
+        names = ["acme", *await copy_customer(kit, "acme", 120)]
+        clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
+        await watch.check()
+        shards = Counter(kit.store.keys.customer(name).shard for name in names)
+        assert await published(kit, EVENT) == sorted(names)
+    assert 1 < most <= 8
+    # Ten a second of each shard.
+    assert max(shards.values()) <= round(10 * sum(pauses)) < len(names) / 4
+
+
+async def published(kit: MeterKit, event: str) -> list[str]:
+    """Customers of the events that were not read yet, sorted."""
+    found: list[str] = []
+    for shard in range(kit.store.keys.shards):
+        while notices := await read_notices(kit.store, shard, [event]):
+            found += [notice.customer for notice in notices]
+    return sorted(found)
+
+
 async def test_a_lost_lease_ends_a_pass(kit: MeterKit, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.notify.storage_and_period_watches._SUMMARIES_AT_ONCE", 1)
     watch, admin = watch_of(kit), await kit.store.admin()
     lease = kit.store.keys.shard(HOOKS_SHARD, "period.summary:lease")
     await watch.check()
@@ -345,19 +429,16 @@ async def test_a_handler_alone_makes_an_event_wanted(store_url: str) -> None:
         assert {EVENT} == wanted(kit)
 
 
-async def test_summaries_are_looked_for_once_an_hour(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, looked = Clock(NOW), list[datetime]()
-
-    async def look() -> None:
-        looked.append(clock.now())
-
+async def test_summaries_are_looked_for_once_an_hour(store_url: str) -> None:
+    """Each process that had begun looked again."""
+    clock, looked = Clock(NOW), list[int]()
     async with kit_of(store_url, clock) as kit:
-        watch = SummaryWatch(kit.store, any_event)
-        monkeypatch.setattr(watch, "check", look)
+        admin, key = await kit.store.admin(), kit.store.keys.shard(HOOKS_SHARD, "period.summary:last")
         for minutes in (0, 59, 1, 1):
             clock.advance(timedelta(minutes=minutes))
-            await watch._check_hourly()
-    assert looked == [NOW, NOW + timedelta(hours=1)]
+            await SummaryWatch(kit.store, any_event)._check_hourly()
+            looked.append(int((await admin.client.get(key)).rstrip(b":")) - to_ms(NOW))
+    assert looked == [-HOUR_MS, -HOUR_MS, 0, 0]
 
 
 SPIKES: Final = (

@@ -373,9 +373,10 @@ class Model:
             return [PARTLY, now]
         if numbered.fenced:
             return [3, numbered.last]
-        if number != numbered.last + 1:
+        goes_on = number < 0 and not numbered.last
+        if not goes_on and number != numbered.last + 1:
             return [1, now] if number <= numbered.last else [2, numbered.last]
-        numbered.last = number
+        numbered.last = abs(number)
         return None if counted is None else [counted, now]
 
     def _counted(self, event: EventMark) -> int | None:

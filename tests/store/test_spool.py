@@ -25,6 +25,8 @@ from typing import Any, Final
 
 import pytest
 
+from drivers.audit_database import drain_all
+from drivers.audited_kit import rows_in
 from drivers.spools import spool_with
 from faults.proxy import TcpProxy
 from faults.refusals import PLANS, ask, eventually, kit_at, lane_of, settle, settled, used
@@ -379,6 +381,67 @@ async def test_i11_a_spool_without_a_record_sends_the_rest(
         assert await used(kit, "acme", "tokens") == (30, 0)
         found.remove()
     assert "the store has no record any more of what it had applied" in caplog.text
+
+
+@pytest.mark.parametrize("is_audited", [False, True])
+async def test_f_341_an_emptied_store_gets_the_rest_at_once(
+    valkey: Server,
+    proxy: TcpProxy,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    is_audited: bool,
+) -> None:
+    """An empty settlement was sent for each that was lost, all at once: requests beside them failed."""
+    url = f"sqlite:///{tmp_path}/audit.db"
+    async with kit_on(proxy, tmp_path) as kit:
+        await away(kit, proxy)
+        settle(kit, "acme", times=150, tokens=10)
+        await eventually(lambda: not any(queue.unsettled for queue in lane_of(kit).queues))
+    (file,) = spools(tmp_path)
+    posted: list[int] = []
+    post = SpoolReplay._post
+
+    def posting(self: SpoolReplay, transfer: Any) -> None:
+        posted.append(transfer.number)
+        post(self, transfer)
+
+    monkeypatch.setattr(SpoolReplay, "_post", posting)
+    audit_url = url if is_audited else None
+    async with next_start(proxy, tmp_path / "none", audit_url=audit_url, flush=False) as kit:
+        found, replay, records = half_sent_of(kit, file)
+        await replay.send(records[:140])
+        valkey.command("FLUSHALL")
+        posted.clear()
+        await replay.send(records[140:145])
+        assert posted == [*range(141, 146), *range(141, 146)]
+        assert (replay.lost, (await used(kit, "acme", "tokens"))[0]) == (140, 50)
+        valkey.command("FLUSHALL")
+        await replay.send(records[145:])
+        assert (replay.lost, (await used(kit, "acme", "tokens"))[0]) == (145, 50)
+        again = replace(replay, counted_losses=replay.counted_losses)
+        await again.send(records)  # As after another outage: nothing is applied or counted twice.
+        assert (again.lost, (await used(kit, "acme", "tokens"))[0]) == (0, 50)
+        if is_audited:
+            await drain_all(kit, url)
+            numbers = [int(row["event"].rpartition("/")[2]) for row in rows_in(url)]
+            assert sorted(numbers) == [*range(146, 151)]
+        found.remove()
+    assert "settlements of a spool lost: 5: the store has no record any more" in caplog.text
+
+
+async def test_f_341_a_loss_is_counted_once(valkey: Server, proxy: TcpProxy, tmp_path: Path) -> None:
+    """What could never be recorded was counted again where the store lost its record."""
+    file = await spooled(proxy, tmp_path)
+    async with next_start(proxy, tmp_path / "none") as kit:
+        found, replay, records = half_sent_of(kit, file)
+        broken = records[1].replace(b'"c":"acme"', b'"c":"acme","held":[1]')
+        await replay.send([records[0], broken, records[2]])
+        assert replay.lost == 1
+        valkey.command("FLUSHALL")
+        await replay.send(records[3:])
+        assert replay.lost == 3
+        found.remove()
 
 
 async def test_i11_a_store_that_falls_behind_gets_the_spool_again(

@@ -22,9 +22,10 @@ from meterkit.delivery.sender import stopwatch
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.log_throttle import HOUR_S, Throttle
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue, price_each, usage_key_of
+from meterkit.store.concurrent_calls import run_together
 from meterkit.stripe.idempotency_keys import key_of
 from meterkit.stripe.prices import PRICES
-from meterkit.stripe.request import KEY_REFUSALS, run_together
+from meterkit.stripe.request import KEY_REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

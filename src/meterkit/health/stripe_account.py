@@ -17,10 +17,10 @@ from meterkit.customers.states import list_states
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.insights.health_report import CheckSkippedError, Finding, join_names, one_finding
 from meterkit.outbox.sealing_terms import line_products
+from meterkit.store.concurrent_calls import run_together
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meter_differences import meter_differences
 from meterkit.stripe.prices import OPTIONS, currencies_of, fetch_price, with_option_tiers
-from meterkit.stripe.request import run_together
 from meterkit.subscriptions.plan_prices import prices_by_key, prices_of
 from meterkit.subscriptions.price_problems import describe_as_sold, has_other_amounts
 from meterkit.subscriptions.stripe_objects import pack_key

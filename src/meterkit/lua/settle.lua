@@ -29,7 +29,7 @@
 -- then names of fields: METERm a meter; METERn a concurrency limit; RATEr a rate
 -- then, with an audit log: what else it says of the usage
 -- then, with subjects: their words and terms, see settle_subjects
--- then two doubles: the slot in which the request holds, and the number of the settlement
+-- then two doubles: the slot in which the request holds, and the number of the settlement; see take_number
 -- last: the caller's clock (ms)
 --
 -- Terms: whole numbers as doubles
@@ -184,7 +184,7 @@ if notices_key then
     pay and keep_grants, now, begins_ms, ends_ms)
 end
 
---audited audit_usage(audit_key, producer_key, number, customer, now, begins_ms, backdated_period, audit_details, noted)
+--audited audit_usage(audit_key, producer_key, math.abs(number), customer, now, begins_ms, backdated_period, audit_details, noted)
 local new_expiry_ms = math.max(now + lasts_ms, has_recorded and ends_ms + outlive_ms or 0)
 if begins_to_wait then
 --include schedule_seal

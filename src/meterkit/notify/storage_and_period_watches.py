@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
+from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import blake2b
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
@@ -17,19 +20,21 @@ from meterkit.catalog.overage_prices import is_row
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.sorted_customers import SortedCustomers, customers_with_counts
 from meterkit.customers.states import CustomerStates
-from meterkit.decisions.customer_state import CustomerState, entitlements_of
+from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, StoredLevel
-from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.decisions.keys import HEAD_FIELD, HOOKS_SHARD
+from meterkit.decisions.packed import CounterHead
 from meterkit.decisions.periods import HOUR_MS, to_ms
 from meterkit.decisions.plan_shares import effective_terms
 from meterkit.outbox.intents import count_members
+from meterkit.store.concurrent_calls import run_together
 from meterkit.store.customer_notices import publish_notice
 from meterkit.store.gauge_levels import change_level
 from meterkit.store.task_lease import TaskLease
-from meterkit.store.unreadable_data import read_each, skip_unreadable
+from meterkit.store.unreadable_data import UNREADABLE, read_each, skip_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.store.customer_usage import CustomerUsage
@@ -122,13 +127,15 @@ STORAGE_EVENT: Final = "storage.over"
 _UNITS: Final = frozenset({"byte", "bytes"})
 _LEVELS_AT_ONCE: Final = 500
 _RESTATE_EVERY_MS: Final = 24 * HOUR_MS
+_CALLS_AT_ONCE: Final = 8
 
 
 class StorageWatch:
     """Finds customers who store more than their plan includes.
 
     Each shard lists the gauges above what is included. The scripts that change a level, a plan or an override
-    keep the list. A new plans file may include less: then, and once a day, all levels are restated.
+    keep the list. A new plans file may include less: then, and once a day, all levels are restated. The store
+    has the plans file by which that was done, and when: no process does it again.
 
     Args:
         store: has the levels and receives the events.
@@ -138,7 +145,7 @@ class StorageWatch:
     def __init__(self, store: Store, is_wanted: Callable[[str], bool]) -> None:
         self._store = store
         self._watch = LeasedWatch(store, STORAGE_EVENT, is_wanted)
-        self._restated: tuple[Catalog | None, int] = (None, 0)
+        self._key = store.keys.shard(HOOKS_SHARD, f"{STORAGE_EVENT}:restated")
 
     async def run(self) -> None:
         """Check every five minutes until cancelled.
@@ -160,22 +167,29 @@ class StorageWatch:
         if not gauges:
             return
         await self._check_listed(gauges)
-        restated, until_ms = self._restated
-        if restated is not catalog or now_ms >= until_ms:
+        restated: bytes = await self._store.ask("get", self._key) or b" 0"
+        by_plans, _, at_ms = restated.decode().partition(" ")
+        if by_plans != catalog.content_hash or now_ms >= int(at_ms) + _RESTATE_EVERY_MS:
             await self._restate_levels(catalog, gauges)
-            self._restated = catalog, now_ms + _RESTATE_EVERY_MS
+            await self._store.ask("set", self._key, f"{catalog.content_hash} {now_ms}", px=_RESTATE_EVERY_MS)
 
     async def _check_listed(self, gauges: Sequence[str]) -> None:
         keys, admin = self._store.keys, (await self._store.admin()).for_delivery()
         for shard, name in await count_members(self._store, admin, ("over",), limit="+inf"):
-            members: list[bytes] = await admin.ask(admin.client.zrange(keys.shard(shard, name), 0, -1))
-            listed = [member.decode("utf-8", "surrogateescape").partition(":")[::2] for member in members]
-            found = [(gauge, customer) for gauge, customer in listed if gauge in gauges]
-            for start in range(0, len(found), _LEVELS_AT_ONCE):
-                places = found[start : start + _LEVELS_AT_ONCE]
-                for (gauge, customer), packed in await self._read_levels(places):
-                    await self._check_level(customer, gauge, packed)
+            # A gauge that leaves the list meanwhile hides another one until the next check.
+            for first in count(0, _LEVELS_AT_ONCE):
+                page = keys.shard(shard, name), first, first + _LEVELS_AT_ONCE - 1
+                members: list[bytes] = await admin.ask(admin.client.zrange(*page))
+                listed = [member.decode("utf-8", "surrogateescape").partition(":")[::2] for member in members]
+                found = [(gauge, customer) for gauge, customer in listed if gauge in gauges]
+                levels = await self._read_levels(found)
+                await run_together(
+                    [partial(self._check_level, *place, packed) for place, packed in levels],
+                    at_once=_CALLS_AT_ONCE,
+                )
                 await self._watch.lease.acquire()
+                if len(members) < _LEVELS_AT_ONCE:
+                    break
 
     async def _restate_levels(self, catalog: Catalog, gauges: Sequence[str]) -> None:
         """Restate each level above what the smallest plan includes."""
@@ -186,12 +200,21 @@ class StorageWatch:
         async with customers_with_counts(store, "v") as customers:
             async for names in customers.names(_LEVELS_AT_ONCE):
                 places = [(gauge, customer) for customer in names for gauge in gauges]
-                for (gauge, customer), packed in await self._read_levels(places):
-                    async with skip_unreadable(customer, partial(store.log_unreadable, STORAGE_EVENT)):
-                        if _read_level(packed).level > least[gauge]:
-                            view = store.cache.get(customer)
-                            await change_level(store, view, gauge, 0, how="adjust", event_id=None)
+                levels = await self._read_levels(places)
+                await run_together(
+                    [
+                        partial(self._restate_level, *place, packed, least[place[0]])
+                        for place, packed in levels
+                    ],
+                    at_once=_CALLS_AT_ONCE,
+                )
                 await self._watch.lease.acquire()
+
+    async def _restate_level(self, gauge: str, customer: str, packed: Any, least: int) -> None:
+        async with skip_unreadable(customer, partial(self._store.log_unreadable, STORAGE_EVENT)):
+            if _read_level(packed).level > least:
+                view = self._store.cache.get(customer)
+                await change_level(self._store, view, gauge, 0, how="adjust", event_id=None)
 
     async def _read_levels(self, places: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], Any]]:
         """Read the packed levels of gauges, each with its customer; of a damaged key an error."""
@@ -202,7 +225,7 @@ class StorageWatch:
         )
         return list(zip(places, replies, strict=True))
 
-    async def _check_level(self, customer: str, gauge: str, packed: Any) -> None:
+    async def _check_level(self, gauge: str, customer: str, packed: Any) -> None:
         async with skip_unreadable(customer, partial(self._store.log_unreadable, STORAGE_EVENT)):
             level = _read_level(packed)
             if level.over_ms:
@@ -253,21 +276,22 @@ def _read_level(reply: bytes | Exception | None) -> StoredLevel:
 
 SUMMARY_EVENT: Final = "period.summary"
 _SUMMARIES_AT_ONCE: Final = 100
+_USAGES_AT_ONCE: Final = 25
 _POSITION_TTL_MS: Final = 7 * 86_400_000
 _PAUSE_S: Final = 0.1
-"""Between two customers: a shard holds a thousand events, and is read every half a minute."""
+"""Between two events of a shard: it holds a thousand, and is read every half a minute."""
 
 
 class SummaryWatch:
     """Summarizes the periods that ended an hour ago or earlier, in the order of their ends.
 
     The store has the end and the customer of the last one, as position. If a process is killed before it
-    saves the position, the event of this customer is repeated with the same id.
+    saves the position, the events of a page are repeated with the same ids.
 
     Args:
         store: has the usage and receives the events.
         is_wanted: whether a channel or a handler wants an event.
-        pause_s: the pause between two customers.
+        pause_s: the pause between two events of a shard.
     """
 
     def __init__(self, store: Store, is_wanted: Callable[[str], bool], *, pause_s: float = _PAUSE_S) -> None:
@@ -275,7 +299,6 @@ class SummaryWatch:
         self._watch = LeasedWatch(store, SUMMARY_EVENT, is_wanted)
         self._key = store.keys.shard(HOOKS_SHARD, f"{SUMMARY_EVENT}:last")
         self._pause_s = pause_s
-        self._next_check_ms = 0
 
     async def run(self) -> None:
         """Check every hour until cancelled.
@@ -286,9 +309,9 @@ class SummaryWatch:
         await self._watch.run(self._check_hourly)
 
     async def _check_hourly(self) -> None:
-        if self._store.now_ms() >= self._next_check_ms:
+        last = await self._read_position()
+        if last is None or self._store.now_ms() - HOUR_MS >= last[0] + HOUR_MS:
             await self.check()
-            self._next_check_ms = self._store.now_ms() + HOUR_MS
 
     async def check(self) -> None:
         """Check all customers once.
@@ -296,30 +319,38 @@ class SummaryWatch:
         Raises:
             StoreError: the store does not answer.
         """
-        until_ms = await self._store.clock_ms(HOOKS_SHARD) - HOUR_MS
+        now_ms = await self._store.clock_ms(HOOKS_SHARD)
+        until_ms = now_ms - HOUR_MS
         last = await self._read_position()
         if last is None:  # No check for a week: begin with periods that end from now on.
             await self._save_position(until_ms, "")
             return
         async with SortedCustomers() as due:
-            if not await self._find_due(due, last, until_ms):
+            if not await self._find_due(due, last, now_ms):
                 return
             async for page in due.pages(_SUMMARIES_AT_ONCE):
+                ends: dict[str, list[int]] = {}
                 for end_ms, customer in page:
-                    await self._notify_summary(customer, end_ms)
-                    await self._save_position(end_ms, customer)
-                    if not await self._watch.lease.acquire():
-                        return
+                    ends.setdefault(customer, []).append(end_ms)
+                counts = await run_together(
+                    [partial(self._notify_summaries, *one) for one in ends.items()], at_once=_CALLS_AT_ONCE
+                )
+                await self._save_position(*page[-1])
+                if not await self._watch.lease.acquire():
+                    return
+                published = sum(counts, Counter[int]())
+                await asyncio.sleep(self._pause_s * max(published.values(), default=0))
         await self._save_position(until_ms, "")
 
-    async def _find_due(self, due: SortedCustomers, last: tuple[int, str], until_ms: int) -> bool:
-        """Add customers with the ends of their previous periods since the last check.
+    async def _find_due(self, due: SortedCustomers, last: tuple[int, str], now_ms: int) -> bool:
+        """Add customers with the ends of their periods since the last check.
 
         Returns whether this process still has the lease.
         """
-        async with customers_with_counts(self._store) as customers:
+        until_ms = now_ms - HOUR_MS
+        async with self._list_customers(last[0], now_ms) as customers:
             async for names in customers.names(_SUMMARIES_AT_ONCE):
-                ends = await self._read_period_ends(names)
+                ends = await self._read_period_ends(await self._select_ended(names, last[0], now_ms))
                 # A period may both begin and end between two checks: look at those before it, too.
                 while ends := [end for end in ends if last < end]:
                     await due.add(end for end in ends if end[0] < until_ms)
@@ -327,6 +358,40 @@ class SummaryWatch:
                 if not await self._watch.lease.acquire():
                     return False
         return True
+
+    @asynccontextmanager
+    async def _list_customers(self, since_ms: int, now_ms: int) -> AsyncGenerator[SortedCustomers]:
+        """All customers with usage; without a record only if a period of the default plan ended since."""
+        store = self._store
+        if effective_plan(CustomerState(), store.catalog, now_ms).bounds.start_ms >= since_ms:
+            async with customers_with_counts(store) as found:
+                yield found
+        else:
+            async with SortedCustomers() as found:
+                await found.add_set_up((await store.admin()).for_delivery(), store.keys)
+                yield found
+
+    async def _select_ended(self, customers: Sequence[str], since_ms: int, now_ms: int) -> list[str]:
+        """Select customers whose usage may show a period that ended since an instant, or be damaged."""
+        admin, catalog = (await self._store.admin()).for_delivery(), self._store.catalog
+        replies = await admin.ask_each(
+            ("hget", key, field)
+            for of in map(self._store.keys.customer, customers)
+            for key, field in ((of.state, "data"), (of.counters, HEAD_FIELD))
+        )
+        found: list[str] = []
+        for customer, data, packed in zip(customers, replies[::2], replies[1::2], strict=True):
+            try:
+                bounds = effective_plan(CustomerState.parse(data or b""), catalog, now_ms).bounds
+                head = CounterHead.read(packed)
+            except UNREADABLE:
+                found.append(customer)
+            else:
+                # A change of the subscription may have moved the end; no script has closed that period yet.
+                is_moved = bounds.start_ms < head.ends_ms != bounds.end_ms
+                if is_moved or max(bounds.start_ms, head.begins_ms) >= since_ms:
+                    found.append(customer)
+        return found
 
     async def _read_former_ends(self, ends: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
         """Read when the periods before some ended; periods of calendar months end together."""
@@ -336,21 +401,29 @@ class SummaryWatch:
         former = [await self._read_period_ends(names, at_ms=at_ms - 1) for at_ms, names in by_end.items()]
         return [end for found in former for end in found]
 
-    async def _notify_summary(self, customer: str, end_ms: int) -> None:
-        summary = None
-        async with skip_unreadable(customer, partial(self._store.log_unreadable, SUMMARY_EVENT)):
-            summary = await self._make_summary(customer, end_ms)
-        if summary is not None:
-            await publish_notice(self._store, customer, SUMMARY_EVENT, summary)
-            await asyncio.sleep(self._pause_s)
+    async def _notify_summaries(self, customer: str, ends: Iterable[int]) -> Counter[int]:
+        """Publish a customer's summaries; their number by shard."""
+        published = Counter[int]()
+        for end_ms in ends:
+            summary = None
+            async with skip_unreadable(customer, partial(self._store.log_unreadable, SUMMARY_EVENT)):
+                summary = await self._make_summary(customer, end_ms)
+            if summary is not None:
+                await publish_notice(self._store, customer, SUMMARY_EVENT, summary)
+                published[self._store.keys.customer(customer).shard] += 1
+        return published
 
     async def _read_period_ends(
         self, customers: Sequence[str], *, at_ms: int | None = None
     ) -> list[tuple[int, str]]:
         """Read when the period before the present one, or before that of another instant, ended."""
         read = partial(self._store.usage_of_many, at_ms=at_ms)
-        usages = await read_each(customers, read, partial(self._store.log_unreadable, SUMMARY_EVENT))
-        return [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
+        found: list[tuple[int, str]] = []
+        for first in range(0, len(customers), _USAGES_AT_ONCE):
+            page = customers[first : first + _USAGES_AT_ONCE]
+            usages = await read_each(page, read, partial(self._store.log_unreadable, SUMMARY_EVENT))
+            found += [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
+        return found
 
     async def _make_summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:
         # The ledger must have the changes of the clock: it says which plan was active.

@@ -25,6 +25,7 @@ from meterkit.store.spool_file import (
     frame,
 )
 from meterkit.store.spool_replay import (
+    CountedLosses,
     RewindError,
     SpoolReplay,
     UnknownCounterError,
@@ -122,7 +123,7 @@ class EventLoopSpool:
         self._refused: dict[Path, str] = {}
         self._logged: set[Path] = set()
         self.overdue = OverdueTimer(lane.call_later)
-        self._counted_losses = set[tuple[str, int]]()
+        self._counted_losses = CountedLosses()
         self._orphans_sent = self._answered = 0
         self.lost = 0
 

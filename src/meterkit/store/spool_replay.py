@@ -162,11 +162,38 @@ class RewindError(Exception):
 
 
 @dataclass(slots=True, eq=False)
+class CountedLosses:
+    """Losses that are counted: a replay that was interrupted begins again, and counts none twice.
+
+    Attributes:
+        single: producer and number of a lost settlement.
+        until: by producer, the number up to which all are lost.
+    """
+
+    single: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    until: dict[str, int] = field(default_factory=dict[str, int])
+
+    def add(self, producer: str, number: int) -> bool:
+        """Count one settlement; whether it is a new loss."""
+        is_new = number > self.until.get(producer, 0) and (producer, number) not in self.single
+        self.single.add((producer, number))
+        return is_new
+
+    def add_until(self, producer: str, number: int) -> int:
+        """Count all settlements up to a number; how many of them are new losses."""
+        before = self.until.get(producer, 0)
+        known = sum(name == producer and before < one <= number for name, one in self.single)
+        self.until[producer] = max(before, number)
+        return max(0, number - before - known)
+
+
+@dataclass(slots=True, eq=False)
 class _Transfer:
     """A record in flight.
 
     Attributes:
         unknown: its usage of meters that the plans file lacks, which is not sent.
+        begins: whether the producer goes on at its number, although the store has no record of those before.
         is_done: whether it is not sent again, but waits for those before it.
     """
 
@@ -176,6 +203,7 @@ class _Transfer:
     sent: SentRecord | None
     unknown: Mapping[str, int] = field(default_factory=dict[str, int])
     reply: Any = None
+    begins: bool = False
     is_done: bool = False
 
     @property
@@ -190,9 +218,9 @@ class _Transfer:
         """Store the reply; a plain number is the time at which the settlement was applied."""
         self.reply = [replies.OK, reply] if isinstance(reply, int) else reply
 
-    def make_empty(self, number: int | None = None) -> _Transfer:
-        """Empty settlement with this number, or an earlier one."""
-        return _Transfer(number or self.number, self.shard, Settlement(self.settlement.view), None)
+    def make_empty(self) -> _Transfer:
+        """Empty settlement with this number."""
+        return _Transfer(self.number, self.shard, Settlement(self.settlement.view), None)
 
 
 @dataclass(eq=False)
@@ -210,7 +238,7 @@ class SpoolReplay:
         keys: names of keys.
         is_same_loop: whether this event loop wrote the records: then its queues count the acknowledged
             settlements that the store has lost.
-        counted_losses: producer and number of each loss that earlier replays of this process have counted.
+        counted_losses: those of earlier replays of this process, too.
 
     Attributes:
         done: last applied number of each shard.
@@ -223,7 +251,7 @@ class SpoolReplay:
     keys: Keys
     is_same_loop: bool = False
     leaves_unknown: bool = False
-    counted_losses: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    counted_losses: CountedLosses = field(default_factory=CountedLosses)
     _fenced: dict[str, int] = field(default_factory=dict[str, int], init=False)
     done: dict[int, int] = field(default_factory=dict[int, int], init=False)
     lost: int = field(default=0, init=False)
@@ -247,9 +275,10 @@ class SpoolReplay:
         except Exception as error:  # noqa: BLE001 - the records behind it must be applied
             found = json.loads(record)
             customer = str(found["c"])
-            self._log_lost(1, f"that of {customer!r} cannot be read: {error!r}")
             nothing = Settlement(self.cache.get(customer))
-            return _Transfer(found["n"], shard_of(customer, self.keys.shards), nothing, None)
+            transfer = _Transfer(found["n"], nothing.view.shard, nothing, None)
+            self._lose(transfer, f"that of {customer!r} cannot be read: {error!r}")
+            return transfer
         if self.leaves_unknown and any(unknown.values()):
             raise UnknownCounterError(", ".join(sorted(unknown)))
         return _Transfer(number, settlement.view.shard, settlement, sent, unknown)
@@ -263,22 +292,16 @@ class SpoolReplay:
         if last is None:
             last = self._fenced[sent.producer] = await self.lane_of(transfer.shard).fence(sent.producer)
             lost = sent.acknowledged - max(0, last)
-            if lost > 0 and not self.is_same_loop and self._is_first_loss(sent.producer, sent.acknowledged):
+            is_counted = self.is_same_loop or lost <= 0
+            if not is_counted and self.counted_losses.add(sent.producer, sent.acknowledged):
                 self._log_lost(lost, "the store lost what it had acknowledged")
         if sent.number == NEVER_SENT:
             return transfer
         if last < 0 < sent.acknowledged:
             # Whether it was applied is unknown: in doubt it is not billed, as in the queue.
-            if self._is_first_loss(sent.producer, sent.number):
-                self._log_lost(1, "the store has no record any more of what it had acknowledged")
+            self._lose(transfer, "the store has no record any more of what it had acknowledged")
             return transfer.make_empty()
         return transfer.make_empty() if sent.number <= last else transfer
-
-    def _is_first_loss(self, producer: str, number: int) -> bool:
-        """Whether a loss is not counted yet: a replay that was interrupted begins again."""
-        is_first = (producer, number) not in self.counted_losses
-        self.counted_losses.add((producer, number))
-        return is_first
 
     async def _apply(self, transfers: list[_Transfer]) -> None:
         pause_s = _PAUSE_FIRST_S
@@ -301,12 +324,13 @@ class SpoolReplay:
         try:
             head, tail = transfer.settlement.pack()
         except Exception as error:  # noqa: BLE001 - the records behind it must be applied
-            self._log_lost(1, f"that of {transfer.settlement.customer!r} cannot be packed: {error!r}")
+            self._lose(transfer, f"that of {transfer.settlement.customer!r} cannot be packed: {error!r}")
             transfer.settlement = Settlement(transfer.settlement.view)
             head, tail = transfer.settlement.pack()
-        producer = pack_each([self.keys.producer(transfer.shard, self.producer)])
+        producer = pack_each([self._producer_of(transfer)])
         transfer.reply = None
-        post((head, producer, tail, pack_sequence(transfer.settlement.slot, transfer.number)), transfer)
+        number = -transfer.number if transfer.begins else transfer.number
+        post((head, producer, tail, pack_sequence(transfer.settlement.slot, number)), transfer)
 
     async def _find_unapplied(self, transfers: Iterable[_Transfer]) -> list[_Transfer]:
         """Transfers not applied yet: in each shard, all from the first such one."""
@@ -343,26 +367,28 @@ class SpoolReplay:
                     self._log_unknown(transfer)
                 settlement.on_notices(answer[2:])
             case replies.REFUSED:
-                self._log_lost(1, f"that of {settlement.customer!r} can never be recorded")
+                self._lose(transfer, f"that of {settlement.customer!r} can never be recorded")
                 settlement.on_refused(answer[1])
             case replies.DAMAGED:
-                self._log_lost(1, f"that of {settlement.customer!r} cannot be recorded")
+                self._lose(transfer, f"that of {settlement.customer!r} cannot be recorded")
                 settlement.on_damaged(answer[1])
             case replies.STALE:
                 settlement.on_stale(answer)
                 return [transfer]
             case replies.CONFLICT:
-                self._log_lost(
-                    1, f"that of {settlement.customer!r} is refused: its event_id was used otherwise"
-                )
+                why = f"that of {settlement.customer!r} is refused: its event_id was used otherwise"
+                self._lose(transfer, why)
                 settlement.on_conflict(answer[2])
             case replies.PARTLY:
                 transfer.settlement = settlement.uncounted(answer[2])
                 return [transfer]
             case replies.GAP if not answer[1]:
                 # The store has lost the producer's number: earlier settlements may be applied, or not.
-                self._log_lost(transfer.number - 1, "the store has no record any more of what it had applied")
-                return [*(transfer.make_empty(number) for number in range(1, transfer.number)), transfer]
+                lost = self.counted_losses.add_until(self._producer_of(transfer), transfer.number - 1)
+                if lost:
+                    self._log_lost(lost, "the store has no record any more of what it had applied")
+                transfer.begins = True
+                return [transfer]
             case replies.GAP:
                 raise RewindError
             case _:
@@ -375,9 +401,9 @@ class SpoolReplay:
             await self.lane_of(transfer.shard).fence(self.keys.producer(transfer.shard, f"{self.producer}-0"))
             return [transfer]
         # Sent again it would fail again, or be a duplicate if its number was used.
-        self._log_lost(1, f"that of {transfer.settlement.customer!r} failed: {reply}")
+        self._lose(transfer, f"that of {transfer.settlement.customer!r} failed: {reply}")
         empty = Settlement(self.cache.get(self._find_unused_customer(transfer.shard)))
-        return [_Transfer(transfer.number, transfer.shard, empty, None)]
+        return [_Transfer(transfer.number, transfer.shard, empty, None, begins=transfer.begins)]
 
     def _find_unused_customer(self, shard: int) -> str:
         """Find an unused customer id in a shard, whose counters cannot be damaged.
@@ -390,11 +416,18 @@ class SpoolReplay:
     def _log_unknown(self, transfer: _Transfer) -> None:
         settlement = transfer.settlement
         at = iso(datetime.fromtimestamp((settlement.occurred_ms or 0) / 1000, UTC))
-        self._log_lost(
-            1,
+        self._lose(
+            transfer,
             f"{dict(transfer.unknown)!r} of {settlement.customer!r}, used at {at}: this process's plans file"
             " has no such counter; once it has one, record this by hand",
         )
+
+    def _producer_of(self, transfer: _Transfer) -> str:
+        return self.keys.producer(transfer.shard, self.producer)
+
+    def _lose(self, transfer: _Transfer, why: str) -> None:
+        if self.counted_losses.add(self._producer_of(transfer), transfer.number):
+            self._log_lost(1, why)
 
     def _log_lost(self, number: int, why: str) -> None:
         self.lost += number

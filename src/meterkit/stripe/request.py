@@ -1,20 +1,19 @@
-"""Requests to Stripe: address, headers, the result of each as far as its sender can tell; a few at once."""
+"""Requests to Stripe: address, headers, the result of each as far as its sender can tell."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 from urllib.parse import urlsplit
 
-from meterkit.errors import CurrencyError, MeterkitError, StripeError, StripeUnavailableError
+from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 API_BASE: Final = "https://api.stripe.com"
 API_VERSION: Final = "2026-10-28.endive"
@@ -24,7 +23,6 @@ Parameter: TypeAlias = "str | int | float | bool | Mapping[str, Parameter] | Seq
 
 ENDED_HERE: Final = "ended by meterkit: the last invoice is to be collected"
 """The comment of the ``cancellation_details`` of a subscription that we ended at once."""
-_T = TypeVar("_T")
 
 
 def build_headers(api_key: str) -> dict[str, str]:
@@ -217,23 +215,3 @@ def _parse_date(headers: Mapping[str, str]) -> int | None:
         return int(parsedate_to_datetime(headers["date"]).timestamp())
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-
-
-async def run_together(calls: Iterable[Callable[[], Awaitable[_T]]], *, at_once: int) -> list[_T]:
-    """Make calls concurrently, a few at once; their results are in the order of the calls.
-
-    Raises:
-        MeterkitError: the first of a call's; the others are cancelled.
-    """
-    room = asyncio.Semaphore(at_once)
-
-    async def run(call: Callable[[], Awaitable[_T]]) -> _T:
-        async with room:
-            return await call()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run(call)) for call in calls]
-    except* MeterkitError as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from meterkit.catalog.value_parsers import rounded_cents
 from meterkit.customers.billed_usage import sum_overage
 from meterkit.customers.history import read_states_and_histories
+from meterkit.customers.sorted_customers import TemporaryTables
 from meterkit.customers.states import list_customer_pages
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.grants import MICRO
@@ -40,6 +42,7 @@ from meterkit.insights.revenue.revenue_formulas import (
     sum_days,
 )
 from meterkit.redis.daemon_thread import in_thread
+from meterkit.store.concurrent_calls import run_together
 from meterkit.store.input_checks import shown
 from meterkit.store.task_lease import TaskLease
 
@@ -50,51 +53,50 @@ if TYPE_CHECKING:
     from meterkit.customers.history import HistoryEntry
     from meterkit.insights.revenue.revenue_formulas import RevenueForecast
     from meterkit.insights.revenue.tables import RevenueTables
-    from meterkit.redis.admin import Admin
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
 
-_PAGE: Final = 500
+_PAGE: Final = 25
+_CALLS_AT_ONCE: Final = 8
 
 
-async def read_payments(store: Store, at_ms: int) -> list[CustomerPayment]:
-    """Recurring payments at a past instant, by customer.
+async def read_payments(store: Store, customers: Sequence[str], at_ms: int) -> list[CustomerPayment]:
+    """Recurring payments of some customers at a past instant.
 
     Raises:
         StoreError: the store does not answer.
         UnreadableDataError: the record of a customer cannot be read, without which the sum would be wrong.
     """
-    found: list[CustomerPayment] = []
-    async for page in list_customer_pages((await store.admin()).for_delivery(), store.keys, _PAGE):
-        kept = (await read_states_and_histories(store, page)).items()
-        paying = (payment_at(who, state, ledger, store.catalog, at_ms) for who, (state, ledger) in kept)
-        found += [one for one in paying if one is not None]
-    return sorted(found)
+    kept = (await read_states_and_histories(store, customers)).items()
+    paying = (payment_at(who, state, ledger, store.catalog, at_ms) for who, (state, ledger) in kept)
+    return [one for one in paying if one is not None]
 
 
-async def read_overage(store: Store, since_ms: int, until_ms: int) -> list[OverageAmount]:
-    """Overage of linked customers in the periods that ended in a span, by customer.
+async def read_overage(
+    store: Store, customers: Sequence[str], since_ms: int, until_ms: int
+) -> list[OverageAmount]:
+    """Overage of linked customers among some, in the periods that ended in a span.
 
     Raises:
         StoreError: the store does not answer.
     """
-    admin = (await store.admin()).for_delivery()
-    found: list[OverageAmount] = []
-    async for page in list_customer_pages(admin, store.keys, _PAGE):
-        for customer, state, begins_ms in await _list_ended_periods(store, admin, page, since_ms, until_ms):
-            charged = await _sum_charges(store, customer, state, begins_ms, since_ms, until_ms)
-            amount = round(charged * MICRO)
-            if amount:
-                currency = store.catalog.in_currency(state.currency).currency
-                found.append(OverageAmount(customer, currency, amount))
-    return sorted(found)
+
+    async def read(customer: str, state: CustomerState, begins_ms: int) -> OverageAmount:
+        charged = await _sum_charges(store, customer, state, begins_ms, since_ms, until_ms)
+        currency = store.catalog.in_currency(state.currency).currency
+        return OverageAmount(customer, currency, round(charged * MICRO))
+
+    ended = await _list_ended_periods(store, customers, since_ms, until_ms)
+    found = await run_together([partial(read, *one) for one in ended], at_once=_CALLS_AT_ONCE)
+    return [one for one in found if one.amount]
 
 
 async def _list_ended_periods(
-    store: Store, admin: Admin, customers: Sequence[str], since_ms: int, until_ms: int
+    store: Store, customers: Sequence[str], since_ms: int, until_ms: int
 ) -> list[tuple[str, CustomerState, int]]:
     """List linked customers with a period that may have ended in the span, and its start (ms)."""
+    admin = (await store.admin()).for_delivery()
     replies = await admin.ask_all(
         ("hget", key, field)
         for keys in map(store.keys.customer, customers)
@@ -104,7 +106,7 @@ async def _list_ended_periods(
     for customer, data, packed in zip(customers, replies[::2], replies[1::2], strict=True):
         state, head = CustomerState.parse(data or b""), CounterHead.read(packed)
         is_asked = packed is not None and state.stripe_customer is not None
-        if is_asked and (head.begins_ms >= since_ms or head.ends_ms <= until_ms):
+        if is_asked and (head.begins_ms >= since_ms or since_ms < head.ends_ms <= until_ms):
             found.append((customer, state, head.begins_ms))
     return found
 
@@ -243,7 +245,7 @@ class Revenue:
         Raises:
             MeterkitError: there is no snapshot of that day, or it is no date.
         """
-        tables = self._tables
+        tables = await self._opened()
         asked_day = self._yesterday() if day is None else _check_day(day)
         found = await in_thread(tables.last, asked_day)
         if found is None or day not in {None, found}:
@@ -276,7 +278,7 @@ class Revenue:
         """
         if type(cents) is not int or cents < 0:
             raise MeterkitError(f"spend: found {cents!r:.40} cents; allowed is a whole number from 0")
-        await in_thread(self._tables.spend, _check_day(day), cents)
+        await in_thread((await self._opened()).spend, _check_day(day), cents)
 
     async def by_plan(self) -> Mapping[tuple[str, str], int]:
         """Recurring revenue (micro-cents) by plan and currency, by the last snapshot.
@@ -284,7 +286,7 @@ class Revenue:
         The database is asked once in ten minutes: this is read with each scrape of metrics.
         """
         if monotonic() >= self._by_plan_until_s:
-            tables = self._tables
+            tables = await self._opened()
             last = await in_thread(tables.last, self._yesterday())
             self._by_plan = {} if last is None else await in_thread(tables.by_plan, last)
             self._by_plan_until_s = monotonic() + _EVERY_S
@@ -292,7 +294,7 @@ class Revenue:
 
     async def look(self) -> tuple[date | None, Sequence[date]]:
         """The last day with a snapshot, and days before yesterday without one. Nothing is made."""
-        tables, yesterday = self._tables, self._yesterday()
+        tables, yesterday = await self._opened(), self._yesterday()
         last = await in_thread(tables.last, yesterday) if await in_thread(tables.has_snapshots) else None
         if last is None:
             return None, []
@@ -300,7 +302,7 @@ class Revenue:
 
     async def days(self, first: date, last: date) -> Sequence[date]:
         """The days with a snapshot, from the first to the last."""
-        return list(await in_thread(self._tables.days, _check_day(first), _check_day(last)))
+        return list(await in_thread((await self._opened()).days, _check_day(first), _check_day(last)))
 
     async def snapshot(self) -> Sequence[date]:
         """Make the snapshots that are missing, the oldest first; the days that were made.
@@ -310,20 +312,32 @@ class Revenue:
         Raises:
             StoreError: the store does not answer.
         """
-        tables = self._tables
+        tables = await self._opened()
         yesterday = self._yesterday()
         missing = await in_thread(tables.missing, yesterday)
         for day in missing[-_DAYS_BACK:]:
-            paying = await read_payments(self._store, _end_ms(day))
-            used = await read_overage(self._store, _end_ms(day - _DAY), _end_ms(day))
-            await in_thread(tables.write, day, paying, used)
+            await self._write_day(tables, day)
             if day < yesterday and day + _DAY not in missing:
                 # The movements of the next day were computed against the last day before the gap.
-                await in_thread(_write_again, tables, day + _DAY)
+                await in_thread(tables.compute, day + _DAY)
         return missing[-_DAYS_BACK:]
+
+    async def _write_day(self, tables: RevenueTables, day: date) -> None:
+        """Read a day of all customers, a page at a time, and write it at once."""
+        store, since_ms, until_ms = self._store, _end_ms(day - _DAY), _end_ms(day)
+        admin = (await store.admin()).for_delivery()
+        async with _DayRows() as rows, aclosing(list_customer_pages(admin, store.keys, _PAGE)) as pages:
+            async for page in pages:
+                await rows.insert(_ADD_PAYMENT, await read_payments(store, page, until_ms))
+                await rows.insert(_ADD_OVERAGE, await read_overage(store, page, since_ms, until_ms))
+                await self._lease.renew()  # A day of many customers takes longer than it lasts.
+            await rows.write(tables, day)
 
     def _yesterday(self) -> date:
         return (datetime.fromtimestamp(self._store.now_ms() // 1000, UTC) - _SETTLES).date() - _DAY
+
+    async def _opened(self) -> RevenueTables:
+        return await in_thread(lambda: self._tables)  # SQLAlchemy takes a while to import.
 
     @cached_property
     def _tables(self) -> RevenueTables:
@@ -339,13 +353,38 @@ def _check_day(day: object) -> date:
     return day
 
 
-def _write_again(tables: RevenueTables, day: date) -> None:
-    tables.write(day, tables.paying(day), tables.used(day))
+_ROWS: Final = """
+PRAGMA journal_mode = OFF;
+PRAGMA cache_size = -2048;
+CREATE TABLE paying (customer PRIMARY KEY, plan, currency, mrr) WITHOUT ROWID;
+CREATE TABLE used (customer PRIMARY KEY, currency, amount) WITHOUT ROWID;
+BEGIN;
+"""
+_ADD_PAYMENT: Final = "INSERT INTO paying VALUES (?, ?, ?, ?)"
+_ADD_OVERAGE: Final = "INSERT INTO used VALUES (?, ?, ?)"
+
+
+class _DayRows(TemporaryTables):
+    """Payments and overage of a day while it is read: in the thread, and on disk if they are many."""
+
+    def __init__(self) -> None:
+        super().__init__(_ROWS, "the revenue of a day")
+
+    async def write(self, tables: RevenueTables, day: date) -> None:
+        """Write them as the snapshot of the day."""
+        select = self._database.execute
+        await self.call(
+            lambda: tables.write(
+                day,
+                map(CustomerPayment._make, select("SELECT * FROM paying ORDER BY customer")),
+                map(OverageAmount._make, select("SELECT * FROM used ORDER BY customer")),
+            )
+        )
 
 
 def _build_revenue_day(tables: RevenueTables, day: date, currency: str) -> RevenueDay:
     figures, before = tables.days(day, day)[day], months_before(day, 1)
-    retained = retention_of(tables.paying(before), tables.paying(day))
+    retained = {name: retention_of(sums) for name, sums in tables.retained(before, day).items()}
     starts, months = tables.days(before, before).get(before), _read_monthly_churn(tables, day)
     moved = sum_days(tables.days(before + _DAY, day).values())
     spent, won = tables.spent(before + _DAY, day), moved.get(currency, DayFigures()).new_customers

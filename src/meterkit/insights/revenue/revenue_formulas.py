@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import date
 
 MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
@@ -81,38 +81,6 @@ class DayFigures:
     churned_customers: int = 0
 
 
-def days_of(
-    before: Iterable[CustomerPayment], after: Iterable[CustomerPayment], former: Collection[tuple[str, str]]
-) -> dict[str, DayFigures]:
-    """The figures of a day, for each currency with revenue on this day or the day before.
-
-    A customer who changes the currency churns in one, and is new in the other.
-
-    Args:
-        before: who brought something on the day before.
-        after: who brings something.
-        former: who brought something on any day before, as customer and currency.
-    """
-    was = {(one.customer, one.currency): one.mrr for one in before}
-    now = {(one.customer, one.currency): one.mrr for one in after}
-    found: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for who in was | now:
-        of, old, new = found[who[1]], was.get(who, 0), now.get(who, 0)
-        of["mrr"] += new
-        of["customers"] += new > 0
-        if not old:
-            is_back = who in former
-            of["reactivation" if is_back else "new"] += new
-            of["new_customers"] += not is_back
-        elif not new:
-            of["churn"] += old
-            of["churned_customers"] += 1
-        else:
-            of["expansion"] += max(0, new - old)
-            of["contraction"] += max(0, old - new)
-    return {currency: DayFigures(**of) for currency, of in sorted(found.items())}
-
-
 class RetentionShares(NamedTuple):
     """Retention: the share of the revenue at the beginning of a span that remains at its end.
 
@@ -125,21 +93,23 @@ class RetentionShares(NamedTuple):
     gross: float | None
 
 
-def retention_of(
-    start: Iterable[CustomerPayment], end: Iterable[CustomerPayment]
-) -> dict[str, RetentionShares]:
-    """Net and gross retention by currency. Who came later, or came back, is no part of it."""
-    now = {(one.customer, one.currency): one.mrr for one in end}
-    sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for one in start:
-        left, of = now.get((one.customer, one.currency), 0), sums[one.currency]
-        of[0] += one.mrr
-        of[1] += left
-        of[2] += min(left, one.mrr)
-    return {
-        currency: RetentionShares(_share(net, base), _share(gross, base))
-        for currency, (base, net, gross) in sorted(sums.items())
-    }
+class RetainedSums(NamedTuple):
+    """Revenue of the customers of a day (micro-cents).
+
+    Attributes:
+        start: on that day; above 0.
+        end: of the same customers, on a later day.
+        capped: the same, of each customer at most its revenue of the first day.
+    """
+
+    start: int
+    end: int
+    capped: int
+
+
+def retention_of(sums: RetainedSums) -> RetentionShares:
+    """Net and gross retention. Who came later, or came back, is no part of it."""
+    return RetentionShares(_share(sums.end, sums.start), _share(sums.capped, sums.start))
 
 
 class MonthlyChurn(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict, fields
 from datetime import date, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -13,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    case,
     delete,
     exists,
     func,
@@ -26,22 +29,22 @@ from sqlalchemy import (
 from meterkit.insights.revenue.revenue_formulas import (
     CustomerPayment,
     DayFigures,
-    OverageAmount,
-    days_of,
+    RetainedSums,
     months_before,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
     from meterkit.insights.audit.database import Database
+    from meterkit.insights.revenue.revenue_formulas import OverageAmount
 
 
 _FIGURES: Final = tuple(field.name for field in fields(DayFigures))
 _NO_CURRENCY: Final = ""
-_AT_ONCE: Final = 400  # SQLite took 999 parameters until 3.32.
+_WRITTEN_AT_ONCE: Final = 1_000
 
 _METADATA: Final = MetaData()
 
@@ -82,36 +85,37 @@ class RevenueTables:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def write(self, day: date, paying: Sequence[CustomerPayment], used: Sequence[OverageAmount]) -> None:
-        """Replace the payments, overage and figures of a day.
-
-        Movements are computed against the day before, if it is kept.
-        """
+    def write(self, day: date, paying: Iterable[CustomerPayment], used: Iterable[OverageAmount]) -> None:
+        """Replace the payments, overage and figures of a day, all or none; some rows are held at once."""
         with self._database.begun(PAYING) as connection:
-            before = _read_payments_on(connection, day - timedelta(days=1))
-            figures = days_of(before, paying, _list_former_customers(connection, day, before, paying))
-            for table in (PAYING, USED, DAYS):
-                connection.execute(delete(table).where(table.c.day == _key(day)))
             for table, rows in ((PAYING, paying), (USED, used)):
-                if rows:
-                    connection.execute(insert(table), [{"day": _key(day), **one._asdict()} for one in rows])
-            made = {_NO_CURRENCY: DayFigures(), **figures}
-            connection.execute(
-                insert(DAYS),
-                [{"day": _key(day), "currency": currency, **asdict(of)} for currency, of in made.items()],
-            )
+                connection.execute(delete(table).where(table.c.day == _key(day)))
+                found = ({"day": _key(day), **one._asdict()} for one in rows)
+                while page := [*islice(found, _WRITTEN_AT_ONCE)]:
+                    connection.execute(insert(table), page)
+            _write_figures(connection, day)
 
-    def paying(self, day: date) -> list[CustomerPayment]:
-        """Payments at the end of a day, by customer."""
+    def compute(self, day: date) -> None:
+        """Compute the figures of a day anew: the day before is another one now."""
         with self._database.begun(PAYING) as connection:
-            return _read_payments_on(connection, day)
+            _write_figures(connection, day)
 
-    def used(self, day: date) -> list[OverageAmount]:
-        """Overage of periods that ended on a day, by customer."""
-        table = USED.c
-        asked = select(table.customer, table.currency, table.amount).where(table.day == _key(day))
-        rows = self._database.read(asked.order_by(table.customer), PAYING)
-        return [OverageAmount(customer, currency, int(amount)) for customer, currency, amount in rows]
+    def retained(self, start: date, end: date) -> dict[str, RetainedSums]:
+        """Payments of a day, and of the same customers on a later one, by currency."""
+        of, left, joined = _join_payments(end)
+        kept = func.coalesce(left.mrr, 0)
+        asked = (
+            select(
+                of.currency,
+                func.sum(of.mrr),
+                func.sum(kept),
+                func.sum(case((kept < of.mrr, kept), else_=of.mrr)),
+            )
+            .select_from(joined)
+            .where(of.day == _key(start))
+        )
+        rows = self._database.read(asked.group_by(of.currency).order_by(of.currency), PAYING)
+        return {currency: RetainedSums(*map(int, sums)) for currency, *sums in rows}
 
     def usage(self, first: date, last: date) -> dict[str, int]:
         """Overage of periods that ended from the first day to the last, by currency."""
@@ -178,29 +182,69 @@ def _key(day: date) -> str:
     return day.isoformat()
 
 
-def _read_payments_on(connection: Connection, day: date) -> list[CustomerPayment]:
-    table = PAYING.c
-    asked = select(table.customer, table.plan, table.currency, table.mrr).where(table.day == _key(day))
-    rows: Any = connection.execute(asked.order_by(table.customer)).all()
-    return [CustomerPayment(customer, plan, currency, int(mrr)) for customer, plan, currency, mrr in rows]
+def _write_figures(connection: Connection, day: date) -> None:
+    """Replace the figures of a day by those of its payments, and of the day before, if that is kept."""
+    made = {_NO_CURRENCY: DayFigures(), **_sum_figures(connection, day)}
+    connection.execute(delete(DAYS).where(DAYS.c.day == _key(day)))
+    connection.execute(
+        insert(DAYS),
+        [{"day": _key(day), "currency": currency, **asdict(of)} for currency, of in made.items()],
+    )
 
 
-def _list_former_customers(
-    connection: Connection, day: date, before: Sequence[CustomerPayment], after: Sequence[CustomerPayment]
-) -> set[tuple[str, str]]:
-    """Of those who bring something and did not the day before: who did so on any day before."""
-    known = {(one.customer, one.currency) for one in before}
-    asked = [who for one in after if (who := (one.customer, one.currency)) not in known]
-    table, found = PAYING.c, set[tuple[str, str]]()
-    for first in range(0, len(asked), _AT_ONCE):
-        page = asked[first : first + _AT_ONCE]
-        of = (
-            select(table.customer, table.currency)
-            .distinct()
-            .where(table.day < _key(day), tuple_(table.customer, table.currency).in_(page))
+def _sum_figures(connection: Connection, day: date) -> dict[str, DayFigures]:
+    """The figures of a day, for each currency with revenue on this day or the day before.
+
+    A customer who changes the currency churns in one, and is new in the other.
+    """
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+
+    def add(names: Sequence[str], asked: Any) -> None:
+        for currency, *sums in connection.execute(asked):
+            found[currency] |= zip(names, map(int, sums), strict=True)
+
+    before = day - timedelta(days=1)
+    of, other, joined = _join_payments(before)
+    more, is_first = of.mrr - other.mrr, other.customer.is_(None)
+    add(
+        ("mrr", "customers", "expansion", "contraction", "new", "new_customers"),
+        select(
+            of.currency,
+            func.sum(of.mrr),
+            func.count(),
+            func.sum(case((more > 0, more), else_=0)),
+            func.sum(case((more < 0, -more), else_=0)),
+            func.sum(case((is_first, of.mrr), else_=0)),
+            func.sum(case((is_first, 1), else_=0)),
         )
-        found |= {(customer, currency) for customer, currency in connection.execute(of)}
-    return found
+        .select_from(joined)
+        .where(of.day == _key(day))
+        .group_by(of.currency),
+    )
+    first_ones = select(of.customer, of.currency, of.mrr).select_from(joined)
+    first = first_ones.where(of.day == _key(day), is_first).cte("first")
+    ever, asked = PAYING.alias("e").c, select(first.c.customer, first.c.currency)
+    known = select(ever.customer, ever.currency).distinct()
+    former = known.where(ever.day < _key(day), tuple_(ever.customer, ever.currency).in_(asked)).cte("former")
+    is_back = and_(first.c.customer == former.c.customer, first.c.currency == former.c.currency)
+    add(
+        ("reactivation", "back"),
+        select(first.c.currency, func.sum(first.c.mrr), func.count())
+        .select_from(first.join(former, is_back))
+        .group_by(first.c.currency),
+    )
+    of, other, joined = _join_payments(day)
+    add(
+        ("churn", "churned_customers"),
+        select(of.currency, func.sum(of.mrr), func.count())
+        .select_from(joined)
+        .where(of.day == _key(before), other.customer.is_(None))
+        .group_by(of.currency),
+    )
+    for sums in found.values():
+        sums["new"] = sums.get("new", 0) - sums.get("reactivation", 0)
+        sums["new_customers"] = sums.get("new_customers", 0) - sums.pop("back", 0)
+    return {currency: DayFigures(**sums) for currency, sums in sorted(found.items())}
 
 
 _COMPARED_MOST: Final = 200_000
@@ -301,10 +345,9 @@ class RevenueLists:
             after: the last customer of the page before; empty: the first page.
             most: at most so many.
         """
-        before, today = (day - timedelta(days=1)).isoformat(), day.isoformat()
-        is_lost = move == "churn"
-        of, other, asked = _select_two_days(*((before, today) if is_lost else (today, before)), currency)
-        asked = asked.where(_moved_clause(move, of, other, before), of.customer > after)
+        before, is_lost = day - timedelta(days=1), move == "churn"
+        of, other, asked = _select_two_days(*((before, day) if is_lost else (day, before)), currency)
+        asked = asked.where(_moved_clause(move, of, other, _key(before)), of.customer > after)
         found: list[PaymentMove] = []
         for who, plan, own, others in self._database.read(asked.order_by(of.customer).limit(most)):
             was, now = (int(own), int(others)) if is_lost else (int(others), int(own))
@@ -362,7 +405,7 @@ class RevenueLists:
             after: the last customer of the page before; empty: the first page.
             most: at most so many.
         """
-        of, _, asked = _select_two_days(months_before(day, 1).isoformat(), day.isoformat(), currency)
+        of, _, asked = _select_two_days(months_before(day, 1), day, currency)
         rows = self._database.read(asked.where(of.customer > after).order_by(of.customer).limit(most))
         return [
             RetainedPayment(who, plan, currency, int(before), int(mrr)) for who, plan, before, mrr in rows
@@ -398,18 +441,24 @@ def _last_place(rows: Sequence[tuple[str, PaymentMove]]) -> tuple[str, ...]:
     return (rows[-1][0], rows[-1][1].move, rows[-1][1].customer)
 
 
-def _select_two_days(day: str, other_day: str, currency: str) -> tuple[Any, Any, Any]:
-    """Select customer, plan and payment of a day, and the payment of another day."""
+def _join_payments(other_day: date) -> tuple[Any, Any, Any]:
+    """Payments, the same customers' on another day (NULL where there is none), and both joined."""
     of, other = PAYING.alias("o"), PAYING.alias("x")
     same = and_(
-        other.c.day == other_day, other.c.customer == of.c.customer, other.c.currency == of.c.currency
+        other.c.day == _key(other_day), other.c.customer == of.c.customer, other.c.currency == of.c.currency
     )
+    return of.c, other.c, of.outerjoin(other, same)
+
+
+def _select_two_days(day: date, other_day: date, currency: str) -> tuple[Any, Any, Any]:
+    """Select customer, plan and payment of a day, and the payment of another day."""
+    of, other, joined = _join_payments(other_day)
     asked = (
-        select(of.c.customer, of.c.plan, of.c.mrr, func.coalesce(other.c.mrr, literal(0)))
-        .select_from(of.outerjoin(other, same))
-        .where(of.c.day == day, of.c.currency == currency)
+        select(of.customer, of.plan, of.mrr, func.coalesce(other.mrr, literal(0)))
+        .select_from(joined)
+        .where(of.day == _key(day), of.currency == currency)
     )
-    return of.c, other.c, asked
+    return of, other, asked
 
 
 def _moved_clause(move: str, of: Any, other: Any, before: str) -> Any:

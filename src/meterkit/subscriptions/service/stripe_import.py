@@ -11,8 +11,8 @@ from meterkit.customers.states import CustomerStates, read_states
 from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError
+from meterkit.store.concurrent_calls import run_together
 from meterkit.store.unreadable_data import skip_unreadable
-from meterkit.stripe.request import run_together
 from meterkit.subscriptions.billing_currency import may_be_of_top_ups
 from meterkit.subscriptions.metered_prices import PriceFactsReader
 from meterkit.subscriptions.monthly_amount import COUPONS
