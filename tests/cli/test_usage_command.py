@@ -75,6 +75,14 @@ async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
     assert (5_003, None) == tuple(found["meters"][name]["overage_cents"] for name in ("pages", "tokens"))
 
 
+async def test_f_334_the_wait_of_a_rate_is_written_in_words(stored: Shell) -> None:
+    """F-334: a wait of half an hour was "2,034 s"."""
+    async with stored.kit() as kit:
+        await kit.consume("acme", "requests", 3)
+    (row,) = [line for line in stored.run("usage", "acme").out.splitlines() if "requests-1h" in line]
+    assert re.search(r" 5 +3 +2 +in \d+ (?:h|min|s)", row)
+
+
 async def test_a_silent_store_is_one_message_and_unhealthy(directory: Path) -> None:
     shell = InProcessShell(directory, METERKIT_START_TIMEOUT="0.2")
     done = shell.run("usage", "acme", "--redis", "redis://:hunter2@127.0.0.1:1")
