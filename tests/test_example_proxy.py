@@ -574,7 +574,7 @@ async def test_a_balance_is_bought_and_topped_up(url: str, store: Server, stripe
         await buyer.kit.record(buyer.name, "usd_charged", 5_000_000)
         await chat(buyer)
         price = floor(MARKUP * list_price("gpt-4o-mini", "openai", **CHATTED))
-        # The balance falls below USD 5.00, so the saved card is charged for another USD 10.00.
+        # The balance falls below $5.00, so the saved card is charged for another $10.00.
         await buyer.owns(15_000_000 - price)
 
 

@@ -33,6 +33,7 @@ RECIPES = ROOT / "docs/recipes.md"
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)")
+PICTURE = re.compile(r"(?:!\[[^]]*\]\(|src(?:set)?=\")([^)#\"]+)")
 COMMAND = re.compile(r"(?:^\$ |`)meterkit ([a-z][^`\n]*)", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
@@ -257,6 +258,17 @@ def test_pictures_of_the_readme_are_there_in_both_themes() -> None:
     heads = [(ROOT / path).read_bytes()[:24] for path in pictures]
     assert all(head.startswith(b"\x89PNG\r\n") for head in heads)
     assert len({head[16:] for head in heads}) == 1  # Width and height.
+
+
+def test_f_334_every_picture_that_is_shown_is_in_the_repository() -> None:
+    """F-334: on GitHub, pictures that only the build of the site makes were dead."""
+    shown = [
+        (page, link)
+        for page in PAGES
+        for link in PICTURE.findall(COMMENT.sub("", FENCED.sub("", page.read_text("utf-8"))))
+    ]
+    assert len(shown) > 10
+    assert [(str(page), link) for page, link in shown if not (page.parent / link).is_file()] == []
 
 
 def test_the_readme_ends_with_six_links() -> None:

@@ -35,6 +35,8 @@ ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):<code>~?(?:[a-z_]+\.)
 TEXT = re.compile(r'<div class="highlight">(<pre><span></span><code>[^<]*</code></pre>)')
 # Without a space, and longer than the longest setting: an address, a path.
 LONG = re.compile(r"<code>([^\s<]{37,})</code>")
+# The repository lacks what is made here: elsewhere, such as on GitHub, these pictures would be dead.
+MADE_HERE = re.compile(r"^<!-- (!\[[^]]*\]\(assets/(?:pictures|screens)/[^)]*\)) -->$", re.MULTILINE)
 PICTURE = re.compile(r"^!\[[^]]*\]\(assets/pictures/[^)]*\)$\n?", re.MULTILINE)
 STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
 REFERENCE = re.compile(r"api/|(?:benchmarks|changelog|promises|redis-keys|runbook)\.md$")
@@ -57,6 +59,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         page.meta["search"] = {"exclude": True}  # A search is for how to use it.
     elif REFERENCE.match(page.file.src_uri):
         page.meta["search"] = {"boost": 0.3}  # Guides come first.
+    markdown = MADE_HERE.sub(r"\1", markdown)
     if not pictures.made():
         markdown = PICTURE.sub("", markdown)
     for marker, made in MADE.items():

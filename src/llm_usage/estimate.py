@@ -34,7 +34,7 @@ BILLED_BYTES_PER_TOKEN: Final = 4
 BILLED_MEDIA_TOKENS: Final = 85
 """Tokens billed for an image: OpenAI's price of one in low detail."""
 _SPOKEN_BY_TOKENS: Final = "gpt-"
-# A minute of speech: USD 0.015 at USD 12 a million tokens (https://openai.com/api/pricing), and 150 words.
+# A minute of speech: $0.015 at $12 a million tokens (https://openai.com/api/pricing), and 150 words.
 _SOUND_TOKENS: Final = 1_250
 _SPOKEN_CHARACTERS: Final = 900
 _BYTES_PER_TOKEN: Final = 3

@@ -24,7 +24,7 @@ async def test_f_327_speech_costs_by_the_characters_of_the_request(usage: str, s
     async with metered(answering([b"ID3", b"\0\xff"], "audio/mpeg"), store_url, plans=plans) as at:
         await give(at, 10)
         assert await ask(at, "/v1/audio/speech", ASKED) == 200
-        assert await spent(at) == 15 * len(TEXT) * 10  # USD 15 a million characters.
+        assert await spent(at) == 15 * len(TEXT) * 10  # $15 a million characters.
         meters = (await at.kit.usage("acme"))["meters"]
         assert {name: meters[name]["recorded"] for name in ("input_characters", "output_tokens")} == {
             "input_characters": len(TEXT) * 10,
@@ -38,7 +38,7 @@ async def test_f_327_speech_that_is_billed_by_tokens_is_estimated(store_url: str
         assert (
             await ask(at, "/v1/audio/speech", ASKED | {"model": "gpt-4o-mini-tts", "input": "x" * 900}) == 200
         )
-        assert await spent(at) == 15_147  # A minute: 1,251 tokens at USD 12 a million, and 225 at 0.60.
+        assert await spent(at) == 15_147  # A minute: 1,251 tokens at $12 a million, and 225 at 0.60.
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ async def test_f_327_speech_that_fails_costs_nothing(store_url: str) -> None:
 async def test_i3_speech_is_held_at_its_price(store_url: str) -> None:
     async with metered(answering([b"ID3"], "audio/mpeg"), store_url, plans=PLANS) as at:
         await give(at, 1)
-        # USD 15 a million characters, and a minute of sound for USD 0.015.
+        # $15 a million characters, and a minute of sound for $0.015.
         for model, characters in (("tts-1", 70_000), ("gpt-4o-mini-tts", 62_000)):
             asked = {"model": model, "voice": "alloy", "max_tokens": 1}
             assert await ask(at, "/v1/audio/speech", asked | {"input": "x" * characters}) == 402, model

@@ -84,7 +84,7 @@ async def test_f_331_what_a_plan_gives_in_money_is_402_once_used() -> None:
         assert served_.headers["ratelimit-policy"] == '"usd_charged-period";q=50;qu="cents"'
         assert (served_.headers["x-ratelimit-limit"], "micro" in str(served_.headers)) == ("50", False)
         answer = await ask(at, 1)
-        assert (answer.status_code, told(answer)["left"]) == (402, "USD 0.00")
+        assert (answer.status_code, told(answer)["left"]) == (402, "$0.00")
 
 
 async def test_f_331_a_rate_in_money_is_no_balance() -> None:
@@ -96,7 +96,7 @@ async def test_f_331_a_rate_in_money_is_no_balance() -> None:
         assert answer.headers["ratelimit"].startswith('"usd_charged-1h";r=10;')
         problem = told(await ask(at, 400))
         assert (problem["status"], problem["violated-policies"]) == (429, ["usd_charged-1h"])
-        assert problem["detail"].startswith('Policy "usd_charged-1h" allows USD 0.50 per hour. ')
+        assert problem["detail"].startswith('Policy "usd_charged-1h" allows $0.50 per hour. ')
 
 
 async def test_f_331_what_each_user_may_use_is_no_balance() -> None:
@@ -106,4 +106,4 @@ async def test_f_331_what_each_user_may_use_is_no_balance() -> None:
         assert (await ask(at, 500)).status_code == 200
         problem = told(await ask(at, 500))
         assert (problem["status"], problem["violated-policies"]) == (429, ["user:usd_charged-period"])
-        assert "allows USD 0.50 in this billing period." in problem["detail"]
+        assert "allows $0.50 in this billing period." in problem["detail"]

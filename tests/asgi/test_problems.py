@@ -130,18 +130,18 @@ credits:
 - [{reason: credits}, {x-should-retry: "false"}]
 a budget:
 - 402 spend-limit-reached
-- This account may spend USD 1.00 per day; USD 0.90 is spent or reserved by requests in progress.
+- This account may spend $1.00 per day; $0.90 is spent or reserved by requests in progress.
   More can be spent in 9 hours.
 - [{limit_cents: 100, spent_cents: 90, currency: usd, reset_after_s: 32400},
    {ratelimit: '"spend-1d";r=10;t=32400', x-should-retry: "false"}]
 a budget that was exceeded:
 - 402 spend-limit-reached
-- 'This account may spend JPY 100 per billing period; JPY 280 is spent or reserved
+- 'This account may spend ¥100 per billing period; ¥280 is spent or reserved
   by requests in progress. This request may cost more than that: ask for less.'
 - [{limit_cents: 100, spent_cents: 280, currency: jpy}, {x-should-retry: "false"}]
 more than a budget:
 - 402 spend-limit-reached
-- 'This account may spend JPY 100 per billing period; JPY 0 is spent or reserved
+- 'This account may spend ¥100 per billing period; ¥0 is spent or reserved
   by requests in progress. This request may cost more than that: ask for less.'
 - [{limit_cents: 100, spent_cents: 0, currency: jpy}, {x-should-retry: "false"}]
 a feature:

@@ -188,7 +188,7 @@ async def test_a_budget_of_a_user_is_refused_with_402() -> None:
         assert (answer.status_code, body["type"]) == (402, "urn:meterkit:problem:spend-limit-reached")
         assert body["violated-policies"] == ["user:spend-1d"]
         assert (body["limit_cents"], body["spent_cents"], body["currency"]) == (1000, 900, "usd")
-        assert "This user may spend USD 10.00 per day; USD 9.00 is" in body["detail"]
+        assert "This user may spend $10.00 per day; $9.00 is" in body["detail"]
         assert answer.headers["x-should-retry"] == "false"
         # The refusal counts nothing, and other users go on.
         assert await customer(at, "images") == (3, 0)

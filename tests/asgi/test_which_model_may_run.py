@@ -74,7 +74,7 @@ async def test_f_320_a_free_model_runs_where_the_client_chooses(store_url: str) 
 async def test_f_321_a_hold_is_of_the_models_that_the_route_lists(
     path: str, dearest: str, store_url: str
 ) -> None:
-    """F-321: a call of USD 0.0017 held USD 1.88, as its request names no model."""
+    """F-321: a call of $0.0017 held $1.88, as its request names no model."""
     most = 1_000_000 // PRICES[dearest]
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 1, "usd")
@@ -90,27 +90,27 @@ async def test_f_321_a_refusal_names_what_is_needed_and_what_is_left(
     async with metered(answering(), store_url, plans=PLANS) as at:
         status, empty = await post(at, "/unsaid", {})
         assert (status, empty["detail"]) == (402, "Your balance is empty. Top up to continue.")
-        assert (empty.get("needed"), empty["left"]) == (None, "USD 0.00")
+        assert (empty.get("needed"), empty["left"]) == (None, "$0.00")
         status, problem = await post(at, "/either", {"max_tokens": 12_345})
         assert (status, problem["detail"]) == (402, "Your balance is empty. Top up to continue.")
-        assert (problem["needed"], problem["left"]) == ("USD 0.37035", "USD 0.00")
+        assert (problem["needed"], problem["left"]) == ("$0.37035", "$0.00")
         await give(at, 1, "usd")
         await at.kit.record("acme", "usd_charged", 999_950)
         status, problem = await post(at, "/ask", {"max_tokens": 51})
-        said = "This request may cost up to USD 0.000051, and USD 0.00005 of your balance is left."
+        said = "This request may cost up to $0.000051, and $0.00005 of your balance is left."
         assert (status, problem["detail"]) == (402, f"{said} Top up to continue.")
-        assert (problem["needed"], problem["left"]) == ("USD 0.000051", "USD 0.00005")
+        assert (problem["needed"], problem["left"]) == ("$0.000051", "$0.00005")
         assert "micro" not in "".join(map(str, (empty, problem)))
-    assert "needed='USD 0.000051' left='USD 0.00005'" in caplog.messages[-1]
+    assert "needed='$0.000051' left='$0.00005'" in caplog.messages[-1]
     plans = HELD_BY_ROWS.replace("MODEL", "[small-1, mid-1]")
     async with metered(answering(), store_url, plans=plans) as at:
         assert await ask(at, 400_000, said="mid-1") == 200
         status, problem = await post(at, "/chat", {"max_tokens": 200_001})
-        assert (status, problem["needed"], problem["left"]) == (402, "USD 4.00002", "USD 2.00")
-        assert "USD 8.00 is spent or reserved by requests in progress." in problem["detail"]
-        assert "This request may cost up to USD 4.00002. More can be spent in" in problem["detail"]
+        assert (status, problem["needed"], problem["left"]) == (402, "$4.00002", "$2.00")
+        assert "$8.00 is spent or reserved by requests in progress." in problem["detail"]
+        assert "This request may cost up to $4.00002. More can be spent in" in problem["detail"]
         status, problem = await post(at, "/chat", {"max_tokens": 2_000_000})
-        assert problem["detail"].endswith("This request may cost up to USD 40.00. Ask for less.")
+        assert problem["detail"].endswith("This request may cost up to $40.00. Ask for less.")
 
 
 MORE: Final[tuple[Callable[[list[str]], Any], ...]] = (

@@ -288,10 +288,10 @@ def of_the_default(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("plan", "unpaid"),
     [
-        ("pro", "its price of USD 490.00 a year"),
+        ("pro", "its price of $490.00 a year"),
         ("seats", "its seats"),
         ("metered", "its overage of requests"),
-        ("atstripe", "its price of USD 0.00 a month"),
+        ("atstripe", "its price of $0.00 a month"),
     ],
 )
 def test_a_default_plan_that_costs_is_named_with_the_cure(plan: str, unpaid: str) -> None:
@@ -310,7 +310,7 @@ def test_a_default_plan_that_costs_nothing_is_not_named() -> None:
 @pytest.mark.parametrize(
     ("plan", "unpaid"),
     [
-        ("pro", "its price of USD 490.00 a year"),
+        ("pro", "its price of $490.00 a year"),
         ("metered", "its overage of requests"),
     ],
 )
@@ -337,7 +337,7 @@ currency: [usd, eur, gbp]
 meters: {requests: {unit: request}}
 plans: {free: {price: {amount_cents: {usd: 0, eur: 900, gbp: 800}, interval: month}}}
 default_plan: free""")
-    assert "no invoice bills its price of EUR 9.00 a month; write `default_plan: without_price`" in note
+    assert "no invoice bills its price of €9.00 a month; write `default_plan: without_price`" in note
 
 
 def test_billed_overage_of_what_is_unlimited_is_not_named() -> None:

@@ -91,7 +91,7 @@ async def test_a_statement_as_text_json_and_csv(stored: Shell, directory: Path) 
         await kit.record("acme", "requests", 5)
         await drain_all(kit, url)
     shown = stored.run("statement", "acme")
-    assert (shown.code, "total USD" in shown.out, "not final" in shown.err) == (0, True, True)
+    assert (shown.code, "total $" in shown.out, "not final" in shown.err) == (0, True, True)
     told = stored.run("statement", "acme", "--json")
     (line,) = [one for one in told.json["lines"] if one["meter"] == "requests"]
     assert [event["quantity"] for event in line["events"]] == [25, 5]

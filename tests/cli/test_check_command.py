@@ -184,13 +184,13 @@ def test_f_321_check_says_what_a_request_may_hold(shell: Shell, directory: Path)
     (directory / "plans.yaml").write_text(HOLDING)
     lines = [line for line in shell.run("check").out.splitlines() if "holds up to" in line]
     several = lines.pop(3)
-    assert several.startswith("POST /two: a request holds up to USD 0.00 of usd; no price of qwen/qwen3-32b")
+    assert several.startswith("POST /two: a request holds up to $0.00 of usd; no price of qwen/qwen3-32b")
     assert " (its `provider` may be: groq, " in several
     assert lines == [
-        "POST /ask: a request holds up to USD 1.35 of usd, and USD 3.00 for each million tokens of input",
-        "POST /small: a request holds up to USD 0.0009 of usd, and USD 3.00 for each million tokens of input",
-        "POST /new: a request holds up to USD 0.00 of usd; no price of my-new is known, so it holds nothing",
-        "POST /draw: a request holds up to USD 0.15 of a budget",
+        "POST /ask: a request holds up to $1.35 of usd, and $3.00 for each million tokens of input",
+        "POST /small: a request holds up to $0.0009 of usd, and $3.00 for each million tokens of input",
+        "POST /new: a request holds up to $0.00 of usd; no price of my-new is known, so it holds nothing",
+        "POST /draw: a request holds up to $0.15 of a budget",
     ]
     first, *_ = shell.run("check", "--json").json["holds"]
-    assert (first["route"], first["of"], first["amount"]) == ("POST /ask", "usd", "USD 1.35")
+    assert (first["route"], first["of"], first["amount"]) == ("POST /ask", "usd", "$1.35")

@@ -121,7 +121,7 @@ async def test_billed_units_are_named_by_invoice_and_credited(
         await at.kit.subscriptions.change_plan("acme", "cheaper")
         invoice = (await at.invoices())[-1]["id"]
         tried = await run("correct", "acme", "tokens=60", "--dry-run")
-        billed = f"tokens: 60 are billed on invoice {invoice}, USD 3.00: "
+        billed = f"tokens: 60 are billed on invoice {invoice}, $3.00: "
         recorded = "184 are recorded in this period, 84 of them as overage"
         assert tried.code == 1
         assert tried.out == f"tokens: 60 to be corrected; {recorded}\n{billed}credit them by hand\n"

@@ -104,20 +104,20 @@ async def test_a_debt_and_its_repayment_are_shown(granting: Shell, directory: Pa
     granting.run("grants", "add", "acme", "usd=1", "--id", "g1")
     async with MeterKit(plans, redis_url=store_url, flush=False) as kit:
         await kit.record("acme", "usd_charged", 3_500_000)
-        assert "USD -2.50" in granting.run("usage", "acme").out
+        assert "-$2.50" in granting.run("usage", "acme").out
         granting.run("grants", "add", "acme", "usd=2", "--id", "g2")
         await kit.record("acme", "usd_charged", 1)
     shown = granting.run("usage", "acme").out
-    assert "USD -0.51" in shown  # Rounded down.
+    assert "-$0.51" in shown  # Rounded down.
     ledger = granting.run("grants", "ledger", "acme").out
     found = [line.split() for line in ledger.splitlines()]
     assert [row[-5:-2] for row in found if "debt" in row] == [["debt", "-2.500001", "usd_charged"]]
     assert ["usd", "repayment", "2"] in [row[:3] for row in found]
     assert ["g2", "usd", "repayment", "-2"] in [row[:4] for row in found]
-    # A balance in money is listed to the millionth: a top-up of USD 12.50 was listed as 12.
+    # A balance in money is listed to the millionth: a top-up of $12.50 was listed as 12.
     granting.run("grants", "add", "acme", "usd=3", "--id", "g3")
     out = granting.run("grants", "list", "acme").out
-    assert ("USD 3.00" in out, "USD 2.499999" in out) == (True, True)
+    assert ("$3.00" in out, "$2.499999" in out) == (True, True)
     listed = {one["grant_id"]: one for one in granting.run("grants", "list", "acme", "--json").json}
     assert (listed["g3"]["remaining"], listed["g1"]["remaining_micros"]) == (2, 0)
     exact = (listed["g3"]["quantity_micros"], listed["g3"]["remaining_micros"])

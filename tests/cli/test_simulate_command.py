@@ -108,7 +108,7 @@ async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tm
     text = shell.run(*given)
     assert "the other plans file lacks the meter 'calls': 20 units are left out" in text.err
     assert "unprofitable then" in text.out
-    assert all(words in text.out for words in ("margin now", "margin then", "USD 5.80", "USD -3.20"))
+    assert all(words in text.out for words in ("margin now", "margin then", "$5.80", "-$3.20"))
     assert "margin" not in shell.run(*given[:-2]).out
     alone = shell.run(*given, "--customer", "bob", "--json").json
     assert [one["customer"] for one in alone["customers"]] == ["bob"]
@@ -133,7 +133,7 @@ async def test_who_is_refused_at_the_same_price_is_shown(valkey: Server, tmp_pat
     (tmp_path / "next.yaml").write_text(plans.replace("words: {included: 1_000", "words: {included: 100"))
     done = shell_of(valkey, tmp_path).run("simulate", "--plans", "next.yaml", "--period", "2031-06")
     (row,) = [line for line in done.out.splitlines() if line.startswith("ada")]
-    assert row.split()[:8] == ["ada", "year", "USD", "10.00", "USD", "10.00", "200", "words"]
+    assert row.split()[:6] == ["ada", "year", "$10.00", "$10.00", "200", "words"]
 
 
 async def test_calculations_that_disagree_are_an_error(
@@ -266,7 +266,7 @@ async def test_each_customer_is_tried_in_its_own_currency(valkey: Server, tmp_pa
     text = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06").out
     rows = [line.split()[0] for line in text.splitlines() if line.startswith(("ada", "bob", "kim", "tim"))]
     assert rows == ["kim", "tim", "ada", "bob"]  # Those whose price changes most are first.
-    assert all(amount in text for amount in ("USD 31.40", "EUR 28.00", "JPY 8,600", "JPY 8,040"))
+    assert all(amount in text for amount in ("$31.40", "€28.00", "¥8,600", "¥8,040"))
     (tmp_path / "next.yaml").write_text(plans_text("webhooks"))
     done = shell.run("simulate", "--plans", "next.yaml")
     assert (done.code != 0, "give it eur, jpy, too" in done.err) == (True, True)
@@ -358,9 +358,9 @@ async def test_days_are_shown_as_text_csv_and_json(valkey: Server, tmp_path: Pat
     assert shell.run("revenue", "spend", "2031-06-10=1_500", "2031-06-11=500").code == 0
     span = ("revenue", "--from", "2031-06-01", "--to", "2031-06-11")
     lines = shell.run(*span).out.splitlines()
-    assert [line.split()[:5] for line in lines[-2:]] == [
-        ["2031-06-10", "1", "USD", "10.00", "USD"],
-        ["2031-06-11", "2", "USD", "30.00", "USD"],
+    assert [line.split()[:4] for line in lines[-2:]] == [
+        ["2031-06-10", "1", "$10.00", "$10.00"],
+        ["2031-06-11", "2", "$30.00", "$20.00"],
     ]
     rows = list(csv.DictReader(shell.run(*span, "--csv").out.splitlines()))
     assert [(row["day"], row["mrr"], row["new"], row["nrr"], row["cac_cents"]) for row in rows] == [
@@ -378,7 +378,7 @@ async def test_half_a_cent_of_revenue_is_rounded_up(valkey: Server, tmp_path: Pa
     paid = [CustomerPayment("acme", "pro", "usd", 1_000_500_000)]
     async with logging(valkey, tmp_path, PLANS):
         RevenueTables(Database(f"sqlite:///{tmp_path}/audit.db")).write(day, paid, [])
-    assert "USD 10.01" in shell_of(valkey, tmp_path).run("revenue").out
+    assert "$10.01" in shell_of(valkey, tmp_path).run("revenue").out
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -95,10 +95,10 @@ async def test_what_is_missing_is_made_and_asked_again_nothing_new_is(at: Shop) 
     ]
     assert {line.action for line in first.lines} == {"made"}
     assert {line.name: line.price for line in first.lines if line.what == "price"} == {
-        "pro, base": "USD 29.00 per month",
-        "pro, seats": "USD 9.00 per seat and month",
-        "pro, requests": "10,000 free, then USD 0.00012 per request, each month",
-        "pro, tokens": "USD 0.00333333333333 per token, each month",
+        "pro, base": "$29.00 per month",
+        "pro, seats": "$9.00 per seat and month",
+        "pro, requests": "10,000 free, then $0.00012 per request, each month",
+        "pro, tokens": "$0.00333333333333 per token, each month",
     }
     prices, before = await at.prices(), at.changes()
     base, seats = prices["pro, base"], prices["pro, seats"]
@@ -381,8 +381,8 @@ async def test_an_inherited_price_of_another_amount_is_refused(at: Shop) -> None
     more = "  max: {extends: pro, rank: 20, price: {amount_cents: 9900}}\n"
     at.emulator.add_price(2900, price_id="price_pro")
     problem = await at.refuses(PLANS.replace("2900,", "2900, stripe_price: price_pro,") + more)
-    assert problem.startswith("plan max: has the stripe_price of plan pro (USD 29.00 per month)")
-    assert "another price (USD 99.00 per month)" in problem
+    assert problem.startswith("plan max: has the stripe_price of plan pro ($29.00 per month)")
+    assert "another price ($99.00 per month)" in problem
 
 
 async def test_a_derived_meter_needs_an_amount_or_a_price(at: Shop) -> None:
@@ -432,7 +432,7 @@ def test_the_command(directory: Path) -> None:
         assert made.code == 0
         price = next(line["id"] for line in made.json["lines"] if line["name"] == "pro, base")
         again = shell.run("stripe", "sync")
-        assert (price in again.out, "USD 29.00 per month" in again.out) == (True, True)
+        assert (price in again.out, "$29.00 per month" in again.out) == (True, True)
         assert "stripe_price" not in again.out
         named = PLANS.replace("2900,", f"3900, stripe_price: {price},")
         (directory / "plans.yaml").write_text(named)
@@ -478,14 +478,13 @@ async def test_one_price_has_the_amounts_of_all_currencies(at: Shop) -> None:
     assert (first.problems, first.notes) == ([], [])
     prices = {line.name: line for line in first.lines if line.what == "price"}
     assert {name: line.price for name, line in prices.items()} == {
-        "pro, base": "USD 29.00 per month; EUR 27.00 per month",
-        "pro, seats": "USD 9.00 per seat and month; EUR 8.00 per seat and month",
+        "pro, base": "$29.00 per month; €27.00 per month",
+        "pro, seats": "$9.00 per seat and month; €8.00 per seat and month",
         "pro, requests": (
-            "1,000 free, then USD 0.03 per request, each month; 1,000 free, then EUR 0.02 per request, each"
-            " month"
+            "1,000 free, then $0.03 per request, each month; 1,000 free, then €0.02 per request, each month"
         ),
-        "pro, tokens": "USD 0.0012 per token, each month; EUR 0.0011 per token, each month",
-        "add-on pack": "USD 5.00 per add-on and month; EUR 4.50 per add-on and month",
+        "pro, tokens": "$0.0012 per token, each month; €0.0011 per token, each month",
+        "add-on pack": "$5.00 per add-on and month; €4.50 per add-on and month",
     }
     assert [line.name for line in first.lines if line.what == "product"][-1] == "Word pack"
     assert {name: await amounts(at, line.id) for name, line in prices.items()} == {
@@ -534,7 +533,7 @@ async def test_an_amount_in_any_currency_is_never_changed(at: Shop) -> None:
         name: old[name] for name in ("pro, base", "add-on pack")
     }
     (base,) = [note for note in second.notes if note.startswith("pro, base: ")]
-    assert f"{old['pro, base']} is USD 29.00 per month; EUR 27.00 per month, and a price cannot" in base
+    assert f"{old['pro, base']} is $29.00 per month; €27.00 per month, and a price cannot" in base
     assert await amounts(at, made["pro, base"].id) == {"usd": "2900", "eur": "2800"}
     for name, eur in (("pro, base", "2700"), ("add-on pack", "450")):
         assert (await amounts(at, old[name]))["eur"] == eur

@@ -40,7 +40,7 @@ async def test_usage_by_user_is_what_the_kit_says(stored: Shell) -> None:
     assert (team["spent_micros"], team["limit_cents"], team["per"]) == (None, None, None)
     told = stored.run("usage", "acme", "--by", "user").out
     assert told.splitlines()[0].split() == ["user", "words", "spent", "budget"]
-    for word in ("u_1", "u_2", "1,000", "USD 0.06", "USD 2.00 per period"):
+    for word in ("u_1", "u_2", "1,000", "$0.06", "$2.00 per period"):
         assert word in told
 
 

@@ -46,11 +46,11 @@ async def test_a_subscription_is_shown_changed_and_ended(stored: Shell) -> None:
     assert {"acme", "pro", "active", "full", "12"} <= set(shown.out.split())
 
     history = stored.run("customers", "history", "acme").out
-    assert ("USD " in history, "000000 usd" in history) == (True, False)
+    assert ("$" in history, "000000 usd" in history) == (True, False)
 
     asked = stored.run("subscriptions", "preview", "acme", "--seats", "13")
     assert (asked.code, asked.out[:18]) == (0, "12 to 13 seats now")
-    assert "USD " in asked.out
+    assert "$" in asked.out
     assert "cents" not in asked.out
     as_json = stored.run("subscriptions", "preview", "acme", "--plan", "team", "--json").json
     assert (as_json["proration"]["net_cents"], as_json["over_limit"]) == (0, [])
@@ -65,7 +65,7 @@ async def test_a_subscription_is_shown_changed_and_ended(stored: Shell) -> None:
     assert ending["cancel_at_period_end"] is True
     assert stored.run("subscriptions", "resume", "acme", "--json").json["cancel_at_period_end"] is False
     listed = stored.run("subscriptions", "invoices", "acme")
-    assert "USD 47.00" in listed.out  # 29.00 and two seats at 9.00.
+    assert "$47.00" in listed.out  # 29.00 and two seats at 9.00.
     assert {one["status"] for one in stored.run("subscriptions", "invoices", "acme", "--json").json} == {
         "paid"
     }

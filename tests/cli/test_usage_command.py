@@ -67,12 +67,20 @@ async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
     columns = ("meter", "used", "held", "included", "granted", "remaining", "overage", "cost", "to send")
     assert [
         [*columns, "delivered"],
-        ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "EUR 50.03", "2,001", "0"],
+        ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "€50.03", "2,001", "0"],
         ["tokens", "7", "7", "10", "0", "3,000,003", "0", "0", "0"],  # No price.
     ] == rows
     assert {"ai": 1_200, "promo": 0} == found["balance"]
     # 2,001 pages at 5 cents per 2 are 5,002.5 cents.
     assert (5_003, None) == tuple(found["meters"][name]["overage_cents"] for name in ("pages", "tokens"))
+
+
+async def test_f_334_the_wait_of_a_rate_is_written_in_words(stored: Shell) -> None:
+    """F-334: a wait of half an hour was "2,034 s"."""
+    async with stored.kit() as kit:
+        await kit.consume("acme", "requests", 3)
+    (row,) = [line for line in stored.run("usage", "acme").out.splitlines() if "requests-1h" in line]
+    assert re.search(r" 5 +3 +2 +in \d+ (?:h|min|s)", row)
 
 
 async def test_a_silent_store_is_one_message_and_unhealthy(directory: Path) -> None:
@@ -116,24 +124,24 @@ async def test_units_of_a_model_stand_below_its_meters(stored: Shell, directory:
     rows = [line.split() for line in stored.run("usage", "acme", "--by", "model").out.splitlines()]
     # 1,000 tokens at 2 and 1,200 at 5 micro-dollars; no meter counts the tokens that came out.
     assert rows[3:] == [
-        ["own-7b", "cached_input_tokens", "50", "USD", "0.00", "USD", "0.00", "USD", "0.00"],
-        ["own-7b", "input_tokens", "1,000", "USD", "0.002", "USD", "0.00", "USD", "-0.002"],
-        ["own-7b", "usd_charged", "USD", "0.008", "USD", "0.006", "USD", "0.008", "USD", "0.002"],
-        ["own-7b", "web_searches", "2", "USD", "0.00", "USD", "0.00", "USD", "0.00"],
+        ["own-7b", "cached_input_tokens", "50", "$0.00", "$0.00", "$0.00"],
+        ["own-7b", "input_tokens", "1,000", "$0.002", "$0.00", "-$0.002"],
+        ["own-7b", "usd_charged", "$0.008", "$0.006", "$0.008", "$0.002"],
+        ["own-7b", "web_searches", "2", "$0.00", "$0.00", "$0.00"],
         ["own-7b", "(output_tokens)", "1,200"],
-        ["total", "USD", "0.008", "USD", "0.008", "USD", "0.00"],
+        ["total", "$0.008", "$0.008", "$0.00"],
     ]
 
 
 async def test_money_of_all_customers_is_shown_as_money(stored: Shell, directory: Path) -> None:
-    """With `--all` it was in millionths of a dollar: 8,000 for USD 0.008."""
+    """With `--all` it was in millionths of a dollar: 8,000 for $0.008."""
     (directory / "plans.yaml").write_text(UNITS)
     async with stored.kit() as kit:
         await kit.grants.add("acme", {"usd": 1}, grant_id="g")
         async with kit.reserve("acme", {"web_searches": 1}) as held:
             await held.capture({"input_tokens": 1000, "output_tokens": 1200}, model="own-7b")
     (row,) = [line for line in stored.run("usage", "--all").out.splitlines() if "usd_charged" in line]
-    assert row.split()[:5] == ["acme", "free", "usd_charged", "USD", "0.008"]
+    assert row.split()[:4] == ["acme", "free", "usd_charged", "$0.008"]
 
 
 async def test_prices_by_model_are_shown_where_the_plan_has_them(stored: Shell, directory: Path) -> None:

@@ -50,9 +50,9 @@ def test_what_is_mispriced(
                 PriceMismatch(1_000, Fraction(5), Fraction(3)),
             ],
             (
-                "3 units were recorded at USD 0.000125 each and are billed at USD 0.0001 each; 1000 units"
-                " were recorded at USD 0.05 each and are billed at USD 0.03 each (in_1, in_2): check who"
-                " changed the price; that is USD 20.00 less, and the customer's own price gives no more"
+                "3 units were recorded at $0.000125 each and are billed at $0.0001 each; 1000 units"
+                " were recorded at $0.05 each and are billed at $0.03 each (in_1, in_2): check who"
+                " changed the price; that is $20.00 less, and the customer's own price gives no more"
             ),
         ),
     ],
@@ -91,7 +91,7 @@ def test_the_charge_of_a_price(terms: dict[str, Any], units: int, after: int, ex
 
 
 def tiered(name: str, units: int, cents: int) -> LineCharge:
-    """Lines of a price with 100 free units, and then USD 0.025 a unit."""
+    """Lines of a price with 100 free units, and then $0.025 a unit."""
     return LineCharge(
         price_of(name, tiers=FREE_100, tiers_mode="graduated"), Decimal(units), cents, 1 + (units > 100)
     )
@@ -108,26 +108,26 @@ AMOUNTS: list[tuple[str, list[LineCharge], str]] = [
     (
         "one price, a cent less",
         [flat(3, 6)],
-        "3 units at price_1 come to USD 0.08, and the lines have USD 0.06",
+        "3 units at price_1 come to $0.08, and the lines have $0.06",
     ),
-    ("one price, much more", [flat(4, 500)], "check who changed them, and credit USD 4.90"),
+    ("one price, much more", [flat(4, 500)], "check who changed them, and credit $4.90"),
     (
         "a tier edited",
         [tiered("a", 300, 400)],
-        "; that is USD 1.00 less, and the customer's own price gives no",
+        "; that is $1.00 less, and the customer's own price gives no",
     ),
     (
         "a free tier twice",
         [tiered("a", 100, 0), tiered("b", 100, 0)],
         (
-            "the tiers began again when a was switched to b (in_1): USD 0.00 are billed, and with each tier"
-            " once it would be USD 2.50: check who switched the price at once, such as a portal"
+            "the tiers began again when a was switched to b (in_1): $0.00 are billed, and with each tier"
+            " once it would be $2.50: check who switched the price at once, such as a portal"
         ),
     ),
     (
         "the same price in two spans",
         [tiered("a", 100, 0), tiered("a", 100, 0)],
-        "the tiers of a began again when its item was removed and added (in_1): USD 0.00 are billed",
+        "the tiers of a began again when its item was removed and added (in_1): $0.00 are billed",
     ),
     ("the same price in two spans, within the free tier", [tiered("a", 60, 0), tiered("a", 40, 0)], ""),
 ]

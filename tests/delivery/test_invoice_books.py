@@ -66,7 +66,7 @@ async def test_counted_units_on_no_invoice_are_told(at: Ending, caplog: Caplog) 
     at.go(JUNE + 3 * HOUR)
     one = await books(at)
     assert (one.delivered, one.confirmed, one.difference, one.invoiced) == (1000, 1000, 0, 0)
-    assert "1000 of 1000 units that Stripe has counted at USD 0.05 each are on no invoice" in one.advice
+    assert "1000 of 1000 units that Stripe has counted at $0.05 each are on no invoice" in one.advice
     await late_is_told_once(at, caplog, one)
 
 
@@ -78,7 +78,7 @@ async def late_is_told_once(at: Ending, caplog: Caplog, before: Reconciled) -> N
     assert (one.recorded, one.confirmed) == (before.recorded, before.confirmed)
     assert (one.delivered, one.difference, one.late, one.advice) == (0, 0, 1000, "")
     told = "Stripe has counted it in the period from 2031-05-10T12:00:00Z and has it on no invoice"
-    price = "1000 of requests at USD 0.05 each"
+    price = "1000 of requests at $0.05 each"
     assert alerts(caplog) == [f"late usage of customer 'acme': {told}; {price}: no invoice bills it"]
     (entry,) = [one for one in await at.kit.customers.history("acme") if one.kind == "late"]
     assert entry.before == f"{price}, of the period from 2031-05-10 12:00 UTC"
@@ -186,8 +186,8 @@ async def test_an_invoice_may_still_come_within_two_hours_of_an_end(at: Ending) 
 @pytest.mark.parametrize(
     ("cents", "do"),
     [
-        (3, "; that is USD 12.00 less, and the customer's own price gives no more"),
-        (7, ", and credit USD 12.00"),
+        (3, "; that is $12.00 less, and the customer's own price gives no more"),
+        (7, ", and credit $12.00"),
     ],
 )
 async def test_usage_billed_at_another_price_is_named(
@@ -204,7 +204,7 @@ async def test_usage_billed_at_another_price_is_named(
     at.go(JUNE + 3 * HOUR)
     one = await books(at)
     assert (one.delivered, one.confirmed, one.invoiced, one.mispriced) == (1000, 1000, 1000, 600)
-    said = f"600 units were recorded at USD 0.05 each and are billed at USD 0.0{cents} each (in_"
+    said = f"600 units were recorded at $0.05 each and are billed at $0.0{cents} each (in_"
     assert one.advice.startswith(said)
     assert one.advice.endswith(f"): check who changed the price{do}")
     looked = await at.look()
@@ -547,7 +547,7 @@ async def test_late_overage_is_invoiced_next(any_store_url: str, caplog: Caplog)
         lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
         assert len([line for line in lines if "late usage of customer 'acme'" in line]) == 1
         (entry,) = [one for one in await at.kit.customers.history("acme") if one.kind == "late"]
-        assert entry.before == "1000 of requests at USD 0.05 each, of the period from 2031-05-10 12:00 UTC"
+        assert entry.before == "1000 of requests at $0.05 each, of the period from 2031-05-10 12:00 UTC"
         assert entry.after == "billed in the period that is open"
         await assert_books(at)
 

@@ -194,7 +194,7 @@ async def test_reconcile_names_a_line_that_a_person_has_changed(at: Shop, way: s
         "removed": "0 of 26 units",
         "lowered": "20 of 26 units",
         "raised": "30 units, and 26 were billed: credit the rest",
-        "cheaper": "USD 0.78, and their units and prices come to another amount",
+        "cheaper": "$0.78, and their units and prices come to another amount",
     }
     assert said[way] in (await advices(at))[0]
     await arrive_late(at, 5)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 def catalog_of(meter_count: int) -> Catalog:
-    """A plans file with many billed meters: a unit costs USD 0.04 on pro, 0.07 on team, 0.09 on most."""
+    """A plans file with many billed meters: a unit costs $0.04 on pro, 0.07 on team, 0.09 on most."""
     names = [f"m{place}" for place in range(meter_count)]
     meters = "".join(f"  {name}: {{unit: word, stripe: {{event_name: {name}}}}}\n" for name in names)
     plans = ""

@@ -91,7 +91,7 @@ async def test_a_queued_line_is_listed_and_dropped(at: Shop, store_url: str, tmp
     (tmp_path / "plans.yaml").write_text(PLANS)
     shell = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url, METERKIT_SHARDS="4")
     listed = shell.run("outbox", "list")
-    assert "invoice line of USD 1.04 for usage of 1\N{EN DASH}30 Jun 2031" in listed.out
+    assert "invoice line of $1.04 for usage of 1\N{EN DASH}30 Jun 2031" in listed.out
     assert "there may be more: --limit 1" in shell.run("outbox", "list", "--limit", "1").err
     assert "there may be more" not in listed.err
     (line,) = shell.run("outbox", "list", "--json").json
@@ -188,7 +188,7 @@ async def test_lines_of_a_former_link_are_compared(at: Shop) -> None:
 
 
 async def test_an_override_changes_no_cost_of_a_closed_period(at: Shop) -> None:
-    """Summaries and revenue had the price of now: USD 0.52 for a line of 1.04."""
+    """Summaries and revenue had the price of now: $0.52 for a line of 1.04."""
     await billed(at, 126)
     await at.kit.record("acme", "words", 1)
     price = {"bill": {"per": 1, "amount_cents": 2}}

@@ -67,7 +67,7 @@ async def switch_and_sync(at: Shop, plan: str) -> None:
 
 
 async def use_before_a_switch(at: Shop) -> None:
-    """Record 26 words at USD 0.04, and switch to a plan with words at USD 0.07."""
+    """Record 26 words at $0.04, and switch to a plan with words at $0.07."""
     await at.kit.record("acme", "words", 26)
     await switch_and_sync(at, "seven")
 
@@ -151,7 +151,7 @@ async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(at: Shop) -> 
     found = await compared(at)
     assert (found.late, found.by_item, found.invoiced, found.mispriced, found.advice) == (26, 26, 5, 0, "")
     first, second = [one for one in await at.kit.customers.history("acme") if one.kind == "late"]
-    assert first.before == "26 of words at USD 0.04 each, of the period from 2031-06-01 00:00 UTC"
+    assert first.before == "26 of words at $0.04 each, of the period from 2031-06-01 00:00 UTC"
     assert first.after == "billed by an invoice item"
     assert "billed by the invoice item ii_" in str(second.after)
 
@@ -520,11 +520,11 @@ async def test_a_queued_item_is_counted_by_health_metrics_and_pages(sold: Shop) 
     sold.clock.advance(timedelta(minutes=61))
     (finding,) = await findings(sold.kit, "items")
     assert "1 invoice item for late usage waits for more than an hour" in finding.problem
-    assert "26 of words at USD 0.04 each of customer acme" in finding.problem
+    assert "26 of words at $0.04 each of customer acme" in finding.problem
     async with pages_of(sold.kit) as client:
         assert (await client.get("/", headers=JSON)).json()["outbox"]["invoice_items"] == 1
         (row,) = (await client.get("/outbox.json")).json()
-        assert row["why"] == "invoice item of USD 1.04 for late usage"
+        assert row["why"] == "invoice item of $1.04 for late usage"
 
 
 async def test_a_dropped_item_is_late_and_on_no_invoice(sold: Shop) -> None:

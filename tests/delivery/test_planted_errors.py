@@ -73,7 +73,7 @@ async def lower_price_unseen(world: World, customer: str) -> None:
     await world.switch_price(customer, "requests", {"unit_amount": 3})
 
 
-# Late usage, that an invoice item bills: 7 requests at USD 0.05.
+# Late usage, that an invoice item bills: 7 requests at $0.05.
 
 
 async def make_late(world: World, customer: str) -> None:
@@ -204,7 +204,7 @@ PLANTED: Final = Planted(
         ),
         Error(
             double_metered_item,
-            {"check": "metered_twice: price_max_requests", "reconcile": "credit 10 units, USD 0.40"},
+            {"check": "metered_twice: price_max_requests", "reconcile": "credit 10 units, $0.40"},
         ),
         Error(
             add_second_subscription,
@@ -213,21 +213,19 @@ PLANTED: Final = Planted(
         Error(begin_period_anew, {}),
         Error(renew_item, {"reconcile": "words: the tiers of price_pro_words began again"}),
         Error(make_late, {"reconcile": "have 4 of 7 late units"}, later=shorten_late_item),
-        Error(
-            make_late, {"reconcile": "USD 0.63, and their price comes to USD 0.35"}, later=reprice_late_item
-        ),
+        Error(make_late, {"reconcile": "$0.63, and their price comes to $0.35"}, later=reprice_late_item),
         Error(make_late, {"reconcile": "another period"}, later=move_late_item),
     ],
     before_the_webhook=[
         Error(
             lower_price_unseen,
-            {"reconcile": "10 units were recorded at USD 0.05 each and are billed at USD 0.03 each"},
+            {"reconcile": "10 units were recorded at $0.05 each and are billed at $0.03 each"},
         )
     ],
     when_final=[
         Error(
             edit_line,
-            {"reconcile": "requests: 110 units at price_pro_requests come to USD 5.50, and the lines"},
+            {"reconcile": "requests: 110 units at price_pro_requests come to $5.50, and the lines"},
         ),
         Error(remove_row, {"verify": "row 2 is missing"}),
         Error(rewrite_chain, {"verify": "the rows up to here were written anew"}),

@@ -75,11 +75,11 @@ async def test_f_307_reconcile_compares_lines_with_recorded_prices(store_url: st
         await end_period(at)
         await at.kit.flush(everything=True, timeout_s=0)
         (item,) = [one for one in await at.stripe_list(ITEMS) if "meterkit_line" in one["metadata"]]
-        changed = {"metadata[meterkit_price]": "USD 0.03 each", "metadata[meterkit_price_label]": "1/3"}
+        changed = {"metadata[meterkit_price]": "$0.03 each", "metadata[meterkit_price_label]": "1/3"}
         await at.stripe_change(f"{ITEMS}/{item['id']}", unit_amount_decimal="3", **changed)
         (found,) = await at.kit.reconcile("acme", at=HALF)
         assert (found.mispriced, found.agrees) == (26, False)
-        assert "26 units were recorded at USD 0.04 each and are billed at USD 0.03 each" in found.advice
+        assert "26 units were recorded at $0.04 each and are billed at $0.03 each" in found.advice
 
 
 @pytest.mark.parametrize(

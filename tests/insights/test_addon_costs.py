@@ -93,7 +93,7 @@ async def test_a_plan_set_by_hand_costs_what_its_subscription_charges(store_url:
 
 
 async def test_restricted_access_leaves_the_price_of_bought_seats(store_url: str, tmp_path: Path) -> None:
-    """The page, and what had no invoice, were USD 14.00 short of what Stripe goes on charging."""
+    """The page, and what had no invoice, were $14.00 short of what Stripe goes on charging."""
     url = sqlite_in(tmp_path)
     async with addon_shop(store_url, url) as at:
         await subscribe(at, "acme", "team", seats=7)
@@ -166,7 +166,7 @@ async def test_a_closed_period_costs_what_it_had(store_url: str, tmp_path: Path)
 
 
 async def test_an_override_priced_a_closed_period_of_who_left(store_url: str, tmp_path: Path) -> None:
-    """Under the same file its usage was to cost the plan's USD 0.02 a token, for the 0.01 that was paid."""
+    """Under the same file its usage was to cost the plan's $0.02 a token, for the 0.01 that was paid."""
     url, price = sqlite_in(tmp_path), {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 1}}}}
     async with addon_shop(store_url, url) as at:
         await subscribe(at, "acme", "team")

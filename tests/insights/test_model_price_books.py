@@ -124,7 +124,7 @@ def said(found: Statement, *, events: bool = False) -> list[tuple[Any, ...]]:
     ]
 
 
-LATE_BY: Final = "(20000 late by the books; see `meterkit reconcile`)"
+LATE_BY: Final = "(20000 came too late)"
 
 
 @pytest.mark.parametrize("late_usage", ["next_period", "dead_letter"])

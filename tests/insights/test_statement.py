@@ -169,8 +169,8 @@ async def test_usage_without_events_is_counted_and_named(at: Ending, store_url: 
     statement = await at.kit.statement("acme")
     assert figures_of(statement)[-2:] == [("requests", 0, 0), ("words", 35, 105)]
     assert [(line.overage, line.event_count, line.note) for line in statement.lines[-2:]] == [
-        (0, 0, "4 units of the period have no event in the audit log"),
-        (5, 1, "130 units of the period have no event in the audit log"),
+        (0, 0, "4 units of the period are not among the events yet"),
+        (5, 1, "130 units of the period are not among the events yet"),
     ]
     assert statement.total_cents == 1_000 + 105
 
@@ -197,7 +197,7 @@ async def test_usage_since_a_change_of_plans_is_what_its_invoice_lacks(at: Endin
     prorated = [line.amount_cents for line in statement.lines if line.kind == "proration"]
     assert prorated == [-833, 2_500]  # Of 10.00 and 30.00, for 25 of 30 days.
     assert (second.invoice, second.quantity, second.amount_cents) == (None, 20, 40)
-    assert second.note == ("" if drains else "20 units of the period have no event in the audit log")
+    assert second.note == ("" if drains else "20 units of the period are not among the events yet")
     assert statement.total_cents == sum(line.amount_cents for line in statement.lines)
 
 
@@ -443,7 +443,7 @@ async def test_a_years_usage_costs_on_its_invoices_statement_alone(store_url: st
 
 
 async def test_usage_that_no_invoice_bills_costs_nothing(at: Ending) -> None:
-    """Of a period that a trial cut short: its statement was never final, with USD 0.90 on no invoice."""
+    """Of a period that a trial cut short: its statement was never final, with $0.90 on no invoice."""
     await at.kit.record("acme", "words", 130)
     await at.reach(APRIL + 5 * DAY)
     await at.flush()

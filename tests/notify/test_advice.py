@@ -93,7 +93,7 @@ async def test_a_balance_in_money_is_mailed_as_money(box: Mailbox) -> None:
         assert (await kit.usage("acme"))["balance_micros"] == {"usd": 4_960_000}
         await pass_over(kit, "email")
     (mail,) = box.mails
-    assert (mail["Subject"], written(box)) == ("USD 4.96 left", ["you have USD 4.96 left."])
+    assert (mail["Subject"], written(box)) == ("$4.96 left", ["you have $4.96 left."])
 
 
 async def test_storage_above_its_tolerance_is_full_now(box: Mailbox) -> None:

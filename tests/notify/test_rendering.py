@@ -45,7 +45,7 @@ def test_each_event_has_a_subject_and_whole_sentences(event: str) -> None:
 
 def test_amounts_days_sizes_and_paces_are_as_people_write_them() -> None:
     subject, text, _ = said("payment.failed")
-    assert subject == "Your payment of USD 29.00 failed"
+    assert subject == "Your payment of $29.00 failed"
     assert "It will be tried again on 24 Nov 2026." in text
     assert "That is 15 times the last four weeks." in said("usage.spike")[1]
     _, text, html = said("storage.over")
@@ -64,12 +64,12 @@ def test_what_is_spent_is_written_as_money() -> None:
         return Renderer(lambda: catalog, None).render(found, locale=None, name=None).text
 
     half = told("usage.threshold", meter="spend", used=25_123_400, included=50_000_000)
-    assert "you have spent USD 25.1234 of your budget of USD 50.00 until" in half
+    assert "you have spent $25.1234 of your budget of $50.00 until" in half
     summary = told("period.summary", meters={"spend": {"used": 1_500_000, "overage": 0, "before": 0}})
-    assert "- Spend: USD 1.50; USD 0.00 in the period before" in summary
+    assert "- Spend: $1.50; $0.00 in the period before" in summary
     spike = told("usage.spike", meter="spend", used=36_400_000, usual=500_000, used_cents=None)
-    assert "Spend: this hour you have spent USD 36.40. Usually it is USD 0.50." in spike
-    assert "you spend USD 8.064. That is 15 times the last four weeks." in spike
+    assert "Spend: this hour you have spent $36.40. Usually it is $0.50." in spike
+    assert "you spend $8.064. That is 15 times the last four weeks." in spike
 
 
 def test_messages_name_meters_as_invoices_do() -> None:

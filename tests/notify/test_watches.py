@@ -126,7 +126,7 @@ async def test_a_period_is_summed_up_once(hook: Receiver, box: Mailbox, kit: Met
     assert "- Requests: 12 requests, 2 of them beyond what your plan includes; 8 in the period before" in (
         plain.get_content()
     )
-    assert "costs USD 0.24." in plain.get_content()
+    assert "costs $0.24." in plain.get_content()
 
 
 BY_MODEL: Final = SUMMARIES.replace(

@@ -58,16 +58,16 @@ async def test_cards_say_what_is_left_and_those_at_a_limit_come_first(store_url:
     assert [*cards] == ["storage", "tokens", "words", "calls", "images", "pages", "notes", "films"]
     assert cards == {
         "tokens": "reached: Tokens 500 beyond included 1,500 of 1,000 150 %: used up, more is billed"
-        " Beyond that: USD 0.20 per 100 tokens, USD 1.00 so far",
+        " Beyond that: $0.20 per 100 tokens, $1.00 so far",
         "storage": "reached: Storage refused now 1 MB beyond included 6 MB of 5 MB 120 %: used up",
         "words": "near: Words 20 left 80 of 100 80 %: nearly used up",
         "calls": "enough: Calls 21 left 79 of 100 79 % used",
-        "images": "-: Images 3 used All usage is billed. USD 0.04 per image, USD 0.12 so far",
+        "images": "-: Images 3 used All usage is billed. $0.04 per image, $0.12 so far",
         "pages": "enough: Pages 20 left 30 of 50 60 % used 20 of it from grants, 20 of it from credits",
         "notes": "-: Notes 0 used No limit.",
         "films": "-: Films 0 used Not included in the plan.",
     }
-    assert card_of(html, "cost").startswith("Cost so far USD 30.12 Plan, per month USD 29.00")
+    assert card_of(html, "cost").startswith("Cost so far $30.12 Plan, per month $29.00")
     assert card_of(html, "balance") == "Balance 40 coins"
 
 
@@ -104,8 +104,8 @@ async def test_a_grant_does_not_pay_for_earlier_overage(store_url: str) -> None:
         html = (await client.get("/")).text
     assert cards_in(html)["tokens"] == (
         "enough: Tokens 1,000 left 1,000 of 2,000 50 % used 1,000 of it from grants"
-        " 500 more were used before this quantity was added: billed, USD 1.00."
-        " Beyond that: USD 0.20 per 100 tokens"
+        " 500 more were used before this quantity was added: billed, $1.00."
+        " Beyond that: $0.20 per 100 tokens"
     )
 
 
@@ -194,8 +194,8 @@ async def test_the_plan_its_price_and_the_next_one(store_url: str) -> None:
         await kit.record("acme", "calls", 7)
         html = (await client.get("/")).text
         assert card_of(html, "plan") == (
-            "Plan pro USD 29.00 per month. A new period begins on 1 Jul 2031, in 30 days."
-            " Next plan: Max, USD 600.00 per year. Your usage so far would cost USD 50.00 there,"
+            "Plan pro $29.00 per month. A new period begins on 1 Jul 2031, in 30 days."
+            " Next plan: Max, $600.00 per year. Your usage so far would cost $50.00 there,"
             " but exceeds its limits: Calls. Change plan"
         )
         assert '<a href="https://app.example/billing">Change plan</a>' in html
@@ -203,10 +203,10 @@ async def test_the_plan_its_price_and_the_next_one(store_url: str) -> None:
         clock.advance(timedelta(days=29))
         html = (await client.get("/")).text
         assert card_of(html, "plan") == (
-            "Plan Max USD 600.00 per year. A new period begins on 1 Jul 2031, tomorrow. Change plan"
+            "Plan Max $600.00 per year. A new period begins on 1 Jul 2031, tomorrow. Change plan"
         )
         # A month's share of the yearly price.
-        assert card_of(html, "cost").startswith("Cost so far USD 50.00 Plan, per year USD 600.00")
+        assert card_of(html, "cost").startswith("Cost so far $50.00 Plan, per year $600.00")
         before = (await client.get("/?period=2031-05-01")).text
         assert (cards_in(before), "Next plan" in before) == ({}, False)
 
@@ -222,10 +222,10 @@ async def test_half_a_cent_is_rounded_alike_in_each_place(store_url: str, tmp_pa
         clock.advance(timedelta(days=2))
         # A month's share of the yearly price has half a cent.
         html = (await client.get("/")).text
-        assert "Your usage so far would cost USD 25.03 there." in card_of(html, "plan")
+        assert "Your usage so far would cost $25.03 there." in card_of(html, "plan")
         await kit.customers.set_plan("acme", "max")
         html = (await client.get("/")).text
-        shown = "Cost so far USD 25.03 Forecast for the period: USD 25.03 ( USD 25.03 to USD 25.03 "
+        shown = "Cost so far $25.03 Forecast for the period: $25.03 ( $25.03 to $25.03 "
         assert card_of(html, "cost").startswith(shown)
 
 

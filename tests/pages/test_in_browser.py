@@ -164,7 +164,7 @@ async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
                     words = [["12 % used", False], ["30 % used", False], ["100 %: used up", True]]
                     assert await found(shown, LEVELS) == words
                     assert await found(shown, FOLD) == [True] * 3
-                    told = shown.get_by_role("progressbar", name="USD 6.00 of USD 20.00")
+                    told = shown.get_by_role("progressbar", name="$6.00 of $20.00")
                     assert await told.count() == 1
                     link = shown.get_by_role("link", name="Top up the balance")
                     assert await link.get_attribute("href") == "https://app.example/top-up"

@@ -113,7 +113,7 @@ async def test_half_a_cent_is_rounded_up(kit: MeterKit, client: AsyncClient, tmp
     await make_snapshot(kit)
     for path in ("/", "/paying?of=usd"):
         page = (await client.get(path)).text
-        assert ("USD 10.01" in page, "USD 10.00" in page) == (True, False)
+        assert ("$10.01" in page, "$10.00" in page) == (True, False)
 
 
 @pytest.mark.dear("each day of a month is kept")

@@ -56,7 +56,7 @@ async def test_pages_speak_of_lines(store_url: str, tmp_path: Path) -> None:
 
 
 async def test_usage_at_an_overridden_price_is_forecast(store_url: str, tmp_path: Path) -> None:
-    """The forecast and a simulation had the plan's price beside it: USD 0.04 a word for 0.03."""
+    """The forecast and a simulation had the plan's price beside it: $0.04 a word for 0.03."""
     url, price = sqlite_in(tmp_path), {"words": {"overage": {"bill": {"per": 1, "amount_cents": 3}}}}
     async with shop(store_url, catalog=CATALOG, selling=sell_nothing, audit_url=url) as at:
         await at.kit.stripe.sync()

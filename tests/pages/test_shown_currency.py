@@ -48,9 +48,9 @@ async def kit(store_url: str, tmp_path: Path) -> AsyncGenerator[MeterKit]:
 
 
 AMOUNTS: Final[Mapping[str, Mapping[str, str]]] = {
-    "ada": {"plan": "USD 29.00", "used": "USD 2.40", "budget": "USD 50.00", "max": "USD 101.40"},
-    "bob": {"plan": "EUR 27.00", "used": "EUR 2.20", "budget": "EUR 45.00", "max": "EUR 93.20"},
-    "kim": {"plan": "JPY 4,000", "used": "JPY 300", "budget": "JPY 6,000", "max": "JPY 14,300"},
+    "ada": {"plan": "$29.00", "used": "$2.40", "budget": "$50.00", "max": "$101.40"},
+    "bob": {"plan": "€27.00", "used": "€2.20", "budget": "€45.00", "max": "€93.20"},
+    "kim": {"plan": "¥4,000", "used": "¥300", "budget": "¥6,000", "max": "¥14,300"},
 }
 
 
@@ -62,7 +62,7 @@ async def test_the_usage_page_has_the_customers_currency(kit: MeterKit, customer
     assert (figures["usage"]["currency"], figures["cost"]["currency"]) == (currency, currency)
     assert all(amount in page for amount in shown.values()), (shown, page)
     # Balances and what tops them up are in dollars, whatever the rest is in.
-    assert ("USD 10.00" in page, "USD 3.00" in page) == (True, True)
+    assert ("$10.00" in page, "$3.00" in page) == (True, True)
     others = {one.upper() for one in ("eur", "jpy") if one != currency}
     assert not any(f"{other} " in page for other in others)
 
@@ -93,9 +93,9 @@ async def test_the_operators_page_shows_one_currency_at_a_time(kit: MeterKit, tm
             *("revenue_usd", "revenue_eur", "revenue_jpy")
         }
         for asked, currency, amount in (
-            ("/", "usd", "USD 29.00"),
-            ("/?currency=eur", "eur", "EUR 27.00"),
-            ("/?currency=jpy", "jpy", "JPY 4,000"),
+            ("/", "usd", "$29.00"),
+            ("/?currency=eur", "eur", "€27.00"),
+            ("/?currency=jpy", "jpy", "¥4,000"),
         ):
             page = (await client.get(asked)).text
             assert amount in page
@@ -113,9 +113,9 @@ async def test_e_mails_have_the_customers_currency() -> None:
     catalog = loads(PLANS)
     renderer = Renderer(lambda: catalog, None)
     for currency, summed, spike, spent in (
-        ("", "USD 2.40", "USD 14.40", "USD 0.008"),
-        ("eur", "EUR 2.40", "EUR 14.40", "EUR 0.008"),
-        ("jpy", "JPY 240", "JPY 1,440", "JPY 0.008"),
+        ("", "$2.40", "$14.40", "$0.008"),
+        ("eur", "€2.40", "€14.40", "€0.008"),
+        ("jpy", "¥240", "¥1,440", "¥0.008"),
     ):
         for event, amount in (("period.summary", summed), ("usage.spike", spike), ("usage.threshold", spent)):
             message = make_message("email", event, make_sample(event, catalog.in_currency(currency)))

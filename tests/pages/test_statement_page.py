@@ -19,8 +19,9 @@ import pytest
 from drivers.audit_database import drain_all, insert_rows, to_ms
 from drivers.audited_kit import row_of, sqlite_in
 from drivers.browser import chromium, faultless, needs_chromium
+from drivers.command_line import InProcessShell
 from drivers.period_ends import paying
-from drivers.plans import plans_text
+from drivers.plans import completed, plans_text
 from drivers.shop import START
 from drivers.subscribed_customer import fetched, subscription
 from drivers.usage_figures import JSON, page_of, serving_acme, statement_parts
@@ -192,9 +193,9 @@ async def test_an_event_has_its_price(store_url: str, tmp_path: Path) -> None:
     priced = [*head[:3], "Price", *head[3:]]
     tokens, images = table_of(html, "usage/tokens"), table_of(html, "usage/images")
     assert [tokens[0], images[0], table_of(html, "usage/requests")[0]] == [priced, priced, head]
-    assert [row[3] for row in tokens[1:]] == ["", "USD 12.00 per 1,000"]
-    assert [row[3] for row in images[1:]] == ["USD 30.00 each"]
-    assert '<data value="1">1</data> at USD 29.00 each</dd>' in html
+    assert [row[3] for row in tokens[1:]] == ["", "$12.00 per 1,000"]
+    assert [row[3] for row in images[1:]] == ["$30.00 each"]
+    assert '<data value="1">1</data> at $29.00 each</dd>' in html
 
 
 async def test_a_balance_names_meters_as_invoices_do(store_url: str, tmp_path: Path) -> None:
@@ -282,14 +283,14 @@ async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("price", "amount", "each", "word"),
     [
-        ("per: 3, amount_cents: 10", "USD 0.03333333333333", "each", "per word"),
-        ("per: 7_000_000, amount_cents: 12", "USD 0.01714286", "per 1,000,000", "per 1,000,000 words"),
+        ("per: 3, amount_cents: 10", "$0.03333333333333", "each", "per word"),
+        ("per: 7_000_000, amount_cents: 12", "$0.01714286", "per 1,000,000", "per 1,000,000 words"),
     ],
 )
 async def test_a_price_of_many_decimals_is_of_few_units(
     store_url: str, tmp_path: Path, price: str, amount: str, each: str, word: str
 ) -> None:
-    """Of a third of 10 cents, both pages said USD 33,333,333,333.33 per 1,000,000,000,000."""
+    """Of a third of 10 cents, both pages said $33,333,333,333.33 per 1,000,000,000,000."""
     plans = plans_text("statement").replace("per: 1, amount_cents: 3}", f"{price}}}")
     prices = ("price_pro", "price_pro_requests", "price_pro_words")
     async with paying(store_url, plans, prices=prices, audit_url=sqlite_in(tmp_path)) as at:
@@ -299,3 +300,31 @@ async def test_a_price_of_many_decimals_is_of_few_units(
             page, statement = [(await client.get(path)).text for path in ("/", "/statement")]
     assert f"Beyond that: {amount} {word}" in page
     assert f">{amount} {each}</data>" in statement
+
+
+BALANCE: Final = """
+meters: {words: {unit: word}}
+credits: {usd: {unit: money, costs: {tokens: provider_prices}}}
+plans: {free: {price: {amount_cents: 0, interval: month}, meters: {words: {included: 1}}}}
+"""
+INTERNAL: Final = re.compile(
+    r"\b(?:sealed|parked|intents?|outbox|burn|rev|books|counters|audit log|plans file)\b"
+)
+
+
+async def test_f_334_no_internal_word_is_on_a_statement(store_url: str, tmp_path: Path) -> None:
+    """F-334: `burn`, `by the books`, "no event in the audit log", "no price in the plans file"."""
+    url, plans = sqlite_in(tmp_path), completed(BALANCE)
+    async with MeterKit(loads(plans), redis_url=store_url, audit_url=url, flush=False) as kit:
+        await kit.grants.add("acme", {"usd": 1}, grant_id="paid")
+        await kit.record("acme", "usd_charged", 600_001)
+        await kit.record("acme", "words", 3)
+        async with page_of(kit) as client:
+            html = (await client.get("/statement")).text
+    (tmp_path / "plans.yaml").write_text(plans)
+    done = InProcessShell(tmp_path, METERKIT_REDIS_URL=store_url, METERKIT_AUDIT_URL=url).run(
+        "statement", "acme"
+    )
+    assert "-$0.600001" in html
+    assert "-$0.600001" in done.out
+    assert [*INTERNAL.findall(html), *INTERNAL.findall(done.out)] == []

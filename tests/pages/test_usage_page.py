@@ -255,13 +255,13 @@ async def test_a_trial_costs_nothing(store_url: str, tmp_path: Path) -> None:
     assert (figures["cost"]["is_free"], figures["cost"]["plan_cents"]) == (True, 2000)
     assert figures["forecast"] == {"meters": {"tokens": [700, 332, 1068]}, "cost_cents": [0, 0, 0]}
     words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
-    assert "Cost so far USD 0.00 The trial costs nothing. Plan, per month USD 20.00" in words
+    assert "Cost so far $0.00 The trial costs nothing. Plan, per month $20.00" in words
     assert "150 %: used up, more is billed after the trial" in words
-    assert "Beyond that after the trial: USD 0.02 per token" in words
+    assert "Beyond that after the trial: $0.02 per token" in words
 
 
 async def test_usage_before_a_pause_that_voids_its_invoice_is_free(store_url: str, tmp_path: Path) -> None:
-    """The period is paid, and the invoice with its usage will be void: USD 1.00 was shown as billed."""
+    """The period is paid, and the invoice with its usage will be void: $1.00 was shown as billed."""
     url = sqlite_in(tmp_path)
     async with shop(store_url, audit_url=url) as at, page_of(at.kit) as client:
         sold = await at.subscribed()
@@ -440,7 +440,7 @@ async def test_balances_are_money_and_model_prices_count_once(store_url: str) ->
     assert [rate["policy"] for rate in figures["rates"]] == []
     assert '<a href="https://app.example/top-up?a=1&amp;b=2">Top up the balance</a>' in html
     assert '<progress aria-labelledby="spend-1d" max="3000000" value="2184025"></progress>' in html
-    for text in ("USD 10.235975", "USD 50.00", "USD 3.00", "Output tokens: claude-*", "tokens: (default)"):
+    for text in ("$10.235975", "$50.00", "$3.00", "Output tokens: claude-*", "tokens: (default)"):
         assert text in html
 
 
@@ -451,7 +451,7 @@ async def test_a_balance_below_zero_is_shown_below_zero(store_url: str) -> None:
         figures, html = (await client.get("/", headers=JSON)).json(), (await client.get("/")).text
     assert figures["usage"]["balance_micros"] == {"usd": -35_400_001}
     assert Tables(html).numbers["balance-usd"] == [-35_400_001]
-    assert "USD -35.400001" in html
+    assert "-$35.400001" in html
 
 
 async def test_days_before_the_first_usage_are_not_in_the_forecast(store_url: str, tmp_path: Path) -> None:
@@ -654,7 +654,7 @@ async def test_changes_name_plans_and_addons(store_url: str) -> None:
 
 
 async def test_what_a_budget_refuses_is_not_in_the_forecast(store_url: str, tmp_path: Path) -> None:
-    """It had USD 95.00 for a plan of 10.00 whose budget admits 3.00 more."""
+    """It had $95.00 for a plan of 10.00 whose budget admits 3.00 more."""
     url, clock = sqlite_in(tmp_path), Clock(START)
     plans = plans_text("priced_shop").replace(
         "    rank: 1\n", "    rank: 1\n    budget: {amount_cents: 300}\n", 1

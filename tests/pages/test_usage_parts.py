@@ -68,7 +68,7 @@ async def test_bars_say_which_users_and_teams_use_most(store_url: str) -> None:
         " u4 40 of 50, 80 %: nearly used up u3 30 of 50, 60 % used u2 20 of 50, 40 % used"
         " And 1 more in the table."
         " Spend limit per day"
-        + "".join(f" u{n} USD 0.{n}0 of USD 2.00, {5 * n} % used" for n in (6, 5, 4, 3, 2))
+        + "".join(f" u{n} $0.{n}0 of $2.00, {5 * n} % used" for n in (6, 5, 4, 3, 2))
         + " And 1 more in the table."
     )
     assert card_of(html, "by-2") == "Usage by team Tokens t0 120 t1 90"
@@ -95,9 +95,9 @@ async def test_a_user_without_any_quantity_has_used_it_up(store_url: str) -> Non
 async def test_a_spend_limit_says_what_is_left_and_is_first_if_near(store_url: str) -> None:
     async with MeterKit(loads(PLANS), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
         for units, words, is_first in (
-            (400, "USD 2.00 left this billing period USD 3.00 of USD 5.00 60 % used", False),
-            (150, "USD 0.50 left this billing period USD 4.50 of USD 5.00 90 %: nearly used up", True),
-            (150, "USD 0.00 left this billing period USD 6.00 of USD 5.00 120 %: used up", True),
+            (400, "$2.00 left this billing period $3.00 of $5.00 60 % used", False),
+            (150, "$0.50 left this billing period $4.50 of $5.00 90 %: nearly used up", True),
+            (150, "$0.00 left this billing period $6.00 of $5.00 120 %: used up", True),
         ):
             await kit.record("acme", "tokens", units)
             html = (await client.get("/")).text
@@ -156,14 +156,14 @@ async def test_the_invoice_to_pay_is_first(store_url: str, monkeypatch: pytest.M
     async with shop(store_url) as at, page_of(at.kit) as client:
         assert "last-invoices" not in (await client.get("/")).text
         await at.subscribed()
-        paid = "USD 15.00, paid 1 Jun 2031"
+        paid = "$15.00, paid 1 Jun 2031"
         assert rows_of((await client.get("/")).text, "lines") == [paid]
         linked = await at.fail_payments()
         await at.post(f"/v1/customers/{linked}", {"balance": -400})
         at.clock.advance(timedelta(days=31))
         at.emulator.advance()
         await at.kit.subscriptions.sync("acme")
-        to_pay = "USD 11.00, to pay 1 Jul 2031 Pay"
+        to_pay = "$11.00, to pay 1 Jul 2031 Pay"
         assert rows_of((await client.get("/")).text, "lines") == [to_pay, paid]
 
         newest, oldest = await at.kit.subscriptions.invoices("acme")
@@ -174,5 +174,5 @@ async def test_the_invoice_to_pay_is_first(store_url: str, monkeypatch: pytest.M
             return [*shown, oldest]
 
         monkeypatch.setattr(at.kit.subscriptions, "invoices", invoices)
-        renewed = "USD 15.00, paid 1 Jul 2031"
+        renewed = "$15.00, paid 1 Jul 2031"
         assert rows_of((await client.get("/")).text, "lines") == [to_pay, renewed, renewed]

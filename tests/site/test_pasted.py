@@ -60,7 +60,10 @@ def test_f_332_a_page_can_be_pasted_in_its_order(page: str, tmp_path: Path) -> N
     if page == "docs/quickstart.md":
         (tmp_path / "app.py").write_text(pasted.pop(0))
     console = Console(tmp_path)
-    for text in pasted:
-        shown = console.paste(text)
-        assert not re.search(r"^(?:Traceback|\w*Error:)", shown, re.MULTILINE), shown
+    shown = [console.paste(text) for text in pasted]
     console.end()
+    assert [text for text in shown if re.search(r"^(?:Traceback|\w*Error:)", text, re.MULTILINE)] == []
+    # F-334: the quickstart ended without a bill.
+    printed = "".join(text for kind, text in texts if kind == "text").splitlines()
+    assert [line for line in printed if line not in "".join(shown)] == []
+    assert bool(printed) == (page == "docs/quickstart.md")

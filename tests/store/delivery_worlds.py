@@ -75,7 +75,7 @@ class Overtaking(Anew):
         latest = random.choice((end, begin, end + 9 * DAY_MS, now - hour + margin)) + random.choice(beside)
         meters = {
             meter_token(meter): (
-                *(random.choice(("overage", "overage", "included", "")), meter, " at USD 1.00"),
+                *(random.choice(("overage", "overage", "included", "")), meter, " at $1.00"),
                 *(random.choice(LABELS), meter_token(random.choice((meter, meter, meter, "rows")))),
                 *(random.choice((1, 1, 0)), random.choice((0, 0, 1))),
             )
@@ -651,7 +651,7 @@ class Stranding(Anew):
                 intents.append((identifier, read + " " * (random.random() < 0.15)))
         back = [one for one in intents if one[0] in known and self.shard.intents[one[0]].value < 0]
         kinds = ("overage", "overage", "included", "")
-        meters = {token: (random.choice(kinds), meter, " at USD 0.05") for token, meter in TOKENS.items()}
+        meters = {token: (random.choice(kinds), meter, " at $0.05") for token, meter in TOKENS.items()}
         tokens = list(meters)
         item = {"label": "1/5", "stripe": "cus_ada", "subscription": "sub_1", "till": "9"}
         return Strand(

@@ -118,7 +118,7 @@ async def test_a_limit_that_cannot_be_is_refused(store_url: str, clock: Clock) -
 @pytest.mark.parametrize("per", ["period", "day"])
 async def test_an_override_above_the_budget_is_refused(store_url: str, clock: Clock, per: str) -> None:
     async with kit_on(store_url, clock, f"{{amount_cents: 100, per: {per}}}") as kit:
-        told = f"the plan pro has a budget of USD 1.00 per {per}, and the lower one applies; raise `budget`"
+        told = f"the plan pro has a budget of [$]1.00 per {per}, and the lower one applies; raise `budget`"
         with pytest.raises(MeterkitError, match=told):
             await kit.customers.override("ada", {"spend": {per: 101}})
         with pytest.raises(PlansError, match="overridden by the limits of `spend`"):

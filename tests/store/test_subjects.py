@@ -370,7 +370,7 @@ async def test_each_unit_counts_at_the_price_of_its_model(any_store_url: str, cl
 async def test_a_hold_of_no_known_model_costs_the_highest_price(any_store_url: str, clock: Clock) -> None:
     async with kit_of(any_store_url, clock, BY_MODEL) as kit:
         async with kit.reserve("acme", {"output_tokens": 500}, subjects=USER) as reservation:
-            assert reservation.decision.allowed  # USD 0.10 at the highest price, all of the budget.
+            assert reservation.decision.allowed  # $0.10 at the highest price, all of the budget.
             refused = await kit.consume("acme", "output_tokens", 1, subjects=USER)
             assert (refused.allowed, refused.violated) == (False, ("user:spend-period",))
             await reservation.capture(answer("small-1", 500))
@@ -391,7 +391,7 @@ async def test_a_hold_costs_what_its_model_costs(any_store_url: str, clock: Cloc
     async with kit_of(any_store_url, clock, plans) as kit:
         asked = {"output_tokens": 5_000}
         async with kit.reserve("acme", asked, model="small-1", subjects=USER) as reservation:
-            assert reservation.decision.allowed  # USD 0.05 of USD 0.10.
+            assert reservation.decision.allowed  # $0.05 of $0.10.
             for model, most in (("small-1", 5_000), ("large-1", 250), ("other", 1_250)):
                 assert await fits(kit, most, model)
                 assert not await fits(kit, most + 1, model)

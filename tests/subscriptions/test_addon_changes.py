@@ -99,9 +99,9 @@ async def test_more_is_paid_at_once_on_its_own_invoice(store_url: str, plans: st
         cost = preview.proration
         assert (cost.charge_cents, cost.credit_cents, cost.effective_at) == (1000, 0, HALF)
         assert cost.description.startswith(
-            "0 to 2 Extra storage now, prorated to 2031-07-01 00:00 UTC: USD 10.00"
+            "0 to 2 Extra storage now, prorated to 2031-07-01 00:00 UTC: $10.00"
         )
-        assert cost.description.endswith("From the next period on it costs USD 35.00 a month, before usage.")
+        assert cost.description.endswith("From the next period on it costs $35.00 a month, before usage.")
         assert await paid(at) == [1500]
         done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 2})
         assert (done.proration, done.client_secret, done.ended_addons) == (cost, None, {})
@@ -138,7 +138,7 @@ async def test_fewer_wait_for_the_periods_end(at: Shop) -> None:
     preview = await at.kit.subscriptions.preview("acme", addons={"storage_pack": 1})
     assert (preview.proration.net_cents, preview.proration.effective_at) == (0, END)
     assert preview.proration.description.startswith("3 to 1 Extra storage when the period ends")
-    assert "USD 25.00 a month" in preview.proration.description
+    assert "$25.00 a month" in preview.proration.description
     assert [(one.meter, one.limit) for one in preview.over_limit] == [("storage", 150_000_000)]
     done = await at.kit.subscriptions.set_addons("acme", {"storage_pack": 1})
     assert (done.proration, done.subscription.addons) == (preview.proration, {"storage_pack": 3})
@@ -200,7 +200,7 @@ async def test_more_and_fewer_in_one_call(at: Shop) -> None:
     preview = (await at.kit.subscriptions.preview("acme", addons=asked)).proration
     assert (preview.net_cents, preview.effective_at) == (500, HALF)
     assert "When the period ends: 3 to 1 Extra storage." in preview.description
-    assert "USD 35.00 a month" in preview.description
+    assert "$35.00 a month" in preview.description
     done = await at.kit.subscriptions.set_addons("acme", asked)
     assert (done.proration, done.subscription.addons) == (preview, {"call_pack": 2, "storage_pack": 3})
     assert waiting(done.subscription) == ("team", asked, END)
@@ -266,7 +266,7 @@ async def test_fewer_stay_scheduled_through_changes_of_plan(at: Shop) -> None:
 
 
 async def test_a_downgrade_taken_back_leaves_fewer_addons(at: Shop) -> None:
-    """The active plan dropped them, so July cost USD 20.00 more than was agreed."""
+    """The active plan dropped them, so July cost $20.00 more than was agreed."""
     subscription = await begun(at, "pro", {"exports": 1, "storage_pack": 3}, seats=12)
     fewer = await bought(at, storage_pack=1)
     assert waiting(fewer) == ("pro", {"exports": 1, "storage_pack": 1}, END)
@@ -288,7 +288,7 @@ async def taken_back(at: Shop, fewer: Subscription) -> None:
     preview = (await at.kit.subscriptions.preview("acme", plan="pro")).proration
     assert preview.description == (
         "No change: nothing is due for this period. When the period ends: 3 to 1 Extra storage."
-        " From the next period on it costs USD 63.00 a month, before usage."
+        " From the next period on it costs $63.00 a month, before usage."
     )
     back = await at.kit.subscriptions.change_plan("acme", "pro")
     assert (back.proration, back.subscription) == (preview, fewer)
@@ -350,7 +350,7 @@ async def test_a_preview_of_several_changes_is_what_they_cost(
             costs.append((await service.set_addons("acme", asked["addons"])).proration)
         assert preview.net_cents == sum(cost.net_cents for cost in costs)
         left = (await service.preview("acme")).proration.description
-        _, then, price = left.partition(" From the next period on it costs USD ")
+        _, then, price = left.partition(" From the next period on it costs $")
         assert preview.description.endswith(then + price)
         at.go(END)
         assert sum((await totals(at))[1:]) == preview.net_cents + round(100 * float(price.split()[0]))
@@ -362,9 +362,9 @@ async def test_a_preview_names_what_comes_with_a_waiting_plan(at: Shop) -> None:
     asked = {"call_pack": 2, "storage_pack": 1}  # The present plan sells no call packs.
     preview = await at.kit.subscriptions.preview("acme", plan="team", addons=asked)
     assert preview.proration.description == (
-        "0 to 1 Extra storage now, prorated to 2031-07-01 00:00 UTC: USD 5.00 charged, USD 0.00 credited."
+        "0 to 1 Extra storage now, prorated to 2031-07-01 00:00 UTC: $5.00 charged, $0.00 credited."
         " When the period ends: pro to team, 10 to 5 seats, 0 to 2 call_pack."
-        " From the next period on it costs USD 35.00 a month, before usage."
+        " From the next period on it costs $35.00 a month, before usage."
     )
     assert [(one.meter, one.limit) for one in preview.over_limit] == [("storage", 150_000_000)]
 
@@ -374,7 +374,7 @@ async def test_seats_that_only_the_next_plan_sells_come_with_it(store_url: str) 
         await begun(at, "tried")
         preview = (await at.kit.subscriptions.preview("acme", plan="pro", seats=12)).proration
         assert preview.description.startswith("tried to pro, 0 to 12 seats when the period ends")
-        assert "it costs USD 47.00 a month" in preview.description
+        assert "it costs $47.00 a month" in preview.description
         with pytest.raises(SubscriptionError, match="sells no seats"):
             await at.kit.subscriptions.set_seats("acme", 12)
 

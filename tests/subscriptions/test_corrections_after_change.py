@@ -163,7 +163,7 @@ async def test_without_credit_a_correction_names_the_invoice_line(at: Shop) -> N
     (note,) = again.credits
     assert said == [
         "0 taken back, 84 sent to Stripe before, 0 never recorded: a loop",
-        f"USD 4.20 given back by {note.id}: a loop",
+        f"$4.20 given back by {note.id}: a loop",
     ]
     # The line is credited once, whatever the id.
     more = await correct(at, 84, credit=True, id_="c-2")

@@ -164,7 +164,7 @@ async def test_doctor_names_amounts_that_are_not_synced(at: Shop, store_url: str
     dearer = PLANS.replace("2700", "2800").replace("usd: 12,", "usd: 13,")
     async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(dearer)) as kit:
         (found,) = await findings(kit, "stripe")
-        assert "pro, base (USD 29.00 per month; EUR 27.00 per month; in the file" in found.problem
-        assert "pro, tokens (USD 0.0012 per token" in found.problem
+        assert "pro, base ($29.00 per month; €27.00 per month; in the file" in found.problem
+        assert "pro, tokens ($0.0012 per token" in found.problem
         await kit.stripe.sync()
         assert await findings(kit, "stripe") == []

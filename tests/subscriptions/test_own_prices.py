@@ -633,7 +633,7 @@ COUPONS: Final[Mapping[str, dict[str, Any]]] = {
 
 def period_cents(proration: Proration) -> int:
     """The price of the next period that a preview says."""
-    found = re.search(r"From the next period on it costs USD ([\d,.]+) a", proration.description)
+    found = re.search(r"From the next period on it costs [$]([\d,.]+) a", proration.description)
     assert found is not None, proration.description
     return int(found[1].replace(",", "").replace(".", ""))
 

@@ -279,7 +279,7 @@ async def test_i13_usage_that_missed_a_foreign_change_is_late(
         await switch(at, plan)
         await at.kit.subscriptions.sync("acme")
         assert (await synced(at)).plan == plan  # Looked at again: nothing more is late.
-        assert "50 units of tokens that customer 'acme' used at USD 0.05 each" in caplog.text
+        assert "50 units of tokens that customer 'acme' used at $0.05 each" in caplog.text
         assert await late(at) == (50, 0)
         await renewed(at)
         assert await metered_lines(at) == [("price_basic_tokens", 500, 5)]
@@ -328,7 +328,7 @@ async def test_i13_usage_that_has_waited_is_sent_after_a_look(
     used.clock.advance(timedelta(minutes=30))
     used.emulator.clear_faults()
     await used.kit.flush(everything=True)
-    assert "50 units of tokens that customer 'acme' used at USD 0.05 each were not delivered" in caplog.text
+    assert "50 units of tokens that customer 'acme' used at $0.05 each were not delivered" in caplog.text
     assert "an invoice item bills them at that price" in caplog.text
     assert await late(used) == (50, 0)
     await renewed(used)
@@ -449,7 +449,7 @@ async def test_i13_an_unknown_correction_is_undone(used: Shop, caplog: pytest.Lo
     # Of 50 units Stripe did not have 20, and no invoice bills these.
     usage = (await used.kit.usage("acme"))["meters"]["tokens"]
     assert (usage["overage"], usage["overage_cents"], usage["late"]) == (500, 2_500, 0)
-    assert "took back 30 units of tokens that customer 'acme' used at USD 0.05 each" in caplog.text
+    assert "took back 30 units of tokens that customer 'acme' used at $0.05 each" in caplog.text
     used.clock.advance(timedelta(minutes=5))
     await used.kit.flush(everything=True)
     (again,) = await used.kit.correct("acme", {"tokens": 30}, reason="a loop", correction_id="c-2")

@@ -132,8 +132,8 @@ async def test_i13_late_usage_keeps_its_price(at: Shop, plan: str, caplog: pytes
     await changed_by_others(at, begun.id, plan)
     assert (await synced(at)).plan == plan
     for units in (
-        "500 units of output_tokens:claude-opus-* that customer 'acme' used at USD 0.01 per 50 were",
-        "300 units of output_tokens that customer 'acme' used at USD 0.01 per 250 were",
+        "500 units of output_tokens:claude-opus-* that customer 'acme' used at $0.01 per 50 were",
+        "300 units of output_tokens that customer 'acme' used at $0.01 per 250 were",
     ):
         assert caplog.text.count(units) == 1
     meters = (await at.kit.usage("acme"))["meters"]
@@ -154,7 +154,7 @@ async def test_i13_late_usage_keeps_its_price(at: Shop, plan: str, caplog: pytes
 async def test_sync_makes_each_price_once_in_any_order(at: Shop, store_url: str) -> None:
     planned = await at.kit.stripe.sync(dry_run=True)
     told = [(line.name, line.price, line.action) for line in planned.lines if line.what == "price"]
-    assert ("pro, output_tokens:claude-opus-*", "USD 0.0002 per token, each month", "to make") in told
+    assert ("pro, output_tokens:claude-opus-*", "$0.0002 per token, each month", "to make") in told
     made = await at.kit.stripe.sync()
     ids = {line.name: line.id for line in made.lines if line.what == "price"}
     async with shop(

@@ -512,7 +512,7 @@ async def test_a_downgrade_at_a_periods_end_bills_both_sides_once(store_url: str
         assert {phase["proration_behavior"] for phase in schedule["phases"]} == {"create_prorations"}
 
 
-MONTHLY: Final = " From the next period on it costs USD {:.2f} a month, before usage."
+MONTHLY: Final = " From the next period on it costs ${:.2f} a month, before usage."
 
 
 @pytest.mark.parametrize(

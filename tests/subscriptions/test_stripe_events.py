@@ -185,7 +185,7 @@ def test_of_a_customer_only_another_payment_method_matters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cents", "currency", "amount"), [(2900, "usd", "a payment of USD 29.00"), (None, 7, "a payment")]
+    ("cents", "currency", "amount"), [(2900, "usd", "a payment of $29.00"), (None, 7, "a payment")]
 )
 def test_a_disputed_payment_is_for_a_person(cents: object, currency: object, amount: str) -> None:
     found = hint_of(event(DISPUTED, {"id": "dp_1", "amount": cents, "currency": currency}))

@@ -235,7 +235,7 @@ async def test_a_default_source_is_charged_for_a_top_up(at: Hooked) -> None:
 
 
 async def test_a_page_for_a_top_up_is_in_dollars(at: Hooked) -> None:
-    """Where the price has other amounts, a customer in euros paid EUR 9.20 and was granted USD 9.20."""
+    """Where the price has other amounts, a customer in euros paid €9.20 and was granted $9.20."""
     found = await at.client.v1.prices.list_async({"lookup_keys": ["meterkit-top-up:usd:1000"]})
     asked: Any = {"currency_options": {"eur": {"unit_amount": 920}}}
     await at.client.v1.prices.update_async(found.data[0].id, asked)
@@ -330,7 +330,7 @@ TAXED = loads(f'{PLANS}billing: {{checkout: {{"automatic_tax[enabled]": true}}}}
 
 
 async def test_taxes_are_no_part_of_a_balance(store_url: str) -> None:
-    """A credit of half an invoice left USD 6.00, and the refund of USD 12.00 was reported as USD 10.00."""
+    """A credit of half an invoice left $6.00, and the refund of $12.00 was reported as $10.00."""
     clock = Clock(NOW)
     stripe = shop(clock, tax_percent=20)
     async with hooked(store_url, catalog=TAXED, clock=clock, emulator=stripe) as at:

@@ -340,7 +340,7 @@ async def test_what_cannot_be_bought_is_refused_and_the_doctor_says_so(store_url
             await at.kit.credits.buy("", 1000)
         with pytest.raises(MeterkitError, match="`meterkit stripe sync` makes it"):
             await bought(at)
-        problem = "Stripe has no price for these top-ups of usd: USD 10.00, USD 50.00"
+        problem = "Stripe has no price for these top-ups of usd: $10.00, $50.00"
         assert problem in [finding.problem for finding in (await at.kit.health()).findings]
         await opened(at)
         assert problem not in [finding.problem for finding in (await at.kit.health()).findings]

@@ -99,8 +99,8 @@ async def test_top_ups_of_a_plans_file_are_sold(store_url: str) -> None:
     sold = [(line.what, line.name, line.action, line.id, line.price) for line in found.lines]
     assert sold == [
         ("product", "Top-up", "is there", "prod_top_up_usd", ""),
-        ("price", "usd, top-up", "is there", "price_top_up_usd_1000", "USD 10.00 once"),
-        ("price", "usd, top-up", "is there", "price_top_up_usd_2000", "USD 20.00 once"),
+        ("price", "usd, top-up", "is there", "price_top_up_usd_1000", "$10.00 once"),
+        ("price", "usd, top-up", "is there", "price_top_up_usd_2000", "$20.00 once"),
     ]
     assert page.status == "open"
     emulator.add_plans(AUTO)

@@ -518,8 +518,8 @@ def test_where_lines_have_what_was_counted_nothing_is_to_be_done() -> None:
 
 
 def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
-    assert advice(FINAL, 107, price=" at USD 0.05 each") == (
-        "7 of 107 units that Stripe has counted at USD 0.05 each are on no invoice (invoice in_1 has 100):"
+    assert advice(FINAL, 107, price=" at $0.05 each") == (
+        "7 of 107 units that Stripe has counted at $0.05 each are on no invoice (invoice in_1 has 100):"
         " check whether the subscription has the meter's price; if it was removed by mistake, bill them by an"
         " invoice item"
     )
@@ -545,8 +545,8 @@ def test_what_is_too_much_is_credited() -> None:
     assert advice(FINAL, 93) == "in_1 has 100, and Stripe has counted 93: credit 7 units"
     assert advice(FINAL, -3).endswith("counted 0: credit 100 units")
     charged = replace(FINAL, charges=[LineCharge(read_price_terms({"id": "price_1"}), Decimal(100), 40, 1)])
-    own_amount = advice(charged, 90, after_ms=0, price=" at USD 0.05 each", recorded={})
-    assert own_amount == "in_1 has 100, and Stripe has counted 90: credit 10 units, USD 0.40"
+    own_amount = advice(charged, 90, after_ms=0, price=" at $0.05 each", recorded={})
+    assert own_amount == "in_1 has 100, and Stripe has counted 90: credit 10 units, $0.40"
     twice = replace(FINAL, subscriptions=["sub_1", "sub_2"], invoices=["in_1", "in_2"])
     assert advice(twice, 50) == (
         "billed twice: in_1, in_2 have 100, and Stripe has counted 50: the subscriptions sub_1, sub_2 bill"

@@ -802,10 +802,10 @@ def beyond(**overage: Any) -> Entitlement:
         pytest.param(beyond(mode="deny"), "usd", "", id="denied"),
         pytest.param(beyond(mode="bill", per=1), "usd", "", id="only at Stripe"),
         pytest.param(beyond(mode="bill", amount_cents=2), "usd", "", id="of no number of units"),
-        pytest.param(beyond(mode="bill", per=1, amount_cents=2), "usd", " at USD 0.02 each", id="of one"),
-        pytest.param(beyond(mode="bill", per=2, amount_cents=0), "usd", " at USD 0.00 per 2", id="free"),
+        pytest.param(beyond(mode="bill", per=1, amount_cents=2), "usd", " at $0.02 each", id="of one"),
+        pytest.param(beyond(mode="bill", per=2, amount_cents=0), "usd", " at $0.00 per 2", id="free"),
         pytest.param(
-            beyond(mode="bill", per=1000, amount_cents=120), "jpy", " at JPY 120 per 1,000", id="of many"
+            beyond(mode="bill", per=1000, amount_cents=120), "jpy", " at ¥120 per 1,000", id="of many"
         ),
     ],
 )
@@ -925,14 +925,14 @@ def test_the_terms_of_late_usage() -> None:
     ]  # fmt: skip
     assert terms["meters"].keys() == {meter_token(name) for name in FILE_LABELS}
     assert terms["meters"][WORDS_TOKEN] == [
-        "overage", "words", " at USD 0.12 per 1,000", "1000/12", WORDS_TOKEN, 1, 0,
+        "overage", "words", " at $0.12 per 1,000", "1000/12", WORDS_TOKEN, 1, 0,
     ]  # fmt: skip
     on_trial = replace(LINKED, subscription=sold(status="trialing", trial_end_ms=END, metered=METERED))
     assert [late_terms(on_trial)[name] for name in ("since", "before", "latest")] == [0, 0, 0]
     unlinked = late_terms(replace(LINKED, stripe_customer=None))
     assert "item" not in unlinked
     in_euros = late_terms(replace(LINKED, currency="eur"))["meters"][WORDS_TOKEN]
-    assert in_euros[2:4] == [" at EUR 0.11 per 1,000", "1000/11"]
+    assert in_euros[2:4] == [" at €0.11 per 1,000", "1000/11"]
     tiers = replace(LINKED, subscription=sold(metered=METERED, prices=(WORDS._replace(label="?tiers"),)))
     assert late_terms(tiers)["meters"][WORDS_TOKEN][3] == "-"
     free_tier = replace(LINKED, subscription=sold(metered=METERED, prices=(WORDS._replace(free=9),)))

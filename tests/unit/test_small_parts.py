@@ -269,12 +269,14 @@ def test_an_outage_is_logged_each_minute_with_its_last_request(
 def test_money_has_its_currency_and_its_decimals() -> None:
     # https://docs.stripe.com/currencies#zero-decimal and #special-cases
     for amount_cents, currency, written in (
-        (1450, "usd", "USD 14.50"),
-        (-483, "usd", "USD -4.83"),
-        (123_456_789, "usd", "USD 1,234,567.89"),
-        (1450, "jpy", "JPY 1,450"),  # F-116: "jpy cents".
+        (1450, "usd", "$14.50"),
+        (-483, "usd", "-$4.83"),
+        (123_456_789, "usd", "$1,234,567.89"),
+        (1450, "jpy", "¥1,450"),  # F-116: "jpy cents".
         (1450, "kwd", "KWD 1.450"),
         (500, "isk", "ISK 5.00"),
+        (-50, "chf", "-CHF 0.50"),
+        (50, "cad", "CA$0.50"),
     ):
         assert money(amount_cents, currency) == written
 

@@ -195,7 +195,7 @@ def test_without_a_name_the_installed_embedded_server_is_used() -> None:
 
 
 def test_without_a_name_and_a_server_memory_is_used() -> None:
-    choice = choose_store(None, live=False, installed=only("fakeredis"))
+    choice = choose_store(None, live=False, installed=only("fakeredis", "lupa"))
     assert (choice.address, "usage ends with the process" in choice.why) == (
         Address(kind="memory"),
         True,
@@ -207,6 +207,9 @@ def test_no_store_is_refused_with_the_cure() -> None:
         ("memory://", True, only(), "refused with a live Stripe key"),
         (None, True, only("fakeredis"), "pip install 'meterkit[embedded]'"),
         (None, False, only(), "pip install 'meterkit[memory]'"),
+        # F-334: fakeredis without lupa runs no script, and every request passed uncounted.
+        (None, False, only("fakeredis"), "pip install 'meterkit[memory]'"),
+        ("memory://", False, only("fakeredis"), "pip install 'meterkit[memory]'"),
     ):
         with pytest.raises(SettingsError, match="redis_url ") as caught:
             choose_store(redis_url, live=live, installed=installed)

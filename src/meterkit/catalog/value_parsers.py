@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC
+from datetime import UTC, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -392,25 +392,45 @@ def rounded_cents(amount: Fraction) -> int:
     return floor(amount + _HALF)
 
 
+# The symbols of CLDR for English. Other currencies have their code.
+_SYMBOLS: Final = {
+    "usd": "$",
+    "eur": "€",
+    "gbp": "£",
+    "jpy": "¥",
+    "aud": "A$",
+    "brl": "R$",
+    "cad": "CA$",
+    "cny": "CN¥",
+    "hkd": "HK$",
+    "ils": "₪",
+    "inr": "₹",
+    "krw": "₩",
+    "mxn": "MX$",
+    "nzd": "NZ$",
+    "php": "₱",
+    "twd": "NT$",
+    "vnd": "₫",
+}
+
+
 def money(amount_cents: int, currency: str) -> str:
-    """An amount as people write it: ``USD 14.50``, ``JPY 1,450``, ``USD -4.83``.
+    """An amount as people write it: ``$14.50``, ``¥1,450``, ``-$4.83``, ``CHF 0.50``.
 
     Args:
         amount_cents: in minor units of the currency.
         currency: its code of three letters.
     """
-    decimals = decimals_of(currency)
-    whole, rest = divmod(abs(amount_cents), 10**decimals)
-    fraction = f".{rest:0{decimals}d}" if decimals else ""
-    return f"{currency.upper()} {'-' * (amount_cents < 0)}{whole:,}{fraction}"
+    return exact_money(Decimal(amount_cents), currency)
 
 
 def exact_money(amount: Decimal, currency: str) -> str:
-    """The price of one unit, in minor units and parts of them, as people write it: ``USD 0.00012``."""
+    """The price of one unit, in minor units and parts of them, as people write it: ``$0.00012``."""
     decimals = decimals_of(currency)
-    whole, _, fraction = f"{amount.scaleb(-decimals):,f}".partition(".")
+    whole, _, fraction = f"{abs(amount).scaleb(-decimals):,f}".partition(".")
     fraction = fraction.rstrip("0").ljust(decimals, "0")
-    return f"{currency.upper()} {whole}{'.' if fraction else ''}{fraction}"
+    symbol = _SYMBOLS.get(currency, f"{currency.upper()} ")
+    return f"{'-' * (amount < 0)}{symbol}{whole}{'.' if fraction else ''}{fraction}"
 
 
 _WRITTEN_PER_MAX: Final = 1_000_000
@@ -430,7 +450,7 @@ def readable_per(amount: Fraction, per: int) -> int:
 
 
 def price_text(amount: Fraction, per: int, currency: str) -> str:
-    """A price as people write it: ``USD 0.05 each``, ``USD 12.00 per 1,000``; arguments as above."""
+    """A price as people write it: ``$0.05 each``, ``$12.00 per 1,000``; arguments as above."""
     shown = readable_per(amount, per)
     exact = Decimal(amount.numerator * shown) / (amount.denominator * per)
     return f"{exact_money(exact, currency)} {'each' if shown == 1 else f'per {shown:,}'}"
@@ -473,12 +493,12 @@ def _currency_of(unit: str) -> str:
 
 
 def rounded_money(micros: int, currency: str) -> str:
-    """Millionths of a minor unit as people write an amount, rounded half up: ``USD 0.02``."""
+    """Millionths of a minor unit as people write an amount, rounded half up: ``$0.02``."""
     return money(rounded_cents(Fraction(micros, 1_000_000)), currency)
 
 
 def micro_money(amount: int, unit: str) -> str:
-    """A quantity of such a meter as people write it: ``USD 0.0195``."""
+    """A quantity of such a meter as people write it: ``$0.0195``."""
     currency = _currency_of(unit)
     return exact_money(Decimal(amount).scaleb(decimals_of(currency) - 6), currency)
 
@@ -525,3 +545,20 @@ def span(span_ms: int) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}"
     return f"{seconds} s"
+
+
+SECONDS_UP_TO: Final = timedelta(minutes=2)
+"""Shorter spans are written in seconds."""
+_HOURS_UP_TO: Final = 48
+_WEEK: Final = 7
+
+
+def duration_text(length: timedelta) -> str:
+    """Write a span in at most two units, rounded up: ``7 h 45 min``, ``41 s``, ``12 days``."""
+    if length < SECONDS_UP_TO:
+        return f"{-(-length // timedelta(seconds=1))} s"
+    hours, minutes = divmod(-(-length // timedelta(minutes=1)), 60)
+    if hours < _HOURS_UP_TO:
+        return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))
+    days, hours = divmod(hours + (minutes > 0), 24)
+    return f"{days} days {hours} h" if hours and days < _WEEK else f"{days} days"

@@ -226,7 +226,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, str]]] = {
         "Export a month": "meterkit revenue --from 2026-10-01 --to 2026-10-31 --csv",
     },
     "revenue spend": {
-        "Record USD 1,500.00 for a day": "meterkit revenue spend 2026-10-01=150000",
+        "Record $1,500.00 for a day": "meterkit revenue spend 2026-10-01=150000",
     },
     "simulate": {
         "Try new plans on last month's usage": "meterkit simulate --plans next.yaml",

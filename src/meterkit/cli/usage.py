@@ -14,13 +14,21 @@ from llm_usage.units import UNIT_OF
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.catalog.meters import MICRO_USD
 from meterkit.catalog.overage_prices import is_row
-from meterkit.catalog.value_parsers import UNLIMITED, date_and_time, is_money, micro_money, money
+from meterkit.catalog.value_parsers import (
+    UNLIMITED,
+    date_and_time,
+    duration_text,
+    is_money,
+    micro_money,
+    money,
+)
 from meterkit.cli.options import PeriodOption, WrongUsageError, note_unknown
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.csv_text import csv_text
 from meterkit.customers.billed_usage import usage_of_all
 from meterkit.decisions.periods import iso, to_ms
+from meterkit.insights.statement.lines import ENTRY_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -296,13 +304,13 @@ def _in_money(row: dict[str, object], unit: str | None) -> dict[str, object]:
 
 
 def _rate_row(rate: RateUsage) -> dict[str, object]:
-    seconds = -(-rate["reset_after"].total_seconds() // 1)
+    wait = rate["reset_after"]
     return {
         "rate": rate["policy"] if rate["route"] is None else f"{rate['policy']}, {rate['route']}",
         "limit": rate["limit"],
         "used": rate["used"],
         "remaining": rate["remaining"],
-        "more in": f"{seconds:,.0f} s" if seconds else "",
+        "more": f"in {duration_text(wait)}" if wait else "",
     }
 
 
@@ -380,7 +388,7 @@ def _print_statement(found: Statement) -> None:
     balance: list[dict[str, object]] = [
         {
             "balance": one.credit,
-            "entry": one.entry,
+            "entry": ENTRY_WORDS.get(one.entry, one.entry),
             "grant": one.grant_id,
             "amount": micro_money(one.amount_micros, MICRO_USD),
             "at": "" if one.at is None else date_and_time(one.at),

@@ -137,7 +137,7 @@ def usage_key_of(customer: str, meter_token: str, period_ms: int) -> str:
 
 
 def price_each(label: str, currency: str) -> str:
-    """Format the price of one unit by its label: ``USD 0.04 each``."""
+    """Format the price of one unit by its label: ``$0.04 each``."""
     return amount_each(unit_amount_decimal(label), currency)
 
 

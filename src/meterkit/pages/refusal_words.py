@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.value_parsers import is_money, micro_money, size_text
+from meterkit.catalog.value_parsers import SECONDS_UP_TO, duration_text, is_money, micro_money, size_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 _WINDOW: Final = re.compile(r"-(\d+)(s|m|h|d|mo)$")
 _WINDOW_UNITS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day", "mo": "month"}
-_SECONDS_UP_TO: Final = timedelta(minutes=2)
-_HOURS_UP_TO: Final = 48
 _DAY: Final = timedelta(days=1)
-_WEEK: Final = 7
 
 
 class RefusalNotice(NamedTuple):
@@ -65,23 +62,12 @@ def window_words(policy: str) -> str:
 
 def until_words(until: datetime, now: datetime) -> str:
     """Word a wait: ``in 7 h 45 min, 00:00 UTC``; from two minutes on, whole minutes, rounded up."""
-    step = timedelta(seconds=1 if until - now < _SECONDS_UP_TO else 60)
+    step = timedelta(seconds=1 if until - now < SECONDS_UP_TO else 60)
     since_midnight = until - until.replace(hour=0, minute=0, second=0, microsecond=0)
     until += -since_midnight % step
     clock = f"{until:%H:%M:%S} UTC" if until.second else f"{until:%H:%M} UTC"
     day = f"{until.day} {until:%b}, " if until - now >= _DAY else ""
     return f"in {duration_text(until - now)}, {day}{clock}"
-
-
-def duration_text(span: timedelta) -> str:
-    """Write a span in at most two units, rounded up: ``7 h 45 min``, ``41 s``, ``12 days``."""
-    if span < _SECONDS_UP_TO:
-        return f"{-(-span // timedelta(seconds=1))} s"
-    hours, minutes = divmod(-(-span // timedelta(minutes=1)), 60)
-    if hours < _HOURS_UP_TO:
-        return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))
-    days, hours = divmod(hours + (minutes > 0), 24)
-    return f"{days} days {hours} h" if hours and days < _WEEK else f"{days} days"
 
 
 def _units(quantity: int, unit: str) -> str:

@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from meterkit.catalog.value_parsers import (
+    duration_text,
     exact_money,
     is_money,
     micro_money,
@@ -34,7 +35,7 @@ from meterkit.decisions.periods import iso
 from meterkit.decisions.subscription import is_for_debt
 from meterkit.decisions.transitions import NO_ADDONS, addons_text, parse_addons
 from meterkit.errors import MeterkitError
-from meterkit.pages.refusal_words import duration_text, window_words
+from meterkit.pages.refusal_words import window_words
 from meterkit.problem_types import ProblemDocument, ProblemType
 
 if TYPE_CHECKING:

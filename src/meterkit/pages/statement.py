@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 from meterkit.catalog.currencies import BALANCE_CURRENCY
 from meterkit.csv_text import csv_text
 from meterkit.decisions.periods import from_ms, iso
-from meterkit.insights.statement.lines import PlaceError
+from meterkit.insights.statement.lines import ENTRY_WORDS, PlaceError
 from meterkit.pages.rendering import HEADERS
 from meterkit.pages.usage_figures import last_second_before, read_name
 from meterkit.problem_types import ProblemDocument, ProblemDocumentError, ProblemType
@@ -88,6 +88,7 @@ async def answer_statement(
         "previous_period": last_second_before(found.period_start),
         "is_one": "line" in request.query_params,
         "balance_currency": BALANCE_CURRENCY,
+        "entry_words": ENTRY_WORDS,
         "meter_names": read_titles(kit.catalog),
         "charged": {name for name, meter in kit.catalog.meters.items() if meter.charges is not None},
     }

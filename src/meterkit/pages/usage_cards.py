@@ -175,7 +175,7 @@ def _make_card(
 
 
 def _price_text(meter: str, rows: PriceRows | None, usage: Mapping[str, MeterUsage], unit: str) -> str | None:
-    """Write the price of a meter's overage: ``USD 0.20 per 100 tokens``; None: not billed, or not known.
+    """Write the price of a meter's overage: ``$0.20 per 100 tokens``; None: not billed, or not known.
 
     Args:
         meter: the meter.

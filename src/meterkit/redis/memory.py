@@ -12,7 +12,10 @@ from time import time
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
-from meterkit.errors import SettingsError, StoreError
+import fakeredis
+from redis.exceptions import RedisError
+
+from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, pack, read_numbers, unpack
 
 if TYPE_CHECKING:
@@ -20,13 +23,6 @@ if TYPE_CHECKING:
 
     from meterkit.redis.connection import Receiver, StoreCall
     from meterkit.redis.scripts import Script
-
-try:
-    import fakeredis
-    from redis.exceptions import RedisError
-except ImportError as error:  # pragma: no cover - the tests have it installed
-    message = "memory:// needs fakeredis: pip install 'meterkit[memory]'"
-    raise SettingsError("redis_url", message) from error
 
 
 class _ExpiryClock:

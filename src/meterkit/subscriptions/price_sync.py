@@ -56,7 +56,7 @@ class StripeSyncLine:
         id: empty if it is not made yet.
         action: a price is ``extended`` by an amount in a further currency; its other amounts stay. A product
             of meterkit's is ``renamed`` to the ``name`` that the plans file gives.
-        price: description of a price in all currencies of the plans file: ``USD 29.00 per month``.
+        price: description of a price in all currencies of the plans file: ``$29.00 per month``.
         unit_amount: the same as a decimal of minor units of ``currency``; empty for other objects.
         currency: of a price, the first one of the plans file.
         unit: the charged unit: ``seat``, ``add-on``, or the meter's unit; empty: the plan itself.

@@ -96,7 +96,7 @@ class PriceShape:
     is_odd: bool = False
 
     def describe(self, unit_name: str = "") -> str:
-        """Describe the price: ``USD 29.00 per month``, ``100 free, then USD 0.00012 per word``.
+        """Describe the price: ``$29.00 per month``, ``100 free, then $0.00012 per word``.
 
         Args:
             unit_name: the charged unit; empty: the plan itself, or an unknown unit.

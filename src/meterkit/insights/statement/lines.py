@@ -19,8 +19,18 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.customers.billed_usage import OverageCost
+    from meterkit.store.customer_usage import MeterUsage
 
 _WORDS: Final = {"over_cap": "over the cap"}
+ENTRY_WORDS: Final = {"burn": "usage", "expire": "expired", "void": "withdrawn"}
+"""Words for entries of the ledger that do not say by their name what they are."""
+_LACKS: Final = {
+    "came too late": ("late",),
+    "are not billed": ("dead",),
+    "are being checked": ("parked",),
+    "are not on it yet": ("pending", "unlinked", "queued", "leased"),
+}
+"""Words for the states of units that an invoice may lack."""
 _SWITCHED_WITHIN: Final = timedelta(hours=1)
 """Time after a change of plan within which Stripe has ended the lines of the prices before."""
 ENDLESS_MS: Final = 2**53
@@ -365,6 +375,17 @@ def select_events(
     return found
 
 
+def explain_lack(meters: Mapping[str, MeterUsage]) -> str:
+    """Word the units that an invoice may lack, to stand behind a difference; empty: there are none."""
+    counts: list[Mapping[str, Any]] = [*meters.values()]
+    told = [
+        f"{units} {words}"
+        for words, states in _LACKS.items()
+        if (units := sum(one[state] for one in counts for state in states))
+    ]
+    return f" ({', '.join(told)})" if told else ""
+
+
 def explain_lines(
     lines: Sequence[StatementLine],
     wanted: Mapping[str, EventSelection],
@@ -440,7 +461,7 @@ def price_line(
         own: all lines of its meter; of invoices of changes, too.
     """
     if not costs:
-        note = f"{line.overage} units have no price in the plans file" if line.overage > 0 else ""
+        note = f"{line.overage} units have no price" if line.overage > 0 else ""
         return replace(line, quantity=line.overage, note=note)
     units = sum(one.units for one in costs)
     invoiced = [one for one in own if one.invoice is not None]
@@ -455,9 +476,9 @@ def price_line(
     logged = sum(getattr(one, name) for one in own for name in RECORDED)
     notes = (
         (unbilled, "units beyond the included quantity are not billed"),
-        (unpriced, "units have no price in the plans file"),
-        (recorded - logged, "units of the period have no event in the audit log"),
-        (logged - recorded, "units of its events are not in the counters"),
+        (unpriced, "units have no price"),
+        (recorded - logged, "units of the period are not among the events yet"),
+        (logged - recorded, "units of its events are not counted yet"),
     )
     return replace(
         line,
@@ -471,7 +492,7 @@ def without_amount(line: StatementLine, currency: str) -> StatementLine:
     """A line that no invoice has, without its amount: the customer's invoices are in another currency."""
     if line.invoice is not None or not line.amount_cents:
         return line
-    return _uncharged(replace(line, unit_amount=""), f"its price in the plans file is in {currency.upper()}")
+    return _uncharged(replace(line, unit_amount=""), f"its price is in {currency.upper()}")
 
 
 def billed_later(line: StatementLine, later: Iterable[StatementLine]) -> StatementLine:
@@ -537,7 +558,7 @@ def count_billed(row: Mapping[str, Any]) -> int:
 def _explain_event(row: Mapping[str, Any], reason: str) -> str:
     words = [f"{row[name]} {_WORDS.get(name, name)}" for name in RECORDED if row[name]]
     if row["kind"] == "dropped":
-        words = ["dropped: not sent to Stripe"]
+        words = ["not billed"]
     elif row["kind"] == "corrected":
         words.insert(0, "correction")
     elif row["kind"] == "summed":

@@ -28,6 +28,7 @@ from meterkit.insights.statement.lines import (
     billed_later,
     build_invoice,
     customer_of,
+    explain_lack,
     explain_lines,
     invoice_lines,
     is_of_period,
@@ -175,7 +176,6 @@ _AT_ONCE: Final = 1_000
 _FORMER: Final = "usage of the period before: the statement of that period has its events"
 _ENDED_WITHIN: Final = timedelta(days=1)
 """Time after the end of a subscription within which the ledger has it."""
-_WHYS: Final = ("late", "dead", "parked", "pending", "unlinked", "queued", "leased")
 
 
 class Statements:
@@ -205,7 +205,7 @@ class Statements:
 
         Lines are those of the period's invoices: of changes in it and of the renewal at its end. Until the
         renewal's invoice has it, usage is a line for each meter with the overage and the cost of the
-        counters, as on the usage page; its note says how many units have no event in the audit log.
+        counters, as on the usage page; its note says how many units have no event.
         Without an invoice, plan and seats are priced as on the usage page, too.
 
         Args:
@@ -397,7 +397,9 @@ class _StatementBuilder:
                 found.append(line)
                 wanted[line.id] = EventSelection((meter, meter_token(meter)))
         sums = await self._query(self._events.sums_of, wanted)
-        lines = explain_lines(found, wanted, sums, self._why(), self._usage["period"]["start"])
+        lines = explain_lines(
+            found, wanted, sums, explain_lack(self._usage["meters"]), self._usage["period"]["start"]
+        )
         if waiting or not is_renewed:
             costs = await price_overage(self._store, self._usage, self._state)
             lines = [
@@ -490,15 +492,6 @@ class _StatementBuilder:
         start, end = self._usage["period"]["start"], self._usage["period"]["end"]
         entries = await read_history(self._store, self._usage["customer"])
         return [one.at for one in entries if one.kind == "plan" and start < one.at < end]
-
-    def _why(self) -> str:
-        """Units that Stripe may lack by our books, to stand behind a difference."""
-        told = [
-            f"{units} {name}"
-            for name in _WHYS
-            if (units := sum(one[name] for one in self._usage["meters"].values()))
-        ]
-        return f" ({', '.join(told)} by the books; see `meterkit reconcile`)" if told else ""
 
     def _plain_line(self, name: str, kind: Any, words: str, **more: Any) -> StatementLine:
         span = self._usage["period"]
