@@ -224,7 +224,9 @@ DELIVERING: Final = Mutated(
         **included("queue_item count_item_units lower_price_segment", (*OVERTAKING, *LINING)),
         **included("queue_lines sum_lines_by_meter is_by_lines clamp_price_segments", LINING),
         **included("end_price_segment store_price_labels", (*STRANDING, *LINING)),
-        **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),
+        **included(
+            "sort_by_age lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))
+        ),
         **included(
             "sealed_units take_class_units leave_to_credit_notes assign_lines",
             (*RESTORING, *DELIVERY, (Restoring, 12)),

@@ -21,7 +21,7 @@ from meterkit.decisions.compiled_decision import sends_included
 from meterkit.decisions.customer_state import is_billed_by_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.price_segments import label_of, paid_price, price_line
+from meterkit.decisions.price_segments import label_of, paid_price, price_line, unit_cents
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.sealer import counter_ttl_ms
@@ -428,15 +428,12 @@ def _event_tokens(meter: str, view: CustomerView) -> list[tuple[str, int]]:
 
 
 def _model_price_meters(meter: str, view: CustomerView) -> list[tuple[str, str, str]]:
-    """Meters that count its prices by model, the default first: token, token of the event, label."""
+    """Meters that count its prices by model, the dearest first: token, token of the event, label."""
     rows = [other for other in view.cache.catalog.meters.values() if other.source == meter and other.is_row]
-    rows.sort(key=lambda row: row.stripe is not None)
+    labels = {row.name: label_of(view.entitlements[row.name]) for row in rows}
+    rows.sort(key=lambda row: unit_cents(labels[row.name]) or Fraction(0), reverse=True)
     return [
-        (
-            meter_token(row.name),
-            meter_token(row.name if row.stripe else meter),
-            label_of(view.entitlements[row.name]),
-        )
+        (meter_token(row.name), meter_token(row.name if row.stripe else meter), labels[row.name])
         for row in rows
     ]
 

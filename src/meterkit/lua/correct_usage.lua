@@ -1,6 +1,6 @@
 #!lua
 -- correct_usage: subtracts recorded units of this period, once per correction id. Order: units beyond the cap (not billed),
--- overage, credits, grants, included.
+-- overage, credits, grants, included. Of prices by model the one used last goes first.
 -- - Pending units are subtracted directly.
 -- - Units of the open price segment that Stripe has are subtracted by an intent with a negative value.
 -- - Units on an invoice line are left to a credit note.
@@ -46,6 +46,7 @@ local redis, stop_writing = dry_run()
 --include audit_correction
 --include queue_negative_intents
 --include lower_spend
+--include sort_by_age
 --include lower_model_rows
 --include set_of
 --include sealed_units
@@ -88,7 +89,8 @@ end
 
 for i, request in ipairs(correction.meters) do
   local name, token, quantity, events, rows = unpack(request)
-  local lower = lower_model_rows(meters, rows, sending.back, totals, period)
+  sort_by_age(meters, rows, events)
+  local lower = lower_model_rows(meters, rows, token, sending.back, totals, period)
   local meter, left = meters[token] or read_meter(EMPTY_METER), quantity
   local over_cap, overage, credited, granted, included, sealed, sealed_included
   local credited_before, granted_before, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0

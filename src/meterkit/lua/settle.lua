@@ -131,7 +131,7 @@ if priced_count > 0 then
   add_cost, spend_rate_count = count_spend(terms, thresholds_at + THRESHOLD_BYTES * threshold_count)
 end
 
-local words, backdated_units, source_units = {}, {}, nil
+local words, backdated_units, source_units, source_overage = {}, {}, nil, 0
 local has_recorded, begins_to_wait, lasts_ms, priced_units, spent, refused_field = false, false, QUARTER_HOUR_MS, 0, nil, nil
 local hset, hset_count = {counters_key, 'h', nil, nil, nil, nil, nil}, 3 -- With room for two fields.
 for place = 2, meter_count + 1 do
@@ -140,10 +140,10 @@ for place = 2, meter_count + 1 do
   local name = ARGV[SETTLE_NAMES + place]
   local included, overage, pending, slot, held, held_before, extras = unpack_meter(fields[place], name)
   held, held_before = release_hold(hold_slot, released, current_slot, slot, held, held_before)
-  if event == PRICE_ROW then
+  if event == PRICE_ROW then -- Nothing is held in a row: its slot orders the rows, see sort_by_age.
     quantity = math.min(quantity, priced_units)
-  elseif place == priced_count + 2 then
-    quantity = spent or quantity
+  else
+    slot, quantity = current_slot, place == priced_count + 2 and spent or quantity
   end
   if quantity > 0 and not is_repeat then
     has_recorded = true
@@ -162,11 +162,16 @@ for place = 2, meter_count + 1 do
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
     words[#words + 1] = reports_payment and string.format('paid %s %.0f %.0f', name, by_credits, beyond)
     included, overage, pending = included + within, overage + beyond, pending + reported
+    if event == PRICE_ROW then
+      slot = source_overage
+    else
+      source_overage = overage
+    end
     --audited noted[noted_count + 1], noted[noted_count + 2], noted[noted_count + 3] = name, within, by_grants
     --audited noted[noted_count + 4], noted[noted_count + 5], noted[noted_count + 6] = by_credits, beyond, over_cap
     --audited noted[noted_count + 7], noted_count = reported, noted_count + 7
   end
-  local packed = pack(FORM, included, overage, pending, current_slot, held, held_before, extras)
+  local packed = pack(FORM, included, overage, pending, slot, held, held_before, extras)
   hset[hset_count + 1], hset[hset_count + 2], hset_count = name, packed, hset_count + 2
 end
 if rate_count > 0 then

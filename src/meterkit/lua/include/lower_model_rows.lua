@@ -1,11 +1,12 @@
 -- lower_model_rows: lowers what a meter's prices by model have counted. Call it before units of the meter are taken back.
---   meters: see read_counters; rows: nil, or for each price {token, token of its event, label of the price}; back: token to
---   the units taken back at Stripe so far; totals: as read; period: its first instant, as text
+--   meters: see read_counters; rows: nil, or for each price {token, token of its event, label of the price}, youngest first;
+--   source: token of their meter; back: token to the units taken back at Stripe so far; totals: as read; period: its first
+--   instant, as text
 -- Returns lower(counters_key, spend, overage). That subtracts units of the open price segment, and their cost (see
 -- lower_spend). First come the rows whose events lost pending or delivered units, then all rows in order.
 --include lower_spend
 --include pack_meter
-local function lower_model_rows(meters, rows, back, totals, period)
+local function lower_model_rows(meters, rows, source, back, totals, period)
   local before, ended = {}, {}
   for _, row in ipairs(rows or {}) do
     local event, last, earlier, price = meters[row[2]], 0, nil, nil
@@ -32,6 +33,13 @@ local function lower_model_rows(meters, rows, back, totals, period)
     end
     for _, row in ipairs(rows or {}) do
       lower(row[1], overage)
+    end
+    for _, row in ipairs(rows or {}) do
+      local meter, left = meters[row[1]], meters[source] and meters[source].overage or 0
+      if meter and meter.slot > left then
+        meter.slot = left
+        redis.call('HSET', counters_key, row[1] .. 'm', pack_meter(meter))
+      end
     end
   end
 end
