@@ -23,6 +23,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.catalog.model_prices import PriceRows
 from meterkit.catalog.models import Overage
+from meterkit.customers.history import LinkSpan
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys, concurrency_field, job_digest, meter_token
 from meterkit.decisions.periods import from_ms
@@ -462,7 +463,8 @@ async def test_the_next_invoice_has_units_behind_a_shortened_period(
     state, stripe = CustomerState(stripe_customer="cus_acme", subscription=subscribed), stripe_with(line())
     stripe.shown["/v1/prices/price_1"] = {"recurring": {"meter": "api_requests"}}
     behind = Counted({LINES_END_S // 60 * 60 + 60: 5})
-    books = StripeBooks(kit.store, usage, state, behind, InvoiceReader(stripe, {}, "usd"))
+    links = [LinkSpan("cus_acme", START_S, LINES_END_S + 200)]
+    books = StripeBooks(kit.store, usage, state, links, behind, InvoiceReader(stripe, {}, "usd"))
     found = await books.invoiced("api_requests", 0)
     assert found is not None
     assert found.quantity == units
