@@ -228,7 +228,7 @@ DELIVERING: Final = Mutated(
             "sort_by_age lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))
         ),
         **included(
-            "sealed_units take_class_units leave_to_credit_notes assign_lines",
+            "sealed_units take_class_units take_back_earlier leave_to_credit_notes assign_lines",
             (*RESTORING, *DELIVERY, (Restoring, 12)),
         ),
         **included("wait_for_link", ((Recalling, 2), *DELIVERY)),

@@ -74,6 +74,8 @@ class BilledUsage(NamedTuple):
         units: by token, an instant within each line (ms) and its units; lines that cost nothing included.
         items: by token, the units of this period that invoice items for late usage bill, or are to bill.
         lines: by meter, those that can be credited, newest first.
+        earlier: earlier periods that no invoice has yet, youngest first: their first instants (ms), and
+            minutes in them that no intent has (ms).
         changed: when the prices changed last, as the store had it before the lines were read; empty: never.
     """
 
@@ -81,11 +83,14 @@ class BilledUsage(NamedTuple):
     items: Mapping[str, int]
     lines: Mapping[str, Sequence[BilledLine]]
     changed: str
+    earlier: Sequence[tuple[int, Sequence[int]]] = ()
 
     def dump(self) -> dict[str, Any]:
         """Serialize it for ``correct_usage.lua``."""
         lines = {meter: [line.dump() for line in found] for meter, found in self.lines.items()}
-        return {"units": self.units, "items": self.items, "lines": lines, "changed": self.changed}
+        earlier = [(str(period_ms), minutes) for period_ms, minutes in self.earlier]
+        told = {"units": self.units, "items": self.items, "lines": lines, "changed": self.changed}
+        return {**told, "earlier": earlier}
 
 
 class ByHandLine(NamedTuple):

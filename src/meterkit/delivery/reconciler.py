@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.billed_usage import UnitsByPrice, price_usage, read_negative_units, read_uninvoiced
-from meterkit.customers.history import is_relinked, read_all_links, read_billed_links
+from meterkit.customers.history import is_relinked, read_billed_links
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import is_billed_by_lines
@@ -29,7 +29,7 @@ from meterkit.store.input_checks import check_customer
 from meterkit.store.unreadable_data import UnreadableDataError, read_each, skip_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.customers.history import LinkSpan
@@ -254,14 +254,7 @@ class Reconciler:
         if is_billed_by_lines(state, store.catalog, to_ms(usage["period"]["start"])):
             return await self._lines_of_customer(usage, state, invoices, is_closing=is_closing)
         await summaries.refresh_once()
-        admin = await store.admin()
-        at_ms = min(to_ms(usage["period"]["end"]) - 1, store.now_ms())
-        known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)
-        events = {
-            counted.meter: counted.event_name
-            for counted in known.values()
-            if counted.meter in usage["meters"]
-        }
+        events = await self._read_events(usage)
         links = await self._read_links(usage, state)
         back, late = await read_negative_units(store, usage), await read_uninvoiced(store, usage)
         used_meters = {name for name in events if any(back[name]) or _goes_to_stripe(usage["meters"][name])}
@@ -294,8 +287,7 @@ class Reconciler:
                 uninvoiced=sum(late[name] for name in named),
             )
         advices = {event: await self._advise_on_event(usage, side) for event, side in sides.items()}
-        all_links = await read_all_links(store, usage["customer"], state.stripe_customer)
-        items = await item_books(store, self._api(), usage, all_links, meters, invoices)
+        items = await item_books(store, self._api(), usage, state.stripe_customer, meters, invoices)
         return [
             Reconciled(
                 stripe_customer=_last_link(links),
@@ -309,6 +301,13 @@ class Reconciler:
             )
             for name in meters
         ]
+
+    async def _read_events(self, usage: CustomerUsage) -> Mapping[str, str]:
+        """Read the event name of each meter of a usage, in its period."""
+        store, end_ms = self._store, to_ms(usage["period"]["end"])
+        admin, at_ms = await store.admin(), min(end_ms - 1, store.now_ms())
+        known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)
+        return {one.meter: one.event_name for one in known.values() if one.meter in usage["meters"]}
 
     async def _lines_of_customer(
         self, usage: CustomerUsage, state: CustomerState, invoices: InvoiceReader, *, is_closing: bool

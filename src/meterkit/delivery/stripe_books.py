@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from meterkit.catalog.value_parsers import money, rounded_cents
 from meterkit.customers.billed_usage import read_totals
+from meterkit.customers.history import read_all_links
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import MINUTE_MS, first_minute_s, stamped_span_s, to_ms
 from meterkit.decisions.price_segments import item_segments, unit_amount_decimal
@@ -21,7 +22,7 @@ from meterkit.store.event_names import find_former_events
 from meterkit.stripe.request import UNKNOWN_CUSTOMER
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from meterkit.customers.history import LinkSpan
     from meterkit.decisions.customer_state import CustomerState
@@ -201,7 +202,7 @@ async def item_books(
     store: Store,
     api: StripeApi,
     usage: CustomerUsage,
-    links: Iterable[str],
+    stripe_customer: str | None,
     meters: Sequence[str],
     invoices: InvoiceReader,
 ) -> Mapping[str, ItemBook]:
@@ -211,7 +212,7 @@ async def item_books(
         store: counts the units.
         api: the way to Stripe, asked only if there are any.
         usage: of a customer in a period.
-        links: all Stripe customers that it was ever linked to.
+        stripe_customer: the linked customer at Stripe; None: there is none.
         meters: by name.
         invoices: reads the customer's invoices, asked only if items are on some.
 
@@ -225,6 +226,7 @@ async def item_books(
     totals = await read_totals(store, usage, late, "afn")
     counts = {name: (int(waiting or 0), int(made or 0)) for name, (waiting, made, _) in totals.items()}
     ours = {name: ItemBook(sum(units), "") for name, units in counts.items() if any(units)}
+    links = await read_all_links(store, customer, stripe_customer)
     shown = [await none_if_gone(late_units_at_stripe(api, linked, start_ms)) for linked in links]
     known = [one for one in shown if one is not None]
     if not known:

@@ -1,13 +1,15 @@
 -- lower_model_rows: lowers what a meter's prices by model have counted. Call it before units of the meter are taken back.
---   meters: see read_counters; rows: nil, or for each price {token, token of its event, label of the price}, youngest first;
---   source: token of their meter; back: token to the units taken back at Stripe so far; totals: as read; period: its first
+--   meters: see read_counters; rows: nil, or for each price {token, token of its event, label of the price}, in any order, and
+--   sorted here; events: see sort_by_age; source: token of their meter; back: token to the units taken back at Stripe so far; totals: as read; period: its first
 --   instant, as text
 -- Returns lower(counters_key, spend, overage). That subtracts units of the open price segment, and their cost (see
 -- lower_spend). First come the rows whose events lost pending or delivered units, then all rows in order.
+--include sort_by_age
 --include lower_spend
 --include pack_meter
-local function lower_model_rows(meters, rows, source, back, totals, period)
+local function lower_model_rows(meters, rows, events, source, back, totals, period)
   local before, ended = {}, {}
+  sort_by_age(meters, rows, events)
   for _, row in ipairs(rows or {}) do
     local event, last, earlier, price = meters[row[2]], 0, nil, nil
     before[row[2]] = (event and event.pending or 0) - (back[row[2]] or 0)
