@@ -170,3 +170,23 @@ async def test_late_usage_is_billed_next_or_not_at_all(
         assert revenue == [1_300_000, 200_000]
         for when in (MAY + DAY, JUNE + DAY):
             assert all(one.agrees for one in await at.kit.reconcile("acme", at=when))
+
+
+async def test_f_30d_models_amid_a_year_are_taken_back(store_url: str, tmp_path: Path) -> None:
+    yearly = PLANS.replace("1000, interval: month", "1000, interval: year")
+    async with books(store_url, tmp_path, yearly) as at:
+        for model, tokens in (("large-1", 20_000), ("small-1", 60_000)):
+            await use(at, model, tokens)
+        await at.flush()
+        await at.reach(JUNE + DAY)
+        (found,) = await at.kit.correct(
+            "acme", {"output_tokens": 25_000}, reason="a loop", correction_id="c-1"
+        )
+        assert (found.taken_back, found.sent_back) == (25_000, 25_000)
+        await at.flush()
+        at.clock.advance(HOUR)
+        meters = (await at.kit.usage("acme", period=MAY + DAY))["meters"]
+        left = {name: one["overage"] for name, one in meters.items() if name.startswith("output_tokens")}
+        assert sum(left.values()) == 2 * left["output_tokens"] == 2 * 45_000
+        compared = await at.kit.reconcile("acme", at=MAY + DAY)
+        assert [(one.difference, one.advice) for one in compared if one.recorded] == 2 * [(0, "")]

@@ -78,7 +78,9 @@ DECIDING: Final = Mutated(
     counts=True,
     lives={
         **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING + SUBJECTS[:1]),
-        **included("check_rates check_ceilings report_refusal read_options classify_units", EVERYTHING),
+        **included(
+            "check_rates check_ceilings report_refusal read_options classify_units note_row_use", EVERYTHING
+        ),
         **included("report_units", EVERYTHING + FORMULAS),
         **included(
             "unpack_head unpack_rate unpack_meter unpack_extras live_holds release_hold correct_rate"

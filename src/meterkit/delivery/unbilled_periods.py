@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.customers.history import read_billed_links
 from meterkit.customers.links import read_recent_deliveries
-from meterkit.decisions.periods import DAY_MS, MINUTE_MS
+from meterkit.decisions.periods import DAY_MS, MINUTE_MS, to_ms
 from meterkit.outbox.operator_commands import Intents
 
 if TYPE_CHECKING:
@@ -42,13 +42,7 @@ async def read_unbilled_periods(
     since_ms = max(subscription.usage_start_ms or subscription.start_ms, 1000 * billed_until_s)
     if since_ms >= start_ms:
         return ()
-    totals: dict[bytes, bytes] = await store.ask("hgetall", view.keys.totals)
-    ends = {int(name[:-2]): int(end) for name, end in totals.items() if name.endswith(b"|e")}
-    periods = {
-        period_ms: end_ms
-        for period_ms, end_ms in ends.items()
-        if since_ms <= period_ms < start_ms and end_ms > now_ms - _TAKEN_MS
-    }
+    periods = await _read_periods(store, view.customer, since_ms, start_ms)
     links = await read_billed_links(store, view.customer, linked, since_ms // 1000, now_ms // 1000)
     if not periods or [one.stripe_customer for one in links] != [linked]:
         return ()
@@ -57,6 +51,15 @@ async def read_unbilled_periods(
         (period_ms, _free_minutes(max(period_ms, now_ms - _TAKEN_MS), periods[period_ms], used))
         for period_ms in sorted(periods, reverse=True)
     ]
+
+
+async def _read_periods(store: Store, customer: str, since_ms: int, until_ms: int) -> dict[int, int]:
+    """Read the ends of a customer's periods of a span that Stripe takes events for, by their starts."""
+    found, oldest_ms = dict[int, int](), store.now_ms() - _TAKEN_MS
+    while until_ms > max(since_ms, oldest_ms):
+        period = (await store.usage(customer, at_ms=until_ms - 1))["period"]
+        found[to_ms(period["start"])], until_ms = to_ms(period["end"]), to_ms(period["start"])
+    return {start_ms: end_ms for start_ms, end_ms in found.items() if start_ms >= since_ms}
 
 
 def _free_minutes(since_ms: int, end_ms: int, used: set[int]) -> list[int]:

@@ -90,7 +90,7 @@ end
 
 for i, request in ipairs(correction.meters) do
   local name, token, quantity, events, rows = unpack(request)
-  local lower = lower_model_rows(meters, rows, events, token, sending.back, totals, period)
+  local lower = lower_model_rows(counters_key, meters, rows, events, token, sending.back, totals, period)
   local meter, left = meters[token] or read_meter(EMPTY_METER), quantity
   local over_cap, overage, credited, granted, included, sealed, sealed_included
   local credited_before, granted_before, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
@@ -119,7 +119,7 @@ for i, request in ipairs(correction.meters) do
       in_open(tokens, behind, repaid), left - unbilled)
   end
   lower_spend(counters_key, meters, sending.spend, token, meter, overage, credited, granted)
-  lower(counters_key, sending.spend, overage)
+  lower(sending.spend, overage)
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited + meter.over_cap)
   local micro = credited > 0 and return_to_grants(grants_key, ledger_key, 'c', name, period, credited, credited_before, now) or 0
   local units = granted > 0 and return_to_grants(grants_key, ledger_key, 'm', name, period, granted, granted_before, now) or 0

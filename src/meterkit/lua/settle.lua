@@ -70,6 +70,7 @@
 --include take_number
 --include classify_units
 --include report_units
+--include note_row_use
 --include write_counters
 local rev, terms, customer, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
@@ -131,7 +132,7 @@ if priced_count > 0 then
   add_cost, spend_rate_count = count_spend(terms, thresholds_at + THRESHOLD_BYTES * threshold_count)
 end
 
-local words, backdated_units, source_units, source_overage = {}, {}, nil, 0
+local words, backdated_units, source_units = {}, {}, nil
 local has_recorded, begins_to_wait, lasts_ms, priced_units, spent, refused_field = false, false, QUARTER_HOUR_MS, 0, nil, nil
 local hset, hset_count = {counters_key, 'h', nil, nil, nil, nil, nil}, 3 -- With room for two fields.
 for place = 2, meter_count + 1 do
@@ -140,11 +141,10 @@ for place = 2, meter_count + 1 do
   local name = ARGV[SETTLE_NAMES + place]
   local included, overage, pending, slot, held, held_before, extras = unpack_meter(fields[place], name)
   held, held_before = release_hold(hold_slot, released, current_slot, slot, held, held_before)
-  if event == PRICE_ROW then -- Nothing is held in a row: its slot orders the rows, see sort_by_age.
+  if event == PRICE_ROW then
     quantity = math.min(quantity, priced_units)
-    slot = quantity > 0 and source_overage or slot
-  else
-    slot, quantity = current_slot, place == priced_count + 2 and spent or quantity
+  elseif place == priced_count + 2 then
+    quantity = spent or quantity
   end
   if quantity > 0 and not is_repeat then
     has_recorded = true
@@ -161,12 +161,12 @@ for place = 2, meter_count + 1 do
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
     words[#words + 1] = reports_payment and string.format('paid %s %.0f %.0f', name, by_credits, beyond)
     included, overage, pending = included + within, overage + beyond, pending + reported
-    source_overage = event ~= PRICE_ROW and overage or source_overage
+    note_row_use(counters_key, name, event, beyond)
     --audited noted[noted_count + 1], noted[noted_count + 2], noted[noted_count + 3] = name, within, by_grants
     --audited noted[noted_count + 4], noted[noted_count + 5], noted[noted_count + 6] = by_credits, beyond, over_cap
     --audited noted[noted_count + 7], noted_count = reported, noted_count + 7
   end
-  local packed = pack(FORM, included, overage, pending, slot, held, held_before, extras)
+  local packed = pack(FORM, included, overage, pending, current_slot, held, held_before, extras)
   hset[hset_count + 1], hset[hset_count + 2], hset_count = name, packed, hset_count + 2
 end
 if rate_count > 0 then

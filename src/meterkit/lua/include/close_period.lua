@@ -32,8 +32,7 @@ local function close_period(counters_key, totals_key, now, period_start_ms, peri
           meter[name], has_closed = 0, true
         end
       end
-      local is_held = meter.held + meter.held_before > 0 and meter.slot >= math.floor(now / HOLD_SLOT_MS) - 1
-      if meter.stamped_ms > 0 or is_held then
+      if meter.stamped_ms > 0 or meter.slot >= math.floor(now / HOLD_SLOT_MS) - 1 then
         set[#set + 1], set[#set + 2] = token .. 'm', pack_meter(meter)
       else
         gone[#gone + 1] = token .. 'm'
