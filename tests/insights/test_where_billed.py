@@ -12,7 +12,7 @@ import pytest
 from drivers.audit_database import drain_all
 from drivers.audited_kit import sqlite_in
 from drivers.delivery import deliver
-from drivers.period_ends import HOUR, MAY, MINUTE, Ending, paying
+from drivers.period_ends import HOUR, JUNE, MAY, MINUTE, Ending, paying
 from drivers.plans import plans_text
 from drivers.shop import END, HALF, Shop, sell_nothing, shop
 from drivers.usage_lines import CATALOG
@@ -114,3 +114,16 @@ async def test_f_30q_a_new_link_leaves_paid_periods_agreed(store_url: str) -> No
         now = await requests_of(at, None)
         assert now.delivered > before.delivered
         assert (now.confirmed, now.difference, now.advice) == (now.delivered, 0, "")
+
+
+async def test_f_30q_a_new_link_lets_a_waiting_draft_close(store_url: str) -> None:
+    async with paying(store_url) as at:
+        await at.kit.record("acme", "requests", 20)
+        await at.flush()
+        await at.reach(JUNE + 2 * MINUTE)
+        await relink(at, "cus_other")
+        await at.close()
+        assert [(one["status"], one["total"]) for one in at.invoices()] == [("paid", 1_050)]
+        found = await requests_of(at, MAY + DAY)
+        assert (found.stripe_customer, found.invoice, found.advice) == ("cus_acme", "final", "")
+        assert (await at.look()).open == 0

@@ -152,6 +152,14 @@ async def read_billed_links(
     return found
 
 
+async def read_last_link(
+    store: Store, customer: str, stripe_customer: str | None, start_s: int, end_s: int
+) -> str | None:
+    """Read which Stripe customer got the last usage of a span; see :func:`read_billed_links`."""
+    found = await read_billed_links(store, customer, stripe_customer, start_s, end_s)
+    return found[-1].stripe_customer if found else None
+
+
 async def _read_lines(store: Store, customer: str) -> Sequence[bytes]:
     lines: list[bytes] = await store.ask("lrange", store.keys.customer(customer).history, 0, -1)
     return lines

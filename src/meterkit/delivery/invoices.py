@@ -80,9 +80,10 @@ def join_invoiced(found: Sequence[InvoicedUnits]) -> InvoicedUnits:
         for price, units in (one.prices or {}).items():
             priced[price] = priced.get(price, Decimal(0)) + units
     states: tuple[InvoiceState, ...] = (_PENDING, "draft", "final")
+    those: list[InvoiceState] = [state for state in states if any(one.state == state for one in known)]
     return InvoicedUnits(
         quantity=sum((one.quantity for one in found), Decimal(0)),
-        state=next((state for state in states if any(one.state == state for one in known)), "none"),
+        state=those[0] if those else "none",
         invoices=[name for one in found for name in one.invoices],
         subscriptions=[name for one in found for name in one.subscriptions],
         prices=None if any(one.prices is None for one in known) else priced,
