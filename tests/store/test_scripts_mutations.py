@@ -78,9 +78,7 @@ DECIDING: Final = Mutated(
     counts=True,
     lives={
         **dict.fromkeys(("decide.lua", "settle.lua"), EVERYTHING + SUBJECTS[:1]),
-        **included(
-            "check_rates check_ceilings report_refusal read_options classify_units note_row_use", EVERYTHING
-        ),
+        **included("check_rates check_ceilings report_refusal read_options classify_units", EVERYTHING),
         **included("report_units", EVERYTHING + FORMULAS),
         **included(
             "unpack_head unpack_rate unpack_meter unpack_extras live_holds release_hold correct_rate"
@@ -226,11 +224,9 @@ DELIVERING: Final = Mutated(
         **included("queue_item count_item_units lower_price_segment", (*OVERTAKING, *LINING)),
         **included("queue_lines sum_lines_by_meter is_by_lines clamp_price_segments", LINING),
         **included("end_price_segment store_price_labels", (*STRANDING, *LINING)),
+        **included("lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))),
         **included(
-            "sort_by_age lower_model_rows lower_spend audit_correction", (*RESTORING[::-1], (Repricing, 8))
-        ),
-        **included(
-            "sealed_units take_class_units take_back_earlier leave_to_credit_notes assign_lines",
+            "sealed_units take_class_units leave_to_credit_notes assign_lines",
             (*RESTORING, *DELIVERY, (Restoring, 12)),
         ),
         **included("wait_for_link", ((Recalling, 2), *DELIVERY)),
