@@ -290,7 +290,8 @@ class MeterKit(KitLifecycle, Parts):
         """
         who, at_ms = check_customer(customer), None if period is None else period_ms(period)
         if by is None:
-            return await self.store.usage(who, at_ms=at_ms)
+            priced = import_module("meterkit.customers.billed_usage").read_priced_usage
+            return cast("CustomerUsage", (await priced(self.store, [who], at_ms=at_ms))[0])
         if by == "model":
             of_models = import_module("meterkit.insights.by_model").usage_by_model
             return cast("ModelUsage", await of_models(self.store, self.settings, who, at_ms))

@@ -283,18 +283,29 @@ async def test_a_repair_delivers_parked_units_that_stripe_has(at: Desk) -> None:
     assert (found.delivered, found.confirmed, found.parked, found.agrees) == (7, 7, 0, True)
 
 
-async def test_somebody_elses_events_and_another_link_are_told_apart(at: Desk) -> None:
+async def test_units_of_a_former_link_are_compared_there(at: Desk) -> None:
     await at.use("acme", requests=7)
     await at.flush(everything=True)
     at.emulator.add_customer("cus_other")
     await at.kit.customers.unlink("acme")
-    await at.kit.customers.link("acme", "cus_other", force=True)
+    for linked in (True, False):
+        if linked:
+            await at.kit.customers.link("acme", "cus_other", force=True)
+        else:
+            await at.kit.customers.unlink("acme")
+        found = await of_acme(at)
+        assert (found.confirmed, found.difference, found.advice) == (7, 0, "")
+
+
+async def test_a_difference_beside_a_new_link_names_it(at: Desk) -> None:
+    await at.use("acme", requests=7)
+    await at.use("bob", requests=3)
+    await at.flush(everything=True)
+    for customer in ("acme", "bob"):
+        await at.kit.customers.unlink(customer)
+    await at.kit.customers.link("acme", "cus_bob", force=True)
     found = await of_acme(at)
-    assert (found.difference, "the link has changed" in found.advice) == (-7, True)
-    await at.kit.customers.unlink("acme")
-    found = await of_acme(at)
-    assert (found.confirmed, found.agrees) == (None, False)
-    assert "not linked any more" in found.advice
+    assert (found.difference, "the link has changed" in found.advice) == (3, True)
 
 
 async def test_without_stripe_there_is_nothing_to_compare_with(at: Desk) -> None:

@@ -156,6 +156,16 @@ async def test_i13_pending_units_keep_their_price_on_a_dearer_plan(at: Shop) -> 
     assert "billed by the invoice item ii_" in str(second.after)
 
 
+async def test_f_30m_a_closed_period_costs_what_the_open_one_did(at: Shop) -> None:
+    await use_before_a_switch(at)
+    await at.kit.record("acme", "words", 5)
+    await renewed(at)
+    await at.kit.subscriptions.sync("acme")
+    counts = await words(at)
+    assert (counts["late"], counts["overage_cents"]) == (26, 26 * 4 + 5 * 7)
+    assert (await at.kit.usage("acme", period=HALF - timedelta(days=90)))["meters"]["words"]["used"] == 0
+
+
 @pytest.mark.parametrize("is_billed", [True, False])
 async def test_f_227_a_flush_reports_late_usage_its_own_sync_finds(
     store_url: str, is_billed: bool, caplog: Caplog

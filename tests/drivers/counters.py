@@ -61,7 +61,7 @@ def flat_of(fields: Mapping[str, bytes]) -> Flat:
             flat |= zip((f"{token}{kind}", f"{token}{kind.upper()}"), live, strict=True)
         elif kind == "r":
             flat |= zip((f"{token}a", f"{token}b", f"{token}d"), map(int, unpack_field(packed)), strict=True)
-        elif name != "h":
+        elif name != "h" and kind != "y":  # The order of prices by model.
             raise ValueError(f"no field of counters: {name}")
     return {name: str(value) for name, value in flat.items() if value not in {0, ""}}
 

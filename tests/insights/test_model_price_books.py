@@ -67,29 +67,29 @@ async def test_what_is_corrected_is_on_no_invoice_and_in_no_revenue(at: Ending) 
     await use(at, "large-1", 20_000)  # At 40.
     await use(at, "other", 5_000)  # At 30.
     assert (await at.kit.usage("acme"))["meters"]["spend"]["recorded"] == 500_000 + 800_000 + 150_000
-    # Nothing is delivered yet: the units that are pending are taken back, of the default first.
+    # Nothing is delivered yet: the units that are pending are taken back, of the price used last first.
     await at.kit.correct("acme", {"output_tokens": 6_000}, reason="a loop", correction_id="c-1", by="ops")
     await at.flush()
-    # Stripe has all: it is sent less than nothing, of the default, which has nothing left, or of others.
+    # Stripe has all: it is sent less than nothing, of the price used last.
     at.go(MAY + 2 * DAY)
     await use(at, "large-1", 1_000)
     await at.flush()
     at.clock.advance(HOUR)
     await at.kit.correct("acme", {"output_tokens": 8_000}, reason="twice", correction_id="c-2", by="ops")
-    # Of the default 5,000 are gone, and of the small ones 1,000 and 8,000.
+    # Of the default 5,000 are gone, and of the large ones 1,000 and 8,000.
     meters = (await at.kit.usage("acme"))["meters"]
     left = {name: one["overage"] for name, one in meters.items() if name.startswith("output_tokens")}
     assert left == {
         "output_tokens": 62_000,
-        "output_tokens:small-*": 41_000,
-        "output_tokens:large-*": 21_000,
+        "output_tokens:small-*": 50_000,
+        "output_tokens:large-*": 12_000,
         "output_tokens:(default)": 0,
     }
     await at.reach(JUNE + 5 * MINUTE)
     await at.close()
     await at.drain()
-    cents = {"output_tokens:small-*": 41, "output_tokens:large-*": 84}
-    await agree(at, MAY + DAY, cents, micros=1_250_000)
+    cents = {"output_tokens:small-*": 50, "output_tokens:large-*": 48}
+    await agree(at, MAY + DAY, cents, micros=980_000)
 
 
 @pytest.mark.parametrize("drains", [True, False])
@@ -170,3 +170,23 @@ async def test_late_usage_is_billed_next_or_not_at_all(
         assert revenue == [1_300_000, 200_000]
         for when in (MAY + DAY, JUNE + DAY):
             assert all(one.agrees for one in await at.kit.reconcile("acme", at=when))
+
+
+async def test_f_30d_models_amid_a_year_are_taken_back(store_url: str, tmp_path: Path) -> None:
+    yearly = PLANS.replace("1000, interval: month", "1000, interval: year")
+    async with books(store_url, tmp_path, yearly) as at:
+        for model, tokens in (("large-1", 20_000), ("small-1", 60_000)):
+            await use(at, model, tokens)
+        await at.flush()
+        await at.reach(JUNE + DAY)
+        (found,) = await at.kit.correct(
+            "acme", {"output_tokens": 25_000}, reason="a loop", correction_id="c-1"
+        )
+        assert (found.taken_back, found.sent_back) == (25_000, 25_000)
+        await at.flush()
+        at.clock.advance(HOUR)
+        meters = (await at.kit.usage("acme", period=MAY + DAY))["meters"]
+        left = {name: one["overage"] for name, one in meters.items() if name.startswith("output_tokens")}
+        assert sum(left.values()) == 2 * left["output_tokens"] == 2 * 45_000
+        compared = await at.kit.reconcile("acme", at=MAY + DAY)
+        assert [(one.difference, one.advice) for one in compared if one.recorded] == 2 * [(0, "")]

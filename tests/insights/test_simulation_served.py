@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from drivers.audit_database import drain_all
-from drivers.served_traffic import START, TODAY, Call, agree, charged, served, simulated, traffic
+from drivers.served_traffic import CUSTOMERS, START, TODAY, Call, agree, charged, served, simulated, traffic
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -192,3 +192,35 @@ async def test_what_was_given_once_pays_in_no_later_period(store_url: str, tmp_p
         found = await simulated(kit, url, ONCE, [Call(START, "ada", "", (0, 0))])
     paid = [(one.customer, one.now_cents, one.then_cents) for one in found.customers]
     assert paid == [("ada", 50, 50), ("bob", 950, 950), ("cyd", 25, 25)]
+
+
+OF_CORRECTIONS: Final = {
+    "as today": TODAY,
+    "a cap of pages": changed(
+        ("{bill: {per: 1, amount_cents: 4}}", "{bill: {per: 1, amount_cents: 4, cap: 9}}")
+    ),
+    "a ceiling of pages": STRADDLED,
+    "a grant of pages": changed(
+        (GRANT, "    grants: [{meter: pages, quantity: 4, every: period}]\n" + GRANT)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_CORRECTIONS)
+@pytest.mark.dear("an hour's requests are served, and served again")
+async def test_f_30m_corrected_units_are_tried_alike(valkey: Server, tmp_path: Path, name: str) -> None:
+    """By sums and by scripts; what is recorded after a correction counts from what it has left."""
+    url, calls = f"sqlite:///{tmp_path}/audit.db", list(traffic(60))
+    async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
+        for nth, customer in enumerate(CUSTOMERS):
+            taken = {"pages": 4 + 9 * nth, "input_tokens": 70}
+            await kit.correct(customer, taken, reason="a loop", correction_id="c")
+            await kit.record(customer, "pages", 5)
+        await drain_all(kit, url)
+        found = await simulated(kit, url, OF_CORRECTIONS[name], calls)
+        assert (found.disagreeing, found.not_logged) == ([], {})
+        for one in found.customers:
+            assert one.now_cents == await charged(kit, one.customer)
+            assert "units were taken back" not in one.estimates
+            if name == "as today":
+                assert one.then_cents == one.now_cents

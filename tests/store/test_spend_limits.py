@@ -175,8 +175,8 @@ async def test_corrected_units_come_off_the_prices_that_counted_them(store_url: 
         await kit.record("ada", "words", 50)
         assert await spent(kit) == 5_000 * 7 + 100 * 2_000 + 50 * 400
         await kit.correct("ada", {"words": 60}, reason="a mistake", correction_id="1", by="ops")
-        assert await spent(kit) == 4_990 * 7 + 100 * 2_000
-        assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 23
+        assert await spent(kit) == 5_000 * 7 + 90 * 2_000
+        assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 22
         await kit.correct("ada", {"words": 9_999}, reason="a mistake", correction_id="2", by="ops")
         assert await spent(kit) == 0
         assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 0

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from drivers.customer_states import store_overrides
-from drivers.delivery import kit_for, until
+from drivers.delivery import deliver, kit_for, until
 from drivers.health_findings import findings
 from drivers.plans import plans_text
 from drivers.priced_shop import item_lines, renewed, usage_lines
@@ -76,6 +76,9 @@ async def test_a_month_of_three_models_has_a_line_for_each_price(at: Shop) -> No
         ("Output tokens: claude-opus-*", 70_000, 1_400),
         ("Output tokens: gpt-*-mini", 300_000, 150),
     ]
+    closed = (await at.kit.usage("acme", period=HALF))["meters"]
+    assert closed["output_tokens"]["overage_cents"] == 150 + 1_400 + 20
+    assert closed["output_tokens:claude-opus-*"]["overage_cents"] == 1_400
     compared = await at.kit.reconcile("acme", at=HALF)
     assert [one.difference for one in compared if one.invoiced] == [0, 0, 0]
     assert all(one.agrees for one in compared)
@@ -318,3 +321,29 @@ async def test_an_edited_table_leaves_present_customers_their_prices(
             assert sorted(found) == sorted(billed)
             assert usage["overage_cents"] == sum(cents for _, _, cents in billed)
             assert all(one.agrees for one in await kit.reconcile("acme", at=HALF))
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+async def test_f_30d_the_model_used_last_is_taken_back_first(at: Shop, *, is_sent: bool) -> None:
+    await at.begun("pro")
+    for model, tokens in (("mini", 1_000), ("opus", 3_000), ("other", 5_000), ("mini", 2_000)):
+        await use(at, **{model: tokens})  # The first 1,000 are included.
+    if is_sent:
+        await deliver(at.kit, everything=True)
+        at.clock.advance(timedelta(minutes=10))
+
+    async def left_after(units: int) -> list[int]:
+        """Overage of opus, the others and mini that a correction has left."""
+        (found,) = await at.kit.correct(
+            "acme", {"output_tokens": units}, reason="a loop", correction_id=f"c{units}"
+        )
+        assert (found.taken_back, found.overage) == (units, units)
+        meters = (await at.kit.usage("acme"))["meters"]
+        names = ("claude-opus-*", "(default)", "gpt-*-mini")
+        return [meters[f"output_tokens:{name}"]["overage"] for name in names]
+
+    assert await left_after(1_500) == [3_000, 5_000, 500]
+    assert await left_after(5_600) == [2_900, 0, 0]
+    for model, tokens in (("other", 30), ("opus", 50), ("mini", 40)):
+        await use(at, **{model: tokens})
+    assert await left_after(60) == [2_930, 30, 0]

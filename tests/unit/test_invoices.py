@@ -23,6 +23,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.catalog.model_prices import PriceRows
 from meterkit.catalog.models import Overage
+from meterkit.customers.history import LinkSpan
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys, concurrency_field, job_digest, meter_token
 from meterkit.decisions.periods import from_ms
@@ -49,6 +50,7 @@ from meterkit.delivery.invoices import (
     LineCharge,
     PeriodBilling,
     is_renewal_of,
+    join_invoiced,
     read_period_billing,
     read_price_terms,
 )
@@ -462,10 +464,31 @@ async def test_the_next_invoice_has_units_behind_a_shortened_period(
     state, stripe = CustomerState(stripe_customer="cus_acme", subscription=subscribed), stripe_with(line())
     stripe.shown["/v1/prices/price_1"] = {"recurring": {"meter": "api_requests"}}
     behind = Counted({LINES_END_S // 60 * 60 + 60: 5})
-    books = StripeBooks(kit.store, usage, state, behind, InvoiceReader(stripe, {}, "usd"))
+    links = [LinkSpan("cus_acme", START_S, LINES_END_S + 200)]
+    books = StripeBooks(kit.store, usage, state, links, behind, InvoiceReader(stripe, {}, "usd"))
     found = await books.invoiced("api_requests", 0)
     assert found is not None
     assert found.quantity == units
+
+
+def test_f_30q_units_of_several_links_are_joined() -> None:
+    first = InvoicedUnits(
+        quantity=Decimal(3),
+        state="final",
+        invoices=["in_1"],
+        subscriptions=["sub_1"],
+        prices={Fraction(5): Decimal(3)},
+    )
+    second = replace(
+        first, quantity=Decimal(4), state="draft", invoices=["in_2"], prices={Fraction(5): Decimal(4)}
+    )
+    found = join_invoiced([first, InvoicedUnits(), second])
+    assert (int(found.quantity), found.state, found.cents) == (7, "draft", None)
+    assert list(found.invoices) == ["in_1", "in_2"]
+    assert found.prices == {Fraction(5): Decimal(7)}
+    unknown = InvoicedUnits(state="unknown", why="packages")
+    assert join_invoiced([first, unknown]) is unknown
+    assert join_invoiced([InvoicedUnits(), InvoicedUnits()]).state == "none"
 
 
 WAITING_LINES: Final = [

@@ -26,7 +26,7 @@ from meterkit.cli.options import PeriodOption, WrongUsageError, note_unknown
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.csv_text import csv_text
-from meterkit.customers.billed_usage import usage_of_all
+from meterkit.customers.billed_usage import read_priced_usage, usage_of_all
 from meterkit.decisions.periods import iso, to_ms
 from meterkit.insights.statement.lines import ENTRY_WORDS
 
@@ -134,7 +134,7 @@ async def usage(
             empty = f"no {by} of {customer} has usage in this period"
             session.show_rows(subjects, partial(_row_of_subject, catalog=catalog), empty=empty)
             return
-        (found,) = await kit.store.usage_of_many([customer], at_ms=at_ms)
+        (found,) = await read_priced_usage(kit.store, [customer], at_ms=at_ms)
         rates = await kit.rates(customer) if at_ms is None else ()
     if as_csv:
         _write_csv([found], headed=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.customers.history import HISTORY_BOUND, plan_until, read_history
 from meterkit.customers.sorted_customers import customers_with_counts
+from meterkit.customers.states import CustomerStates
 from meterkit.decisions.compiled_decision import has_flat_price
 from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.free_usage import is_usage_free_of
@@ -28,7 +29,7 @@ from meterkit.decisions.price_segments import (
     unit_cents,
 )
 from meterkit.store.customer_usage import count_reported
-from meterkit.store.unreadable_data import read_each
+from meterkit.store.unreadable_data import read_each, refuse_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -63,8 +64,41 @@ async def usage_of_all(
 
     async with customers_with_counts(store) as customers:
         async for names in customers.names(_CUSTOMERS_AT_ONCE):
-            page = await read_each(names, partial(store.usage_of_many, at_ms=at_ms), skip)
+            page = await read_each(names, partial(read_priced_usage, store, at_ms=at_ms), skip)
             yield [found for found in page if _has_usage(found)]
+
+
+async def read_priced_usage(
+    store: Store, customers: Sequence[str], *, at_ms: int | None = None
+) -> Sequence[CustomerUsage]:
+    """Read the usage of customers as ``kit.usage`` shows it: with the cost of overage in ended periods, too.
+
+    Raises:
+        StoreError: the store does not answer.
+        UnreadableDataError: what is stored of a customer cannot be read.
+    """
+    found = await store.usage_of_many(customers, at_ms=at_ms)
+    return found if at_ms is None else [await _with_costs(store, usage) for usage in found]
+
+
+async def _with_costs(store: Store, usage: CustomerUsage) -> CustomerUsage:
+    """Add the cost of overage of each meter to the usage of an ended period."""
+    if to_ms(usage["period"]["end"]) > store.now_ms():
+        return usage
+    with refuse_unreadable("usage", usage["customer"]):
+        _, state = await CustomerStates(store).read(usage["customer"])
+        cents = await _price_ended(store, usage, state)
+    counted, rows = usage["meters"], [name for name in cents if name.partition(":")[0] != name]
+    of_rows = {name: [row for row in rows if row.partition(":")[0] == name] for name in cents}
+    costs = {
+        name: [cents[name], *(cents[row] for row in of_rows[name] if counted[row]["overage"])]
+        for name in cents
+    }
+    whole = {name: None if None in found else sum(filter(None, found)) for name, found in costs.items()}
+    meters: dict[str, MeterUsage] = {
+        name: {**counts, "overage_cents": whole.get(name)} for name, counts in counted.items()
+    }
+    return {**usage, "meters": meters}
 
 
 def _has_usage(found: CustomerUsage) -> bool:
@@ -179,12 +213,10 @@ def _count_overage(
 
 async def _price_ended(store: Store, usage: CustomerUsage, state: CustomerState) -> Mapping[str, int | None]:
     """Price the overage of each meter in an ended period; None: no price is known."""
-    used = [name for name, counts in usage["meters"].items() if counts["overage"] or count_reported(counts)]
     period = usage["period"]
-    span_ms = to_ms(period["start"]), to_ms(period["end"])
-    if is_usage_free_of(state, *span_ms):
-        return dict.fromkeys(used, 0)
-    recorded = await _read_recorded_at(store, usage, state, used) if used else {}
+    if is_usage_free_of(state, to_ms(period["start"]), to_ms(period["end"])):
+        return dict.fromkeys(usage["meters"], 0)
+    recorded = await _read_recorded_at(store, usage, state, usage["meters"])
     found: dict[str, int | None] = {}
     for name, at in recorded.items():
         counts = usage["meters"][name]
@@ -195,7 +227,7 @@ async def _price_ended(store: Store, usage: CustomerUsage, state: CustomerState)
             overage = counts["overage"] - at.stranded
             segments = segments_of(at.marks, label=at.label, sealed=0, overage=overage)
         # A price that is not known matters only where something was recorded at it.
-        found[name] = overage_cents([one for one in segments if one.overage])
+        found[name] = overage_cents([one for one in segments if one.overage] or segments[-1:])
     return found
 
 

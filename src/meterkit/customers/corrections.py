@@ -21,7 +21,7 @@ from meterkit.decisions.compiled_decision import sends_included
 from meterkit.decisions.customer_state import is_billed_by_lines
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.price_segments import label_of, paid_price, price_line
+from meterkit.decisions.price_segments import label_of, paid_price, price_line, unit_cents
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.sealer import counter_ttl_ms
@@ -74,6 +74,8 @@ class BilledUsage(NamedTuple):
         units: by token, an instant within each line (ms) and its units; lines that cost nothing included.
         items: by token, the units of this period that invoice items for late usage bill, or are to bill.
         lines: by meter, those that can be credited, newest first.
+        earlier: earlier periods that no invoice has yet, youngest first: their first instants (ms), and
+            minutes in them that no intent has (ms).
         changed: when the prices changed last, as the store had it before the lines were read; empty: never.
     """
 
@@ -81,11 +83,14 @@ class BilledUsage(NamedTuple):
     items: Mapping[str, int]
     lines: Mapping[str, Sequence[BilledLine]]
     changed: str
+    earlier: Sequence[tuple[int, Sequence[int]]] = ()
 
     def dump(self) -> dict[str, Any]:
         """Serialize it for ``correct_usage.lua``."""
         lines = {meter: [line.dump() for line in found] for meter, found in self.lines.items()}
-        return {"units": self.units, "items": self.items, "lines": lines, "changed": self.changed}
+        earlier = [(str(period_ms), minutes) for period_ms, minutes in self.earlier]
+        told = {"units": self.units, "items": self.items, "lines": lines, "changed": self.changed}
+        return {**told, "earlier": earlier}
 
 
 class ByHandLine(NamedTuple):
@@ -428,15 +433,12 @@ def _event_tokens(meter: str, view: CustomerView) -> list[tuple[str, int]]:
 
 
 def _model_price_meters(meter: str, view: CustomerView) -> list[tuple[str, str, str]]:
-    """Meters that count its prices by model, the default first: token, token of the event, label."""
+    """Meters that count its prices by model, the dearest first: token, token of the event, label."""
     rows = [other for other in view.cache.catalog.meters.values() if other.source == meter and other.is_row]
-    rows.sort(key=lambda row: row.stripe is not None)
+    labels = {row.name: label_of(view.entitlements[row.name]) for row in rows}
+    rows.sort(key=lambda row: unit_cents(labels[row.name]) or Fraction(0), reverse=True)
     return [
-        (
-            meter_token(row.name),
-            meter_token(row.name if row.stripe else meter),
-            label_of(view.entitlements[row.name]),
-        )
+        (meter_token(row.name), meter_token(row.name if row.stripe else meter), labels[row.name])
         for row in rows
     ]
 

@@ -85,8 +85,17 @@ async def read_links(store: Store, customer: str) -> set[str]:
     return found
 
 
-class FormerLink(NamedTuple):
-    """A link to a Stripe customer that has ended.
+async def read_all_links(store: Store, customer: str, stripe_customer: str | None) -> list[str]:
+    """List all Stripe customers that a customer was ever linked to, with the present one.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    return sorted({*await read_links(store, customer), *filter(None, [stripe_customer])})
+
+
+class LinkSpan(NamedTuple):
+    """A span in which a customer was linked to a Stripe customer.
 
     Attributes:
         since_s: when it began (Unix seconds); 0: not known.
@@ -98,21 +107,57 @@ class FormerLink(NamedTuple):
     until_s: int
 
 
-async def read_former_links(store: Store, customer: str) -> Sequence[FormerLink]:
+async def read_former_links(store: Store, customer: str) -> Sequence[LinkSpan]:
     """The links of a customer that have ended, oldest first.
 
     Raises:
         StoreError: the store does not answer.
         UnreadableDataError: a line of the history cannot be read.
     """
-    found, begun_s = list[FormerLink](), 0
+    found, begun_s = list[LinkSpan](), 0
     for entry in await read_history(store, customer):
         if entry.kind == "link":
             at_s = int(entry.at.timestamp())
             if entry.before:
-                found.append(FormerLink(entry.before, begun_s, at_s))
+                found.append(LinkSpan(entry.before, begun_s, at_s))
             begun_s = at_s
     return found
+
+
+async def read_billed_links(
+    store: Store, customer: str, stripe_customer: str | None, start_s: int, end_s: int
+) -> Sequence[LinkSpan]:
+    """Read which Stripe customers got the usage of a span, by its parts, oldest first.
+
+    Usage goes to the link of its time; without one it waits for the next link.
+
+    Args:
+        store: has the history.
+        customer: the customer's id.
+        stripe_customer: linked now; None: there is none.
+        start_s: the first second of the span.
+        end_s: the first second after it.
+
+    Raises:
+        StoreError: the store does not answer.
+        UnreadableDataError: a line of the history cannot be read.
+    """
+    links = [(one.stripe_customer, one.until_s) for one in await read_former_links(store, customer)]
+    links += [] if stripe_customer is None else [(stripe_customer, end_s)]
+    found, since_s = list[LinkSpan](), start_s
+    for linked, until_s in links:
+        if since_s < min(until_s, end_s):
+            found.append(LinkSpan(linked, since_s, min(until_s, end_s)))
+            since_s = until_s
+    return found
+
+
+async def read_last_link(
+    store: Store, customer: str, stripe_customer: str | None, start_s: int, end_s: int
+) -> str | None:
+    """Read which Stripe customer got the last usage of a span; see :func:`read_billed_links`."""
+    found = await read_billed_links(store, customer, stripe_customer, start_s, end_s)
+    return found[-1].stripe_customer if found else None
 
 
 async def _read_lines(store: Store, customer: str) -> Sequence[bytes]:
@@ -154,14 +199,14 @@ async def read_states_and_histories(
     return found
 
 
-async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
-    """Check whether the link changed since an instant, so that another Stripe customer may have usage.
+async def is_relinked(store: Store, customer: str, since: datetime, until: datetime | None = None) -> bool:
+    """Check whether the link changed in a span, so that another Stripe customer may have usage.
 
     Raises:
         StoreError: the store does not answer.
     """
-    entries = await read_history(store, customer)
-    return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
+    ended = (one.at for one in await read_history(store, customer) if one.kind == "link" and one.before)
+    return any(since <= at and (until is None or at < until) for at in ended)
 
 
 def plan_until(entries: Iterable[HistoryEntry], end: datetime) -> str | None:

@@ -37,6 +37,7 @@ from meterkit.delivery.line_books import (
     written_line_token,
 )
 from meterkit.delivery.summaries import StripeSummaries
+from meterkit.delivery.unbilled_periods import read_unbilled_periods
 from meterkit.errors import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.outbox.invoice_item_queue import InvoiceItemQueue
 from meterkit.outbox.meters_or_lines import has_metered_periods, metadata_of
@@ -249,7 +250,8 @@ async def read_billed(
     made_here = [(one.token, one.units) for one in credited if one.is_item and one.instant_ms >= start_ms]
     late_here = [(line.token, line.units) for line in late if line.instant_ms >= start_ms]
     lines = {name: [one for one in (*late, *billed) if one.token in tokens[name]] for name in quantities}
-    return BilledUsage(units=units, items=_sums(made_here + late_here), lines=lines, changed=changed)
+    earlier = await read_unbilled_periods(store, view, start_ms, max((one.end_s for one in found), default=0))
+    return BilledUsage(units, _sums(made_here + late_here), lines, changed, earlier)
 
 
 async def queued_lines(store: Store, customer: str) -> list[BilledLine]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.customers.history import plan_until, read_history
+from meterkit.customers.history import plan_until, read_billed_links, read_history
 from meterkit.decisions.free_usage import PAUSE, free_reasons
 from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
@@ -68,6 +68,30 @@ class InvoicedUnits:
     def cents(self) -> int | None:
         """Amount of these lines before discounts and taxes; None: not known."""
         return sum(one.cents for one in self.charges) if self.charges else None
+
+
+def join_invoiced(found: Sequence[InvoicedUnits]) -> InvoicedUnits:
+    """Join the units on the invoices of several Stripe customers that one customer was linked to."""
+    if len(found) == 1 or any(one.state == "unknown" for one in found):
+        return next((one for one in found if one.state == "unknown"), found[0])
+    known = [one for one in found if one.state != "none"]
+    priced: dict[Fraction, Decimal] = {}
+    for one in known:
+        for price, units in (one.prices or {}).items():
+            priced[price] = priced.get(price, Decimal(0)) + units
+    states: tuple[InvoiceState, ...] = (_PENDING, "draft", "final")
+    those: list[InvoiceState] = [state for state in states if any(one.state == state for one in known)]
+    return InvoicedUnits(
+        quantity=sum((one.quantity for one in found), Decimal(0)),
+        state=those[0] if those else "none",
+        invoices=[name for one in found for name in one.invoices],
+        subscriptions=[name for one in found for name in one.subscriptions],
+        prices=None if any(one.prices is None for one in known) else priced,
+        charges=[charge for one in known for charge in one.charges]
+        if all(one.charges for one in known)
+        else (),
+        voided={name: units for one in found for name, units in one.voided.items()},
+    )
 
 
 class LineCharge(NamedTuple):
@@ -401,9 +425,15 @@ async def read_period_billing(
     """
     start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
     subscription, now_ms = state.subscription, store.now_ms()
-    if subscription is None or PAUSE in free_reasons(state, start_ms):
+    if PAUSE in free_reasons(state, start_ms):
         return None
-    if start_ms >= (subscription.created_ms or subscription.start_ms):
+    span_s = start_ms // 1000, end_ms // 1000
+    links = await read_billed_links(store, usage["customer"], state.stripe_customer, *span_s)
+    is_present = bool(links) and links[-1].stripe_customer == state.stripe_customer
+    is_former = not is_present and [one.until_s for one in links] == [span_s[1]]
+    if not is_former and (subscription is None or not is_present):
+        return None  # A link that ended within the period may have another invoice than ours.
+    if is_present and subscription and start_ms >= (subscription.created_ms or subscription.start_ms):
         renewals = renewals_of(subscription, now_ms, state.terms)
         # By its start: the last period of an ended subscription may end some minutes later.
         made_ms = None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.value_parsers import money
-from meterkit.customers.history import read_former_links, read_history
+from meterkit.customers.history import read_all_links, read_former_links
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import line_switches
 from meterkit.decisions.keys import meter_token
@@ -122,7 +122,7 @@ async def line_books(
     fields = [f"{start_ms}|{meter_token(name)}{letter}" for name in meters for letter in _LETTERS]
     kept = iter(int(value or 0) for value in await admin.ask(admin.client.hmget(totals, fields)))
     lines: dict[str, list[_ShownLine]] | None = None
-    for linked in await linked_since(store, customer, stripe_customer):
+    for linked in await read_all_links(store, customer, stripe_customer):
         shown = await none_if_gone(_lines_by_key(invoices, linked, start_ms // 1000, all_lines=all_lines))
         for key, more in (shown or {}).items():
             lines = lines or {}
@@ -134,13 +134,6 @@ async def line_books(
         own = None if lines is None else lines.get(usage_key_of(customer, meter_token(name), start_ms), [])
         found[name] = _book_of(queued + pending, delivered - free + late, own)
     return found
-
-
-async def linked_since(store: Store, customer: str, stripe_customer: str | None) -> list[str]:
-    """List the Stripe customers of a customer, former ones too: queued lines stay with them."""
-    entries = await read_history(store, customer)
-    names = {name for one in entries if one.kind == "link" for name in (one.before, one.after)}
-    return sorted(name for name in {*names, stripe_customer} if name)
 
 
 async def lines_of_links(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.history import read_all_links
 from meterkit.decisions.subscription import ENDED
-from meterkit.delivery.line_books import linked_since
 from meterkit.delivery.stripe_books import none_if_gone
 from meterkit.delivery.usage_invoices import (
     AFTER_THE_END_MS,
@@ -51,7 +51,7 @@ async def bill_pending_lines(
         StoreError: the store does not answer.
     """
     found: list[str | None] = []
-    for linked in await linked_since(store, customer, stripe_customer):
+    for linked in await read_all_links(store, customer, stripe_customer):
         asked: dict[str, Parameter] = {"customer": linked, "pending": True}
         waiting: dict[str, list[Mapping[str, Any]]] = {}
         for line in await none_if_gone(api.list("/v1/invoiceitems", asked)) or ():

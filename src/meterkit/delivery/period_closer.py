@@ -13,6 +13,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.billed_usage import UninvoicedUnits, read_uninvoiced, record_uninvoiced
+from meterkit.customers.history import read_last_link
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import line_switches
 from meterkit.decisions.periods import from_ms, iso, to_ms
@@ -41,6 +42,7 @@ from meterkit.stripe.request import ENDED_HERE, KEY_REFUSALS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.delivery.audit_root import RootOf
     from meterkit.delivery.invoices import PeriodBilling
     from meterkit.delivery.reconciler import Reconciled
@@ -191,16 +193,17 @@ class CloseChecker:
         """
         _, state = await CustomerStates(self._store).read(usage["customer"])
         invoicing = await read_period_billing(self._store, self._api, usage, state)
-        if state.stripe_customer is not None and is_counted:
-            await self._write_usage_root(usage, state.stripe_customer)
-        if state.stripe_customer is None or invoicing is None:
+        linked = await self._read_linked(usage, state)
+        if linked is not None and is_counted:
+            await self._write_usage_root(usage, linked)
+        if linked is None or invoicing is None:
             return None, None
         if self._holding.is_over:
             raise StripeUnavailableError(self._holding.why)
         hold_ms = self._store.catalog.billing.hold_invoice_ms
         hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=self._store.now_ms())
         start_ms = to_ms(usage["period"]["start"])
-        invoices = await self._invoices.made(state.stripe_customer, start_ms // 1000)
+        invoices = await self._invoices.made(linked, start_ms // 1000)
         if is_counted:
             await self._write_root(usage["customer"], invoicing.renewals_in(invoices))
         end = await hold.settle(invoices, invoicing, is_counted=is_counted)
@@ -210,6 +213,11 @@ class CloseChecker:
             return (known if is_known else None), invoicing
         await store_invoice_end(self._store, usage["customer"], start_ms, end)
         return end, invoicing
+
+    async def _read_linked(self, usage: CustomerUsage, state: CustomerState) -> str | None:
+        """Read the Stripe customer whose invoice has the period; None: there is none."""
+        span_s = [to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end")]
+        return await read_last_link(self._store, usage["customer"], state.stripe_customer, *span_s)
 
     async def _bill_pending_lines(self, customer: str, found: Sequence[Reconciled] | None) -> str | None:
         """Bill lines that wait for a subscription that has ended; see :func:`bill_pending_lines`."""
@@ -234,9 +242,10 @@ class CloseChecker:
         _, state = await CustomerStates(self._store).read(usage["customer"])
         try:
             invoicing = await read_period_billing(self._store, self._api, usage, state)
-            if state.stripe_customer is not None and invoicing is not None:
+            linked = await self._read_linked(usage, state)
+            if linked is not None and invoicing is not None:
                 start_s = to_ms(usage["period"]["start"]) // 1000
-                invoices = await self._invoices.made(state.stripe_customer, start_s)
+                invoices = await self._invoices.made(linked, start_s)
                 await self._write_root(usage["customer"], invoicing.renewals_in(invoices))
         except StripeError as error:
             _logger.warning(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.billed_usage import UnitsByPrice, price_usage, read_negative_units, read_uninvoiced
-from meterkit.customers.history import is_relinked
+from meterkit.customers.history import is_relinked, read_billed_links
 from meterkit.customers.sorted_customers import customers_with_counts
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import is_billed_by_lines
@@ -28,9 +29,10 @@ from meterkit.store.input_checks import check_customer
 from meterkit.store.unreadable_data import UnreadableDataError, read_each, skip_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from datetime import datetime
 
+    from meterkit.customers.history import LinkSpan
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.outbox.journal import Journal
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 _AT_ONCE: Final = 100
+_SENT_WITHIN: Final = timedelta(days=35)
+"""Time after a period within which Stripe takes its usage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +49,7 @@ class Reconciled:
     """One customer, meter and period: our books and Stripe's, in the meter's unit.
 
     Attributes:
-        stripe_customer: None: the customer is not linked.
+        stripe_customer: linked when the period ended, or later; None: there was none.
         event_name: of the meter at Stripe.
         period_start, period_end: of the billing period.
         is_closed: whether the period is over: then this is its close report.
@@ -250,21 +254,15 @@ class Reconciler:
         if is_billed_by_lines(state, store.catalog, to_ms(usage["period"]["start"])):
             return await self._lines_of_customer(usage, state, invoices, is_closing=is_closing)
         await summaries.refresh_once()
-        admin = await store.admin()
-        at_ms = min(to_ms(usage["period"]["end"]) - 1, store.now_ms())
-        known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)
-        events = {
-            counted.meter: counted.event_name
-            for counted in known.values()
-            if counted.meter in usage["meters"]
-        }
+        events = await self._read_events(usage)
+        links = await self._read_links(usage, state)
         back, late = await read_negative_units(store, usage), await read_uninvoiced(store, usage)
         used_meters = {name for name in events if any(back[name]) or _goes_to_stripe(usage["meters"][name])}
         used_events = {events[name] for name in used_meters}
         invoicing = None
         if used_events or state.subscription is not None:
             invoicing = await read_period_billing(store, self._api(), usage, state)
-        books = StripeBooks(store, usage, state, summaries, None if invoicing is None else invoices)
+        books = StripeBooks(store, usage, state, links, summaries, None if invoicing is None else invoices)
         foreign = await books.sent_by_others({*events.values()}, used_events, is_closing=is_closing)
         newest_last = sorted(events, key=store.catalog.meters.__contains__)
         shown = used_meters | {
@@ -292,7 +290,7 @@ class Reconciler:
         items = await item_books(store, self._api(), usage, state.stripe_customer, meters, invoices)
         return [
             Reconciled(
-                stripe_customer=state.stripe_customer,
+                stripe_customer=_last_link(links),
                 event_name=events[name],
                 is_closed=to_ms(usage["period"]["end"]) <= store.now_ms(),
                 taking_back=back[name].left,
@@ -304,11 +302,18 @@ class Reconciler:
             for name in meters
         ]
 
+    async def _read_events(self, usage: CustomerUsage) -> Mapping[str, str]:
+        """Read the event name of each meter of a usage, in its period."""
+        store, end_ms = self._store, to_ms(usage["period"]["end"])
+        admin, at_ms = await store.admin(), min(end_ms - 1, store.now_ms())
+        known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)
+        return {one.meter: one.event_name for one in known.values() if one.meter in usage["meters"]}
+
     async def _lines_of_customer(
         self, usage: CustomerUsage, state: CustomerState, invoices: InvoiceReader, *, is_closing: bool
     ) -> list[Reconciled]:
         """Compare one customer's usage of a period with the invoice lines that meterkit writes."""
-        counts = usage["meters"]
+        counts, links = usage["meters"], await self._read_links(usage, state)
         meters = [name for name in counts if _goes_to_stripe(counts[name])]
         read_books = partial(line_books, self._store, usage, state.stripe_customer, meters, invoices)
         books = await read_books(all_lines=not is_closing)
@@ -320,7 +325,7 @@ class Reconciler:
         other = {name: mispriced(recorded[name], books[name].prices) for name in recorded}
         return [
             Reconciled(
-                stripe_customer=state.stripe_customer,
+                stripe_customer=_last_link(links),
                 event_name="",
                 is_closed=is_closed,
                 taking_back=0,
@@ -338,6 +343,11 @@ class Reconciler:
             for name, book in books.items()
         ]
 
+    async def _read_links(self, usage: CustomerUsage, state: CustomerState) -> Sequence[LinkSpan]:
+        """Read which Stripe customers got the usage of a period."""
+        span_s = [to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end")]
+        return await read_billed_links(self._store, usage["customer"], state.stripe_customer, *span_s)
+
     def _advise_on_gone(self, usage: CustomerUsage, meter: str) -> str:
         """Advise on units of a meter without a line, whose price left the plans file with it."""
         is_closed = to_ms(usage["period"]["end"]) <= self._store.now_ms()
@@ -351,11 +361,22 @@ class Reconciler:
 
     async def _advise_on_event(self, usage: CustomerUsage, side: EventBooks) -> str:
         """Advise the operator; empty: the books agree."""
-        store, customer, start = self._store, usage["customer"], usage["period"]["start"]
-        advice = advice_on_event(side, usage["currency"], store.now_ms())
-        if advice and side.difference is not None and await is_relinked(store, customer, start):
-            return "the link has changed in this period: units of the other Stripe customer are not compared"
+        store, customer, period = self._store, usage["customer"], usage["period"]
+        advice, sent_until = (
+            advice_on_event(side, usage["currency"], store.now_ms()),
+            period["end"] + _SENT_WITHIN,
+        )
+        if (
+            advice
+            and side.difference is not None
+            and await is_relinked(store, customer, period["start"], sent_until)
+        ):
+            return "the link has changed: units of its time may be with either Stripe customer"
         return advice
+
+
+def _last_link(links: Sequence[LinkSpan]) -> str | None:
+    return links[-1].stripe_customer if links else None
 
 
 def _sum_priced(priced: Sequence[UnitsByPrice | None]) -> UnitsByPrice | None:

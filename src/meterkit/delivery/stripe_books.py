@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from meterkit.catalog.value_parsers import money, rounded_cents
 from meterkit.customers.billed_usage import read_totals
-from meterkit.customers.history import is_relinked
+from meterkit.customers.history import read_all_links
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import MINUTE_MS, first_minute_s, stamped_span_s, to_ms
 from meterkit.decisions.price_segments import item_segments, unit_amount_decimal
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.subscription_periods import stops_billing_ms
-from meterkit.delivery.invoices import units_of
+from meterkit.delivery.invoices import InvoicedUnits, join_invoiced, units_of
 from meterkit.delivery.late_usage_items import late_units_at_stripe
 from meterkit.errors import StripeError
 from meterkit.outbox.invoice_item_queue import usage_key_of
@@ -24,9 +24,10 @@ from meterkit.stripe.request import UNKNOWN_CUSTOMER
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
 
+    from meterkit.customers.history import LinkSpan
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.price_segments import PriceSegment
-    from meterkit.delivery.invoices import InvoicedUnits, InvoiceReader
+    from meterkit.delivery.invoices import InvoiceReader
     from meterkit.delivery.summaries import StripeSummaries
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
@@ -44,6 +45,7 @@ class StripeBooks:
         store: gives the clock.
         usage: of the customer in the period.
         state: the customer's.
+        links: that got the usage; see :func:`~meterkit.customers.history.read_billed_links`.
         summaries: give counted units.
         invoices: give invoice lines; None: no invoice bills the period.
     """
@@ -53,6 +55,7 @@ class StripeBooks:
         store: Store,
         usage: CustomerUsage,
         state: CustomerState,
+        links: Sequence[LinkSpan],
         summaries: StripeSummaries,
         invoices: InvoiceReader | None,
     ) -> None:
@@ -60,18 +63,28 @@ class StripeBooks:
         self._now_ms = store.now_ms()
         self._start_ms, self._end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
         self._state = state
+        self._links = links
         self._former = find_former_events(state, store.catalog, self._start_ms)
         self._summaries = summaries
         self._invoices = invoices
 
     async def confirmed(self, event_name: str) -> int | None:
         """Sum the counted units of an event name and its former ones; None: Stripe has no such meter."""
+        counted = [await self._counted(event_name, link) for link in self._links]
+        known = [one for one in counted if one is not None]
+        return sum(known) if known else None
+
+    async def _counted(self, event_name: str, link: LinkSpan) -> int | None:
+        """Sum the counted units of a link; None: Stripe has no such meter, or no minute of it has begun."""
         start_s, end_s = stamped_span_s(self._start_ms, self._now_ms, end_ms=self._end_ms)
-        linked = self._state.stripe_customer
-        if linked is None or start_s >= end_s:
+        if link is not self._links[0]:
+            start_s = max(start_s, link.since_s // 60 * 60)
+        if link is not self._links[-1]:  # Its last intents may be stamped ahead.
+            end_s = min(end_s, stamped_span_s(self._start_ms, 1000 * link.until_s)[1])
+        if start_s >= end_s:
             return None
         counted = [
-            await none_if_gone(self._summaries.counted(name, linked, start_s, end_s))
+            await none_if_gone(self._summaries.counted(name, link.stripe_customer, start_s, end_s))
             for name in self._names(event_name)
         ]
         known = [one for one in counted if one is not None]
@@ -84,10 +97,16 @@ class StripeBooks:
             event_name: of the meter.
             counted: units that Stripe has counted in the period.
         """
-        linked = self._state.stripe_customer
-        if linked is None or self._invoices is None:
+        if self._invoices is None:
             return None
-        return await none_if_gone(self._read_invoiced(linked, self._invoices, event_name, counted))
+        found = list[InvoicedUnits]()
+        for link in self._links:
+            of_link = counted if len(self._links) == 1 else await self._counted(event_name, link) or 0
+            one = await none_if_gone(
+                self._read_invoiced(link.stripe_customer, self._invoices, event_name, of_link)
+            )
+            found += [] if one is None else [one]
+        return join_invoiced(found) if found else None
 
     async def _read_invoiced(
         self, linked: str, invoices: InvoiceReader, event_name: str, counted: int
@@ -129,13 +148,15 @@ class StripeBooks:
             used: event names with own usage.
             is_closing: whether only invoice lines are read, as they need no further call.
         """
-        linked, subscription = self._state.stripe_customer, self._state.subscription
+        subscription = self._state.subscription
         unused = events - {name for event in used for name in self._names(event)}
-        if linked is None or not unused:
+        if not unused:
             return set()
         billed: set[str] = set()
-        if self._invoices is not None:
-            billed = await none_if_gone(self._invoices.usage_meters(linked, *self._span_s)) or set()
+        reader = self._invoices
+        for link, invoices in ((link, reader) for link in self._links if reader is not None):
+            asked = invoices.usage_meters(link.stripe_customer, *self._span_s)
+            billed |= await none_if_gone(asked) or set()
         found = {event for event in unused if not billed.isdisjoint(self._summaries.meter_ids(event))}
         if is_closing or subscription is None:
             return found
@@ -205,14 +226,15 @@ async def item_books(
     totals = await read_totals(store, usage, late, "afn")
     counts = {name: (int(waiting or 0), int(made or 0)) for name, (waiting, made, _) in totals.items()}
     ours = {name: ItemBook(sum(units), "") for name, units in counts.items() if any(units)}
-    if stripe_customer is None or await is_relinked(store, customer, usage["period"]["start"]):
-        return ours
-    found = await none_if_gone(late_units_at_stripe(api, stripe_customer, start_ms))
-    if found is None:
+    links = await read_all_links(store, customer, stripe_customer)
+    shown = [await none_if_gone(late_units_at_stripe(api, linked, start_ms)) for linked in links]
+    known = [one for one in shown if one is not None]
+    if not known:
         return ours
     books: dict[str, ItemBook] = {}
     for name, (waiting, made) in counts.items():
-        there = found.get(usage_key_of(customer, meter_token(name), start_ms), ())
+        key = usage_key_of(customer, meter_token(name), start_ms)
+        there = [item for found in known for item in found.get(key, ())]
         if waiting or made or there:
             advice = _advice_on_items(waiting, made, int(sum(map(units_of, there))))
             terms = ItemTerms(start_ms // 1000, usage["currency"], item_segments(totals[name][2]))
@@ -226,7 +248,8 @@ async def _advice_on_void(invoices: InvoiceReader, there: Sequence[Mapping[str, 
     on_invoices = [item for item in there if item.get("invoice")]
     if not on_invoices:
         return ""
-    made = await invoices.made(str(on_invoices[0]["customer"]), start_ms // 1000)
+    customers = {str(item["customer"]) for item in on_invoices}
+    made = [one for name in sorted(customers) for one in await invoices.made(name, start_ms // 1000)]
     void = {invoice["id"] for invoice in made if invoice.get("status") == "void"}
     lost = [item for item in on_invoices if item["invoice"] in void]
     if not lost:

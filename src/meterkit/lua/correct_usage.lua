@@ -1,8 +1,9 @@
 #!lua
 -- correct_usage: subtracts recorded units of this period, once per correction id. Order: units beyond the cap (not billed),
--- overage, credits, grants, included.
+-- overage, credits, grants, included. Of prices by model the one used last goes first.
 -- - Pending units are subtracted directly.
 -- - Units of the open price segment that Stripe has are subtracted by an intent with a negative value.
+-- - So are those of earlier periods that no invoice has yet, as amid a paid year.
 -- - Units on an invoice line are left to a credit note.
 -- - Other sealed units stay recorded, and are reported.
 -- Overage that an earlier correction of this period has compensated counts as corrected, whatever its id.
@@ -23,7 +24,7 @@
 --         taken: minutes of intents that the Stripe customer had through another customer (ms)
 --         spend: see lower_spend; dry: whether nothing is written; by_lines: whether invoice lines bill the usage: then no
 --         negative event is queued (events is empty), and ended price segments lose the units that are taken back
---         billed: what invoices have: see sealed_units; lines: by meter, see assign_lines; changed: PERIOD|y as text, before
+--         billed: what invoices have: see sealed_units; lines: by meter, see assign_lines; earlier: see take_back_earlier; changed: PERIOD|y as text, before
 --         the invoices were read; nil: negative events take back the units of all price segments
 --       last: the caller's clock (ms)
 -- A correction is remembered for 400 days.
@@ -45,6 +46,7 @@ local redis, stop_writing = dry_run()
 --include append_history
 --include audit_correction
 --include queue_negative_intents
+--include take_back_earlier
 --include lower_spend
 --include lower_model_rows
 --include set_of
@@ -72,7 +74,7 @@ if sending.dry then
   stop_writing()
 end
 sending.customer, sending.made, sending.back, sending.taken = customer, 0, {}, set_of(sending.taken)
-local keys = {intents = intents_key, outbox = outbox_key, totals = totals_key, counters = counters_key}
+local keys = {intents = intents_key, outbox = outbox_key, totals = totals_key, counters = counters_key, audit = audit_key}
 local period, done, _, untouched = text('%.0f', head and head.begins_ms or period_start_ms), {}, read_counters(counters_key)
 local billed, by_hand = sending.billed, {}
 local is_held = billed and tonumber(totals[period .. '|w'] or '0') > now
@@ -88,7 +90,7 @@ end
 
 for i, request in ipairs(correction.meters) do
   local name, token, quantity, events, rows = unpack(request)
-  local lower = lower_model_rows(meters, rows, sending.back, totals, period)
+  local lower = lower_model_rows(counters_key, meters, rows, events, token, sending.back, totals, period)
   local meter, left = meters[token] or read_meter(EMPTY_METER), quantity
   local over_cap, overage, credited, granted, included, sealed, sealed_included
   local credited_before, granted_before, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
@@ -110,13 +112,14 @@ for i, request in ipairs(correction.meters) do
   end
   meter.overage, meter.included = meter.overage - back, meter.included - back_included
   overage, included, owed = overage + back, included + back_included, owed - back
-  local ended, earlier = 0, 0
+  local ended, earlier, unbilled = 0, 0, 0
   if billed then
+    unbilled = take_back_earlier(keys, totals, sending, billed.earlier, correction, request, tokens, left, now)
     owed, ended, earlier, by_hand[name] = leave_to_credit_notes(totals_key, totals, period, token, billed.lines[name], owed,
-      in_open(tokens, behind, repaid), left)
+      in_open(tokens, behind, repaid), left - unbilled)
   end
   lower_spend(counters_key, meters, sending.spend, token, meter, overage, credited, granted)
-  lower(counters_key, sending.spend, overage)
+  lower(sending.spend, overage)
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited + meter.over_cap)
   local micro = credited > 0 and return_to_grants(grants_key, ledger_key, 'c', name, period, credited, credited_before, now) or 0
   local units = granted > 0 and return_to_grants(grants_key, ledger_key, 'm', name, period, granted, granted_before, now) or 0
@@ -132,17 +135,15 @@ for i, request in ipairs(correction.meters) do
     call('HSET', totals_key, field, totals[field])
     call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
   end
-  local taken = over_cap + overage + credited + granted + included
+  local taken = over_cap + overage + credited + granted + included + unbilled
   local sent = sealed + sealed_included - back - back_included + earlier
-  left = left - earlier
+  left = left - earlier - unbilled
   -- As text: cjson writes only 14 digits of a number.
-  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed,
-    left, units, micro, back + back_included, over_cap)
-  entries[i] = {
-    'correction', text('%.0f', now), text('%.0f of %s to be taken back', quantity, name),
+  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage + unbilled, credited, granted, included,
+    sent, owed, left, units, micro, back + back_included + unbilled, over_cap)
+  entries[i] = {'correction', text('%.0f', now), text('%.0f of %s to be taken back', quantity, name),
     text('%.0f taken back, %.0f sent to Stripe before, %.0f never recorded: %s', taken, sent, left, correction.reason),
-    correction.by,
-  }
+    correction.by}
 end
 local is_waiting = false
 for _, meter in pairs(meters) do

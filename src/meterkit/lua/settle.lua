@@ -70,6 +70,7 @@
 --include take_number
 --include classify_units
 --include report_units
+--include note_row_use
 --include write_counters
 local rev, terms, customer, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
@@ -150,9 +151,7 @@ for place = 2, meter_count + 1 do
     local units, within, by_grants, by_credits, beyond, over_cap, is_too_much, reported
     units, within, by_grants, by_credits, beyond, over_cap, extras, is_too_much = classify_units(name, quantity, included,
       overage, extras, allowance, cap, pay, place - 1, backdated_period and backdated_units, drops_backdated, options)
-    if is_too_much then
-      refused_field = refused_field or name
-    end
+    refused_field = refused_field or is_too_much and name
     if add_cost and place < priced_count + 2 then
       spent = add_cost(place - 1, overage, beyond, units - within - over_cap)
     end
@@ -162,6 +161,7 @@ for place = 2, meter_count + 1 do
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
     words[#words + 1] = reports_payment and string.format('paid %s %.0f %.0f', name, by_credits, beyond)
     included, overage, pending = included + within, overage + beyond, pending + reported
+    note_row_use(counters_key, name, event, beyond)
     --audited noted[noted_count + 1], noted[noted_count + 2], noted[noted_count + 3] = name, within, by_grants
     --audited noted[noted_count + 4], noted[noted_count + 5], noted[noted_count + 6] = by_credits, beyond, over_cap
     --audited noted[noted_count + 7], noted_count = reported, noted_count + 7

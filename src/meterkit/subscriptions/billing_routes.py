@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, T
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from meterkit.catalog.credit_values import find_top_ups
+from meterkit.customers.billed_usage import read_priced_usage
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
 from meterkit.problem_types import PROBLEM_TYPES, ProblemDocumentError, ProblemType
@@ -457,5 +458,5 @@ async def _invoices(kit: BillingKit, request: BillingRequest) -> list[Invoice]:
     problems=("request-invalid",),
 )
 async def _usage(kit: BillingKit, request: BillingRequest) -> object:
-    (found,) = await kit.store.usage_of_many([request.customer], at_ms=period_in(request.query))
+    (found,) = await read_priced_usage(kit.store, [request.customer], at_ms=period_in(request.query))
     return found

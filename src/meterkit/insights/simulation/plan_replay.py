@@ -14,6 +14,7 @@ from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.load import enforced
+from meterkit.customers.corrections import CorrectionRequest, restore_units
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_overrides import with_subject_override
 from meterkit.decisions.customer_state import CustomerState
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.insights.simulation.plan_costs import PlanTenure, TrialTerms
     from meterkit.insights.simulation.usage_log import LoggedEvent
+    from meterkit.store.views import CustomerView
 
 
 class TrialResult(NamedTuple):
@@ -53,7 +55,7 @@ def refuse_beyond(terms: TrialTerms, events: Iterable[LoggedEvent]) -> TrialResu
     """Go through the events of a customer in their order, and refuse what goes beyond a ceiling.
 
     A refused event counts nowhere, so that a smaller one after it may still fit. Units that were taken back
-    make room.
+    make room, unless they were refused.
     """
     used, refused, first_ms = Counter[str](), Counter[str](), None
     for event in events:
@@ -61,7 +63,7 @@ def refuse_beyond(terms: TrialTerms, events: Iterable[LoggedEvent]) -> TrialResu
             refused.update(event.quantities)
             first_ms = event.at_ms if first_ms is None else first_ms
         else:
-            used.update(event.quantities)
+            used.update({meter: max(units, -used[meter]) for meter, units in event.quantities.items()})
     return TrialResult(terms.overage(used), dict(refused), first_ms)
 
 
@@ -74,6 +76,11 @@ _LEAST_AHEAD_MS: Final = timedelta(days=10_000) // timedelta(milliseconds=1)
 # Times in requests have 13 digits.
 _MOST_AHEAD_MS: Final = timedelta(days=90_000) // timedelta(milliseconds=1)
 _TIMEOUT_S: Final = 60.0
+_REPLAY: Final = "replay"
+
+
+async def _read_none_billed(_view: CustomerView) -> None:
+    """No invoice bills units of a replay."""
 
 
 class _ReplayClock:
@@ -164,8 +171,9 @@ class UsageReplay:
             grants = self._store.keys.customer(customer).grants
             await self._store.ask("hset", grants, mapping=dict.fromkeys(had_once, begins_ms))
         refused, first_ms = Counter[str](), None
-        for event in events:
+        for nth, event in enumerate(events):
             self._clock.now_ms = min(max(begins_ms, event.at_ms + ahead_ms), ends_ms - 1)
+            await self._take_back(customer, event, nth)
             used = {meter: units for meter, units in terms.in_order(event.quantities).items() if units > 0}
             if not await self._serve_event(customer, terms, used, event):
                 refused.update(event.quantities)
@@ -177,6 +185,15 @@ class UsageReplay:
             if counts["overage"] and not self._store.catalog.meters[meter].is_spend
         }
         return TrialResult(overage, dict(refused), first_ms)
+
+    async def _take_back(self, customer: str, event: LoggedEvent, nth: int) -> None:
+        """Take back the units of a correction, as it was done: nothing of a replay has been sent."""
+        taken_back = {meter: -units for meter, units in event.quantities.items() if units < 0}
+        if taken_back:
+            asked = CorrectionRequest(
+                customer=customer, quantities=taken_back, reason=_REPLAY, correction_id=f"{nth}", by=_REPLAY
+            )
+            await restore_units(self._store, asked, _read_none_billed)
 
     async def _serve_event(
         self, customer: str, terms: TrialTerms, used: Mapping[str, int], event: LoggedEvent

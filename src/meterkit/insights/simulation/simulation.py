@@ -347,10 +347,7 @@ def _missing_meters(cases: Iterable[_CustomerCase], catalog: Catalog) -> dict[st
 async def _count_not_logged(
     store: Store, cases: Mapping[str, _CustomerCase], at_ms: int, customer: str | None
 ) -> dict[str, int]:
-    """Count the units that the store has recorded in the period and the audit log lacks.
-
-    Left out are customers with corrections, which the counters do not have, and derived meters.
-    """
+    """Count the units that the store has recorded in the period and the audit log lacks, by plain meter."""
     found = Counter[str]()
     meters = [
         name
@@ -361,8 +358,7 @@ async def _count_not_logged(
         async for usage in pages:
             case = cases.get(usage["customer"])
             sums = None if case is None else case.sums
-            is_other = sums is not None and sums.start_ms != to_ms(usage["period"]["start"])
-            if is_other or (sums is not None and sums.is_corrected):
+            if sums is not None and sums.start_ms != to_ms(usage["period"]["start"]):
                 continue
             logged: Mapping[str, int] = {} if sums is None else sums.units
             lacks = {name: usage["meters"][name]["recorded"] - logged.get(name, 0) for name in meters}
@@ -455,8 +451,6 @@ def _explain_estimates(case: _CustomerCase) -> list[str]:
         return found
     if case.sums.is_summed:
         found.append("the order of some events is not known")
-    if case.sums.is_corrected:
-        found.append("units were taken back")
     if case.tenure.is_granted:
         found.append("grants that the app gave are left out")
     if case.then.grants_outlive:

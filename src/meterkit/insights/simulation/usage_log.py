@@ -68,7 +68,6 @@ class UsageSums:
         overage: meter to those that were overage.
         is_prepaid: whether grants or credits paid for some.
         is_summed: whether some events are known by their sum only, so that their order is not.
-        is_corrected: whether units were taken back.
     """
 
     start_ms: int
@@ -76,7 +75,6 @@ class UsageSums:
     overage: Mapping[str, int]
     is_prepaid: bool
     is_summed: bool
-    is_corrected: bool
 
 
 class UsageLog:
@@ -149,19 +147,18 @@ class UsageLog:
         """Sums of each customer, by name."""
         rows = self._query(
             "SELECT customer, meter, any_value(start), sum(quantity)::BIGINT, sum(overage)::BIGINT,"
-            " sum(prepaid) > 0, bool_or(kind = 'summed'), bool_or(kind = 'corrected')"
+            " sum(prepaid) > 0, bool_or(kind = 'summed')"
             " FROM usage GROUP BY customer, meter ORDER BY customer, meter"
         )
         found: dict[str, UsageSums] = {}
         for customer, of in groupby(rows, itemgetter(0)):
-            _, meters, starts, units, overage, prepaid, summed, corrected = zip(*of, strict=True)
+            _, meters, starts, units, overage, prepaid, summed = zip(*of, strict=True)
             found[customer] = UsageSums(
                 start_ms=starts[0],
                 units=dict(zip(meters, units, strict=True)),
                 overage=dict(zip(meters, overage, strict=True)),
                 is_prepaid=any(prepaid),
                 is_summed=any(summed),
-                is_corrected=any(corrected),
             )
         return found
 

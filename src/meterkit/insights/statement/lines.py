@@ -101,7 +101,7 @@ class StatementLine:
         after: where the next page of events begins; empty: there are no more.
         late_since: of an invoice item for late usage, the first instant of its period; else None.
         note: where ``quantity`` and ``counted`` differ, or a total: why; which units are not billed, or have
-            no event or price; the later invoice that bills a month amid a paid year.
+            no event or price; the later invoice that bills a month amid a paid year, or late units.
     """
 
     id: str
@@ -197,6 +197,18 @@ class EventSelection(NamedTuple):
     meters: tuple[str, ...]
     since_ms: int = 0
     until_ms: int = ENDLESS_MS
+
+
+class UnitsElsewhere(NamedTuple):
+    """Units of a meter that the invoices of their period lack.
+
+    Attributes:
+        units: how many.
+        place: where they are billed, in words: "invoice in_1".
+    """
+
+    units: int
+    place: str
 
 
 class EventSums(NamedTuple):
@@ -390,6 +402,7 @@ def explain_lines(
     lines: Sequence[StatementLine],
     wanted: Mapping[str, EventSelection],
     sums: Mapping[str, EventSums],
+    elsewhere: Mapping[str, Sequence[UnitsElsewhere]],
     why: str,
     since: datetime,
 ) -> list[StatementLine]:
@@ -399,6 +412,7 @@ def explain_lines(
         lines: of a statement.
         wanted: see :func:`select_events`.
         sums: by line id.
+        elsewhere: by meter, the units that no invoice of the statement has.
         why: what may cause a difference, for the note.
         since: the first instant of the period.
     """
@@ -421,12 +435,17 @@ def explain_lines(
             and one.late_since is None
         ]
         late = [one for one in lines if (one.meter, one.late_since) == (line.meter, since)]
+        moved = [UnitsElsewhere(one.quantity or 0, one.id) for one in late]
+        moved += elsewhere.get(line.meter or "", ())
         quantity, note = sum(one.quantity or 0 for one in tiers), ""
-        late_units = sum(one.quantity or 0 for one in late)
+        moved_units = sum(one.units for one in moved)
+        places = "; ".join(f"{one.units} of its units are on {one.place}" for one in moved)
         if line.id not in wanted:
             note = f"its events are under line {tiers[0].id}"
-        elif line.invoice is not None and late_units and quantity + late_units == of.billed:
-            note = f"{late_units} of its units are on {', '.join(one.id for one in late)}"
+        elif line.invoice is None and moved:
+            line, note = replace(line, quantity=moved_units), places  # noqa: PLW2901 - it gets its units
+        elif line.invoice is not None and moved_units and quantity + moved_units == of.billed:
+            note = places
         elif line.invoice is not None and line.start < since - _DAY and quantity > of.billed:
             note = f"{quantity - of.billed} of its units are of earlier periods: see their statements{why}"
         elif line.invoice is not None and quantity != of.billed:

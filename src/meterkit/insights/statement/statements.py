@@ -6,11 +6,11 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.billed_usage import price_overage, read_uninvoiced
+from meterkit.customers.billed_usage import price_overage, read_totals, read_uninvoiced
 from meterkit.customers.grants import Grants
-from meterkit.customers.history import known_subscriptions, read_history
+from meterkit.customers.history import known_subscriptions, read_all_links, read_billed_links, read_history
 from meterkit.customers.states import CustomerStates
 from meterkit.decisions.customer_state import is_billed_by_lines
 from meterkit.decisions.item_prices import base_interval
@@ -25,27 +25,23 @@ from meterkit.insights.statement.lines import (
     EventSelection,
     Statement,
     StatementLine,
+    UnitsElsewhere,
     billed_later,
     build_invoice,
-    customer_of,
     explain_lack,
     explain_lines,
-    invoice_lines,
-    is_of_period,
-    is_of_subscription,
     never_billed,
-    price_in,
     price_line,
     select_events,
     unbilled,
     without_amount,
 )
+from meterkit.insights.statement.period_invoices import PeriodInvoices
 from meterkit.outbox.close_queue import STAMPED_AHEAD_MS
-from meterkit.outbox.meters_or_lines import METER_KEY, is_usage_line, subscription_of
+from meterkit.outbox.invoice_item_queue import usage_key_of
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.event_names import find_former_events, read_meters
 from meterkit.store.input_checks import check_customer
-from meterkit.stripe.prices import PRICES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
@@ -58,115 +54,6 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.stripe.request import Parameter
-
-
-class _PriceUse(NamedTuple):
-    """The event name that a price bills, empty if it has no meter; and whether it recurs."""
-
-    event_name: str
-    recurs: bool
-
-
-class PeriodInvoices:
-    """Reads the invoices of subscriptions, and fetches each price and meter once.
-
-    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
-
-    Args:
-        api: the way to Stripe.
-        stripe_customer: whose invoices.
-        period: start and end (Unix seconds).
-        owner: the customer whom each of them names; None: any. Invoices of subscriptions that meterkit has
-            not made name none, and are left out.
-        subscriptions: the customer's, without those of other products; None: not known, so all.
-    """
-
-    def __init__(
-        self,
-        api: StripeApi,
-        stripe_customer: str,
-        period: tuple[int, int],
-        owner: str | None,
-        subscriptions: Collection[str] | None,
-    ) -> None:
-        self._api = api
-        self._stripe_customer = stripe_customer
-        self._start_s, self._end_s = period
-        self._owner = owner
-        self._subscriptions = None if subscriptions is None else frozenset(("", *subscriptions))
-        self._listed: Sequence[dict[str, Any]] | None = None
-        self._prices: dict[str, _PriceUse] = {}
-        self._events: dict[str, str] = {}
-
-    async def of_period(self) -> list[dict[str, Any]]:
-        """The invoices that belong to the period, oldest first, each with all its lines.
-
-        That is the first invoice of a subscription that begins in it, those of changes in it, and that of the
-        renewal at its end, void ones too.
-        """
-        found = [one for one in await self._list() if is_of_period(one, self._start_s, self._end_s)]
-        await self._read_all_lines(found)
-        return sorted(found, key=lambda one: int(one["created"]))
-
-    async def later_lines(self, meters: Mapping[str, str]) -> list[StatementLine]:
-        """The lines of usage on final invoices that subscriptions made after the period."""
-        later = [
-            one for one in await self._list() if one["created"] >= self._end_s and is_of_subscription(one)
-        ]
-        found = [one for one in later if one["status"] not in {"draft", "void"}]
-        await self._read_all_lines(found)
-        lines = await self.lines_of(found, meters)
-        return [line for line in lines if line.kind == "usage" and line.late_since is None]
-
-    async def _list(self) -> Sequence[dict[str, Any]]:
-        """List the invoices since the start of the period, once."""
-        if self._listed is None:
-            since: dict[str, Parameter] = {"gte": self._start_s}
-            asked: dict[str, Parameter] = {"customer": self._stripe_customer, "created": since}
-            listed = await self._api.list("/v1/invoices", asked)
-            known = self._subscriptions
-            own = [one for one in listed if known is None or subscription_of(one) in known]
-            self._listed = [one for one in own if self._owner in {None, customer_of(one)}]
-        return self._listed
-
-    async def _read_all_lines(self, invoices: Sequence[dict[str, Any]]) -> None:
-        for invoice in invoices:
-            lines: dict[str, Any] = invoice.get("lines") or {}
-            # What the list shows of a draft may be what it was when it was made.
-            if lines.get("has_more") or invoice.get("status") == "draft":
-                invoice["lines"] = {"data": await self._api.list(f"/v1/invoices/{invoice['id']}/lines")}
-
-    async def lines_of(
-        self, invoices: Sequence[Mapping[str, Any]], meters: Mapping[str, str]
-    ) -> list[StatementLine]:
-        """The lines of invoices; ``meters``: by event name, the meter."""
-        named = {price_in(line) for invoice in invoices for line in invoice["lines"]["data"]} - {""}
-        known = {price: await self._read_price(price) for price in sorted(named)}
-        of = {
-            name: (meters.get(one.event_name, one.event_name))
-            for name, one in known.items()
-            if one.event_name
-        }
-        written = [line for invoice in invoices for line in invoice["lines"]["data"] if is_usage_line(line)]
-        of |= {price_in(line): line["metadata"].get(METER_KEY, "") for line in written}
-        recurring = [name for name, one in known.items() if one.recurs and not one.event_name]
-        return [line for one in invoices for line in invoice_lines(one, of, recurring)]
-
-    async def _read_price(self, price: str) -> _PriceUse:
-        if price not in self._prices:
-            found = await self._api.get(f"{PRICES}/{price}")
-            recurring: Mapping[str, Any] = found.get("recurring") or {}
-            meter = recurring.get("meter")
-            event_name = "" if meter is None else await self._event_name(str(meter))
-            self._prices[price] = _PriceUse(event_name, recurs=bool(recurring))
-        return self._prices[price]
-
-    async def _event_name(self, meter: str) -> str:
-        if meter not in self._events:
-            found = await self._api.find(f"/v1/billing/meters/{meter}")
-            self._events[meter] = meter if found is None else str(found["event_name"])
-        return self._events[meter]
 
 
 EVENTS: Final = 100
@@ -257,21 +144,19 @@ class Statements:
         _, state = await CustomerStates(self._store).read(customer)
         made = _StatementBuilder(self._store, database, usage, state)
         end_ms = made.renewal_ms()
-        linked = await self._read_linked(state, usage)
-        # An earlier link may have been a mistake, and its invoices those of another customer.
-        owner = None if linked == state.stripe_customer else customer
-        bounds_s = to_ms(usage["period"]["start"]) // 1000, to_ms(usage["period"]["end"]) // 1000
-        reader = None
-        if linked is not None:
-            known = known_subscriptions(state, await read_history(self._store, customer), bounds_s[1] * 1000)
-            reader = PeriodInvoices(self._api(), linked, bounds_s, owner, known)
+        reader = await self._read_invoices(state, usage)
         all_invoices = [] if reader is None else await reader.of_period()
         invoices = [one for one in all_invoices if one["status"] != "void"]
         # What a void renewal had billed is never paid.
         is_void = _has_renewal(all_invoices, end_ms) and not _has_renewal(invoices, end_ms)
         is_invoiced = bool(invoices) or is_void
-        lines, wanted = await made.lines(invoices, reader if is_invoiced else None, is_void=is_void)
         has_ended = end_ms <= self._store.now_ms()
+        elsewhere: Mapping[str, Sequence[UnitsElsewhere]] = {}
+        if has_ended:
+            elsewhere = await self._read_elsewhere(reader, usage, state, [one["id"] for one in all_invoices])
+        lines, wanted = await made.lines(
+            invoices, reader if is_invoiced else None, elsewhere, is_void=is_void
+        )
         is_amid_year = has_ended and not _has_renewal(all_invoices, end_ms)
         later = await self._read_later_lines(reader, usage, made) if reader and is_amid_year else []
         missed: Mapping[str, int] = await read_uninvoiced(self._store, usage) if has_ended else {}
@@ -299,13 +184,47 @@ class Statements:
         )
         return found, made, wanted
 
-    async def _read_linked(self, state: CustomerState, usage: CustomerUsage) -> str | None:
-        """The Stripe customer that was linked when the period ended; None: no invoice can be read."""
-        if self._settings.stripe_api_key is None:
+    async def _read_invoices(self, state: CustomerState, usage: CustomerUsage) -> PeriodInvoices | None:
+        """Make the reader of a period's invoices; None: no invoice can be read."""
+        start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
+        customer, linked = usage["customer"], state.stripe_customer
+        links = await read_billed_links(self._store, customer, linked, start_s, end_s)
+        if self._settings.stripe_api_key is None or not links:
             return None
-        links = [one for one in await read_history(self._store, usage["customer"]) if one.kind == "link"]
-        later = (one.before for one in links if one.at >= usage["period"]["end"])
-        return next(later, None) or state.stripe_customer
+        known = known_subscriptions(state, await read_history(self._store, customer), end_s * 1000)
+        # An earlier link may have been a mistake, and its invoices those of another customer.
+        owners = {one.stripe_customer: None if one.stripe_customer == linked else customer for one in links}
+        return PeriodInvoices(self._api(), owners, (start_s, end_s), known)
+
+    async def _read_elsewhere(
+        self,
+        reader: PeriodInvoices | None,
+        usage: CustomerUsage,
+        state: CustomerState,
+        shown: Collection[str],
+    ) -> Mapping[str, Sequence[UnitsElsewhere]]:
+        """Read where units of an ended period are billed that its invoices lack, by meter."""
+        store, customer, start_ms = self._store, usage["customer"], to_ms(usage["period"]["start"])
+        by_lines = is_billed_by_lines(state, store.catalog, start_ms)
+        late = [name for name, counts in usage["meters"].items() if counts["late"]]
+        if not late and not by_lines:
+            return {}
+        found = dict[str, list[UnitsElsewhere]]()
+        if reader is not None:
+            keys = {usage_key_of(customer, meter_token(name), start_ms): name for name in usage["meters"]}
+            links = await read_all_links(store, customer, state.stripe_customer)
+            found = await reader.units_elsewhere(keys, links, shown)
+        # What metered prices bill is recorded again in the period that bills it.
+        letters = "abt" if by_lines else "ab"
+        for name, (waiting, *refused) in (await read_totals(store, usage, late, letters)).items():
+            units = {
+                "the next invoice": int(waiting or 0),
+                "no invoice": sum(int(one or 0) for one in refused),
+            }
+            more = [UnitsElsewhere(count, place) for place, count in units.items() if count]
+            if more:
+                found.setdefault(name, []).extend(more)
+        return found
 
     async def _read_later_lines(
         self, reader: PeriodInvoices, usage: CustomerUsage, made: _StatementBuilder
@@ -365,11 +284,16 @@ class _StatementBuilder:
         self._start_ms = to_ms(usage["period"]["start"])
 
     async def lines(
-        self, invoices: Sequence[Mapping[str, Any]], reader: PeriodInvoices | None, *, is_void: bool
+        self,
+        invoices: Sequence[Mapping[str, Any]],
+        reader: PeriodInvoices | None,
+        elsewhere: Mapping[str, Sequence[UnitsElsewhere]],
+        *,
+        is_void: bool,
     ) -> tuple[list[StatementLine], dict[str, EventSelection]]:
         """The lines without events, and by id which events each has.
 
-        ``is_void``: the invoice of the renewal is void.
+        ``elsewhere``: units that the invoices lack, by meter. ``is_void``: the renewal's invoice is void.
         """
         by_event = await self.by_event()
         meters = {event: of[0] for event, of in by_event.items()}
@@ -387,7 +311,7 @@ class _StatementBuilder:
         found += [] if is_renewed else self._rest_lines(found)
         wanted = select_events(found, names, await self._plan_changes())
         waiting = self.waiting_meters() if is_renewed else frozenset[str]()
-        used = sorted({*await self._used_meters(counted=not is_renewed), *waiting})
+        used = sorted({*await self._used_meters(counted=not is_renewed), *waiting, *elsewhere})
         own = [line.meter for line in found if line.meter and line.late_since is None]
         without = {name for meter in own for name in names.get(meter, ())}
         without |= {one.name for one in self._store.catalog.meters.values() if one.is_spend}
@@ -397,9 +321,8 @@ class _StatementBuilder:
                 found.append(line)
                 wanted[line.id] = EventSelection((meter, meter_token(meter)))
         sums = await self._query(self._events.sums_of, wanted)
-        lines = explain_lines(
-            found, wanted, sums, explain_lack(self._usage["meters"]), self._usage["period"]["start"]
-        )
+        lack, since = explain_lack(self._usage["meters"]), self._usage["period"]["start"]
+        lines = explain_lines(found, wanted, sums, elsewhere, lack, since)
         if waiting or not is_renewed:
             costs = await price_overage(self._store, self._usage, self._state)
             lines = [
