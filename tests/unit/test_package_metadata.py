@@ -53,7 +53,7 @@ def test_f_337_without_an_address_the_readme_has_no_dead_link(build: dict[str, A
     metadata = filled_in(build, "")
     text = metadata["readme"]["text"]
     assert (RELATIVE.findall(text), metadata["urls"]) == ([], {})
-    assert "- Quickstart: from plans to a first delivery\n" in text
+    assert "- Quickstart: from plans to a first bill\n" in text
     assert "<picture" not in text
     assert text.count("```") == (ROOT / "README.md").read_text("utf-8").count("```")
 

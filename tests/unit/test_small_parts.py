@@ -216,7 +216,7 @@ def test_every_task_of_meterkit_stays_cancelled() -> None:
         if re.search(r"\b(create_task|ensure_future)\(", path.read_text("utf-8"))
     }
     # The first has the tasks themselves, the second a group whose tasks their caller awaits.
-    assert made == {"cancellation.py", "stripe/request.py"}
+    assert made == {"cancellation.py", "store/concurrent_calls.py"}
 
 
 # A line of the log is due at most once in a span.
