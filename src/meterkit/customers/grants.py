@@ -347,7 +347,3 @@ def _check_id(grant_id: object) -> str:
     raise MeterkitError(
         f"grant_id: allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
     )
-
-
-def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {name.decode(): text.decode() for name, text in fields.items()}
