@@ -127,14 +127,14 @@ class _Rightly:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._known: dict[tuple[Kind, int], dict[str, int]] = {}
+        self._known: dict[tuple[Kind, int, int], dict[str, int]] = {}
 
     def calls(self, kind: Kind, seed: int, steps: int) -> dict[str, int]:
-        if (kind, seed) not in self._known:
+        if (kind, seed, steps) not in self._known:
             self._wire(pack("CONFIG", "RESETSTAT"))
             live(kind, self._wire, seed, steps)
-            self._known[kind, seed] = _calls(self._wire)
-        return self._known[kind, seed]
+            self._known[kind, seed, steps] = _calls(self._wire)
+        return self._known[kind, seed, steps]
 
 
 def _calls(wire: Wire) -> dict[str, int]:
