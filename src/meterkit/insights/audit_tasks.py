@@ -37,9 +37,10 @@ def insights_tasks(
     """Background tasks by name: draining the audit log, snapshots of revenue and of the overview."""
     if settings.audit_url is None or (settings.flush is False and not is_worker):
         return {}
+    drainer = open_drainer(store, settings)
     return {
-        **{name: task.run for name, task in audit_tasks(store, settings).items()},
-        "audit bound": open_drainer(store, settings).fold_full_streams,
+        "audit": drainer.run,
+        "audit bound": drainer.fold_full_streams,
         "revenue": Revenue(store, settings).run,
         "overview": CustomerOverview(store, settings).run,
     }
