@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.periods import Bounds
 
 
-_RECURRING: Final = "p "
-_PLANS: Final = (_RECURRING, "o ")
-_KINDS: Final = frozenset({"a ", *_PLANS})
-_DEBT: Final = "d "
-_WRITTEN: Final = "written"
+_PLANS: Final = ("p ", "o ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +64,6 @@ class StoredGrant:
     def is_live(self, now_ms: int) -> bool:
         """Whether the grant pays now, if it has quantity left."""
         return self.effective_ms <= now_ms < self.expires_ms
-
-
-@dataclass(frozen=True, slots=True)
-class Debt:
-    """Use beyond a balance in money that no grant has repaid.
-
-    Attributes:
-        owed: micro-credits.
-        since_ms: the instant of the last use beyond the balance.
-    """
-
-    owed: int
-    since_ms: int
 
 
 class GrantFunds(NamedTuple):
