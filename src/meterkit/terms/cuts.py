@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.terms.rows import CUT, SPENT, in_order
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from meterkit.terms.rows import Row
 
-INCLUDED = "i:"
+INCLUDED: Final = "i:"
 """Before a meter's name: its included quantity, as a target of a cut."""
 
 
